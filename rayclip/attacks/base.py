@@ -1,0 +1,177 @@
+"""What an attack is, and the one loop that every gradient attack shares.
+
+Shapes: B batch, C H W image, K classes, D embedding; A the samples of a batch that are still being attacked.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rayclip.attacks import rng
+from rayclip.models import ZeroShot
+from rayclip.units import format_budget
+
+Norm = Literal["linf", "l2"]
+Start = Literal["random", "zero"]
+Stop = Literal["first_success", "final"]
+
+
+class Adversarial(NamedTuple):
+    """What an attack made of a batch.
+
+    Attributes:
+        images_BCHW: in [0, 1]; the input where the image was not attacked.
+        text_KD: class weights to judge against; None where the text was not attacked.
+        steps_B: gradient steps behind each image.
+        queries_B: image forwards spent on each sample.
+    """
+
+    images_BCHW: Tensor
+    text_KD: Tensor | None
+    steps_B: Tensor
+    queries_B: Tensor
+
+    @classmethod
+    def untouched(cls, images_BCHW: Tensor, text_KD: Tensor | None = None) -> "Adversarial":
+        zeros = torch.zeros(len(images_BCHW), dtype=torch.int64, device=images_BCHW.device)
+        return cls(images_BCHW, text_KD, zeros, zeros.clone())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """An attack with its settings; epsilon comes at call time. Subclasses are frozen dataclasses, one file a family."""
+
+    name: ClassVar[str]
+    needs_eps: ClassVar[bool] = True
+
+    @property
+    def label(self) -> str:
+        """Short name for tables and metrics, such as `pgd-100`."""
+        return self.name
+
+    def describe(self) -> dict[str, Any]:
+        """The settings that a result's protocol must state."""
+        shown = {"step": format_budget}
+        return {f.name: shown.get(f.name, lambda v: v)(getattr(self, f.name)) for f in fields(self)}
+
+    def prepare(self, victim: ZeroShot) -> tuple[str, ...] | None:
+        """What depends on model and class set alone: adversarial class prompts. Computed once, kept with the results."""
+        return None
+
+    @abstractmethod
+    def run(
+        self, victim: ZeroShot, images_BCHW: Tensor, labels_B: Tensor, todo_B: Tensor, *,
+        eps: float, keys_B: Tensor, prompts: tuple[str, ...] | None = None,
+    ) -> Adversarial:
+        """Attack a batch.
+
+        Args:
+            images_BCHW: pixels in [0, 1].
+            labels_B: true classes.
+            todo_B: bool; samples that were wrong before the attack are False and stay untouched.
+            eps: budget in pixel units; ignored by attacks that leave the image alone.
+            keys_B: one 64-bit key a sample (`rng.sample_keys`).
+            prompts: what `prepare` returned.
+        """
+
+
+# (pixels_ACHW, indices_A into the batch) -> (loss_A to raise, broken_A)
+Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientAttack(Attack):
+    """Steps of fixed length along the loss gradient inside a ball; subclasses choose the loss.
+
+    Attributes:
+        steps: gradient steps.
+        step: length of one, in pixel units.
+        norm: `linf`, or `l2` over all pixels and channels of an image.
+        start: `random` (linf: uniform in the ball; l2: gaussian direction, uniform radius) or `zero`.
+        stop: `first_success` (a sample leaves the batch at its first iterate that fools the model) or `final` (the
+            last iterate counts, as in the papers' code).
+    """
+
+    steps: int = 10
+    step: float = 1 / 255
+    norm: Norm = "linf"
+    start: Start = "random"
+    stop: Stop = "first_success"
+
+    @property
+    def label(self) -> str:
+        norm = "" if self.norm == "linf" else f"_{self.norm}"
+        return f"{self.name}-{self.steps}{norm}"
+
+    def ascend(
+        self, forward: Forward, images_BCHW: Tensor, todo_B: Tensor, *, eps: float, keys_B: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loop. Returns adversarial images, steps and queries.
+
+        Decided samples leave: each step runs on the undecided ones only. The scalar that is differentiated is the sum
+        over samples: its sign is the mean's, and a mean underflows in half precision.
+        """
+        adversarial = images_BCHW.clone()
+        steps_B = torch.zeros(len(images_BCHW), dtype=torch.int64, device=images_BCHW.device)
+        queries_B = steps_B.clone()
+        active = todo_B.nonzero().squeeze(1)
+        clean = images_BCHW[active]
+        delta = self._into_range(self._initial(clean, keys_B[active.to(keys_B.device)], eps), clean)
+        for done in range(self.steps + 1):
+            if not len(active):
+                break
+            last = done == self.steps
+            if last and self.stop == "final":  # the last iterate counts, whatever it does
+                adversarial[active], steps_B[active] = clean + delta, done
+                break
+            with torch.set_grad_enabled(not last):
+                pixels = (clean + delta).requires_grad_(not last)
+                loss_A, broken_A = forward(pixels, active)
+            queries_B[active] += 1
+            adversarial[active], steps_B[active] = pixels.detach(), done
+            if last:
+                break
+            keep = ~broken_A if self.stop == "first_success" else torch.ones_like(broken_A)
+            kept = keep.nonzero().squeeze(1)
+            if not len(kept):
+                break
+            (gradient,) = torch.autograd.grad(loss_A[kept].sum(), pixels)
+            active, clean = active[kept], clean[kept]
+            delta = self._into_range(self._advance(delta[kept], gradient[kept], eps), clean)
+        return adversarial, steps_B, queries_B
+
+    def _initial(self, clean: Tensor, keys: Tensor, eps: float) -> Tensor:
+        if self.start == "zero":
+            return torch.zeros_like(clean)
+        shape = tuple(clean.shape[1:])
+        keys = keys.to(clean.device)
+        if self.norm == "linf":
+            return ((2 * rng.uniform(keys, shape) - 1) * eps).to(clean.dtype)
+        direction = rng.gaussian(keys, shape)
+        radius = rng.uniform(keys, (1, 1, 1), stream=2) * eps
+        return (direction / _norms(direction) * radius).to(clean.dtype)
+
+    def _advance(self, delta: Tensor, gradient: Tensor, eps: float) -> Tensor:
+        """One step and the projection onto the ball."""
+        if self.norm == "linf":
+            return (delta + self.step * gradient.sign()).clamp(-eps, eps)
+        delta = delta + self.step * gradient / _norms(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+        return delta * (eps / _norms(delta).clamp_min(torch.finfo(delta.dtype).tiny)).clamp(max=1)
+
+    @staticmethod
+    def _into_range(delta: Tensor, clean: Tensor) -> Tensor:
+        """Shrink so that clean + delta stays in [0, 1]; this moves no coordinate away from 0, so the ball holds too."""
+        return (clean + delta).clamp(0, 1) - clean
+
+
+def _norms(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+def always_attacked(images_BCHW: Tensor) -> Tensor:
+    """A mask that leaves nobody out: training attacks every image, right or wrong."""
+    return torch.ones(len(images_BCHW), dtype=torch.bool, device=images_BCHW.device)

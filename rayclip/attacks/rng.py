@@ -1,0 +1,58 @@
+"""Random numbers that belong to a sample, not to a batch, a worker or a device.
+
+Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), a counter-based generator,
+written in torch integer arithmetic: every sample has its own 64-bit key, so its noise is the same in any batch, shard
+or cluster, on a CPU and on a GPU, and nothing has to be saved for a resume.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def sample_keys(samples: Iterable[int], *context: object) -> Tensor:
+    """One 64-bit key a sample: a hash of the sample's id and of `context` (run seed, data set, attack, ...).
+
+    Returns `(B,)` int64 on the CPU.
+    """
+    tail = "\x1f".join(str(part) for part in context)
+    digests = (hashlib.blake2b(f"{i}\x1f{tail}".encode(), digest_size=8).digest() for i in samples)
+    return torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests], dtype=torch.int64)
+
+
+def philox(counters_N4: Tensor, keys_N2: Tensor) -> Tensor:
+    """The Philox4x32-10 bijection on 32-bit words held in int64. `(..., 4)`, `(..., 2)` -> `(..., 4)`."""
+    c0, c1, c2, c3 = counters_N4.unbind(-1)
+    k0, k1 = keys_N2.unbind(-1)
+    for _ in range(10):
+        # 32 × 32 bits fill 64: the product wraps into the sign, and shift-and-mask reads the high word back exactly.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (p1 >> 32 & _MASK) ^ c1 ^ k0, p1 & _MASK, (p0 >> 32 & _MASK) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = k0 + _WEYL[0] & _MASK, k1 + _WEYL[1] & _MASK
+    return torch.stack((c0, c1, c2, c3), -1)
+
+
+def uniform(keys_B: Tensor, shape: tuple[int, ...], *, stream: int = 0) -> Tensor:
+    """Uniform numbers in [0, 1), `(B, *shape)` float32, a function of each sample's key and `stream` alone."""
+    count = math.prod(shape)
+    blocks = -(-count // 4)
+    index = torch.arange(blocks, device=keys_B.device)
+    zero = torch.zeros_like(index)
+    counters = torch.stack((index, zero + stream, zero, zero), -1)
+    keys = torch.stack((keys_B & _MASK, keys_B >> 32 & _MASK), -1)
+    words = philox(counters.expand(len(keys_B), -1, -1), keys[:, None].expand(-1, blocks, -1))
+    # 24 bits: every value is exact in float32
+    return (words.flatten(1)[:, :count] >> 8).to(torch.float32).mul_(2.0**-24).view(-1, *shape)
+
+
+def gaussian(keys_B: Tensor, shape: tuple[int, ...], *, stream: int = 0) -> Tensor:
+    """Standard normal numbers, `(B, *shape)` float32, by Box and Muller from two uniform streams."""
+    radius = (-2 * (1 - uniform(keys_B, shape, stream=stream)).log()).sqrt()
+    return radius * (2 * math.pi * uniform(keys_B, shape, stream=stream + 1)).cos()

@@ -1,0 +1,51 @@
+"""Sep-Attack: the papers' "multimodal" attack. Each modality is attacked on its own, both are judged together."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rayclip.attacks.base import Adversarial, GradientAttack
+from rayclip.attacks.bert import TextSettings, describe_text
+from rayclip.models import ZeroShot
+
+
+@dataclass(frozen=True, kw_only=True)
+class SepAttack(TextSettings, GradientAttack):
+    """The image climbs the cross-entropy against the CLEAN class prompts; BERT-Attack changes every class prompt; the
+    prediction is of the adversarial image against the adversarial prompts (MMCoA, section III-A).
+
+    Under `first_success` an image whose clean pixels already fail against the adversarial prompts is not touched.
+    """
+
+    name: ClassVar[str] = "sep"
+
+    @property
+    def label(self) -> str:
+        return f"sep_pgd-{self.steps}" + ("" if self.norm == "linf" else f"_{self.norm}")
+
+    def describe(self) -> dict[str, Any]:
+        return describe_text(super().describe())
+
+    def prepare(self, victim: ZeroShot) -> tuple[str, ...]:
+        return tuple(change.prompt for change in self.attack(victim.clip, victim.prompts))
+
+    def run(
+        self, victim: ZeroShot, images_BCHW: Tensor, labels_B: Tensor, todo_B: Tensor, *,
+        eps: float, keys_B: Tensor, prompts: tuple[str, ...] | None = None,
+    ) -> Adversarial:
+        assert prompts is not None, "call prepare first"
+        text_KD = victim.embed_prompts(prompts)
+        if self.stop == "first_success":
+            with torch.no_grad():
+                todo_B = todo_B & (victim.logits(victim.embed(images_BCHW), text_KD).argmax(1) == labels_B)
+
+        def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            features, labels = victim.embed(pixels), labels_B[index]
+            loss = F.cross_entropy(victim.logits(features), labels, reduction="none")
+            return loss, victim.logits(features, text_KD).argmax(1) != labels
+
+        images, steps, queries = self.ascend(forward, images_BCHW, todo_B, eps=eps, keys_B=keys_B)
+        return Adversarial(images, text_KD, steps, queries)

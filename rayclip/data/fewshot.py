@@ -1,0 +1,28 @@
+"""k-shot draws: k images of each class, the same for a seed whatever the cluster."""
+
+import numpy as np
+
+from rayclip.data.images import ImageSet
+from rayclip.types import UserError
+
+
+def few_shot(data: ImageSet, shots: int | None, seed: int) -> ImageSet:
+    """`shots` random images of each class; None or 0 keeps everything ("full").
+
+    Draws are nested: the 1-shot image of a class is among its 5-shot images of the same seed.
+
+    Raises:
+        UserError: a class has fewer images than asked for.
+    """
+    if not shots:
+        return data
+    chosen = []
+    for label, name in enumerate(data.class_names):
+        members = np.flatnonzero(data.labels == label)
+        if len(members) < shots:
+            raise UserError(f"--shots {shots} is more than class '{name}' of '{data.name}' has ({len(members)} images): "
+                            "ask for fewer shots or full.")
+        # One counter-based stream a class, so that a draw depends on (seed, class) alone.
+        order = np.random.Generator(np.random.Philox(key=[seed, label])).permutation(len(members))
+        chosen.append(members[order[:shots]])
+    return data.subset(np.sort(np.concatenate(chosen)))

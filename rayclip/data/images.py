@@ -1,0 +1,87 @@
+"""What every data set is to the rest of the house, and how its images become pixel tensors."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rayclip.types import UserError
+
+# `native`: perturb at the data set's own size, resize inside the model (TeCoA, MMCoA).
+# `model`: resize first, perturb at the model's input size (SAFT, TTC).
+Resolution = Literal["native", "model"]
+
+
+class ImageSet(ABC):
+    """Images with integer labels.
+
+    Attributes:
+        name: as it appears in tables and metric names.
+        class_names: one a label, in label order.
+        labels: `(N,)` int64.
+        ids: `(N,)` int64, each sample's row in its source: stable under subsets, and what its noise is keyed by.
+        fingerprint: a hash of the content; part of every evaluation cell's identity.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    ids: np.ndarray
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        """The RGB images at these positions (0..N-1), in this order."""
+
+    def subset(self, positions: Sequence[int] | np.ndarray) -> "ImageSet":
+        """The same data restricted to some positions; ids and fingerprint stay."""
+        return _Subset(self, np.asarray(positions, dtype=np.int64))
+
+
+class _Subset(ImageSet):
+    def __init__(self, whole: ImageSet, positions: np.ndarray) -> None:
+        self.name, self.class_names, self.fingerprint = whole.name, whole.class_names, whole.fingerprint
+        self.labels, self.ids = whole.labels[positions], whole.ids[positions]
+        self._whole, self._positions = whole, positions
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        return self._whole.images([int(self._positions[p]) for p in positions])
+
+
+def batch_pixels(data: ImageSet, positions: Sequence[int], resolution: Resolution, image_size: int) -> Tensor:
+    """Images as one uint8 tensor `(B, 3, H, W)`; divide by 255 for pixels.
+
+    Args:
+        resolution: `native` keeps each image's size, which must then be one size; `model` resizes to `image_size`.
+
+    Raises:
+        UserError: `native` images of different sizes.
+    """
+    images = data.images(positions)
+    if resolution == "model":
+        images = [_to_model_size(image, image_size) for image in images]
+    elif len({image.size for image in images}) > 1:
+        raise UserError(f"the images of '{data.name}' differ in size, so they cannot be attacked at their native "
+                        "resolution in batches: use --resolution model.")
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+
+
+def _to_model_size(image: Image.Image, size: int) -> Image.Image:
+    """SAFT's and TTC's rule: small square images to the input size; others shorter side to 8/7 of it, then the centre.
+
+    (For 224: `Resize(224)` and `Resize(256)` + `CenterCrop(224)`.)
+    """
+    width, height = image.size
+    if width == height <= size:
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    ratio = size * 8 / 7 / min(width, height)
+    width, height = max(size, round(width * ratio)), max(size, round(height * ratio))
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))

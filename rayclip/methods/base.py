@@ -1,0 +1,116 @@
+"""What a training method is.
+
+The train loop calls `attack` (eval mode, gradients of the weights off) and then `loss` (train mode). A method sees
+pixels in [0, 1], labels, and the class prompts; it never sees an optimiser, a device or a cluster.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from rayclip.attacks.base import always_attacked
+from rayclip.attacks.pgd import PGD
+from rayclip.models import Clip
+
+Trains = Literal["all", "image"]
+
+
+class ClassTexts:
+    """The class prompts' embeddings during training: computed once if the text encoder is frozen, else with gradients."""
+
+    def __init__(self, clip: Clip, prompts: Sequence[str], *, trainable: bool) -> None:
+        self._clip, self.prompts = clip, list(prompts)
+        self._tokens_KL = clip.tokenize(self.prompts)
+        with torch.no_grad():
+            self._fixed_KD = None if trainable else clip.embed_texts(self.prompts)
+
+    def all(self) -> Tensor:
+        """`(K, D)`, one row a class."""
+        return self._clip.encode_text(self._tokens_KL) if self._fixed_KD is None else self._fixed_KD
+
+    def of(self, labels_B: Tensor) -> Tensor:
+        """`(B, D)`, each sample's own class; each class present is encoded once."""
+        if self._fixed_KD is not None:
+            return self._fixed_KD[labels_B]
+        classes, inverse = labels_B.unique(return_inverse=True)
+        return self._clip.encode_text(self._tokens_KL[classes])[inverse]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One worker's part of a global batch.
+
+    Attributes:
+        pixels_BCHW: clean, in [0, 1].
+        labels_B: int64.
+        keys_B: one 64-bit key a sample and step, for the attack's random start.
+        texts: the class prompts' embeddings.
+        total: samples in the global batch.
+        adversarial_BCHW: what `Method.attack` made of the pixels.
+        adversarial_prompts: what it made of the prompts of the classes present, by label.
+    """
+
+    pixels_BCHW: Tensor
+    labels_B: Tensor
+    keys_B: Tensor
+    texts: ClassTexts
+    total: int
+    adversarial_BCHW: Tensor | None = None
+    adversarial_prompts: dict[int, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a paper trains its method; every entry can be overridden for a run."""
+
+    optimizer: Literal["sgd", "adam", "adamw"]
+    lr: float
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
+    momentum: float = 0.9
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 0
+    batch_size: int = 256
+    epochs: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A training method with its settings; subclasses are frozen dataclasses, one file each.
+
+    Attributes:
+        eps, steps, step: budget, number and length of the image attack's steps, in pixel units.
+        trains: `all` parameters or the `image` encoder's.
+    """
+
+    name: ClassVar[str]
+    recipe: ClassVar[Recipe]
+
+    eps: float = 1 / 255
+    steps: int = 10
+    step: float = 1 / 255
+    trains: Trains = "all"
+
+    def attack(self, clip: Clip, batch: Batch) -> Batch:
+        """Add the adversarial examples that `loss` wants. Called with `clip` frozen."""
+        return batch
+
+    @abstractmethod
+    def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise (see `parallel.global_mean`) and detached scalars to log."""
+
+    def perturb(self, batch: Batch, objective: Callable[[Tensor], Tensor]) -> Batch:
+        """PGD on `objective(pixels_BCHW) -> (B,)` from a random start, to the last step, for every image."""
+
+        def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            return objective(pixels), torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
+
+        pgd = PGD(steps=self.steps, step=self.step, stop="final")
+        images, _, _ = pgd.ascend(forward, batch.pixels_BCHW, always_attacked(batch.pixels_BCHW),
+                                  eps=self.eps, keys_B=batch.keys_B)
+        return replace(batch, adversarial_BCHW=images)

@@ -1,0 +1,25 @@
+"""FT-standard: ordinary fine-tuning on clean images, the baseline that shows what adversarial examples add."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rayclip.methods.base import Batch, Method, Recipe
+from rayclip.methods.losses import class_cross_entropy
+from rayclip.methods.parallel import global_mean
+from rayclip.models import Clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FTStandard(Method):
+    """CE of clean images over all class prompts; both encoders (MMCoA's FT-standard), or `trains=image` (TTC's CLIP-FT)."""
+
+    name: ClassVar[str] = "ft-standard"
+    recipe: ClassVar[Recipe] = Recipe(optimizer="adam", lr=1e-6, betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.2,
+                                      epochs=10)
+
+    def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        image_BD = clip.encode_image(batch.pixels_BCHW)
+        loss = global_mean(class_cross_entropy(image_BD, batch.texts.all(), batch.labels_B, clip.scale), batch.total)
+        return loss, {"loss": loss.detach()}

@@ -1,0 +1,41 @@
+"""Losses as pure functions. Shapes: B this worker's samples, G the global batch, K classes, D embedding."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from rayclip.methods.parallel import gather, own_rows
+
+Targets = Literal["diagonal", "class"]
+
+
+def class_cross_entropy(image_BD: Tensor, text_KD: Tensor, labels_B: Tensor, scale: Tensor) -> Tensor:
+    """CE(s·f(x)·T, y) for each sample, `(B,)`: the loss of FT-standard and TeCoA (methods: TeCoA equation 3)."""
+    return F.cross_entropy(scale * image_BD @ text_KD.T, labels_B, reduction="none")
+
+
+def contrastive(
+    image_BD: Tensor, text_BD: Tensor, labels_B: Tensor, scale: Tensor, total: int, targets: Targets = "diagonal"
+) -> Tensor:
+    """CE(image→text) + CE(text→image) inside the global batch, for each of this worker's pairs, `(B,)`.
+
+    MMCoA equations 7 and 8. Row i of `image_BD` and `text_BD` are a pair; the other side's rows come from all workers.
+
+    Args:
+        targets: `diagonal` (reference code): only a pair's own partner is positive, so two images of one class are each
+            other's negatives. `class` (equation 7): every pair of the same class is positive, and a row's loss is the
+            mean over its positives, so that both conventions agree when no class occurs twice.
+    """
+    image_GD, text_GD = gather(image_BD, total), gather(text_BD, total)
+    labels_G = gather(labels_B, total)
+    if targets == "class":
+        positive_BG = (labels_B[:, None] == labels_G[None, :]).to(image_BD.dtype)
+    else:
+        own = own_rows(total)
+        positive_BG = image_BD.new_zeros(len(image_BD), total)
+        positive_BG[:, own].fill_diagonal_(1)
+    weights_BG = positive_BG / positive_BG.sum(1, keepdim=True)
+    image_to_text = -(weights_BG * (scale * image_BD @ text_GD.T).log_softmax(1)).sum(1)
+    text_to_image = -(weights_BG * (scale * text_BD @ image_GD.T).log_softmax(1)).sum(1)
+    return image_to_text + text_to_image

@@ -1,0 +1,68 @@
+"""MMCoA (arXiv 2404.19287): multimodal contrastive adversarial training.
+
+Adversarial images are aligned with clean texts, adversarial texts with clean images (equations 7 to 9).
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rayclip.attacks.bert import TextSettings
+from rayclip.methods.base import Batch, Method, Recipe
+from rayclip.methods.losses import Targets, contrastive
+from rayclip.methods.parallel import global_mean
+from rayclip.models import Clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMCoA(Method):
+    """`λ_img · L(f(x'), t) + λ_txt · L(f(x), t')` with L contrastive in the batch, in both directions.
+
+    Attributes:
+        lambda_img, lambda_txt: the two weights; the ablations set one to 0 and skip its attack.
+        targets: `diagonal` (reference code) or `class` (equation 7); see `losses.contrastive`.
+        text: BERT-Attack's settings for the adversarial texts, made once per class present in the batch.
+    """
+
+    name: ClassVar[str] = "mmcoa"
+    recipe: ClassVar[Recipe] = Recipe(optimizer="adam", lr=1e-6, betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.2,
+                                      epochs=30)
+
+    lambda_img: float = 0.5
+    lambda_txt: float = 0.5
+    targets: Targets = "diagonal"
+    text: TextSettings = field(default_factory=TextSettings)
+
+    def attack(self, clip: Clip, batch: Batch) -> Batch:
+        if self.lambda_img:
+            with torch.no_grad():
+                text_BD = batch.texts.of(batch.labels_B)
+            batch = self.perturb(batch, lambda pixels: contrastive(
+                clip.encode_image(pixels), text_BD, batch.labels_B, clip.scale, batch.total, self.targets))
+        if self.lambda_txt:
+            classes = batch.labels_B.unique().tolist()
+            changes = self.text.attack(clip, [batch.texts.prompts[c] for c in classes])
+            batch = replace(batch, adversarial_prompts={c: ch.prompt for c, ch in zip(classes, changes, strict=True)})
+        return batch
+
+    def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        terms: dict[str, Tensor] = {}
+        if self.lambda_img:
+            assert batch.adversarial_BCHW is not None
+            image_BD, text_BD = clip.encode_image(batch.adversarial_BCHW), batch.texts.of(batch.labels_B)
+            terms["loss_image"] = self._mean(clip, batch, image_BD, text_BD)
+        if self.lambda_txt:
+            assert batch.adversarial_prompts is not None
+            classes, inverse = batch.labels_B.unique(return_inverse=True)
+            prompts = [batch.adversarial_prompts[c] for c in classes.tolist()]
+            image_BD, text_BD = clip.encode_image(batch.pixels_BCHW), clip.embed_texts(prompts)[inverse]
+            terms["loss_text"] = self._mean(clip, batch, image_BD, text_BD)
+        weights = {"loss_image": self.lambda_img, "loss_text": self.lambda_txt}
+        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        return loss, {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+
+    def _mean(self, clip: Clip, batch: Batch, image_BD: Tensor, text_BD: Tensor) -> Tensor:
+        return global_mean(contrastive(image_BD, text_BD, batch.labels_B, clip.scale, batch.total, self.targets),
+                           batch.total)

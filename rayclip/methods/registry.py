@@ -1,0 +1,37 @@
+"""Training methods by name."""
+
+from dataclasses import fields
+from importlib.metadata import entry_points
+from typing import Any
+
+from rayclip.methods.base import Method
+from rayclip.methods.ft_standard import FTStandard
+from rayclip.methods.mmcoa import MMCoA
+from rayclip.methods.tecoa import TeCoA
+from rayclip.types import UserError
+
+METHODS: dict[str, type[Method]] = {m.name: m for m in (FTStandard, TeCoA, MMCoA)}
+
+
+def method_class(name: str) -> type[Method]:
+    """One of ours, or one that another package offers through the entry-point group `rayclip.methods`."""
+    if name in METHODS:
+        return METHODS[name]
+    offered = {e.name: e for e in entry_points(group="rayclip.methods")}
+    if name in offered:
+        return offered[name].load()
+    raise UserError(f"unknown method '{name}': use one of {', '.join([*METHODS, *sorted(offered)])}.")
+
+
+def make_method(name: str, **settings: Any) -> Method:
+    """A method with the settings that apply to it; None keeps its default, and what it does not have is left out.
+
+    Raises:
+        UserError: unknown method, or weights that leave nothing to train on.
+    """
+    kind = method_class(name)
+    known = {f.name for f in fields(kind)}
+    method = kind(**{k: v for k, v in settings.items() if k in known and v is not None})
+    if isinstance(method, MMCoA) and not (method.lambda_img or method.lambda_txt):
+        raise UserError("mmcoa with --lambda-img 0 and --lambda-txt 0 has no loss: make one of them positive.")
+    return method

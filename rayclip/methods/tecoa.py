@@ -1,0 +1,36 @@
+"""TeCoA (Mao et al., ICLR 2023): text-guided contrastive adversarial training of the image encoder."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rayclip.methods.base import Batch, Method, Recipe, Trains
+from rayclip.methods.losses import class_cross_entropy
+from rayclip.methods.parallel import global_mean
+from rayclip.models import Clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeCoA(Method):
+    """CE(s·f(x')·T, y), on images that PGD made by raising the same loss. The paper trains with 2 steps."""
+
+    name: ClassVar[str] = "tecoa"
+    recipe: ClassVar[Recipe] = Recipe(optimizer="sgd", lr=1e-5, momentum=0.9, warmup_steps=1000, epochs=10)
+
+    steps: int = 2
+    trains: Trains = "image"
+
+    def attack(self, clip: Clip, batch: Batch) -> Batch:
+        with torch.no_grad():
+            text_KD = batch.texts.all()
+        return self.perturb(
+            batch, lambda pixels: class_cross_entropy(clip.encode_image(pixels), text_KD, batch.labels_B, clip.scale)
+        )
+
+    def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.adversarial_BCHW is not None
+        image_BD = clip.encode_image(batch.adversarial_BCHW)
+        loss = global_mean(class_cross_entropy(image_BD, batch.texts.all(), batch.labels_B, clip.scale), batch.total)
+        return loss, {"loss": loss.detach()}

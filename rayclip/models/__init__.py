@@ -1,0 +1,6 @@
+"""CLIP behind one wrapper: pixels in [0, 1] and tokens in, embeddings out."""
+
+from rayclip.models.clip import Clip, load_model
+from rayclip.models.zeroshot import TEMPLATE, ZeroShot, class_prompts
+
+__all__ = ["TEMPLATE", "Clip", "ZeroShot", "class_prompts", "load_model"]

@@ -1,0 +1,226 @@
+"""Any open_clip model as a CLIP that takes [0, 1] pixels.
+
+The wrapper owns what scripts of the field copy around: normalisation, the differentiable resize of images that are
+attacked at their native resolution, and the activation (QuickGELU) that the weights were trained with.
+
+Shapes: B batch, C channels, H W any size, D embedding, L context length.
+"""
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rayclip.types import UserError
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+BUNDLED = {"digits": Path(__file__).parent / "digits"}
+
+_MAX_LOG_SCALE = 4.605170185988092  # ln 100: the temperature's bound in CLIP's own training
+
+
+class Clip(nn.Module):
+    """An open_clip model with its preprocessing inside.
+
+    Attributes:
+        spec: how the user named it.
+        config: `model_cfg` and `preprocess_cfg` as open_clip writes them; enough to rebuild the model from weights.
+        image_size: side of the square input that the image tower wants, in pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, config: dict[str, Any], tokenizer: Any, spec: str) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.spec = spec
+        self._tokenizer = tokenizer
+        size = config["model_cfg"]["vision_cfg"]["image_size"]
+        self.image_size = int(size[0] if isinstance(size, list | tuple) else size)
+        preprocess = config["preprocess_cfg"]
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(preprocess[name]).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @property
+    def scale(self) -> Tensor:
+        """exp(logit_scale), kept at or below 100. Scalar."""
+        return cast(Tensor, self.model.logit_scale).clamp(max=_MAX_LOG_SCALE).exp()
+
+    def encode_image(self, pixels_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
+        """Embed images. `(B, 3, H, W)` in [0, 1] -> `(B, D)`; differentiable in the pixels.
+
+        Images of another size than `image_size` are resized bicubically with anti-aliasing (as PIL does).
+        """
+        if pixels_BCHW.shape[-2:] != (self.image_size, self.image_size):
+            size = (self.image_size, self.image_size)
+            pixels_BCHW = F.interpolate(pixels_BCHW, size=size, mode="bicubic", antialias=True)
+        return self.model.encode_image((pixels_BCHW - self.mean) / self.std, normalize=normalize)  # type: ignore[operator]
+
+    def encode_text(self, tokens_BL: Tensor, *, normalize: bool = True) -> Tensor:
+        """Embed token rows. `(B, L)` int64 -> `(B, D)`."""
+        return self.model.encode_text(tokens_BL, normalize=normalize)  # type: ignore[operator]
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token rows of the texts on the model's device, `(B, L)` int64; longer texts are cut."""
+        return self._tokenizer(list(texts)).to(self.device)
+
+    def embed_texts(self, texts: Sequence[str], *, chunk: int = 1024) -> Tensor:
+        """Normalised embeddings of any number of texts, encoded `chunk` at a time. `(len(texts), D)`."""
+        tokens = self.tokenize(texts)
+        return torch.cat([self.encode_text(part) for part in tokens.split(chunk)])
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Token string -> row of the token table; whole words end in `</w>`. Only for CLIP's own tokenizer."""
+        encoder = getattr(self._tokenizer, "encoder", None)
+        if encoder is None:
+            raise UserError(
+                f"model '{self.spec}' does not use CLIP's own tokenizer: take substitutes from a masked language "
+                "model instead (substitutes=bert-base-uncased)."
+            )
+        return encoder
+
+    @cached_property
+    def whole_words(self) -> list[tuple[str, int]]:
+        """The vocabulary's whole alphabetic words of two letters or more, and their rows of the token table."""
+        ending = "</w>"
+        words = [(t.removesuffix(ending), row) for t, row in self.vocabulary.items() if t.endswith(ending)]
+        return [(w, row) for w, row in words if len(w) > 1 and w.isascii() and w.isalpha()]
+
+    @property
+    def token_table(self) -> Tensor:
+        """The text tower's token embeddings, `(vocabulary, width)`."""
+        return cast(Tensor, self.get_submodule(self._text_prefix).token_embedding.weight)  # type: ignore[union-attr]
+
+    @property
+    def _text_prefix(self) -> str:
+        return "model.text" if hasattr(self.model, "text") else "model"
+
+    def image_parameters(self) -> list[nn.Parameter]:
+        """The image encoder's parameters: what image-only ("partial") fine-tuning updates."""
+        return list(self.model.visual.parameters())  # type: ignore[union-attr]
+
+    def fingerprint(self) -> str:
+        """A hash of configuration and weights: equal for equal functions, however the model was named or stored."""
+        digest = hashlib.sha256(json.dumps(self.config["model_cfg"], sort_keys=True).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode with the parameters' gradients off, as every attack wants it; restores both."""
+    was_training = model.training
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for p in wanted:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)
+        model.train(was_training)
+
+
+def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
+    """Load a model in fp32.
+
+    Args:
+        spec: `digits` (bundled), `local-dir:PATH`, `hf-hub:ORG/NAME`, or an open_clip `NAME:TAG` such as
+            `ViT-B-32:openai` (TAG may be a weights file).
+
+    Raises:
+        UserError: no such model, files missing or unreachable, or weights of another shape.
+    """
+    source, tag = _parse(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _build(spec, source, tag, torch.device(device))
+        except UserError:
+            raise
+        except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+            raise UserError(_explain(spec, error)) from error
+
+
+def _parse(spec: str) -> tuple[str, str | None]:
+    """The (model name, pretrained tag) that open_clip takes, after cheap checks."""
+    if spec in BUNDLED:
+        return f"local-dir:{BUNDLED[spec]}", None
+    if spec.startswith("local-dir:"):
+        folder = Path(spec.removeprefix("local-dir:"))
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise UserError(f"model '{spec}': no file {name} in {folder}; give a folder that holds {CONFIG_FILE} "
+                                f"and {WEIGHTS_FILE}.")
+        return spec, None
+    if spec.startswith("hf-hub:"):
+        return spec, None
+    name, _, tag = spec.partition(":")
+    if name.replace("/", "-") not in open_clip.list_models():
+        raise UserError(f"unknown model '{spec}': use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip "
+                        "NAME:TAG such as ViT-B-32:openai.")
+    if not tag:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name.replace("/", "-")))
+        raise UserError(f"model '{spec}' needs its weights named as {name}:TAG, with TAG one of {tags or 'a file'}.")
+    return name, tag
+
+
+def _build(spec: str, source: str, tag: str | None, device: torch.device) -> Clip:
+    wants_quick_gelu = False
+    if tag is not None:
+        pretrained = open_clip.get_pretrained_cfg(source.replace("/", "-"), tag)
+        wants_quick_gelu = bool(pretrained.get("quick_gelu"))
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # open_clip narrates through the root logger
+    try:
+        model = open_clip.create_model(
+            source, pretrained=tag, device=device, precision="fp32", force_quick_gelu=wants_quick_gelu,
+            require_pretrained=True, pretrained_image=False, pretrained_text=False,
+        )
+        tokenizer = open_clip.get_tokenizer(source)
+    finally:
+        logging.disable(previous)
+    return Clip(model, _full_config(model, source, wants_quick_gelu), tokenizer, spec).to(device).eval()
+
+
+def _full_config(model: nn.Module, source: str, quick_gelu: bool) -> dict[str, Any]:
+    """`model_cfg` and `preprocess_cfg` such that `local-dir:` rebuilds exactly this model."""
+    model_cfg = json.loads(json.dumps(open_clip.get_model_config(source)))
+    if quick_gelu:
+        model_cfg["quick_gelu"] = True
+    preprocess_cfg = {k: v for k, v in dict(open_clip.get_model_preprocess_cfg(model)).items() if v is not None}
+    return {"model_cfg": model_cfg, "preprocess_cfg": json.loads(json.dumps(preprocess_cfg))}
+
+
+def _explain(spec: str, error: Exception) -> str:
+    message = str(error)
+    if "size mismatch" in message or "Missing key" in message or "Unexpected key" in message:
+        return f"model '{spec}': the weights do not fit {CONFIG_FILE} (another shape or architecture); " \
+               "put the configuration that belongs to these weights beside them."
+    if "safetensor" in message.lower() or "header" in message.lower():
+        return f"model '{spec}': {WEIGHTS_FILE} is damaged or no safetensors file; copy it again."
+    if spec.startswith("hf-hub:") or ":" in spec and not spec.startswith("local-dir:"):
+        return f"model '{spec}' could not be downloaded (check the name, the network and HF_HOME), or save it " \
+               f"elsewhere and use local-dir:PATH: {message.splitlines()[0][:200]}"
+    return f"model '{spec}' could not be loaded: {message.splitlines()[0][:200] if message else type(error).__name__}."

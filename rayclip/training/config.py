@@ -1,0 +1,64 @@
+"""Everything that decides what a training run computes."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rayclip import PROTOCOL
+from rayclip.data import Resolution
+from rayclip.methods import Method, Recipe
+from rayclip.models import TEMPLATE
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One fine-tuning run.
+
+    Attributes:
+        model, data: as on the command line (`load_model`, `open_data`).
+        method: the loss, its settings and the attack it trains against.
+        recipe: optimiser and schedule, the method's own unless overridden.
+        shots: images a class; None for all.
+        seed: of the few-shot draw, the order of the batches and the attacks' random starts.
+        resolution: `native` or `model` (see `data.images`).
+        precision: `auto` is bf16 autocast on a GPU and fp32 on a CPU.
+        save_every_epochs, save_every_steps: when to checkpoint; 0 steps is never.
+    """
+
+    model: str
+    data: str
+    method: Method
+    recipe: Recipe
+    shots: int | None = None
+    seed: int = 0
+    resolution: Resolution = "native"
+    template: str = TEMPLATE
+    precision: Precision = "auto"
+    save_every_epochs: int = 1
+    save_every_steps: int = 0
+    data_workers: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """Nested plain values, method name included: what lineage files hold."""
+        described = asdict(self)
+        described["method"] = {"name": self.method.name, **described["method"]}
+        return described
+
+    def flat(self) -> dict[str, Any]:
+        """One level, `method.eps` style: what MLflow shows as params."""
+        return dict(_flatten("", self.describe()))
+
+    def digest(self) -> str:
+        """Equal for runs that must give equal weights; how often they checkpoint or load ahead does not count."""
+        decisive = {k: v for k, v in self.describe().items() if not k.startswith(("save_every", "data_workers"))}
+        return hashlib.sha256(json.dumps([PROTOCOL, decisive], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _flatten(prefix: str, values: dict[str, Any]) -> list[tuple[str, Any]]:
+    items: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        items += _flatten(f"{prefix}{key}.", value) if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return items

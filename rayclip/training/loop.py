@@ -1,0 +1,254 @@
+"""The train loop of ONE process, for every method.
+
+Nothing random is kept between steps: the order of an epoch comes from (seed, epoch), an attack's start from (seed,
+sample, step). A run that is resumed from a checkpoint therefore continues the very same loss curve, and a run on
+several workers deals the same global batches out among them.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+
+from rayclip import __version__
+from rayclip.attacks.rng import sample_keys
+from rayclip.data import ImageSet, batch_pixels, few_shot, open_data
+from rayclip.methods import Batch, ClassTexts, Method, Recipe
+from rayclip.models import Clip, class_prompts, load_model
+from rayclip.models.checkpoint import save_checkpoint
+from rayclip.models.clip import frozen
+from rayclip.training.config import TrainConfig
+from rayclip.types import UserError
+
+STATE_FILE = "training_state.pt"
+_REPORT_EVERY = 20  # steps between two looks at the losses; each look waits for the device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands. `curve` holds (step, metrics) of every step since the last report."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    epochs: int
+    loss: float
+    images_per_second: float
+    curve: list[tuple[int, dict[str, float]]]
+
+
+class Host(Protocol):
+    """What carries the loop: a single process, or a Ray Train worker."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def resume_from(self) -> contextlib.AbstractContextManager[Path | None]:
+        """A local folder with the latest checkpoint, None at the first start."""
+
+    def report(self, progress: Progress, save: Callable[[Path], None] | None) -> None:
+        """Called by every rank at the same steps; rank 0 passes `save` when a checkpoint is due."""
+
+
+def train(config: TrainConfig, host: Host) -> Clip:
+    """Fine-tune `config.model`; returns the model in its final state.
+
+    Raises:
+        UserError: bad model or data, more shots than a class has, or fewer images than workers.
+        FloatingPointError: the loss is not finite; the message names the step.
+    """
+    clip = load_model(config.model, host.device)
+    data = few_shot(open_data(config.data, "train"), config.shots, config.seed)
+    if len(data) < host.world_size:
+        raise UserError(f"{len(data)} training images cannot be dealt out to {host.world_size} workers: use fewer.")
+    return _Run(config, host, clip, data).go()
+
+
+class _Run:
+    def __init__(self, config: TrainConfig, host: Host, clip: Clip, data: ImageSet) -> None:
+        self.config, self.host, self.clip, self.data = config, host, clip, data
+        self.method, self.recipe = config.method, config.recipe
+        trainable = _choose_trainable(clip, self.method)
+        self.optimizer = make_optimizer(self.recipe, trainable)
+        self.steps_per_epoch = len(epoch_batches(len(data), self.recipe.batch_size, config.seed, 0))
+        self.total_steps = self.steps_per_epoch * self.recipe.epochs
+        self.step = 0
+        self._resume()
+        prompts = class_prompts(data.class_names, config.template)
+        self.texts = ClassTexts(clip, prompts, trainable=self.method.trains == "all")
+        self.module: nn.Module = _LossOf(clip, self.method)
+        if host.world_size > 1:
+            on_gpu = host.device.type == "cuda"
+            self.module = DistributedDataParallel(self.module, device_ids=[host.device] if on_gpu else None)
+        self._pending: list[dict[str, Tensor]] = []
+        self._clock, self._images = time.monotonic(), 0
+
+    def go(self) -> Clip:
+        for epoch in range(self.step // self.steps_per_epoch, self.recipe.epochs):
+            for pixels, positions, total in self._batches(epoch):
+                self._train_step(pixels, positions, total)
+                if self._pending_due():
+                    self._report(epoch)
+        return self.clip.eval()
+
+    def _train_step(self, pixels_u8: Tensor, positions: Tensor, total: int) -> None:
+        device = self.host.device
+        ids = self.data.ids[positions.numpy()]
+        batch = Batch(
+            pixels_BCHW=pixels_u8.to(device, non_blocking=True).float() / 255,
+            labels_B=torch.from_numpy(self.data.labels[positions.numpy()]).to(device, non_blocking=True),
+            keys_B=sample_keys(ids.tolist(), self.config.seed, "train", self.step).to(device, non_blocking=True),
+            texts=self.texts,
+            total=total,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step, self.total_steps)
+        with _autocast(self.config.precision, device):
+            with frozen(self.clip):
+                batch = self.method.attack(self.clip, batch)
+            self.module.train()
+            loss, metrics = self.module(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        self._pending.append(metrics)
+        self._images += total
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """This rank's (pixels uint8, positions, size of the global batch), from the current step on."""
+        order = epoch_batches(len(self.data), self.recipe.batch_size, self.config.seed, epoch)
+        rest = order[self.step - epoch * self.steps_per_epoch :]
+        mine = [batch[self.host.rank :: self.host.world_size] for batch in rest]
+        loader = DataLoader(
+            _Pixels(self.data, self.config, self.clip.image_size), sampler=mine, batch_size=None,  # type: ignore[arg-type]
+            num_workers=self.config.data_workers, pin_memory=self.host.device.type == "cuda",
+        )
+        for (pixels, positions), batch in zip(loader, rest, strict=True):
+            yield pixels, positions, len(batch)
+
+    def _checkpoint_due(self) -> bool:
+        every = self.config.save_every_steps
+        epoch, in_epoch = divmod(self.step, self.steps_per_epoch)
+        at_epoch = in_epoch == 0 and epoch % self.config.save_every_epochs == 0
+        return at_epoch or self.step == self.total_steps or bool(every and self.step % every == 0)
+
+    def _pending_due(self) -> bool:
+        return self._checkpoint_due() or self.step % _REPORT_EVERY == 0
+
+    def _report(self, epoch: int) -> None:
+        names = list(self._pending[0])
+        table = torch.stack([torch.stack([m[name].float() for name in names]) for m in self._pending])
+        if self.host.world_size > 1:  # each rank holds its part of a mean over ranks
+            torch.distributed.all_reduce(table)
+            table /= self.host.world_size
+        first = self.step - len(self._pending) + 1
+        curve = [(first + i, dict(zip(names, row, strict=True))) for i, row in enumerate(table.tolist())]
+        for step, metrics in curve:
+            if not math.isfinite(metrics["loss"]):
+                raise FloatingPointError(f"the loss of step {step} (epoch {epoch + 1}) is {metrics['loss']}: lower the "
+                                         "learning rate, or use precision fp32.")
+        now = time.monotonic()
+        rate, self._clock, self._images = self._images / max(now - self._clock, 1e-9), now, 0
+        self._pending = []
+        progress = Progress(step=self.step, total_steps=self.total_steps, epoch=epoch + 1, epochs=self.recipe.epochs,
+                            loss=curve[-1][1]["loss"], images_per_second=rate, curve=curve)
+        save = self._save if self.host.rank == 0 and self._checkpoint_due() else None
+        self.host.report(progress, save)
+
+    def _save(self, folder: Path) -> None:
+        save_checkpoint(self.clip, folder, lineage(self.config, self.clip, self.data, self.step))
+        torch.save({"step": self.step, "optimizer": self.optimizer.state_dict()}, folder / STATE_FILE)
+
+    def _resume(self) -> None:
+        with self.host.resume_from() as folder:
+            if folder is None:
+                return
+            stored = load_model(f"local-dir:{folder}", self.host.device)
+            self.clip.model.load_state_dict(stored.model.state_dict())
+            state = torch.load(folder / STATE_FILE, map_location=self.host.device, weights_only=True)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
+
+
+class _LossOf(nn.Module):
+    """A method's loss as a module, so that DDP sees the forward that it has to prepare its reduction for."""
+
+    def __init__(self, clip: Clip, method: Method) -> None:
+        super().__init__()
+        self.clip, self.method = clip, method
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.method.loss(self.clip, batch)
+
+
+class _Pixels(Dataset):
+    """Decodes a whole batch per item: the sampler yields arrays of positions."""
+
+    def __init__(self, data: ImageSet, config: TrainConfig, image_size: int) -> None:
+        self._data, self._resolution, self._image_size = data, config.resolution, image_size
+
+    def __getitem__(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        pixels = batch_pixels(self._data, positions.tolist(), self._resolution, self._image_size)
+        return pixels, torch.from_numpy(positions)
+
+
+def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """A shuffled epoch in global batches of nearly equal size, none above `batch_size`.
+
+    No image is left out, and there is no runt batch at the end, in which a contrastive loss would mean little.
+    """
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+    return np.array_split(order, -(-count // batch_size))
+
+
+def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
+    """Linear warm-up, then the schedule. Warm-up takes a tenth of the run at most: the papers' 1000 steps are meant
+    for runs of tens of thousands."""
+    warmup = min(recipe.warmup_steps, total_steps // 10)
+    if step < warmup:
+        return recipe.lr * (step + 1) / warmup
+    if recipe.schedule == "constant":
+        return recipe.lr
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
+
+
+def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    return kind(parameters, lr=recipe.lr, betas=recipe.betas, eps=recipe.adam_eps, weight_decay=recipe.weight_decay)
+
+
+def lineage(config: TrainConfig, clip: Clip, data: ImageSet, step: int) -> Mapping[str, Any]:
+    """What `rayclip.json` says of a checkpoint."""
+    return {
+        "rayclip": __version__, "step": step, "digest": config.digest(), "config": config.describe(),
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
+    }
+
+
+def _choose_trainable(clip: Clip, method: Method) -> list[nn.Parameter]:
+    """Switch gradients on for what the method trains; returns those parameters."""
+    clip.requires_grad_(False)
+    chosen = clip.image_parameters() if method.trains == "image" else [
+        p for name, p in clip.named_parameters() if not name.endswith("logit_bias")  # SigLIP's, unused by our losses
+    ]
+    for p in chosen:
+        p.requires_grad_(True)
+    return chosen
+
+
+def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    use = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return torch.autocast(device.type, dtype=torch.bfloat16) if use else contextlib.nullcontext()

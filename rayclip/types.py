@@ -1,0 +1,49 @@
+"""Small types that every room shares. Imports nothing of ours."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class UserError(Exception):
+    """Something the user can mend: one clear sentence that says what to do. The command line exits with 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number of a result table together with the protocol it stands on. Accuracies are percents."""
+
+    model: str
+    dataset: str
+    attack: str
+    eps: float | None
+    steps: int | None
+    n: int
+    top1: float
+    ci_low: float
+    ci_high: float
+    protocol: Mapping[str, Any]
+    cell: str
+
+
+class Tracker(Protocol):
+    """Where runs are logged. Picklable: drivers hand it to workers. `tracking.MlflowTracker` is the real one."""
+
+    def start(
+        self, name: str, *, parent: str | None = None, params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        """Open a run and return its id."""
+
+    def metrics(self, run: str, values: Sequence[tuple[str, float, int]]) -> None:
+        """Log (name, value, step) triples."""
+
+    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+        """Store a file, or a folder with all it holds."""
+
+    def table(self, run: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Store rows as a table that the UI shows."""
+
+    def finish(self, run: str, *, failed: bool = False) -> None:
+        """Close a run."""
