@@ -58,6 +58,10 @@ class Attack(ABC):
         shown = {"step": format_budget}
         return {f.name: shown.get(f.name, lambda v: v)(getattr(self, f.name)) for f in fields(self)}
 
+    def describe_prepared(self) -> dict[str, Any] | None:
+        """The settings that `prepare` depends on; None where there is nothing to prepare."""
+        return None
+
     def prepare(self, victim: ZeroShot) -> tuple[str, ...] | None:
         """What depends on model and class set alone: adversarial class prompts. Computed once, kept with the results."""
         return None

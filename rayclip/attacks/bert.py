@@ -7,14 +7,14 @@ Shapes: P prompts, M masked or replaced sentences of all prompts in a row, D emb
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rayclip.attacks.base import Adversarial, Attack
-from rayclip.attacks.substitutes import STOP_WORDS, Offset, SubstituteSource, substitute_source
+from rayclip.attacks.substitutes import STOP_WORDS, TOKEN_TABLE, Offset, SubstituteSource, substitute_source
 from rayclip.models import Clip, ZeroShot
 
 UNKNOWN = "[UNK]"
@@ -107,19 +107,33 @@ class TextSettings:
     def attack(self, clip: Clip, prompts: Sequence[str]) -> list[TextChange]:
         return bert_attack(clip, prompts, self.source(clip), changes=self.changes)
 
+    def describe_text(self) -> dict[str, Any]:
+        """The settings that count: the token table has neither threshold nor offset."""
+        unused = ("threshold", "offset") if self.substitutes == TOKEN_TABLE else ()
+        return {f.name: getattr(self, f.name) for f in fields(TextSettings) if f.name not in unused}
+
 
 @dataclass(frozen=True, kw_only=True)
-class BertAttack(TextSettings, Attack):
+class TextAttack(TextSettings, Attack):
+    """What attacks with adversarial class prompts share."""
+
+    def describe(self) -> dict[str, Any]:
+        rest = {k: v for k, v in super().describe().items() if k not in {f.name for f in fields(TextSettings)}}
+        return rest | self.describe_text()
+
+    def describe_prepared(self) -> dict[str, Any]:
+        return self.describe_text()
+
+    def prepare(self, victim: ZeroShot) -> tuple[str, ...]:
+        return tuple(change.prompt for change in self.attack(victim.clip, victim.prompts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertAttack(TextAttack):
     """Clean images against adversarial class prompts."""
 
     name: ClassVar[str] = "bert"
     needs_eps: ClassVar[bool] = False
-
-    def describe(self) -> dict[str, Any]:
-        return describe_text(super().describe())
-
-    def prepare(self, victim: ZeroShot) -> tuple[str, ...]:
-        return tuple(change.prompt for change in self.attack(victim.clip, victim.prompts))
 
     def run(
         self, victim: ZeroShot, images_BCHW: Tensor, labels_B: Tensor, todo_B: Tensor, *,
@@ -128,9 +142,3 @@ class BertAttack(TextSettings, Attack):
         assert prompts is not None, "call prepare first"
         return Adversarial.untouched(images_BCHW, victim.embed_prompts(prompts))
 
-
-def describe_text(settings: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what the token table does not use."""
-    if settings["substitutes"] == "clip-table":
-        return {k: v for k, v in settings.items() if k not in ("threshold", "offset")}
-    return settings

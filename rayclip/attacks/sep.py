@@ -1,19 +1,19 @@
 """Sep-Attack: the papers' "multimodal" attack. Each modality is attacked on its own, both are judged together."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rayclip.attacks.base import Adversarial, GradientAttack
-from rayclip.attacks.bert import TextSettings, describe_text
+from rayclip.attacks.bert import TextAttack
 from rayclip.models import ZeroShot
 
 
 @dataclass(frozen=True, kw_only=True)
-class SepAttack(TextSettings, GradientAttack):
+class SepAttack(TextAttack, GradientAttack):
     """The image climbs the cross-entropy against the CLEAN class prompts; BERT-Attack changes every class prompt; the
     prediction is of the adversarial image against the adversarial prompts (MMCoA, section III-A).
 
@@ -25,12 +25,6 @@ class SepAttack(TextSettings, GradientAttack):
     @property
     def label(self) -> str:
         return f"sep_pgd-{self.steps}" + ("" if self.norm == "linf" else f"_{self.norm}")
-
-    def describe(self) -> dict[str, Any]:
-        return describe_text(super().describe())
-
-    def prepare(self, victim: ZeroShot) -> tuple[str, ...]:
-        return tuple(change.prompt for change in self.attack(victim.clip, victim.prompts))
 
     def run(
         self, victim: ZeroShot, images_BCHW: Tensor, labels_B: Tensor, todo_B: Tensor, *,

@@ -27,6 +27,7 @@ def save_checkpoint(clip: Clip, folder: Path, lineage: Mapping[str, Any], dtype:
     partial.mkdir()
     state = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in clip.model.state_dict().items()}
     save_file(state, partial / WEIGHTS_FILE)
+    (partial / WEIGHTS_FILE).chmod(0o644)  # safetensors writes 0600, which the other users of a cluster cannot read
     (partial / CONFIG_FILE).write_text(json.dumps(clip.config, indent=1) + "\n")
     (partial / LINEAGE_FILE).write_text(json.dumps(dict(lineage), indent=1) + "\n")
     folder.mkdir(exist_ok=True)

@@ -1,0 +1,263 @@
+"""`rayclip`: train, evaluate, look. Thin: options in, one call, a table out; heavy imports are inside the commands."""
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rayclip.types import UserError
+
+# Typer brings its own click: its exceptions are reached through the one that Typer makes public.
+_UsageError: Any = typer.BadParameter.__base__
+_ClickException: Any = _UsageError.__base__
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+                  help="Adversarial fine-tuning and attack of CLIP, carried over a cluster by Ray.")
+
+
+class Resolution(StrEnum):
+    native = "native"
+    model = "model"
+
+
+class RecipeName(StrEnum):
+    paper = "paper"
+    small = "small"
+
+
+Model = "digits (bundled), local-dir:PATH, hf-hub:ORG/NAME, or an open_clip NAME:TAG such as ViT-B-32:openai."
+Eps = Annotated[str | None, typer.Option(help="Budget in pixel units, as a fraction: 1/255.")]
+StepSize = Annotated[str | None, typer.Option(
+    "--step-size", help="Length of an attack step.  [default: 1/255, or 2.5·eps/steps where that is larger]")]
+Cluster = Annotated[bool, typer.Option("--cluster", help="Use the running Ray cluster (RAY_ADDRESS or this node's).")]
+Tracking = Annotated[str | None, typer.Option(
+    help="MLflow store or server.  [default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here]")]
+NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Log nothing to MLflow.")]
+Experiment = Annotated[str, typer.Option(help="MLflow experiment.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Also print what Ray and its workers say.")]
+Substitutes = Annotated[str, typer.Option(
+    help="Source of replacement words: clip-table, or a masked language model's hub name or folder.  "
+         "[default: clip-table for digits, else bert-base-uncased]", show_default=False)]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from rayclip import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command("eval", rich_help_panel=None)
+def evaluate(
+    model: Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}")],
+    data: Annotated[str, typer.Option(help="Data set names or Parquet files (Hugging Face layout), commas between.")],
+    out: Annotated[str, typer.Option(help="Folder or URI of the results; what is there is not computed again.")],
+    attacks: Annotated[str, typer.Option(help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.")] = "clean,pgd",
+    eps: Eps = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the attacks that do not name their own.")] = 10,
+    step_size: StepSize = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each data set.")] = None,
+    substitutes: Substitutes = "default",
+    resolution: Annotated[Resolution, typer.Option(
+        help="native: perturb at the images' own size; model: resize to the model's input first.")] = Resolution.native,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Evaluation actors.  [default: a GPU, else a core, each]")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="May be a fraction, such as 0.25.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images per result file.")] = 256,
+    cluster: Cluster = False,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the rows to FILE; - is standard output.")] = None,
+    tracking_uri: Tracking = None,
+    no_tracking: NoTracking = False,
+    experiment: Experiment = "rayclip-eval",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Attack a model and print a table of what is left of its accuracy."""
+    if json not in (None, "-") and not Path(json).absolute().parent.is_dir():
+        raise UserError(f"--json {json}: there is no folder {Path(json).absolute().parent}.")
+    if Path(out).is_file():
+        raise UserError(f"--out {out} is a file: give a folder.")
+
+    from rayclip import api
+    from rayclip.attacks import parse_attacks
+    from rayclip.distributed.pool import PoolSize
+    from rayclip.evaluation import Protocol
+
+    budget = _budget(eps)
+    defaults = {"steps": steps, "step": default_step(step_size, budget, steps), "substitutes": substitutes}
+    evaluation = api.Evaluation(
+        data=[d.strip() for d in data.split(",") if d.strip()], attacks=parse_attacks(attacks, defaults),
+        protocol=Protocol(eps=budget, seed=seed, resolution=resolution.value), limit=limit)
+    api.plan_cells(model, evaluation)
+    pool = PoolSize(workers=workers, gpus=gpus_per_worker, batch_size=batch_size, shard_size=shard_size)
+    rows = api.evaluate_models(model, evaluation, api.Where(
+        out=out, tracker=_tracker(tracking_uri, no_tracking, experiment), cluster=cluster, pool=pool, quiet=quiet,
+        verbose=verbose))
+    if json == "-":
+        print(api.rows_json(rows), end="")
+        return
+    if json is not None:
+        Path(json).write_text(api.rows_json(rows))
+    api.show(rows)
+    print(f"results: {out}")
+
+
+@app.command()
+def train(
+    method: Annotated[str, typer.Option(help="ft-standard, tecoa or mmcoa.")],
+    model: Annotated[str, typer.Option(help=Model)],
+    data: Annotated[str, typer.Option(help="Data set name, or a Parquet file in the Hugging Face layout.")],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint; an interrupted run there goes on.")],
+    shots: Annotated[str, typer.Option(help="Images a class, or full.")] = "full",
+    eps: Eps = "1/255",
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the training attack.  [default: the method's]")] = None,
+    step_size: StepSize = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="[default: the recipe's]")] = None,
+    recipe: Annotated[RecipeName | None, typer.Option(
+        help="paper: the method's published optimiser and schedule; small: for models of a few million parameters.  "
+             "[default: small for the model digits, else paper]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.  [default: the recipe's]")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Of all workers together.  [default: the recipe's]")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam or adamw.  [default: the recipe's]")] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0, help="[default: the recipe's]")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(
+        min=0, help="At most a tenth of the run is used.  [default: the recipe's]")] = None,
+    trains: Annotated[str | None, typer.Option(help="all, or image (the image encoder).  [default: the method's]")] = None,
+    lambda_img: Annotated[float | None, typer.Option(min=0, help="mmcoa: weight of the image loss.")] = None,
+    lambda_txt: Annotated[float | None, typer.Option(min=0, help="mmcoa: weight of the text loss.")] = None,
+    targets: Annotated[str | None, typer.Option(
+        help="mmcoa: diagonal (reference code) or class (equation 7).  [default: diagonal]")] = None,
+    substitutes: Substitutes = "default",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    resolution: Annotated[Resolution, typer.Option(
+        help="native: perturb at the images' own size; model: resize to the model's input first.")] = Resolution.native,
+    precision: Annotated[str, typer.Option(help="auto (bf16 autocast on GPUs), fp32 or bf16.")] = "auto",
+    save_every_steps: Annotated[int, typer.Option(min=0, help="Checkpoint also every N steps.")] = 0,
+    data_workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Train workers (one GPU each where there are GPUs).")] = 1,
+    cluster: Cluster = False,
+    tracking_uri: Tracking = None,
+    no_tracking: NoTracking = False,
+    experiment: Experiment = "rayclip-train",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Fine-tune a model; the result is a checkpoint that `rayclip eval --model local-dir:OUT` and open_clip load."""
+    if out.is_file():
+        raise UserError(f"--out {out} is a file: give a folder.")
+    for name, value, allowed in (
+        ("optimizer", optimizer, ("sgd", "adam", "adamw")), ("trains", trains, ("all", "image")),
+        ("targets", targets, ("diagonal", "class")), ("precision", precision, ("auto", "fp32", "bf16")),
+    ):
+        if value is not None and value not in allowed:
+            raise UserError(f"--{name} '{value}' is unknown: use one of {', '.join(allowed)}.")
+    if lr is not None and not 0 < lr < float("inf"):
+        raise UserError(f"--lr {lr} must be a positive number.")
+
+    import dataclasses
+
+    from rayclip import api
+    from rayclip.attacks.bert import TextSettings
+    from rayclip.distributed import Trial
+    from rayclip.methods import SMALL_MODEL, make_method
+    from rayclip.training import TrainConfig
+
+    budget = _budget(eps)
+    chosen = make_method(method, eps=budget, steps=steps, trains=trains, lambda_img=lambda_img, lambda_txt=lambda_txt,
+                         targets=targets, text=TextSettings(substitutes=substitutes))
+    chosen = dataclasses.replace(chosen, step=default_step(step_size, budget, chosen.steps))
+    small = recipe is RecipeName.small or recipe is None and model == "digits"
+    overrides = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "optimizer": optimizer,
+                 "weight_decay": weight_decay, "warmup_steps": warmup_steps}
+    config = api.check_training(TrainConfig(
+        model=model, data=data, method=chosen, shots=parse_shots(shots), seed=seed, resolution=resolution.value,
+        recipe=dataclasses.replace(SMALL_MODEL if small else chosen.recipe,
+                                   **{k: v for k, v in overrides.items() if v is not None}),
+        precision=precision, save_every_steps=save_every_steps, data_workers=data_workers,  # type: ignore[arg-type]
+    ), workers)
+    trial = Trial(name=out.name, config=config, out=out.absolute())
+    if trial.is_finished():
+        print(f"{out} already holds this checkpoint; nothing to do.")
+        return
+    api.fine_tune(trial, api.Where(
+        out=str(out), tracker=_tracker(tracking_uri, no_tracking, experiment), cluster=cluster, train_workers=workers,
+        quiet=quiet, verbose=verbose))
+    print(f"checkpoint: {out}\nevaluate it: rayclip eval --model local-dir:{out} --data {data} --attacks clean,pgd "
+          f"--eps {eps} --out {out}/eval")
+
+
+@app.command()
+def ui(
+    experiment: Annotated[str | None, typer.Option(help="Open this experiment's runs.  [default: all experiments]")] = None,
+    tracking_uri: Tracking = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+) -> None:
+    """Start the MLflow UI on this machine and open it at an experiment's runs; Ctrl-C ends it."""
+    from rayclip.tracking.ui import serve
+
+    serve(tracking_uri, experiment, port=port, browser=browser)
+
+
+def _budget(eps: str | None) -> float | None:
+    from rayclip.units import parse_budget
+
+    return None if eps is None else parse_budget(eps)
+
+
+def default_step(written: str | None, eps: float | None, steps: int) -> float:
+    """The papers' 1/255; where that could not cross a larger ball, 2.5·eps/steps (Madry et al. 2018)."""
+    from rayclip.units import parse_budget
+
+    return parse_budget(written, "step-size") if written else max(1 / 255, 2.5 * (eps or 0.0) / steps)
+
+
+def parse_shots(text: str) -> int | None:
+    """`full` is None."""
+    if text == "full":
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise UserError(f"--shots '{text}' is neither a number of images a class nor full: write 1, 5 or full.")
+    return int(text)
+
+
+def _tracker(uri: str | None, off: bool, experiment: str) -> Any:
+    if off:
+        return None
+    from rayclip.tracking import MlflowTracker, default_uri
+
+    return MlflowTracker(uri or default_uri(), experiment)
+
+
+def run(command: Callable[..., Any], program: str) -> None:
+    """Run a Typer application; what the user can mend ends in one sentence and exit code 2."""
+    try:
+        code = command(prog_name=program, standalone_mode=False)
+    except _ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+            sys.exit(2)
+        hint = f" Try '{error.ctx.command_path} --help'." if isinstance(error, _UsageError) and error.ctx else ""
+        sys.exit(_complain(error.format_message() + hint))
+    except UserError as error:
+        sys.exit(_complain(str(error)))
+    except (KeyboardInterrupt, typer.Abort):
+        print("\nstopped; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(sentence: str) -> int:
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2
+
+
+def main() -> None:
+    run(app, "rayclip")

@@ -1,0 +1,65 @@
+"""Connecting to Ray: a private one on this machine, or a running cluster."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rayclip.types import UserError
+
+# Set before Ray starts, so that its workers inherit them; whatever the user has set stays.
+_SETTINGS = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same to the user and to a worker
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+# A private Ray lives in one process tree: it needs no watch for preempted nodes and can look more often.
+_LOCAL_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+_LOCAL_OBJECT_STORE = 256 << 20  # bytes; our data go through files, not through the object store
+
+
+@contextmanager
+def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[None]:
+    """A Ray to work with; a private one ends with the block.
+
+    Args:
+        cluster: connect to a running cluster: `RAY_ADDRESS`, or the one this machine belongs to. Inside `ray job
+            submit` it is used without being asked for.
+        verbose: let Ray print what its workers print.
+
+    Raises:
+        UserError: no cluster answers.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "RAY_JOB_ID" in os.environ
+    local = not cluster and not in_job
+    if local:
+        for name, value in _LOCAL_SETTINGS.items():
+            os.environ.setdefault(name, value)
+
+    import ray
+
+    level = logging.INFO if verbose else logging.ERROR
+    for name in ("ray", "ray.train", "ray.tune", "ray.data"):
+        logging.getLogger(name).setLevel(level)
+    if ray.is_initialized():  # a caller's own
+        yield
+        return
+    quiet = {"log_to_driver": verbose, "logging_level": level}
+    if local:
+        ray.init(address="local", include_dashboard=False, object_store_memory=_LOCAL_OBJECT_STORE, **quiet)
+    else:
+        try:
+            ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError("no Ray cluster answers: start one (ray start --head), set RAY_ADDRESS to its address, or "
+                            f"leave --cluster out to use this machine alone ({str(error).splitlines()[0][:120]}).") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,227 @@
+"""Ray Tune over Ray Train: each trial is a Train run of one or several workers and ends as one checkpoint folder.
+
+A trial's Train run is named after the digest of its configuration. A driver that is started again therefore finds
+finished trials on disk and lets unfinished ones go on from their last checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray import tune
+from ray.train.torch import TorchTrainer, get_device
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from rayclip.distributed.progress import Display
+from rayclip.models.checkpoint import LINEAGE_FILE, read_lineage
+from rayclip.models.clip import CONFIG_FILE, WEIGHTS_FILE
+from rayclip.training import Progress, TrainConfig, train
+from rayclip.types import Tracker, UserError
+
+_RETRIES = 3  # of a Train run whose worker or node was lost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """What one trial runs on.
+
+    Attributes:
+        count: Train workers (DDP ranks).
+        gpus: of one worker; 0 runs on the CPU.
+        cpus: of one worker. 0.9 lets two trials and Tune's own 0.1s fit on two cores.
+    """
+
+    count: int = 1
+    gpus: float = 0.0
+    cpus: float = 0.9
+
+    @classmethod
+    def for_cluster(cls, count: int = 1) -> "Workers":
+        """One GPU a worker where the cluster has GPUs."""
+        return cls(count=count, gpus=1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A training run of a sweep.
+
+    Attributes:
+        name: for tables, runs and progress.
+        out: folder of the finished checkpoint, on storage that driver and workers share.
+        run: the tracker's run to log to.
+    """
+
+    name: str
+    config: TrainConfig
+    out: Path
+    run: str | None = None
+
+    def is_finished(self) -> bool:
+        """Whether `out` holds this very configuration's checkpoint.
+
+        Raises:
+            UserError: it holds another one.
+        """
+        lineage = read_lineage(self.out)
+        if lineage is None:
+            return False
+        if lineage.get("digest") != self.config.digest():
+            raise UserError(f"{self.out} holds a checkpoint of other settings: choose another --out, or delete it.")
+        return True
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    trial: Trial
+    error: str | None = None
+
+
+def run_trials(
+    trials: Sequence[Trial], *, workers: Workers, storage: Path, tracker: Tracker | None, display: Display,
+    on_finish: Callable[[Trial, str | None], None] = lambda trial, error: None,
+) -> list[TrialResult]:
+    """Run what is not finished yet, as many trials at a time as the cluster holds; results in the trials' order.
+
+    Args:
+        storage: folder for unfinished runs; emptied trial by trial.
+        on_finish: called in the driver as soon as a trial ends, with its error if it failed.
+    """
+    todo = [t for t in trials if not t.is_finished()]
+    errors: dict[str, str] = {}
+    if todo:
+        for trial in todo:
+            display.update(trial.name, 0, trial.config.recipe.epochs, "waiting")
+        watcher = _Watcher(todo, display, on_finish)
+        tuner = tune.Tuner(
+            # Closures, not parameters: Tune would try to write the trials into its own JSON.
+            tune.with_resources(_driver(todo, workers, storage, tracker), {"CPU": 0.1}),
+            param_space={"index": tune.grid_search(list(range(len(todo))))},
+            tune_config=tune.TuneConfig(trial_name_creator=lambda t: f"trial-{t.trial_id}", reuse_actors=True),
+            run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[watcher],
+                                      failure_config=tune.FailureConfig(max_failures=_RETRIES)),
+        )
+        for result in tuner.fit():
+            trial = todo[result.config["index"]]
+            if result.error is not None:
+                errors[trial.name] = _first_line(result.error)
+            elif (failure := (result.metrics or {}).get("failure")) is not None:
+                errors[trial.name] = failure
+    return [TrialResult(t, errors.get(t.name)) for t in trials]
+
+
+def _driver(trials: Sequence[Trial], workers: Workers, storage: Path, tracker: Tracker | None) -> Callable[[dict], None]:
+    """The function that Tune runs for each trial: it drives a Train run and keeps its last checkpoint."""
+
+    def drive(params: dict[str, Any]) -> None:
+        trial = trials[params["index"]]
+        name = f"train-{trial.config.digest()}"
+        resources: dict[str, float] = {"CPU": workers.cpus}
+        if workers.gpus:
+            resources["GPU"] = workers.gpus
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={"config": trial.config, "run": trial.run, "tracker": tracker},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=resources),
+            run_config=ray.train.RunConfig(
+                name=name, storage_path=str(storage), callbacks=[TuneReportCallback()],
+                failure_config=ray.train.FailureConfig(max_failures=_RETRIES),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1)),
+        )
+        result = trainer.fit()
+        if result.checkpoint is None:  # the worker reported why, and Tune has it
+            return
+        with result.checkpoint.as_directory() as folder:
+            _export(Path(folder), trial.out)
+        shutil.rmtree(storage / name, ignore_errors=True)
+
+    return drive
+
+
+def _export(checkpoint: Path, out: Path) -> None:
+    """Move a checkpoint's three files to `out`, the lineage last: a folder with `rayclip.json` is whole."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS_FILE, CONFIG_FILE, LINEAGE_FILE):
+        aside = out / f".{name}.partial"
+        shutil.copyfile(checkpoint / name, aside)
+        aside.replace(out / name)
+
+
+def _train_worker(args: dict[str, Any]) -> None:
+    host = _RayHost(args["tracker"], args["run"])
+    try:
+        train(args["config"], host)
+    except (UserError, FloatingPointError) as error:  # trying again would not help
+        ray.train.report({"failure": str(error)})
+
+
+class _RayHost:
+    """A Ray Train worker as the train loop sees it."""
+
+    def __init__(self, tracker: Tracker | None, run: str | None) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = torch.device(get_device())
+        self._tracker, self._run = (tracker, run) if self.rank == 0 else (None, None)
+
+    @contextlib.contextmanager
+    def resume_from(self) -> Iterator[Path | None]:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+            return
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)
+
+    def report(self, progress: Progress, save: Callable[[Path], None] | None) -> None:
+        if self._tracker is not None and self._run is not None:
+            values = [(f"train/{name}", value, step) for step, row in progress.curve for name, value in row.items()]
+            values.append(("train/images_per_second", progress.images_per_second, progress.step))
+            self._tracker.metrics(self._run, values)
+        metrics = {k: v for k, v in dataclasses.asdict(progress).items() if k != "curve"}
+        if save is None:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
+            save(Path(folder) / "checkpoint")
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
+
+
+class _Watcher(tune.Callback):
+    """Runs in the driver: shows each trial's progress and tells when it ends."""
+
+    def __init__(
+        self, trials: Sequence[Trial], display: Display, on_finish: Callable[[Trial, str | None], None]
+    ) -> None:
+        self._trials, self._display, self._on_finish = trials, display, on_finish
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return tune.Callback, ()  # Tune writes its callbacks to disk; a terminal and a closure stay behind
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        if "epoch" in result:
+            note = f"loss {result['loss']:.3f}  {result['images_per_second']:.0f} img/s"
+            done = result["epoch"] if result["step"] == result["total_steps"] else result["epoch"] - 1
+            self._display.update(self._trials[trial.config["index"]].name, done, result["epochs"], note)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        mine = self._trials[trial.config["index"]]
+        self._on_finish(mine, (trial.last_result or {}).get("failure"))
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._on_finish(self._trials[trial.config["index"]], "the trial failed")
+
+
+def _first_line(error: BaseException) -> str:
+    """The innermost cause, which Ray puts last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+

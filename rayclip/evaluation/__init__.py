@@ -1,0 +1,12 @@
+"""Cells, shards, verdicts on disk, and the numbers that are read from them."""
+
+from rayclip.evaluation.aggregate import collect_rows, wilson
+from rayclip.evaluation.cell import Cell, Protocol, make_cells
+from rayclip.evaluation.plan import Shard, chosen_positions, missing_shards
+from rayclip.evaluation.shard import Evaluator
+from rayclip.evaluation.store import Store
+
+__all__ = [
+    "Cell", "Evaluator", "Protocol", "Shard", "Store", "chosen_positions", "collect_rows", "make_cells",
+    "missing_shards", "wilson",
+]

@@ -1,0 +1,177 @@
+"""Evaluate ONE shard: the only place where an attack meets a model and becomes verdicts.
+
+Shapes: B batch, K classes.
+"""
+
+import io
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rayclip.attacks import Adversarial
+from rayclip.attacks.rng import sample_keys
+from rayclip.data import ImageSet, batch_pixels, open_data
+from rayclip.evaluation.cell import Cell
+from rayclip.evaluation.plan import Shard
+from rayclip.evaluation.store import Store
+from rayclip.models import Clip, ZeroShot, load_model
+from rayclip.types import UserError
+
+EXAMPLES = 8  # images kept per cell for the grid of clean, adversarial, difference
+_WARM = 4  # models, and class sets, that an evaluator keeps loaded
+
+
+class Evaluator:
+    """Turns shards into result files; keeps models, class embeddings and data sets warm between them.
+
+    Args:
+        store: where results go.
+        device: where models run; always in fp32, TF32 off.
+        batch_size: images per forward.
+    """
+
+    def __init__(self, store: Store, device: torch.device | str = "cpu", batch_size: int = 128) -> None:
+        self.store, self.device, self.batch_size = store, torch.device(device), batch_size
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        self._models: OrderedDict[str, Clip] = OrderedDict()
+        self._victims: OrderedDict[tuple[str, ...], ZeroShot] = OrderedDict()
+        self._data: OrderedDict[str, ImageSet] = OrderedDict()
+        self._prompts: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+
+    def run(self, shard: Shard) -> int:
+        """Evaluate and write a shard; returns how many samples are right after the attack."""
+        cell, positions = shard.cell, shard.positions
+        data = self._images(cell)
+        victim = self._victim(cell)
+        prompts = self._adversarial_prompts(cell, victim)
+        parts = [self._batch(cell, data, victim, prompts, positions[i : i + self.batch_size])
+                 for i in range(0, len(positions), self.batch_size)]
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self.store.write_table(shard.name, columns)
+        return int(((columns["clean_pred"] == columns["label"]) & (columns["adv_pred"] == columns["label"])).sum())
+
+    def _batch(
+        self, cell: Cell, data: ImageSet, victim: ZeroShot, prompts: tuple[str, ...] | None, positions: Sequence[int]
+    ) -> dict[str, np.ndarray]:
+        ids = data.ids[list(positions)]
+        labels = torch.from_numpy(data.labels[list(positions)]).to(self.device)
+        pixels = batch_pixels(data, positions, cell.protocol.resolution, victim.clip.image_size)
+        images = pixels.to(self.device).float() / 255
+        # The noise of a sample must not depend on how the attack is spelled beyond its kind: eps and steps may vary
+        # along a curve, and the same start makes the curve smooth.
+        keys = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, cell.attack.name)
+        with torch.no_grad():
+            clean_logits = victim(images)
+        todo = clean_logits.argmax(1) == labels
+        result = cell.attack.run(victim, images, labels, todo, eps=cell.eps or 0.0, keys_B=keys, prompts=prompts)
+        with torch.no_grad():
+            adv_logits = victim.logits(victim.embed(result.images_BCHW), result.text_KD)
+        self._check_finite(cell, ids, clean_logits, adv_logits)
+        if 0 in positions:
+            self._keep_examples(cell, ids, images, labels, clean_logits, adv_logits, result)
+        delta = (result.images_BCHW - images).flatten(1)
+        columns = {
+            "position": torch.tensor(positions), "sample_id": torch.from_numpy(ids), "label": labels,
+            "clean_pred": clean_logits.argmax(1), "adv_pred": adv_logits.argmax(1),
+            "clean_margin": margin(clean_logits, labels), "adv_margin": margin(adv_logits, labels),
+            "steps": result.steps_B, "queries": result.queries_B,
+            "linf": delta.abs().amax(1), "l2": delta.norm(dim=1),
+        }
+        return {name: column.cpu().numpy() for name, column in columns.items()}
+
+    @staticmethod
+    def _check_finite(cell: Cell, ids: np.ndarray, *logits_BK: Tensor) -> None:
+        bad = torch.stack([~z.isfinite().all(1) for z in logits_BK]).any(0)
+        if bad.any():
+            raise FloatingPointError(f"model '{cell.model}' gives logits that are not finite on '{cell.dataset}' under "
+                                     f"{cell.attack_label}, first for sample {ids[bad.nonzero()[0].item()]}.")
+
+    def _images(self, cell: Cell) -> ImageSet:
+        def load() -> ImageSet:
+            data = open_data(cell.data, "test")
+            _check_same("data", cell.data, data.fingerprint, cell.data_fingerprint)
+            return data
+
+        return _warm(self._data, cell.data_fingerprint, load)
+
+    def _victim(self, cell: Cell) -> ZeroShot:
+        def load() -> Clip:
+            clip = load_model(cell.model, self.device)
+            _check_same("model", cell.model, clip.fingerprint(), cell.model_fingerprint)
+            return clip
+
+        key = (cell.model_fingerprint, cell.protocol.template, *cell.class_names)
+        return _warm(self._victims, key, lambda: ZeroShot(
+            _warm(self._models, cell.model_fingerprint, load), cell.class_names, cell.protocol.template))
+
+    def _adversarial_prompts(self, cell: Cell, victim: ZeroShot) -> tuple[str, ...] | None:
+        """Once per (model, class set, settings): from memory, from the store, or made here and kept there."""
+        if cell.attack.describe_prepared() is None:
+            return None
+        name = f"texts/{cell.texts_id}.json"
+
+        def make() -> tuple[str, ...]:
+            stored = self.store.read_json(name)
+            if stored is None:
+                prompts = cell.attack.prepare(victim)
+                assert prompts is not None
+                stored = [{"class": c, "clean": p, "adversarial": a}
+                          for c, p, a in zip(cell.class_names, victim.prompts, prompts, strict=True)]
+                self.store.write_json(name, stored)
+            return tuple(entry["adversarial"] for entry in stored)
+
+        return _warm(self._prompts, cell.texts_id, make)
+
+    def _keep_examples(
+        self, cell: Cell, ids: np.ndarray, images: Tensor, labels: Tensor, clean_logits: Tensor, adv_logits: Tensor,
+        result: Adversarial,
+    ) -> None:
+        """The first images of the data set with what the attack made of them, as PNG bytes."""
+        if result.images_BCHW is images:
+            return
+        few = slice(0, EXAMPLES)
+        difference = (result.images_BCHW[few] - images[few]) / (2 * max(cell.eps or 0.0, 1e-9)) + 0.5
+        self.store.write_table(f"cells/{cell.id}/examples/images.parquet", {
+            "sample_id": ids[few], "label": labels[few].cpu().numpy(),
+            "clean_pred": clean_logits[few].argmax(1).cpu().numpy(), "adv_pred": adv_logits[few].argmax(1).cpu().numpy(),
+            "clean": _pngs(images[few]), "adversarial": _pngs(result.images_BCHW[few]), "difference": _pngs(difference),
+        })
+
+
+def _check_same(what: str, spec: str, found: str, planned: str) -> None:
+    if found != planned:
+        raise UserError(f"{what} '{spec}' is not what it was when the evaluation was planned: every node must see the "
+                        "same files, and they must not change meanwhile.")
+
+
+def margin(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """z_y minus the largest other logit, `(B,)`: positive where the prediction is right."""
+    own = logits_BK.gather(1, labels_B[:, None]).squeeze(1)
+    others = logits_BK.scatter(1, labels_B[:, None], -torch.inf)
+    return own - others.amax(1)
+
+
+def _pngs(images_BCHW: Tensor) -> list[bytes]:
+    encoded = []
+    for image in (images_BCHW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "png")
+        encoded.append(buffer.getvalue())
+    return encoded
+
+
+def _warm(cache: OrderedDict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+    """The cached value, made on first use; the least recently used goes when there are too many."""
+    if key not in cache:
+        cache[key] = make()
+        while len(cache) > _WARM:
+            cache.popitem(last=False)
+    cache.move_to_end(key)
+    return cache[key]
+

@@ -1,0 +1,6 @@
+"""Tables and pictures, from result files only."""
+
+from rayclip.reports.grid import example_grid
+from rayclip.reports.table import Table, result_tables
+
+__all__ = ["Table", "example_grid", "result_tables"]

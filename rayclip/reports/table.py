@@ -1,0 +1,104 @@
+"""Result tables in the papers' shape: a row a model, a column an attack, one table a data set."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table as RichTable
+
+from rayclip.types import Row
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rendered cells with a caption that states the protocol."""
+
+    title: str
+    header: tuple[str, ...]
+    body: tuple[tuple[str, ...], ...]
+    caption: str
+
+    def markdown(self) -> str:
+        lines = [f"**{self.title}**", "", _line(self.header), _line(["---"] + ["---:"] * (len(self.header) - 1))]
+        return "\n".join([*lines, *map(_line, self.body), "", self.caption, ""])
+
+    def rich(self) -> RichTable:
+        table = RichTable(title=self.title, caption=self.caption, title_justify="left", caption_justify="left",
+                          box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False, pad_edge=False)
+        for i, name in enumerate(self.header):
+            name = "\n".join(name.rsplit(" ", 1)) if i else name  # the budget below the attack's name: 80 columns hold 5
+            table.add_column(name, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
+        for row in self.body:
+            table.add_row(*row)
+        return table
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def result_tables(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> list[Table]:
+    """One table a data set, and an average over data sets where there are several.
+
+    Args:
+        labels: names to show for models, by the name in the rows; the rows' own where absent.
+    """
+    tables = [_table(name, [r for r in rows if r.dataset == name], labels or {}) for name in _distinct(rows, "dataset")]
+    return tables if len(tables) == 1 else [*tables, _average(rows, labels or {})]
+
+
+def _distinct(rows: Sequence[Row], field: str) -> list[str]:
+    return list(dict.fromkeys(getattr(row, field) for row in rows))
+
+
+def _table(dataset: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
+    attacks = _distinct(rows, "attack")
+    found = {(row.model, row.attack): row for row in rows}
+    body = tuple(
+        (labels.get(model, model), *(_number(found.get((model, attack))) for attack in attacks))
+        for model in _distinct(rows, "model")
+    )
+    sizes = sorted({row.n for row in rows})
+    title = f"{dataset}: accuracy in %, n = {', '.join(map(str, sizes))}, 95 % Wilson intervals"
+    return Table(title, ("model", *map(heading, attacks)), body, _protocol(rows))
+
+
+def _average(rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
+    """The papers' average: every data set weighs the same."""
+    attacks, datasets = _distinct(rows, "attack"), _distinct(rows, "dataset")
+    body = []
+    for model in _distinct(rows, "model"):
+        cells = []
+        for attack in attacks:
+            values = [r.top1 for r in rows if r.model == model and r.attack == attack]
+            cells.append(f"{sum(values) / len(values):.1f}" if len(values) == len(datasets) else "")
+        body.append((labels.get(model, model), *cells))
+    return Table(f"average over {len(datasets)} data sets: accuracy in %", ("model", *map(heading, attacks)),
+                 tuple(body), "Every data set weighs the same.")
+
+
+def heading(attack: str) -> str:
+    """`pgd-10_eps4` -> `pgd-10 4/255`."""
+    name, separator, eps = attack.partition("_eps")
+    return f"{name.replace('_', ' ')} {eps}/255" if separator else name
+
+
+def _number(row: Row | None) -> str:
+    return "" if row is None else f"{row.top1:.1f} {row.ci_low:.0f}–{row.ci_high:.0f}"
+
+
+def _protocol(rows: Sequence[Row]) -> str:
+    """What every number of the table shares, and what belongs to one attack."""
+    notes = []
+    described = {row.attack: row.protocol for row in rows if row.attack != "worst"}
+    for attack, protocol in described.items():
+        kept = {k: v for k, v in protocol.items() if k in ("steps", "step", "norm", "start", "stop", "substitutes", "k",
+                                                          "changes", "offset")}
+        if kept:
+            notes.append(f"{heading(attack)}: " + ", ".join(f"{k} {v}" for k, v in kept.items()))
+    first = next(iter(described.values()))
+    shared = f"prompt '{first['template']}', {first['resolution']} resolution, {first['precision']}, seed {first['seed']}"
+    if any(row.attack == "worst" for row in rows):
+        notes.append("worst: right under every attack, per sample")
+    return ". ".join([*notes, shared]) + "."
+

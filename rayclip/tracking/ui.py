@@ -1,0 +1,68 @@
+"""The MLflow UI at the page that matters."""
+
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+
+from rayclip.tracking.mlflow_tracker import default_uri
+from rayclip.types import UserError
+
+_START_S = 60.0
+
+
+def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) -> None:
+    """Start a server for a local store (or use the server that `uri` is), show its page, and stay until Ctrl-C.
+
+    Raises:
+        UserError: no such experiment, or the port is taken.
+    """
+    from mlflow import MlflowClient
+
+    uri = uri or default_uri()
+    page = "/#/experiments"
+    if experiment is not None:
+        found = MlflowClient(uri).get_experiment_by_name(experiment)
+        if found is None:
+            known = ", ".join(e.name for e in MlflowClient(uri).search_experiments())
+            raise UserError(f"MLflow at '{uri}' has no experiment '{experiment}': it has {known}.")
+        page = f"/#/experiments/{found.experiment_id}/runs"
+    if uri.startswith("http"):
+        _show(uri.rstrip("/") + page, browser)
+        return
+    base = f"http://127.0.0.1:{port}"
+    if _answers(base):
+        raise UserError(f"port {port} is taken: give another --port.")
+    server = subprocess.Popen([sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host",
+                               "127.0.0.1", "--port", str(port), "--workers", "1"])
+    try:
+        deadline = time.monotonic() + _START_S
+        while not _answers(base):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise UserError(f"the MLflow server did not start on port {port}: see its messages above.")
+            time.sleep(0.3)
+        _show(base + page, browser)
+        server.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _answers(base: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{base}/health", timeout=1).close()
+    except urllib.error.HTTPError:
+        return True
+    except (urllib.error.URLError, OSError):
+        return False
+    return True
+
+
+def _show(address: str, browser: bool) -> None:
+    print(f"MLflow: {address}", flush=True)
+    if browser:
+        webbrowser.open(address)
