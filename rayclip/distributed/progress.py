@@ -20,6 +20,7 @@ class Display:
         )
         self._tasks: dict[str, TaskID] = {}
         self._last_line: dict[str, float] = {}
+        self._began = time.monotonic()
 
     def __enter__(self) -> "Display":
         self._bars.start()
@@ -41,6 +42,6 @@ class Display:
         if done or now - self._last_line.get(name, 0.0) >= _LINE_EVERY_S:
             self._last_line[name] = float("inf") if done else now
             if not done or self._tasks.get(name) is None:
-                self.console.print(f"{name:<26} {completed}/{total}  {note}".rstrip())
+                self.console.print(f"[{now - self._began:4.0f} s] {name:<22} {completed}/{total}  {note}".rstrip(), markup=False)
             if done:
                 self._tasks[name] = TaskID(0)  # its last line is out

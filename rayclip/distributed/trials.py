@@ -26,6 +26,7 @@ from rayclip.models.clip import CONFIG_FILE, WEIGHTS_FILE
 from rayclip.training import Progress, TrainConfig, train
 from rayclip.types import Tracker, UserError
 
+_DRIVER_CPUS = 0.1  # of the Tune function that waits for a Train run
 _RETRIES = 3  # of a Train run whose worker or node was lost
 
 
@@ -47,6 +48,14 @@ class Workers:
     def for_cluster(cls, count: int = 1) -> "Workers":
         """One GPU a worker where the cluster has GPUs."""
         return cls(count=count, gpus=1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0)
+
+
+    def trials_at_once(self) -> int:
+        """How many trials the cluster holds: no driver process starts long before its workers can."""
+        resources = ray.cluster_resources()
+        by_cpu = resources.get("CPU", 1.0) / (self.count * self.cpus + _DRIVER_CPUS)
+        by_gpu = resources.get("GPU", 0.0) / (self.count * self.gpus) if self.gpus else by_cpu
+        return max(1, int(min(by_cpu, by_gpu)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +103,7 @@ def run_trials(
         storage: folder for unfinished runs; emptied trial by trial.
         on_finish: called in the driver as soon as a trial ends, with its error if it failed.
     """
-    todo = [t for t in trials if not t.is_finished()]
+    todo = sorted((t for t in trials if not t.is_finished()), key=_length, reverse=True)
     errors: dict[str, str] = {}
     if todo:
         for trial in todo:
@@ -102,9 +111,9 @@ def run_trials(
         watcher = _Watcher(todo, display, on_finish)
         tuner = tune.Tuner(
             # Closures, not parameters: Tune would try to write the trials into its own JSON.
-            tune.with_resources(_driver(todo, workers, storage, tracker), {"CPU": 0.1}),
+            tune.with_resources(_driver(todo, workers, storage, tracker), {"CPU": _DRIVER_CPUS}),
             param_space={"index": tune.grid_search(list(range(len(todo))))},
-            tune_config=tune.TuneConfig(trial_name_creator=lambda t: f"trial-{t.trial_id}", reuse_actors=True),
+            tune_config=tune.TuneConfig(max_concurrent_trials=workers.trials_at_once()),
             run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[watcher],
                                       failure_config=tune.FailureConfig(max_failures=_RETRIES)),
         )
@@ -115,6 +124,12 @@ def run_trials(
             elif (failure := (result.metrics or {}).get("failure")) is not None:
                 errors[trial.name] = failure
     return [TrialResult(t, errors.get(t.name)) for t in trials]
+
+
+def _length(trial: Trial) -> tuple[float, int]:
+    """Sorts the longest trials first, so that none starts when the others are done."""
+    config = trial.config
+    return (config.shots or float("inf")), config.recipe.epochs * (1 + config.method.steps)
 
 
 def _driver(trials: Sequence[Trial], workers: Workers, storage: Path, tracker: Tracker | None) -> Callable[[dict], None]:

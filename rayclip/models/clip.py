@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -176,6 +175,8 @@ def _parse(spec: str) -> tuple[str, str | None]:
         return spec, None
     if spec.startswith("hf-hub:"):
         return spec, None
+    import open_clip  # seconds of imports that the processes which only drive others are spared
+
     name, _, tag = spec.partition(":")
     if name.replace("/", "-") not in open_clip.list_models():
         raise UserError(f"unknown model '{spec}': use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip "
@@ -187,6 +188,8 @@ def _parse(spec: str) -> tuple[str, str | None]:
 
 
 def _build(spec: str, source: str, tag: str | None, device: torch.device) -> Clip:
+    import open_clip
+
     wants_quick_gelu = False
     if tag is not None:
         pretrained = open_clip.get_pretrained_cfg(source.replace("/", "-"), tag)
@@ -206,6 +209,8 @@ def _build(spec: str, source: str, tag: str | None, device: torch.device) -> Cli
 
 def _full_config(model: nn.Module, source: str, quick_gelu: bool) -> dict[str, Any]:
     """`model_cfg` and `preprocess_cfg` such that `local-dir:` rebuilds exactly this model."""
+    import open_clip
+
     model_cfg = json.loads(json.dumps(open_clip.get_model_config(source)))
     if quick_gelu:
         model_cfg["quick_gelu"] = True
