@@ -79,16 +79,24 @@ class RunBook:
         same = tracker is not None and saved.get("uri") == tracker.uri and saved.get("experiment") == tracker.experiment
         self._runs: dict[str, str] = saved["runs"] if same else {}
 
-    def open(self, name: str, *, parent: str | None = None, params: Mapping[str, Any] | None = None,
-             tags: Mapping[str, str] | None = None, key: str | None = None) -> str | None:
+    def open(
+        self,
+        name: str,
+        *,
+        parent: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        key: str | None = None,
+    ) -> str | None:
         """The run's id, from an earlier start or new; None without a tracker."""
         if self._tracker is None:
             return None
         key = key or name
         if key not in self._runs or not self._tracker.exists(self._runs[key]):
             self._runs[key] = self._tracker.start(name, parent=parent, params=params, tags=tags)
-            self._store.write_json(self.FILE, {
-                "uri": self._tracker.uri, "experiment": self._tracker.experiment, "runs": self._runs})
+            self._store.write_json(
+                self.FILE, {"uri": self._tracker.uri, "experiment": self._tracker.experiment, "runs": self._runs}
+            )
         return self._runs[key]
 
     def finish(self, run: str | None, *, failed: bool = False) -> None:
@@ -106,8 +114,7 @@ def check_training(config: TrainConfig, workers: int = 1) -> TrainConfig:
         UserError: whatever `train` would raise for these arguments.
     """
     if isinstance(config.method, MMCoA) and config.method.text.substitutes == "default":
-        text = dataclasses.replace(
-            config.method.text, substitutes=default_substitutes(bundled=config.data == "digits"))
+        text = config.method.text.with_substitutes(default_substitutes(bundled=config.data == "digits"))
         config = dataclasses.replace(config, method=dataclasses.replace(config.method, text=text))
     data = few_shot(open_data(config.data, "train"), config.shots, config.seed)
     if len(data) < workers:
@@ -118,9 +125,7 @@ def check_training(config: TrainConfig, workers: int = 1) -> TrainConfig:
     return config
 
 
-def check_sweep(
-    trials: Sequence[Trial], evaluation: Evaluation | None, base: str | None, workers: int
-) -> list[Trial]:
+def check_sweep(trials: Sequence[Trial], evaluation: Evaluation | None, base: str | None, workers: int) -> list[Trial]:
     """The trials with their defaults spelled out, once nothing in them or in what follows them can be wrong.
 
     Raises:
@@ -145,7 +150,9 @@ def plan_cells(models: Sequence[str], evaluation: Evaluation) -> tuple[list[Cell
     datasets: list[tuple[str, ImageSet]] = [(spec, open_data(spec, "test")) for spec in evaluation.data]
     names = [data.name for _, data in datasets]
     if len(set(names)) < len(names):
-        raise UserError(f"two data sets share the name '{next(n for n in names if names.count(n) > 1)}': rename a file.")
+        raise UserError(
+            f"two data sets share the name '{next(n for n in names if names.count(n) > 1)}': rename a file."
+        )
     if evaluation.limit is not None and evaluation.limit < 1:
         raise UserError("--limit must be at least 1.")
     fingerprints = []
@@ -176,7 +183,9 @@ def evaluate_models(models: Sequence[str], evaluation: Evaluation, where: Where)
     book = RunBook(store, where.tracker)
     for model in models:
         fingerprint = next(c.model_fingerprint for c in cells if c.model == model)
-        _log_evaluation(book, where, store, f"eval {model}", None, fingerprint, [r for r in rows if r.model == model], cells)
+        _log_evaluation(
+            book, where, store, f"eval {model}", None, fingerprint, [r for r in rows if r.model == model], cells
+        )
     write_results(store, rows)
     return rows
 
@@ -191,7 +200,11 @@ def fine_tune(trial: Trial, where: Where) -> None:
 
 
 def sweep(
-    trials: Sequence[Trial], where: Where, *, parent: str | None = None, evaluation: Evaluation | None = None,
+    trials: Sequence[Trial],
+    where: Where,
+    *,
+    parent: str | None = None,
+    evaluation: Evaluation | None = None,
     base: str | None = None,
 ) -> tuple[list[Row], dict[str, str]]:
     """Train all trials, then evaluate the untouched model `base` and every result.
@@ -213,9 +226,18 @@ def sweep(
     book = RunBook(store, where.tracker)
     root = book.open(parent, tags={"rayclip.kind": "sweep"}) if parent else None
 
-    trials = [dataclasses.replace(t, run=book.open(
-        t.name, parent=root, params=t.config.flat(), tags={"rayclip.kind": "train", "rayclip.digest": t.config.digest()},
-    )) for t in trials]
+    trials = [
+        dataclasses.replace(
+            t,
+            run=book.open(
+                t.name,
+                parent=root,
+                params=t.config.flat(),
+                tags={"rayclip.kind": "train", "rayclip.digest": t.config.digest()},
+            ),
+        )
+        for t in trials
+    ]
     if unfinished:
         _train(trials, store, where, display, book)
     if evaluation is None:
@@ -253,8 +275,13 @@ def _train(trials: Sequence[Trial], store: Store, where: Where, display: Display
 
     with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
         results = run_trials(
-            trials, workers=Workers.for_cluster(where.train_workers), storage=Path(store.root) / "unfinished",
-            tracker=tracker, display=display, on_finish=finished)
+            trials,
+            workers=Workers.for_cluster(where.train_workers),
+            storage=Path(store.root) / "unfinished",
+            tracker=tracker,
+            display=display,
+            on_finish=finished,
+        )
     failed = [r for r in results if r.error is not None]
     if failed:
         raise UserError("; ".join(f"{r.trial.name} failed: {r.error}" for r in failed))
@@ -273,15 +300,24 @@ def _evaluate(
 
 
 def _log_evaluation(
-    book: RunBook, where: Where, store: Store, name: str, parent: str | None, fingerprint: str, rows: Sequence[Row],
+    book: RunBook,
+    where: Where,
+    store: Store,
+    name: str,
+    parent: str | None,
+    fingerprint: str,
+    rows: Sequence[Row],
     cells: Sequence[Cell],
 ) -> None:
     """One tracker run per evaluated model: metrics by design names, the table, adversarial texts and pictures."""
     tracker = where.tracker
     if tracker is None:
         return
-    tags = {"rayclip.kind": "eval", "rayclip.model": fingerprint,
-            **{f"rayclip.data.{c.dataset}": c.data_fingerprint for c in cells}}
+    tags = {
+        "rayclip.kind": "eval",
+        "rayclip.model": fingerprint,
+        **{f"rayclip.data.{c.dataset}": c.data_fingerprint for c in cells},
+    }
     key = f"{name} {'+'.join(sorted(r.cell for r in rows))} n={rows[0].n}"
     params = {"model": rows[0].model, **{f"attack.{r.attack}.{k}": v for r in rows for k, v in r.protocol.items()}}
     run = book.open(name, parent=parent, params=params, tags=tags, key=key)

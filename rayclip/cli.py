@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,34 +13,46 @@ from rayclip.types import UserError
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
-                  help="Adversarial fine-tuning and attack of CLIP, carried over a cluster by Ray.")
-
-
-class Resolution(StrEnum):
-    native = "native"
-    model = "model"
-
-
-class RecipeName(StrEnum):
-    paper = "paper"
-    small = "small"
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Adversarial fine-tuning and attack of CLIP, carried over a cluster by Ray.",
+)
 
 
 Model = "digits (bundled), local-dir:PATH, hf-hub:ORG/NAME, or an open_clip NAME:TAG such as ViT-B-32:openai."
 Eps = Annotated[str | None, typer.Option(help="Budget in pixel units, as a fraction: 1/255.")]
-StepSize = Annotated[str | None, typer.Option(
-    "--step-size", help="Length of an attack step.  [default: 1/255, or 2.5·eps/steps where that is larger]")]
+StepSize = Annotated[
+    str | None,
+    typer.Option(
+        "--step-size", help="Length of an attack step.  [default: 1/255, or 2.5·eps/steps where that is larger]"
+    ),
+]
 Cluster = Annotated[bool, typer.Option("--cluster", help="Use the running Ray cluster (RAY_ADDRESS or this node's).")]
-Tracking = Annotated[str | None, typer.Option(
-    help="MLflow store or server.  [default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here]")]
+Tracking = Annotated[
+    str | None,
+    typer.Option(help="MLflow store or server.  [default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here]"),
+]
 NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Log nothing to MLflow.")]
 Experiment = Annotated[str, typer.Option(help="MLflow experiment.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also print what Ray and its workers say.")]
-Substitutes = Annotated[str, typer.Option(
-    help="Source of replacement words: clip-table, or a masked language model's hub name or folder.  "
-         "[default: clip-table for digits, else bert-base-uncased]", show_default=False)]
+Substitutes = Annotated[
+    str,
+    typer.Option(
+        help="Source of replacement words: clip-table, or a masked language model's hub name or folder.  "
+        "[default: clip-table for digits, else bert-base-uncased]",
+        show_default=False,
+    ),
+]
+
+
+Resolution = Annotated[
+    Literal["native", "model"],
+    typer.Option(help="native: perturb at the images' own size; model: resize to the model's input first."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -58,21 +69,26 @@ def evaluate(
     model: Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}")],
     data: Annotated[str, typer.Option(help="Data set names or Parquet files (Hugging Face layout), commas between.")],
     out: Annotated[str, typer.Option(help="Folder or URI of the results; what is there is not computed again.")],
-    attacks: Annotated[str, typer.Option(help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.")] = "clean,pgd",
+    attacks: Annotated[
+        str, typer.Option(help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.")
+    ] = "clean,pgd",
     eps: Eps = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the attacks that do not name their own.")] = 10,
     step_size: StepSize = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each data set.")] = None,
     substitutes: Substitutes = "default",
-    resolution: Annotated[Resolution, typer.Option(
-        help="native: perturb at the images' own size; model: resize to the model's input first.")] = Resolution.native,
+    resolution: Resolution = "native",
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    workers: Annotated[int | None, typer.Option(min=1, help="Evaluation actors.  [default: a GPU, else a core, each]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Evaluation actors.  [default: a GPU, else a core, each]")
+    ] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="May be a fraction, such as 0.25.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     shard_size: Annotated[int, typer.Option(min=1, help="Images per result file.")] = 256,
     cluster: Cluster = False,
-    json: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the rows to FILE; - is standard output.")] = None,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write the rows to FILE; - is standard output.")
+    ] = None,
     tracking_uri: Tracking = None,
     no_tracking: NoTracking = False,
     experiment: Experiment = "rayclip-eval",
@@ -93,13 +109,25 @@ def evaluate(
     budget = _budget(eps)
     defaults = {"steps": steps, "step": default_step(step_size, budget, steps), "substitutes": substitutes}
     evaluation = api.Evaluation(
-        data=[d.strip() for d in data.split(",") if d.strip()], attacks=parse_attacks(attacks, defaults),
-        protocol=Protocol(eps=budget, seed=seed, resolution=resolution.value), limit=limit)
+        data=[d.strip() for d in data.split(",") if d.strip()],
+        attacks=parse_attacks(attacks, defaults),
+        protocol=Protocol(eps=budget, seed=seed, resolution=resolution),
+        limit=limit,
+    )
     api.plan_cells(model, evaluation)
     pool = PoolSize(workers=workers, gpus=gpus_per_worker, batch_size=batch_size, shard_size=shard_size)
-    rows = api.evaluate_models(model, evaluation, api.Where(
-        out=out, tracker=_tracker(tracking_uri, no_tracking, experiment), cluster=cluster, pool=pool, quiet=quiet,
-        verbose=verbose))
+    rows = api.evaluate_models(
+        model,
+        evaluation,
+        api.Where(
+            out=out,
+            tracker=_tracker(tracking_uri, no_tracking, experiment),
+            cluster=cluster,
+            pool=pool,
+            quiet=quiet,
+            verbose=verbose,
+        ),
+    )
     if json == "-":
         print(api.rows_json(rows), end="")
         return
@@ -117,28 +145,40 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint; an interrupted run there goes on.")],
     shots: Annotated[str, typer.Option(help="Images a class, or full.")] = "full",
     eps: Eps = "1/255",
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the training attack.  [default: the method's]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the training attack.  [default: the method's]")
+    ] = None,
     step_size: StepSize = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="[default: the recipe's]")] = None,
-    recipe: Annotated[RecipeName | None, typer.Option(
-        help="paper: the method's published optimiser and schedule; small: for models of a few million parameters.  "
-             "[default: small for the model digits, else paper]")] = None,
+    recipe: Annotated[
+        Literal["paper", "small"] | None,
+        typer.Option(
+            help="paper: the method's published settings; small: for models of a few million parameters.  "
+            "[default: small for the model digits, else paper]"
+        ),
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.  [default: the recipe's]")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Of all workers together.  [default: the recipe's]")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd, adam or adamw.  [default: the recipe's]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Of all workers together.  [default: the recipe's]")
+    ] = None,
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"] | None, typer.Option(help="[default: the recipe's]")] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, help="[default: the recipe's]")] = None,
-    warmup_steps: Annotated[int | None, typer.Option(
-        min=0, help="At most a tenth of the run is used.  [default: the recipe's]")] = None,
-    trains: Annotated[str | None, typer.Option(help="all, or image (the image encoder).  [default: the method's]")] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(min=0, help="At most a tenth of the run is used.  [default: the recipe's]")
+    ] = None,
+    trains: Annotated[
+        Literal["all", "image"] | None, typer.Option(help="image: the image encoder only.  [default: the method's]")
+    ] = None,
     lambda_img: Annotated[float | None, typer.Option(min=0, help="mmcoa: weight of the image loss.")] = None,
     lambda_txt: Annotated[float | None, typer.Option(min=0, help="mmcoa: weight of the text loss.")] = None,
-    targets: Annotated[str | None, typer.Option(
-        help="mmcoa: diagonal (reference code) or class (equation 7).  [default: diagonal]")] = None,
+    targets: Annotated[
+        Literal["diagonal", "class"] | None,
+        typer.Option(help="mmcoa: diagonal (reference code) or class (equation 7).  [default: diagonal]"),
+    ] = None,
     substitutes: Substitutes = "default",
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    resolution: Annotated[Resolution, typer.Option(
-        help="native: perturb at the images' own size; model: resize to the model's input first.")] = Resolution.native,
-    precision: Annotated[str, typer.Option(help="auto (bf16 autocast on GPUs), fp32 or bf16.")] = "auto",
+    resolution: Resolution = "native",
+    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 autocast on GPUs.")] = "auto",
     save_every_steps: Annotated[int, typer.Option(min=0, help="Checkpoint also every N steps.")] = 0,
     data_workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Train workers (one GPU each where there are GPUs).")] = 1,
@@ -152,12 +192,6 @@ def train(
     """Fine-tune a model; the result is a checkpoint that `rayclip eval --model local-dir:OUT` and open_clip load."""
     if out.is_file():
         raise UserError(f"--out {out} is a file: give a folder.")
-    for name, value, allowed in (
-        ("optimizer", optimizer, ("sgd", "adam", "adamw")), ("trains", trains, ("all", "image")),
-        ("targets", targets, ("diagonal", "class")), ("precision", precision, ("auto", "fp32", "bf16")),
-    ):
-        if value is not None and value not in allowed:
-            raise UserError(f"--{name} '{value}' is unknown: use one of {', '.join(allowed)}.")
     if lr is not None and not 0 < lr < float("inf"):
         raise UserError(f"--lr {lr} must be a positive number.")
 
@@ -170,32 +204,69 @@ def train(
     from rayclip.training import TrainConfig
 
     budget = _budget(eps)
-    chosen = make_method(method, eps=budget, steps=steps, trains=trains, lambda_img=lambda_img, lambda_txt=lambda_txt,
-                         targets=targets, text=TextSettings(substitutes=substitutes))
+    chosen = make_method(
+        method,
+        eps=budget,
+        steps=steps,
+        trains=trains,
+        lambda_img=lambda_img,
+        lambda_txt=lambda_txt,
+        targets=targets,
+        text=TextSettings(substitutes=substitutes),
+    )
     chosen = dataclasses.replace(chosen, step=default_step(step_size, budget, chosen.steps))
-    small = recipe is RecipeName.small or recipe is None and model == "digits"
-    overrides = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "optimizer": optimizer,
-                 "weight_decay": weight_decay, "warmup_steps": warmup_steps}
-    config = api.check_training(TrainConfig(
-        model=model, data=data, method=chosen, shots=parse_shots(shots), seed=seed, resolution=resolution.value,
-        recipe=dataclasses.replace(SMALL_MODEL if small else chosen.recipe,
-                                   **{k: v for k, v in overrides.items() if v is not None}),
-        precision=precision, save_every_steps=save_every_steps, data_workers=data_workers,  # type: ignore[arg-type]
-    ), workers)
+    small = recipe == "small" or (recipe is None and model == "digits")
+    overrides: dict[str, Any] = {
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "weight_decay": weight_decay,
+        "warmup_steps": warmup_steps,
+    }
+    config = api.check_training(
+        TrainConfig(
+            model=model,
+            data=data,
+            method=chosen,
+            shots=parse_shots(shots),
+            seed=seed,
+            resolution=resolution,
+            recipe=dataclasses.replace(
+                SMALL_MODEL if small else chosen.recipe, **{k: v for k, v in overrides.items() if v is not None}
+            ),
+            precision=precision,
+            save_every_steps=save_every_steps,
+            data_workers=data_workers,
+        ),
+        workers,
+    )
     trial = Trial(name=out.name, config=config, out=out.absolute())
     if trial.is_finished():
         print(f"{out} already holds this checkpoint; nothing to do.")
         return
-    api.fine_tune(trial, api.Where(
-        out=str(out), tracker=_tracker(tracking_uri, no_tracking, experiment), cluster=cluster, train_workers=workers,
-        quiet=quiet, verbose=verbose))
-    print(f"checkpoint: {out}\nevaluate it: rayclip eval --model local-dir:{out} --data {data} --attacks clean,pgd "
-          f"--eps {eps} --out {out}/eval")
+    api.fine_tune(
+        trial,
+        api.Where(
+            out=str(out),
+            tracker=_tracker(tracking_uri, no_tracking, experiment),
+            cluster=cluster,
+            train_workers=workers,
+            quiet=quiet,
+            verbose=verbose,
+        ),
+    )
+    print(
+        f"checkpoint: {out}\nevaluate it: rayclip eval --model local-dir:{out} --data {data} --attacks clean,pgd "
+        f"--eps {eps} --out {out}/eval"
+    )
 
 
 @app.command()
 def ui(
-    experiment: Annotated[str | None, typer.Option(help="Open this experiment's runs.  [default: all experiments]")] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="Open this experiment's runs.  [default: all experiments]")
+    ] = None,
     tracking_uri: Tracking = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,

@@ -31,7 +31,11 @@ class Tracker(Protocol):
     """Where runs are logged. Picklable: drivers hand it to workers. `tracking.MlflowTracker` is the real one."""
 
     def start(
-        self, name: str, *, parent: str | None = None, params: Mapping[str, Any] | None = None,
+        self,
+        name: str,
+        *,
+        parent: str | None = None,
+        params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> str:
         """Open a run and return its id."""

@@ -64,37 +64,83 @@ def scales() -> dict[ScaleName, Scale]:
         # Budget: at 32/255 the untouched model falls below 20 %. Epochs, steps and learning rate were chosen on a
         # fifth of the train split.
         ScaleName.digits: Scale(
-            model="digits", data="digits", test=("digits",), shots="1,5,full", eps=32 / 255, train_steps=3,
-            test_steps=10, stop="first_success", small_recipe=True, few_shot_epochs=30, epochs=8, save_every_epochs=4),
+            model="digits",
+            data="digits",
+            test=("digits",),
+            shots="1,5,full",
+            eps=32 / 255,
+            train_steps=3,
+            test_steps=10,
+            stop="first_success",
+            small_recipe=True,
+            few_shot_epochs=30,
+            epochs=8,
+            save_every_epochs=4,
+        ),
         ScaleName.pocket: Scale(
-            model=None, data=None, test=None, shots="1,5,full", eps=1 / 255, train_steps=3, test_steps=10,
-            stop="first_success", small_recipe=True, few_shot_epochs=20, epochs=4),
+            model=None,
+            data=None,
+            test=None,
+            shots="1,5,full",
+            eps=1 / 255,
+            train_steps=3,
+            test_steps=10,
+            stop="first_success",
+            small_recipe=True,
+            few_shot_epochs=20,
+            epochs=4,
+        ),
         # The papers' code counts the last iterate, hence `final`. Images are resized first: the 15 sets differ in size.
         ScaleName.paper: Scale(
-            model="ViT-B-32:openai", data="imagenet", test=MMCOA_15, shots="1,5,50,full", eps=1 / 255, train_steps=10,
-            test_steps=100, stop="final", small_recipe=False, few_shot_epochs=None, epochs=None, resolution="model"),
+            model="ViT-B-32:openai",
+            data="imagenet",
+            test=MMCOA_15,
+            shots="1,5,50,full",
+            eps=1 / 255,
+            train_steps=10,
+            test_steps=100,
+            stop="final",
+            small_recipe=False,
+            few_shot_epochs=None,
+            epochs=None,
+            resolution="model",
+        ),
     }
 
 
 def main(
-    scale: Annotated[ScaleName, typer.Option(help="digits needs nothing; pocket takes --model and --data.")] = ScaleName.digits,
-    model: Annotated[str | None, typer.Option(help="local-dir:PATH, hf-hub:ORG/NAME or NAME:TAG.  [default: the scale's]")] = None,
-    data: Annotated[str | None, typer.Option(
-        help="Training data: a name or FILE.parquet. Without --test a fifth of it is held out.  [default: the scale's]")] = None,
+    scale: Annotated[
+        ScaleName, typer.Option(help="digits needs nothing; pocket takes --model and --data.")
+    ] = ScaleName.digits,
+    model: Annotated[
+        str | None, typer.Option(help="local-dir:PATH, hf-hub:ORG/NAME or NAME:TAG.  [default: the scale's]")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A name or FILE.parquet. Without --test a fifth of it is held out.  [default: the scale's]"),
+    ] = None,
     test: Annotated[str | None, typer.Option(help="Test data, commas between.  [default: the scale's]")] = None,
     methods: Annotated[str, typer.Option(help="Commas between.")] = "ft-standard,tecoa,mmcoa",
     shots: Annotated[str | None, typer.Option(help="Images a class, commas between.  [default: the scale's]")] = None,
     eps: Annotated[str | None, typer.Option(help="Budget in training and test.  [default: the scale's]")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="For every trial.  [default: the scale's]")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Test at most so many images.")] = None,
-    substitutes: Annotated[str, typer.Option(help="clip-table, or a masked LM's hub name or folder.  "
-                           "[default: clip-table at digits, else bert-base-uncased]", show_default=False)] = "default",
+    substitutes: Annotated[
+        str,
+        typer.Option(
+            help="clip-table, or a masked LM's hub name or folder.  "
+            "[default: clip-table at digits, else bert-base-uncased]",
+            show_default=False,
+        ),
+    ] = "default",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Results.  [default: runs/mmcoa_shots-SCALE]")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Train workers of each trial.")] = 1,
     cluster: Annotated[bool, typer.Option("--cluster", help="Use the running Ray cluster.")] = False,
-    tracking_uri: Annotated[str | None, typer.Option(
-        help="MLflow store or server.  [default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here]")] = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(help="MLflow store or server.  [default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here]"),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Also print what Ray and its workers say.")] = False,
 ) -> None:
@@ -124,28 +170,52 @@ def main(
     for shot in (shots or setting.shots).split(","):
         count = parse_shots(shot.strip())
         for name in methods.split(","):
-            method = make_method(name.strip(), eps=budget, steps=setting.train_steps,
-                                 step=default_step(None, budget, setting.train_steps),
-                                 text=TextSettings(substitutes=substitutes))
+            method = make_method(
+                name.strip(),
+                eps=budget,
+                steps=setting.train_steps,
+                step=default_step(None, budget, setting.train_steps),
+                text=TextSettings(substitutes=substitutes),
+            )
             recipe = SMALL_MODEL if setting.small_recipe else method.recipe
             length = epochs or (setting.few_shot_epochs if count else setting.epochs) or recipe.epochs
             config = TrainConfig(
-                model=model, data=data, method=method, recipe=dataclasses.replace(recipe, epochs=length), shots=count,
-                seed=seed, resolution=setting.resolution, save_every_epochs=min(length, setting.save_every_epochs))
+                model=model,
+                data=data,
+                method=method,
+                recipe=dataclasses.replace(recipe, epochs=length),
+                shots=count,
+                seed=seed,
+                resolution=setting.resolution,
+                save_every_epochs=min(length, setting.save_every_epochs),
+            )
             label = f"{method.name} {f'{count}-shot' if count else 'full'}"
             trials.append(Trial(name=label, config=config, out=out / "models" / label.replace(" ", "-")))
 
-    attacks = parse_attacks("clean,pgd,bert,sep", {
-        "steps": setting.test_steps, "step": default_step(None, budget, setting.test_steps), "stop": setting.stop,
-        "substitutes": substitutes})
-    evaluation = api.Evaluation(data=tests, attacks=attacks, limit=limit, protocol=Protocol(
-        eps=budget, seed=seed, resolution=setting.resolution))
+    attacks = parse_attacks(
+        "clean,pgd,bert,sep",
+        {
+            "steps": setting.test_steps,
+            "step": default_step(None, budget, setting.test_steps),
+            "stop": setting.stop,
+            "substitutes": substitutes,
+        },
+    )
+    evaluation = api.Evaluation(
+        data=tests,
+        attacks=attacks,
+        limit=limit,
+        protocol=Protocol(eps=budget, seed=seed, resolution=setting.resolution),
+    )
     api.check_sweep(trials, evaluation, model, workers)
     tracker = MlflowTracker(tracking_uri or default_uri(), EXPERIMENT)
     rows, labels = api.sweep(
-        trials, api.Where(out=str(out), tracker=tracker, cluster=cluster, train_workers=workers, quiet=quiet,
-                          verbose=verbose),
-        parent=f"{EXPERIMENT} {scale}", evaluation=evaluation, base=model)
+        trials,
+        api.Where(out=str(out), tracker=tracker, cluster=cluster, train_workers=workers, quiet=quiet, verbose=verbose),
+        parent=f"{EXPERIMENT} {scale}",
+        evaluation=evaluation,
+        base=model,
+    )
     api.show(rows, labels)
     print(f"results: {out}")
     print(f"MLflow:  rayclip ui --experiment {EXPERIMENT} --tracking-uri {tracker.uri}")

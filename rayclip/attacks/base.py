@@ -63,13 +63,20 @@ class Attack(ABC):
         return None
 
     def prepare(self, victim: ZeroShot) -> tuple[str, ...] | None:
-        """What depends on model and class set alone: adversarial class prompts. Computed once, kept with the results."""
+        """What depends on model and class set alone: adversarial class prompts. Made once, kept with the results."""
         return None
 
     @abstractmethod
     def run(
-        self, victim: ZeroShot, images_BCHW: Tensor, labels_B: Tensor, todo_B: Tensor, *,
-        eps: float, keys_B: Tensor, prompts: tuple[str, ...] | None = None,
+        self,
+        victim: ZeroShot,
+        images_BCHW: Tensor,
+        labels_B: Tensor,
+        todo_B: Tensor,
+        *,
+        eps: float,
+        keys_B: Tensor,
+        prompts: tuple[str, ...] | None = None,
     ) -> Adversarial:
         """Attack a batch.
 

@@ -7,8 +7,8 @@ Shapes: P prompts, M masked or replaced sentences of all prompts in a row, D emb
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -56,8 +56,12 @@ def bert_attack(clip: Clip, prompts: Sequence[str], source: SubstituteSource, *,
     current = [list(sentence) for sentence in words]
     changed: list[list[tuple[int, str, str]]] = [[] for _ in words]
     for turn in range(changes):
-        trials = [(p, order[p][turn], new) for p in range(len(words)) if turn < len(order[p])
-                  for new in candidates[p][order[p][turn]]]
+        trials = [
+            (p, order[p][turn], new)
+            for p in range(len(words))
+            if turn < len(order[p])
+            for new in candidates[p][order[p][turn]]
+        ]
         gains_M = _divergences(clip, clean_PD, [(p, _with(current[p], i, new)) for p, i, new in trials]).tolist()
         best: dict[int, int] = {}
         for m, (p, _, _) in enumerate(trials):
@@ -101,6 +105,9 @@ class TextSettings:
     threshold: float = 0.3
     offset: Offset = "correct"
 
+    def with_substitutes(self, substitutes: str) -> Self:
+        return replace(self, substitutes=substitutes)
+
     def source(self, clip: Clip) -> SubstituteSource:
         return substitute_source(clip, self.substitutes, k=self.k, threshold=self.threshold, offset=self.offset)
 
@@ -136,9 +143,15 @@ class BertAttack(TextAttack):
     needs_eps: ClassVar[bool] = False
 
     def run(
-        self, victim: ZeroShot, images_BCHW: Tensor, labels_B: Tensor, todo_B: Tensor, *,
-        eps: float, keys_B: Tensor, prompts: tuple[str, ...] | None = None,
+        self,
+        victim: ZeroShot,
+        images_BCHW: Tensor,
+        labels_B: Tensor,
+        todo_B: Tensor,
+        *,
+        eps: float,
+        keys_B: Tensor,
+        prompts: tuple[str, ...] | None = None,
     ) -> Adversarial:
         assert prompts is not None, "call prepare first"
         return Adversarial.untouched(images_BCHW, victim.embed_prompts(prompts))
-

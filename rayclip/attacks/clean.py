@@ -15,7 +15,14 @@ class Clean(Attack):
     needs_eps: ClassVar[bool] = False
 
     def run(
-        self, victim: ZeroShot, images_BCHW: Tensor, labels_B: Tensor, todo_B: Tensor, *,
-        eps: float, keys_B: Tensor, prompts: tuple[str, ...] | None = None,
+        self,
+        victim: ZeroShot,
+        images_BCHW: Tensor,
+        labels_B: Tensor,
+        todo_B: Tensor,
+        *,
+        eps: float,
+        keys_B: Tensor,
+        prompts: tuple[str, ...] | None = None,
     ) -> Adversarial:
         return Adversarial.untouched(images_BCHW)

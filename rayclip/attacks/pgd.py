@@ -21,8 +21,15 @@ class PGD(GradientAttack):
         return F.cross_entropy(logits_AK, labels_A, reduction="none")
 
     def run(
-        self, victim: ZeroShot, images_BCHW: Tensor, labels_B: Tensor, todo_B: Tensor, *,
-        eps: float, keys_B: Tensor, prompts: tuple[str, ...] | None = None,
+        self,
+        victim: ZeroShot,
+        images_BCHW: Tensor,
+        labels_B: Tensor,
+        todo_B: Tensor,
+        *,
+        eps: float,
+        keys_B: Tensor,
+        prompts: tuple[str, ...] | None = None,
     ) -> Adversarial:
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             logits, labels = victim(pixels), labels_B[index]

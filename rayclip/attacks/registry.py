@@ -75,7 +75,7 @@ def _split(text: str) -> list[tuple[str, dict[str, str]]]:
             assignment = first
         else:
             raise UserError(f"--attacks '{text}' has an empty name: write names with commas between, as in clean,pgd.")
-        if assignment or colon and not is_setting:
+        if assignment or (colon and not is_setting):
             key, equals, value = assignment.partition("=")
             if not (equals and key and value):
                 raise UserError(f"'{assignment}' in --attacks is no setting: write KEY=VALUE, as in pgd:steps=100.")
@@ -90,8 +90,10 @@ def _convert(attack: str, key: str, value: str, kind: Any) -> Any:
         return value
     if kind is float and key == "step":
         return parse_budget(value, "step")
+    if kind not in (int, float):
+        return value
     try:
-        number = {int: int, float: float}[kind](value) if kind in (int, float) else value
+        number = kind(value)
     except ValueError:
         raise UserError(f"{attack}:{key}={value} is no {'whole ' if kind is int else ''}number.") from None
     if kind is int and number < 1:

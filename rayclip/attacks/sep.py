@@ -27,8 +27,15 @@ class SepAttack(TextAttack, GradientAttack):
         return f"sep_pgd-{self.steps}" + ("" if self.norm == "linf" else f"_{self.norm}")
 
     def run(
-        self, victim: ZeroShot, images_BCHW: Tensor, labels_B: Tensor, todo_B: Tensor, *,
-        eps: float, keys_B: Tensor, prompts: tuple[str, ...] | None = None,
+        self,
+        victim: ZeroShot,
+        images_BCHW: Tensor,
+        labels_B: Tensor,
+        todo_B: Tensor,
+        *,
+        eps: float,
+        keys_B: Tensor,
+        prompts: tuple[str, ...] | None = None,
     ) -> Adversarial:
         assert prompts is not None, "call prepare first"
         text_KD = victim.embed_prompts(prompts)

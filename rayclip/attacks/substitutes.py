@@ -29,7 +29,7 @@ STOP_WORDS = frozenset(
     therefore these they this those though through throughout thus to together too toward towards under unless until
     up upon us very via was we well were what whatever when whenever where wherever whether which while who whoever
     whole whom whose why will with within without would yet you your yours yourself yourselves
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 
@@ -56,7 +56,7 @@ class TokenTable:
     @torch.no_grad()
     def candidates(self, sentences: Sequence[Sequence[str]]) -> list[list[list[str]]]:
         distinct = sorted({word for sentence in sentences for word in sentence if word not in STOP_WORDS})
-        found: dict[str, list[str]] = dict.fromkeys(STOP_WORDS, [])
+        found: dict[str, list[str]] = {word: [] for word in STOP_WORDS}
         if distinct:
             table = F.normalize(self._clip.token_table.detach().float(), dim=1)
             queries = F.normalize(torch.stack([table[self._pieces(word)].mean(0) for word in distinct]), dim=1)
@@ -89,8 +89,9 @@ class MaskedLM:
 
     @torch.no_grad()
     def candidates(self, sentences: Sequence[Sequence[str]]) -> list[list[list[str]]]:
-        return [result for start in range(0, len(sentences), 256)
-                for result in self._chunk(sentences[start : start + 256])]
+        return [
+            result for start in range(0, len(sentences), 256) for result in self._chunk(sentences[start : start + 256])
+        ]
 
     def _chunk(self, sentences: Sequence[Sequence[str]]) -> list[list[list[str]]]:
         pieces = [[self._tokenizer.tokenize(word) or [self._tokenizer.unk_token] for word in s] for s in sentences]
@@ -99,15 +100,19 @@ class MaskedLM:
         logits, tops = self._predict([[self._tokenizer.cls_token, *row, self._tokenizer.sep_token] for row in rows])
         results: list[list[list[str]]] = []
         for b, sentence in enumerate(sentences):
-            position, found = 0, []
+            position = 0
+            found: list[list[str]] = []
             for word, parts in zip(sentence, pieces[b], strict=True):
                 end = position + len(parts)
                 if end > room or word in STOP_WORDS:
                     found.append([])
                 else:
                     at = slice(position + self._first, end + self._first)
-                    options = self._single(logits[b, at][0], tops[b, at][0]) if len(parts) == 1 else \
-                        self._combined(tops[b, at])
+                    options = (
+                        self._single(logits[b, at][0], tops[b, at][0])
+                        if len(parts) == 1
+                        else self._combined(tops[b, at])
+                    )
                     found.append([o for o in dict.fromkeys(options) if o != word and o not in STOP_WORDS])
                 position = end
             results.append(found)
@@ -138,8 +143,10 @@ class MaskedLM:
         logits = self._model(input_ids=combinations).logits
         surprise = F.cross_entropy(logits.flatten(0, 1), combinations.flatten(), reduction="none")
         order = surprise.view(combinations.shape).mean(1).argsort(stable=True)
-        texts = [self._tokenizer.convert_tokens_to_string(self._tokenizer.convert_ids_to_tokens(row))
-                 for row in combinations[order].tolist()]
+        texts = [
+            self._tokenizer.convert_tokens_to_string(self._tokenizer.convert_ids_to_tokens(row))
+            for row in combinations[order].tolist()
+        ]
         return [text for text in texts if text.isascii() and text.replace(" ", "").isalpha()]
 
 
@@ -154,8 +161,10 @@ def _load_masked_lm(name: str, device: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForMaskedLM.from_pretrained(name)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"masked language model '{name}' could not be loaded (no such folder, or the hub is out of "
-                        f"reach): give a folder that holds one, or use substitutes={TOKEN_TABLE}.") from error
+        raise UserError(
+            f"masked language model '{name}' could not be loaded (no such folder, or the hub is out of "
+            f"reach): give a folder that holds one, or use substitutes={TOKEN_TABLE}."
+        ) from error
     return tokenizer, model.to(device).eval().requires_grad_(False)
 
 

@@ -20,8 +20,10 @@ def few_shot(data: ImageSet, shots: int | None, seed: int) -> ImageSet:
     for label, name in enumerate(data.class_names):
         members = np.flatnonzero(data.labels == label)
         if len(members) < shots:
-            raise UserError(f"--shots {shots} is more than class '{name}' of '{data.name}' has ({len(members)} images): "
-                            "ask for fewer shots or full.")
+            raise UserError(
+                f"--shots {shots} is more than class '{name}' of '{data.name}' has ({len(members)} images): "
+                "ask for fewer shots or full."
+            )
         # One counter-based stream a class, so that a draw depends on (seed, class) alone.
         order = np.random.Generator(np.random.Philox(key=[seed, label])).permutation(len(members))
         chosen.append(members[order[:shots]])

@@ -68,8 +68,10 @@ def batch_pixels(data: ImageSet, positions: Sequence[int], resolution: Resolutio
     if resolution == "model":
         images = [_to_model_size(image, image_size) for image in images]
     elif len({image.size for image in images}) > 1:
-        raise UserError(f"the images of '{data.name}' differ in size, so they cannot be attacked at their native "
-                        "resolution in batches: use --resolution model.")
+        raise UserError(
+            f"the images of '{data.name}' differ in size, so they cannot be attacked at their native "
+            "resolution in batches: use --resolution model."
+        )
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
 
 

@@ -38,11 +38,15 @@ class ParquetImages(ImageSet):
         schema = self._files[0].schema_arrow
         self._image_column = next((c for c in ("image", "img") if c in schema.names), None)
         if self._image_column is None:
-            raise UserError(f"{paths[0]} has no column 'image': write it in the Hugging Face layout "
-                            "(image: struct<bytes, path>, label: int64).")
+            raise UserError(
+                f"{paths[0]} has no column 'image': write it in the Hugging Face layout "
+                "(image: struct<bytes, path>, label: int64)."
+            )
         if "label" not in schema.names or not pa.types.is_integer(schema.field("label").type):
-            raise UserError(f"{paths[0]} has no integer column 'label': classification needs labelled images "
-                            "(image: struct<bytes, path>, label: int64).")
+            raise UserError(
+                f"{paths[0]} has no integer column 'label': classification needs labelled images "
+                "(image: struct<bytes, path>, label: int64)."
+            )
         self.class_names = _class_names(paths[0], schema)
         columns = [f.read(columns=["label"])["label"].to_numpy() for f in self._files]
         self.labels = np.concatenate(columns).astype(np.int64)
@@ -51,8 +55,10 @@ class ParquetImages(ImageSet):
             raise UserError(f"{paths[0]} holds no rows.")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= len(self.class_names):
-            raise UserError(f"{paths[0]} has labels from {low} to {high} but {len(self.class_names)} class names: "
-                            "labels must be 0 .. classes-1.")
+            raise UserError(
+                f"{paths[0]} has labels from {low} to {high} but {len(self.class_names)} class names: "
+                "labels must be 0 .. classes-1."
+            )
         self._groups = [(f, g) for f in self._files for g in range(f.num_row_groups)]
         sizes = [f.metadata.row_group(g).num_rows for f, g in self._groups]
         self._starts = [0, *itertools.accumulate(sizes)]
@@ -69,7 +75,9 @@ class ParquetImages(ImageSet):
         try:
             return Image.open(io.BytesIO(data)).convert("RGB")
         except (UnidentifiedImageError, OSError, TypeError) as error:
-            raise UserError(f"row {position} of '{self.name}' is no readable image ({error}): mend or drop it.") from error
+            raise UserError(
+                f"row {position} of '{self.name}' is no readable image ({error}): mend or drop it."
+            ) from error
 
     def _row_group(self, group: int) -> list[bytes]:
         if group in self._cache:
@@ -100,8 +108,10 @@ def _class_names(path: Path, schema: Any) -> tuple[str, ...]:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         names = tuple(features["label"]["names"])
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} names no classes: its schema metadata needs the key 'huggingface' with a ClassLabel "
-                        "for 'label', as the datasets library writes it.") from None
+        raise UserError(
+            f"{path} names no classes: its schema metadata needs the key 'huggingface' with a ClassLabel "
+            "for 'label', as the datasets library writes it."
+        ) from None
     if len(set(names)) != len(names) or len(names) < 2:
         raise UserError(f"{path} must name at least two classes, each once; it names {len(names)}.")
     return names

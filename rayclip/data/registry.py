@@ -15,8 +15,21 @@ Split = Literal["train", "test"]
 
 # MMCoA's 15 data sets, in the columns' order of its tables II and III.
 MMCOA_15 = (
-    "imagenet", "cifar10", "cifar100", "tiny_imagenet", "stl10", "sun397", "food101", "oxford_pets", "flowers102",
-    "dtd", "eurosat", "fgvc_aircraft", "country211", "caltech101", "caltech256",
+    "imagenet",
+    "cifar10",
+    "cifar100",
+    "tiny_imagenet",
+    "stl10",
+    "sun397",
+    "food101",
+    "oxford_pets",
+    "flowers102",
+    "dtd",
+    "eurosat",
+    "fgvc_aircraft",
+    "country211",
+    "caltech101",
+    "caltech256",
 )
 PREPARED = frozenset({*MMCOA_15, "stanford_cars", "pcam"})
 
@@ -52,12 +65,16 @@ def open_data(spec: str, split: Split) -> ImageSet:
     if spec in PREPARED:
         folder = data_root() / spec
         if not folder.is_dir():
-            raise UserError(f"data set '{spec}' is not prepared: put its Parquet files (Hugging Face layout: "
-                            f"{split}*.parquet with image, label and class names) into {folder}, or set RAYCLIP_DATA "
-                            "to the folder that holds them.")
+            raise UserError(
+                f"data set '{spec}' is not prepared: put its Parquet files (Hugging Face layout: "
+                f"{split}*.parquet with image, label and class names) into {folder}, or set RAYCLIP_DATA "
+                "to the folder that holds them."
+            )
         return _open_folder(folder, spec, split)
-    raise UserError(f"no data set or file '{spec}': give a .parquet file, a folder of them, or one of digits, "
-                    f"{', '.join(sorted(PREPARED))}.")
+    raise UserError(
+        f"no data set or file '{spec}': give a .parquet file, a folder of them, or one of digits, "
+        f"{', '.join(sorted(PREPARED))}."
+    )
 
 
 def _open_folder(folder: Path, name: str, split: Split) -> ImageSet:

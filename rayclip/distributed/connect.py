@@ -58,8 +58,10 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
         try:
             ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError("no Ray cluster answers: start one (ray start --head), set RAY_ADDRESS to its address, or "
-                            f"leave --cluster out to use this machine alone ({str(error).splitlines()[0][:120]}).") from error
+            raise UserError(
+                "no Ray cluster answers: start one (ray start --head), set RAY_ADDRESS to its address, or "
+                f"leave --cluster out to use this machine alone ({str(error).splitlines()[0][:120]})."
+            ) from error
     try:
         yield
     finally:

@@ -31,8 +31,9 @@ class PoolSize:
         gpus = resources.get("GPU", 0.0)
         per_actor = self.gpus if self.gpus is not None else (1.0 if gpus >= 1 else 0.0)
         if per_actor > gpus:
-            raise UserError(f"an evaluation worker wants {per_actor:g} GPUs but the cluster has {gpus:g}: "
-                            "lower --gpus-per-worker.")
+            raise UserError(
+                f"an evaluation worker wants {per_actor:g} GPUs but the cluster has {gpus:g}: lower --gpus-per-worker."
+            )
         cpus = resources.get("CPU", 1.0)
         workers = self.workers or max(1, int(gpus / per_actor) if per_actor else int(cpus))
         return workers, max(1.0, cpus // workers) if cpus >= workers else cpus / workers, per_actor
@@ -53,10 +54,17 @@ def evaluate(
     if not todo:
         return
     for cell in cells:
-        store.write_json(f"cells/{cell.id}/cell.json", {
-            "model": cell.model, "model_fingerprint": cell.model_fingerprint, "dataset": cell.dataset,
-            "data_fingerprint": cell.data_fingerprint, "class_names": cell.class_names, "protocol": cell.describe(),
-        })
+        store.write_json(
+            f"cells/{cell.id}/cell.json",
+            {
+                "model": cell.model,
+                "model_fingerprint": cell.model_fingerprint,
+                "dataset": cell.dataset,
+                "data_fingerprint": cell.data_fingerprint,
+                "class_names": cell.class_names,
+                "protocol": cell.describe(),
+            },
+        )
     _Pool(todo, store, size, display, total=sum(len(positions[c.data]) for c in cells)).run()
 
 
@@ -114,8 +122,10 @@ class _Pool:
         except (RayActorError, ActorDiedError, ActorUnavailableError) as error:
             self._attempts[shard.name] = self._attempts.get(shard.name, 0) + 1
             if self._attempts[shard.name] >= _ATTEMPTS:
-                raise UserError(f"a shard of '{shard.cell.dataset}' lost its worker {_ATTEMPTS} times (out of memory? "
-                                "try a smaller --batch-size); run again to go on from here.") from error
+                raise UserError(
+                    f"a shard of '{shard.cell.dataset}' lost its worker {_ATTEMPTS} times (out of memory? "
+                    "try a smaller --batch-size); run again to go on from here."
+                ) from error
             self._queue.insert(0, shard)
             return False
         self._done += len(shard.positions)

@@ -15,8 +15,13 @@ class Display:
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self._bars = Progress(
-            TextColumn("{task.description:<26}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"), console=self.console, disable=quiet or not self.console.is_terminal,
+            TextColumn("{task.description:<26}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=quiet or not self.console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
         self._last_line: dict[str, float] = {}
@@ -26,7 +31,9 @@ class Display:
         self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bars.stop()
 
     def say(self, text: str) -> None:
@@ -42,6 +49,8 @@ class Display:
         if done or now - self._last_line.get(name, 0.0) >= _LINE_EVERY_S:
             self._last_line[name] = float("inf") if done else now
             if not done or self._tasks.get(name) is None:
-                self.console.print(f"[{now - self._began:4.0f} s] {name:<22} {completed}/{total}  {note}".rstrip(), markup=False)
+                self.console.print(
+                    f"[{now - self._began:4.0f} s] {name:<22} {completed}/{total}  {note}".rstrip(), markup=False
+                )
             if done:
                 self._tasks[name] = TaskID(0)  # its last line is out

@@ -49,7 +49,6 @@ class Workers:
         """One GPU a worker where the cluster has GPUs."""
         return cls(count=count, gpus=1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0)
 
-
     def trials_at_once(self) -> int:
         """How many trials the cluster holds: no driver process starts long before its workers can."""
         resources = ray.cluster_resources()
@@ -94,7 +93,12 @@ class TrialResult:
 
 
 def run_trials(
-    trials: Sequence[Trial], *, workers: Workers, storage: Path, tracker: Tracker | None, display: Display,
+    trials: Sequence[Trial],
+    *,
+    workers: Workers,
+    storage: Path,
+    tracker: Tracker | None,
+    display: Display,
     on_finish: Callable[[Trial, str | None], None] = lambda trial, error: None,
 ) -> list[TrialResult]:
     """Run what is not finished yet, as many trials at a time as the cluster holds; results in the trials' order.
@@ -114,8 +118,13 @@ def run_trials(
             tune.with_resources(_driver(todo, workers, storage, tracker), {"CPU": _DRIVER_CPUS}),
             param_space={"index": tune.grid_search(list(range(len(todo))))},
             tune_config=tune.TuneConfig(max_concurrent_trials=workers.trials_at_once()),
-            run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[watcher],
-                                      failure_config=tune.FailureConfig(max_failures=_RETRIES)),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(storage),
+                verbose=0,
+                callbacks=[watcher],
+                failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            ),
         )
         for result in tuner.fit():
             trial = todo[result.config["index"]]
@@ -132,7 +141,9 @@ def _length(trial: Trial) -> tuple[float, int]:
     return (config.shots or float("inf")), config.recipe.epochs * (1 + config.method.steps)
 
 
-def _driver(trials: Sequence[Trial], workers: Workers, storage: Path, tracker: Tracker | None) -> Callable[[dict], None]:
+def _driver(
+    trials: Sequence[Trial], workers: Workers, storage: Path, tracker: Tracker | None
+) -> Callable[[dict], None]:
     """The function that Tune runs for each trial: it drives a Train run and keeps its last checkpoint."""
 
     def drive(params: dict[str, Any]) -> None:
@@ -145,11 +156,15 @@ def _driver(trials: Sequence[Trial], workers: Workers, storage: Path, tracker: T
             _train_worker,
             train_loop_config={"config": trial.config, "run": trial.run, "tracker": tracker},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=resources),
+                num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=resources
+            ),
             run_config=ray.train.RunConfig(
-                name=name, storage_path=str(storage), callbacks=[TuneReportCallback()],
+                name=name,
+                storage_path=str(storage),
+                callbacks=[TuneReportCallback()],
                 failure_config=ray.train.FailureConfig(max_failures=_RETRIES),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1)),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            ),
         )
         result = trainer.fit()
         if result.checkpoint is None:  # the worker reported why, and Tune has it
@@ -239,4 +254,3 @@ def _first_line(error: BaseException) -> str:
     """The innermost cause, which Ray puts last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-

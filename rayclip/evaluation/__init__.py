@@ -7,6 +7,14 @@ from rayclip.evaluation.shard import Evaluator
 from rayclip.evaluation.store import Store
 
 __all__ = [
-    "Cell", "Evaluator", "Protocol", "Shard", "Store", "chosen_positions", "collect_rows", "make_cells",
-    "missing_shards", "wilson",
+    "Cell",
+    "Evaluator",
+    "Protocol",
+    "Shard",
+    "Store",
+    "chosen_positions",
+    "collect_rows",
+    "make_cells",
+    "missing_shards",
+    "wilson",
 ]

@@ -36,15 +36,16 @@ def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store:
     for (_, data), members in groups.items():
         verdicts = [right_after_attack(cell, positions[data], store) for cell in members]
         rows += [_row(cell, cell.attack_label, right) for cell, right in zip(members, verdicts, strict=True)]
-        if len(members) > 2 or len(members) == 2 and all(c.attack.name != "clean" for c in members):
+        if len(members) > 2 or (len(members) == 2 and all(c.attack.name != "clean" for c in members)):
             rows.append(_worst(members, np.logical_and.reduce(verdicts)))
     return rows
 
 
 def right_after_attack(cell: Cell, positions: np.ndarray, store: Store) -> np.ndarray:
     """For each position, whether the image was right before and after the attack (bool)."""
-    table = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"),
-                              ["position", "label", "clean_pred", "adv_pred"])
+    table = store.read_tables(
+        store.names(f"cells/{cell.id}", ".parquet"), ["position", "label", "clean_pred", "adv_pred"]
+    )
     verdict: dict[int, bool] = {}
     if table is not None:
         columns = {name: table[name].to_numpy() for name in table.column_names}
@@ -52,21 +53,43 @@ def right_after_attack(cell: Cell, positions: np.ndarray, store: Store) -> np.nd
         verdict = dict(zip(columns["position"].tolist(), right.tolist(), strict=True))
     absent = sum(int(p) not in verdict for p in positions)
     if absent:
-        raise UserError(f"{absent} samples of '{cell.dataset}' under {cell.attack_label} have no result yet: run again.")
+        raise UserError(
+            f"{absent} samples of '{cell.dataset}' under {cell.attack_label} have no result yet: run again."
+        )
     return np.array([verdict[int(p)] for p in positions])
 
 
 def _row(cell: Cell, label: str, right: np.ndarray) -> Row:
     low, high = wilson(int(right.sum()), len(right))
-    return Row(model=cell.model, dataset=cell.dataset, attack=label, eps=cell.eps,
-               steps=getattr(cell.attack, "steps", None), n=len(right), top1=100 * float(right.mean()), ci_low=low,
-               ci_high=high, protocol=cell.describe(), cell=cell.id)
+    return Row(
+        model=cell.model,
+        dataset=cell.dataset,
+        attack=label,
+        eps=cell.eps,
+        steps=getattr(cell.attack, "steps", None),
+        n=len(right),
+        top1=100 * float(right.mean()),
+        ci_low=low,
+        ci_high=high,
+        protocol=cell.describe(),
+        cell=cell.id,
+    )
 
 
 def _worst(members: list[Cell], right: np.ndarray) -> Row:
     low, high = wilson(int(right.sum()), len(right))
     first = members[0]
     protocol = {"worst_of": [cell.attack_label for cell in members], "per": "sample"}
-    return Row(model=first.model, dataset=first.dataset, attack="worst", eps=first.protocol.eps, steps=None,
-               n=len(right), top1=100 * float(right.mean()), ci_low=low, ci_high=high, protocol=protocol,
-               cell="+".join(cell.id for cell in members))
+    return Row(
+        model=first.model,
+        dataset=first.dataset,
+        attack="worst",
+        eps=first.protocol.eps,
+        steps=None,
+        n=len(right),
+        top1=100 * float(right.mean()),
+        ci_low=low,
+        ci_high=high,
+        protocol=protocol,
+        cell="+".join(cell.id for cell in members),
+    )

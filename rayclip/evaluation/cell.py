@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -96,7 +96,9 @@ class Cell:
 
 
 def make_cells(
-    models: Sequence[tuple[str, str]], datasets: Sequence[tuple[str, ImageSet]], attacks: Sequence[Attack],
+    models: Sequence[tuple[str, str]],
+    datasets: Sequence[tuple[str, ImageSet]],
+    attacks: Sequence[Attack],
     protocol: Protocol,
 ) -> list[Cell]:
     """Every model × data set × attack.
@@ -113,11 +115,18 @@ def make_cells(
             raise UserError(f"attack '{attack.name}' needs a budget: give --eps, for example --eps 1/255.")
     return [
         Cell(
-            model=spec, model_fingerprint=fingerprint, data=source, dataset=data.name,
-            data_fingerprint=data.fingerprint, class_names=data.class_names,
-            attack=with_substitutes(attack, bundled=source == "digits"), protocol=protocol,
+            model=spec,
+            model_fingerprint=fingerprint,
+            data=source,
+            dataset=data.name,
+            data_fingerprint=data.fingerprint,
+            class_names=data.class_names,
+            attack=with_substitutes(attack, bundled=source == "digits"),
+            protocol=protocol,
         )
-        for spec, fingerprint in models for source, data in datasets for attack in attacks
+        for spec, fingerprint in models
+        for source, data in datasets
+        for attack in attacks
     ]
 
 
@@ -129,5 +138,5 @@ def default_substitutes(*, bundled: bool) -> str:
 def with_substitutes(attack: Attack, *, bundled: bool) -> Attack:
     """The attack with its source of substitutes spelled out."""
     if isinstance(attack, TextSettings) and attack.substitutes == "default":
-        return replace(attack, substitutes=default_substitutes(bundled=bundled))
+        return attack.with_substitutes(default_substitutes(bundled=bundled))
     return attack

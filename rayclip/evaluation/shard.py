@@ -50,8 +50,10 @@ class Evaluator:
         data = self._images(cell)
         victim = self._victim(cell)
         prompts = self._adversarial_prompts(cell, victim)
-        parts = [self._batch(cell, data, victim, prompts, positions[i : i + self.batch_size])
-                 for i in range(0, len(positions), self.batch_size)]
+        parts = [
+            self._batch(cell, data, victim, prompts, positions[i : i + self.batch_size])
+            for i in range(0, len(positions), self.batch_size)
+        ]
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         self.store.write_table(shard.name, columns)
         return int(((columns["clean_pred"] == columns["label"]) & (columns["adv_pred"] == columns["label"])).sum())
@@ -77,11 +79,17 @@ class Evaluator:
             self._keep_examples(cell, ids, images, labels, clean_logits, adv_logits, result)
         delta = (result.images_BCHW - images).flatten(1)
         columns = {
-            "position": torch.tensor(positions), "sample_id": torch.from_numpy(ids), "label": labels,
-            "clean_pred": clean_logits.argmax(1), "adv_pred": adv_logits.argmax(1),
-            "clean_margin": margin(clean_logits, labels), "adv_margin": margin(adv_logits, labels),
-            "steps": result.steps_B, "queries": result.queries_B,
-            "linf": delta.abs().amax(1), "l2": delta.norm(dim=1),
+            "position": torch.tensor(positions),
+            "sample_id": torch.from_numpy(ids),
+            "label": labels,
+            "clean_pred": clean_logits.argmax(1),
+            "adv_pred": adv_logits.argmax(1),
+            "clean_margin": margin(clean_logits, labels),
+            "adv_margin": margin(adv_logits, labels),
+            "steps": result.steps_B,
+            "queries": result.queries_B,
+            "linf": delta.abs().amax(1),
+            "l2": delta.norm(dim=1),
         }
         return {name: column.cpu().numpy() for name, column in columns.items()}
 
@@ -89,8 +97,10 @@ class Evaluator:
     def _check_finite(cell: Cell, ids: np.ndarray, *logits_BK: Tensor) -> None:
         bad = torch.stack([~z.isfinite().all(1) for z in logits_BK]).any(0)
         if bad.any():
-            raise FloatingPointError(f"model '{cell.model}' gives logits that are not finite on '{cell.dataset}' under "
-                                     f"{cell.attack_label}, first for sample {ids[bad.nonzero()[0].item()]}.")
+            raise FloatingPointError(
+                f"model '{cell.model}' gives logits that are not finite on '{cell.dataset}' under "
+                f"{cell.attack_label}, first for sample {ids[int(bad.nonzero()[0])]}."
+            )
 
     def _images(self, cell: Cell) -> ImageSet:
         def load() -> ImageSet:
@@ -107,8 +117,13 @@ class Evaluator:
             return clip
 
         key = (cell.model_fingerprint, cell.protocol.template, *cell.class_names)
-        return _warm(self._victims, key, lambda: ZeroShot(
-            _warm(self._models, cell.model_fingerprint, load), cell.class_names, cell.protocol.template))
+        return _warm(
+            self._victims,
+            key,
+            lambda: ZeroShot(
+                _warm(self._models, cell.model_fingerprint, load), cell.class_names, cell.protocol.template
+            ),
+        )
 
     def _adversarial_prompts(self, cell: Cell, victim: ZeroShot) -> tuple[str, ...] | None:
         """Once per (model, class set, settings): from memory, from the store, or made here and kept there."""
@@ -121,15 +136,23 @@ class Evaluator:
             if stored is None:
                 prompts = cell.attack.prepare(victim)
                 assert prompts is not None
-                stored = [{"class": c, "clean": p, "adversarial": a}
-                          for c, p, a in zip(cell.class_names, victim.prompts, prompts, strict=True)]
+                stored = [
+                    {"class": c, "clean": p, "adversarial": a}
+                    for c, p, a in zip(cell.class_names, victim.prompts, prompts, strict=True)
+                ]
                 self.store.write_json(name, stored)
             return tuple(entry["adversarial"] for entry in stored)
 
         return _warm(self._prompts, cell.texts_id, make)
 
     def _keep_examples(
-        self, cell: Cell, ids: np.ndarray, images: Tensor, labels: Tensor, clean_logits: Tensor, adv_logits: Tensor,
+        self,
+        cell: Cell,
+        ids: np.ndarray,
+        images: Tensor,
+        labels: Tensor,
+        clean_logits: Tensor,
+        adv_logits: Tensor,
         result: Adversarial,
     ) -> None:
         """The first images of the data set with what the attack made of them, as PNG bytes."""
@@ -137,17 +160,26 @@ class Evaluator:
             return
         few = slice(0, EXAMPLES)
         difference = (result.images_BCHW[few] - images[few]) / (2 * max(cell.eps or 0.0, 1e-9)) + 0.5
-        self.store.write_table(f"cells/{cell.id}/examples/images.parquet", {
-            "sample_id": ids[few], "label": labels[few].cpu().numpy(),
-            "clean_pred": clean_logits[few].argmax(1).cpu().numpy(), "adv_pred": adv_logits[few].argmax(1).cpu().numpy(),
-            "clean": _pngs(images[few]), "adversarial": _pngs(result.images_BCHW[few]), "difference": _pngs(difference),
-        })
+        self.store.write_table(
+            f"cells/{cell.id}/examples/images.parquet",
+            {
+                "sample_id": ids[few],
+                "label": labels[few].cpu().numpy(),
+                "clean_pred": clean_logits[few].argmax(1).cpu().numpy(),
+                "adv_pred": adv_logits[few].argmax(1).cpu().numpy(),
+                "clean": _pngs(images[few]),
+                "adversarial": _pngs(result.images_BCHW[few]),
+                "difference": _pngs(difference),
+            },
+        )
 
 
 def _check_same(what: str, spec: str, found: str, planned: str) -> None:
     if found != planned:
-        raise UserError(f"{what} '{spec}' is not what it was when the evaluation was planned: every node must see the "
-                        "same files, and they must not change meanwhile.")
+        raise UserError(
+            f"{what} '{spec}' is not what it was when the evaluation was planned: every node must see the "
+            "same files, and they must not change meanwhile."
+        )
 
 
 def margin(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
@@ -174,4 +206,3 @@ def _warm(cache: OrderedDict[Any, Any], key: Any, make: Callable[[], Any]) -> An
             cache.popitem(last=False)
     cache.move_to_end(key)
     return cache[key]
-

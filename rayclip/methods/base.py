@@ -20,7 +20,7 @@ Trains = Literal["all", "image"]
 
 
 class ClassTexts:
-    """The class prompts' embeddings during training: computed once if the text encoder is frozen, else with gradients."""
+    """The class prompts' embeddings during training: made once if the text encoder is frozen, else with gradients."""
 
     def __init__(self, clip: Clip, prompts: Sequence[str], *, trainable: bool) -> None:
         self._clip, self.prompts = clip, list(prompts)
@@ -116,6 +116,7 @@ class Method(ABC):
             return objective(pixels), torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
 
         pgd = PGD(steps=self.steps, step=self.step, stop="final")
-        images, _, _ = pgd.ascend(forward, batch.pixels_BCHW, always_attacked(batch.pixels_BCHW),
-                                  eps=self.eps, keys_B=batch.keys_B)
+        images, _, _ = pgd.ascend(
+            forward, batch.pixels_BCHW, always_attacked(batch.pixels_BCHW), eps=self.eps, keys_B=batch.keys_B
+        )
         return replace(batch, adversarial_BCHW=images)

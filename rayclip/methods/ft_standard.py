@@ -13,11 +13,15 @@ from rayclip.models import Clip
 
 @dataclass(frozen=True, kw_only=True)
 class FTStandard(Method):
-    """CE of clean images over all class prompts; both encoders (MMCoA's FT-standard), or `trains=image` (TTC's CLIP-FT)."""
+    """CE of clean images over all class prompts.
+
+    Both encoders (MMCoA's FT-standard), or `trains=image` (TTC's CLIP-FT).
+    """
 
     name: ClassVar[str] = "ft-standard"
-    recipe: ClassVar[Recipe] = Recipe(optimizer="adam", lr=1e-6, betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.2,
-                                      epochs=10)
+    recipe: ClassVar[Recipe] = Recipe(
+        optimizer="adam", lr=1e-6, betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.2, epochs=10
+    )
 
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         image_BD = clip.encode_image(batch.pixels_BCHW)

@@ -27,8 +27,9 @@ class MMCoA(Method):
     """
 
     name: ClassVar[str] = "mmcoa"
-    recipe: ClassVar[Recipe] = Recipe(optimizer="adam", lr=1e-6, betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.2,
-                                      epochs=30)
+    recipe: ClassVar[Recipe] = Recipe(
+        optimizer="adam", lr=1e-6, betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.2, epochs=30
+    )
 
     lambda_img: float = 0.5
     lambda_txt: float = 0.5
@@ -39,8 +40,12 @@ class MMCoA(Method):
         if self.lambda_img:
             with torch.no_grad():
                 text_BD = batch.texts.of(batch.labels_B)
-            batch = self.perturb(batch, lambda pixels: contrastive(
-                clip.encode_image(pixels), text_BD, batch.labels_B, clip.scale, batch.total, self.targets))
+            batch = self.perturb(
+                batch,
+                lambda pixels: contrastive(
+                    clip.encode_image(pixels), text_BD, batch.labels_B, clip.scale, batch.total, self.targets
+                ),
+            )
         if self.lambda_txt:
             classes = batch.labels_B.unique().tolist()
             changes = self.text.attack(clip, [batch.texts.prompts[c] for c in classes])
@@ -64,5 +69,6 @@ class MMCoA(Method):
         return loss, {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
 
     def _mean(self, clip: Clip, batch: Batch, image_BD: Tensor, text_BD: Tensor) -> Tensor:
-        return global_mean(contrastive(image_BD, text_BD, batch.labels_B, clip.scale, batch.total, self.targets),
-                           batch.total)
+        return global_mean(
+            contrastive(image_BD, text_BD, batch.labels_B, clip.scale, batch.total, self.targets), batch.total
+        )

@@ -170,8 +170,10 @@ def _parse(spec: str) -> tuple[str, str | None]:
         folder = Path(spec.removeprefix("local-dir:"))
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
-                raise UserError(f"model '{spec}': no file {name} in {folder}; give a folder that holds {CONFIG_FILE} "
-                                f"and {WEIGHTS_FILE}.")
+                raise UserError(
+                    f"model '{spec}': no file {name} in {folder}; give a folder that holds {CONFIG_FILE} "
+                    f"and {WEIGHTS_FILE}."
+                )
         return spec, None
     if spec.startswith("hf-hub:"):
         return spec, None
@@ -179,8 +181,10 @@ def _parse(spec: str) -> tuple[str, str | None]:
 
     name, _, tag = spec.partition(":")
     if name.replace("/", "-") not in open_clip.list_models():
-        raise UserError(f"unknown model '{spec}': use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip "
-                        "NAME:TAG such as ViT-B-32:openai.")
+        raise UserError(
+            f"unknown model '{spec}': use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip "
+            "NAME:TAG such as ViT-B-32:openai."
+        )
     if not tag:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name.replace("/", "-")))
         raise UserError(f"model '{spec}' needs its weights named as {name}:TAG, with TAG one of {tags or 'a file'}.")
@@ -198,8 +202,14 @@ def _build(spec: str, source: str, tag: str | None, device: torch.device) -> Cli
     logging.disable(logging.WARNING)  # open_clip narrates through the root logger
     try:
         model = open_clip.create_model(
-            source, pretrained=tag, device=device, precision="fp32", force_quick_gelu=wants_quick_gelu,
-            require_pretrained=True, pretrained_image=False, pretrained_text=False,
+            source,
+            pretrained=tag,
+            device=device,
+            precision="fp32",
+            force_quick_gelu=wants_quick_gelu,
+            require_pretrained=True,
+            pretrained_image=False,
+            pretrained_text=False,
         )
         tokenizer = open_clip.get_tokenizer(source)
     finally:
@@ -221,11 +231,15 @@ def _full_config(model: nn.Module, source: str, quick_gelu: bool) -> dict[str, A
 def _explain(spec: str, error: Exception) -> str:
     message = str(error)
     if "size mismatch" in message or "Missing key" in message or "Unexpected key" in message:
-        return f"model '{spec}': the weights do not fit {CONFIG_FILE} (another shape or architecture); " \
-               "put the configuration that belongs to these weights beside them."
+        return (
+            f"model '{spec}': the weights do not fit {CONFIG_FILE} (another shape or architecture); "
+            "put the configuration that belongs to these weights beside them."
+        )
     if "safetensor" in message.lower() or "header" in message.lower():
         return f"model '{spec}': {WEIGHTS_FILE} is damaged or no safetensors file; copy it again."
-    if spec.startswith("hf-hub:") or ":" in spec and not spec.startswith("local-dir:"):
-        return f"model '{spec}' could not be downloaded (check the name, the network and HF_HOME), or save it " \
-               f"elsewhere and use local-dir:PATH: {message.splitlines()[0][:200]}"
+    if spec.startswith("hf-hub:") or (":" in spec and not spec.startswith("local-dir:")):
+        return (
+            f"model '{spec}' could not be downloaded (check the name, the network and HF_HOME), or save it "
+            f"elsewhere and use local-dir:PATH: {message.splitlines()[0][:200]}"
+        )
     return f"model '{spec}' could not be loaded: {message.splitlines()[0][:200] if message else type(error).__name__}."

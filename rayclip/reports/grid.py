@@ -22,7 +22,9 @@ def example_grid(examples: Any, class_names: Sequence[str], title: str) -> bytes
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     draw.text((_PAD, _PAD), title, _INK, ImageFont.load_default(15))
-    for i, (name, caption) in enumerate((("clean", "clean"), ("difference", "difference"), ("adversarial", "adversarial"))):
+    for i, (name, caption) in enumerate(
+        (("clean", "clean"), ("difference", "difference"), ("adversarial", "adversarial"))
+    ):
         top = 2 * _TEXT + i * (_SIDE + _TEXT + _PAD)
         draw.text((_PAD, top + _SIDE / 2 - 7), caption, _INK, font)
         for j, row in enumerate(rows):

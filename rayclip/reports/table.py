@@ -23,10 +23,20 @@ class Table:
         return "\n".join([*lines, *map(_line, self.body), "", self.caption, ""])
 
     def rich(self) -> RichTable:
-        table = RichTable(title=self.title, caption=self.caption, title_justify="left", caption_justify="left",
-                          box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False, pad_edge=False)
+        table = RichTable(
+            title=self.title,
+            caption=self.caption,
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 0, 0, 1),
+            show_edge=False,
+            pad_edge=False,
+        )
         for i, name in enumerate(self.header):
-            name = "\n".join(name.rsplit(" ", 1)) if i else name  # the budget below the attack's name: 80 columns hold 5
+            name = (
+                "\n".join(name.rsplit(" ", 1)) if i else name
+            )  # the budget below the attack's name: 80 columns hold 5
             table.add_column(name, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
         for row in self.body:
             table.add_row(*row)
@@ -73,8 +83,12 @@ def _average(rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
             values = [r.top1 for r in rows if r.model == model and r.attack == attack]
             cells.append(f"{sum(values) / len(values):.1f}" if len(values) == len(datasets) else "")
         body.append((labels.get(model, model), *cells))
-    return Table(f"average over {len(datasets)} data sets: accuracy in %", ("model", *map(heading, attacks)),
-                 tuple(body), "Every data set weighs the same.")
+    return Table(
+        f"average over {len(datasets)} data sets: accuracy in %",
+        ("model", *map(heading, attacks)),
+        tuple(body),
+        "Every data set weighs the same.",
+    )
 
 
 def heading(attack: str) -> str:
@@ -92,13 +106,17 @@ def _protocol(rows: Sequence[Row]) -> str:
     notes = []
     described = {row.attack: row.protocol for row in rows if row.attack != "worst"}
     for attack, protocol in described.items():
-        kept = {k: v for k, v in protocol.items() if k in ("steps", "step", "norm", "start", "stop", "substitutes", "k",
-                                                          "changes", "offset")}
+        kept = {
+            k: v
+            for k, v in protocol.items()
+            if k in ("steps", "step", "norm", "start", "stop", "substitutes", "k", "changes", "offset")
+        }
         if kept:
             notes.append(f"{heading(attack)}: " + ", ".join(f"{k} {v}" for k, v in kept.items()))
     first = next(iter(described.values()))
-    shared = f"prompt '{first['template']}', {first['resolution']} resolution, {first['precision']}, seed {first['seed']}"
+    shared = (
+        f"prompt '{first['template']}', {first['resolution']} resolution, {first['precision']}, seed {first['seed']}"
+    )
     if any(row.attack == "worst" for row in rows):
         notes.append("worst: right under every attack, per sample")
     return ". ".join([*notes, shared]) + "."
-

@@ -38,11 +38,16 @@ class MlflowTracker:
         try:
             client = self._client()
             found = client.get_experiment_by_name(experiment)
-            self.experiment_id = found.experiment_id if found else client.create_experiment(
-                experiment, artifact_location=self._artifact_location())
+            self.experiment_id = (
+                found.experiment_id
+                if found
+                else client.create_experiment(experiment, artifact_location=self._artifact_location())
+            )
         except (MlflowException, OSError) as error:
-            raise UserError(f"MLflow at '{uri}' cannot be reached: start it, or give another --tracking-uri "
-                            f"({str(error).splitlines()[0][:160]}).") from error
+            raise UserError(
+                f"MLflow at '{uri}' cannot be reached: start it, or give another --tracking-uri "
+                f"({str(error).splitlines()[0][:160]})."
+            ) from error
 
     def _artifact_location(self) -> str | None:
         """Beside an SQLite file, whatever directory a worker runs in; a server decides for itself."""
@@ -60,7 +65,11 @@ class MlflowTracker:
         return MlflowClient(self.uri)
 
     def start(
-        self, name: str, *, parent: str | None = None, params: Mapping[str, Any] | None = None,
+        self,
+        name: str,
+        *,
+        parent: str | None = None,
+        params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> str:
         from mlflow.entities import Param

@@ -35,8 +35,22 @@ def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) 
     base = f"http://127.0.0.1:{port}"
     if _answers(base):
         raise UserError(f"port {port} is taken: give another --port.")
-    server = subprocess.Popen([sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host",
-                               "127.0.0.1", "--port", str(port), "--workers", "1"])
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            uri,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ]
+    )
     try:
         deadline = time.monotonic() + _START_S
         while not _answers(base):

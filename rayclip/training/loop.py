@@ -131,8 +131,11 @@ class _Run:
         rest = order[self.step - epoch * self.steps_per_epoch :]
         mine = [batch[self.host.rank :: self.host.world_size] for batch in rest]
         loader = DataLoader(
-            _Pixels(self.data, self.config, self.clip.image_size), sampler=mine, batch_size=None,  # type: ignore[arg-type]
-            num_workers=self.config.data_workers, pin_memory=self.host.device.type == "cuda",
+            _Pixels(self.data, self.config, self.clip.image_size),
+            sampler=mine,
+            batch_size=None,
+            num_workers=self.config.data_workers,
+            pin_memory=self.host.device.type == "cuda",
         )
         for (pixels, positions), batch in zip(loader, rest, strict=True):
             yield pixels, positions, len(batch)
@@ -156,13 +159,22 @@ class _Run:
         curve = [(first + i, dict(zip(names, row, strict=True))) for i, row in enumerate(table.tolist())]
         for step, metrics in curve:
             if not math.isfinite(metrics["loss"]):
-                raise FloatingPointError(f"the loss of step {step} (epoch {epoch + 1}) is {metrics['loss']}: lower the "
-                                         "learning rate, or use precision fp32.")
+                raise FloatingPointError(
+                    f"the loss of step {step} (epoch {epoch + 1}) is {metrics['loss']}: lower the "
+                    "learning rate, or use precision fp32."
+                )
         now = time.monotonic()
         rate, self._clock, self._images = self._images / max(now - self._clock, 1e-9), now, 0
         self._pending = []
-        progress = Progress(step=self.step, total_steps=self.total_steps, epoch=epoch + 1, epochs=self.recipe.epochs,
-                            loss=curve[-1][1]["loss"], images_per_second=rate, curve=curve)
+        progress = Progress(
+            step=self.step,
+            total_steps=self.total_steps,
+            epoch=epoch + 1,
+            epochs=self.recipe.epochs,
+            loss=curve[-1][1]["loss"],
+            images_per_second=rate,
+            curve=curve,
+        )
         save = self._save if self.host.rank == 0 and self._checkpoint_due() else None
         self.host.report(progress, save)
 
@@ -233,7 +245,10 @@ def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opti
 def lineage(config: TrainConfig, clip: Clip, data: ImageSet, step: int) -> Mapping[str, Any]:
     """What `rayclip.json` says of a checkpoint."""
     return {
-        "rayclip": __version__, "step": step, "digest": config.digest(), "config": config.describe(),
+        "rayclip": __version__,
+        "step": step,
+        "digest": config.digest(),
+        "config": config.describe(),
         "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
     }
 
@@ -241,9 +256,15 @@ def lineage(config: TrainConfig, clip: Clip, data: ImageSet, step: int) -> Mappi
 def _choose_trainable(clip: Clip, method: Method) -> list[nn.Parameter]:
     """Switch gradients on for what the method trains; returns those parameters."""
     clip.requires_grad_(False)
-    chosen = clip.image_parameters() if method.trains == "image" else [
-        p for name, p in clip.named_parameters() if not name.endswith("logit_bias")  # SigLIP's, unused by our losses
-    ]
+    chosen = (
+        clip.image_parameters()
+        if method.trains == "image"
+        else [
+            p
+            for name, p in clip.named_parameters()
+            if not name.endswith("logit_bias")  # SigLIP's, unused by our losses
+        ]
+    )
     for p in chosen:
         p.requires_grad_(True)
     return chosen

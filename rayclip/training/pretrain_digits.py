@@ -28,17 +28,40 @@ CONFIG: dict[str, Any] = {
         "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
     },
     "preprocess_cfg": {
-        "size": [8, 8], "mode": "RGB", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
-        "interpolation": "bicubic", "resize_mode": "squash", "fill_color": 0,
+        "size": [8, 8],
+        "mode": "RGB",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+        "fill_color": 0,
     },
 }
 
 TEMPLATES = (
-    "This is a photo of a {}", "This is a photo of the {}", "a photo of a {}", "a picture of the {}", "an image of a {}",
-    "a handwritten {}", "a {} written by hand", "the digit {}", "the number {}", "a scan of the digit {}",
-    "a blurry photo of the number {}", "a small drawing of a {}", "someone wrote a {}", "a grey {} on black", "{}",
+    "This is a photo of a {}",
+    "This is a photo of the {}",
+    "a photo of a {}",
+    "a picture of the {}",
+    "an image of a {}",
+    "a handwritten {}",
+    "a {} written by hand",
+    "the digit {}",
+    "the number {}",
+    "a scan of the digit {}",
+    "a blurry photo of the number {}",
+    "a small drawing of a {}",
+    "someone wrote a {}",
+    "a grey {} on black",
+    "{}",
 )
-EXTRA_NAMES = {"zero": ("nought", "null"), "one": ("single",), "two": ("pair",), "three": ("trio",), "six": ("half dozen",)}
+EXTRA_NAMES = {
+    "zero": ("nought", "null"),
+    "one": ("single",),
+    "two": ("pair",),
+    "three": ("trio",),
+    "six": ("half dozen",),
+}
 
 
 def captions(label: int, rng: random.Random) -> str:
@@ -70,8 +93,9 @@ def pretrain(epochs: int, seed: int = 0) -> Clip:
         for step in range(steps_per_epoch):
             rows = order[step * batch_size : (step + 1) * batch_size]
             texts = clip.tokenize([captions(label, rng) for label in labels[rows].tolist()])
-            loss = contrastive(clip.encode_image(pixels[rows]), clip.encode_text(texts), labels[rows], clip.scale,
-                               batch_size, "class").mean()
+            loss = contrastive(
+                clip.encode_image(pixels[rows]), clip.encode_text(texts), labels[rows], clip.scale, batch_size, "class"
+            ).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -96,8 +120,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     args = parser.parse_args()
     clip = pretrain(args.epochs)
-    save_checkpoint(clip, args.out, {"made_by": "python -m rayclip.training.pretrain_digits", "epochs": args.epochs},
-                    torch.float16)
+    save_checkpoint(
+        clip, args.out, {"made_by": "python -m rayclip.training.pretrain_digits", "epochs": args.epochs}, torch.float16
+    )
     digest = hashlib.sha256((args.out / WEIGHTS_FILE).read_bytes()).hexdigest()
     print(f"zero-shot accuracy on the test split: {accuracy(clip):.2f} %\nsha256 of {WEIGHTS_FILE}: {digest}")
 
