@@ -158,13 +158,12 @@ class GradientAttack(Attack):
     def _initial(self, clean: Tensor, keys: Tensor, eps: float) -> Tensor:
         if self.start == "zero":
             return torch.zeros_like(clean)
-        shape = tuple(clean.shape[1:])
-        keys = keys.to(clean.device)
+        shape, keys, dtype = tuple(clean.shape[1:]), keys.to(clean.device), clean.dtype
         if self.norm == "linf":
-            return ((2 * rng.uniform(keys, shape) - 1) * eps).to(clean.dtype)
-        direction = rng.gaussian(keys, shape)
-        radius = rng.uniform(keys, (1, 1, 1), stream=2) * eps
-        return (direction / _norms(direction) * radius).to(clean.dtype)
+            return (2 * rng.uniform(keys, shape, dtype=dtype) - 1) * eps
+        direction = rng.gaussian(keys, shape, dtype=dtype)
+        radius = rng.uniform(keys, (1, 1, 1), stream=2, dtype=dtype) * eps
+        return direction / _norms(direction) * radius
 
     def _advance(self, delta: Tensor, gradient: Tensor, eps: float) -> Tensor:
         """One step and the projection onto the ball."""

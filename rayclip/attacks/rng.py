@@ -39,8 +39,10 @@ def philox(counters_N4: Tensor, keys_N2: Tensor) -> Tensor:
     return torch.stack((c0, c1, c2, c3), -1)
 
 
-def uniform(keys_B: Tensor, shape: tuple[int, ...], *, stream: int = 0) -> Tensor:
-    """Uniform numbers in [0, 1), `(B, *shape)` float32, a function of each sample's key and `stream` alone."""
+def uniform(
+    keys_B: Tensor, shape: tuple[int, ...], *, stream: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Uniform numbers in [0, 1), `(B, *shape)`, a function of each sample's key and `stream` alone."""
     count = math.prod(shape)
     blocks = -(-count // 4)
     index = torch.arange(blocks, device=keys_B.device)
@@ -49,10 +51,12 @@ def uniform(keys_B: Tensor, shape: tuple[int, ...], *, stream: int = 0) -> Tenso
     keys = torch.stack((keys_B & _MASK, keys_B >> 32 & _MASK), -1)
     words = philox(counters.expand(len(keys_B), -1, -1), keys[:, None].expand(-1, blocks, -1))
     # 24 bits: every value is exact in float32
-    return (words.flatten(1)[:, :count] >> 8).to(torch.float32).mul_(2.0**-24).view(-1, *shape)
+    return (words.flatten(1)[:, :count] >> 8).to(dtype).mul_(2.0**-24).view(-1, *shape)
 
 
-def gaussian(keys_B: Tensor, shape: tuple[int, ...], *, stream: int = 0) -> Tensor:
-    """Standard normal numbers, `(B, *shape)` float32, by Box and Muller from two uniform streams."""
-    radius = (-2 * (1 - uniform(keys_B, shape, stream=stream)).log()).sqrt()
-    return radius * (2 * math.pi * uniform(keys_B, shape, stream=stream + 1)).cos()
+def gaussian(
+    keys_B: Tensor, shape: tuple[int, ...], *, stream: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Standard normal numbers, `(B, *shape)`, by Box and Muller from two uniform streams."""
+    radius = (-2 * (1 - uniform(keys_B, shape, stream=stream, dtype=dtype)).log()).sqrt()
+    return radius * (2 * math.pi * uniform(keys_B, shape, stream=stream + 1, dtype=dtype)).cos()

@@ -6,6 +6,7 @@ finished trials on disk and lets unfinished ones go on from their last checkpoin
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,11 @@ class Workers:
     def for_cluster(cls, count: int = 1) -> "Workers":
         """One GPU a worker where the cluster has GPUs."""
         return cls(count=count, gpus=1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0)
+
+    def threads(self, trials: int) -> int:
+        """CPU threads of each worker when so many trials share the cluster's cores."""
+        cores = ray.cluster_resources().get("CPU", 1.0)
+        return max(1, int(cores / (min(trials, self.trials_at_once()) * self.count)))
 
     def trials_at_once(self) -> int:
         """How many trials the cluster holds: no driver process starts long before its workers can."""
@@ -145,6 +151,7 @@ def _driver(
     trials: Sequence[Trial], workers: Workers, storage: Path, tracker: Tracker | None
 ) -> Callable[[dict], None]:
     """The function that Tune runs for each trial: it drives a Train run and keeps its last checkpoint."""
+    threads = workers.threads(len(trials))
 
     def drive(params: dict[str, Any]) -> None:
         trial = trials[params["index"]]
@@ -154,7 +161,7 @@ def _driver(
             resources["GPU"] = workers.gpus
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config={"config": trial.config, "run": trial.run, "tracker": tracker},
+            train_loop_config={"config": trial.config, "run": trial.run, "tracker": tracker, "threads": threads},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=resources
             ),
@@ -187,6 +194,8 @@ def _export(checkpoint: Path, out: Path) -> None:
 
 def _train_worker(args: dict[str, Any]) -> None:
     host = _RayHost(args["tracker"], args["run"])
+    if host.device.type == "cpu":  # Ray sets one thread for a worker of less than two CPUs
+        torch.set_num_threads(min(args["threads"], os.cpu_count() or 1))
     try:
         train(args["config"], host)
     except (UserError, FloatingPointError) as error:  # trying again would not help

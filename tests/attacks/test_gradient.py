@@ -1,0 +1,201 @@
+"""Every registered attack keeps its promises; PGD agrees with the formula written out sample by sample."""
+
+import dataclasses
+
+import naive
+import pytest
+import torch
+from conftest import tiny_clip
+
+from rayclip.attacks import ATTACKS, make_attack, parse_attacks
+from rayclip.attacks.rng import sample_keys
+from rayclip.models import ZeroShot
+from rayclip.types import UserError
+
+CLASSES = ("cat", "dog", "truck", "lemon", "violin")
+SETTINGS = [
+    *({"name": name} for name in ATTACKS),
+    *({"name": n, "norm": "l2", "step": 0.1} for n in ("pgd", "sep")),
+    *({"name": n, "stop": "final"} for n in ("pgd", "sep")),
+    {"name": "pgd", "start": "zero"},
+]
+
+
+def batch(victim, n=24, size=8):
+    """Images that the victim is right about, as their labels are what it says."""
+    images = torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        labels = victim(images.to(victim.text_KD.dtype)).argmax(1)
+    return images.to(victim.text_KD.dtype), labels, torch.ones(n, dtype=torch.bool), sample_keys(range(n), 0, "t")
+
+
+def balanced(dtype=torch.float32, size=8):
+    """A random model whose classes share the images out among them.
+
+    A random model says the same of every image. Class weights at right angles to the mean image embedding change that.
+    """
+    victim = ZeroShot(tiny_clip(dtype=dtype), CLASSES)
+    with torch.no_grad():
+        images = torch.rand(200, 3, size, size, generator=torch.Generator().manual_seed(2)).to(dtype)
+        features = victim.embed(images)
+        texts = torch.randn(len(CLASSES), features.shape[1], generator=torch.Generator().manual_seed(3)).to(dtype)
+        mean = features.mean(0)
+        texts -= (texts @ mean)[:, None] * mean / mean.pow(2).sum()
+        victim.text_KD = texts / texts.norm(dim=1, keepdim=True)
+        assert victim(images).argmax(1).unique().numel() >= 4
+    return victim
+
+
+def build(settings):
+    settings = dict(settings)
+    kind = ATTACKS[settings.pop("name")]
+    known = {f.name for f in dataclasses.fields(kind)}
+    defaults = {"steps": 5, "step": 2 / 255, "substitutes": "clip-table"}
+    return kind(**{k: v for k, v in (defaults | settings).items() if k in known})
+
+
+def run(attack, victim, images, labels, todo, keys, eps):
+    return attack.run(victim, images, labels, todo, eps=eps, keys_B=keys, prompts=attack.prepare(victim))
+
+
+@pytest.fixture(scope="module")
+def victim():
+    return balanced()
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_stays_in_the_ball_and_in_range(victim, settings):
+    attack, (images, labels, todo, keys) = build(settings), batch(victim)
+    eps = 1.0 if settings.get("norm") == "l2" else 8 / 255
+    adversarial = run(attack, victim, images, labels, todo, keys, eps).images_BCHW
+    delta = (adversarial - images).flatten(1)
+    size = delta.norm(dim=1) if settings.get("norm") == "l2" else delta.abs().amax(1)
+    assert size.max() <= eps + 1e-6
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_eps_zero_is_identity_on_images(victim, settings):
+    images, labels, todo, keys = batch(victim)
+    assert torch.equal(run(build(settings), victim, images, labels, todo, keys, 0.0).images_BCHW, images)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_same_keys_same_result_in_any_batch_size(victim, settings):
+    attack, (images, labels, todo, keys) = build(settings), batch(victim)
+    whole = run(attack, victim, images, labels, todo, keys, 8 / 255)
+    parts = [run(attack, victim, images[i : i + 7], labels[i : i + 7], todo[i : i + 7], keys[i : i + 7], 8 / 255)
+             for i in range(0, len(images), 7)]
+    assert torch.allclose(whole.images_BCHW, torch.cat([p.images_BCHW for p in parts]), atol=1e-5)
+    assert torch.equal(whole.steps_B, torch.cat([p.steps_B for p in parts]))
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_images_wrong_before_are_never_touched(victim, settings):
+    images, labels, _, keys = batch(victim)
+    nobody = torch.zeros(len(images), dtype=torch.bool)
+    result = run(build(settings), victim, images, labels, nobody, keys, 8 / 255)
+    assert torch.equal(result.images_BCHW, images) and result.queries_B.sum() == 0
+
+
+@pytest.mark.parametrize("settings", [s for s in SETTINGS if s["name"] == "pgd"], ids=str)
+def test_loss_rises(victim, settings):
+    attack, (images, labels, todo, keys) = build(settings | {"stop": "final"}), batch(victim)
+    eps = 1.0 if settings.get("norm") == "l2" else 8 / 255
+    result = run(attack, victim, images, labels, todo, keys, eps)
+    with torch.no_grad():
+        before, after = attack.loss(victim(images), labels), attack.loss(victim(result.images_BCHW), labels)
+    assert (after > before).float().mean() > 0.95
+    assert (result.steps_B == 5).all()
+
+
+def test_decided_images_leave_the_batch(victim):
+    sizes = []
+
+    class Counting(ZeroShot):
+        def embed(self, pixels):
+            sizes.append(len(pixels))
+            return super().embed(pixels)
+
+    counting = Counting(victim.clip, CLASSES)
+    counting.text_KD = victim.text_KD
+    images, labels, todo, keys = batch(counting)
+    sizes.clear()
+    attack = make_attack("pgd", steps=20, step=4 / 255)
+    result = attack.run(counting, images, labels, todo, eps=16 / 255, keys_B=keys)
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0]
+    assert sum(sizes) == result.queries_B.sum()
+
+
+def test_no_gradient_reaches_the_weights():
+    victim = ZeroShot(tiny_clip(), CLASSES)
+    images, labels, todo, keys = batch(victim)
+    make_attack("pgd").run(victim, images, labels, todo, eps=8 / 255, keys_B=keys)
+    assert all(p.grad is None and not p.requires_grad for p in victim.clip.parameters())
+
+
+@pytest.mark.parametrize("stop", ["first_success", "final"])
+@pytest.mark.parametrize("start", ["zero", "random"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_agrees_with_the_plain_formula(norm, start, stop):
+    n, size, eps, step = 10, 12, (0.12, 0.008)[norm == "linf"], (0.03, 0.002)[norm == "linf"]
+    victim = balanced(torch.float64, size)
+    clip, texts = victim.clip, victim.text_KD
+    images, labels, _, keys = batch(victim, n, size)
+    labels[0] = (labels[0] + 1) % len(CLASSES)  # one image that is wrong from the start
+    with torch.no_grad():
+        todo = victim(images).argmax(1) == labels
+    attack = make_attack("pgd", steps=6, step=step, norm=norm, start=start, stop=stop)
+    ours = attack.run(victim, images, labels, todo, eps=eps, keys_B=keys)
+
+    def encode(pixels):
+        return clip.encode_image(pixels, normalize=False)
+
+    for i in range(n):
+        plain, steps = naive.pgd(
+            encode, texts, clip.scale.item(), images[i], int(labels[i]), key=int(keys[i]), eps=eps, step=step, steps=6,
+            norm=norm, start=start, stop=stop)
+        assert (ours.images_BCHW[i] - plain).abs().max() < 1e-9
+        assert ours.steps_B[i] == steps
+    if stop == "first_success":
+        broken = (ours.steps_B[todo] < 6).sum()
+        assert 0 < broken < todo.sum(), "some images must break early and some must hold"
+
+
+def test_sep_is_judged_by_both_modalities(victim):
+    """Clean text objective, adversarial text verdict: it breaks at least what BERT-Attack alone breaks."""
+    images, labels, todo, keys = batch(victim)
+    results = {name: run(build({"name": name}), victim, images, labels, todo, keys, 8 / 255) for name in ("bert", "sep")}
+    with torch.no_grad():
+        right = {name: victim.logits(victim.embed(r.images_BCHW), r.text_KD).argmax(1) == labels
+                 for name, r in results.items()}
+    assert torch.equal(results["bert"].text_KD, results["sep"].text_KD)
+    assert not (right["sep"] & ~right["bert"]).any()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("pdg", "unknown attack 'pdg'"),
+        ("pgd:stepz=3", "no setting 'stepz'"),
+        ("pgd:steps=x", "no whole number"),
+        ("pgd:steps=0", "at least 1"),
+        ("pgd:norm=l7", "linf, l2"),
+        ("pgd:step=8", "8/255"),
+        ("pgd:steps", "KEY=VALUE"),
+        ("pgd:", "KEY=VALUE"),
+        ("steps=3", "starts with a setting"),
+        ("clean,,pgd", "empty name"),
+        ("pgd,pgd", "twice"),
+        ("bert:offset=left", "correct, reference"),
+    ],
+)
+def test_bad_attack_texts_are_explained(text, match):
+    with pytest.raises(UserError, match=match):
+        parse_attacks(text, {})
+
+
+def test_settings_follow_their_attack():
+    clean, pgd, bert = parse_attacks("clean,pgd:steps=100,step=1/255,bert:k=5", {"steps": 7})
+    assert (pgd.label, pgd.steps, pgd.step, bert.k) == ("pgd-100", 100, 1 / 255, 5)
+    assert clean.label == "clean"

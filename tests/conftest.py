@@ -1,0 +1,61 @@
+"""What all tests share: small random models that are built in milliseconds, and the optional folder of real data."""
+
+import os
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from open_clip.model import CLIP
+
+from rayclip.models import Clip
+from rayclip.models.checkpoint import save_checkpoint
+
+TINY = {
+    "model_cfg": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 8, "layers": 2, "width": 32, "head_width": 16, "patch_size": 4},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+    },
+    "preprocess_cfg": {"size": [8, 8], "mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]},
+}
+
+
+def tiny_clip(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> Clip:
+    """A CLIP with random weights, large enough ones for its predictions to differ between classes and images."""
+    config = {**TINY, "model_cfg": {**TINY["model_cfg"], **changes}}
+    torch.manual_seed(seed)
+    model = CLIP(config["model_cfg"]["embed_dim"], config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"],
+                 quick_gelu=bool(changes.get("quick_gelu")))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "token_embedding" in name or "positional" in name:
+                p.mul_(20)
+    tokenizer = open_clip.SimpleTokenizer(context_length=16)
+    return Clip(model, config, tokenizer, "tiny").to(dtype).eval()
+
+
+@pytest.fixture
+def clip() -> Clip:
+    return tiny_clip()
+
+
+@pytest.fixture
+def clip64() -> Clip:
+    return tiny_clip(dtype=torch.float64)
+
+
+@pytest.fixture
+def saved_clip(tmp_path: Path) -> str:
+    """A tiny model's specification."""
+    save_checkpoint(tiny_clip(), tmp_path / "tiny", {})
+    return f"local-dir:{tmp_path / 'tiny'}"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real images and models that a developer may have beside the checkout."""
+    folder = Path(os.environ.get("RAYCLIP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no folder {folder} with real images and models")
+    return folder

@@ -1,0 +1,147 @@
+"""The formulas, written out loop by loop and sample by sample: slow, plain, and without a line of the package's.
+
+They take a model's two encoders as functions and return what the package must agree with.
+"""
+
+import math
+
+import torch
+
+M0, M1, W0, W1, MASK = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85, 0xFFFFFFFF
+
+
+def philox_words(key: int, count: int, stream: int = 0) -> list[int]:
+    """Philox4x32-10 with Python's integers: words of the blocks (0, stream, 0, 0), (1, stream, 0, 0), ..."""
+    words: list[int] = []
+    for block in range(-(-count // 4)):
+        c, k0, k1 = [block, stream, 0, 0], key & MASK, key >> 32 & MASK
+        for _ in range(10):
+            a, b = M0 * c[0], M1 * c[2]
+            c = [(b >> 32) ^ c[1] ^ k0, b & MASK, (a >> 32) ^ c[3] ^ k1, a & MASK]
+            k0, k1 = k0 + W0 & MASK, k1 + W1 & MASK
+        words += c
+    return words[:count]
+
+
+def uniforms(key: int, shape: tuple[int, ...], stream: int = 0) -> torch.Tensor:
+    values = [(w >> 8) / 2**24 for w in philox_words(key, math.prod(shape), stream)]
+    return torch.tensor(values, dtype=torch.float64).view(shape)
+
+
+def cross_entropy(scores: list[float], label: int) -> float:
+    top = max(scores)
+    return math.log(sum(math.exp(s - top) for s in scores)) + top - scores[label]
+
+
+def scores(image: torch.Tensor, texts: torch.Tensor, scale: float) -> list[float]:
+    """s · <f, t_c> for unnormalised vectors, one by one."""
+    f = image / image.pow(2).sum().sqrt()
+    return [float(scale * sum(f[d] * (t / t.pow(2).sum().sqrt())[d] for d in range(len(f)))) for t in texts]
+
+
+def predict(encode, texts, scale, x) -> int:
+    values = scores(encode(x[None])[0].detach(), texts, scale)
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def pgd(encode, texts, scale, x, y, *, key, eps, step, steps, norm, start, stop):
+    """One image (C, H, W), one step at a time. Returns the adversarial image and the number of steps behind it."""
+    if predict(encode, texts, scale, x) != y:
+        return x, 0
+    d = torch.zeros_like(x)
+    if start == "random" and norm == "linf":
+        d = (2 * uniforms(key, tuple(x.shape)) - 1) * eps
+    elif start == "random":
+        u1, u2 = uniforms(key, tuple(x.shape)), uniforms(key, tuple(x.shape), 1)
+        gauss = (-2 * (1 - u1).log()).sqrt() * (2 * math.pi * u2).cos()
+        d = gauss / gauss.pow(2).sum().sqrt() * uniforms(key, (1,), 2) * eps
+    d = torch.clamp(d, -x, 1 - x)
+    done = 0
+    while True:
+        if stop == "first_success" and predict(encode, texts, scale, x + d) != y:
+            return x + d, done
+        if done == steps:
+            return x + d, done
+        z = (x + d).requires_grad_()
+        f = encode(z[None])[0]
+        f = f / f.pow(2).sum().sqrt()
+        logits = torch.stack([scale * (f * t / t.pow(2).sum().sqrt()).sum() for t in texts])
+        loss = torch.logsumexp(logits, 0) - logits[y]
+        g = torch.autograd.grad(loss, z)[0]
+        if norm == "linf":
+            d = torch.clamp(d + step * g.sign(), -eps, eps)
+        else:
+            d = d + step * g / g.pow(2).sum().sqrt()
+            length = d.pow(2).sum().sqrt()
+            if length > eps:
+                d = d / length * eps
+        d = torch.clamp(d, -x, 1 - x)
+        done += 1
+
+
+def contrastive(images, texts, labels, scale, targets) -> float:
+    """Mean over pairs of CE(i→t) + CE(t→i), entry by entry."""
+    n = len(labels)
+    f = [v / v.pow(2).sum().sqrt() for v in images]
+    t = [v / v.pow(2).sum().sqrt() for v in texts]
+    total = 0.0
+    for i in range(n):
+        positives = [i] if targets == "diagonal" else [j for j in range(n) if labels[j] == labels[i]]
+        rows = [float(scale * (f[i] * t[j]).sum()) for j in range(n)]
+        columns = [float(scale * (f[j] * t[i]).sum()) for j in range(n)]
+        total += sum(cross_entropy(rows, j) for j in positives) / len(positives)
+        total += sum(cross_entropy(columns, j) for j in positives) / len(positives)
+    return total / n
+
+
+def softmax(v: torch.Tensor) -> list[float]:
+    top = max(v.tolist())
+    e = [math.exp(a - top) for a in v.tolist()]
+    return [a / sum(e) for a in e]
+
+
+def kl(p_vector: torch.Tensor, q_vector: torch.Tensor) -> float:
+    return sum(p * (math.log(p) - math.log(q)) for p, q in zip(softmax(p_vector), softmax(q_vector), strict=True))
+
+
+def bert_attack(embed, prompt: str, substitutes, stop_words, changes: int = 1) -> str:
+    """One prompt, one forward per masked word and per candidate.
+
+    `embed(text)` gives a normalised embedding; `substitutes(words, i)` the candidates for word i, best first.
+    """
+    words = prompt.lower().split()
+    clean = embed(" ".join(words))
+    importance = []
+    for i in range(len(words)):
+        masked = words[:i] + ["[UNK]"] + words[i + 1 :]
+        importance.append((-kl(clean, embed(" ".join(masked))), i))
+    current, changed = list(words), 0
+    for _, i in sorted(importance):
+        if changed == changes:
+            break
+        if words[i] in stop_words:
+            continue
+        best, most = None, -1.0
+        for candidate in substitutes(words, i):
+            gain = kl(clean, embed(" ".join(current[:i] + [candidate] + current[i + 1 :])))
+            if gain > most:
+                best, most = candidate, gain
+        if best is not None:
+            current[i] = best
+            changed += 1
+    return " ".join(current)
+
+
+def nearest_words(table: torch.Tensor, vocabulary: dict[str, int], pieces, word: str, k: int, stop_words) -> list[str]:
+    """The k whole alphabetic words whose rows have the largest cosine with the mean of the word's normalised rows."""
+    rows = [table[p] / table[p].pow(2).sum().sqrt() for p in pieces(word)]
+    query = sum(rows) / len(rows)
+    ranked = []
+    for token, row in vocabulary.items():
+        name = token.removesuffix("</w>")
+        if token.endswith("</w>") and len(name) > 1 and name.isascii() and name.isalpha() and name not in stop_words:
+            ranked.append((name, row))
+    vectors = table[[row for _, row in ranked]]
+    cosine = (vectors @ query) / vectors.norm(dim=1)
+    order = sorted(range(len(ranked)), key=lambda i: -float(cosine[i]))[: k + 1]
+    return [ranked[i][0] for i in order if ranked[i][0] != word][:k]
