@@ -1,6 +1,7 @@
 """What all tests share: small random models that are built in milliseconds, and the optional folder of real data."""
 
 import os
+import socket
 from pathlib import Path
 
 import open_clip
@@ -59,3 +60,10 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no folder {folder} with real images and models")
     return folder
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rayclip.types import UserError
@@ -158,7 +159,7 @@ def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
             return _build(spec, source, tag, torch.device(device))
         except UserError:
             raise
-        except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+        except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(_explain(spec, error)) from error
 
 
@@ -235,7 +236,7 @@ def _explain(spec: str, error: Exception) -> str:
             f"model '{spec}': the weights do not fit {CONFIG_FILE} (another shape or architecture); "
             "put the configuration that belongs to these weights beside them."
         )
-    if "safetensor" in message.lower() or "header" in message.lower():
+    if isinstance(error, SafetensorError):
         return f"model '{spec}': {WEIGHTS_FILE} is damaged or no safetensors file; copy it again."
     if spec.startswith("hf-hub:") or (":" in spec and not spec.startswith("local-dir:")):
         return (

@@ -1,0 +1,187 @@
+"""The losses agree with their formulas, entry by entry, in float64; several workers give one worker's gradient."""
+
+import os
+from dataclasses import replace
+
+import naive
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import tiny_clip
+from torch.nn.parallel import DistributedDataParallel
+
+from rayclip.attacks.bert import TextSettings
+from rayclip.attacks.rng import sample_keys
+from rayclip.methods import METHODS, Batch, ClassTexts, make_method
+from rayclip.methods.losses import class_cross_entropy, contrastive
+from rayclip.methods.parallel import local_count
+from rayclip.models import class_prompts
+from rayclip.models.clip import frozen
+from rayclip.training.loop import _LossOf
+from rayclip.types import UserError
+
+CLASSES = ("cat", "dog", "truck", "lemon")
+
+
+def unit(x):
+    return x / x.norm(dim=1, keepdim=True)
+
+
+def vectors(n=9, d=6):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(n, d, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+
+@pytest.mark.parametrize("targets", ["diagonal", "class"])
+def test_contrastive_agrees_with_the_plain_loop(targets):
+    images, texts = vectors()
+    labels = torch.tensor([0, 1, 1, 2, 0, 3, 1, 2, 4])
+    ours = contrastive(unit(images), unit(texts), labels, torch.tensor(14.0), 9, targets).mean().item()
+    assert ours == pytest.approx(naive.contrastive(images, texts, labels.tolist(), 14.0, targets), abs=1e-9)
+
+
+def test_the_two_target_conventions_agree_when_no_class_occurs_twice():
+    images, texts = vectors()
+    values = [contrastive(unit(images), unit(texts), torch.arange(9), torch.tensor(14.0), 9, t) for t in ("diagonal", "class")]
+    assert torch.allclose(*values, atol=1e-12)
+
+
+def test_class_cross_entropy_agrees_with_the_plain_loop():
+    images, texts = vectors()
+    labels = torch.arange(9) % 5
+    ours = class_cross_entropy(unit(images), unit(texts[:5]), labels, torch.tensor(14.0))
+    for i in range(9):
+        plain = naive.cross_entropy(naive.scores(images[i], texts[:5], 14.0), int(labels[i]))
+        assert ours[i].item() == pytest.approx(plain, abs=1e-9)
+
+
+def example(clip, n=8):
+    pixels = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(clip.mean.dtype)
+    labels = torch.arange(n) % len(CLASSES)
+    texts = ClassTexts(clip, class_prompts(CLASSES), trainable=True)
+    return Batch(pixels_BCHW=pixels, labels_B=labels, keys_B=sample_keys(range(n), 0), texts=texts, total=n)
+
+
+def method(name, **settings):
+    return make_method(name, eps=8 / 255, steps=3, step=4 / 255, text=TextSettings(substitutes="clip-table", k=4), **settings)
+
+
+def attacked(clip, chosen, batch):
+    with frozen(clip):
+        return chosen.attack(clip, batch)
+
+
+def raw(encode, *inputs):
+    return encode(*inputs, normalize=False).detach()
+
+
+@pytest.mark.parametrize("targets", ["diagonal", "class"])
+@pytest.mark.parametrize(("img", "txt"), [(0.5, 0.5), (0.0, 1.0), (0.3, 0.0)])
+def test_mmcoa_is_the_weighted_sum_of_its_two_losses(targets, img, txt):
+    clip = tiny_clip(dtype=torch.float64)
+    chosen = method("mmcoa", lambda_img=img, lambda_txt=txt, targets=targets)
+    batch = attacked(clip, chosen, example(clip))
+    loss, metrics = chosen.loss(clip, batch)
+    labels, scale = batch.labels_B.tolist(), clip.scale.item()
+    expected = 0.0
+    if img:
+        clean_texts = raw(clip.encode_text, clip.tokenize([batch.texts.prompts[c] for c in labels]))
+        part = naive.contrastive(raw(clip.encode_image, batch.adversarial_BCHW), clean_texts, labels, scale, targets)
+        assert metrics["loss_image"].item() == pytest.approx(part, abs=1e-9)
+        expected += img * part
+    if txt:
+        texts = raw(clip.encode_text, clip.tokenize([batch.adversarial_prompts[c] for c in labels]))
+        part = naive.contrastive(raw(clip.encode_image, batch.pixels_BCHW), texts, labels, scale, targets)
+        assert metrics["loss_text"].item() == pytest.approx(part, abs=1e-9)
+        expected += txt * part
+    assert loss.item() == pytest.approx(expected, abs=1e-9)
+    assert (batch.adversarial_BCHW is None) == (img == 0) and (batch.adversarial_prompts is None) == (txt == 0)
+
+
+@pytest.mark.parametrize("name", ["tecoa", "ft-standard"])
+def test_class_losses_average_over_the_batch(name):
+    clip = tiny_clip(dtype=torch.float64)
+    chosen = method(name)
+    batch = attacked(clip, chosen, example(clip))
+    images = batch.adversarial_BCHW if name == "tecoa" else batch.pixels_BCHW
+    features, texts = raw(clip.encode_image, images), raw(clip.encode_text, clip.tokenize(batch.texts.prompts))
+    plain = [naive.cross_entropy(naive.scores(f, texts, clip.scale.item()), y)
+             for f, y in zip(features, batch.labels_B.tolist(), strict=True)]
+    assert chosen.loss(clip, batch)[0].item() == pytest.approx(sum(plain) / len(plain), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "ft-standard"])
+def test_training_attacks_stay_in_the_ball_and_raise_the_loss(name):
+    clip = tiny_clip()
+    chosen, batch = method(name), example(clip)
+    made = attacked(clip, chosen, batch)
+    assert (made.adversarial_BCHW - batch.pixels_BCHW).abs().max() <= 8 / 255 + 1e-6
+    assert 0 <= made.adversarial_BCHW.min() and made.adversarial_BCHW.max() <= 1
+    losses = [chosen.loss(clip, replace(made, adversarial_BCHW=images))[1] for images in
+              (batch.pixels_BCHW, made.adversarial_BCHW)]
+    key = "loss_image" if name == "mmcoa" else "loss"
+    assert losses[1][key] > losses[0][key]
+
+
+def test_an_attack_leaves_mode_and_gradients_as_they_were():
+    clip = tiny_clip().train()
+    clip.model.visual.proj.requires_grad_(False)
+    before = [p.requires_grad for p in clip.parameters()]
+    attacked(clip, method("mmcoa"), example(clip))
+    assert clip.training and [p.requires_grad for p in clip.parameters()] == before
+    assert all(p.grad is None for p in clip.parameters())
+
+
+def test_a_loss_of_nothing_is_refused():
+    with pytest.raises(UserError, match="no loss"):
+        make_method("mmcoa", lambda_img=0.0, lambda_txt=0.0)
+
+
+def test_an_unknown_method_is_explained():
+    with pytest.raises(UserError, match="ft-standard, tecoa, mmcoa"):
+        make_method("tecoo")
+
+
+def gradients(name, targets):
+    """All parameters' gradients of one step on this rank's share of the batch."""
+    clip = tiny_clip(dtype=torch.float64)
+    clip.train()
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    whole = example(clip, 7)
+    batch = replace(whole, pixels_BCHW=whole.pixels_BCHW[rank::size], labels_B=whole.labels_B[rank::size],
+                    keys_B=whole.keys_B[rank::size])
+    assert len(batch.labels_B) == local_count(7, rank, size)
+    chosen = method(name, targets=targets, trains="all")
+    module = _LossOf(clip, chosen)
+    if size > 1:
+        module = DistributedDataParallel(module)
+    loss, _ = module(attacked(clip, chosen, batch))
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in clip.parameters()])
+
+
+def worker(rank, name, targets, port, queue):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    result = gradients(name, targets)
+    if rank == 0:
+        queue.put(result.numpy())
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("name", "targets"), [("mmcoa", "diagonal"), ("mmcoa", "class"), ("tecoa", "diagonal")])
+def test_two_unequal_workers_give_one_workers_gradient(name, targets, free_port):
+    """Seven samples on two ranks: contrastive negatives come from both, and the mean is over all seven."""
+    context = mp.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=worker, args=(r, name, targets, free_port, queue)) for r in range(2)]
+    for p in processes:
+        p.start()
+    together = torch.from_numpy(queue.get(timeout=120))
+    for p in processes:
+        p.join(60)
+        assert p.exitcode == 0
+    assert torch.allclose(together, gradients(name, targets), atol=1e-9)

@@ -1,0 +1,122 @@
+"""The train loop of one process: every method lowers its loss, runs are repeatable, and a resumed run is the same run."""
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayclip.attacks.bert import TextSettings
+from rayclip.methods import METHODS, SMALL_MODEL, Recipe, make_method
+from rayclip.training import TrainConfig, train
+from rayclip.training.loop import epoch_batches, learning_rate
+from rayclip.types import UserError
+
+
+class LocalHost:
+    """One process; keeps the checkpoints, and stops after `until` of them."""
+
+    rank, world_size, device = 0, 1, torch.device("cpu")
+
+    def __init__(self, folder: Path, start: Path | None = None, until: int | None = None) -> None:
+        self.folder, self.start, self.until = folder, start, until
+        self.curve: dict[int, dict[str, float]] = {}
+        self.checkpoints: list[Path] = []
+
+    def resume_from(self):
+        return contextlib.nullcontext(self.start)
+
+    def report(self, progress, save):
+        self.curve |= dict(progress.curve)
+        if save is not None:
+            self.checkpoints.append(self.folder / f"step-{progress.step}")
+            save(self.checkpoints[-1])
+        if self.until is not None and len(self.checkpoints) == self.until:
+            raise InterruptedError
+
+
+def config(name="mmcoa", **changes):
+    method = make_method(name, eps=16 / 255, steps=2, step=12 / 255, text=TextSettings(substitutes="clip-table"))
+    recipe = replace(SMALL_MODEL, epochs=3, batch_size=16, warmup_steps=2)
+    return TrainConfig(model="digits", data="digits", method=method, recipe=recipe, shots=3, **changes)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_lowers_its_loss_and_touches_what_it_trains(name, tmp_path):
+    from rayclip.models import load_model
+
+    host = LocalHost(tmp_path)
+    base = config(name)
+    clip = train(replace(base, recipe=replace(base.recipe, epochs=6)), host)
+    losses = [host.curve[s]["loss"] for s in sorted(host.curve)]
+    assert len(losses) == 12 and sum(losses[-3:]) < sum(losses[:3])
+    before = load_model("digits").model.state_dict()
+    changed = {n for n, p in clip.model.state_dict().items() if not torch.equal(p, before[n])}
+    assert any(n.startswith("visual") for n in changed)
+    assert any(n.startswith("transformer") for n in changed) == (base.method.trains == "all")
+
+
+def test_a_run_is_repeatable(tmp_path):
+    runs = [LocalHost(tmp_path / str(i)) for i in range(2)]
+    clips = [train(config(), host) for host in runs]
+    assert runs[0].curve == runs[1].curve
+    assert clips[0].fingerprint() == clips[1].fingerprint()
+    other = LocalHost(tmp_path / "other")
+    train(config(seed=1), other)
+    assert other.curve != runs[0].curve
+
+
+@pytest.mark.parametrize("until", [1, 2])
+def test_a_resumed_run_continues_the_same_curve(tmp_path, until):
+    """Stopped after an epoch, or in the middle of one, and gone on: step for step the same losses and weights."""
+    settings = config(save_every_steps=3)
+    whole = LocalHost(tmp_path / "whole")
+    reference = train(settings, whole)
+    first = LocalHost(tmp_path / "first", until=until)
+    with pytest.raises(InterruptedError):
+        train(settings, first)
+    second = LocalHost(tmp_path / "second", start=first.checkpoints[-1])
+    resumed = train(settings, second)
+    assert max(first.curve) in (2, 3) and min(second.curve) == max(first.curve) + 1
+    assert first.curve | second.curve == whole.curve
+    assert resumed.fingerprint() == reference.fingerprint()
+
+
+def test_checkpoints_come_every_epoch_and_every_n_steps(tmp_path):
+    host = LocalHost(tmp_path)
+    train(config(save_every_steps=3), host)  # two steps an epoch, three epochs
+    assert [p.name for p in host.checkpoints] == ["step-2", "step-3", "step-4", "step-6"]
+
+
+def test_an_epoch_uses_every_image_once_in_batches_of_nearly_one_size():
+    batches = epoch_batches(1352, 128, seed=0, epoch=0)
+    assert sorted(i for b in batches for i in b) == list(range(1352))
+    assert {len(b) for b in batches} == {122, 123}
+    assert epoch_batches(1352, 128, 0, 1)[0].tolist() != batches[0].tolist()
+
+
+def test_the_schedule_warms_up_and_decays():
+    recipe = Recipe(optimizer="sgd", lr=1.0, warmup_steps=1000)
+    assert learning_rate(recipe, 0, 100_000) == pytest.approx(0.001)
+    assert learning_rate(recipe, 999, 100_000) == pytest.approx(1.0)
+    assert learning_rate(recipe, 100_000, 100_000) == pytest.approx(0.0)
+    assert learning_rate(recipe, 10, 100) == pytest.approx(1.0), "warm-up takes a tenth of a short run at most"
+    assert learning_rate(replace(recipe, schedule="constant"), 50, 100) == 1.0
+
+
+def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
+    settings = config("ft-standard")
+    with pytest.raises(FloatingPointError, match="the loss of step"):
+        train(replace(settings, recipe=replace(settings.recipe, optimizer="sgd", lr=1e30, warmup_steps=0)), LocalHost(tmp_path))
+
+
+def test_the_digest_counts_what_decides_weights():
+    assert config().digest() == config(save_every_steps=5, data_workers=2).digest() != config(seed=1).digest()
+
+
+def test_fewer_images_than_workers_is_explained(tmp_path):
+    host = LocalHost(tmp_path)
+    host.world_size = 31
+    with pytest.raises(UserError, match="30 training images cannot be dealt out to 31 workers"):
+        train(config(), host)
