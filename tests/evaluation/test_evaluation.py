@@ -1,0 +1,168 @@
+"""Shards, resume and numbers, without Ray: the same evaluator that the actors run."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import tiny_clip
+from scipy.stats import binomtest
+
+from rayclip.attacks import parse_attacks
+from rayclip.data import open_data
+from rayclip.evaluation import (
+    Evaluator,
+    Protocol,
+    Store,
+    chosen_positions,
+    collect_rows,
+    make_cells,
+    missing_shards,
+    wilson,
+)
+from rayclip.models import load_model
+from rayclip.models.checkpoint import save_checkpoint
+from rayclip.types import UserError
+
+DEFAULTS = {"steps": 4, "step": 16 / 255, "substitutes": "clip-table"}
+
+
+@pytest.fixture(scope="module")
+def cells():
+    data = open_data("digits", "test")
+    attacks = parse_attacks("clean,pgd,bert,sep", DEFAULTS)
+    return make_cells([("digits", load_model("digits").fingerprint())], [("digits", data)], attacks,
+                      Protocol(eps=32 / 255))
+
+
+def run_all(cells, positions, store, shard_size, batch_size=128):
+    evaluator = Evaluator(store, batch_size=batch_size)
+    shards = [s for c in cells for s in missing_shards(c, positions, store, shard_size)]
+    for shard in shards:
+        evaluator.run(shard)
+    return shards
+
+
+def verdicts(store, cell):
+    table = store.read_tables(store.names(f"cells/{cell.id}", ".parquet")).sort_by("position")
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def test_verdicts_do_not_depend_on_shards_or_batches(cells, tmp_path):
+    positions = chosen_positions(445, 150)
+    stores = [Store(str(tmp_path / name)) for name in "ab"]
+    run_all(cells, positions, stores[0], shard_size=64)
+    run_all(cells, positions, stores[1], shard_size=17, batch_size=5)
+    for cell in cells:
+        a, b = (verdicts(s, cell) for s in stores)
+        for exact in ("position", "sample_id", "label", "clean_pred", "adv_pred", "steps", "queries"):
+            assert np.array_equal(a[exact], b[exact]), exact
+        for close in ("clean_margin", "adv_margin", "linf", "l2"):
+            assert np.allclose(a[close], b[close], atol=1e-3), close
+
+
+def test_what_is_on_disk_is_not_computed_again(cells, tmp_path):
+    store = Store(str(tmp_path))
+    half, whole = chosen_positions(445, 50), chosen_positions(445, 100)
+    assert set(half) <= set(whole)
+    run_all(cells[:2], half, store, 16)
+    stamps = {n: (tmp_path / n).stat().st_mtime_ns for c in cells for n in store.names(f"cells/{c.id}", ".parquet")}
+    again = run_all(cells[:2], whole, store, 30)
+    assert sum(len(s.positions) for s in again) == 2 * 50
+    assert all((tmp_path / n).stat().st_mtime_ns == t for n, t in stamps.items())
+    assert run_all(cells[:2], whole, store, 7) == []
+    assert len(verdicts(store, cells[0])["position"]) == 100
+
+
+def test_a_lost_shard_alone_is_recomputed(cells, tmp_path):
+    store, positions = Store(str(tmp_path)), chosen_positions(445, 60)
+    shards = run_all(cells[1:2], positions, store, 20)
+    before = verdicts(store, cells[1])
+    (tmp_path / shards[1].name).unlink()
+    with pytest.raises(UserError, match="20 samples of 'digits'"):
+        collect_rows(cells[1:2], {"digits": positions}, store)
+    assert [s.positions for s in run_all(cells[1:2], positions, store, 20)] == [shards[1].positions]
+    assert np.array_equal(verdicts(store, cells[1])["adv_pred"], before["adv_pred"])
+
+
+def test_rows_carry_protocol_intervals_and_the_worst_case(cells, tmp_path):
+    store, positions = Store(str(tmp_path)), {"digits": chosen_positions(445, 80)}
+    run_all(cells, positions["digits"], store, 80)
+    rows = {r.attack: r for r in collect_rows(cells, positions, store)}
+    assert list(rows) == ["clean", "pgd-4_eps32", "bert", "sep_pgd-4_eps32", "worst"]
+    right = {}
+    for cell in cells:
+        v = verdicts(store, cell)
+        right[cell.attack_label] = (v["clean_pred"] == v["label"]) & (v["adv_pred"] == v["label"])
+        row = rows[cell.attack_label]
+        assert row.n == 80 and row.top1 == pytest.approx(100 * right[cell.attack_label].mean())
+        assert row.ci_low < row.top1 < row.ci_high or row.top1 in (0, 100)
+    assert rows["worst"].top1 == pytest.approx(100 * np.logical_and.reduce(list(right.values())).mean())
+    assert rows["bert"].protocol["substitutes"] == "clip-table" and rows["bert"].eps is None
+    assert rows["pgd-4_eps32"].protocol["eps"] == "32/255" and rows["pgd-4_eps32"].steps == 4
+    assert json.dumps(rows["worst"].protocol)
+
+
+def test_attacked_images_stay_in_the_budget_and_text_attacks_leave_them(cells, tmp_path):
+    store, positions = Store(str(tmp_path)), chosen_positions(445, 40)
+    run_all(cells, positions, store, 40)
+    for cell in cells:
+        v = verdicts(store, cell)
+        assert v["linf"].max() <= (cell.eps or 0) + 1e-6
+        wrong = v["clean_pred"] != v["label"]
+        assert (v["queries"][wrong] == 0).all()
+    texts = [json.loads((tmp_path / n).read_text()) for n in store.names("texts", ".json")]
+    assert len(texts) == 1, "BERT-Attack and Sep-Attack share one set of adversarial prompts"
+    assert [t["class"] for t in texts[0]][:2] == ["zero", "one"] and texts[0][0]["clean"] != texts[0][0]["adversarial"]
+
+
+def test_a_cells_id_changes_with_everything_that_can_change_a_number(cells):
+    cell = cells[1]
+    changed = [
+        replace(cell, model_fingerprint="x"),
+        replace(cell, data_fingerprint="x"),
+        replace(cell, class_names=("a", "b")),
+        replace(cell, attack=replace(cell.attack, steps=5)),
+        replace(cell, attack=replace(cell.attack, stop="final")),
+        *(replace(cell, protocol=replace(cell.protocol, **change)) for change in (
+            {"eps": 1 / 255}, {"seed": 1}, {"resolution": "model"}, {"template": "a {}"})),
+    ]
+    assert len({cell.id, *(c.id for c in changed)}) == len(changed) + 1
+    assert replace(cell, model="local-dir:/elsewhere", data="other/path.parquet").id == cell.id
+
+
+def test_a_model_that_changed_after_planning_is_refused(cells, tmp_path):
+    save_checkpoint(tiny_clip(seed=1), tmp_path / "m", {})
+    cell = replace(cells[0], model=f"local-dir:{tmp_path / 'm'}")
+    shard = missing_shards(cell, [0, 1], Store(str(tmp_path / "out")), 2)[0]
+    with pytest.raises(UserError, match="not what it was"):
+        Evaluator(Store(str(tmp_path / "out"))).run(shard)
+
+
+def test_a_budget_is_asked_for():
+    with pytest.raises(UserError, match="give --eps"):
+        make_cells([("m", "f")], [("digits", open_data("digits", "test"))], parse_attacks("pgd", {}), Protocol())
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (5, 10), (445, 445), (300, 445), (1, 50_000)])
+def test_wilson_intervals_are_scipys(right, n):
+    theirs = binomtest(right, n).proportion_ci(method="wilson")
+    assert wilson(right, n) == pytest.approx((100 * theirs.low, 100 * theirs.high), abs=1e-9)
+
+
+def test_a_limit_takes_images_from_everywhere():
+    assert chosen_positions(10, None).tolist() == list(range(10))
+    assert chosen_positions(10, 5).tolist() == [0, 2, 4, 6, 8]
+    assert chosen_positions(10, 99).tolist() == list(range(10))
+
+
+def test_damaged_result_files_are_named(cells, tmp_path):
+    store = Store(str(tmp_path))
+    store.write(f"cells/{cells[0].id}/x.parquet", b"damaged")
+    with pytest.raises(UserError, match=r"x\.parquet is damaged"):
+        missing_shards(cells[0], [0], store, 1)
+
+
+def test_an_unknown_kind_of_uri_is_explained():
+    with pytest.raises(UserError, match="cannot be kept"):
+        Store("nonsense://x/y").read("z")

@@ -1,0 +1,152 @@
+"""The command line: instant help, and one clear sentence with exit code 2 for whatever cannot work."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import tiny_clip
+from data.test_data import write
+
+from rayclip import cli
+from rayclip.models.checkpoint import save_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def call(monkeypatch, capsys, *args, app=None, program="rayclip"):
+    """Run in this process; returns (exit code, standard output, standard error)."""
+    monkeypatch.setattr(sys, "argv", [program, *map(str, args)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(app or cli.app, program)
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+def test_help_is_instant():
+    command = [sys.executable, "-m", "rayclip", "--help"]
+    subprocess.run(command, check=True, capture_output=True)
+    best = float("inf")
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        best = min(best, time.perf_counter() - began)
+    assert best < 0.5
+    assert all(word in done.stdout for word in ("eval", "train", "ui"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory beside a folder of good and bad inputs."""
+    inputs, work = tmp_path / "inputs", tmp_path / "work"
+    inputs.mkdir()
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write(inputs / "good.parquet", [0, 1, 2] * 3)
+    write(inputs / "unnamed.parquet", [0, 1], names=None)
+    write(inputs / "nolabel.parquet", ["a", "b"], label_type="string")
+    save_checkpoint(tiny_clip(), inputs / "model", {})
+    save_checkpoint(tiny_clip(), inputs / "shape", {})
+    config = json.loads((inputs / "shape" / "open_clip_config.json").read_text())
+    config["model_cfg"]["embed_dim"] = 24
+    (inputs / "shape" / "open_clip_config.json").write_text(json.dumps(config))
+    return inputs
+
+
+EVAL = {"--model": "local-dir:{i}/model", "--data": "{i}/good.parquet", "--out": "out", "--eps": "1/255"}
+TRAIN = EVAL | {"--method": "tecoa", "--eps": "1/255"}
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "says"),
+    [
+        ("eval", {"--eps": "8"}, "8/255"),
+        ("eval", {"--eps": "eight"}, "is not a number"),
+        ("eval", {"--eps": None}, "give --eps"),
+        ("eval", {"--step-size": "2"}, "2/255"),
+        ("eval", {"--model": "resnet50"}, "unknown model 'resnet50'"),
+        ("eval", {"--model": "local-dir:{i}/nothing"}, "no file open_clip_config.json"),
+        ("eval", {"--model": "local-dir:{i}/shape"}, "do not fit"),
+        ("eval", {"--data": "{i}/missing.parquet"}, "no such data file"),
+        ("eval", {"--data": "{i}/nolabel.parquet"}, "no integer column 'label'"),
+        ("eval", {"--data": "{i}/unnamed.parquet"}, "names no classes"),
+        ("eval", {"--data": "cifar11"}, "no data set or file 'cifar11'"),
+        ("eval", {"--data": "imagenet"}, "is not prepared"),
+        ("eval", {"--data": "{i}/good.parquet,{i}/good.parquet"}, "share the name 'good'"),
+        ("eval", {"--attacks": "clean,pdg"}, "unknown attack 'pdg'"),
+        ("eval", {"--attacks": "pgd:stepz=3"}, "no setting 'stepz'"),
+        ("eval", {"--attacks": "bert", "--substitutes": "/no/model"}, "substitutes=clip-table"),
+        ("eval", {"--limit": "0"}, "Invalid value for '--limit'"),
+        ("eval", {"--json": "no/folder/rows.json"}, "there is no folder"),
+        ("eval", {"--out": "{i}/good.parquet"}, "is a file"),
+        ("eval", {"--bogus": "1"}, "--bogus"),
+        ("eval", {"--model": None}, "Missing option '--model'"),
+        ("train", {"--method": "tecoo"}, "unknown method 'tecoo'"),
+        ("train", {"--eps": "8"}, "8/255"),
+        ("train", {"--shots": "7"}, "--shots 7 is more than class 'cat' of 'good' has (3 images)"),
+        ("train", {"--shots": "some"}, "write 1, 5 or full"),
+        ("train", {"--model": "local-dir:{i}/shape"}, "do not fit"),
+        ("train", {"--data": "{i}/nolabel.parquet"}, "no integer column 'label'"),
+        ("train", {"--method": "mmcoa", "--substitutes": "/no/model"}, "substitutes=clip-table"),
+        ("train", {"--method": "mmcoa", "--lambda-img": "0", "--lambda-txt": "0"}, "no loss"),
+        ("train", {"--lr": "-1"}, "--lr -1.0 must be a positive number"),
+        ("train", {"--optimizer": "lion"}, "'sgd', 'adam', 'adamw'"),
+        ("train", {"--workers": "12"}, "9 training images cannot be dealt out to 12 workers"),
+        ("train", {"--out": "{i}/good.parquet"}, "is a file"),
+        ("train", {"--tracking-uri": "http://127.0.0.1:9"}, "cannot be reached"),
+        ("train", {"--out": "{i}/model"}, "holds a checkpoint of other settings"),
+    ],
+)
+def test_bad_arguments_get_one_sentence_and_leave_nothing(here, monkeypatch, capsys, command, changes, says):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    options = {"eval": EVAL, "train": TRAIN}[command] | changes
+    args = [part.format(i=here) for k, v in options.items() if v is not None for part in (k, v)]
+    before = sorted(p for p in here.rglob("*"))
+    code, out, err = call(monkeypatch, capsys, command, *args)
+    assert code == 2
+    assert says in err and out == ""
+    assert err.count("\n") == 1 and err.startswith("error: ") and "Traceback" not in err
+    assert list(Path.cwd().iterdir()) == [], "nothing is written"
+    assert sorted(p for p in here.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    spec = importlib.util.spec_from_file_location("mmcoa_shots", ROOT / "sweeps" / "mmcoa_shots.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mmcoa_shots"] = module  # its dataclass looks itself up
+    spec.loader.exec_module(module)
+    import typer
+
+    app = typer.Typer(add_completion=False)
+    app.command()(module.main)
+    return app
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--scale", "paper"], "'imagenet' is not prepared"),
+        (["--scale", "pocket"], "needs --model"),
+        (["--scale", "huge"], "'huge' is not one of"),
+        (["--methods", "tecoa,foo"], "unknown method 'foo'"),
+        (["--shots", "1,5000"], "--shots 5000 is more than class"),
+        (["--eps", "32"], "32/255"),
+        (["--test", "nowhere.parquet"], "no such data file"),
+    ],
+)
+def test_the_sweep_explains_what_is_missing(here, sweep, monkeypatch, capsys, args, says):
+    monkeypatch.setenv("RAYCLIP_DATA", str(here / "no-data"))
+    code, out, err = call(monkeypatch, capsys, *args, app=sweep, program="mmcoa_shots.py")
+    assert code == 2 and says in err and err.count("\n") == 1 and out == ""
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_version(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, "--version")
+    assert code == 0 and out.strip() == "0.1.0"
