@@ -114,14 +114,13 @@ def evaluate(
         protocol=Protocol(eps=budget, seed=seed, resolution=resolution),
         limit=limit,
     )
-    api.plan_cells(model, evaluation)
     pool = PoolSize(workers=workers, gpus=gpus_per_worker, batch_size=batch_size, shard_size=shard_size)
     rows = api.evaluate_models(
         model,
         evaluation,
         api.Where(
             out=out,
-            tracker=_tracker(tracking_uri, no_tracking, experiment),
+            tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
             cluster=cluster,
             pool=pool,
             quiet=quiet,
@@ -154,7 +153,7 @@ def train(
         Literal["paper", "small"] | None,
         typer.Option(
             help="paper: the method's published settings; small: for models of a few million parameters.  "
-            "[default: small for the model digits, else paper]"
+            "[default: small below 20 million parameters]"
         ),
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.  [default: the recipe's]")] = None,
@@ -200,7 +199,7 @@ def train(
     from rayclip import api
     from rayclip.attacks.bert import TextSettings
     from rayclip.distributed import Trial
-    from rayclip.methods import SMALL_MODEL, make_method
+    from rayclip.methods import make_method
     from rayclip.training import TrainConfig
 
     budget = _budget(eps)
@@ -215,7 +214,6 @@ def train(
         text=TextSettings(substitutes=substitutes),
     )
     chosen = dataclasses.replace(chosen, step=default_step(step_size, budget, chosen.steps))
-    small = recipe == "small" or (recipe is None and model == "digits")
     overrides: dict[str, Any] = {
         "epochs": epochs,
         "lr": lr,
@@ -224,38 +222,32 @@ def train(
         "weight_decay": weight_decay,
         "warmup_steps": warmup_steps,
     }
-    config = api.check_training(
-        TrainConfig(
-            model=model,
-            data=data,
-            method=chosen,
-            shots=parse_shots(shots),
-            seed=seed,
-            resolution=resolution,
-            recipe=dataclasses.replace(
-                SMALL_MODEL if small else chosen.recipe, **{k: v for k, v in overrides.items() if v is not None}
-            ),
-            precision=precision,
-            save_every_steps=save_every_steps,
-            data_workers=data_workers,
-        ),
-        workers,
+    config = TrainConfig(
+        model=model,
+        data=data,
+        method=chosen,
+        shots=parse_shots(shots),
+        seed=seed,
+        resolution=resolution,
+        recipe=api.choose_recipe(chosen, model, recipe, {k: v for k, v in overrides.items() if v is not None}),
+        precision=precision,
+        save_every_steps=save_every_steps,
+        data_workers=data_workers,
     )
-    trial = Trial(name=out.name, config=config, out=out.absolute())
-    if trial.is_finished():
-        print(f"{out} already holds this checkpoint; nothing to do.")
-        return
-    api.fine_tune(
-        trial,
+    did_something = api.fine_tune(
+        Trial(name=out.name, config=config, out=out.absolute()),
         api.Where(
             out=str(out),
-            tracker=_tracker(tracking_uri, no_tracking, experiment),
+            tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
             cluster=cluster,
             train_workers=workers,
             quiet=quiet,
             verbose=verbose,
         ),
     )
+    if not did_something:
+        print(f"{out} already holds this checkpoint; nothing to do.")
+        return
     print(
         f"checkpoint: {out}\nevaluate it: rayclip eval --model local-dir:{out} --data {data} --attacks clean,pgd "
         f"--eps {eps} --out {out}/eval"
@@ -297,14 +289,6 @@ def parse_shots(text: str) -> int | None:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise UserError(f"--shots '{text}' is neither a number of images a class nor full: write 1, 5 or full.")
     return int(text)
-
-
-def _tracker(uri: str | None, off: bool, experiment: str) -> Any:
-    if off:
-        return None
-    from rayclip.tracking import MlflowTracker, default_uri
-
-    return MlflowTracker(uri or default_uri(), experiment)
 
 
 def run(command: Callable[..., Any], program: str) -> None:

@@ -30,6 +30,13 @@ class Row:
 class Tracker(Protocol):
     """Where runs are logged. Picklable: drivers hand it to workers. `tracking.MlflowTracker` is the real one."""
 
+    @property
+    def address(self) -> str:
+        """Store and experiment: equal for trackers whose runs are the same."""
+
+    def exists(self, run: str) -> bool:
+        """Whether a run of an earlier start is still there to be continued."""
+
     def start(
         self,
         name: str,

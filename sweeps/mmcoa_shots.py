@@ -160,7 +160,6 @@ def main(
     from rayclip.distributed import Trial
     from rayclip.evaluation import Protocol
     from rayclip.methods import SMALL_MODEL, make_method
-    from rayclip.tracking import MlflowTracker, default_uri
     from rayclip.training import TrainConfig
     from rayclip.units import parse_budget
 
@@ -207,18 +206,14 @@ def main(
         limit=limit,
         protocol=Protocol(eps=budget, seed=seed, resolution=setting.resolution),
     )
-    api.check_sweep(trials, evaluation, model, workers)
-    tracker = MlflowTracker(tracking_uri or default_uri(), EXPERIMENT)
-    rows, labels = api.sweep(
-        trials,
-        api.Where(out=str(out), tracker=tracker, cluster=cluster, train_workers=workers, quiet=quiet, verbose=verbose),
-        parent=f"{EXPERIMENT} {scale}",
-        evaluation=evaluation,
-        base=model,
+    tracking = api.Tracking.choose(tracking_uri, EXPERIMENT)
+    where = api.Where(
+        out=str(out), tracking=tracking, cluster=cluster, train_workers=workers, quiet=quiet, verbose=verbose
     )
+    rows, labels = api.sweep(f"{EXPERIMENT} {scale}", trials, evaluation, model, where)
     api.show(rows, labels)
     print(f"results: {out}")
-    print(f"MLflow:  rayclip ui --experiment {EXPERIMENT} --tracking-uri {tracker.uri}")
+    print(f"MLflow:  rayclip ui --experiment {EXPERIMENT} --tracking-uri {tracking.uri}")
 
 
 if __name__ == "__main__":

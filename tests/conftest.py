@@ -26,8 +26,12 @@ def tiny_clip(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: obje
     """A CLIP with random weights, large enough ones for its predictions to differ between classes and images."""
     config = {**TINY, "model_cfg": {**TINY["model_cfg"], **changes}}
     torch.manual_seed(seed)
-    model = CLIP(config["model_cfg"]["embed_dim"], config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"],
-                 quick_gelu=bool(changes.get("quick_gelu")))
+    model = CLIP(
+        config["model_cfg"]["embed_dim"],
+        config["model_cfg"]["vision_cfg"],
+        config["model_cfg"]["text_cfg"],
+        quick_gelu=bool(changes.get("quick_gelu")),
+    )
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "token_embedding" in name or "positional" in name:

@@ -113,7 +113,7 @@ def bert_attack(embed, prompt: str, substitutes, stop_words, changes: int = 1) -
     clean = embed(" ".join(words))
     importance = []
     for i in range(len(words)):
-        masked = words[:i] + ["[UNK]"] + words[i + 1 :]
+        masked = [*words[:i], "[UNK]", *words[i + 1 :]]
         importance.append((-kl(clean, embed(" ".join(masked))), i))
     current, changed = list(words), 0
     for _, i in sorted(importance):
@@ -123,7 +123,7 @@ def bert_attack(embed, prompt: str, substitutes, stop_words, changes: int = 1) -
             continue
         best, most = None, -1.0
         for candidate in substitutes(words, i):
-            gain = kl(clean, embed(" ".join(current[:i] + [candidate] + current[i + 1 :])))
+            gain = kl(clean, embed(" ".join([*current[:i], candidate, *current[i + 1 :]])))
             if gain > most:
                 best, most = candidate, gain
         if best is not None:

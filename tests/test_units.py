@@ -5,7 +5,8 @@ from rayclip.units import format_budget, in_255ths, parse_budget
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("4/255", 4 / 255), ("0.5/255", 0.5 / 255), ("0", 0.0), (" 1/255 ", 1 / 255), ("0.0157", 0.0157)]
+    ("text", "value"),
+    [("4/255", 4 / 255), ("0.5/255", 0.5 / 255), ("0", 0.0), (" 1/255 ", 1 / 255), ("0.0157", 0.0157)],
 )
 def test_a_budget_is_read_in_pixel_units(text, value):
     assert parse_budget(text) == pytest.approx(value, abs=1e-15)

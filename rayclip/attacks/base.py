@@ -119,37 +119,36 @@ class GradientAttack(Attack):
         return f"{self.name}-{self.steps}{norm}"
 
     def ascend(
-        self, forward: Forward, images_BCHW: Tensor, todo_B: Tensor, *, eps: float, keys_B: Tensor
+        self, forward: Forward, images_BCHW: Tensor, todo_B: Tensor | None, *, eps: float, keys_B: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loop. Returns adversarial images, steps and queries.
+        """The loop. Returns adversarial images, steps and queries; `todo_B` None attacks every image.
 
         Decided samples leave: each step runs on the undecided ones only. The scalar that is differentiated is the sum
         over samples: its sign is the mean's, and a mean underflows in half precision.
         """
         adversarial = images_BCHW.clone()
-        steps_B = torch.zeros(len(images_BCHW), dtype=torch.int64, device=images_BCHW.device)
-        queries_B = steps_B.clone()
-        active = todo_B.nonzero().squeeze(1)
+        everyone = torch.arange(len(images_BCHW), device=images_BCHW.device)
+        steps_B, queries_B = torch.zeros_like(everyone), torch.zeros_like(everyone)
+        active = everyone if todo_B is None else todo_B.nonzero().squeeze(1)
         clean = images_BCHW[active]
-        delta = self._into_range(self._initial(clean, keys_B[active.to(keys_B.device)], eps), clean)
+        delta = self._into_range(self._initial(clean, keys_B.to(clean.device)[active], eps), clean)
         for done in range(self.steps + 1):
             if not len(active):
                 break
-            last = done == self.steps
-            if last and self.stop == "final":  # the last iterate counts, whatever it does
-                adversarial[active], steps_B[active] = clean + delta, done
+            adversarial[active], steps_B[active] = clean + delta, done
+            if done == self.steps and self.stop == "final":  # the last iterate counts, whatever it does
                 break
-            with torch.set_grad_enabled(not last):
-                pixels = (clean + delta).requires_grad_(not last)
+            with torch.set_grad_enabled(done < self.steps):
+                pixels = (clean + delta).requires_grad_(done < self.steps)
                 loss_A, broken_A = forward(pixels, active)
             queries_B[active] += 1
-            adversarial[active], steps_B[active] = pixels.detach(), done
-            if last:
+            if done == self.steps:
                 break
-            keep = ~broken_A if self.stop == "first_success" else torch.ones_like(broken_A)
-            kept = keep.nonzero().squeeze(1)
-            if not len(kept):
-                break
+            kept: slice | Tensor = slice(None)
+            if self.stop == "first_success":  # looking at who is broken waits for the device; `final` never does
+                kept = (~broken_A).nonzero().squeeze(1)
+                if not len(kept):
+                    break
             (gradient,) = torch.autograd.grad(loss_A[kept].sum(), pixels)
             active, clean = active[kept], clean[kept]
             delta = self._into_range(self._advance(delta[kept], gradient[kept], eps), clean)
@@ -158,7 +157,7 @@ class GradientAttack(Attack):
     def _initial(self, clean: Tensor, keys: Tensor, eps: float) -> Tensor:
         if self.start == "zero":
             return torch.zeros_like(clean)
-        shape, keys, dtype = tuple(clean.shape[1:]), keys.to(clean.device), clean.dtype
+        shape, dtype = tuple(clean.shape[1:]), clean.dtype
         if self.norm == "linf":
             return (2 * rng.uniform(keys, shape, dtype=dtype) - 1) * eps
         direction = rng.gaussian(keys, shape, dtype=dtype)
@@ -180,8 +179,3 @@ class GradientAttack(Attack):
 
 def _norms(x: Tensor) -> Tensor:
     return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-
-
-def always_attacked(images_BCHW: Tensor) -> Tensor:
-    """A mask that leaves nobody out: training attacks every image, right or wrong."""
-    return torch.ones(len(images_BCHW), dtype=torch.bool, device=images_BCHW.device)

@@ -39,9 +39,7 @@ def philox(counters_N4: Tensor, keys_N2: Tensor) -> Tensor:
     return torch.stack((c0, c1, c2, c3), -1)
 
 
-def uniform(
-    keys_B: Tensor, shape: tuple[int, ...], *, stream: int = 0, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def uniform(keys_B: Tensor, shape: tuple[int, ...], *, stream: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Uniform numbers in [0, 1), `(B, *shape)`, a function of each sample's key and `stream` alone."""
     count = math.prod(shape)
     blocks = -(-count // 4)
@@ -54,9 +52,7 @@ def uniform(
     return (words.flatten(1)[:, :count] >> 8).to(dtype).mul_(2.0**-24).view(-1, *shape)
 
 
-def gaussian(
-    keys_B: Tensor, shape: tuple[int, ...], *, stream: int = 0, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def gaussian(keys_B: Tensor, shape: tuple[int, ...], *, stream: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal numbers, `(B, *shape)`, by Box and Muller from two uniform streams."""
     radius = (-2 * (1 - uniform(keys_B, shape, stream=stream, dtype=dtype)).log()).sqrt()
     return radius * (2 * math.pi * uniform(keys_B, shape, stream=stream + 1, dtype=dtype)).cos()

@@ -29,7 +29,7 @@ STOP_WORDS = frozenset(
     therefore these they this those though through throughout thus to together too toward towards under unless until
     up upon us very via was we well were what whatever when whenever where wherever whether which while who whoever
     whole whom whose why will with within without would yet you your yours yourself yourselves
-    """.split()  # noqa: SIM905
+    """.split()
 )
 
 

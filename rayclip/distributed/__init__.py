@@ -1,8 +1,17 @@
 """Ray carries the work: the only room where `ray` is imported."""
 
 from rayclip.distributed.connect import ray_cluster
-from rayclip.distributed.pool import evaluate
+from rayclip.distributed.pool import PoolSize, evaluate
 from rayclip.distributed.progress import Display
 from rayclip.distributed.trials import Trial, TrialResult, Workers, run_trials
 
-__all__ = ["Display", "Trial", "TrialResult", "Workers", "evaluate", "ray_cluster", "run_trials"]
+__all__ = [
+    "Display",
+    "PoolSize",
+    "Trial",
+    "TrialResult",
+    "Workers",
+    "evaluate",
+    "ray_cluster",
+    "run_trials",
+]

@@ -37,7 +37,7 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "RAY_JOB_ID" in os.environ
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # set by Ray for a submitted job's entry point
     local = not cluster and not in_job
     if local:
         for name, value in _LOCAL_SETTINGS.items():

@@ -117,7 +117,7 @@ def run_trials(
     errors: dict[str, str] = {}
     if todo:
         for trial in todo:
-            display.update(trial.name, 0, trial.config.recipe.epochs, "waiting")
+            display.update(trial.name, 0, 1, "waiting")
         watcher = _Watcher(todo, display, on_finish)
         tuner = tune.Tuner(
             # Closures, not parameters: Tune would try to write the trials into its own JSON.
@@ -247,9 +247,10 @@ class _Watcher(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         if "epoch" in result:
-            note = f"loss {result['loss']:.3f}  {result['images_per_second']:.0f} img/s"
-            done = result["epoch"] if result["step"] == result["total_steps"] else result["epoch"] - 1
-            self._display.update(self._trials[trial.config["index"]].name, done, result["epochs"], note)
+            epoch = f"epoch {result['epoch']}/{result['epochs']}"
+            note = f"{epoch}  loss {result['loss']:.3f}  {result['images_per_second']:.0f} img/s"
+            name = self._trials[trial.config["index"]].name
+            self._display.update(name, result["step"], result["total_steps"], note)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         mine = self._trials[trial.config["index"]]

@@ -12,7 +12,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rayclip.attacks.base import always_attacked
 from rayclip.attacks.pgd import PGD
 from rayclip.models import Clip
 
@@ -79,6 +78,7 @@ class Recipe:
     epochs: int = 10
 
 
+SMALL_BELOW = 20_000_000  # parameters
 # For models of a few million parameters, which the papers' learning rates would hardly move. Chosen on a fifth of the
 # digits' train split; the test split had no say.
 SMALL_MODEL = Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.01, warmup_steps=10, batch_size=128, epochs=8)
@@ -116,7 +116,5 @@ class Method(ABC):
             return objective(pixels), torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
 
         pgd = PGD(steps=self.steps, step=self.step, stop="final")
-        images, _, _ = pgd.ascend(
-            forward, batch.pixels_BCHW, always_attacked(batch.pixels_BCHW), eps=self.eps, keys_B=batch.keys_B
-        )
+        images, _, _ = pgd.ascend(forward, batch.pixels_BCHW, None, eps=self.eps, keys_B=batch.keys_B)
         return replace(batch, adversarial_BCHW=images)

@@ -98,7 +98,10 @@ def heading(attack: str) -> str:
 
 
 def _number(row: Row | None) -> str:
-    return "" if row is None else f"{row.top1:.1f} {row.ci_low:.0f}–{row.ci_high:.0f}"
+    if row is None:
+        return ""
+    top1 = "100" if row.top1 == 100 else f"{row.top1:.1f}"  # the shorter form keeps five columns within 80
+    return f"{top1} {row.ci_low:.0f}–{row.ci_high:.0f}"
 
 
 def _protocol(rows: Sequence[Row]) -> str:

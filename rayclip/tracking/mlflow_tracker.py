@@ -33,6 +33,7 @@ class MlflowTracker:
             uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
         self.uri, self.experiment = uri, experiment
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # for the first contact; a dead server shows soon
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for our tables
         from mlflow.exceptions import MlflowException
 
         try:
@@ -48,6 +49,10 @@ class MlflowTracker:
                 f"MLflow at '{uri}' cannot be reached: start it, or give another --tracking-uri "
                 f"({str(error).splitlines()[0][:160]})."
             ) from error
+
+    @property
+    def address(self) -> str:
+        return f"{self.uri} {self.experiment}"
 
     def _artifact_location(self) -> str | None:
         """Beside an SQLite file, whatever directory a worker runs in; a server decides for itself."""
@@ -85,7 +90,6 @@ class MlflowTracker:
         return run
 
     def exists(self, run: str) -> bool:
-        """Whether a run of an earlier attempt is still there to be continued."""
         from mlflow.exceptions import MlflowException
 
         try:

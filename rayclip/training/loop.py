@@ -30,7 +30,8 @@ from rayclip.training.config import TrainConfig
 from rayclip.types import UserError
 
 STATE_FILE = "training_state.pt"
-_REPORT_EVERY = 20  # steps between two looks at the losses; each look waits for the device
+_REPORT_SECONDS = 3.0  # about so long between two looks at the losses; each look waits for the device
+_REPORT_STEPS = 100  # and at most so many steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ class _Run:
             on_gpu = host.device.type == "cuda"
             self.module = DistributedDataParallel(self.module, device_ids=[host.device] if on_gpu else None)
         self._pending: list[dict[str, Tensor]] = []
+        self._report_at = self.step + 1
         self._clock, self._images = time.monotonic(), 0
 
     def go(self) -> Clip:
@@ -147,14 +149,18 @@ class _Run:
         return at_epoch or self.step == self.total_steps or bool(every and self.step % every == 0)
 
     def _pending_due(self) -> bool:
-        return self._checkpoint_due() or self.step % _REPORT_EVERY == 0
+        return self._checkpoint_due() or self.step >= self._report_at
 
     def _report(self, epoch: int) -> None:
         names = list(self._pending[0])
         table = torch.stack([torch.stack([m[name].float() for name in names]) for m in self._pending])
-        if self.host.world_size > 1:  # each rank holds its part of a mean over ranks
-            torch.distributed.all_reduce(table)
-            table /= self.host.world_size
+        seconds = torch.tensor(time.monotonic() - self._clock, device=table.device)
+        if self.host.world_size > 1:  # each rank holds its part of a mean over ranks, and all must report together
+            for tensor in (table, seconds):
+                torch.distributed.all_reduce(tensor)
+                tensor /= self.host.world_size
+        wait = max(1, round(_REPORT_SECONDS * len(self._pending) / max(seconds.item(), 1e-3)))
+        self._report_at = self.step + min(wait, _REPORT_STEPS)
         first = self.step - len(self._pending) + 1
         curve = [(first + i, dict(zip(names, row, strict=True))) for i, row in enumerate(table.tolist())]
         for step, metrics in curve:
@@ -163,8 +169,8 @@ class _Run:
                     f"the loss of step {step} (epoch {epoch + 1}) is {metrics['loss']}: lower the "
                     "learning rate, or use precision fp32."
                 )
-        now = time.monotonic()
-        rate, self._clock, self._images = self._images / max(now - self._clock, 1e-9), now, 0
+        rate = self._images / max(seconds.item(), 1e-9)
+        self._clock, self._images = time.monotonic(), 0
         self._pending = []
         progress = Progress(
             step=self.step,

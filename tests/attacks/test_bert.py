@@ -11,9 +11,12 @@ from rayclip.attacks.bert import TextSettings, bert_attack, divergence
 from rayclip.attacks.substitutes import STOP_WORDS, MaskedLM, TokenTable
 from rayclip.types import UserError
 
-PROMPTS = [f"This is a photo of a {c}" for c in ("cat", "golden retriever", "truck", "african violet", "wombatlike thing")]
-VOCABULARY = """[PAD] [UNK] [CLS] [SEP] [MASK] this is a photo of the cat dog golden retriever truck african violet ##let wombat
-##like thing picture image painting lemon car house tree river stone cloud paper table chair window door ##s ##ed ##ing .""".split()
+PROMPTS = [
+    f"This is a photo of a {c}" for c in ("cat", "golden retriever", "truck", "african violet", "wombatlike thing")
+]
+VOCABULARY = """[PAD] [UNK] [CLS] [SEP] [MASK] this is a photo of the cat dog golden retriever truck african violet ##let
+wombat ##like thing picture image painting lemon car house tree river stone cloud paper table chair window door ##s ##ed
+##ing .""".split()
 
 
 def embedder(clip):
@@ -27,8 +30,14 @@ def masked_lm(tmp_path_factory) -> str:
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=32, initializer_range=0.5)
+    config = BertConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        initializer_range=0.5,
+    )
     BertForMaskedLM(config).save_pretrained(folder)
     return str(folder)
 
@@ -75,10 +84,14 @@ def test_masked_lm_attack_agrees_with_the_plain_loop(masked_lm, offset, threshol
             ranked = []
             for order, combination in enumerate(itertools.islice(itertools.product(*tops), 24)):
                 out = model(torch.tensor([combination])).logits[0].detach()
-                loss = sum(naive.cross_entropy(out[j].tolist(), t) for j, t in enumerate(combination)) / len(combination)
+                loss = sum(naive.cross_entropy(out[j].tolist(), t) for j, t in enumerate(combination)) / len(
+                    combination
+                )
                 ranked.append((loss, order, tokenizer.convert_tokens_to_string([VOCABULARY[t] for t in combination])))
             found = [text for _, _, text in sorted(ranked)]
-        return [f for f in dict.fromkeys(found) if f.replace(" ", "").isalpha() and f != words[i] and f not in STOP_WORDS]
+        return [
+            f for f in dict.fromkeys(found) if f.replace(" ", "").isalpha() and f != words[i] and f not in STOP_WORDS
+        ]
 
     for prompt, change in zip(PROMPTS, ours, strict=True):
         assert change.prompt == naive.bert_attack(embedder(clip), prompt, substitutes, STOP_WORDS)
@@ -87,8 +100,10 @@ def test_masked_lm_attack_agrees_with_the_plain_loop(masked_lm, offset, threshol
 def test_the_two_offsets_differ(masked_lm):
     clip = tiny_clip()
     sentences = [p.lower().split() for p in PROMPTS]
-    by_offset = [MaskedLM(masked_lm, clip.device, k=8, threshold=0.0, offset=o).candidates(sentences)
-                 for o in ("correct", "reference")]
+    by_offset = [
+        MaskedLM(masked_lm, clip.device, k=8, threshold=0.0, offset=o).candidates(sentences)
+        for o in ("correct", "reference")
+    ]
     assert by_offset[0] != by_offset[1]
 
 
@@ -129,7 +144,9 @@ def test_berts_own_vocabulary(shared: Path, tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=30522, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = BertConfig(
+        vocab_size=30522, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
     BertForMaskedLM(config).save_pretrained(tmp_path)
     clip = tiny_clip()
     source = MaskedLM(str(tmp_path), clip.device, k=10, threshold=0.0, offset="correct")

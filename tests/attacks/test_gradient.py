@@ -84,8 +84,10 @@ def test_eps_zero_is_identity_on_images(victim, settings):
 def test_same_keys_same_result_in_any_batch_size(victim, settings):
     attack, (images, labels, todo, keys) = build(settings), batch(victim)
     whole = run(attack, victim, images, labels, todo, keys, 8 / 255)
-    parts = [run(attack, victim, images[i : i + 7], labels[i : i + 7], todo[i : i + 7], keys[i : i + 7], 8 / 255)
-             for i in range(0, len(images), 7)]
+    parts = [
+        run(attack, victim, images[i : i + 7], labels[i : i + 7], todo[i : i + 7], keys[i : i + 7], 8 / 255)
+        for i in range(0, len(images), 7)
+    ]
     assert torch.allclose(whole.images_BCHW, torch.cat([p.images_BCHW for p in parts]), atol=1e-5)
     assert torch.equal(whole.steps_B, torch.cat([p.steps_B for p in parts]))
 
@@ -153,8 +155,19 @@ def test_pgd_agrees_with_the_plain_formula(norm, start, stop):
 
     for i in range(n):
         plain, steps = naive.pgd(
-            encode, texts, clip.scale.item(), images[i], int(labels[i]), key=int(keys[i]), eps=eps, step=step, steps=6,
-            norm=norm, start=start, stop=stop)
+            encode,
+            texts,
+            clip.scale.item(),
+            images[i],
+            int(labels[i]),
+            key=int(keys[i]),
+            eps=eps,
+            step=step,
+            steps=6,
+            norm=norm,
+            start=start,
+            stop=stop,
+        )
         assert (ours.images_BCHW[i] - plain).abs().max() < 1e-9
         assert ours.steps_B[i] == steps
     if stop == "first_success":
@@ -165,10 +178,14 @@ def test_pgd_agrees_with_the_plain_formula(norm, start, stop):
 def test_sep_is_judged_by_both_modalities(victim):
     """Clean text objective, adversarial text verdict: it breaks at least what BERT-Attack alone breaks."""
     images, labels, todo, keys = batch(victim)
-    results = {name: run(build({"name": name}), victim, images, labels, todo, keys, 8 / 255) for name in ("bert", "sep")}
+    results = {
+        name: run(build({"name": name}), victim, images, labels, todo, keys, 8 / 255) for name in ("bert", "sep")
+    }
     with torch.no_grad():
-        right = {name: victim.logits(victim.embed(r.images_BCHW), r.text_KD).argmax(1) == labels
-                 for name, r in results.items()}
+        right = {
+            name: victim.logits(victim.embed(r.images_BCHW), r.text_KD).argmax(1) == labels
+            for name, r in results.items()
+        }
     assert torch.equal(results["bert"].text_KD, results["sep"].text_KD)
     assert not (right["sep"] & ~right["bert"]).any()
 

@@ -23,8 +23,10 @@ def png(colour, size=(8, 8)):
 
 def write(path, labels, images=None, names=NAMES, column="image", label_type=pa.int64(), row_group=4):
     images = images or [png((i, 2 * i % 256, 7)) for i in range(len(labels))]
-    struct = pa.array([{"bytes": b, "path": f"{i}.png"} for i, b in enumerate(images)],
-                      pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    struct = pa.array(
+        [{"bytes": b, "path": f"{i}.png"} for i, b in enumerate(images)],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
     metadata = {"info": {"features": {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}}}
     table = pa.table({column: struct, "label": pa.array(labels, label_type)})
     if names is not None:

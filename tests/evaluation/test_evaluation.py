@@ -31,8 +31,9 @@ DEFAULTS = {"steps": 4, "step": 16 / 255, "substitutes": "clip-table"}
 def cells():
     data = open_data("digits", "test")
     attacks = parse_attacks("clean,pgd,bert,sep", DEFAULTS)
-    return make_cells([("digits", load_model("digits").fingerprint())], [("digits", data)], attacks,
-                      Protocol(eps=32 / 255))
+    return make_cells(
+        [("digits", load_model("digits").fingerprint())], [("digits", data)], attacks, Protocol(eps=32 / 255)
+    )
 
 
 def run_all(cells, positions, store, shard_size, batch_size=128):
@@ -124,8 +125,10 @@ def test_a_cells_id_changes_with_everything_that_can_change_a_number(cells):
         replace(cell, class_names=("a", "b")),
         replace(cell, attack=replace(cell.attack, steps=5)),
         replace(cell, attack=replace(cell.attack, stop="final")),
-        *(replace(cell, protocol=replace(cell.protocol, **change)) for change in (
-            {"eps": 1 / 255}, {"seed": 1}, {"resolution": "model"}, {"template": "a {}"})),
+        *(
+            replace(cell, protocol=replace(cell.protocol, **change))
+            for change in ({"eps": 1 / 255}, {"seed": 1}, {"resolution": "model"}, {"template": "a {}"})
+        ),
     ]
     assert len({cell.id, *(c.id for c in changed)}) == len(changed) + 1
     assert replace(cell, model="local-dir:/elsewhere", data="other/path.parquet").id == cell.id

@@ -43,7 +43,9 @@ def test_contrastive_agrees_with_the_plain_loop(targets):
 
 def test_the_two_target_conventions_agree_when_no_class_occurs_twice():
     images, texts = vectors()
-    values = [contrastive(unit(images), unit(texts), torch.arange(9), torch.tensor(14.0), 9, t) for t in ("diagonal", "class")]
+    values = [
+        contrastive(unit(images), unit(texts), torch.arange(9), torch.tensor(14.0), 9, t) for t in ("diagonal", "class")
+    ]
     assert torch.allclose(*values, atol=1e-12)
 
 
@@ -64,7 +66,9 @@ def example(clip, n=8):
 
 
 def method(name, **settings):
-    return make_method(name, eps=8 / 255, steps=3, step=4 / 255, text=TextSettings(substitutes="clip-table", k=4), **settings)
+    return make_method(
+        name, eps=8 / 255, steps=3, step=4 / 255, text=TextSettings(substitutes="clip-table", k=4), **settings
+    )
 
 
 def attacked(clip, chosen, batch):
@@ -106,8 +110,10 @@ def test_class_losses_average_over_the_batch(name):
     batch = attacked(clip, chosen, example(clip))
     images = batch.adversarial_BCHW if name == "tecoa" else batch.pixels_BCHW
     features, texts = raw(clip.encode_image, images), raw(clip.encode_text, clip.tokenize(batch.texts.prompts))
-    plain = [naive.cross_entropy(naive.scores(f, texts, clip.scale.item()), y)
-             for f, y in zip(features, batch.labels_B.tolist(), strict=True)]
+    plain = [
+        naive.cross_entropy(naive.scores(f, texts, clip.scale.item()), y)
+        for f, y in zip(features, batch.labels_B.tolist(), strict=True)
+    ]
     assert chosen.loss(clip, batch)[0].item() == pytest.approx(sum(plain) / len(plain), abs=1e-9)
 
 
@@ -117,9 +123,11 @@ def test_training_attacks_stay_in_the_ball_and_raise_the_loss(name):
     chosen, batch = method(name), example(clip)
     made = attacked(clip, chosen, batch)
     assert (made.adversarial_BCHW - batch.pixels_BCHW).abs().max() <= 8 / 255 + 1e-6
-    assert 0 <= made.adversarial_BCHW.min() and made.adversarial_BCHW.max() <= 1
-    losses = [chosen.loss(clip, replace(made, adversarial_BCHW=images))[1] for images in
-              (batch.pixels_BCHW, made.adversarial_BCHW)]
+    assert made.adversarial_BCHW.min() >= 0 and made.adversarial_BCHW.max() <= 1
+    losses = [
+        chosen.loss(clip, replace(made, adversarial_BCHW=images))[1]
+        for images in (batch.pixels_BCHW, made.adversarial_BCHW)
+    ]
     key = "loss_image" if name == "mmcoa" else "loss"
     assert losses[1][key] > losses[0][key]
 
@@ -149,8 +157,12 @@ def gradients(name, targets):
     clip.train()
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     whole = example(clip, 7)
-    batch = replace(whole, pixels_BCHW=whole.pixels_BCHW[rank::size], labels_B=whole.labels_B[rank::size],
-                    keys_B=whole.keys_B[rank::size])
+    batch = replace(
+        whole,
+        pixels_BCHW=whole.pixels_BCHW[rank::size],
+        labels_B=whole.labels_B[rank::size],
+        keys_B=whole.keys_B[rank::size],
+    )
     assert len(batch.labels_B) == local_count(7, rank, size)
     chosen = method(name, targets=targets, trains="all")
     module = _LossOf(clip, chosen)

@@ -21,7 +21,9 @@ def test_a_saved_model_is_what_plain_open_clip_loads(clip, tmp_path):
     pixels, texts = torch.rand(5, 3, 8, 8), ["a cat", "This is a photo of a dog"]
     normalise = preprocess.transforms[-1]
     with torch.no_grad():
-        assert torch.allclose(ours.encode_image(pixels), plain.encode_image(normalise(pixels), normalize=True), atol=1e-6)
+        assert torch.allclose(
+            ours.encode_image(pixels), plain.encode_image(normalise(pixels), normalize=True), atol=1e-6
+        )
         tokens = open_clip.get_tokenizer(spec)(texts)
         assert torch.equal(tokens, ours.tokenize(texts))
         assert torch.allclose(ours.embed_texts(texts), plain.encode_text(tokens, normalize=True), atol=1e-6)
@@ -45,7 +47,7 @@ def test_quick_gelu_survives_a_round_trip(tmp_path):
 
 def test_openai_weights_get_quick_gelu(tmp_path, monkeypatch):
     """`NAME:openai` builds QuickGELU though `NAME` alone means GELU, and a saved copy keeps it."""
-    config = {k: v for k, v in tiny_clip().config["model_cfg"].items()}
+    config = tiny_clip().config["model_cfg"]
     (tmp_path / "tiny-test.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "tiny-test.json")
     torch.save(tiny_clip(quick_gelu=True).model.state_dict(), tmp_path / "weights.pt")
@@ -70,7 +72,10 @@ def test_native_resolution_is_resized_differentiably(clip, size):
 
 def test_class_prompts_clean_the_names():
     assert class_prompts(["Egyptian_Cat", "sea-lion", "AC/DC"]) == [
-        "This is a photo of a egyptian cat", "This is a photo of a sea lion", "This is a photo of a ac dc"]
+        "This is a photo of a egyptian cat",
+        "This is a photo of a sea lion",
+        "This is a photo of a ac dc",
+    ]
 
 
 def test_class_embeddings_are_computed_once(clip):

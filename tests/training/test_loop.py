@@ -1,4 +1,4 @@
-"""The train loop of one process: every method lowers its loss, runs are repeatable, and a resumed run is the same run."""
+"""The train loop of one process: methods lower their loss, runs are repeatable, a resumed run is the same run."""
 
 import contextlib
 from dataclasses import replace
@@ -108,7 +108,10 @@ def test_the_schedule_warms_up_and_decays():
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
     settings = config("ft-standard")
     with pytest.raises(FloatingPointError, match="the loss of step"):
-        train(replace(settings, recipe=replace(settings.recipe, optimizer="sgd", lr=1e30, warmup_steps=0)), LocalHost(tmp_path))
+        train(
+            replace(settings, recipe=replace(settings.recipe, optimizer="sgd", lr=1e30, warmup_steps=0)),
+            LocalHost(tmp_path),
+        )
 
 
 def test_the_digest_counts_what_decides_weights():

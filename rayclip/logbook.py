@@ -1,0 +1,142 @@
+"""What of a sweep and of an evaluation goes to the tracker, under which names.
+
+Experiment = study; parent run = sweep, child = trial, grandchild = evaluation.
+"""
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rayclip.attacks.bert import TextSettings
+from rayclip.evaluation import Cell, Store
+from rayclip.reports import example_grid, result_tables
+from rayclip.types import Row, Tracker
+
+TABLE = "results_table.json"
+
+
+class Logbook:
+    """Runs of a tracker by name, remembered beside the results: a second start goes on in the same runs.
+
+    Without a tracker every method does nothing, and runs are None.
+    """
+
+    FILE = "runs.json"
+
+    def __init__(self, store: Store, tracker: Tracker | None) -> None:
+        self.tracker, self._store = tracker, store
+        saved = store.read_json(self.FILE) or {}
+        same = tracker is not None and saved.get("tracker") == tracker.address
+        self._runs: dict[str, str] = saved["runs"] if same else {}
+
+    def open(
+        self,
+        name: str,
+        *,
+        key: str | None = None,
+        parent: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str | None:
+        """The run of this key (the name where there is none), from an earlier start or new."""
+        if self.tracker is None:
+            return None
+        key = key or name
+        if not self._knows(key):
+            self._runs[key] = self.tracker.start(name, parent=parent, params=params, tags=tags)
+            self._store.write_json(self.FILE, {"tracker": self.tracker.address, "runs": self._runs})
+        return self._runs[key]
+
+    def _knows(self, key: str) -> bool:
+        return self.tracker is not None and key in self._runs and self.tracker.exists(self._runs[key])
+
+    def finish(self, run: str | None, *, failed: bool = False) -> None:
+        if self.tracker is not None and run is not None:
+            self.tracker.finish(run, failed=failed)
+
+    def artifact(self, run: str | None, path: Path, folder: str) -> None:
+        if self.tracker is not None and run is not None:
+            self.tracker.artifact(run, path, folder)
+
+    def evaluation(self, name: str, parent: str | None, rows: Sequence[Row], cells: Sequence[Cell]) -> None:
+        """One model's evaluation as a run: metrics, the table, adversarial texts and pictures. Logged once."""
+        if self.tracker is None:
+            return
+        digest = hashlib.sha256(json.dumps([[r.cell for r in rows], rows[0].n]).encode()).hexdigest()[:12]
+        key = f"{name} {digest}"
+        if self._knows(key):
+            return
+        run = self.open(
+            name,
+            key=key,
+            parent=parent,
+            params={"model": rows[0].model}
+            | {f"attack.{r.attack}.{k}": v for r in rows if r.attack != "worst" for k, v in r.protocol.items()},
+            tags={"rayclip.kind": "eval", "rayclip.protocol": digest, "rayclip.model": cells[0].model_fingerprint}
+            | {f"rayclip.data.{c.dataset}": c.data_fingerprint for c in cells},
+        )
+        assert run is not None
+        self.tracker.metrics(run, [(metric, value, 0) for metric, value in metric_names(rows).items()])
+        self.tracker.table(run, [flat_row(r, {}) for r in rows], TABLE)
+        self._files(run, {"results.json": rows_json(rows)} | self._pictures_and_texts(name, cells))
+        self.finish(run)
+
+    def summary(self, run: str | None, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
+        """A sweep's table, in its own run."""
+        if self.tracker is not None and run is not None:
+            self.tracker.table(run, [flat_row(r, labels) for r in rows], TABLE)
+            self._files(run, {"table.md": markdown(rows, labels), "results.json": rows_json(rows)})
+            self.finish(run)
+
+    def _pictures_and_texts(self, name: str, cells: Sequence[Cell]) -> dict[str, bytes | str]:
+        files: dict[str, bytes | str] = {}
+        for cell in cells:
+            examples = self._store.read_tables(self._store.names(f"cells/{cell.id}/examples", ".parquet"))
+            if examples is not None:
+                title = f"{name.removeprefix('eval ')} on {cell.dataset}: {cell.attack_label}"
+                picture = example_grid(examples, cell.class_names, title)
+                files[f"images/{cell.dataset}-{cell.attack_label}.png"] = picture
+            texts = self._store.read(f"texts/{cell.texts_id}.json") if isinstance(cell.attack, TextSettings) else None
+            if texts is not None:
+                files[f"texts/{cell.dataset}-{cell.attack.name}.json"] = texts
+        return files
+
+    def _files(self, run: str, files: Mapping[str, bytes | str]) -> None:
+        assert self.tracker is not None
+        with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
+            for name, content in files.items():
+                path = Path(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.encode() if isinstance(content, str) else content)
+            self.tracker.artifact(run, Path(folder))
+
+
+def metric_names(rows: Sequence[Row]) -> dict[str, float]:
+    """`clean/DATA`, `robust/ATTACK/DATA`, `worst/DATA`, and `avg/ATTACK` over several data sets."""
+    values: dict[str, float] = {}
+    by_attack: dict[str, list[float]] = {}
+    for row in rows:
+        kind = row.attack if row.attack in ("clean", "worst") else f"robust/{row.attack}"
+        values[f"{kind}/{row.dataset}"] = row.top1
+        by_attack.setdefault(row.attack, []).append(row.top1)
+    if len({row.dataset for row in rows}) > 1:
+        values |= {f"avg/{attack}": sum(v) / len(v) for attack, v in by_attack.items()}
+    return values
+
+
+def rows_json(rows: Sequence[Row]) -> str:
+    return json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n"
+
+
+def markdown(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
+    return "\n".join(table.markdown() for table in result_tables(rows, labels))
+
+
+def flat_row(row: Row, labels: Mapping[str, str]) -> dict[str, Any]:
+    """A row for a table of scalars."""
+    flat = dataclasses.asdict(row)
+    return flat | {"model": labels.get(row.model, row.model), "protocol": json.dumps(flat["protocol"])}

@@ -1,0 +1,389 @@
+"""Whole commands in their own processes, on a real Ray and a real MLflow."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from rayclip.models import load_model
+
+pytestmark = pytest.mark.e2e
+RAYCLIP = [sys.executable, "-m", "rayclip"]
+ATTACK = ["--data", "digits", "--attacks", "clean,pgd,bert,sep", "--eps", "32/255", "--steps", "5"]
+
+
+def run(cwd, *args, check=True, **env):
+    done = subprocess.run([*RAYCLIP, *map(str, args)], cwd=cwd, capture_output=True, text=True, env=os.environ | env)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def verdicts(out):
+    """sample -> (prediction before, after, steps) for every cell."""
+    found = {}
+    for file in Path(out).glob("cells/*/*.parquet"):
+        for r in pq.read_table(file).to_pylist():
+            key = file.parent.name, r["sample_id"]
+            assert key not in found, "no sample is counted twice"
+            found[key] = r["clean_pred"], r["adv_pred"], r["steps"]
+    return found
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def kill_tree(process):
+    """SIGKILL the driver; its Ray, which lives in the driver's session, ends by itself, and we make sure of it."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """An undisturbed evaluation on one worker."""
+    cwd = tmp_path_factory.mktemp("reference")
+    run(
+        cwd,
+        "eval",
+        "--model",
+        "digits",
+        *ATTACK,
+        "--out",
+        "r",
+        "--workers",
+        1,
+        "--shard-size",
+        64,
+        "--json",
+        "rows.json",
+    )
+    return cwd
+
+
+def test_rows_have_what_readers_need(reference):
+    rows = json.loads((reference / "rows.json").read_text())
+    assert [r["attack"] for r in rows] == ["clean", "pgd-5_eps32", "bert", "sep_pgd-5_eps32", "worst"]
+    for r in rows:
+        assert {"model", "dataset", "attack", "eps", "steps", "n", "top1", "ci_low", "ci_high", "protocol"} <= set(r)
+        assert r["n"] == 445 and 0 <= r["ci_low"] <= r["top1"] <= r["ci_high"] <= 100
+    assert rows[0]["top1"] >= 95 and rows[1]["top1"] <= 20
+    assert rows[2]["protocol"]["substitutes"] == "clip-table"
+
+
+def test_two_workers_and_other_shards_give_the_same_verdicts(reference, tmp_path):
+    run(
+        tmp_path,
+        "eval",
+        "--model",
+        "digits",
+        *ATTACK,
+        "--out",
+        "r",
+        "--workers",
+        2,
+        "--shard-size",
+        17,
+        "--no-tracking",
+    )
+    assert verdicts(tmp_path / "r") == verdicts(reference / "r")
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(reference, tmp_path):
+    command = ["eval", "--model", "digits", *ATTACK, "--out", "r", "--shard-size", "10", "--no-tracking"]
+    process = subprocess.Popen([*RAYCLIP, *command], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for(lambda: len(list(tmp_path.glob("r/cells/*/*.parquet"))) >= 12)
+    kill_tree(process)
+    kept = {f: f.stat().st_mtime_ns for f in tmp_path.glob("r/cells/*/*.parquet")}
+    assert 12 <= len(kept) < 4 * 45
+    run(tmp_path, *command)
+    assert all(f.stat().st_mtime_ns == t for f, t in kept.items()), "what was done is not done again"
+    assert verdicts(tmp_path / "r") == verdicts(reference / "r")
+    began = time.monotonic()
+    run(tmp_path, *command)
+    assert time.monotonic() - began < 15, "a finished evaluation does not even start Ray"
+
+
+TRAIN = [
+    "train",
+    "--method",
+    "mmcoa",
+    "--model",
+    "digits",
+    "--data",
+    "digits",
+    "--shots",
+    "5",
+    "--eps",
+    "32/255",
+    "--steps",
+    "2",
+    "--batch-size",
+    "16",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("trained")
+    run(cwd, *TRAIN, "--epochs", 12, "--out", "model", "--precision", "fp32")
+    return cwd
+
+
+def curve(cwd, name="model"):
+    client = MlflowClient(f"sqlite:///{cwd}/mlflow.db")
+    experiment = client.get_experiment_by_name("rayclip-train").experiment_id
+    runs = client.search_runs([experiment], f"run_name = '{name}'")
+    assert len(runs) == 1
+    history = client.get_metric_history(runs[0].info.run_id, "train/loss")
+    return runs[0], {m.step: m.value for m in history}
+
+
+def test_a_checkpoint_is_what_open_clip_loads(trained):
+    spec = f"local-dir:{trained / 'model'}"
+    plain, _, preprocess = open_clip.create_model_and_transforms(spec)
+    ours, pixels, texts = load_model(spec), torch.rand(4, 3, 8, 8), ["This is a photo of a seven", "a cat"]
+    with torch.no_grad():
+        theirs = plain.eval().encode_image(preprocess.transforms[-1](pixels), normalize=True)
+        assert torch.allclose(ours.encode_image(pixels), theirs, atol=1e-6)
+        tokens = open_clip.get_tokenizer(spec)(texts)
+        assert torch.allclose(ours.embed_texts(texts), plain.encode_text(tokens, normalize=True), atol=1e-6)
+    assert ours.fingerprint() != load_model("digits").fingerprint()
+    lineage = json.loads((trained / "model" / "rayclip.json").read_text())
+    assert lineage["config"]["method"]["name"] == "mmcoa" and lineage["data"]["images"] == 50
+    assert {p.name for p in (trained / "model").iterdir()} == {
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+        "rayclip.json",
+        ".rayclip",
+    }
+
+
+def test_a_training_run_is_in_mlflow(trained):
+    found, losses = curve(trained)
+    assert found.info.status == "FINISHED" and sorted(losses) == list(range(1, 49))
+    assert found.data.params["method.name"] == "mmcoa" and found.data.params["shots"] == "5"
+    client = MlflowClient(f"sqlite:///{trained}/mlflow.db")
+    files = {f.path for f in client.list_artifacts(found.info.run_id, "checkpoint")}
+    assert "checkpoint/open_clip_model.safetensors" in files
+
+
+def test_a_finished_run_is_left_alone_and_other_settings_are_refused(trained):
+    assert "nothing to do" in run(trained, *TRAIN, "--epochs", 12, "--out", "model", "--precision", "fp32").stdout
+    other = run(trained, *TRAIN, "--epochs", 13, "--out", "model", "--precision", "fp32", check=False)
+    assert other.returncode == 2 and "other settings" in other.stderr
+
+
+def test_a_killed_training_resumes_on_the_same_curve(trained, tmp_path):
+    command = [*TRAIN, "--epochs", "12", "--out", "model", "--precision", "fp32"]
+    process = subprocess.Popen([*RAYCLIP, *command], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
+    unfinished = tmp_path / "model" / ".rayclip" / "unfinished"
+    wait_for(lambda: any(unfinished.glob("train-*/checkpoint_*/training_state.pt")))
+    kill_tree(process)
+    assert not (tmp_path / "model" / "rayclip.json").exists(), "it must be killed before the end"
+    stored = sorted(unfinished.glob("train-*/checkpoint_*/rayclip.json"))
+    resumed_from = max(json.loads(f.read_text())["step"] for f in stored)
+    time.sleep(2)
+    run(tmp_path, *command)
+    _, losses = curve(tmp_path)
+    _, expected = curve(trained)
+    assert resumed_from > 0 and losses == pytest.approx(expected, abs=1e-6)
+    assert (
+        load_model(f"local-dir:{tmp_path / 'model'}").fingerprint()
+        == load_model(f"local-dir:{trained / 'model'}").fingerprint()
+    )
+    assert not list(unfinished.glob("train-*"))
+
+
+def test_two_train_workers_follow_one_workers_curve(trained, tmp_path):
+    run(tmp_path, *TRAIN, "--epochs", 12, "--out", "model", "--precision", "fp32", "--workers", 2)
+    _, losses = curve(tmp_path)
+    _, expected = curve(trained)
+    assert sorted(losses) == sorted(expected)
+    early = {s: losses[s] for s in itertools.islice(sorted(losses), 5)}
+    assert early == pytest.approx({s: expected[s] for s in early}, rel=1e-3)
+
+
+def test_a_small_sweep_fills_mlflow_as_designed(tmp_path, free_port):
+    """Parent, children, grandchildren; against a server, whose UI is then fetched."""
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(free_port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            f"sqlite:///{tmp_path}/server.db",
+            "--artifacts-destination",
+            str(tmp_path / "artifacts"),
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+    )
+    uri = f"http://127.0.0.1:{free_port}"
+    try:
+        wait_for(lambda: answers(uri + "/health"))
+        script = Path(__file__).resolve().parents[2] / "sweeps" / "mmcoa_shots.py"
+        command = [
+            sys.executable,
+            str(script),
+            "--shots",
+            "1,2",
+            "--methods",
+            "tecoa",
+            "--epochs",
+            "2",
+            "--limit",
+            "40",
+            "--out",
+            "sweep",
+            "--tracking-uri",
+            uri,
+        ]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "untouched digits" in done.stdout and "tecoa 2-shot" in done.stdout and "rayclip ui" in done.stdout
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("mmcoa-shots").experiment_id
+        runs = {r.info.run_name: r for r in client.search_runs([experiment])}
+        assert set(runs) == {
+            "mmcoa-shots digits",
+            "tecoa 1-shot",
+            "tecoa 2-shot",
+            "untouched digits",
+            "eval tecoa 1-shot",
+            "eval tecoa 2-shot",
+            "eval untouched digits",
+        }
+        assert all(r.info.status == "FINISHED" for r in runs.values())
+
+        def parent(name):
+            return runs[name].data.tags.get("mlflow.parentRunId")
+
+        top = runs["mmcoa-shots digits"].info.run_id
+        assert parent("tecoa 1-shot") == parent("untouched digits") == top
+        assert parent("eval tecoa 1-shot") == runs["tecoa 1-shot"].info.run_id
+        metrics = runs["eval tecoa 1-shot"].data.metrics
+        assert set(metrics) == {
+            "clean/digits",
+            "robust/pgd-10_eps32/digits",
+            "robust/bert/digits",
+            "robust/sep_pgd-10_eps32/digits",
+            "worst/digits",
+        }
+        assert len(client.get_metric_history(runs["tecoa 1-shot"].info.run_id, "train/loss")) == 2
+        paths = {f.path for f in client.list_artifacts(runs["eval tecoa 1-shot"].info.run_id, "images")}
+        assert paths == {"images/digits-pgd-10_eps32.png", "images/digits-sep_pgd-10_eps32.png"}
+        assert {f.path for f in client.list_artifacts(top)} >= {"results_table.json", "table.md", "results.json"}
+        assert "<html" in urllib.request.urlopen(uri).read().decode().lower()
+
+        began = time.monotonic()
+        again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert again.returncode == 0 and time.monotonic() - began < 30
+        assert again.stdout == done.stdout, "a finished sweep prints its table again"
+        assert len(client.search_runs([experiment])) == 7, "and opens no new runs"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def answers(address):
+    try:
+        urllib.request.urlopen(address, timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_the_ui_opens_at_the_experiment(trained, free_port):
+    process = subprocess.Popen(
+        [*RAYCLIP, "ui", "--experiment", "rayclip-train", "--no-browser", "--port", str(free_port)],
+        cwd=trained,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        line = ""
+        while not line.startswith("MLflow:"):
+            line = process.stdout.readline()
+            assert line or process.poll() is None
+        client = MlflowClient(f"sqlite:///{trained}/mlflow.db")
+        expected = client.get_experiment_by_name("rayclip-train").experiment_id
+        assert line.strip() == f"MLflow: http://127.0.0.1:{free_port}/#/experiments/{expected}/runs"
+        assert answers(f"http://127.0.0.1:{free_port}/health")
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+
+
+@pytest.fixture
+def cluster():
+    """A head and a second node, as processes of this test."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    yield cluster.address
+    cluster.shutdown()
+
+
+def test_a_running_cluster_gives_the_same_verdicts(reference, tmp_path, cluster):
+    done = run(
+        tmp_path,
+        "eval",
+        "--model",
+        "digits",
+        *ATTACK,
+        "--out",
+        "r",
+        "--cluster",
+        "--shard-size",
+        40,
+        "--no-tracking",
+        RAY_ADDRESS=cluster,
+    )
+    assert "worst" in done.stdout
+    assert verdicts(tmp_path / "r") == verdicts(reference / "r")
+
+
+def test_a_cluster_that_does_not_answer_is_explained(tmp_path, free_port):
+    done = run(
+        tmp_path,
+        "eval",
+        "--model",
+        "digits",
+        *ATTACK,
+        "--out",
+        "r",
+        "--cluster",
+        "--no-tracking",
+        check=False,
+        RAY_ADDRESS=f"127.0.0.1:{free_port}",
+    )
+    assert done.returncode == 2 and "no Ray cluster answers" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "r" / "cells").exists()

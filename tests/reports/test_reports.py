@@ -1,0 +1,85 @@
+import io
+
+import pyarrow as pa
+from PIL import Image
+from rich.console import Console
+
+from rayclip.evaluation.shard import _pngs
+from rayclip.reports import example_grid, result_tables
+from rayclip.types import Row
+
+PROTOCOL = {
+    "attack": "pgd",
+    "eps": "32/255",
+    "steps": 10,
+    "step": "8/255",
+    "norm": "linf",
+    "stop": "first_success",
+    "template": "a {}",
+    "resolution": "native",
+    "precision": "fp32",
+    "seed": 0,
+}
+
+
+def row(model, attack, top1, dataset="digits"):
+    return Row(
+        model=model,
+        dataset=dataset,
+        attack=attack,
+        eps=None,
+        steps=None,
+        n=445,
+        top1=top1,
+        ci_low=top1 - 3,
+        ci_high=min(100.0, top1 + 3),
+        protocol=PROTOCOL | {"attack": attack},
+        cell="x",
+    )
+
+
+ATTACKS = ("clean", "pgd-10_eps32", "bert", "sep_pgd-10_eps32", "worst")
+
+
+def test_a_row_a_model_a_column_an_attack():
+    rows = [row(m, a, 10.0 * i + j) for i, m in enumerate(("base", "local-dir:/x")) for j, a in enumerate(ATTACKS)]
+    (table,) = result_tables(rows, {"local-dir:/x": "mmcoa full"})
+    assert table.header == ("model", "clean", "pgd-10 32/255", "bert", "sep pgd-10 32/255", "worst")
+    assert table.body[1] == ("mmcoa full", "10.0 7–13", "11.0 8–14", "12.0 9–15", "13.0 10–16", "14.0 11–17")
+    assert "n = 445" in table.title and "step 8/255" in table.caption and "'a {}'" in table.caption
+    lines = table.markdown().splitlines()
+    assert lines[2].count("|") == lines[4].count("|") == 7
+
+
+def test_five_attacks_fit_eighty_columns():
+    rows = [row("untouched digits", a, 100.0) for a in ATTACKS]
+    out = io.StringIO()
+    Console(file=out, width=80).print(result_tables(rows)[0].rich())
+    assert "untouched digits" in out.getvalue() and "100 97–100" in out.getvalue() and "…" not in out.getvalue()
+
+
+def test_several_data_sets_end_in_an_average():
+    rows = [row("m", a, v, d) for d, v in (("cifar10", 40.0), ("stl10", 60.0)) for a in ("clean", "worst")]
+    tables = result_tables(rows)
+    assert [t.title.split(":")[0] for t in tables] == ["cifar10", "stl10", "average over 2 data sets"]
+    assert tables[-1].body == (("m", "50.0", "50.0"),)
+
+
+def test_the_grid_shows_images_in_three_rows():
+    import torch
+
+    red, green = (torch.zeros(2, 3, 8, 8) for _ in range(2))
+    red[:, 0], green[:, 1] = 1, 1
+    examples = pa.table(
+        {
+            "label": [0, 1],
+            "clean_pred": [0, 1],
+            "adv_pred": [1, 1],
+            "clean": _pngs(red),
+            "difference": _pngs(red * 0 + 0.5),
+            "adversarial": _pngs(green),
+        }
+    )
+    image = Image.open(io.BytesIO(example_grid(examples, ["cat", "dog"], "title"))).convert("RGB")
+    colours = {c for _, c in image.getcolors(1 << 20)}
+    assert {(255, 0, 0), (0, 255, 0), (128, 128, 128)} <= colours

@@ -1,0 +1,61 @@
+"""The tracker against a real MLflow store."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from rayclip.tracking import MlflowTracker
+from rayclip.types import UserError
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory) -> MlflowTracker:
+    return MlflowTracker(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db", "study")
+
+
+def test_runs_nest_and_hold_params_metrics_tags_and_files(tracker, tmp_path):
+    parent = tracker.start("sweep")
+    child = tracker.start("trial", parent=parent, params={"method.eps": 1 / 255, "shots": None}, tags={"x": "y"})
+    tracker.metrics(child, [("train/loss", 1 / (step + 1), step) for step in range(2500)])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_text("a")
+    tracker.artifact(child, tmp_path / "folder", "checkpoint")
+    tracker.table(child, [{"model": "m", "top1": 5.0}, {"model": "n", "top1": 6.0}], "results_table.json")
+    tracker.finish(child)
+    tracker.finish(parent, failed=True)
+
+    client = MlflowClient(tracker.uri)
+    run = client.get_run(child)
+    assert run.info.run_name == "trial" and run.info.status == "FINISHED"
+    assert client.get_run(parent).info.status == "FAILED"
+    assert run.data.tags["mlflow.parentRunId"] == parent and run.data.tags["x"] == "y"
+    assert run.data.params == {"method.eps": str(1 / 255), "shots": "None"}
+    assert len(client.get_metric_history(child, "train/loss")) == 2500
+    assert {f.path for f in client.list_artifacts(child)} == {"checkpoint", "results_table.json"}
+    assert "mlruns" in client.get_experiment(tracker.experiment_id).artifact_location
+
+
+def test_a_tracker_travels_to_workers(tracker):
+    copy = pickle.loads(pickle.dumps(tracker))
+    run = copy.start("elsewhere")
+    assert tracker.exists(run) and not tracker.exists("0" * 32)
+
+
+def test_a_relative_store_means_the_same_in_every_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert MlflowTracker("sqlite:///here.db", "x").uri == f"sqlite:///{tmp_path / 'here.db'}"
+    assert (tmp_path / "here.db").is_file()
+
+
+def test_a_store_out_of_reach_is_explained(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match="cannot be reached"):
+        MlflowTracker("http://127.0.0.1:9", "study")
+    with pytest.raises(UserError, match="cannot be reached"):
+        MlflowTracker(f"sqlite:///{Path('/proc/none/x.db')}", "study")
+
+
+def test_the_page_of_the_runs(tracker):
+    assert tracker.ui_page(5001) == f"http://127.0.0.1:5001/#/experiments/{tracker.experiment_id}/runs"
