@@ -14,9 +14,9 @@ from rayclip.types import UserError
 PROMPTS = [
     f"This is a photo of a {c}" for c in ("cat", "golden retriever", "truck", "african violet", "wombatlike thing")
 ]
-VOCABULARY = """[PAD] [UNK] [CLS] [SEP] [MASK] this is a photo of the cat dog golden retriever truck african violet ##let
-wombat ##like thing picture image painting lemon car house tree river stone cloud paper table chair window door ##s ##ed
-##ing .""".split()
+VOCABULARY = """[PAD] [UNK] [CLS] [SEP] [MASK] this is a photo of the cat dog golden retriever truck african violet
+##let wombat ##like thing picture image painting lemon car house tree river stone cloud paper table chair window door
+##s ##ed ##ing .""".split()
 
 
 def embedder(clip):
