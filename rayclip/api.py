@@ -21,7 +21,6 @@ from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, collect_
 from rayclip.evaluation.cell import default_substitutes
 from rayclip.logbook import Logbook, markdown, rows_json
 from rayclip.methods import SMALL_BELOW, SMALL_MODEL, Method, Recipe
-from rayclip.methods.mmcoa import MMCoA
 from rayclip.models import Clip, load_model
 from rayclip.reports import result_tables
 from rayclip.tracking import MlflowTracker, default_uri
@@ -112,16 +111,11 @@ def check_training(config: TrainConfig, workers: int = 1) -> TrainConfig:
     Raises:
         UserError: whatever `train` would raise for these arguments.
     """
-    method = config.method
-    if isinstance(method, MMCoA) and method.text.substitutes == "default":
-        text = method.text.with_substitutes(default_substitutes(bundled=config.data == "digits"))
-        method = dataclasses.replace(method, text=text)
+    method = config.method.with_default_substitutes(default_substitutes(bundled=config.data == "digits"))
     data = few_shot(open_data(config.data, "train"), config.shots, config.seed)
     if len(data) < workers:
         raise UserError(f"{len(data)} training images cannot be dealt out to {workers} workers: use fewer workers.")
-    clip = _model(config.model)
-    if isinstance(method, MMCoA) and method.lambda_txt:
-        method.text.source(clip)
+    method.check(_model(config.model))
     return dataclasses.replace(config, method=method)
 
 
@@ -179,23 +173,33 @@ def fine_tune(trial: Trial, where: Where) -> bool:
         return False
     store = Store(str(trial.out / ".rayclip"))
     logbook = where.logbook(store)
-    _train([_with_run(trial, logbook, None)], store, where, logbook)
+    errors = _train([_with_run(trial, logbook, None)], store, where, logbook)
+    if errors:
+        raise UserError(f"training failed: {errors[trial.name]}")
     return True
 
 
-def sweep(
-    name: str, trials: Sequence[Trial], evaluation: Evaluation, base: str, where: Where
-) -> tuple[list[Row], dict[str, str]]:
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """Attributes:
+    rows: of the untouched model and of every trial that succeeded.
+    labels: names to show, by model specification.
+    errors: why trials failed, by name.
+    """
+
+    rows: list[Row]
+    labels: dict[str, str]
+    errors: dict[str, str]
+
+
+def sweep(name: str, trials: Sequence[Trial], evaluation: Evaluation, base: str, where: Where) -> SweepResult:
     """Train all trials, then evaluate the untouched model `base` and every result.
 
     Args:
         name: of the tracker's parent run.
 
-    Returns:
-        The rows, and the names to show by model specification.
-
     Raises:
-        UserError: bad arguments, before anything is written; or which trials failed and why.
+        UserError: bad arguments, before anything is written.
     """
     trials = [dataclasses.replace(t, config=check_training(t.config, where.train_workers)) for t in trials]
     plan_cells([base], evaluation)
@@ -204,8 +208,8 @@ def sweep(
     logbook = where.logbook(store)
     root = logbook.open(name, tags={"rayclip.kind": "sweep"})
     trials = [_with_run(t, logbook, root) for t in trials]
-    if unfinished:
-        _train(trials, store, where, logbook)
+    errors = _train(trials, store, where, logbook) if unfinished else {}
+    trials = [t for t in trials if t.name not in errors]
 
     labels = {base: f"untouched {base}"} | {f"local-dir:{t.out}": t.name for t in trials}
     runs = {f"local-dir:{t.out}": t.run for t in trials}
@@ -218,7 +222,7 @@ def sweep(
         logbook.finish(run)
     _write_results(store, rows, labels)
     logbook.summary(root, rows, labels)
-    return rows, labels
+    return SweepResult(rows=rows, labels=labels, errors=errors)
 
 
 def show(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> None:
@@ -235,7 +239,9 @@ def _with_run(trial: Trial, logbook: Logbook, parent: str | None) -> Trial:
     )
 
 
-def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook) -> None:
+def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook) -> dict[str, str]:
+    """Run the unfinished trials; why they failed, by name."""
+
     def ended(trial: Trial, error: str | None) -> None:
         if error is None:
             logbook.artifact(trial.run, trial.out, "checkpoint")
@@ -243,7 +249,7 @@ def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook
 
     display = Display(quiet=where.quiet)
     with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
-        results = run_trials(
+        return run_trials(
             trials,
             workers=Workers.for_cluster(where.train_workers),
             storage=Path(store.root) / "unfinished",
@@ -251,9 +257,6 @@ def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook
             display=display,
             on_finish=ended,
         )
-    failed = [r for r in results if r.error is not None]
-    if failed:
-        raise UserError("; ".join(f"{r.trial.name} failed: {r.error}" for r in failed))
 
 
 def _evaluate(cells: Sequence[Cell], positions: dict[str, np.ndarray], store: Store, where: Where) -> list[Row]:

@@ -248,10 +248,9 @@ def train(
     if not did_something:
         print(f"{out} already holds this checkpoint; nothing to do.")
         return
-    print(
-        f"checkpoint: {out}\nevaluate it: rayclip eval --model local-dir:{out} --data {data} --attacks clean,pgd "
-        f"--eps {eps} --out {out}/eval"
-    )
+    test = "TEST.parquet" if data.endswith(".parquet") else data
+    print(f"checkpoint: {out}")
+    print(f"evaluate it: rayclip eval --model local-dir:{out} --data {test} --eps {eps} --out {out}/eval")
 
 
 @app.command()

@@ -6,6 +6,7 @@ Experiment = study; parent run = sweep, child = trial, grandchild = evaluation.
 import dataclasses
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -121,7 +122,8 @@ def metric_names(rows: Sequence[Row]) -> dict[str, float]:
     by_attack: dict[str, list[float]] = {}
     for row in rows:
         kind = row.attack if row.attack in ("clean", "worst") else f"robust/{row.attack}"
-        values[f"{kind}/{row.dataset}"] = row.top1
+        dataset = re.sub(r"[^\w.-]", "_", row.dataset)  # a file's name may hold what MLflow refuses in a metric's
+        values[f"{kind}/{dataset}"] = row.top1
         by_attack.setdefault(row.attack, []).append(row.top1)
     if len({row.dataset for row in rows}) > 1:
         values |= {f"avg/{attack}": sum(v) / len(v) for attack, v in by_attack.items()}

@@ -19,6 +19,7 @@ A sweep that was interrupted goes on with the same command; a finished one print
 """
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -210,10 +211,14 @@ def main(
     where = api.Where(
         out=str(out), tracking=tracking, cluster=cluster, train_workers=workers, quiet=quiet, verbose=verbose
     )
-    rows, labels = api.sweep(f"{EXPERIMENT} {scale}", trials, evaluation, model, where)
-    api.show(rows, labels)
+    result = api.sweep(f"{EXPERIMENT} {scale}", trials, evaluation, model, where)
+    api.show(result.rows, result.labels)
     print(f"results: {out}")
     print(f"MLflow:  rayclip ui --experiment {EXPERIMENT} --tracking-uri {tracking.uri}")
+    for name, error in result.errors.items():
+        print(f"error: {name} failed: {error}", file=sys.stderr)
+    if result.errors:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

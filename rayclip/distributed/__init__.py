@@ -3,13 +3,12 @@
 from rayclip.distributed.connect import ray_cluster
 from rayclip.distributed.pool import PoolSize, evaluate
 from rayclip.distributed.progress import Display
-from rayclip.distributed.trials import Trial, TrialResult, Workers, run_trials
+from rayclip.distributed.trials import Trial, Workers, run_trials
 
 __all__ = [
     "Display",
     "PoolSize",
     "Trial",
-    "TrialResult",
     "Workers",
     "evaluate",
     "ray_cluster",

@@ -11,6 +11,7 @@ from rayclip.types import UserError
 _SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same to the user and to a worker
     "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command; what is done is on disk
     "RAY_AIR_NEW_OUTPUT": "0",  # our own progress is shown instead of Tune's
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -92,12 +92,6 @@ class Trial:
         return True
 
 
-@dataclass(frozen=True)
-class TrialResult:
-    trial: Trial
-    error: str | None = None
-
-
 def run_trials(
     trials: Sequence[Trial],
     *,
@@ -106,39 +100,35 @@ def run_trials(
     tracker: Tracker | None,
     display: Display,
     on_finish: Callable[[Trial, str | None], None] = lambda trial, error: None,
-) -> list[TrialResult]:
-    """Run what is not finished yet, as many trials at a time as the cluster holds; results in the trials' order.
+) -> dict[str, str]:
+    """Run what is not finished yet, as many trials at a time as the cluster holds; why trials failed, by name.
 
     Args:
         storage: folder for unfinished runs; emptied trial by trial.
         on_finish: called in the driver as soon as a trial ends, with its error if it failed.
     """
     todo = sorted((t for t in trials if not t.is_finished()), key=_length, reverse=True)
-    errors: dict[str, str] = {}
-    if todo:
-        for trial in todo:
-            display.update(trial.name, 0, 1, "waiting")
-        watcher = _Watcher(todo, display, on_finish)
-        tuner = tune.Tuner(
-            # Closures, not parameters: Tune would try to write the trials into its own JSON.
-            tune.with_resources(_driver(todo, workers, storage, tracker), {"CPU": _DRIVER_CPUS}),
-            param_space={"index": tune.grid_search(list(range(len(todo))))},
-            tune_config=tune.TuneConfig(max_concurrent_trials=workers.trials_at_once()),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(storage),
-                verbose=0,
-                callbacks=[watcher],
-                failure_config=tune.FailureConfig(max_failures=_RETRIES),
-            ),
-        )
-        for result in tuner.fit():
-            trial = todo[result.config["index"]]
-            if result.error is not None:
-                errors[trial.name] = _first_line(result.error)
-            elif (failure := (result.metrics or {}).get("failure")) is not None:
-                errors[trial.name] = failure
-    return [TrialResult(t, errors.get(t.name)) for t in trials]
+    for trial in todo:
+        display.update(trial.name, 0, 1, "waiting")
+    shutil.rmtree(storage / "tune", ignore_errors=True)  # Tune's own notes of an earlier start; ours are elsewhere
+    watcher = _Watcher(todo, display, on_finish)
+    tuner = tune.Tuner(
+        # Closures, not parameters: Tune would try to write the trials into its own JSON.
+        tune.with_resources(_driver(todo, workers, storage, tracker), {"CPU": _DRIVER_CPUS}),
+        param_space={"index": tune.grid_search(list(range(len(todo))))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=workers.trials_at_once()),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(storage),
+            verbose=0,
+            callbacks=[watcher],
+            failure_config=tune.FailureConfig(max_failures=_RETRIES),
+        ),
+    )
+    tuner.fit()
+    if not watcher.errors:
+        shutil.rmtree(storage, ignore_errors=True)
+    return watcher.errors
 
 
 def _length(trial: Trial) -> tuple[float, int]:
@@ -174,9 +164,12 @@ def _driver(
             ),
         )
         result = trainer.fit()
-        if result.checkpoint is None:  # the worker reported why, and Tune has it
+        if result.checkpoint is None:
             return
         with result.checkpoint.as_directory() as folder:
+            lineage = read_lineage(Path(folder)) or {}
+            if lineage.get("step") != lineage.get("total_steps"):  # the worker gave up, and has reported why
+                return
             _export(Path(folder), trial.out)
         shutil.rmtree(storage / name, ignore_errors=True)
 
@@ -198,8 +191,10 @@ def _train_worker(args: dict[str, Any]) -> None:
         torch.set_num_threads(min(args["threads"], os.cpu_count() or 1))
     try:
         train(args["config"], host)
-    except (UserError, FloatingPointError) as error:  # trying again would not help
-        ray.train.report({"failure": str(error)})
+    except (UserError, FloatingPointError) as error:
+        if host.world_size > 1:  # the other ranks wait for this one: only a failure ends them
+            raise
+        ray.train.report({"failure": str(error)})  # trying again would not help
 
 
 class _RayHost:
@@ -235,11 +230,16 @@ class _RayHost:
 
 
 class _Watcher(tune.Callback):
-    """Runs in the driver: shows each trial's progress and tells when it ends."""
+    """Runs in the driver: shows each trial's progress and tells how it ended.
+
+    Attributes:
+        errors: why trials failed, by name.
+    """
 
     def __init__(
         self, trials: Sequence[Trial], display: Display, on_finish: Callable[[Trial, str | None], None]
     ) -> None:
+        self.errors: dict[str, str] = {}
         self._trials, self._display, self._on_finish = trials, display, on_finish
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
@@ -254,13 +254,19 @@ class _Watcher(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         mine = self._trials[trial.config["index"]]
-        self._on_finish(mine, (trial.last_result or {}).get("failure"))
+        failure = (trial.last_result or {}).get("failure")
+        self._end(mine, failure or (None if mine.is_finished() else "it ended early; run again to go on"))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._on_finish(self._trials[trial.config["index"]], "the trial failed")
+        self._end(self._trials[trial.config["index"]], _last_line(trial.get_error()))
+
+    def _end(self, trial: Trial, error: str | None) -> None:
+        if error is not None:
+            self.errors[trial.name] = error
+        self._on_finish(trial, error)
 
 
-def _first_line(error: BaseException) -> str:
-    """The innermost cause, which Ray puts last."""
+def _last_line(error: BaseException | None) -> str:
+    """The innermost cause, which Ray puts last, without the exception's type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].removeprefix("rayclip.types.UserError: ") if lines else type(error).__name__

@@ -7,7 +7,7 @@ pixels in [0, 1], labels, and the class prompts; it never sees an optimiser, a d
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -100,6 +100,13 @@ class Method(ABC):
     steps: int = 10
     step: float = 1 / 255
     trains: Trains = "all"
+
+    def with_default_substitutes(self, substitutes: str) -> Self:
+        """The method with its text attack's source of substitutes spelled out, where it has one and names none."""
+        return self
+
+    def check(self, clip: Clip) -> None:
+        """Raise a `UserError` if the method cannot train this model."""
 
     def attack(self, clip: Clip, batch: Batch) -> Batch:
         """Add the adversarial examples that `loss` wants. Called with `clip` frozen."""

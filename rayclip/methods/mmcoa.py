@@ -4,7 +4,7 @@ Adversarial images are aligned with clean texts, adversarial texts with clean im
 """
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from rayclip.methods.base import Batch, Method, Recipe
 from rayclip.methods.losses import Targets, contrastive
 from rayclip.methods.parallel import global_mean
 from rayclip.models import Clip
+from rayclip.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,19 @@ class MMCoA(Method):
     lambda_txt: float = 0.5
     targets: Targets = "diagonal"
     text: TextSettings = field(default_factory=TextSettings)
+
+    def __post_init__(self) -> None:
+        if not (self.lambda_img or self.lambda_txt):
+            raise UserError("mmcoa with lambda_img and lambda_txt 0 has no loss: make one of them positive.")
+
+    def with_default_substitutes(self, substitutes: str) -> Self:
+        if self.text.substitutes != "default":
+            return self
+        return replace(self, text=self.text.with_substitutes(substitutes))
+
+    def check(self, clip: Clip) -> None:
+        if self.lambda_txt:
+            self.text.source(clip)
 
     def attack(self, clip: Clip, batch: Batch) -> Batch:
         if self.lambda_img:

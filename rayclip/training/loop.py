@@ -185,7 +185,7 @@ class _Run:
         self.host.report(progress, save)
 
     def _save(self, folder: Path) -> None:
-        save_checkpoint(self.clip, folder, lineage(self.config, self.clip, self.data, self.step))
+        save_checkpoint(self.clip, folder, lineage(self.config, self.data, self.step, self.total_steps))
         torch.save({"step": self.step, "optimizer": self.optimizer.state_dict()}, folder / STATE_FILE)
 
     def _resume(self) -> None:
@@ -248,11 +248,12 @@ def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opti
     return kind(parameters, lr=recipe.lr, betas=recipe.betas, eps=recipe.adam_eps, weight_decay=recipe.weight_decay)
 
 
-def lineage(config: TrainConfig, clip: Clip, data: ImageSet, step: int) -> Mapping[str, Any]:
-    """What `rayclip.json` says of a checkpoint."""
+def lineage(config: TrainConfig, data: ImageSet, step: int, total_steps: int) -> Mapping[str, Any]:
+    """What `rayclip.json` says of a checkpoint; it is final where the two steps are equal."""
     return {
         "rayclip": __version__,
         "step": step,
+        "total_steps": total_steps,
         "digest": config.digest(),
         "config": config.describe(),
         "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},

@@ -1,0 +1,48 @@
+"""What CONTRIBUTING.md and the entry points promise: an attack in ten lines, and one from another package."""
+
+import re
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from attacks.test_gradient import balanced, batch
+from torch import Tensor
+
+from rayclip.attacks import make_attack, parse_attacks, registry
+from rayclip.attacks.pgd import PGD
+
+
+def example() -> type:
+    text = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    space = {
+        "PGD": PGD,
+        "dataclass": dataclass,
+        "ClassVar": ClassVar,
+        "Tensor": Tensor,
+        "torch": torch,
+        "__name__": "x",
+    }
+    exec(code, space)
+    return space["CW"]
+
+
+def test_the_attack_of_contributing_works(monkeypatch):
+    monkeypatch.setitem(registry.ATTACKS, "cw", example())
+    (attack,) = parse_attacks("cw:steps=20,step=2/255", {})
+    assert attack.label == "cw-20"
+    victim = balanced()
+    images, labels, todo, keys = batch(victim)
+    result = attack.run(victim, images, labels, todo, eps=8 / 255, keys_B=keys)
+    with torch.no_grad():
+        right = victim(result.images_BCHW).argmax(1) == labels
+    assert right.float().mean() < 0.5
+    assert (result.images_BCHW - images).abs().max() <= 8 / 255 + 1e-6
+
+
+def test_another_package_can_offer_an_attack(monkeypatch):
+    point = EntryPoint(name="mine", value="rayclip.attacks.pgd:PGD", group="rayclip.attacks")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    assert isinstance(make_attack("mine", steps=3), PGD)
