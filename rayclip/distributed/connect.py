@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -56,9 +57,11 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
     if local:
         ray.init(address="local", include_dashboard=False, object_store_memory=_LOCAL_OBJECT_STORE, **quiet)
     else:
+        address = os.environ.get("RAY_ADDRESS", "auto")
         try:
-            ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            _knock(address)
+            ray.init(address=address, **quiet)
+        except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 "no Ray cluster answers: start one (ray start --head), set RAY_ADDRESS to its address, or "
                 f"leave --cluster out to use this machine alone ({str(error).splitlines()[0][:120]})."
@@ -67,3 +70,10 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise an OSError if nobody listens at `host:port`: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
