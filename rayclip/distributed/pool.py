@@ -117,7 +117,7 @@ class _Pool:
             right = ray.get(ready)
         except RayTaskError as error:
             if isinstance(error.cause, UserError | FloatingPointError):
-                raise error.cause from None
+                raise UserError(str(error.cause)) from None
             raise
         except (RayActorError, ActorDiedError, ActorUnavailableError) as error:
             self._attempts[shard.name] = self._attempts.get(shard.name, 0) + 1

@@ -109,7 +109,7 @@ def run_trials(
     """
     todo = sorted((t for t in trials if not t.is_finished()), key=_length, reverse=True)
     for trial in todo:
-        display.update(trial.name, 0, 1, "waiting")
+        display.update(trial.name, 0, 0, "waiting")
     shutil.rmtree(storage / "tune", ignore_errors=True)  # Tune's own notes of an earlier start; ours are elsewhere
     watcher = _Watcher(todo, display, on_finish)
     tuner = tune.Tuner(
