@@ -41,6 +41,11 @@ def bert_attack(clip: Clip, prompts: Sequence[str], source: SubstituteSource, *,
     2. For the most important word that is no stop word and has substitutes, try them all.
     3. Take the one with the largest divergence from the clean prompt; go on until `changes` words are changed.
     """
+    with torch.autocast(clip.device.type, enabled=False):  # divergences are small: half precision would blur them
+        return _bert_attack(clip, prompts, source, changes)
+
+
+def _bert_attack(clip: Clip, prompts: Sequence[str], source: SubstituteSource, changes: int) -> list[TextChange]:
     words = [prompt.lower().split() for prompt in prompts]
     clean_PD = clip.embed_texts([" ".join(w) for w in words])
     candidates = source.candidates(words)

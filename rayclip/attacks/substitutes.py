@@ -59,16 +59,17 @@ class TokenTable:
         found: dict[str, list[str]] = {word: [] for word in STOP_WORDS}
         if distinct:
             table = F.normalize(self._clip.token_table.detach().float(), dim=1)
-            queries = F.normalize(torch.stack([table[self._pieces(word)].mean(0) for word in distinct]), dim=1)
+            queries = F.normalize(torch.stack([table[rows].mean(0) for rows in self._pieces(distinct)]), dim=1)
             nearest = (queries @ table[self._rows].T).topk(min(self._k + 1, len(self._words))).indices
             for word, row in zip(distinct, nearest.tolist(), strict=True):
                 found[word] = [w for w in (self._words[i] for i in row) if w != word][: self._k]
         return [[found[word] for word in sentence] for sentence in sentences]
 
-    def _pieces(self, word: str) -> list[int]:
-        tokens = self._clip.tokenize([word])[0].tolist()
-        end = max(tokens)  # the end-of-text token has the highest id, and padding follows it
-        return tokens[1 : tokens.index(end)] or [0]
+    def _pieces(self, words: Sequence[str]) -> list[list[int]]:
+        """Each word's rows of the table, without the marks of start and end."""
+        rows = self._clip.tokenize(words).tolist()
+        # The end mark has the highest id, and padding follows it. A word of no piece at all stands at row 0.
+        return [row[1 : row.index(max(row))] or [0] for row in rows]
 
 
 class MaskedLM:

@@ -63,6 +63,14 @@ class Clip(nn.Module):
         """exp(logit_scale), kept at or below 100. Scalar."""
         return cast(Tensor, self.model.logit_scale).clamp(max=_MAX_LOG_SCALE).exp()
 
+    @torch.no_grad()
+    def bound_scale(self) -> None:
+        """Put a logit_scale beyond the bound back onto it, as CLIP's training does after each step.
+
+        `scale` alone would not do for training: its clamp has no gradient beyond the bound.
+        """
+        cast(Tensor, self.model.logit_scale).clamp_(max=_MAX_LOG_SCALE)
+
     def encode_image(self, pixels_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
         """Embed images. `(B, 3, H, W)` in [0, 1] -> `(B, D)`; differentiable in the pixels.
 

@@ -79,6 +79,7 @@ class _Run:
     def __init__(self, config: TrainConfig, host: Host, clip: Clip, data: ImageSet) -> None:
         self.config, self.host, self.clip, self.data = config, host, clip, data
         self.method, self.recipe = config.method, config.recipe
+        clip.bound_scale()
         trainable = _choose_trainable(clip, self.method)
         self.optimizer = make_optimizer(self.recipe, trainable)
         self.steps_per_epoch = len(epoch_batches(len(data), self.recipe.batch_size, config.seed, 0))
@@ -123,6 +124,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        self.clip.bound_scale()
         self.step += 1
         self._pending.append(metrics)
         self._images += total

@@ -92,6 +92,9 @@ def test_the_temperature_is_bounded(clip):
     with torch.no_grad():
         clip.model.logit_scale.fill_(9.0)
     assert clip.scale.item() == pytest.approx(100.0)
+    clip.bound_scale()
+    clip.scale.backward()
+    assert clip.model.logit_scale.grad.item() == pytest.approx(100.0), "a scale on the bound can still be lowered"
 
 
 @pytest.mark.parametrize(
