@@ -75,9 +75,7 @@ class ParquetImages(ImageSet):
         try:
             return Image.open(io.BytesIO(data)).convert("RGB")
         except (UnidentifiedImageError, OSError, TypeError) as error:
-            raise UserError(
-                f"row {position} of '{self.name}' is no readable image ({error}): mend or drop it."
-            ) from error
+            raise UserError(f"row {position} of '{self.name}' is no readable image: mend or drop it.") from error
 
     def _row_group(self, group: int) -> list[bytes]:
         if group in self._cache:

@@ -48,8 +48,8 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
     import ray
 
     level = logging.INFO if verbose else logging.ERROR
-    for name in ("ray", "ray.train", "ray.tune", "ray.data"):
-        logging.getLogger(name).setLevel(level)
+    for name, quiet_level in (("ray", level), ("ray.train", level), ("ray.tune", logging.CRITICAL)):
+        logging.getLogger(name).setLevel(level if verbose else quiet_level)  # Tune's errors come back to us anyway
     if ray.is_initialized():  # a caller's own
         yield
         return

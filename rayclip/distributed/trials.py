@@ -111,6 +111,7 @@ def run_trials(
     for trial in todo:
         display.update(trial.name, 0, 0, "waiting")
     shutil.rmtree(storage / "tune", ignore_errors=True)  # Tune's own notes of an earlier start; ours are elsewhere
+    storage.mkdir(parents=True, exist_ok=True)
     watcher = _Watcher(todo, display, on_finish)
     tuner = tune.Tuner(
         # Closures, not parameters: Tune would try to write the trials into its own JSON.
@@ -146,12 +147,20 @@ def _driver(
     def drive(params: dict[str, Any]) -> None:
         trial = trials[params["index"]]
         name = f"train-{trial.config.digest()}"
+        note = storage / f"{name}.failure"
+        note.unlink(missing_ok=True)
         resources: dict[str, float] = {"CPU": workers.cpus}
         if workers.gpus:
             resources["GPU"] = workers.gpus
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config={"config": trial.config, "run": trial.run, "tracker": tracker, "threads": threads},
+            train_loop_config={
+                "config": trial.config,
+                "run": trial.run,
+                "tracker": tracker,
+                "threads": threads,
+                "failure_note": note,
+            },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=resources
             ),
@@ -163,7 +172,11 @@ def _driver(
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             ),
         )
-        result = trainer.fit()
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:  # Train has tried again itself; Tune must not
+            tune.report({"failure": _last_line(error)})
+            return
         if result.checkpoint is None:
             return
         with result.checkpoint.as_directory() as folder:
@@ -189,12 +202,17 @@ def _train_worker(args: dict[str, Any]) -> None:
     host = _RayHost(args["tracker"], args["run"])
     if host.device.type == "cpu":  # Ray sets one thread for a worker of less than two CPUs
         torch.set_num_threads(min(args["threads"], os.cpu_count() or 1))
+    note: Path = args["failure_note"]
+    if note.exists():  # a rank of an earlier attempt found what trying again does not mend
+        ray.train.report({"failure": note.read_text()})
+        return
     try:
         train(args["config"], host)
     except (UserError, FloatingPointError) as error:
-        if host.world_size > 1:  # the other ranks wait for this one: only a failure ends them
+        if host.world_size > 1:  # the other ranks wait for this one: only raising ends them
+            note.write_text(str(error))
             raise
-        ray.train.report({"failure": str(error)})  # trying again would not help
+        ray.train.report({"failure": str(error)})
 
 
 class _RayHost:

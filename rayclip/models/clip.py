@@ -65,11 +65,11 @@ class Clip(nn.Module):
 
     @torch.no_grad()
     def bound_scale(self) -> None:
-        """Put a logit_scale beyond the bound back onto it, as CLIP's training does after each step.
+        """Bring a logit_scale beyond the bound back, as CLIP's training does after each step.
 
-        `scale` alone would not do for training: its clamp has no gradient beyond the bound.
+        `scale` alone would not do for training: its clamp has no gradient beyond the bound, hence a hair below it.
         """
-        cast(Tensor, self.model.logit_scale).clamp_(max=_MAX_LOG_SCALE)
+        cast(Tensor, self.model.logit_scale).clamp_(max=_MAX_LOG_SCALE - 1e-6)
 
     def encode_image(self, pixels_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
         """Embed images. `(B, 3, H, W)` in [0, 1] -> `(B, D)`; differentiable in the pixels.
