@@ -12,6 +12,7 @@ from rayclip.types import UserError
 # Typer brings its own click: its exceptions are reached through the one that Typer makes public.
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
+_INTERRUPTED = 130
 
 app = typer.Typer(
     add_completion=False,
@@ -303,8 +304,9 @@ def run(command: Callable[..., Any], program: str) -> None:
     except UserError as error:
         sys.exit(_complain(str(error)))
     except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:  # Typer turns Ctrl-C into this code by itself
         print("\nstopped; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+
 from conftest import tiny_clip
 from data.test_data import write
-
 from rayclip import cli
 from rayclip.models.checkpoint import save_checkpoint
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from attacks.test_gradient import balanced, batch
 from torch import Tensor
 
+from attacks.test_gradient import balanced, batch
 from rayclip.attacks import make_attack, parse_attacks, registry
 from rayclip.attacks.pgd import PGD
 

@@ -1,12 +1,12 @@
 import itertools
 from pathlib import Path
 
-import naive
 import pytest
 import torch
-from conftest import tiny_clip
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
+import naive
+from conftest import tiny_clip
 from rayclip.attacks.bert import TextSettings, bert_attack, divergence
 from rayclip.attacks.substitutes import STOP_WORDS, MaskedLM, TokenTable
 from rayclip.types import UserError

@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import naive
 import pytest
 import torch
-from conftest import tiny_clip
 
+import naive
+from conftest import tiny_clip
 from rayclip.attacks import ATTACKS, make_attack, parse_attacks
 from rayclip.attacks.rng import sample_keys
 from rayclip.models import ZeroShot

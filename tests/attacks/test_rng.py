@@ -1,7 +1,7 @@
-import naive
 import pytest
 import torch
 
+import naive
 from rayclip.attacks.rng import gaussian, philox, sample_keys, uniform
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import tiny_clip
 from scipy.stats import binomtest
 
+from conftest import tiny_clip
 from rayclip.attacks import parse_attacks
 from rayclip.data import open_data
 from rayclip.evaluation import (

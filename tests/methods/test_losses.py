@@ -3,14 +3,14 @@
 import os
 from dataclasses import replace
 
-import naive
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import tiny_clip
 from torch.nn.parallel import DistributedDataParallel
 
+import naive
+from conftest import tiny_clip
 from rayclip.attacks.bert import TextSettings
 from rayclip.attacks.rng import sample_keys
 from rayclip.methods import METHODS, Batch, ClassTexts, make_method

@@ -3,8 +3,8 @@ import json
 import open_clip
 import pytest
 import torch
-from conftest import tiny_clip
 
+from conftest import tiny_clip
 from rayclip.models import ZeroShot, class_prompts, load_model
 from rayclip.models.checkpoint import read_lineage, save_checkpoint
 from rayclip.models.clip import CONFIG_FILE, WEIGHTS_FILE
