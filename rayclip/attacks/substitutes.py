@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayclip.models import Clip
+from rayclip.models.clip import silence
 from rayclip.types import UserError
 
 TOKEN_TABLE = "clip-table"
@@ -154,13 +155,13 @@ class MaskedLM:
 @lru_cache(maxsize=2)
 def _load_masked_lm(name: str, device: str) -> tuple[Any, Any]:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForMaskedLM.from_pretrained(name)
+        with silence():
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            model = AutoModelForMaskedLM.from_pretrained(name)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"masked language model '{name}' could not be loaded (no such folder, or the hub is out of "

@@ -150,6 +150,17 @@ def frozen(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """Libraries narrate and retry through the root logger; what matters comes back as an exception."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
+
+
 def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
     """Load a model in fp32.
 
@@ -194,9 +205,12 @@ def _parse(spec: str) -> tuple[str, str | None]:
             f"unknown model '{spec}': use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip "
             "NAME:TAG such as ViT-B-32:openai."
         )
-    if not tag:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name.replace("/", "-")))
-        raise UserError(f"model '{spec}' needs its weights named as {name}:TAG, with TAG one of {tags or 'a file'}.")
+    tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+    if tag not in tags and not Path(tag).is_file():
+        said = f"has no weights '{tag}'" if tag else "needs its weights named"
+        raise UserError(
+            f"model '{name}' {said}: write {name}:TAG, with TAG a weights file or one of {', '.join(tags)}."
+        )
     return name, tag
 
 
@@ -207,9 +221,7 @@ def _build(spec: str, source: str, tag: str | None, device: torch.device) -> Cli
     if tag is not None:
         pretrained = open_clip.get_pretrained_cfg(source.replace("/", "-"), tag)
         wants_quick_gelu = bool(pretrained.get("quick_gelu"))
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # open_clip narrates through the root logger
-    try:
+    with silence():
         model = open_clip.create_model(
             source,
             pretrained=tag,
@@ -221,8 +233,6 @@ def _build(spec: str, source: str, tag: str | None, device: torch.device) -> Cli
             pretrained_text=False,
         )
         tokenizer = open_clip.get_tokenizer(source)
-    finally:
-        logging.disable(previous)
     return Clip(model, _full_config(model, source, wants_quick_gelu), tokenizer, spec).to(device).eval()
 
 
@@ -246,9 +256,9 @@ def _explain(spec: str, error: Exception) -> str:
         )
     if isinstance(error, SafetensorError):
         return f"model '{spec}': {WEIGHTS_FILE} is damaged or no safetensors file; copy it again."
-    if spec.startswith("hf-hub:") or (":" in spec and not spec.startswith("local-dir:")):
+    if not spec.startswith("local-dir:") and spec not in BUNDLED and not Path(spec.partition(":")[2]).is_file():
         return (
-            f"model '{spec}' could not be downloaded (check the name, the network and HF_HOME), or save it "
-            f"elsewhere and use local-dir:PATH: {message.splitlines()[0][:200]}"
+            f"model '{spec}' could not be downloaded: check its name, the network and HF_HOME, or save it as a folder "
+            "and use local-dir:PATH."
         )
     return f"model '{spec}' could not be loaded: {message.splitlines()[0][:200] if message else type(error).__name__}."

@@ -103,7 +103,8 @@ def test_the_temperature_is_bounded(clip):
     ("spec", "match"),
     [
         ("nonsense", "unknown model"),
-        ("ViT-B-32", "needs its weights named"),
+        ("ViT-B-32", "needs its weights named: write ViT-B-32:TAG"),
+        ("ViT-B-32:opanai", "has no weights 'opanai': .*openai"),
         ("local-dir:/no/such/place", "no file open_clip_config.json"),
     ],
 )
