@@ -99,12 +99,13 @@ TRAIN = EVAL | {"--method": "tecoa", "--eps": "1/255"}
         ("train", {"--out": "{i}/good.parquet"}, "is a file"),
         ("train", {"--tracking-uri": "http://127.0.0.1:9"}, "cannot be reached"),
         ("train", {"--out": "{i}/model"}, "holds a checkpoint of other settings"),
+        ("ui", {"--experiment": "x"}, "there is no MLflow store"),
     ],
 )
 def test_bad_arguments_get_one_sentence_and_leave_nothing(here, monkeypatch, capsys, command, changes, says):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    options = {"eval": EVAL, "train": TRAIN}[command] | changes
+    options = {"eval": EVAL, "train": TRAIN, "ui": {}}[command] | changes
     args = [part.format(i=here) for k, v in options.items() if v is not None for part in (k, v)]
     before = sorted(p for p in here.rglob("*"))
     code, out, err = call(monkeypatch, capsys, command, *args)

@@ -1,5 +1,6 @@
 """Runs in MLflow, through its client and explicit run ids: nothing depends on a process's active run."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -19,6 +20,15 @@ _PARAMS_AT_ONCE = 100
 def default_uri() -> str:
     """`MLFLOW_TRACKING_URI`, or an SQLite file in the working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+def quiet_client(uri: str) -> Any:
+    """MLflow's client, without the narration of its database migrations."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
 
 
 class MlflowTracker:
@@ -61,13 +71,7 @@ class MlflowTracker:
         return (Path(self.uri.removeprefix("sqlite:///")).parent / "mlruns").as_uri()
 
     def _client(self) -> Any:
-        import logging
-
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        from mlflow import MlflowClient
-
-        return MlflowClient(self.uri)
+        return quiet_client(self.uri)
 
     def start(
         self,

@@ -6,8 +6,9 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
+from pathlib import Path
 
-from rayclip.tracking.mlflow_tracker import default_uri
+from rayclip.tracking.mlflow_tracker import default_uri, quiet_client
 from rayclip.types import UserError
 
 _START_S = 60.0
@@ -19,14 +20,15 @@ def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) 
     Raises:
         UserError: no such experiment, or the port is taken.
     """
-    from mlflow import MlflowClient
-
     uri = uri or default_uri()
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise UserError(f"there is no MLflow store at '{uri}' yet: run something first, or give --tracking-uri.")
     page = "/#/experiments"
     if experiment is not None:
-        found = MlflowClient(uri).get_experiment_by_name(experiment)
+        client = quiet_client(uri)
+        found = client.get_experiment_by_name(experiment)
         if found is None:
-            known = ", ".join(e.name for e in MlflowClient(uri).search_experiments())
+            known = ", ".join(e.name for e in client.search_experiments())
             raise UserError(f"MLflow at '{uri}' has no experiment '{experiment}': it has {known}.")
         page = f"/#/experiments/{found.experiment_id}/runs"
     if uri.startswith("http"):
