@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attacks.test_gradient import balanced, batch
-from rayclip.attacks import make_attack, parse_attacks, registry
+from rayclip.attacks import Samples, make_attack, parse_attacks, registry
 from rayclip.attacks.pgd import PGD
 
 
@@ -35,7 +35,7 @@ def test_the_attack_of_contributing_works(monkeypatch):
     assert attack.label == "cw-20"
     victim = balanced()
     images, labels, todo, keys = batch(victim)
-    result = attack.run(victim, images, labels, todo, eps=8 / 255, keys_B=keys)
+    result = attack.run(victim, Samples(images, labels, keys, todo), eps=8 / 255)
     with torch.no_grad():
         right = victim(result.images_BCHW).argmax(1) == labels
     assert right.float().mean() < 0.5

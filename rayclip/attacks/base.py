@@ -20,6 +20,26 @@ Start = Literal["random", "zero"]
 Stop = Literal["first_success", "final"]
 
 
+# Adversarial class prompts, one a class; None where the text is left alone
+Prompts = tuple[str, ...] | None
+
+
+class Samples(NamedTuple):
+    """A batch to attack.
+
+    Attributes:
+        images_BCHW: pixels in [0, 1].
+        labels_B: true classes.
+        keys_B: one 64-bit key a sample (`rng.sample_keys`).
+        todo_B: bool; samples that were wrong before the attack are False and stay untouched. None attacks all.
+    """
+
+    images_BCHW: Tensor
+    labels_B: Tensor
+    keys_B: Tensor
+    todo_B: Tensor | None = None
+
+
 class Adversarial(NamedTuple):
     """What an attack made of a batch.
 
@@ -62,30 +82,16 @@ class Attack(ABC):
         """The settings that `prepare` depends on; None where there is nothing to prepare."""
         return None
 
-    def prepare(self, victim: ZeroShot) -> tuple[str, ...] | None:
+    def prepare(self, victim: ZeroShot) -> Prompts:
         """What depends on model and class set alone: adversarial class prompts. Made once, kept with the results."""
         return None
 
     @abstractmethod
-    def run(
-        self,
-        victim: ZeroShot,
-        images_BCHW: Tensor,
-        labels_B: Tensor,
-        todo_B: Tensor,
-        *,
-        eps: float,
-        keys_B: Tensor,
-        prompts: tuple[str, ...] | None = None,
-    ) -> Adversarial:
+    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         """Attack a batch.
 
         Args:
-            images_BCHW: pixels in [0, 1].
-            labels_B: true classes.
-            todo_B: bool; samples that were wrong before the attack are False and stay untouched.
             eps: budget in pixel units; ignored by attacks that leave the image alone.
-            keys_B: one 64-bit key a sample (`rng.sample_keys`).
             prompts: what `prepare` returned.
         """
 
@@ -118,14 +124,13 @@ class GradientAttack(Attack):
         norm = "" if self.norm == "linf" else f"_{self.norm}"
         return f"{self.name}-{self.steps}{norm}"
 
-    def ascend(
-        self, forward: Forward, images_BCHW: Tensor, todo_B: Tensor | None, *, eps: float, keys_B: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loop. Returns adversarial images, steps and queries; `todo_B` None attacks every image.
+    def ascend(self, forward: Forward, samples: Samples, *, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The loop. Returns adversarial images, steps and queries.
 
         Decided samples leave: each step runs on the undecided ones only. The scalar that is differentiated is the sum
         over samples: its sign is the mean's, and a mean underflows in half precision.
         """
+        images_BCHW, _, keys_B, todo_B = samples
         adversarial = images_BCHW.clone()
         everyone = torch.arange(len(images_BCHW), device=images_BCHW.device)
         steps_B, queries_B = torch.zeros_like(everyone), torch.zeros_like(everyone)
@@ -133,17 +138,13 @@ class GradientAttack(Attack):
         clean = images_BCHW[active]
         delta = self._into_range(self._initial(clean, keys_B.to(clean.device)[active], eps), clean)
         for done in range(self.steps + 1):
-            if not len(active):
+            pixels = (clean + delta).clamp(0, 1)  # adding may round a hair beyond the range
+            adversarial[active], steps_B[active] = pixels, done
+            if done == self.steps or not len(active):
                 break
-            adversarial[active], steps_B[active] = clean + delta, done
-            if done == self.steps and self.stop == "final":  # the last iterate counts, whatever it does
-                break
-            with torch.set_grad_enabled(done < self.steps):
-                pixels = (clean + delta).requires_grad_(done < self.steps)
-                loss_A, broken_A = forward(pixels, active)
+            with torch.enable_grad():
+                loss_A, broken_A = forward(pixels.requires_grad_(), active)
             queries_B[active] += 1
-            if done == self.steps:
-                break
             kept: slice | Tensor = slice(None)
             if self.stop == "first_success":  # looking at who is broken waits for the device; `final` never does
                 kept = (~broken_A).nonzero().squeeze(1)

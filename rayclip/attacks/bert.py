@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from rayclip.attacks.base import Adversarial, Attack
+from rayclip.attacks.base import Adversarial, Attack, Prompts, Samples
 from rayclip.attacks.substitutes import STOP_WORDS, TOKEN_TABLE, Offset, SubstituteSource, substitute_source
 from rayclip.models import Clip, ZeroShot
 
@@ -147,16 +147,6 @@ class BertAttack(TextAttack):
     name: ClassVar[str] = "bert"
     needs_eps: ClassVar[bool] = False
 
-    def run(
-        self,
-        victim: ZeroShot,
-        images_BCHW: Tensor,
-        labels_B: Tensor,
-        todo_B: Tensor,
-        *,
-        eps: float,
-        keys_B: Tensor,
-        prompts: tuple[str, ...] | None = None,
-    ) -> Adversarial:
+    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         assert prompts is not None, "call prepare first"
-        return Adversarial.untouched(images_BCHW, victim.embed_prompts(prompts))
+        return Adversarial.untouched(samples.images_BCHW, victim.embed_prompts(prompts))

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from rayclip.attacks.base import Adversarial, Attack
+from rayclip.attacks.base import Adversarial, Attack, Prompts, Samples
 from rayclip.models import ZeroShot
 
 
@@ -14,15 +12,5 @@ class Clean(Attack):
     name: ClassVar[str] = "clean"
     needs_eps: ClassVar[bool] = False
 
-    def run(
-        self,
-        victim: ZeroShot,
-        images_BCHW: Tensor,
-        labels_B: Tensor,
-        todo_B: Tensor,
-        *,
-        eps: float,
-        keys_B: Tensor,
-        prompts: tuple[str, ...] | None = None,
-    ) -> Adversarial:
-        return Adversarial.untouched(images_BCHW)
+    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+        return Adversarial.untouched(samples.images_BCHW)

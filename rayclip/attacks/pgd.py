@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayclip.attacks.base import Adversarial, GradientAttack
+from rayclip.attacks.base import Adversarial, GradientAttack, Prompts, Samples
 from rayclip.models import ZeroShot
 
 
@@ -20,20 +20,10 @@ class PGD(GradientAttack):
         """Per-sample loss to raise, `(A,)`: the hook in which CW and its kin differ."""
         return F.cross_entropy(logits_AK, labels_A, reduction="none")
 
-    def run(
-        self,
-        victim: ZeroShot,
-        images_BCHW: Tensor,
-        labels_B: Tensor,
-        todo_B: Tensor,
-        *,
-        eps: float,
-        keys_B: Tensor,
-        prompts: tuple[str, ...] | None = None,
-    ) -> Adversarial:
+    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            logits, labels = victim(pixels), labels_B[index]
+            logits, labels = victim(pixels), samples.labels_B[index]
             return self.loss(logits, labels), logits.argmax(1) != labels
 
-        images, steps, queries = self.ascend(forward, images_BCHW, todo_B, eps=eps, keys_B=keys_B)
+        images, steps, queries = self.ascend(forward, samples, eps=eps)
         return Adversarial(images, None, steps, queries)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayclip.attacks.base import Adversarial, GradientAttack
+from rayclip.attacks.base import Adversarial, GradientAttack, Prompts, Samples
 from rayclip.attacks.bert import TextAttack
 from rayclip.models import ZeroShot
 
@@ -26,27 +26,18 @@ class SepAttack(TextAttack, GradientAttack):
     def label(self) -> str:
         return f"sep_pgd-{self.steps}" + ("" if self.norm == "linf" else f"_{self.norm}")
 
-    def run(
-        self,
-        victim: ZeroShot,
-        images_BCHW: Tensor,
-        labels_B: Tensor,
-        todo_B: Tensor,
-        *,
-        eps: float,
-        keys_B: Tensor,
-        prompts: tuple[str, ...] | None = None,
-    ) -> Adversarial:
+    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         assert prompts is not None, "call prepare first"
         text_KD = victim.embed_prompts(prompts)
         if self.stop == "first_success":
             with torch.no_grad():
-                todo_B = todo_B & (victim.logits(victim.embed(images_BCHW), text_KD).argmax(1) == labels_B)
+                holds_B = victim.logits(victim.embed(samples.images_BCHW), text_KD).argmax(1) == samples.labels_B
+            samples = samples._replace(todo_B=holds_B if samples.todo_B is None else samples.todo_B & holds_B)
 
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            features, labels = victim.embed(pixels), labels_B[index]
+            features, labels = victim.embed(pixels), samples.labels_B[index]
             loss = F.cross_entropy(victim.logits(features), labels, reduction="none")
             return loss, victim.logits(features, text_KD).argmax(1) != labels
 
-        images, steps, queries = self.ascend(forward, images_BCHW, todo_B, eps=eps, keys_B=keys_B)
+        images, steps, queries = self.ascend(forward, samples, eps=eps)
         return Adversarial(images, text_KD, steps, queries)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rayclip.attacks import Adversarial
+from rayclip.attacks import Adversarial, Samples
 from rayclip.attacks.rng import sample_keys
 from rayclip.data import ImageSet, batch_pixels, open_data
 from rayclip.evaluation.cell import Cell
@@ -70,8 +70,8 @@ class Evaluator:
         keys = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, cell.attack.name)
         with torch.no_grad():
             clean_logits = victim(images)
-        todo = clean_logits.argmax(1) == labels
-        result = cell.attack.run(victim, images, labels, todo, eps=cell.eps or 0.0, keys_B=keys, prompts=prompts)
+        samples = Samples(images, labels, keys, todo_B=clean_logits.argmax(1) == labels)
+        result = cell.attack.run(victim, samples, eps=cell.eps or 0.0, prompts=prompts)
         with torch.no_grad():
             adv_logits = victim.logits(victim.embed(result.images_BCHW), result.text_KD)
         self._check_finite(cell, ids, clean_logits, adv_logits)

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from rayclip.attacks.base import Samples
 from rayclip.attacks.pgd import PGD
 from rayclip.models import Clip
 
@@ -123,5 +124,6 @@ class Method(ABC):
             return objective(pixels), torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
 
         pgd = PGD(steps=self.steps, step=self.step, stop="final")
-        images, _, _ = pgd.ascend(forward, batch.pixels_BCHW, None, eps=self.eps, keys_B=batch.keys_B)
+        samples = Samples(batch.pixels_BCHW, batch.labels_B, batch.keys_B)
+        images, _, _ = pgd.ascend(forward, samples, eps=self.eps)
         return replace(batch, adversarial_BCHW=images)

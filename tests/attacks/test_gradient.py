@@ -7,7 +7,7 @@ import torch
 
 import naive
 from conftest import tiny_clip
-from rayclip.attacks import ATTACKS, make_attack, parse_attacks
+from rayclip.attacks import ATTACKS, Samples, make_attack, parse_attacks
 from rayclip.attacks.rng import sample_keys
 from rayclip.models import ZeroShot
 from rayclip.types import UserError
@@ -55,7 +55,7 @@ def build(settings):
 
 
 def run(attack, victim, images, labels, todo, keys, eps):
-    return attack.run(victim, images, labels, todo, eps=eps, keys_B=keys, prompts=attack.prepare(victim))
+    return attack.run(victim, Samples(images, labels, keys, todo), eps=eps, prompts=attack.prepare(victim))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_decided_images_leave_the_batch(victim):
     images, labels, todo, keys = batch(counting)
     sizes.clear()
     attack = make_attack("pgd", steps=20, step=4 / 255)
-    result = attack.run(counting, images, labels, todo, eps=16 / 255, keys_B=keys)
+    result = attack.run(counting, Samples(images, labels, keys, todo), eps=16 / 255)
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0]
     assert sum(sizes) == result.queries_B.sum()
 
@@ -132,7 +132,7 @@ def test_decided_images_leave_the_batch(victim):
 def test_no_gradient_reaches_the_weights():
     victim = ZeroShot(tiny_clip(), CLASSES)
     images, labels, todo, keys = batch(victim)
-    make_attack("pgd").run(victim, images, labels, todo, eps=8 / 255, keys_B=keys)
+    make_attack("pgd").run(victim, Samples(images, labels, keys, todo), eps=8 / 255)
     assert all(p.grad is None and not p.requires_grad for p in victim.clip.parameters())
 
 
@@ -148,7 +148,7 @@ def test_pgd_agrees_with_the_plain_formula(norm, start, stop):
     with torch.no_grad():
         todo = victim(images).argmax(1) == labels
     attack = make_attack("pgd", steps=6, step=step, norm=norm, start=start, stop=stop)
-    ours = attack.run(victim, images, labels, todo, eps=eps, keys_B=keys)
+    ours = attack.run(victim, Samples(images, labels, keys, todo), eps=eps)
 
     def encode(pixels):
         return clip.encode_image(pixels, normalize=False)

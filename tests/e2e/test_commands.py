@@ -48,7 +48,7 @@ def wait_for(condition, seconds=120):
 
 
 def kill_tree(process):
-    """SIGKILL the driver; its Ray, which lives in the driver's session, ends by itself, and we make sure of it."""
+    """SIGKILL the driver and what it started in its process group; a private Ray ends with its driver."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
