@@ -15,7 +15,7 @@ from rich.console import Console
 
 from rayclip.attacks import Attack
 from rayclip.attacks.bert import TextSettings
-from rayclip.data import ImageSet, few_shot, open_data
+from rayclip.data import ImageSet, Resolution, batch_pixels, few_shot, open_data
 from rayclip.distributed import Display, PoolSize, Trial, Workers, evaluate, ray_cluster, run_trials
 from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, collect_rows, make_cells, missing_shards
 from rayclip.evaluation.cell import default_substitutes
@@ -115,6 +115,7 @@ def check_training(config: TrainConfig, workers: int = 1) -> TrainConfig:
     data = few_shot(open_data(config.data, "train"), config.shots, config.seed)
     if len(data) < workers:
         raise UserError(f"{len(data)} training images cannot be dealt out to {workers} workers: use fewer workers.")
+    _look_at(data, config.resolution)
     method.check(_model(config.model))
     return dataclasses.replace(config, method=method)
 
@@ -130,6 +131,8 @@ def plan_cells(models: Sequence[str], evaluation: Evaluation) -> tuple[list[Cell
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"two data sets share the name '{twice[0]}', which tables could not tell apart: rename a file.")
+    for _, data in datasets:
+        _look_at(data, evaluation.protocol.resolution)
     cells: list[Cell] = []
     for spec in dict.fromkeys(models):
         clip = _model(spec)
@@ -140,6 +143,11 @@ def plan_cells(models: Sequence[str], evaluation: Evaluation) -> tuple[list[Cell
                     attack.source(clip)
         cells += new
     return cells, {spec: chosen_positions(len(data), evaluation.limit) for spec, data in datasets}
+
+
+def _look_at(data: ImageSet, resolution: Resolution) -> None:
+    """Read a few images from everywhere, so that mixed sizes or a wrong kind of file are met now."""
+    batch_pixels(data, chosen_positions(len(data), 16).tolist(), resolution, 32)
 
 
 # ------------------------------------------------------------------------------------------------------ the calls

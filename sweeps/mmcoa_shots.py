@@ -4,8 +4,8 @@
     python sweeps/mmcoa_shots.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
     ray job submit --working-dir . -- python sweeps/mmcoa_shots.py --scale paper
 
-Cost: `digits` about 4 minutes on two CPU cores. `paper` (ViT-B/32, ImageNet, full shot 30 epochs of PGD-10) has not
-been run by us; by operation count some 1,500 A100-hours, of which the full-shot rows take nearly all.
+Cost: `digits` about 4 minutes on two CPU cores. `paper` has not been run by us; by operation count about 30 A100-hours
+to train (bf16; nearly all of it the full-shot rows) and up to 200 to attack 13 models on 15 data sets (PGD-100, fp32).
 
 Numbers to expect at the scale `paper` (MMCoA, averages over 15 data sets, top-1 in percent):
 

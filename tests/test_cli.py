@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import tiny_clip
-from data.test_data import write
+from data.test_data import png, write
 from rayclip import cli
 from rayclip.models.checkpoint import save_checkpoint
 
@@ -49,6 +49,7 @@ def here(tmp_path, monkeypatch):
     write(inputs / "good.parquet", [0, 1, 2] * 3)
     write(inputs / "unnamed.parquet", [0, 1], names=None)
     write(inputs / "nolabel.parquet", ["a", "b"], label_type="string")
+    write(inputs / "mixed.parquet", [0, 1], [png("red", (20, 10)), png("blue", (10, 10))])
     save_checkpoint(tiny_clip(), inputs / "model", {})
     save_checkpoint(tiny_clip(), inputs / "shape", {})
     config = json.loads((inputs / "shape" / "open_clip_config.json").read_text())
@@ -74,6 +75,8 @@ TRAIN = EVAL | {"--method": "tecoa", "--eps": "1/255"}
         ("eval", {"--data": "{i}/missing.parquet"}, "no such data file"),
         ("eval", {"--data": "{i}/nolabel.parquet"}, "no integer column 'label'"),
         ("eval", {"--data": "{i}/unnamed.parquet"}, "names no classes"),
+        ("eval", {"--data": "{i}/mixed.parquet"}, "--resolution model"),
+        ("train", {"--data": "{i}/mixed.parquet"}, "--resolution model"),
         ("eval", {"--data": "cifar11"}, "no data set or file 'cifar11'"),
         ("eval", {"--data": "imagenet"}, "is not prepared"),
         ("eval", {"--data": "{i}/good.parquet,{i}/good.parquet"}, "share the name 'good'"),
