@@ -13,7 +13,7 @@ pytestmark = pytest.mark.e2e
 
 
 def one_bad_image(folder):
-    """Of 40 images the 14th is none; it is not among the few that are looked at before work begins."""
+    """Of 40 rows number 14 is no image; it is not among the few that are looked at before work begins."""
     images = [png((i, 2 * i, 7)) for i in range(40)]
     images[14] = b"broken"
     return write(folder / "bad.parquet", [i % 3 for i in range(40)], images)
