@@ -6,7 +6,6 @@ Everything that can be wrong in the arguments is found before Ray starts and bef
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,63 +90,84 @@ class Where:
 # ------------------------------------------------------------------------------------------------ checks before work
 
 
-@lru_cache(maxsize=1)
-def _model(spec: str) -> Clip:
-    """The trials of a sweep share their base model: loaded once for all checks."""
-    return load_model(spec)
+class Opened:
+    """Models and data that the checks of one call have opened: the trials of a sweep share their base model."""
+
+    def __init__(self) -> None:
+        self._model: tuple[str, Clip] | None = None
+        self._fingerprints: dict[str, str] = {}
+        self._data: dict[tuple[str, str], ImageSet] = {}
+
+    def model(self, spec: str) -> Clip:
+        """The last one stays in memory."""
+        if self._model is None or self._model[0] != spec:
+            self._model = spec, load_model(spec)
+        return self._model[1]
+
+    def fingerprint(self, spec: str) -> str:
+        if spec not in self._fingerprints:
+            self._fingerprints[spec] = self.model(spec).fingerprint()
+        return self._fingerprints[spec]
+
+    def data(self, spec: str, split: Literal["train", "test"], resolution: Resolution) -> ImageSet:
+        """A few images from everywhere are read, so that mixed sizes or a wrong kind of file are met now."""
+        if (spec, split) not in self._data:
+            data = self._data[spec, split] = open_data(spec, split)
+            batch_pixels(data, chosen_positions(len(data), 16).tolist(), resolution, 32)
+        return self._data[spec, split]
 
 
 def choose_recipe(
     method: Method, model: str, name: Literal["paper", "small"] | None, overrides: Mapping[str, Any]
 ) -> Recipe:
     """The method's published recipe or the one for small models, by default as the model's size asks for."""
-    small = name == "small" or (name is None and sum(p.numel() for p in _model(model).parameters()) < SMALL_BELOW)
+    small = name == "small" or (name is None and sum(p.numel() for p in load_model(model).parameters()) < SMALL_BELOW)
     return dataclasses.replace(SMALL_MODEL if small else method.recipe, **overrides)
 
 
-def check_training(config: TrainConfig, workers: int = 1) -> TrainConfig:
-    """Open model and data once; the configuration with its default substitutes spelled out.
+def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainConfig:
+    """The configuration with its default substitutes and the fingerprints of model and data spelled out.
 
     Raises:
         UserError: whatever `train` would raise for these arguments.
     """
     method = config.method.with_default_substitutes(default_substitutes(bundled=config.data == "digits"))
-    data = few_shot(open_data(config.data, "train"), config.shots, config.seed)
-    if len(data) < workers:
-        raise UserError(f"{len(data)} training images cannot be dealt out to {workers} workers: use fewer workers.")
-    _look_at(data, config.resolution)
-    method.check(_model(config.model))
-    return dataclasses.replace(config, method=method)
+    data = opened.data(config.data, "train", config.resolution)
+    drawn = few_shot(data, config.shots, config.seed)
+    if len(drawn) < workers:
+        raise UserError(f"{len(drawn)} training images cannot be dealt out to {workers} workers: use fewer workers.")
+    method.check(opened.model(config.model))
+    return dataclasses.replace(
+        config,
+        method=method,
+        model_fingerprint=opened.fingerprint(config.model),
+        data_fingerprint=data.fingerprint,
+    )
 
 
-def plan_cells(models: Sequence[str], evaluation: Evaluation) -> tuple[list[Cell], dict[str, np.ndarray]]:
+def plan_cells(
+    models: Sequence[str], evaluation: Evaluation, opened: Opened
+) -> tuple[list[Cell], dict[str, np.ndarray]]:
     """Open every model and data set; the cells, and the positions to evaluate by data specification.
 
     Raises:
         UserError: a model, data set or attack that cannot work.
     """
-    datasets: list[tuple[str, ImageSet]] = [(spec, open_data(spec, "test")) for spec in evaluation.data]
+    protocol = evaluation.protocol
+    datasets = [(spec, opened.data(spec, "test", protocol.resolution)) for spec in evaluation.data]
     names = [data.name for _, data in datasets]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"two data sets share the name '{twice[0]}', which tables could not tell apart: rename a file.")
-    for _, data in datasets:
-        _look_at(data, evaluation.protocol.resolution)
     cells: list[Cell] = []
     for spec in dict.fromkeys(models):
-        clip = _model(spec)
-        new = make_cells([(spec, clip.fingerprint())], datasets, evaluation.attacks, evaluation.protocol)
+        new = make_cells([(spec, opened.fingerprint(spec))], datasets, evaluation.attacks, protocol)
         if not cells:  # a source of substitutes that can be opened for one model can be opened for all
             for attack in {c.attack for c in new}:
                 if isinstance(attack, TextSettings):
-                    attack.source(clip)
+                    attack.source(opened.model(spec))
         cells += new
     return cells, {spec: chosen_positions(len(data), evaluation.limit) for spec, data in datasets}
-
-
-def _look_at(data: ImageSet, resolution: Resolution) -> None:
-    """Read a few images from everywhere, so that mixed sizes or a wrong kind of file are met now."""
-    batch_pixels(data, chosen_positions(len(data), 16).tolist(), resolution, 32)
 
 
 # ------------------------------------------------------------------------------------------------------ the calls
@@ -159,7 +179,7 @@ def evaluate_models(models: Sequence[str], evaluation: Evaluation, where: Where)
     Raises:
         UserError: bad arguments, before anything is written.
     """
-    cells, positions = plan_cells(models, evaluation)
+    cells, positions = plan_cells(models, evaluation, Opened())
     store = Store(where.out)
     logbook = where.logbook(store)
     rows = _evaluate(cells, positions, store, where)
@@ -176,7 +196,7 @@ def fine_tune(trial: Trial, where: Where) -> bool:
     Raises:
         UserError: bad arguments, before anything is written; or why the run failed.
     """
-    trial = dataclasses.replace(trial, config=check_training(trial.config, where.train_workers))
+    trial = dataclasses.replace(trial, config=check_training(trial.config, where.train_workers, Opened()))
     if trial.is_finished():
         return False
     store = Store(str(trial.out / ".rayclip"))
@@ -209,8 +229,9 @@ def sweep(name: str, trials: Sequence[Trial], evaluation: Evaluation, base: str,
     Raises:
         UserError: bad arguments, before anything is written.
     """
-    trials = [dataclasses.replace(t, config=check_training(t.config, where.train_workers)) for t in trials]
-    plan_cells([base], evaluation)
+    opened = Opened()
+    trials = [dataclasses.replace(t, config=check_training(t.config, where.train_workers, opened)) for t in trials]
+    plan_cells([base], evaluation, opened)
     unfinished = [t for t in trials if not t.is_finished()]
     store = Store(where.out)
     logbook = where.logbook(store)
@@ -221,7 +242,7 @@ def sweep(name: str, trials: Sequence[Trial], evaluation: Evaluation, base: str,
 
     labels = {base: f"untouched {base}"} | {f"local-dir:{t.out}": t.name for t in trials}
     runs = {f"local-dir:{t.out}": t.run for t in trials}
-    cells, positions = plan_cells(list(labels), evaluation)
+    cells, positions = plan_cells(list(labels), evaluation, opened)
     rows = _evaluate(cells, positions, store, where)
     for model, label in labels.items():
         run = runs.get(model) or logbook.open(label, parent=root, tags={"rayclip.kind": "untouched"})

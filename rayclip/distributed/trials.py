@@ -88,7 +88,9 @@ class Trial:
         if lineage is None:
             return False
         if lineage.get("digest") != self.config.digest():
-            raise UserError(f"{self.out} holds a checkpoint of other settings: choose another --out, or delete it.")
+            raise UserError(
+                f"{self.out} holds a checkpoint of other settings or data: choose another --out, or delete it."
+            )
         return True
 
 

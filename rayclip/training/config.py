@@ -25,6 +25,8 @@ class TrainConfig:
         seed: of the few-shot draw, the order of the batches and the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
         precision: `auto` is bf16 autocast on a GPU and fp32 on a CPU.
+        model_fingerprint, data_fingerprint: of what `model` and `data` named when the run was planned, so that a
+            file that changed since is another run.
         save_every_epochs, save_every_steps: when to checkpoint; 0 steps is never.
     """
 
@@ -37,6 +39,8 @@ class TrainConfig:
     resolution: Resolution = "native"
     template: str = TEMPLATE
     precision: Precision = "auto"
+    model_fingerprint: str = ""
+    data_fingerprint: str = ""
     save_every_epochs: int = 1
     save_every_steps: int = 0
     data_workers: int = 0

@@ -70,6 +70,14 @@ def train(config: TrainConfig, host: Host) -> Clip:
     """
     clip = load_model(config.model, host.device)
     data = few_shot(open_data(config.data, "train"), config.shots, config.seed)
+    if config.data_fingerprint not in ("", data.fingerprint) or config.model_fingerprint not in (
+        "",
+        clip.fingerprint(),
+    ):
+        raise UserError(
+            f"model '{config.model}' or data '{config.data}' is not what it was when the run was planned: every node "
+            "must see the same files, and they must not change meanwhile."
+        )
     if len(data) < host.world_size:
         raise UserError(f"{len(data)} training images cannot be dealt out to {host.world_size} workers: use fewer.")
     return _Run(config, host, clip, data).go()

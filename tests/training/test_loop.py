@@ -123,3 +123,9 @@ def test_fewer_images_than_workers_is_explained(tmp_path):
     host.world_size = 31
     with pytest.raises(UserError, match="30 training images cannot be dealt out to 31 workers"):
         train(config(), host)
+
+
+def test_files_that_changed_since_the_plan_are_refused(tmp_path):
+    for changed in (config(data_fingerprint="other"), config(model_fingerprint="other")):
+        with pytest.raises(UserError, match="not what it was"):
+            train(changed, LocalHost(tmp_path))
