@@ -3,6 +3,7 @@
 Everything that can be wrong in the arguments is found before Ray starts and before a file is written.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -237,13 +238,16 @@ def sweep(name: str, trials: Sequence[Trial], evaluation: Evaluation, base: str,
     logbook = where.logbook(store)
     root = logbook.open(name, tags={"rayclip.kind": "sweep"})
     trials = [_with_run(t, logbook, root) for t in trials]
-    errors = _train(trials, store, where, logbook) if unfinished else {}
-    trials = [t for t in trials if t.name not in errors]
-
-    labels = {base: f"untouched {base}"} | {f"local-dir:{t.out}": t.name for t in trials}
-    runs = {f"local-dir:{t.out}": t.run for t in trials}
-    cells, positions = plan_cells(list(labels), evaluation, opened)
-    rows = _evaluate(cells, positions, store, where)
+    with contextlib.ExitStack() as stack:
+        errors: dict[str, str] = {}
+        if unfinished:
+            stack.enter_context(ray_cluster(cluster=where.cluster, verbose=where.verbose))  # also for the evaluation
+            errors = _train(trials, store, where, logbook)
+        trials = [t for t in trials if t.name not in errors]
+        labels = {base: f"untouched {base}"} | {f"local-dir:{t.out}": t.name for t in trials}
+        runs = {f"local-dir:{t.out}": t.run for t in trials}
+        cells, positions = plan_cells(list(labels), evaluation, opened)
+        rows = _evaluate(cells, positions, store, where)
     for model, label in labels.items():
         run = runs.get(model) or logbook.open(label, parent=root, tags={"rayclip.kind": "untouched"})
         mine = [r for r in rows if r.model == model], [c for c in cells if c.model == model]
