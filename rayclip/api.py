@@ -210,10 +210,12 @@ def fine_tune(trial: Trial, where: Where) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """Attributes:
-    rows: of the untouched model and of every trial that succeeded.
-    labels: names to show, by model specification.
-    errors: why trials failed, by name.
+    """What a sweep found.
+
+    Attributes:
+        rows: of the untouched model and of every trial that succeeded.
+        labels: names to show, by model specification.
+        errors: why trials failed, by name.
     """
 
     rows: list[Row]
