@@ -65,7 +65,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-@app.command("eval", rich_help_panel=None)
+@app.command("eval")
 def evaluate(
     model: Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}")],
     data: Annotated[str, typer.Option(help="Data set names or Parquet files (Hugging Face layout), commas between.")],

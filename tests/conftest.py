@@ -46,11 +46,6 @@ def clip() -> Clip:
 
 
 @pytest.fixture
-def clip64() -> Clip:
-    return tiny_clip(dtype=torch.float64)
-
-
-@pytest.fixture
 def saved_clip(tmp_path: Path) -> str:
     """A tiny model's specification."""
     save_checkpoint(tiny_clip(), tmp_path / "tiny", {})

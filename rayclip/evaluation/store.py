@@ -20,10 +20,6 @@ class Store:
     def __init__(self, root: str) -> None:
         self.root = root if "://" in root else str(Path(root).absolute())
 
-    @property
-    def is_local(self) -> bool:
-        return "://" not in self.root
-
     def _open(self) -> tuple[fs.FileSystem, str]:
         try:
             return fs.FileSystem.from_uri(self.root)

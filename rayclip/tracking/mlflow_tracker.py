@@ -120,11 +120,6 @@ class MlflowTracker:
     def finish(self, run: str, *, failed: bool = False) -> None:
         self._client().set_terminated(run, "FAILED" if failed else "FINISHED")
 
-    def ui_page(self, port: int = 5000) -> str:
-        """Where the experiment's runs are shown."""
-        base = self.uri if self.uri.startswith("http") else f"http://127.0.0.1:{port}"
-        return f"{base.rstrip('/')}/#/experiments/{self.experiment_id}/runs"
-
 
 def _code_version() -> dict[str, str]:
     """The commit of the checkout that the package runs from, if it runs from one."""

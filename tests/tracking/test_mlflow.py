@@ -55,7 +55,3 @@ def test_a_store_out_of_reach_is_explained(monkeypatch):
         MlflowTracker("http://127.0.0.1:9", "study")
     with pytest.raises(UserError, match="cannot be reached"):
         MlflowTracker(f"sqlite:///{Path('/proc/none/x.db')}", "study")
-
-
-def test_the_page_of_the_runs(tracker):
-    assert tracker.ui_page(5001) == f"http://127.0.0.1:5001/#/experiments/{tracker.experiment_id}/runs"
