@@ -10,6 +10,15 @@ class UserError(Exception):
     """Something the user can mend: one clear sentence that says what to do. The command line exits with 2."""
 
 
+def check_same(what: str, spec: str, found: str, planned: str) -> None:
+    """Raise a `UserError` if the files behind `spec` have another fingerprint than the one that was planned with."""
+    if found != planned:
+        raise UserError(
+            f"{what} '{spec}' is not what it was when the work was planned: every node must see the same files, and "
+            "they must not change meanwhile."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One number of a result table together with the protocol it stands on. Accuracies are percents."""

@@ -20,7 +20,7 @@ from rayclip.evaluation.cell import Cell
 from rayclip.evaluation.plan import Shard
 from rayclip.evaluation.store import Store
 from rayclip.models import Clip, ZeroShot, load_model
-from rayclip.types import UserError
+from rayclip.types import check_same
 
 EXAMPLES = 8  # images kept per cell for the grid of clean, adversarial, difference
 _WARM = 4  # models, and class sets, that an evaluator keeps loaded
@@ -105,7 +105,7 @@ class Evaluator:
     def _images(self, cell: Cell) -> ImageSet:
         def load() -> ImageSet:
             data = open_data(cell.data, "test")
-            _check_same("data", cell.data, data.fingerprint, cell.data_fingerprint)
+            check_same("data", cell.data, data.fingerprint, cell.data_fingerprint)
             return data
 
         return _warm(self._data, cell.data_fingerprint, load)
@@ -113,7 +113,7 @@ class Evaluator:
     def _victim(self, cell: Cell) -> ZeroShot:
         def load() -> Clip:
             clip = load_model(cell.model, self.device)
-            _check_same("model", cell.model, clip.fingerprint(), cell.model_fingerprint)
+            check_same("model", cell.model, clip.fingerprint(), cell.model_fingerprint)
             return clip
 
         key = (cell.model_fingerprint, cell.protocol.template, *cell.class_names)
@@ -171,14 +171,6 @@ class Evaluator:
                 "adversarial": _pngs(result.images_BCHW[few]),
                 "difference": _pngs(difference),
             },
-        )
-
-
-def _check_same(what: str, spec: str, found: str, planned: str) -> None:
-    if found != planned:
-        raise UserError(
-            f"{what} '{spec}' is not what it was when the evaluation was planned: every node must see the "
-            "same files, and they must not change meanwhile."
         )
 
 

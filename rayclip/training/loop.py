@@ -27,7 +27,7 @@ from rayclip.models import Clip, class_prompts, load_model
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.models.clip import frozen
 from rayclip.training.config import TrainConfig
-from rayclip.types import UserError
+from rayclip.types import UserError, check_same
 
 STATE_FILE = "training_state.pt"
 _REPORT_SECONDS = 3.0  # about so long between two looks at the losses; each look waits for the device
@@ -70,14 +70,10 @@ def train(config: TrainConfig, host: Host) -> Clip:
     """
     clip = load_model(config.model, host.device)
     data = few_shot(open_data(config.data, "train"), config.shots, config.seed)
-    if config.data_fingerprint not in ("", data.fingerprint) or config.model_fingerprint not in (
-        "",
-        clip.fingerprint(),
-    ):
-        raise UserError(
-            f"model '{config.model}' or data '{config.data}' is not what it was when the run was planned: every node "
-            "must see the same files, and they must not change meanwhile."
-        )
+    if config.data_fingerprint:
+        check_same("data", config.data, data.fingerprint, config.data_fingerprint)
+    if config.model_fingerprint:
+        check_same("model", config.model, clip.fingerprint(), config.model_fingerprint)
     if len(data) < host.world_size:
         raise UserError(f"{len(data)} training images cannot be dealt out to {host.world_size} workers: use fewer.")
     return _Run(config, host, clip, data).go()
