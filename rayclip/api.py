@@ -155,6 +155,8 @@ def plan_cells(
         UserError: a model, data set or attack that cannot work.
     """
     protocol = evaluation.protocol
+    if not evaluation.data:
+        raise UserError("no data set is named: give --data a name or a .parquet file.")
     datasets = [(spec, opened.data(spec, "test", protocol.resolution)) for spec in evaluation.data]
     names = [data.name for _, data in datasets]
     twice = [name for name in names if names.count(name) > 1]

@@ -77,6 +77,7 @@ TRAIN = EVAL | {"--method": "tecoa", "--eps": "1/255"}
         ("eval", {"--data": "{i}/unnamed.parquet"}, "names no classes"),
         ("eval", {"--data": "{i}/mixed.parquet"}, "--resolution model"),
         ("train", {"--data": "{i}/mixed.parquet"}, "--resolution model"),
+        ("eval", {"--data": ","}, "no data set is named"),
         ("eval", {"--data": "cifar11"}, "no data set or file 'cifar11'"),
         ("eval", {"--data": "imagenet"}, "is not prepared"),
         ("eval", {"--data": "{i}/good.parquet,{i}/good.parquet"}, "share the name 'good'"),

@@ -53,6 +53,7 @@ def evaluate(
     todo = [s for cell in cells for s in missing_shards(cell, positions[cell.data], store, size.shard_size)]
     if not todo:
         return
+    pool = _Pool(todo, store, size, display, total=sum(len(positions[c.data]) for c in cells))
     for cell in cells:
         store.write_json(
             f"cells/{cell.id}/cell.json",
@@ -65,7 +66,7 @@ def evaluate(
                 "protocol": cell.describe(),
             },
         )
-    _Pool(todo, store, size, display, total=sum(len(positions[c.data]) for c in cells)).run()
+    pool.run()
 
 
 class _Pool:
