@@ -2,6 +2,6 @@
 
 from rayclip.data.fewshot import few_shot
 from rayclip.data.images import ImageSet, Resolution, batch_pixels
-from rayclip.data.registry import open_data
+from rayclip.data.opening import open_data
 
 __all__ = ["ImageSet", "Resolution", "batch_pixels", "few_shot", "open_data"]

@@ -1,96 +1,77 @@
-"""Data sets by name. `--data` takes a name of this registry or the path of any Parquet in the Hugging Face layout."""
+"""The data sets of the papers, one declarative row each.
 
-import os
-from pathlib import Path
-from typing import Literal
+Split sizes are those that the sets' authors published; `evaluated` is the split that SAFT, TTC and MMCoA report on.
+"""
 
-import numpy as np
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from rayclip.data.digits import Digits
-from rayclip.data.images import ImageSet
-from rayclip.data.parquet import ParquetImages
-from rayclip.types import UserError
-
-Split = Literal["train", "test"]
-
-# MMCoA's 15 data sets, in the columns' order of its tables II and III.
-MMCOA_15 = (
-    "imagenet",
-    "cifar10",
-    "cifar100",
-    "tiny_imagenet",
-    "stl10",
-    "sun397",
-    "food101",
-    "oxford_pets",
-    "flowers102",
-    "dtd",
-    "eurosat",
-    "fgvc_aircraft",
-    "country211",
-    "caltech101",
-    "caltech256",
-)
-PREPARED = frozenset({*MMCOA_15, "stanford_cars", "pcam"})
-
-_FILES = {"train": ("train",), "test": ("test", "val", "validation")}  # ImageNet's labelled test images are its val
+Resize = Literal["square", "crop"]
 
 
-def data_root() -> Path:
-    """Where prepared data sets live: `RAYCLIP_DATA`, or `~/.cache/rayclip/data`."""
-    return Path(os.environ.get("RAYCLIP_DATA", "~/.cache/rayclip/data")).expanduser()
+@dataclass(frozen=True, kw_only=True)
+class Hub:
+    """A data set's place on the Hugging Face hub.
 
-
-def open_data(spec: str, split: Split) -> ImageSet:
-    """Open a data set.
-
-    Args:
-        spec: `digits`; a prepared data set's name; a `.parquet` file, taken whole; `FILE.parquet#holdout`, of which
-            every fifth image of each class is the test split; or a folder with `train*.parquet` and `test*.parquet`
-            (or `val*`, `validation*`).
-        split: which part, where the source has parts.
-
-    Raises:
-        UserError: unknown name, missing file, or a Parquet that is not labelled images.
+    Attributes:
+        repo: data set id.
+        form: CLIP_benchmark's WebDataset form, or Parquet files.
+        splits: our split names -> the repository's.
+        counts: where the repository's splits differ in size from the published ones.
+        note: how it differs from what the papers evaluate, one sentence.
     """
-    if spec == "digits":
-        return Digits(split)
-    path_text, holdout, _ = spec.partition("#holdout")
-    path = Path(path_text)
-    if path.is_file() or path.suffix == ".parquet":
-        whole = ParquetImages([path], path.stem)
-        return _held_out(whole, split) if holdout else whole
-    if path.is_dir():
-        return _open_folder(path, path.resolve().name, split)
-    if spec in PREPARED:
-        folder = data_root() / spec
-        if not folder.is_dir():
-            raise UserError(
-                f"data set '{spec}' is not prepared: put its Parquet files (Hugging Face layout: "
-                f"{split}*.parquet with image, label and class names) into {folder}, or set RAYCLIP_DATA "
-                "to the folder that holds them."
-            )
-        return _open_folder(folder, spec, split)
-    raise UserError(
-        f"no data set or file '{spec}': give a .parquet file, a folder of them, or one of digits, "
-        f"{', '.join(sorted(PREPARED))}."
-    )
+
+    repo: str
+    form: Literal["webdataset", "parquet"]
+    splits: Mapping[str, str]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    note: str = ""
 
 
-def _open_folder(folder: Path, name: str, split: Split) -> ImageSet:
-    files = sorted(f for prefix in _FILES[split] for f in folder.glob(f"{prefix}*.parquet"))
-    if not files:
-        wanted = " or ".join(f"{prefix}*.parquet" for prefix in _FILES[split])
-        raise UserError(f"folder {folder} holds no {split} images: it needs {wanted} in the Hugging Face layout.")
-    return ParquetImages(files, name)
+@dataclass(frozen=True, kw_only=True)
+class Torchvision:
+    """torchvision's class of a data set.
+
+    Attributes:
+        cls: name in `torchvision.datasets`.
+        splits: our split names -> keyword arguments of the class.
+        download: whether the class can fetch the files by itself.
+    """
+
+    cls: str
+    splits: Mapping[str, Mapping[str, Any]]
+    download: bool = True
 
 
-def _held_out(whole: ImageSet, split: Split) -> ImageSet:
-    """Every fifth image of each class is the test split, in the file's order: fixed, without a seed."""
-    rank = np.zeros(len(whole), dtype=np.int64)
-    for label in np.unique(whole.labels):
-        members = whole.labels == label
-        rank[members] = np.arange(members.sum())
-    part = whole.subset(np.flatnonzero((rank % 5 == 4) == (split == "test")))
-    part.fingerprint = f"{whole.fingerprint}-{split}"  # other samples than the whole file's: never the same cell
-    return part
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One data set.
+
+    Attributes:
+        name: on the command line and in tables.
+        title: for people.
+        splits: published number of images of each split.
+        evaluated: the split the papers report on.
+        classes: how many; 0 for image-caption data.
+        curated: key of `classnames.json`; None where CLIP's names are the raw ones.
+        resize: at resolution `model`: `square` to the input size, or `crop` (shorter side, then the centre).
+        torchvision, hub: where it comes from.
+        folder: published folder form that `--source folder` reads.
+        default: the source used where none is named.
+    """
+
+    name: str
+    title: str
+    splits: Mapping[str, int]
+    evaluated: str
+    classes: int
+    resize: Resize
+    licence: str
+    citation: str
+    curated: str | None = None
+    torchvision: Torchvision | None = None
+    hub: Hub | None = None
+    folder: Literal["imagefolder", "imagenet", "tiny_imagenet", "captions"] = "imagefolder"
+    default: Literal["torchvision", "hub", "bundled"] = "hub"
+    note: str = ""
