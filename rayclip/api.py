@@ -5,6 +5,8 @@ Everything that can be wrong in the arguments is found before Ray starts and bef
 
 import contextlib
 import dataclasses
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,9 @@ from rich.console import Console
 
 from rayclip.attacks import Attack
 from rayclip.attacks.bert import TextSettings
-from rayclip.data import ImageSet, Resolution, batch_pixels, few_shot, open_data
+from rayclip.data import ImageSet, Names, Resolution, few_shot, locate, open_data
+from rayclip.data.fewshot import draw_record
+from rayclip.data.images import mixed_sizes
 from rayclip.distributed import Display, PoolSize, Trial, Workers, evaluate, ray_cluster, run_trials
 from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, collect_rows, make_cells, missing_shards
 from rayclip.evaluation.cell import default_substitutes
@@ -26,6 +30,8 @@ from rayclip.reports import result_tables
 from rayclip.tracking import MlflowTracker, default_uri
 from rayclip.training import TrainConfig
 from rayclip.types import Row, UserError
+
+_SILENT_S = 2.0  # a check that is over sooner is not worth a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +100,11 @@ class Where:
 class Opened:
     """Models and data that the checks of one call have opened: the trials of a sweep share their base model."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._model: tuple[str, Clip] | None = None
         self._fingerprints: dict[str, str] = {}
-        self._data: dict[tuple[str, str], ImageSet] = {}
+        self._data: dict[tuple[str, str, str], ImageSet] = {}
 
     def model(self, spec: str) -> Clip:
         """The last one stays in memory."""
@@ -110,12 +117,28 @@ class Opened:
             self._fingerprints[spec] = self.model(spec).fingerprint()
         return self._fingerprints[spec]
 
-    def data(self, spec: str, split: Literal["train", "test"], resolution: Resolution) -> ImageSet:
-        """A few images from everywhere are read, so that mixed sizes or a wrong kind of file are met now."""
-        if (spec, split) not in self._data:
-            data = self._data[spec, split] = open_data(spec, split)
-            batch_pixels(data, chosen_positions(len(data), 16).tolist(), resolution, 32)
-        return self._data[spec, split]
+    def data(self, spec: str, role: Literal["train", "test"], resolution: Resolution, names: Names) -> ImageSet:
+        """Damaged images and mixed sizes are met now; what a reader of the numbers should know is said."""
+        key = spec, role, names
+        if key not in self._data:
+            data = open_data(spec, role, names)
+            self._check(data)
+            for note in data.notes:
+                print(f"note: {data.name}: {note}", file=sys.stderr)
+            self._data[key] = data
+        if resolution == "native" and self._data[key].native_size is None:
+            raise mixed_sizes(self._data[key])
+        return self._data[key]
+
+    def _check(self, data: ImageSet) -> None:
+        began = time.monotonic()
+        with Display(quiet=self._quiet) as display:
+
+            def tell(done: int, total: int) -> None:
+                if time.monotonic() - began > _SILENT_S:
+                    display.update(f"check {data.name}", done, total)
+
+            data.check(tell)
 
 
 def choose_recipe(
@@ -133,7 +156,8 @@ def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainCo
         UserError: whatever `train` would raise for these arguments.
     """
     method = config.method.with_default_substitutes(default_substitutes(bundled=config.data == "digits"))
-    data = opened.data(config.data, "train", config.resolution)
+    config = dataclasses.replace(config, data=locate(config.data))
+    data = opened.data(config.data, "train", config.resolution, config.names)
     drawn = few_shot(data, config.shots, config.seed)
     if len(drawn) < workers:
         raise UserError(f"{len(drawn)} training images cannot be dealt out to {workers} workers: use fewer workers.")
@@ -157,7 +181,8 @@ def plan_cells(
     protocol = evaluation.protocol
     if not evaluation.data:
         raise UserError("no data set is named: give --data a name or a .parquet file.")
-    datasets = [(spec, opened.data(spec, "test", protocol.resolution)) for spec in evaluation.data]
+    specs = [locate(spec) for spec in evaluation.data]
+    datasets = [(spec, opened.data(spec, "test", protocol.resolution, protocol.names)) for spec in specs]
     names = [data.name for _, data in datasets]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -182,7 +207,7 @@ def evaluate_models(models: Sequence[str], evaluation: Evaluation, where: Where)
     Raises:
         UserError: bad arguments, before anything is written.
     """
-    cells, positions = plan_cells(models, evaluation, Opened())
+    cells, positions = plan_cells(models, evaluation, Opened(quiet=where.quiet))
     store = Store(where.out)
     logbook = where.logbook(store)
     rows = _evaluate(cells, positions, store, where)
@@ -199,12 +224,13 @@ def fine_tune(trial: Trial, where: Where) -> bool:
     Raises:
         UserError: bad arguments, before anything is written; or why the run failed.
     """
-    trial = dataclasses.replace(trial, config=check_training(trial.config, where.train_workers, Opened()))
+    opened = Opened(quiet=where.quiet)
+    trial = dataclasses.replace(trial, config=check_training(trial.config, where.train_workers, opened))
     if trial.is_finished():
         return False
     store = Store(str(trial.out / ".rayclip"))
     logbook = where.logbook(store)
-    errors = _train([_with_run(trial, logbook, None)], store, where, logbook)
+    errors = _train([_with_run(trial, logbook, None, opened)], store, where, logbook)
     if errors:
         raise UserError(f"training failed: {errors[trial.name]}")
     return True
@@ -234,14 +260,14 @@ def sweep(name: str, trials: Sequence[Trial], evaluation: Evaluation, base: str,
     Raises:
         UserError: bad arguments, before anything is written.
     """
-    opened = Opened()
+    opened = Opened(quiet=where.quiet)
     trials = [dataclasses.replace(t, config=check_training(t.config, where.train_workers, opened)) for t in trials]
     plan_cells([base], evaluation, opened)
     unfinished = [t for t in trials if not t.is_finished()]
     store = Store(where.out)
     logbook = where.logbook(store)
     root = logbook.open(name, tags={"rayclip.kind": "sweep"})
-    trials = [_with_run(t, logbook, root) for t in trials]
+    trials = [_with_run(t, logbook, root, opened) for t in trials]
     with contextlib.ExitStack() as stack:
         errors: dict[str, str] = {}
         if unfinished:
@@ -269,11 +295,14 @@ def show(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> None:
         console.print(table.rich())
 
 
-def _with_run(trial: Trial, logbook: Logbook, parent: str | None) -> Trial:
-    tags = {"rayclip.kind": "train", "rayclip.digest": trial.config.digest()}
-    return dataclasses.replace(
-        trial, run=logbook.open(trial.name, parent=parent, params=trial.config.flat(), tags=tags)
-    )
+def _with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened) -> Trial:
+    config = trial.config
+    tags = {"rayclip.kind": "train", "rayclip.digest": config.digest()}
+    run = logbook.open(trial.name, parent=parent, params=config.flat(), tags=tags)
+    if config.shots:
+        data = opened.data(config.data, "train", config.resolution, config.names)
+        logbook.draw(run, draw_record(few_shot(data, config.shots, config.seed), config.shots, config.seed))
+    return dataclasses.replace(trial, run=run)
 
 
 def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook) -> dict[str, str]:

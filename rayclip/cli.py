@@ -55,6 +55,11 @@ Resolution = Annotated[
     typer.Option(help="native: perturb at the images' own size; model: resize to the model's input first."),
 ]
 
+ClassNames = Annotated[
+    Literal["curated", "raw"],
+    typer.Option(help="Spelling of the classes: CLIP's, or the data set's own (that of the papers' code)."),
+]
+
 
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
@@ -79,6 +84,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each data set.")] = None,
     substitutes: Substitutes = "default",
     resolution: Resolution = "native",
+    class_names: ClassNames = "curated",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Evaluation actors.  [default: a GPU, else a core, each]")
@@ -112,7 +118,7 @@ def evaluate(
     evaluation = api.Evaluation(
         data=[d.strip() for d in data.split(",") if d.strip()],
         attacks=parse_attacks(attacks, defaults),
-        protocol=Protocol(eps=budget, seed=seed, resolution=resolution),
+        protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=class_names),
         limit=limit,
     )
     pool = PoolSize(workers=workers, gpus=gpus_per_worker, batch_size=batch_size, shard_size=shard_size)
@@ -178,6 +184,7 @@ def train(
     substitutes: Substitutes = "default",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     resolution: Resolution = "native",
+    class_names: ClassNames = "curated",
     precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 autocast on GPUs.")] = "auto",
     save_every_steps: Annotated[int, typer.Option(min=0, help="Checkpoint also every N steps.")] = 0,
     data_workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
@@ -230,6 +237,7 @@ def train(
         shots=parse_shots(shots),
         seed=seed,
         resolution=resolution,
+        names=class_names,
         recipe=api.choose_recipe(chosen, model, recipe, {k: v for k, v in overrides.items() if v is not None}),
         precision=precision,
         save_every_steps=save_every_steps,

@@ -63,6 +63,13 @@ class Logbook:
         if self.tracker is not None and run is not None:
             self.tracker.artifact(run, path, folder)
 
+    def draw(self, run: str | None, record: Mapping[str, Any]) -> None:
+        """Which images a few-shot run trains on, as the artifact `data/drawn.json`."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "drawn.json"
+            path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            self.artifact(run, path, "data")
+
     def evaluation(self, name: str, parent: str | None, rows: Sequence[Row], cells: Sequence[Cell]) -> None:
         """One model's evaluation as a run: metrics, the table, adversarial texts and pictures. Logged once."""
         if self.tracker is None:

@@ -59,7 +59,7 @@ class Scale:
 
 
 def scales() -> dict[ScaleName, Scale]:
-    from rayclip.data.opening import MMCOA_15
+    from rayclip.data.registry import MMCOA_15
 
     return {
         # Budget: at 32/255 the untouched model falls below 20 %. Learning rate and steps were chosen on a fifth of the

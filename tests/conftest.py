@@ -40,6 +40,12 @@ def tiny_clip(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: obje
     return Clip(model, config, tokenizer, "tiny").to(dtype).eval()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Copies of remote files and memories of checked ones do not touch the home of whoever runs the tests."""
+    os.environ["RAYCLIP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def clip() -> Clip:
     return tiny_clip()

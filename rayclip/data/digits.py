@@ -24,7 +24,7 @@ class Digits(ImageSet):
         for label in range(10):
             rank_in_class[labels == label] = np.arange((labels == label).sum())
         self.ids = np.flatnonzero((rank_in_class % 4 == 3) == (split == "test"))
-        self.name, self.class_names = "digits", CLASS_NAMES
+        self.name, self.class_names, self.raw_names, self.native_size = "digits", CLASS_NAMES, CLASS_NAMES, (8, 8)
         self.labels = labels[self.ids]
         self._grey = np.round(raw.images[self.ids] * (255 / 16)).astype(np.uint8)
         self.fingerprint = hashlib.sha256(self._grey.tobytes() + self.labels.tobytes()).hexdigest()[:16]

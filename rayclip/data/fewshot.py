@@ -1,5 +1,7 @@
 """k-shot draws: k images of each class, the same for a seed whatever the cluster."""
 
+from typing import Any
+
 import numpy as np
 
 from rayclip.data.images import ImageSet
@@ -28,3 +30,17 @@ def few_shot(data: ImageSet, shots: int | None, seed: int) -> ImageSet:
         order = np.random.Generator(np.random.Philox(key=[seed, label])).permutation(len(members))
         chosen.append(members[order[:shots]])
     return data.subset(np.sort(np.concatenate(chosen)))
+
+
+def draw_record(drawn: ImageSet, shots: int, seed: int) -> dict[str, Any]:
+    """Which images a draw holds, by class, for people and for a later run that wants the very same ones."""
+    return {
+        "data": drawn.name,
+        "fingerprint": drawn.fingerprint,
+        "shots": shots,
+        "seed": seed,
+        "ids": [
+            {"class": name, "ids": drawn.ids[drawn.labels == label].tolist()}
+            for label, name in enumerate(drawn.class_names)
+        ],
+    }

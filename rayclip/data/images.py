@@ -1,7 +1,7 @@
 """What every data set is to the rest of the house, and how its images become pixel tensors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from rayclip.types import UserError
 # `native`: perturb at the data set's own size, resize inside the model (TeCoA, MMCoA).
 # `model`: resize first, perturb at the model's input size (SAFT, TTC).
 Resolution = Literal["native", "model"]
+Resize = Literal["auto", "square", "crop"]
 
 
 class ImageSet(ABC):
@@ -25,10 +26,19 @@ class ImageSet(ABC):
         labels: `(N,)` int64.
         ids: `(N,)` int64, each sample's row in its source: stable under subsets, and what its noise is keyed by.
         fingerprint: a hash of the content; part of every evaluation cell's identity.
+        raw_names: the classes as the data's source spells them.
+        resize: how images come to the model's size: `square`, `crop` (shorter side, then the centre), or by their
+            own shape (`auto`).
+        native_size: (width, height) of all images; None where that is not known, or not one.
+        notes: what a reader of its numbers should know, one sentence each.
     """
 
     name: str
     class_names: tuple[str, ...]
+    raw_names: tuple[str, ...]
+    resize: Resize = "auto"
+    native_size: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
     labels: np.ndarray
     ids: np.ndarray
     fingerprint: str
@@ -40,6 +50,16 @@ class ImageSet(ABC):
     def images(self, positions: Sequence[int]) -> list[Image.Image]:
         """The RGB images at these positions (0..N-1), in this order."""
 
+    def check(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Make sure that every image can be read, before work begins that one bad image would end.
+
+        Args:
+            on_progress: told how many of how many images have been looked at.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+
     def subset(self, positions: Sequence[int] | np.ndarray) -> "ImageSet":
         """The same data restricted to some positions; ids and fingerprint stay."""
         return _Subset(self, np.asarray(positions, dtype=np.int64))
@@ -49,10 +69,16 @@ class _Subset(ImageSet):
     def __init__(self, whole: ImageSet, positions: np.ndarray) -> None:
         self.name, self.class_names, self.fingerprint = whole.name, whole.class_names, whole.fingerprint
         self.labels, self.ids = whole.labels[positions], whole.ids[positions]
+        self.raw_names, self.resize, self.native_size = whole.raw_names, whole.resize, whole.native_size
+        self.notes = whole.notes
         self._whole, self._positions = whole, positions
 
     def images(self, positions: Sequence[int]) -> list[Image.Image]:
         return self._whole.images([int(self._positions[p]) for p in positions])
+
+    def check(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        self._whole.check(on_progress)
+        self.native_size = self._whole.native_size
 
 
 def batch_pixels(data: ImageSet, positions: Sequence[int], resolution: Resolution, image_size: int) -> Tensor:
@@ -66,22 +92,26 @@ def batch_pixels(data: ImageSet, positions: Sequence[int], resolution: Resolutio
     """
     images = data.images(positions)
     if resolution == "model":
-        images = [_to_model_size(image, image_size) for image in images]
+        images = [_to_model_size(image, image_size, data.resize) for image in images]
     elif len({image.size for image in images}) > 1:
-        raise UserError(
-            f"the images of '{data.name}' differ in size, so they cannot be attacked at their native "
-            "resolution in batches: use --resolution model."
-        )
+        raise mixed_sizes(data)
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
 
 
-def _to_model_size(image: Image.Image, size: int) -> Image.Image:
+def mixed_sizes(data: ImageSet) -> UserError:
+    return UserError(
+        f"the images of '{data.name}' differ in size, so they cannot be attacked at their native resolution in "
+        "batches: use --resolution model."
+    )
+
+
+def _to_model_size(image: Image.Image, size: int, rule: Resize) -> Image.Image:
     """SAFT's and TTC's rule: small square images to the input size; others shorter side to 8/7 of it, then the centre.
 
     (For 224: `Resize(224)` and `Resize(256)` + `CenterCrop(224)`.)
     """
     width, height = image.size
-    if width == height <= size:
+    if rule == "square" or (rule == "auto" and width == height <= size):
         return image.resize((size, size), Image.Resampling.BICUBIC)
     ratio = size * 8 / 7 / min(width, height)
     width, height = max(size, round(width * ratio)), max(size, round(height * ratio))

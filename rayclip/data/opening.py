@@ -1,4 +1,4 @@
-"""Data sets by name. `--data` takes a name of this registry or the path of any Parquet in the Hugging Face layout."""
+"""Data sets as people name them on the command line."""
 
 import os
 from pathlib import Path
@@ -8,89 +8,125 @@ import numpy as np
 
 from rayclip.data.digits import Digits
 from rayclip.data.images import ImageSet
+from rayclip.data.manifest import MANIFEST, Manifest, Names
 from rayclip.data.parquet import ParquetImages
+from rayclip.data.prepared import PreparedImages
+from rayclip.data.registry import ROWS
+from rayclip.store import Store
 from rayclip.types import UserError
 
-Split = Literal["train", "test"]
+Role = Literal["train", "test"]
 
-# MMCoA's 15 data sets, in the columns' order of its tables II and III.
-MMCOA_15 = (
-    "imagenet",
-    "cifar10",
-    "cifar100",
-    "tiny_imagenet",
-    "stl10",
-    "sun397",
-    "food101",
-    "oxford_pets",
-    "flowers102",
-    "dtd",
-    "eurosat",
-    "fgvc_aircraft",
-    "country211",
-    "caltech101",
-    "caltech256",
-)
-PREPARED = frozenset({*MMCOA_15, "stanford_cars", "pcam"})
-
-_FILES = {"train": ("train",), "test": ("test", "val", "validation")}  # ImageNet's labelled test images are its val
+HOLDOUT = "#holdout"
+_FILES = {"train": ("train",), "test": ("test", "val", "validation")}  # of folders without a manifest
 
 
-def data_root() -> Path:
-    """Where prepared data sets live: `RAYCLIP_DATA`, or `~/.cache/rayclip/data`."""
-    return Path(os.environ.get("RAYCLIP_DATA", "~/.cache/rayclip/data")).expanduser()
+def data_root() -> str:
+    """Where prepared data sets live: `RAYCLIP_DATA` (a folder or an object-store URI), or `~/.cache/rayclip/data`."""
+    return os.environ.get("RAYCLIP_DATA") or str(Path("~/.cache/rayclip/data").expanduser())
 
 
-def open_data(spec: str, split: Split) -> ImageSet:
+def locate(spec: str) -> str:
+    """A prepared data set's name with its root before it, since workers may have another environment."""
+    name, mark, _ = spec.partition(HOLDOUT)
+    if name in ROWS and name != "digits" and not Path(name).exists():
+        return Store(data_root()).child(name).root + mark
+    return spec
+
+
+def open_data(spec: str, role: Role, names: Names = "curated") -> ImageSet:
     """Open a data set.
 
     Args:
-        spec: `digits`; a prepared data set's name; a `.parquet` file, taken whole; `FILE.parquet#holdout`, of which
-            every fifth image of each class is the test split; or a folder with `train*.parquet` and `test*.parquet`
-            (or `val*`, `validation*`).
-        split: which part, where the source has parts.
+        spec: `digits`; a prepared data set's name, folder or URI; a `.parquet` file, taken whole; or a folder with
+            `train*.parquet` and `test*.parquet` (or `val*`, `validation*`). With `#holdout` after it, every fifth
+            image of each class of its only split is the test split, the others are for training.
+        role: `test` is the split that the papers evaluate, where the data set is one of theirs.
+        names: spelling of the classes, where the data set knows two.
 
     Raises:
-        UserError: unknown name, missing file, or a Parquet that is not labelled images.
+        UserError: unknown name, missing file, or no labelled images.
     """
     if spec == "digits":
-        return Digits(split)
-    path_text, holdout, _ = spec.partition("#holdout")
-    path = Path(path_text)
-    if path.is_file() or path.suffix == ".parquet":
-        whole = ParquetImages([path], path.stem)
-        return _held_out(whole, split) if holdout else whole
-    if path.is_dir():
-        return _open_folder(path, path.resolve().name, split)
-    if spec in PREPARED:
-        folder = data_root() / spec
-        if not folder.is_dir():
-            raise UserError(
-                f"data set '{spec}' is not prepared: put its Parquet files (Hugging Face layout: "
-                f"{split}*.parquet with image, label and class names) into {folder}, or set RAYCLIP_DATA "
-                "to the folder that holds them."
-            )
-        return _open_folder(folder, spec, split)
+        return Digits(role)
+    place, holdout, _ = spec.partition(HOLDOUT)
+    place = locate(place)
+    if not holdout:
+        return _open(place, role, names)
+    return _held_out(_open(place, "test", names), role)
+
+
+def _open(place: str, role: Role, names: Names) -> ImageSet:
+    if "://" not in place:
+        path = Path(place)
+        if path.is_file() or path.suffix == ".parquet":
+            return ParquetImages([path], path.stem)
+        if not path.is_dir():
+            raise _unknown(place)
+        if not (path / MANIFEST).is_file():
+            return _open_folder(path, role)
+    store = Store(place)
+    try:
+        text = store.read(MANIFEST)
+    except OSError as error:
+        raise UserError(f"{place} cannot be read: {str(error).splitlines()[0]}") from error
+    if text is None:
+        raise UserError(f"{place} holds no prepared data set: it has no {MANIFEST}.")
+    manifest = Manifest.from_json(text, f"{store.root}/{MANIFEST}")
+    if manifest.kind != "classification":
+        raise UserError(f"'{manifest.name}' has captions, not classes: use `rayclip retrieval`.")
+    row = ROWS.get(manifest.name)
+    data = PreparedImages(store, manifest, _split(manifest, role), names)
+    if row is not None:
+        data.resize = row.resize
+    return data
+
+
+def _split(manifest: Manifest, role: Role) -> str:
+    """The split of a prepared data set that is trained on or evaluated."""
+    row = ROWS.get(manifest.name)
+    wanted = ("train",) if role == "train" else ((row.evaluated,) if row is not None else ("test", "val"))
+    for split in wanted:
+        if split in manifest.splits:
+            return split
+    there = ", ".join(manifest.splits)
+    if role == "train" and row is not None and "train" not in row.splits:
+        raise UserError(
+            f"'{manifest.name}' has no train split, the papers evaluate on all its images: write "
+            f"{manifest.name}{HOLDOUT} to keep every fifth image of each class for the test."
+        )
     raise UserError(
-        f"no data set or file '{spec}': give a .parquet file, a folder of them, or one of digits, "
-        f"{', '.join(sorted(PREPARED))}."
+        f"of '{manifest.name}' only {there} is prepared: `rayclip data prepare {manifest.name} --splits {wanted[0]}` "
+        "adds the missing split."
     )
 
 
-def _open_folder(folder: Path, name: str, split: Split) -> ImageSet:
-    files = sorted(f for prefix in _FILES[split] for f in folder.glob(f"{prefix}*.parquet"))
+def _unknown(place: str) -> UserError:
+    name = Path(place).name
+    if place == locate(name):
+        return UserError(
+            f"data set '{name}' is not prepared below {data_root()}: run `rayclip data prepare {name}`, or set "
+            "RAYCLIP_DATA to the folder or URI that holds it."
+        )
+    return UserError(
+        f"no data set or file '{place}': give a .parquet file, a folder of them, or one of {', '.join(sorted(ROWS))}."
+    )
+
+
+def _open_folder(folder: Path, role: Role) -> ImageSet:
+    files = sorted(f for prefix in _FILES[role] for f in folder.glob(f"{prefix}*.parquet"))
     if not files:
-        wanted = " or ".join(f"{prefix}*.parquet" for prefix in _FILES[split])
-        raise UserError(f"folder {folder} holds no {split} images: it needs {wanted} in the Hugging Face layout.")
-    return ParquetImages(files, name)
+        wanted = " or ".join(f"{prefix}*.parquet" for prefix in _FILES[role])
+        raise UserError(f"folder {folder} holds no {role} images: it needs {wanted} in the Hugging Face layout.")
+    return ParquetImages(files, folder.resolve().name)
 
 
-def _held_out(whole: ImageSet, split: Split) -> ImageSet:
+def _held_out(whole: ImageSet, role: Role) -> ImageSet:
     """Every fifth image of each class is the test split, in the file's order: fixed, without a seed."""
     rank = np.zeros(len(whole), dtype=np.int64)
     for label in np.unique(whole.labels):
         members = whole.labels == label
         rank[members] = np.arange(members.sum())
-    part = whole.subset(np.flatnonzero((rank % 5 == 4) == (split == "test")))
-    part.fingerprint = f"{whole.fingerprint}-{split}"  # other samples than the whole file's: never the same cell
+    part = whole.subset(np.flatnonzero((rank % 5 == 4) == (role == "test")))
+    part.fingerprint = f"{whole.fingerprint}-{role}"  # other samples than the whole file's: never the same cell
     return part

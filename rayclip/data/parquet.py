@@ -1,32 +1,46 @@
-"""Parquet in the Hugging Face image-classification layout.
+"""The user's own Parquet in the Hugging Face image-classification layout.
 
 `image: struct<bytes, path>`, `label: int64`, class names under `huggingface` in the schema metadata; one file or
 several shards.
 """
 
-import bisect
+import contextlib
 import hashlib
 import io
-import itertools
 import json
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from rayclip.data.cache import cache_root
 from rayclip.data.images import ImageSet
+from rayclip.data.intake import BadImage, decode, in_order, take_in
+from rayclip.data.rowgroups import RowGroups, open_parquet
+from rayclip.store import Store
 from rayclip.types import UserError
 
-_CACHE_BYTES = 2 << 30  # encoded images kept in memory per data set and process
+
+class EncodedImages(ImageSet):
+    """Images that are kept encoded, in Parquet."""
+
+    encoded: RowGroups
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        return [self._decode(int(p)) for p in positions]
+
+    def _decode(self, position: int) -> Image.Image:
+        try:
+            return decode(self.encoded[position])
+        except BadImage as error:
+            raise UserError(f"row {position} of '{self.name}' is no readable image: {error}.") from error
 
 
-class ParquetImages(ImageSet):
-    """Images of one or several Parquet files, read a row group at a time and kept in a bounded cache.
+class ParquetImages(EncodedImages):
+    """Images of one or several Parquet files.
 
     Raises:
         UserError: a file is missing or no Parquet, has no images, labels or class names, or labels outside them.
@@ -34,22 +48,28 @@ class ParquetImages(ImageSet):
 
     def __init__(self, paths: Sequence[Path], name: str) -> None:
         self.name = name
-        self._files = [_open(path) for path in paths]
-        schema = self._files[0].schema_arrow
-        self._image_column = next((c for c in ("image", "img") if c in schema.names), None)
-        if self._image_column is None:
+        self.paths = tuple(paths)
+        files = [open_parquet(path) for path in paths]
+        schema = files[0].schema_arrow
+        image_column = next((c for c in ("image", "img") if c in schema.names), None)
+        if image_column is None:
             raise UserError(
                 f"{paths[0]} has no column 'image': write it in the Hugging Face layout "
-                "(image: struct<bytes, path>, label: int64)."
+                "(image: struct<bytes, path>, label: int64), or let `rayclip data prepare` do it."
             )
         if "label" not in schema.names or not pa.types.is_integer(schema.field("label").type):
             raise UserError(
                 f"{paths[0]} has no integer column 'label': classification needs labelled images "
                 "(image: struct<bytes, path>, label: int64)."
             )
-        self.class_names = _class_names(paths[0], schema)
-        columns = [f.read(columns=["label"])["label"].to_numpy() for f in self._files]
-        self.labels = np.concatenate(columns).astype(np.int64)
+        self.class_names = self.raw_names = class_names_of(paths[0], schema)
+        columns = [f.read(columns=["label"])["label"] for f in files]
+        if any(c.null_count for c in columns):
+            raise UserError(
+                f"{paths[0]} has images without a label: set them aside with "
+                f"`rayclip data prepare NAME --source parquet {paths[0]}`."
+            )
+        self.labels = np.concatenate([c.to_numpy() for c in columns]).astype(np.int64)
         self.ids = np.arange(len(self.labels))
         if len(self.labels) == 0:
             raise UserError(f"{paths[0]} holds no rows.")
@@ -59,49 +79,48 @@ class ParquetImages(ImageSet):
                 f"{paths[0]} has labels from {low} to {high} but {len(self.class_names)} class names: "
                 "labels must be 0 .. classes-1."
             )
-        self._groups = [(f, g) for f in self._files for g in range(f.num_row_groups)]
-        sizes = [f.metadata.row_group(g).num_rows for f, g in self._groups]
-        self._starts = [0, *itertools.accumulate(sizes)]
-        self._cache: OrderedDict[int, list[bytes]] = OrderedDict()
-        self._cached_bytes = 0
-        self.fingerprint = _fingerprint(paths)
+        self.encoded = RowGroups([f.metadata.num_rows for f in files], self.paths.__getitem__, image_column, name)
+        self.fingerprint = footers_fingerprint(paths)
 
-    def images(self, positions: Sequence[int]) -> list[Image.Image]:
-        return [self._decode(p) for p in positions]
+    def check(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Decode every image once; the outcome is remembered for as long as the files stay as they are."""
+        stats = [path.stat() for path in self.paths]
+        state = f"{self.fingerprint}{[(s.st_size, s.st_mtime_ns) for s in stats]}"
+        memory = Store(str(cache_root() / "checked"))
+        name = f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.json"
+        found = memory.read_json(name)
+        if found is None:
+            found = self._look_at_all(on_progress)
+            with contextlib.suppress(OSError):  # a home that cannot be written only costs a second look
+                memory.write_json(name, found)
+        if found["bad"]:
+            first, reason = found["bad"][0]
+            raise UserError(
+                f"{len(found['bad'])} of the {len(self)} images of '{self.name}' cannot be read (row {first}: "
+                f"{reason}): set them aside with `rayclip data prepare {self.name} --source parquet {self.paths[0]}`."
+            )
+        self.native_size = tuple(found["size"]) if found["size"] else None
 
-    def _decode(self, position: int) -> Image.Image:
-        group = bisect.bisect_right(self._starts, position) - 1
-        data = self._row_group(group)[position - self._starts[group]]
-        try:
-            return Image.open(io.BytesIO(data)).convert("RGB")
-        except (UnidentifiedImageError, OSError, TypeError) as error:
-            raise UserError(f"row {position} of '{self.name}' is no readable image: mend or drop it.") from error
+    def _look_at_all(self, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
+        def look(item: tuple[int, bytes]) -> tuple[int, int] | str:
+            try:
+                return take_in(item[1]).size
+            except BadImage as error:
+                return str(error)
 
-    def _row_group(self, group: int) -> list[bytes]:
-        if group in self._cache:
-            self._cache.move_to_end(group)
-            return self._cache[group]
-        file, index = self._groups[group]
-        column = file.read_row_group(index, columns=[self._image_column])[self._image_column]
-        rows = pa.compute.struct_field(column, "bytes").to_pylist()
-        self._cache[group] = rows
-        self._cached_bytes += sum(len(r or b"") for r in rows)
-        while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
-            _, dropped = self._cache.popitem(last=False)
-            self._cached_bytes -= sum(len(r or b"") for r in dropped)
-        return rows
-
-
-def _open(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"no such data file: {path}.")
-    try:
-        return pq.ParquetFile(path, memory_map=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}") from error
+        bad, sizes = [], set()
+        images = ((p, bytes(self.encoded[p])) for p in range(len(self)))
+        for (position, _), outcome in in_order(images, look):
+            if isinstance(outcome, str):
+                bad.append((position, outcome))
+            else:
+                sizes.add(outcome)
+            on_progress(position + 1, len(self))
+        return {"bad": bad, "size": sizes.pop() if len(sizes) == 1 else None}
 
 
-def _class_names(path: Path, schema: Any) -> tuple[str, ...]:
+def class_names_of(path: Path, schema: Any) -> tuple[str, ...]:
+    """The class names in a file's schema metadata."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         names = tuple(features["label"]["names"])
@@ -110,12 +129,13 @@ def _class_names(path: Path, schema: Any) -> tuple[str, ...]:
             f"{path} names no classes: its schema metadata needs the key 'huggingface' with a ClassLabel "
             "for 'label', as the datasets library writes it."
         ) from None
-    if len(set(names)) != len(names) or len(names) < 2:
-        raise UserError(f"{path} must name at least two classes, each once; it names {len(names)}.")
+    # Equal names are allowed: ImageNet's curated list has two classes "missile" and two "sunglasses".
+    if len(names) < 2:
+        raise UserError(f"{path} must name at least two classes; it names {len(names)}.")
     return names
 
 
-def _fingerprint(paths: Sequence[Path]) -> str:
+def footers_fingerprint(paths: Sequence[Path]) -> str:
     """A hash of the files' footers: row counts, offsets, sizes and statistics, without reading every image."""
     digest = hashlib.sha256()
     for path in paths:

@@ -75,3 +75,7 @@ class Row:
     folder: Literal["imagefolder", "imagenet", "tiny_imagenet", "captions"] = "imagefolder"
     default: Literal["torchvision", "hub", "bundled"] = "hub"
     note: str = ""
+
+
+ROWS: Mapping[str, Row] = {}
+MMCOA_15: tuple[str, ...] = ()

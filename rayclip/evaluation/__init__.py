@@ -4,7 +4,7 @@ from rayclip.evaluation.aggregate import collect_rows, wilson
 from rayclip.evaluation.cell import Cell, Protocol, make_cells
 from rayclip.evaluation.plan import Shard, chosen_positions, missing_shards
 from rayclip.evaluation.shard import Evaluator
-from rayclip.evaluation.store import Store
+from rayclip.store import Store
 
 __all__ = [
     "Cell",

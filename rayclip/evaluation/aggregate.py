@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rayclip.evaluation.cell import Cell
-from rayclip.evaluation.store import Store
+from rayclip.store import Store
 from rayclip.types import Row, UserError
 
 _Z95 = 1.959963984540054  # the normal distribution's 97.5 % point

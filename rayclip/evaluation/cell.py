@@ -11,7 +11,7 @@ from rayclip import PROTOCOL
 from rayclip.attacks import Attack
 from rayclip.attacks.bert import TextSettings
 from rayclip.attacks.substitutes import TOKEN_TABLE
-from rayclip.data import ImageSet, Resolution
+from rayclip.data import ImageSet, Names, Resolution
 from rayclip.models import TEMPLATE
 from rayclip.types import UserError
 from rayclip.units import format_budget, in_255ths
@@ -27,12 +27,14 @@ class Protocol:
         eps: budget of the image attacks, in pixel units; None where there is none.
         seed: of the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
+        names: spelling of the classes: CLIP's curated one, or the data's own (the reference code's).
         template: the class prompts.
     """
 
     eps: float | None = None
     seed: int = 0
     resolution: Resolution = "native"
+    names: Names = "curated"
     template: str = TEMPLATE
 
 
@@ -82,6 +84,7 @@ class Cell:
             **self.attack.describe(),
             "seed": self.protocol.seed,
             "resolution": self.protocol.resolution,
+            "class_names": self.protocol.names,
             "template": self.protocol.template,
             "scorer": "template",
             "defense": "none",

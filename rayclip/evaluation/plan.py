@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rayclip.evaluation.cell import Cell
-from rayclip.evaluation.store import Store
+from rayclip.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from rayclip.attacks.rng import sample_keys
 from rayclip.data import ImageSet, batch_pixels, open_data
 from rayclip.evaluation.cell import Cell
 from rayclip.evaluation.plan import Shard
-from rayclip.evaluation.store import Store
+from rayclip.store import Store
 from rayclip.models import Clip, ZeroShot, load_model
 from rayclip.types import check_same
 

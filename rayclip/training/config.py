@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rayclip import PROTOCOL
-from rayclip.data import Resolution
+from rayclip.data import Names, Resolution
 from rayclip.methods import Method, Recipe
 from rayclip.models import TEMPLATE
 
@@ -24,6 +24,7 @@ class TrainConfig:
         shots: images a class; None for all.
         seed: of the few-shot draw, the order of the batches and the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
+        names: spelling of the classes in the prompts (see `data.opening`).
         precision: `auto` is bf16 autocast on a GPU and fp32 on a CPU.
         model_fingerprint, data_fingerprint: of what `model` and `data` named when the run was planned, so that a
             file that changed since is another run.
@@ -37,6 +38,7 @@ class TrainConfig:
     shots: int | None = None
     seed: int = 0
     resolution: Resolution = "native"
+    names: Names = "curated"
     template: str = TEMPLATE
     precision: Precision = "auto"
     model_fingerprint: str = ""

@@ -69,7 +69,7 @@ def train(config: TrainConfig, host: Host) -> Clip:
         FloatingPointError: the loss is not finite; the message names the step.
     """
     clip = load_model(config.model, host.device)
-    data = few_shot(open_data(config.data, "train"), config.shots, config.seed)
+    data = few_shot(open_data(config.data, "train", config.names), config.shots, config.seed)
     if config.data_fingerprint:
         check_same("data", config.data, data.fingerprint, config.data_fingerprint)
     if config.model_fingerprint:

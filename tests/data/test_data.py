@@ -83,7 +83,7 @@ def test_a_folder_of_shards_is_one_data_set(tmp_path):
 
 def test_prepared_names_are_found_below_the_data_root(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYCLIP_DATA", str(tmp_path))
-    with pytest.raises(UserError, match=r"'imagenet' is not prepared: put its Parquet files .*imagenet"):
+    with pytest.raises(UserError, match=r"'imagenet' is not prepared .*rayclip data prepare imagenet"):
         open_data("imagenet", "train")
     (tmp_path / "imagenet").mkdir()
     write(tmp_path / "imagenet" / "train-0.parquet", [0, 1, 2])

@@ -167,5 +167,5 @@ def test_damaged_result_files_are_named(cells, tmp_path):
 
 
 def test_an_unknown_kind_of_uri_is_explained():
-    with pytest.raises(UserError, match="cannot be kept"):
+    with pytest.raises(UserError, match="cannot be opened"):
         Store("nonsense://x/y").read("z")

@@ -1,0 +1,68 @@
+"""A node's own copy of remote files, named by content: whatever data set or root asks, a file is fetched once."""
+
+import hashlib
+import os
+import uuid
+from pathlib import Path
+
+from filelock import FileLock
+
+from rayclip.data.manifest import File
+from rayclip.store import Store
+from rayclip.types import UserError
+
+
+def cache_root() -> Path:
+    """`RAYCLIP_CACHE`, or `~/.cache/rayclip/files`. On a cluster: a fast disk of each node."""
+    return Path(os.environ.get("RAYCLIP_CACHE", "~/.cache/rayclip/files")).expanduser()
+
+
+def local_path(store: Store, file: File) -> Path:
+    """Where a file of `store` can be memory-mapped: itself below a local root, else its copy on this node.
+
+    Several processes of a node wait for the one that fetches. A copy is there whole and with the right hash, or not
+    at all.
+
+    Raises:
+        UserError: the file is missing or is not what the manifest says, or the cache's disk has no room.
+    """
+    if store.is_local:
+        path = store.path(file.file)
+        if not path.is_file() or path.stat().st_size != file.bytes:
+            raise UserError(
+                f"{path} is missing or has another size than its manifest says: `rayclip data verify` tells more, "
+                "`rayclip data prepare --force` makes it anew."
+            )
+        return path
+    copy = cache_root() / file.sha256[:2] / f"{file.sha256}{Path(file.file).suffix}"
+    if copy.is_file():
+        return copy
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(copy.with_suffix(".lock")):
+            if not copy.is_file():
+                _fetch(store, file, copy)
+    except OSError as error:
+        raise UserError(
+            f"{store.root}: {file.file} cannot be copied to {cache_root()} ({str(error).splitlines()[0]}): check the "
+            "address, or set RAYCLIP_CACHE to a disk with room."
+        ) from error
+    return copy
+
+
+def _fetch(store: Store, file: File, copy: Path) -> None:
+    aside = copy.with_name(f"{copy.name}.{uuid.uuid4().hex[:8]}.partial")
+    digest = hashlib.sha256()
+    try:
+        with aside.open("wb") as target:
+            for chunk in store.chunks(file.file):
+                digest.update(chunk)
+                target.write(chunk)
+        if digest.hexdigest() != file.sha256:
+            raise UserError(
+                f"{store.root}: {file.file} is not what its manifest says (other content): `rayclip data verify` "
+                "tells more."
+            )
+        os.replace(aside, copy)
+    finally:
+        aside.unlink(missing_ok=True)

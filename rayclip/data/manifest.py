@@ -1,0 +1,203 @@
+"""`manifest.json`: what a prepared data set is. Written last, so that a data set with a manifest is whole."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from rayclip.types import UserError
+
+MANIFEST = "manifest.json"
+RECIPE = 1  # raise with any change to what `prepare` writes for the same source
+
+Kind = Literal["classification", "captions"]
+Names = Literal["curated", "raw"]
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a plain name: a manifest never reaches out of its folder
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file beside the manifest: its name, size in bytes and SHA-256."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFile(File):
+    """A Parquet file of `rows` images; `content` is the SHA-256 of images and labels (or captions) alone."""
+
+    rows: int
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split as it lies on disk.
+
+    Attributes:
+        rows: images.
+        rejected: records of the source that were set aside, see `rejected.parquet`.
+        converted: images that were rewritten, by what they were.
+        per_class: images of each class, in label order; empty for captions.
+        size: (width, height) of all images, None where they differ.
+        shards: in row order.
+        labels: a `.npy` of the labels, so that they are known without the images; None for captions.
+    """
+
+    rows: int
+    rejected: int
+    converted: Mapping[str, int]
+    per_class: tuple[int, ...]
+    size: tuple[int, int] | None
+    shards: tuple[ShardFile, ...]
+    labels: File | None
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        return self.shards if self.labels is None else (*self.shards, self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A prepared data set.
+
+    Attributes:
+        class_names: CLIP's curated spelling, in label order.
+        raw_names: the source's own spelling.
+        source: where it came from (`Source.describe`).
+        notes: what a person should know, one sentence each.
+        recipe: version of the way it was prepared.
+        rayclip: version of the program.
+    """
+
+    name: str
+    kind: Kind
+    class_names: tuple[str, ...]
+    raw_names: tuple[str, ...]
+    splits: Mapping[str, Split]
+    source: Mapping[str, Any]
+    notes: tuple[str, ...]
+    recipe: int
+    rayclip: str
+
+    def fingerprint(self, split: str) -> str:
+        """A hash of a split's images and labels: equal wherever and from whatever source they were prepared."""
+        return hashlib.sha256("".join(s.content for s in self.splits[split].shards).encode()).hexdigest()[:16]
+
+    def names(self, names: Names) -> tuple[str, ...]:
+        return self.class_names if names == "curated" else self.raw_names
+
+    def notes_on(self, split: str) -> tuple[str, ...]:
+        """What a reader of a split's numbers should know."""
+        found = self.splits[split]
+        aside = (
+            f"{found.rejected:,} of the {found.rows + found.rejected:,} {split} images of '{self.name}' were set aside "
+            "when it was prepared (rejected.parquet says why)."
+        )
+        others = tuple(n for n in self.notes if not any(f"{s} split" in n for s in self.splits if s != split))
+        return (aside, *others) if found.rejected else others
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str) -> "Manifest":
+        """Read and check.
+
+        Raises:
+            UserError: anything in it is missing, of another type or contradicts the rest.
+        """
+        try:
+            return _manifest(json.loads(text))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            what = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            raise UserError(
+                f"{where} is no manifest of a prepared data set ({what}): prepare it again with --force."
+            ) from error
+
+
+def _manifest(raw: Any) -> Manifest:
+    _is(raw, dict, "a manifest")
+    recipe = _count(raw["recipe"], "recipe")
+    if recipe != RECIPE:
+        raise ValueError(f"it has the layout version {recipe}, this program reads {RECIPE}")
+    kind = raw["kind"]
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind is {kind!r}")
+    class_names, raw_names = _strings(raw["class_names"], "class_names"), _strings(raw["raw_names"], "raw_names")
+    if len(class_names) != len(raw_names) or bool(class_names) != (kind == "classification"):
+        raise ValueError(f"{len(class_names)} class names and {len(raw_names)} raw names for {kind}")
+    splits = {str(k): _split(v, str(k), len(class_names)) for k, v in _is(raw["splits"], dict, "splits").items()}
+    if not splits:
+        raise ValueError("it has no splits")
+    return Manifest(
+        name=_is(raw["name"], str, "name"),
+        kind=kind,
+        class_names=class_names,
+        raw_names=raw_names,
+        splits=splits,
+        source=_is(raw["source"], dict, "source"),
+        notes=_strings(raw["notes"], "notes"),
+        recipe=recipe,
+        rayclip=_is(raw["rayclip"], str, "rayclip"),
+    )
+
+
+def _split(raw: Any, name: str, classes: int) -> Split:
+    _is(raw, dict, f"split '{name}'")
+    shards = tuple(
+        ShardFile(**_file(s), rows=_count(s["rows"], "rows"), content=_sha256(s["content"]))
+        for s in _is(raw["shards"], list, f"shards of '{name}'")
+    )
+    per_class = tuple(_count(c, "per_class") for c in _is(raw["per_class"], list, "per_class"))
+    rows, size = _count(raw["rows"], "rows"), raw["size"]
+    if rows == 0 or sum(s.rows for s in shards) != rows or (classes and sum(per_class) != rows):
+        raise ValueError(f"the rows of split '{name}' do not add up")
+    if len(per_class) != classes or (raw["labels"] is None) != (classes == 0):
+        raise ValueError(f"split '{name}' counts {len(per_class)} classes of {classes}")
+    if size is not None and (not isinstance(size, list) or len(size) != 2 or min(_count(s, "size") for s in size) < 1):
+        raise ValueError(f"size of split '{name}' is {size!r}")
+    return Split(
+        rows=rows,
+        rejected=_count(raw["rejected"], "rejected"),
+        converted={str(k): _count(v, "converted") for k, v in _is(raw["converted"], dict, "converted").items()},
+        per_class=per_class,
+        size=None if size is None else (size[0], size[1]),
+        shards=shards,
+        labels=None if raw["labels"] is None else File(**_file(raw["labels"])),
+    )
+
+
+def _file(raw: Any) -> dict[str, Any]:
+    file = _is(_is(raw, dict, "a file")["file"], str, "a file's name")
+    if not _FILE_NAME.fullmatch(file):
+        raise ValueError(f"'{file}' is not a plain file name")
+    return {"file": file, "bytes": _count(raw["bytes"], "bytes"), "sha256": _sha256(raw["sha256"])}
+
+
+def _sha256(value: Any) -> str:
+    if not _SHA256.fullmatch(_is(value, str, "sha256")):
+        raise ValueError(f"'{value}' is no SHA-256")
+    return value
+
+
+def _is(value: Any, kind: type, what: str) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{what} is {type(value).__name__}, not {kind.__name__}")
+    return value
+
+
+def _count(value: Any, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"{what} is {value!r}, not a count")
+    return value
+
+
+def _strings(value: Any, what: str) -> tuple[str, ...]:
+    return tuple(_is(v, str, f"an entry of {what}") for v in _is(value, list, what))

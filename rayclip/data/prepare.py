@@ -1,0 +1,471 @@
+"""Write a source's images as Parquet shards with a manifest.
+
+A shard is written aside, hashed and moved into its place; then `unfinished.json` says how far the source has been
+read. A run that is started again goes on there. The manifest comes last.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from rayclip import __version__
+from rayclip.data.intake import BadImage, Taken, in_order, take_in
+from rayclip.data.manifest import MANIFEST, RECIPE, File, Manifest, ShardFile, Split
+from rayclip.data.sources.base import Record, Source
+from rayclip.store import Store
+from rayclip.types import UserError
+
+JOURNAL = "unfinished.json"
+REJECTED = "rejected.parquet"
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_REJECTED_SCHEMA = pa.schema(
+    [("split", pa.string()), ("path", pa.string()), ("row", pa.int64()), ("label", pa.int64()), ("reason", pa.string())]
+)
+_TELL_S = 0.1  # between two reports of progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Sizes of what is written, in bytes of images.
+
+    Attributes:
+        shard: of a Parquet file.
+        group: of a row group. Small ones make single images of a shuffled epoch cheap to reach, since a row group is
+            the least that can be read.
+    """
+
+    shard: int = 256 << 20
+    group: int = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to prepare.
+
+    Attributes:
+        name: folder below the root.
+        class_names: curated spelling in label order; empty for captions.
+        splits: which of the source's.
+        expected: published sizes of the splits, where known; others are noted.
+        strict: any rejection is an error.
+        force: replace what is there.
+        jobs: threads that read and check images; None is one a core.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: Sequence[str]
+    expected: dict[str, int] = field(default_factory=dict)
+    strict: bool = False
+    force: bool = False
+    jobs: int | None = None
+    layout: Layout = field(default_factory=Layout)
+
+
+OnProgress = Callable[[str, int, int, str], None]  # split, records done, records in all (0: unknown), remark
+
+
+def prepare(request: Request, source: Source, root: Store, on_progress: OnProgress = lambda *_: None) -> Manifest:
+    """Prepare a data set below `root`.
+
+    What an interrupted run has finished is kept, and so are splits that are already there from the same source: a
+    second run does nothing.
+
+    Raises:
+        UserError: no usable image, a full disk or another trouble with files, a rejection under `strict`, files of another origin in the folder,
+            another run at work in it.
+    """
+    store = root.child(request.name)
+    with _alone(store):
+        before = _ready_folder(request, source, store)
+        missing = [s for s in request.splits if before is None or s not in before.splits]
+        if before is not None and not missing:
+            return before
+        journal = _Journal.open(store, _identity(request, source))
+        try:
+            for split in missing:
+                _prepare_split(request, source, split, store, journal, on_progress)
+            return _finish(request, source, store, journal, before)
+        except OSError as error:
+            raise UserError(
+                f"preparing '{request.name}' stopped ({str(error).splitlines()[0]}): mend that and run again; what is "
+                "finished is kept."
+            ) from error
+
+
+@contextmanager
+def _alone(store: Store) -> Iterator[None]:
+    """Two runs of one machine never write the same data set; what a killed run left half-written goes."""
+    if store.is_local:
+        folder = store.path("")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write below {folder}: {error.strerror}.") from error
+        path = folder / ".lock"
+    else:
+        path = Path(tempfile.gettempdir()) / f"rayclip-{hashlib.sha256(store.root.encode()).hexdigest()[:16]}.lock"
+    try:
+        with FileLock(path, timeout=0):
+            if store.is_local:
+                for left in folder.glob(".partial-*"):
+                    shutil.rmtree(left, ignore_errors=True)
+            yield
+    except Timeout:
+        raise UserError(f"another run is preparing {store.root} at this moment: wait for it to end.") from None
+
+
+def _ready_folder(request: Request, source: Source, store: Store) -> Manifest | None:
+    """The manifest of what is there and stays."""
+    if request.force:
+        _clear(store)
+        return None
+    before = read_manifest(store)
+    if before is None:
+        if store.size(JOURNAL) is None and store.names("", ".parquet"):
+            raise UserError(
+                f"{store.root} holds Parquet files that were not prepared here: choose another --root, or "
+                "replace them with --force."
+            )
+        return None
+    if (before.source, before.class_names) != (source.describe(), request.class_names):
+        raise UserError(
+            f"'{request.name}' is already prepared in {store.root} from another source "
+            f"({_short(before.source)}): keep it, or replace it with --force."
+        )
+    return before
+
+
+def _short(source: Mapping[str, Any]) -> str:
+    return ", ".join(str(v) for v in source.values() if isinstance(v, str)) or "unknown"
+
+
+def _clear(store: Store) -> None:
+    """Remove a data set, the manifest first, so that it is never there without being whole."""
+    store.delete(MANIFEST)
+    store.delete(JOURNAL)
+    for name in [*store.names("", ".parquet"), *store.names("", ".npy")]:
+        store.delete(name)
+
+
+def read_manifest(store: Store) -> Manifest | None:
+    """The manifest in the folder of a data set, None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    text = store.read(MANIFEST)
+    return None if text is None else Manifest.from_json(text, f"{store.root}/{MANIFEST}")
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    """How far one split has come: everything that the manifest will say of it."""
+
+    consumed: int = 0
+    done: bool = False
+    converted: Counter[str] = field(default_factory=Counter)
+    size: list[int] | None = None
+    sizes_differ: bool = False
+    labels: list[int] = field(default_factory=list)
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+    def count(self, record: Record, taken: Taken) -> None:
+        """One image more."""
+        if record.label is not None:
+            self.labels.append(record.label)
+        if taken.converted is not None:
+            self.converted[taken.converted] += 1
+        if self.size is None:
+            self.size = list(taken.size)
+        self.sizes_differ |= list(taken.size) != self.size
+
+
+class _Journal:
+    """`unfinished.json`. It belongs to one source and one way of writing; that of another is dropped."""
+
+    def __init__(self, store: Store, identity: str, splits: dict[str, _Progress]) -> None:
+        self.store, self.identity, self.splits = store, identity, splits
+
+    @classmethod
+    def open(cls, store: Store, identity: str) -> "_Journal":
+        if store.size(JOURNAL) is None:
+            return cls(store, identity, {})
+        try:
+            raw = store.read_json(JOURNAL)
+            if raw["identity"] == identity:
+                splits = {k: _Progress(**{**v, "converted": Counter(v["converted"])}) for k, v in raw["splits"].items()}
+                if all(store.size(s["file"]) == s["bytes"] for p in splits.values() for s in p.shards):
+                    return cls(store, identity, splits)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            pass  # a journal that cannot be read is as good as none
+        before = read_manifest(store)
+        kept = {f.file for s in before.splits.values() for f in s.files} if before is not None else set()
+        for name in store.names("", ".parquet"):  # shards of a run that began differently
+            if name not in kept and name != REJECTED:
+                store.delete(name)
+        return cls(store, identity, {})
+
+    def drop(self, splits: Iterable[str]) -> None:
+        """Forget splits that the manifest tells of now."""
+        self.splits = {k: v for k, v in self.splits.items() if k not in splits}
+        if self.splits:
+            self.write()
+        else:
+            self.store.delete(JOURNAL)
+
+    def write(self) -> None:
+        """Called right after a shard is in its place, so that all counts stand at the same record."""
+        splits = {k: dataclasses.asdict(v) for k, v in self.splits.items()}
+        self.store.write(JOURNAL, json.dumps({"identity": self.identity, "splits": splits}).encode())
+
+
+def _identity(request: Request, source: Source) -> str:
+    """Equal where the shards of an earlier run can stay."""
+    decisive = [RECIPE, request.class_names, dataclasses.asdict(request.layout), source.describe(), source.class_names]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _prepare_split(
+    request: Request, source: Source, split: str, store: Store, journal: _Journal, on_progress: OnProgress
+) -> None:
+    progress = journal.splits.setdefault(split, _Progress())
+    if progress.done:
+        return
+    total = source.splits()[split] or 0
+    classes = len(request.class_names)
+
+    began, before, told = time.monotonic(), progress.consumed, 0.0
+
+    def tell(now: float) -> None:
+        remark = f"{(progress.consumed - before) / max(now - began, 1e-3):.0f} img/s"
+        if progress.rejected:
+            remark += f", {len(progress.rejected)} set aside"
+        on_progress(split, progress.consumed, total, remark)
+
+    with ExitStack() as stack:
+        writer: _ShardWriter | None = None
+        outcomes = in_order(source.records(split, progress.consumed), lambda r: _examine(r, classes), request.jobs)
+        stack.enter_context(closing(outcomes))
+        for record, outcome in outcomes:
+            row = progress.consumed
+            progress.consumed += 1
+            if isinstance(outcome, str):
+                if request.strict:
+                    raise UserError(
+                        f"{record.path} of '{request.name}' {split} cannot be used: {outcome}; without --strict it "
+                        "would be set aside."
+                    )
+                progress.rejected.append(
+                    {"split": split, "path": record.path, "row": row, "label": record.label, "reason": outcome}
+                )
+            else:
+                if writer is None:
+                    file = f"{split}-{len(progress.shards):05d}.parquet"
+                    writer = stack.enter_context(_ShardWriter(store, file, request, source))
+                writer.add(record, outcome.data)
+                progress.count(record, outcome)
+                if writer.bytes >= request.layout.shard:
+                    progress.shards.append(dataclasses.asdict(writer.commit()))
+                    writer = None
+                    journal.write()
+            if (now := time.monotonic()) - told > _TELL_S:
+                told = now
+                tell(now)
+        if writer is not None:
+            progress.shards.append(dataclasses.asdict(writer.commit()))
+    if not progress.shards:
+        first = f": {progress.rejected[0]['path']}: {progress.rejected[0]['reason']}" if progress.rejected else ""
+        raise UserError(
+            f"none of the {progress.consumed} {split} images of '{request.name}' can be used{first or ' (none found)'}."
+        )
+    progress.done = True
+    journal.write()
+    total = progress.consumed
+    tell(time.monotonic())
+
+
+def _examine(record: Record, classes: int) -> Taken | str:
+    """The image, or why the record cannot be used. Runs on a thread."""
+    if record.problem is not None:
+        return record.problem
+    if classes and record.label is None:
+        return "no label"
+    if classes and not 0 <= record.label < classes:  # type: ignore[operator]
+        return f"label {record.label} is not among the {classes} classes"
+    if not classes and not any(c.strip() for c in record.captions):
+        return "no caption"
+    try:
+        return take_in(record.read())
+    except BadImage as error:
+        return str(error)
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+
+
+class _ShardWriter:
+    """One Parquet shard, written aside; `commit` moves it into its place. Left without a commit, nothing stays."""
+
+    def __init__(self, store: Store, file: str, request: Request, source: Source) -> None:
+        self._store, self._file, self._group_bytes = store, file, request.layout.group
+        self._labelled = bool(request.class_names)
+        self._schema = schema(request.class_names, source.class_names)
+        self._rows: list[dict[str, Any]] = []
+        self._pending = self.bytes = self._count = 0
+        self._content = hashlib.sha256()
+
+    def __enter__(self) -> "_ShardWriter":
+        self._stack = ExitStack()
+        # A local root gets its own partial file, which can be renamed; an object store gets an upload.
+        where = None
+        if self._store.is_local:
+            where = self._store.path("")
+            where.mkdir(parents=True, exist_ok=True)
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix=".partial-", dir=where))
+        self._path = Path(folder) / self._file
+        self._writer = self._stack.enter_context(
+            pq.ParquetWriter(
+                self._path,
+                self._schema,
+                compression="none",  # images are compressed already
+                use_dictionary=False,
+                write_statistics=["label"] if self._labelled else False,  # those of images would be images
+                write_page_checksum=True,
+            )
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def add(self, record: Record, data: bytes) -> None:
+        row: dict[str, Any] = {"image": {"bytes": data, "path": record.path}}
+        if self._labelled:
+            row["label"] = record.label
+        else:
+            row["captions"] = [c.strip() for c in record.captions if c.strip()]
+        self._content.update(len(data).to_bytes(8, "little") + data)
+        self._content.update(json.dumps(row["label"] if self._labelled else row["captions"]).encode())
+        self._rows.append(row)
+        self._count += 1
+        self._pending += len(data)
+        self.bytes += len(data)
+        if self._pending >= self._group_bytes:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema), row_group_size=len(self._rows))
+        self._rows, self._pending = [], 0
+
+    def commit(self) -> ShardFile:
+        self._flush()
+        self._writer.close()
+        with self._path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = self._path.stat().st_size
+        self._store.upload(self._path, self._file)
+        return ShardFile(
+            file=self._file, bytes=size, sha256=sha256, rows=self._count, content=self._content.hexdigest()
+        )
+
+
+def schema(class_names: Sequence[str], raw_names: Sequence[str]) -> pa.Schema:
+    """The Hugging Face layout; the raw class names stand beside it under a key of our own."""
+    image = pa.field("image", _IMAGE)
+    if not class_names:
+        features: dict[str, Any] = {
+            "image": {"_type": "Image"},
+            "captions": {"_type": "List", "feature": {"dtype": "string", "_type": "Value"}},
+        }
+        fields = [image, pa.field("captions", pa.list_(pa.string()))]
+    else:
+        features = {"image": {"_type": "Image"}, "label": {"names": list(class_names), "_type": "ClassLabel"}}
+        fields = [image, pa.field("label", pa.int64())]
+    metadata = {
+        "huggingface": json.dumps({"info": {"features": features}}),
+        "rayclip": json.dumps({"recipe": RECIPE, "raw_names": list(raw_names)}),
+    }
+    return pa.schema(fields, metadata)
+
+
+def _finish(request: Request, source: Source, store: Store, journal: _Journal, before: Manifest | None) -> Manifest:
+    splits = dict(before.splits) if before is not None else {}
+    notes = [*source.notes, *(before.notes if before is not None else ())]
+    rejected = store.read_tables([REJECTED]).to_pylist() if store.size(REJECTED) is not None else []
+    done = {split: progress for split, progress in journal.splits.items() if progress.done}
+    for split, progress in done.items():
+        splits[split] = _describe(request, split, progress, store)
+        notes += _remarks(request, split, splits[split])
+        rejected = [r for r in rejected if r["split"] != split] + progress.rejected
+    if rejected:
+        store.write_table(REJECTED, pa.Table.from_pylist(rejected, _REJECTED_SCHEMA))
+    else:
+        store.delete(REJECTED)
+    manifest = Manifest(
+        name=request.name,
+        kind="classification" if request.class_names else "captions",
+        class_names=request.class_names,
+        raw_names=source.class_names,
+        splits=splits,
+        source=source.describe(),
+        notes=tuple(dict.fromkeys(notes)),
+        recipe=RECIPE,
+        rayclip=__version__,
+    )
+    store.write(MANIFEST, manifest.to_json().encode())
+    journal.drop(done)
+    return manifest
+
+
+def _describe(request: Request, split: str, progress: _Progress, store: Store) -> Split:
+    labels, per_class = None, ()
+    if request.class_names:
+        values = np.array(progress.labels, dtype=np.int64)
+        per_class = tuple(np.bincount(values, minlength=len(request.class_names)).tolist())
+        buffer = io.BytesIO()
+        np.save(buffer, values, allow_pickle=False)
+        data = buffer.getvalue()
+        labels = File(file=f"labels-{split}.npy", bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        store.write(labels.file, data)
+    return Split(
+        rows=sum(s["rows"] for s in progress.shards),
+        rejected=len(progress.rejected),
+        converted=dict(progress.converted),
+        per_class=per_class,
+        size=None if progress.sizes_differ or progress.size is None else (progress.size[0], progress.size[1]),
+        shards=tuple(ShardFile(**s) for s in progress.shards),
+        labels=labels,
+    )
+
+
+def _remarks(request: Request, split: str, found: Split) -> list[str]:
+    """What a reader of the numbers should know of a split."""
+    remarks = []
+    expected, came = request.expected.get(split), found.rows + found.rejected
+    if expected is not None and expected != came:
+        remarks.append(f"The {split} split has {came:,} images; {expected:,} are published.")
+    empty = [name for name, count in zip(request.class_names, found.per_class, strict=True) if count == 0]
+    if empty:
+        shown = ", ".join(f"'{name}'" for name in empty[:5]) + (", …" if len(empty) > 5 else "")
+        remarks.append(f"Classes without {split} images: {len(empty)} ({shown}).")
+    return remarks

@@ -1,0 +1,121 @@
+"""Encoded images out of Parquet files: any row at any time, a memory-mapped row group at a time."""
+
+import bisect
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayclip.types import UserError
+
+_CACHE_BYTES = 512 << 20  # encoded images kept in memory per data set and process
+
+
+class RowGroups:
+    """The image column of several Parquet files as one sequence of encoded images.
+
+    Files are opened when a row of theirs is asked for, so that a node fetches only what it reads. Picklable: open
+    files and cached rows stay behind. Not for several threads at once.
+
+    Args:
+        rows: of each file.
+        locate: the local path of file number i.
+        column: holds `struct<bytes, path>` or plain binary.
+        name: of the data set, for messages.
+    """
+
+    def __init__(self, rows: Sequence[int], locate: Callable[[int], Path], column: str, name: str) -> None:
+        self._starts = [0, *itertools.accumulate(rows)]
+        self._locate, self._column, self._name = locate, column, name
+        self._forget()
+
+    def _forget(self) -> None:
+        self._files: dict[int, tuple[Any, list[int]]] = {}
+        self._cache: OrderedDict[tuple[int, int], list[memoryview]] = OrderedDict()
+        self._cached_bytes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}, "_cache": OrderedDict(), "_cached_bytes": 0}
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, position: int) -> memoryview:
+        """The file's bytes; empty where there are none.
+
+        Raises:
+            UserError: the Parquet file is damaged.
+        """
+        number = bisect.bisect_right(self._starts, position) - 1
+        row = position - self._starts[number]
+        _, starts = self._file(number)
+        group = bisect.bisect_right(starts, row) - 1
+        return self._rows(number, group)[row - starts[group]]
+
+    def _file(self, number: int) -> tuple[Any, list[int]]:
+        if number not in self._files:
+            file = open_parquet(self._locate(number))
+            sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            self._files[number] = file, [0, *itertools.accumulate(sizes)]
+            if self._files[number][1][-1] != self._starts[number + 1] - self._starts[number]:
+                raise UserError(f"file {number} of '{self._name}' has another number of rows than its manifest says.")
+        return self._files[number]
+
+    def _rows(self, number: int, group: int) -> list[memoryview]:
+        key = number, group
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        file, _ = self._file(number)
+        try:
+            # Threads of Arrow's pool do not survive the fork of a DataLoader worker.
+            table = file.read_row_group(group, columns=[self._column], use_threads=False)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(
+                f"row group {group} in file {number} of '{self._name}' is damaged ({str(error).splitlines()[0]}): "
+                "fetch or prepare it again."
+            ) from error
+        rows = [view for chunk in table[self._column].chunks for view in _views(chunk)]
+        self._cache[key] = rows
+        self._cached_bytes += sum(map(len, rows))
+        while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
+            _, dropped = self._cache.popitem(last=False)
+            self._cached_bytes -= sum(map(len, dropped))
+        return rows
+
+
+def _views(chunk: Any) -> list[memoryview]:
+    """Each image's bytes without a copy."""
+    if pa.types.is_struct(chunk.type):
+        valid = chunk.is_valid().to_numpy(zero_copy_only=False)
+        chunk = chunk.field("bytes")  # unlike `flatten`, keeps the rows of nulls
+    else:
+        valid = np.ones(len(chunk), dtype=bool)
+    if len(chunk) == 0:
+        return []
+    wide = pa.types.is_large_binary(chunk.type) or pa.types.is_large_string(chunk.type)
+    _, offsets, data = chunk.buffers()
+    ends = np.frombuffer(offsets, np.int64 if wide else np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+    valid &= chunk.is_valid().to_numpy(zero_copy_only=False)
+    whole = memoryview(data if data is not None else b"")
+    bounds = zip(ends[:-1].tolist(), ends[1:].tolist(), valid.tolist(), strict=True)
+    return [whole[a:b] if ok else whole[:0] for a, b, ok in bounds]
+
+
+def open_parquet(path: Path) -> Any:
+    """A memory-mapped `ParquetFile`, whose page checksums are looked at.
+
+    Raises:
+        UserError: missing, or no Parquet.
+    """
+    if not path.is_file():
+        raise UserError(f"no such data file: {path}.")
+    try:
+        return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}") from error
