@@ -105,7 +105,7 @@ def mixed_sizes(data: ImageSet) -> UserError:
     )
 
 
-def _to_model_size(image: Image.Image, size: int, rule: Resize) -> Image.Image:
+def _to_model_size(image: Image.Image, size: int, rule: Resize = "auto") -> Image.Image:
     """SAFT's and TTC's rule: small square images to the input size; others shorter side to 8/7 of it, then the centre.
 
     (For 224: `Resize(224)` and `Resize(256)` + `CenterCrop(224)`.)

@@ -4,7 +4,7 @@ import io
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +24,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-class BadImage(Exception):
+class BadImageError(Exception):
     """An image that cannot be used; the message is the reason."""
 
 
@@ -47,10 +47,10 @@ def take_in(data: bytes) -> Taken:
     """Check a file by decoding all of it; keep its bytes where possible.
 
     Raises:
-        BadImage: empty, no image, truncated, damaged, or of unknown range.
+        BadImageError: empty, no image, truncated, damaged, or of unknown range.
     """
     if not data:
-        raise BadImage("empty file")
+        raise BadImageError("empty file")
     with _open(data) as image:
         kind = image.format
         what = _unusual(image)
@@ -69,7 +69,7 @@ def decode(data: bytes | memoryview) -> Image.Image:
     """The RGB image in a file's bytes: the first frame, without transparency, EXIF rotation not applied.
 
     Raises:
-        BadImage: as `take_in`.
+        BadImageError: as `take_in`.
     """
     with _open(data) as image:
         return to_rgb(image)
@@ -83,10 +83,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
-            raise BadImage("32-bit pixels of unknown range")
+            raise BadImageError("32-bit pixels of unknown range")
         return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise BadImage("floating-point pixels of unknown range")
+        raise BadImageError("floating-point pixels of unknown range")
     if image.mode == "P":
         image = image.convert("RGBA")  # a palette may hold transparent colours
     return image.convert("RGB")
@@ -94,20 +94,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _open(data: bytes | memoryview) -> Image.Image:
     if not data:
-        raise BadImage("empty file")
+        raise BadImageError("empty file")
     try:
         return Image.open(io.BytesIO(data), formats=_formats())
     except Image.UnidentifiedImageError:
-        raise BadImage("no image file") from None
+        raise BadImageError("no image file") from None
     except Exception as error:  # decoders raise anything on foreign bytes
-        raise BadImage(_reason(error)) from error
+        raise BadImageError(_reason(error)) from error
 
 
 def _guarded(step: Any) -> None:
     try:
         step()
     except Exception as error:  # decoders raise anything on foreign bytes
-        raise BadImage(_reason(error)) from error
+        raise BadImageError(_reason(error)) from error
 
 
 def _unusual(image: Image.Image) -> str | None:
@@ -134,7 +134,7 @@ def _formats() -> tuple[str, ...]:
 
 def in_order(
     items: Iterable[_Item], work: Callable[[_Item], _Result], jobs: int | None = None
-) -> Iterator[tuple[_Item, _Result]]:
+) -> Generator[tuple[_Item, _Result], None, None]:
     """`work` of each item on `jobs` threads (by default one a core), in the items' order.
 
     Only a few items are in flight, so that memory stays bounded. Pillow decodes without Python's lock.

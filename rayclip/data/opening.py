@@ -103,7 +103,7 @@ def _split(manifest: Manifest, role: Role) -> str:
 
 def _unknown(place: str) -> UserError:
     name = Path(place).name
-    if place == locate(name):
+    if name in ROWS and place == locate(name):
         return UserError(
             f"data set '{name}' is not prepared below {data_root()}: run `rayclip data prepare {name}`, or set "
             "RAYCLIP_DATA to the folder or URI that holds it."

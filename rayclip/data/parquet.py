@@ -18,7 +18,7 @@ from PIL import Image
 
 from rayclip.data.cache import cache_root
 from rayclip.data.images import ImageSet
-from rayclip.data.intake import BadImage, decode, in_order, take_in
+from rayclip.data.intake import BadImageError, decode, in_order, take_in
 from rayclip.data.rowgroups import RowGroups, open_parquet
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -35,7 +35,7 @@ class EncodedImages(ImageSet):
     def _decode(self, position: int) -> Image.Image:
         try:
             return decode(self.encoded[position])
-        except BadImage as error:
+        except BadImageError as error:
             raise UserError(f"row {position} of '{self.name}' is no readable image: {error}.") from error
 
 
@@ -105,7 +105,7 @@ class ParquetImages(EncodedImages):
         def look(item: tuple[int, bytes]) -> tuple[int, int] | str:
             try:
                 return take_in(item[1]).size
-            except BadImage as error:
+            except BadImageError as error:
                 return str(error)
 
         bad, sizes = [], set()

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from rayclip import __version__
-from rayclip.data.intake import BadImage, Taken, in_order, take_in
+from rayclip.data.intake import BadImageError, Taken, in_order, take_in
 from rayclip.data.manifest import MANIFEST, RECIPE, File, Manifest, ShardFile, Split
 from rayclip.data.sources.base import Record, Source
 from rayclip.store import Store
@@ -88,8 +88,8 @@ def prepare(request: Request, source: Source, root: Store, on_progress: OnProgre
     second run does nothing.
 
     Raises:
-        UserError: no usable image, a full disk or another trouble with files, a rejection under `strict`, files of another origin in the folder,
-            another run at work in it.
+        UserError: no usable image, a full disk or another trouble with files, a rejection under `strict`, files of
+            another origin in the folder, another run at work in it.
     """
     store = root.child(request.name)
     with _alone(store):
@@ -314,7 +314,7 @@ def _examine(record: Record, classes: int) -> Taken | str:
         return "no caption"
     try:
         return take_in(record.read())
-    except BadImage as error:
+    except BadImageError as error:
         return str(error)
     except (OSError, ValueError) as error:
         return f"cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
@@ -411,7 +411,8 @@ def schema(class_names: Sequence[str], raw_names: Sequence[str]) -> pa.Schema:
 def _finish(request: Request, source: Source, store: Store, journal: _Journal, before: Manifest | None) -> Manifest:
     splits = dict(before.splits) if before is not None else {}
     notes = [*source.notes, *(before.notes if before is not None else ())]
-    rejected = store.read_tables([REJECTED]).to_pylist() if store.size(REJECTED) is not None else []
+    table = store.read_tables([REJECTED] if store.size(REJECTED) is not None else [])
+    rejected = [] if table is None else table.to_pylist()
     done = {split: progress for split, progress in journal.splits.items() if progress.done}
     for split, progress in done.items():
         splits[split] = _describe(request, split, progress, store)

@@ -36,10 +36,10 @@ class PreparedImages(EncodedImages):
         data = local_path(store, found.labels).read_bytes()
         try:
             self.labels = np.load(io.BytesIO(data), allow_pickle=False)
-            counts = np.bincount(self.labels, minlength=len(found.per_class))
+            counts = np.bincount(self.labels, minlength=len(found.per_class)).tolist()
         except (ValueError, TypeError, OSError, EOFError):
-            counts = np.empty(0)
-        if counts.tolist() != list(found.per_class):
+            counts = []
+        if counts != list(found.per_class):
             raise UserError(
                 f"{store.root}: {found.labels.file} does not match the manifest: prepare '{self.name}' again with "
                 "--force."

@@ -18,8 +18,8 @@ from rayclip.attacks.rng import sample_keys
 from rayclip.data import ImageSet, batch_pixels, open_data
 from rayclip.evaluation.cell import Cell
 from rayclip.evaluation.plan import Shard
-from rayclip.store import Store
 from rayclip.models import Clip, ZeroShot, load_model
+from rayclip.store import Store
 from rayclip.types import check_same
 
 EXAMPLES = 8  # images kept per cell for the grid of clean, adversarial, difference
