@@ -1,8 +1,8 @@
 """The data sets that torchvision reads, in the form their authors publish.
 
 torchvision decodes images as soon as it is asked for one. Here its classes only say which files there are and which
-label each has; the files' own bytes are passed on. The attributes used are those of torchvision 0.21 to 0.29, of which
-the older ones have no `loader=` for most classes. CIFAR, STL-10 and PCAM hold arrays, which become PNG, record by record.
+label each has; the files' own bytes are passed on. The attributes used for that are the same in torchvision 0.21 to
+0.29, of which the older ones take no `loader=`. CIFAR, STL-10 and PCAM hold arrays, which become PNG record by record.
 """
 
 import io
@@ -71,9 +71,10 @@ class TorchvisionSource(Source):
     def describe(self) -> dict[str, Any]:
         splits = {}
         for split, content in self._splits.items():
-            # Arrays are held to the published checksums by torchvision itself.
-            arrays = isinstance(content, _Arrays)
-            mark = digest(map(str, content.labels)) if arrays else listing_digest(self._folder, content)
+            if isinstance(content, _Arrays):  # torchvision holds CIFAR and STL-10 to the published checksums
+                mark = digest(map(str, content.labels))
+            else:
+                mark = listing_digest(self._folder, content)
             splits[split] = {"records": self.splits()[split], "digest": mark}
         return {"kind": "torchvision", "class": self._torchvision.cls, "splits": splits}
 
@@ -90,7 +91,7 @@ class TorchvisionSource(Source):
 
     def _dataset(self, split: str, download: bool) -> Any:
         """torchvision's object. Whatever goes wrong inside torchvision becomes one sentence."""
-        import torchvision.datasets
+        import torchvision.datasets  # type: ignore[import-untyped]
 
         row, known = self._row, self._torchvision
         if split not in known.splits:
@@ -165,7 +166,7 @@ def _class_names(dataset: Any, row: Row) -> tuple[str, ...]:
 
 def _pcam(folder: Path, split: str) -> _Arrays:
     """The published HDF5 files: `x` (N, 96, 96, 3) uint8, `y` (N, 1, 1, 1). Images stay on disk until they are read."""
-    import h5py
+    import h5py  # type: ignore[import-untyped]
 
     stem = f"camelyonpatch_level_2_split_{'valid' if split == 'val' else split}"
     images = folder / f"{stem}_x.h5"
