@@ -41,7 +41,7 @@ def open_folder(row: Row | None, path: Path) -> Source:
         if form == "tiny_imagenet" and (found := _first(path / "tiny-imagenet-200", path, holding="wnids.txt")):
             return _tiny_imagenet(row, found)
         return _class_folders(path)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not readable: {error}.") from error
 
 
@@ -88,14 +88,14 @@ class _Walk:
         self._skipped: Counter[str] = Counter()
         self._outside: Counter[str] = Counter()
 
-    def folders(self, folder: Path) -> list[str]:
-        """Names of the folders in a folder; image files beside them are noted."""
+    def folders(self, folder: Path, note: bool = True) -> list[str]:
+        """Names of the folders in a folder, sorted; image files beside them are noted."""
         names = []
         for entry in os.scandir(folder):
             if entry.is_dir() and not _hidden(entry.name):
                 names.append(entry.name)
-            elif self._is_image(entry):
-                self._outside[self._relative(folder)] += 1
+            elif note and self._is_image(entry):
+                self._outside[self.relative(folder)] += 1
         return sorted(names)
 
     def images(self, folder: Path, expected: str = "") -> list[str]:
@@ -111,8 +111,7 @@ class _Walk:
 
     def notes(self) -> list[str]:
         notes = [
-            f"{_count(n, 'image file')} in {place or 'the folder itself'} {'is' if n == 1 else 'are'} in no class folder "
-            "and left out."
+            f"{_count(n, 'image file')} left out, being in {place or 'the folder itself'} and no class folder."
             for place, n in sorted(self._outside.items())
         ]
         if self._skipped:
@@ -130,7 +129,7 @@ class _Walk:
                 if not _hidden(entry.name):
                     yield from self._below(folder / entry.name, expected, (*above, here))
             elif self._is_image(entry):
-                yield self._relative(Path(entry.path))
+                yield self.relative(Path(entry.path))
             elif not (expected and entry.name.endswith(expected)):
                 extension = os.path.splitext(entry.name)[1].lower()
                 self._skipped[readable(entry.name if _hidden(entry.name) or not extension else extension)] += 1
@@ -140,22 +139,18 @@ class _Walk:
             return False
         return entry.is_file() or entry.is_symlink()  # a dangling link is a sample that cannot be read; a pipe is not
 
-    def _relative(self, path: Path) -> str:
+    def relative(self, path: Path) -> str:
         relative = path.relative_to(self.root).as_posix()
         return "" if relative == "." else relative
 
 
 def _class_folders(root: Path) -> FolderSource:
     walk = _Walk(root)
-    top = walk.folders(root)
+    top = walk.folders(root, note=False)
     split_folders = {name: _SPLITS[name.lower()] for name in top if name.lower() in _SPLITS}
     # A class may be called 'train' too: a split holds folders, a class holds images.
-    if not any(walk.folders(root / name) for name in split_folders):
+    if not any(walk.folders(root / name, note=False) for name in split_folders):
         split_folders = {"": "test"}
-        walk = _Walk(root)
-        top = walk.folders(root)
-    else:
-        walk = _Walk(root)
     if len(set(split_folders.values())) < len(split_folders):
         raise UserError(f"{root} has both val/ and validation/: keep one of them.")
     found = {name: walk.folders(root / name) for name in split_folders}
@@ -185,37 +180,34 @@ def _class_folders(root: Path) -> FolderSource:
 
 
 def _imagenet(row: Row | None, root: Path) -> FolderSource:
-    """`train/<wnid>/` and `val/<wnid>/`, or Kaggle's: the same under `ILSVRC/Data/CLS-LOC`, val flat, with CSV files."""
+    """`train/<wnid>/` and `val/<wnid>/`, or Kaggle's: the same under `ILSVRC/Data/CLS-LOC`, val flat, with lists."""
     walk = _Walk(root)
     base = _first(root / "ILSVRC" / "Data" / "CLS-LOC", root / "Data" / "CLS-LOC", root) or root
     folders = {split: base / split for split in ("train", "val") if (base / split).is_dir()}
     if not folders:
         raise UserError(f"{root} is not ImageNet: it needs train/ or val/, or ILSVRC/Data/CLS-LOC as Kaggle has it.")
-    inside = {split: walk.folders(folder) for split, folder in folders.items()}
+    inside = {split: walk.folders(folder, note=split == "train") for split, folder in folders.items()}
     names, solution = root / "LOC_synset_mapping.txt", root / "LOC_val_solution.csv"
-    words = dict(line.split(" ", 1) for line in _lines(names)) if names.is_file() else {}
+    words = dict(line.partition(" ")[::2] for line in _lines(names)) if names.is_file() else {}
     wnids = sorted(words or {n for found in inside.values() for n in found if n[:1] == "n" and n[1:].isdigit()})
     _check_classes(row, root, wnids)
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     entries: dict[str, list[Entry]] = {}
-    flat = False
     for split, folder in folders.items():
         entries[split] = [
             Entry(path, label_of.get(name), None if name in label_of else f"no class of ImageNet: {name}")
             for name in inside[split]
             for path in walk.images(folder / name)
         ]
-        if split == "val" and not inside[split]:
-            flat = True
-            if not solution.is_file():
-                raise UserError(f"{folder} has no class folders: put Kaggle's LOC_val_solution.csv into {root}.")
-            with solution.open(newline="", encoding="utf-8") as file:
-                rows = [
-                    (f"{r['ImageId']}.JPEG", (r["PredictionString"] or "").split(" ")[0]) for r in csv.DictReader(file)
-                ]
-            entries[split] = _annotated(walk, folder, rows, label_of, solution.name)
-    notes = [] if flat else walk.notes()
-    return FolderSource(root, "imagenet", entries, [words.get(w, w) for w in wnids], notes, label_keys=wnids)
+    if "val" in folders and not inside["val"]:
+        if not solution.is_file():
+            raise UserError(f"{folders['val']} has no class folders: put Kaggle's {solution.name} into {root}.")
+        with solution.open(newline="", encoding="utf-8") as file:
+            lines = [line for line in csv.reader(file) if len(line) >= 2][1:]  # the first is the header
+        rows = [(f"{image}.JPEG", boxes.split(" ")[0]) for image, boxes, *_ in lines]
+        entries["val"] = _annotated(walk, folders["val"], rows, label_of, solution.name)
+    class_names = [words.get(wnid) or wnid for wnid in wnids]
+    return FolderSource(root, "imagenet", entries, class_names, walk.notes(), label_keys=wnids)
 
 
 def _tiny_imagenet(row: Row | None, root: Path) -> FolderSource:
@@ -240,8 +232,8 @@ def _tiny_imagenet(row: Row | None, root: Path) -> FolderSource:
                 for path in walk.images(folder / name, expected="_boxes.txt")
             )
             entries[split] = sorted(listed, key=_by_label)
-    names = [words.get(wnid, wnid) for wnid in wnids]
-    return FolderSource(root, "tiny_imagenet", entries, names, walk.notes(), label_keys=wnids)
+    class_names = [words.get(wnid) or wnid for wnid in wnids]
+    return FolderSource(root, "tiny_imagenet", entries, class_names, walk.notes(), label_keys=wnids)
 
 
 def _annotated(
@@ -250,7 +242,7 @@ def _annotated(
     """Files of one folder with the classes that a list gives them, sorted by path; what does not fit is a problem."""
     wnid_of: dict[str, set[str]] = {}
     for name, wnid in rows:
-        wnid_of.setdefault(walk._relative(folder / name), set()).add(wnid)
+        wnid_of.setdefault(walk.relative(folder / name), set()).add(wnid)
     files = set(walk.images(folder))
     entries = []
     for path in sorted(files | wnid_of.keys()):
