@@ -20,6 +20,14 @@ ROW_OF = {
 ALL = sorted(forms.FOLDERS)
 
 
+@pytest.fixture(scope="module", params=ALL)
+def form(request, tmp_path_factory):
+    """A form's row, the folder with its miniature, and the records wanted; tests leave it as they found it."""
+    folder = tmp_path_factory.mktemp(request.param) / "root"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield ROW_OF[request.param], folder, forms.make(request.param, folder, monkeypatch)
+
+
 def fill(root, *paths):
     return {path: forms.put(root / path, forms.jpeg()) for path in paths}
 
@@ -28,10 +36,9 @@ def listed(source, split):
     return [(r.path, r.label) for r in source.records(split)]
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_records_are_the_files(name, tmp_path, monkeypatch):
-    wanted = forms.make(name, tmp_path, monkeypatch)
-    source = open_folder(ROW_OF[name], tmp_path)
+def test_records_are_the_files(form):
+    row, folder, wanted = form
+    source = open_folder(row, folder)
     assert source.splits() == {split: len(records) for split, records in wanted.items()}
     assert source.notes == ()
     for split, expected in wanted.items():
@@ -42,15 +49,18 @@ def test_records_are_the_files(name, tmp_path, monkeypatch):
         assert list(source.records(split, len(records))) == []
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_the_description_names_the_records_not_the_place(name, tmp_path, monkeypatch):
-    forms.make(name, tmp_path / "one", monkeypatch)
-    first = open_folder(ROW_OF[name], tmp_path / "one").describe()
-    shutil.copytree(tmp_path / "one", tmp_path / "two")
-    assert open_folder(ROW_OF[name], tmp_path / "two").describe() == first
-    assert str(tmp_path) not in str(first) and first["kind"] == "folder"
-    next(path for path in (tmp_path / "two").rglob("*.[jJ]*") if "test" not in path.parts[-3:-1]).write_bytes(b"other")
-    assert open_folder(ROW_OF[name], tmp_path / "two").describe() != first
+def test_the_description_names_the_records_not_the_place(form):
+    row, folder, _ = form
+    first = open_folder(row, folder).describe()
+    assert first["kind"] == "folder" and str(folder) not in str(first)
+    elsewhere = folder.rename(folder.with_name("elsewhere"))
+    assert open_folder(row, elsewhere).describe() == first
+    elsewhere.rename(folder)
+    changed = next(folder.rglob(next(open_folder(row, folder).records("val")).path))
+    before = changed.read_bytes()
+    changed.write_bytes(b"other")
+    assert open_folder(row, folder).describe() != first
+    changed.write_bytes(before)
 
 
 @pytest.mark.parametrize("row", [None, *(row for row in ROWS.values() if row.classes)], ids=lambda r: r and r.name)
@@ -172,30 +182,31 @@ def test_names_that_are_no_utf8(tmp_path):
 # ImageNet
 
 
-@pytest.mark.parametrize("name", ["imagenet_folder", "imagenet_kaggle"])
-def test_imagenet_has_sorted_wnids_and_curated_names(name, tmp_path, monkeypatch):
-    forms.make(name, tmp_path, monkeypatch)
-    source = open_folder(ROWS["imagenet"], tmp_path)
-    assert source.label_keys == tuple(forms.imagenet_wnids())
-    first = "n01440764" if name == "imagenet_folder" else "word n01440764, synonym"
-    assert source.class_names[0] == first
-    names = curated_names(ROWS["imagenet"], source.class_names, "folder", source.label_keys)
-    assert (names[0], names[-1]) == ("tench", "toilet paper")
+def test_label_keys_and_curated_names(form):
+    row, folder, _ = form
+    source = open_folder(row, folder)
+    expected = {
+        "imagefolder": ((), "banana"),
+        "imagenet_folder": (forms.imagenet_wnids(), "n01440764"),
+        "imagenet_kaggle": (forms.imagenet_wnids(), "word n01440764, synonym"),
+        "tiny_imagenet_folder": (forms.curated("tiny_imagenet"), "word n02124075, synonym"),
+    }[folder.parent.name.rstrip("0123456789")]
+    assert (source.label_keys, source.class_names[0]) == (tuple(expected[0]), expected[1])
+    if row:
+        names = curated_names(row, source.class_names, "folder", source.label_keys)
+        assert (names[0], names[-1]) == {1000: ("tench", "toilet paper"), 200: ("Egyptian cat", "African elephant")}[
+            row.classes
+        ]
 
 
 def test_imagenet_wants_all_classes(tmp_path, monkeypatch):
     forms.make("imagenet_folder", tmp_path, monkeypatch)
-    for split in ("train", "val"):
-        shutil.rmtree(tmp_path / split / forms.imagenet_wnids()[7])
+    shutil.rmtree(tmp_path / "train")
+    assert open_folder(ROWS["imagenet"], tmp_path).splits() == {"val": 1000}  # one split is enough
+    shutil.rmtree(tmp_path / "val" / forms.imagenet_wnids()[7])
     with pytest.raises(UserError, match=r"has 999 classes .* ImageNet-1k has 1,000"):
         open_folder(ROWS["imagenet"], tmp_path)
     assert len(open_folder(None, tmp_path).class_names) == 999  # anybody's folder of images is welcome
-
-
-def test_one_split_of_imagenet(tmp_path, monkeypatch):
-    forms.make("imagenet_folder", tmp_path, monkeypatch)
-    shutil.rmtree(tmp_path / "train")
-    assert open_folder(ROWS["imagenet"], tmp_path).splits() == {"val": 1000}
 
 
 def test_kaggle_list_and_files_that_disagree(tmp_path, monkeypatch):
@@ -215,29 +226,15 @@ def test_kaggle_list_and_files_that_disagree(tmp_path, monkeypatch):
         "00009999": "LOC_val_solution.csv does not name it",
     }
     assert all(records[number].label is None for number in problems)
+    fill(tmp_path / "ILSVRC/Data/CLS-LOC/train", "n99999999/1.JPEG")
+    last = list(open_folder(ROWS["imagenet"], tmp_path).records("train"))[-1]
+    assert (last.label, last.problem) == (None, "no class of ImageNet: n99999999")
     solution.unlink()
     with pytest.raises(UserError, match=r"has no class folders: put Kaggle's LOC_val_solution.csv into"):
         open_folder(ROWS["imagenet"], tmp_path)
 
 
-def test_a_class_folder_that_the_mapping_does_not_have(tmp_path, monkeypatch):
-    forms.make("imagenet_kaggle", tmp_path, monkeypatch)
-    fill(tmp_path / "ILSVRC/Data/CLS-LOC/train", "n99999999/1.JPEG")
-    last = list(open_folder(ROWS["imagenet"], tmp_path).records("train"))[-1]
-    assert (last.label, last.problem) == (None, "no class of ImageNet: n99999999")
-
-
 # TinyImageNet
-
-
-def test_tiny_imagenet_labels_follow_wnids_txt(tmp_path, monkeypatch):
-    forms.make("tiny_imagenet_folder", tmp_path, monkeypatch)
-    for folder in (tmp_path, tmp_path / "tiny-imagenet-200"):
-        source = open_folder(ROWS["tiny_imagenet"], folder)
-        assert source.label_keys[:2] == ("n02124075", "n04067472")
-        assert source.class_names[0] == "word n02124075, synonym"
-        names = curated_names(ROWS["tiny_imagenet"], source.class_names, "folder", source.label_keys)
-        assert names[:3] == ("Egyptian cat", "reel", "volleyball")
 
 
 def test_tiny_imagenet_annotations_and_files_that_disagree(tmp_path, monkeypatch):
@@ -260,22 +257,33 @@ def test_tiny_imagenet_annotations_and_files_that_disagree(tmp_path, monkeypatch
     assert [r.path for r in records] == sorted(r.path for r in records)
 
 
-def test_tiny_imagenet_whose_val_was_sorted_into_class_folders(tmp_path, monkeypatch):
-    forms.make("tiny_imagenet_folder", tmp_path, monkeypatch)
-    base = tmp_path / "tiny-imagenet-200"
-    shutil.rmtree(base / "val")
+def tiny(root):
+    """TinyImageNet with all its classes, hardly any image, and no annotations."""
+    base = root / "tiny-imagenet-200"
+    forms.put(base / "wnids.txt", "\n".join(forms.curated("tiny_imagenet")))
+    fill(base / "train", "n04067472/images/n04067472_0.JPEG")
+    return base
+
+
+def test_tiny_imagenet_whose_val_was_sorted_into_class_folders(tmp_path):
+    base = tiny(tmp_path)
     fill(base / "val", "n04067472/val_1.JPEG", "n02124075/images/val_2.JPEG", "n99999999/val_3.JPEG")
+    for folder in (tmp_path, base):
+        source = open_folder(ROWS["tiny_imagenet"], folder)
+        assert [label for _, label in listed(source, "val")] == [None, 0, 1]
+        assert source.class_names[0] == "n02124075"  # there is no words.txt
+        assert next(source.records("val")).problem == "wnids.txt does not have n99999999"
+
+
+def test_tiny_imagenet_as_mere_class_folders_has_curated_names(tmp_path):
+    fill(tmp_path, *(f"val/{wnid}/{wnid}.JPEG" for wnid in forms.curated("tiny_imagenet")))
     source = open_folder(ROWS["tiny_imagenet"], tmp_path)
-    assert [label for _, label in listed(source, "val")] == [None, 0, 1]
-    assert next(source.records("val")).problem == "wnids.txt does not have n99999999"
-    (base / "wnids.txt").unlink()
-    names = curated_names(ROWS["tiny_imagenet"], forms.curated("tiny_imagenet"), "folder")
-    assert names[0] == "Egyptian cat"  # wnids as folder names are enough
+    names = curated_names(ROWS["tiny_imagenet"], source.class_names, "folder", source.label_keys)
+    assert names[0] == "goldfish" and source.class_names[0] == "n01443537"
 
 
-def test_tiny_imagenet_wants_all_classes(tmp_path, monkeypatch):
-    forms.make("tiny_imagenet_folder", tmp_path, monkeypatch)
-    wnids = tmp_path / "tiny-imagenet-200/wnids.txt"
+def test_tiny_imagenet_wants_all_classes(tmp_path):
+    wnids = tiny(tmp_path) / "wnids.txt"
     wnids.write_text("\n".join(wnids.read_text().split()[:150]))
     with pytest.raises(UserError, match="has 150 classes"):
         open_folder(ROWS["tiny_imagenet"], tmp_path)
