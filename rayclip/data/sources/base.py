@@ -31,10 +31,13 @@ class Source(ABC):
 
     Attributes:
         class_names: in label order, in the source's own spelling; empty for image-caption data.
+        label_keys: in label order, what identifies a class whatever its spelling (WordNet ids); empty where there is
+            no such thing.
         notes: what a person should know (merged folders, empty classes), one sentence each.
     """
 
     class_names: tuple[str, ...] = ()
+    label_keys: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @abstractmethod

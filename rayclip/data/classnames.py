@@ -1,0 +1,78 @@
+"""Class names as CLIP's prompts want them.
+
+`classnames.json` holds a list in label order, or an object that maps what the published files call a class (folder
+name, WordNet id, country code) to its name, in label order too. ImageNet's list has 'missile' and 'sunglasses' twice.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+
+from rayclip.data.registry import Row
+from rayclip.types import UserError
+
+
+def curated_names(
+    row: Row, raw_names: Sequence[str], source_kind: str, label_keys: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Class names in label order, in the spelling that CLIP is asked with.
+
+    Labels keep their meaning: names are matched by key, or by spelling. Lists are matched by position where the
+    source has the published label order, which somebody's own folder (kind `folder` without `label_keys`) need not.
+    What matches in no way keeps its raw names, cleaned.
+
+    Args:
+        row: the data set.
+        raw_names: `Source.class_names`.
+        source_kind: `kind` of `Source.describe()`.
+        label_keys: `Source.label_keys`.
+
+    Returns:
+        Empty for image-caption data.
+
+    Raises:
+        UserError: the source has another number of classes than the data set.
+    """
+    if row.classes == 0:
+        return ()
+    on_hub = row.hub if source_kind == "hub" else None
+    expected = (on_hub and on_hub.classes) or row.classes
+    if len(raw_names) != expected:
+        raise UserError(
+            f"{row.title} has {expected} classes, but the source holds {len(raw_names)}: take the complete data set."
+        )
+    key = (on_hub and on_hub.curated) or row.curated
+    if key is None:
+        return tuple(clean(row, name) for name in raw_names)
+    names = _curated()[key]
+    if isinstance(names, dict):
+        for keys in (label_keys, raw_names):
+            if names.keys() == set(keys):
+                return tuple(names[k] for k in keys)
+    in_order = tuple(names.values()) if isinstance(names, dict) else tuple(names)
+    spelled = {_plain(name): name for name in in_order}
+    if len(spelled) == expected and spelled.keys() == {_plain(name) for name in raw_names}:
+        return tuple(spelled[_plain(name)] for name in raw_names)
+    published_order = source_kind != "folder" or bool(label_keys)
+    if isinstance(names, list) and published_order:
+        return in_order
+    return tuple(clean(row, name) for name in raw_names)
+
+
+def clean(row: Row, name: str) -> str:
+    """A raw class name with the row's replacements made, and single blanks."""
+    for pattern, replacement in row.cleaning:
+        name = re.sub(pattern, replacement, name)
+    return " ".join(name.split())
+
+
+@cache
+def _curated() -> dict[str, list[str] | dict[str, str]]:
+    text = resources.files("rayclip.data").joinpath("classnames.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.casefold() if c.isalnum())

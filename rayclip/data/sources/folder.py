@@ -1,0 +1,299 @@
+"""Folders of image files: class folders as torchvision's ImageFolder reads them, ImageNet, TinyImageNet."""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from rayclip.data.registry import Row
+from rayclip.data.sources.base import Record, Source
+from rayclip.data.sources.listing import Entry, digest, file_records, listing_digest, readable
+from rayclip.types import UserError
+
+_SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+_JUNK = frozenset({"__MACOSX", "@eaDir"})  # what archives and file servers leave behind
+
+
+def open_folder(row: Row | None, path: Path) -> Source:
+    """Open a folder of image files.
+
+    Without a row, or for a row whose form is `imagefolder`: `train/`, `val/` (or `validation/`), `test/` with a folder
+    for each class, or the class folders directly, which are the split `test`. ImageNet: `train/<wnid>/`, `val/<wnid>/`,
+    or what Kaggle offers. TinyImageNet: what its archive holds.
+
+    Raises:
+        UserError: the folder is missing or holds no images in that form, or not the row's number of classes where the
+            form is ImageNet's or TinyImageNet's.
+    """
+    path = path.expanduser()
+    if not path.is_dir():
+        raise UserError(f"no such folder: {path}.")
+    form = row.folder if row else "imagefolder"
+    if form == "captions" and row:
+        raise UserError(f"{row.title} has captions, which no folder form has: take --source hub.")
+    try:
+        if form == "imagenet":
+            return _imagenet(row, path)
+        if form == "tiny_imagenet" and (found := _first(path / "tiny-imagenet-200", path, holding="wnids.txt")):
+            return _tiny_imagenet(row, found)
+        return _class_folders(path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not readable: {error}.") from error
+
+
+class FolderSource(Source):
+    """Image files under one folder."""
+
+    def __init__(
+        self,
+        root: Path,
+        form: str,
+        entries: Mapping[str, list[Entry]],
+        class_names: Iterable[str],
+        notes: Iterable[str],
+        label_keys: Iterable[str] = (),
+    ) -> None:
+        self._root, self._form, self._entries = root, form, dict(entries)
+        self.class_names, self.notes = tuple(class_names), tuple(notes)
+        self.label_keys = tuple(label_keys)
+        if not any(self._entries.values()):
+            raise UserError(
+                f"{root} holds no images: it needs a folder for each class, or train/, val/, test/ of them."
+            )
+
+    def describe(self) -> dict[str, Any]:
+        splits = {s: {"records": len(e), "digest": listing_digest(self._root, e)} for s, e in self._entries.items()}
+        classes = digest((*self.class_names, *self.label_keys))
+        return {"kind": "folder", "form": self._form, "classes": classes, "splits": splits}
+
+    def splits(self) -> dict[str, int | None]:
+        return {split: len(entries) for split, entries in self._entries.items()}
+
+    def records(self, split: str, start: int = 0) -> Iterator[Record]:
+        if split not in self._entries:
+            raise UserError(f"{self._root} has no split '{split}': it has {', '.join(self._entries)}.")
+        return file_records(self._root, self._entries[split], start)
+
+
+class _Walk:
+    """Lists image files below a root and counts what is passed over."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._extensions = {e for e, name in Image.registered_extensions().items() if name in Image.OPEN}
+        self._skipped: Counter[str] = Counter()
+        self._outside: Counter[str] = Counter()
+
+    def folders(self, folder: Path, note: bool = True) -> list[str]:
+        """Names of the folders in a folder, sorted; image files beside them are noted."""
+        names = []
+        for entry in os.scandir(folder):
+            if entry.is_dir() and not _hidden(entry.name):
+                names.append(entry.name)
+            elif note and self._is_image(entry):
+                self._outside[self.relative(folder)] += 1
+        return sorted(names)
+
+    def images(self, folder: Path, expected: str = "") -> list[str]:
+        """Paths of the image files below a folder, however deep, sorted.
+
+        Args:
+            folder: may be missing.
+            expected: an ending of files that belong there although they are no images.
+        """
+        if not folder.is_dir():
+            return []
+        return sorted(self._below(folder, expected, ()))
+
+    def notes(self) -> list[str]:
+        notes = [
+            f"{_count(n, 'image file')} left out, being in {place or 'the folder itself'} and no class folder."
+            for place, n in sorted(self._outside.items())
+        ]
+        if self._skipped:
+            total = self._skipped.total()
+            kinds = ", ".join(sorted(self._skipped)[:5]) + (", …" if len(self._skipped) > 5 else "")
+            notes.append(f"{_count(total, 'file')} that {'is' if total == 1 else 'are'} no image left out ({kinds}).")
+        return notes
+
+    def _below(self, folder: Path, expected: str, above: tuple[str, ...]) -> Iterator[str]:
+        here = os.path.realpath(folder)
+        if here in above:  # a symbolic link that leads back
+            return
+        for entry in os.scandir(folder):
+            if entry.is_dir():
+                if not _hidden(entry.name):
+                    yield from self._below(folder / entry.name, expected, (*above, here))
+            elif self._is_image(entry):
+                yield self.relative(Path(entry.path))
+            elif not (expected and entry.name.endswith(expected)):
+                extension = os.path.splitext(entry.name)[1].lower()
+                self._skipped[readable(entry.name if _hidden(entry.name) or not extension else extension)] += 1
+
+    def _is_image(self, entry: "os.DirEntry[str]") -> bool:
+        if _hidden(entry.name) or os.path.splitext(entry.name)[1].lower() not in self._extensions:
+            return False
+        return entry.is_file() or entry.is_symlink()  # a dangling link is a sample that cannot be read; a pipe is not
+
+    def relative(self, path: Path) -> str:
+        relative = path.relative_to(self.root).as_posix()
+        return "" if relative == "." else relative
+
+
+def _class_folders(root: Path) -> FolderSource:
+    walk = _Walk(root)
+    top = walk.folders(root, note=False)
+    split_folders = {name: _SPLITS[name.lower()] for name in top if name.lower() in _SPLITS}
+    # A class may be called 'train' too: a split holds folders, a class holds images.
+    if not any(walk.folders(root / name, note=False) for name in split_folders):
+        split_folders = {"": "test"}
+    if len(set(split_folders.values())) < len(split_folders):
+        raise UserError(f"{root} has both val/ and validation/: keep one of them.")
+    found = {name: walk.folders(root / name) for name in split_folders}
+    # Sorted as torchvision's ImageFolder does, so that the labels of published folder forms are the published ones.
+    spellings: dict[str, list[str]] = {}
+    for name in sorted({name for names in found.values() for name in names}):
+        spellings.setdefault(_plain(name), []).append(name)
+    label_of = {name: label for label, names in enumerate(spellings.values()) for name in names}
+    entries: dict[str, list[Entry]] = {}
+    for name, split in sorted(split_folders.items(), key=lambda item: list(_SPLITS.values()).index(item[1])):
+        per_class = ((label_of[c], walk.images(root / name / c)) for c in found[name])
+        entries[split] = sorted((Entry(p, label) for label, paths in per_class for p in paths), key=_by_label)
+    notes = [
+        f"Class folders {' and '.join(map(repr, map(readable, names)))} spell one name and are one class."
+        for names in spellings.values()
+        if len(names) > 1
+    ]
+    filled = {entry.label for listed in entries.values() for entry in listed}
+    empty = [readable(names[0]) for label, names in enumerate(spellings.values()) if label not in filled]
+    if empty:
+        notes.append(f"{_count(len(empty), 'class folder')} without images: {_some(empty)}.")
+    ignored = [readable(name) for name in top if "" not in split_folders and name not in split_folders]
+    if ignored:
+        notes.append(f"Not a split, and left out: {_some(ignored)}.")
+    names = [readable(names[0]) for names in spellings.values()]
+    return FolderSource(root, "imagefolder", entries, names, notes + walk.notes())
+
+
+def _imagenet(row: Row | None, root: Path) -> FolderSource:
+    """`train/<wnid>/` and `val/<wnid>/`, or Kaggle's: the same under `ILSVRC/Data/CLS-LOC`, val flat, with lists."""
+    walk = _Walk(root)
+    base = _first(root / "ILSVRC" / "Data" / "CLS-LOC", root / "Data" / "CLS-LOC", root) or root
+    folders = {split: base / split for split in ("train", "val") if (base / split).is_dir()}
+    if not folders:
+        raise UserError(f"{root} is not ImageNet: it needs train/ or val/, or ILSVRC/Data/CLS-LOC as Kaggle has it.")
+    inside = {split: walk.folders(folder, note=split == "train") for split, folder in folders.items()}
+    names, solution = root / "LOC_synset_mapping.txt", root / "LOC_val_solution.csv"
+    words = dict(line.partition(" ")[::2] for line in _lines(names)) if names.is_file() else {}
+    wnids = sorted(words or {n for found in inside.values() for n in found if n[:1] == "n" and n[1:].isdigit()})
+    _check_classes(row, root, wnids)
+    label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    entries: dict[str, list[Entry]] = {}
+    for split, folder in folders.items():
+        entries[split] = [
+            Entry(path, label_of.get(name), None if name in label_of else f"no class of ImageNet: {name}")
+            for name in inside[split]
+            for path in walk.images(folder / name)
+        ]
+    if "val" in folders and not inside["val"]:
+        if not solution.is_file():
+            raise UserError(f"{folders['val']} has no class folders: put Kaggle's {solution.name} into {root}.")
+        with solution.open(newline="", encoding="utf-8") as file:
+            lines = [line for line in csv.reader(file) if len(line) >= 2][1:]  # the first is the header
+        rows = [(f"{image}.JPEG", boxes.split(" ")[0]) for image, boxes, *_ in lines]
+        entries["val"] = _annotated(walk, folders["val"], rows, label_of, solution.name)
+    class_names = [words.get(wnid) or wnid for wnid in wnids]
+    return FolderSource(root, "imagenet", entries, class_names, walk.notes(), label_keys=wnids)
+
+
+def _tiny_imagenet(row: Row | None, root: Path) -> FolderSource:
+    """`wnids.txt` (label order), `words.txt`, `train/<wnid>/images/`, `val/images/` with `val/val_annotations.txt`."""
+    walk = _Walk(root)
+    wnids = _lines(root / "wnids.txt")
+    _check_classes(row, root, wnids)
+    words_file = root / "words.txt"
+    lines = (line.split("\t", 1) for line in _lines(words_file)) if words_file.is_file() else iter(())
+    words = {parts[0]: parts[1] for parts in lines if len(parts) == 2}
+    label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    entries: dict[str, list[Entry]] = {}
+    for split in ("train", "val"):
+        folder, annotations = root / split, root / split / "val_annotations.txt"
+        if annotations.is_file():
+            rows = [(*line.split("\t"), "")[:2] for line in _lines(annotations)]
+            entries[split] = _annotated(walk, folder / "images", rows, label_of, annotations.name)
+        elif folder.is_dir():  # val too, where somebody has sorted it into class folders
+            listed = (
+                Entry(path, label_of.get(name), None if name in label_of else f"wnids.txt does not have {name}")
+                for name in walk.folders(folder)
+                for path in walk.images(folder / name, expected="_boxes.txt")
+            )
+            entries[split] = sorted(listed, key=_by_label)
+    class_names = [words.get(wnid) or wnid for wnid in wnids]
+    return FolderSource(root, "tiny_imagenet", entries, class_names, walk.notes(), label_keys=wnids)
+
+
+def _annotated(
+    walk: _Walk, folder: Path, rows: Iterable[tuple[str, ...]], label_of: Mapping[str, int], source: str
+) -> list[Entry]:
+    """Files of one folder with the classes that a list gives them, sorted by path; what does not fit is a problem."""
+    wnid_of: dict[str, set[str]] = {}
+    for name, wnid in rows:
+        wnid_of.setdefault(walk.relative(folder / name), set()).add(wnid)
+    files = set(walk.images(folder))
+    entries = []
+    for path in sorted(files | wnid_of.keys()):
+        wnids = wnid_of.get(path, set())
+        wnid = min(wnids, default="")
+        problem = None
+        if path not in files:
+            problem = f"{source} names it, but there is no such image file"
+        elif not wnids:
+            problem = f"{source} does not name it"
+        elif len(wnids) > 1:
+            problem = f"{source} gives it several classes: {', '.join(sorted(wnids))}"
+        elif wnid not in label_of:
+            problem = f"{source} gives it an unknown class: {wnid or 'none'}"
+        entries.append(Entry(path, None if problem else label_of[wnid], problem))
+    return entries
+
+
+def _check_classes(row: Row | None, root: Path, wnids: list[str]) -> None:
+    if len(set(wnids)) < len(wnids):
+        raise UserError(f"{root}/wnids.txt names a class twice.")
+    if row and row.classes and len(wnids) != row.classes:
+        raise UserError(
+            f"{root} has {len(wnids):,} classes (n01234567, …), but {row.title} has {row.classes:,}: take the complete "
+            "data set."
+        )
+
+
+def _first(*folders: Path, holding: str = "") -> Path | None:
+    return next((folder for folder in folders if (folder / holding).exists()), None)
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in _JUNK
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").split()).casefold()
+
+
+def _by_label(entry: Entry) -> tuple[int, str]:
+    return (-1 if entry.label is None else entry.label, entry.path)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
