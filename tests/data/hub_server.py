@@ -72,6 +72,7 @@ def serve_hub(root: Path) -> Iterator[HubServer]:
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits for the client to acknowledge its headers
 
     def log_message(self, *args: object) -> None:
         pass

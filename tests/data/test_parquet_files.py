@@ -3,10 +3,10 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.hub_forms import image_structs, make_parquet, picture, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.hub_forms import image_structs, make_parquet, picture, write_parquet
 from rayclip.data.sources.parquet_files import ParquetSource, open_parquet
 from rayclip.types import UserError
 
@@ -28,7 +28,7 @@ def test_a_folder_is_read_in_order_and_from_any_record_on(tmp_path, layout):
             assert read(source, split, start) == written[name][start:]
     paths = [r.path for r in source.records("train")]
     assert len(set(paths)) == 11 and str(tmp_path) not in "".join(paths)
-    with pytest.raises(UserError, match="no split 'dev': choose one of train, val, test"):
+    with pytest.raises(UserError, match=r"no split 'dev': choose one of train, val, test"):
         source.records("dev")
 
 
@@ -46,7 +46,7 @@ def test_images_as_plain_bytes(tmp_path, kind):
     assert records[0].read() == picture(0) and records[0].problem is None
     for record in records[1:]:
         assert record.problem == "the row has no image"
-        with pytest.raises(ValueError, match="no image"):
+        with pytest.raises(ValueError, match=r"no image"):
             record.read()
 
 
@@ -57,7 +57,11 @@ def test_text_labels_are_sorted_into_classes(tmp_path, kind):
         write_parquet(tmp_path / f"{split}.parquet", columns)
     source = open_parquet(tmp_path, "fruit")
     assert source.class_names == ("apple", "fig", "pear")
-    assert [(r.label, r.problem) for r in source.records("train")] == [(2, None), (None, "the row has no label"), (0, None)]
+    assert [(r.label, r.problem) for r in source.records("train")] == [
+        (2, None),
+        (None, "the row has no label"),
+        (0, None),
+    ]
     assert [r.label for r in source.records("test")] == [1, 2]
 
 
@@ -112,15 +116,17 @@ def test_class_names_of_the_files_come_before_those_given(tmp_path):
     named, bare = (sorted((tmp_path / f / "data").iterdir()) for f in ("named", "bare"))
     assert ParquetSource({"test": named}, "n", ("a", "b", "c")).class_names == NAMES
     assert ParquetSource({"test": bare}, "n", ("a", "b", "c")).class_names == ("a", "b", "c")
-    with pytest.raises(UserError, match="names no classes: .*ClassLabel for 'label'"):
+    with pytest.raises(UserError, match=r"names no classes: .*ClassLabel for 'label'"):
         ParquetSource({"test": bare}, "n")
 
 
 @pytest.mark.parametrize("metadata", ["{", "[]", '{"info": 3}', '{"info": {"features": {"label": {"names": 3}}}}'])
 def test_metadata_that_says_nothing_is_no_crash(tmp_path, metadata):
-    table = pa.table({"image": image_structs([picture(0)]), "label": [0]}).replace_schema_metadata({"huggingface": metadata})
+    table = pa.table({"image": image_structs([picture(0)]), "label": [0]}).replace_schema_metadata(
+        {"huggingface": metadata}
+    )
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="names no classes"):
+    with pytest.raises(UserError, match=r"names no classes"):
         open_parquet(tmp_path / "a.parquet", "a")
 
 
@@ -132,7 +138,9 @@ def test_the_description_tells_the_content_and_no_path(tmp_path):
     assert str(tmp_path) not in json.dumps(a)
 
 
-@pytest.mark.parametrize(("name", "split"), [("train-a", "train"), ("validation", "val"), ("test", "test"), ("x", "test")])
+@pytest.mark.parametrize(
+    ("name", "split"), [("train-a", "train"), ("validation", "val"), ("test", "test"), ("x", "test")]
+)
 def test_one_file_is_one_split(tmp_path, name, split):
     columns = {"image": image_structs([picture(0)]), "label": [0]}
     assert open_parquet(write_parquet(tmp_path / f"{name}.parquet", columns, NAMES), "x").splits() == {split: 1}
@@ -146,7 +154,10 @@ def test_one_file_is_one_split(tmp_path, name, split):
         (lambda p: p, r"holds no Parquet data set: it needs train\*.parquet"),
         (lambda p: [(p / "x.parquet").write_text("hello"), p / "x.parquet"][1], "no readable Parquet file"),
         (lambda p: [(p / "x.parquet").write_bytes(b""), p / "x.parquet"][1], "no readable Parquet file"),
-        (lambda p: write_parquet(p / "x.parquet", {"image": ["a.png"], "label": [0]}), "has no image column .*image, label"),
+        (
+            lambda p: write_parquet(p / "x.parquet", {"image": ["a.png"], "label": [0]}),
+            "has no image column .*image, label",
+        ),
         (lambda p: write_parquet(p / "x.parquet", {"image": [b"x"], "label": [[0]]}), "no labels or captions"),
     ],
 )
@@ -159,10 +170,10 @@ def test_wrong_files_are_explained_in_one_sentence(tmp_path, make, match):
 def test_files_that_do_not_belong_together_are_refused(tmp_path):
     make_parquet(tmp_path / "a", {"train": 2})
     make_parquet(tmp_path / "a", {"test": 2}, class_names=("dog", "cat", "lemon"))
-    with pytest.raises(UserError, match="test-00000-of-00001.parquet names other classes"):
+    with pytest.raises(UserError, match=r"test-00000-of-00001.parquet names other classes"):
         open_parquet(tmp_path / "a", "x")
     make_parquet(tmp_path / "a", {"test": 2}, label="class")
-    with pytest.raises(UserError, match="has other columns"):
+    with pytest.raises(UserError, match=r"has other columns"):
         open_parquet(tmp_path / "a", "x")
 
 

@@ -2,10 +2,10 @@ import io
 import tarfile
 
 import pytest
-from data.hub_forms import make_wds, picture, write_tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.hub_forms import make_wds, picture, write_tar
 from rayclip.data.sources.webdataset import open_webdataset
 from rayclip.types import UserError
 
@@ -105,7 +105,9 @@ def test_captions_without_text_say_so(tmp_path):
 
 def test_links_and_strange_names_are_only_names(tmp_path):
     make_wds(tmp_path, {"test": 1})
-    with tarfile.open(tmp_path / "test/0.tar", "w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape") as tar:
+    with tarfile.open(
+        tmp_path / "test/0.tar", "w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape"
+    ) as tar:
         for name, kind, data in [
             ("folder", tarfile.DIRTYPE, b""),
             ("a.cls", tarfile.REGTYPE, b"1"),
@@ -119,7 +121,7 @@ def test_links_and_strange_names_are_only_names(tmp_path):
             info.type, info.size, info.linkname = kind, len(data), "/etc/passwd" if kind == tarfile.SYMTYPE else ""
             tar.addfile(info, io.BytesIO(data))
     link, strange, long = open_webdataset(tmp_path).records("test")
-    with pytest.raises(ValueError, match="a.webp is a link"):
+    with pytest.raises(ValueError, match=r"a.webp is a link"):
         link.read()
     strange.path.encode()  # can be written down
     assert (strange.read(), strange.label, long.read(), long.label) == (b"image", 1, b"image", 2)
@@ -193,5 +195,5 @@ def test_the_description_tells_the_content_and_no_path(tmp_path):
         make_wds(tmp_path / name, {"test": count})
     a, b, c = (open_webdataset(tmp_path / name).describe() for name in "abc")
     assert a == b != c and a["kind"] == "webdataset" and str(tmp_path) not in str(a)
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match=r"no such folder"):
         open_webdataset(tmp_path / "d")
