@@ -207,3 +207,14 @@ def test_a_damaged_file_is_an_error_that_names_it_and_no_crash(tmp_path_factory,
         list(open_parquet(folder / "test.parquet", "x").records("test"))
     except UserError as error:
         assert "test.parquet" in str(error) and "\n" not in str(error)
+
+
+def test_the_images_of_a_row_group_or_so_are_in_memory(tmp_path):
+    images = [bytes([i]) * 100_000 for i in range(120)]
+    path = write_parquet(
+        tmp_path / "a.parquet", {"image": image_structs(images), "label": [0] * 120}, NAMES, row_group=10
+    )
+    images.clear()
+    before = pa.total_allocated_bytes()
+    most = max(pa.total_allocated_bytes() - before for _ in open_parquet(path, "a").records("test"))
+    assert most < 40 * 100_000  # of 120 images

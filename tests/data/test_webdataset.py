@@ -197,3 +197,11 @@ def test_the_description_tells_the_content_and_no_path(tmp_path):
     assert a == b != c and a["kind"] == "webdataset" and str(tmp_path) not in str(a)
     with pytest.raises(UserError, match=r"no such folder"):
         open_webdataset(tmp_path / "d")
+
+
+def test_captions_can_be_wanted_where_there_are_labels_and_names_given_where_there_are_none(tmp_path):
+    one_tar(tmp_path, [("a.cls", b"1"), ("a.txt", b"one"), ("a.webp", b"x")])
+    assert next(open_webdataset(tmp_path, ()).records("test")).captions == ("one",)
+    assert next(open_webdataset(tmp_path, ("x", "y")).records("test")).label == 1
+    (tmp_path / "classnames.txt").unlink()
+    assert open_webdataset(tmp_path, ("x", "y")).class_names == ("x", "y")

@@ -36,7 +36,7 @@ def open_hub(
         hub: which, and its splits.
         revision: branch, tag or commit; None for the newest. The commit it stands for now is in the description.
         splits: which splits, by our names; None for all.
-        class_names: where the repository names none; empty for image-caption data in Parquet.
+        class_names: where the repository names none; empty for captions, whatever labels there are.
         cache: None for the hub library's own (`HF_HUB_CACHE`, `HF_HOME`).
 
     Raises:
@@ -46,14 +46,15 @@ def open_hub(
     unknown = [s for s in splits or () if s not in hub.splits]
     if unknown:
         raise UserError(f"{hub.repo} has no split '{unknown[0]}': choose from {', '.join(hub.splits)}.")
+    class_names = None if class_names is None else tuple(class_names)
     repo = _resolve(hub.repo, revision, cache)
     chosen = {split: hub.splits[split] for split in splits or hub.splits}
     description = {"kind": "hub", "repo": hub.repo, "revision": repo.sha, "form": hub.form}
     if hub.form == "parquet":
         files = {split: [repo.shard(f) for f in _parquet_files(repo, name)] for split, name in chosen.items()}
-        return ParquetSource(files, hub.repo, None if class_names is None else tuple(class_names), description)
+        return ParquetSource(files, hub.repo, class_names, description)
     tars = {split: [repo.shard(f) for f in _tar_files(repo, name)] for split, name in chosen.items()}
-    if "classnames.txt" in repo.files:
+    if "classnames.txt" in repo.files and class_names != ():
         class_names = class_list(repo.fetch("classnames.txt").read_bytes(), f"{hub.repo}/classnames.txt")
     return WebDatasetSource(tars, class_names or (), description)
 

@@ -83,7 +83,7 @@ def open_webdataset(folder: Path, class_names: Sequence[str] | None = None) -> W
 
     Args:
         folder: holds `train`, `val` or `test` with `nshards.txt`, and `classnames.txt` unless it has captions.
-        class_names: where the folder has no `classnames.txt`.
+        class_names: where the folder has no `classnames.txt`; empty for captions, whatever labels there are.
 
     Raises:
         UserError: no such folder, no split in it, a tar is missing, or `nshards.txt` or `classnames.txt` is wrong.
@@ -105,7 +105,8 @@ def open_webdataset(folder: Path, class_names: Sequence[str] | None = None) -> W
             raise UserError(f"{folder / name / 'nshards.txt'} says {count} files but {missing} is missing: fetch it.")
         shards[split] = [Shard.local(p, f"{name}/{p.name}") for p in paths]
         digest.update(json.dumps([split, [p.stat().st_size for p in paths]]).encode())
-    if (folder / "classnames.txt").is_file():
+    captions = class_names is not None and not class_names
+    if (folder / "classnames.txt").is_file() and not captions:
         class_names = class_list((folder / "classnames.txt").read_bytes(), f"{folder / 'classnames.txt'}")
     digest.update(json.dumps(list(class_names or ())).encode())
     for of_split in shards.values():
