@@ -1,0 +1,251 @@
+"""Data sets of the Hugging Face hub, downloaded file by file as their turn comes.
+
+Files go to the hub library's own cache, where other programs find them. A connection that breaks is taken up where it
+broke; what was downloaded whole is never downloaded again.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from rayclip.data.registry import Hub
+from rayclip.data.sources.base import Source
+from rayclip.data.sources.parquet_files import ParquetSource
+from rayclip.data.sources.shards import Shard
+from rayclip.data.sources.webdataset import SPLITS, WebDatasetSource, class_list, shard_count
+from rayclip.types import UserError
+
+_T = TypeVar("_T")
+
+
+def open_hub(
+    hub: Hub,
+    *,
+    revision: str | None = None,
+    splits: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+    cache: Path | None = None,
+) -> Source:
+    """A data set of the hub, at one commit. Of Parquet the first file is downloaded now, for its class names.
+
+    Args:
+        hub: which, and its splits.
+        revision: branch, tag or commit; None for the newest. The commit it stands for now is in the description.
+        splits: which splits, by our names; None for all.
+        class_names: where the repository names none; empty for captions, whatever labels there are.
+        cache: None for the hub library's own (`HF_HUB_CACHE`, `HF_HOME`).
+
+    Raises:
+        UserError: no such repository, revision or split, no access, no network, or files of another form; also later,
+            when the records' turn comes.
+    """
+    unknown = [s for s in splits or () if s not in hub.splits]
+    if unknown:
+        raise UserError(f"{hub.repo} has no split '{unknown[0]}': choose from {', '.join(hub.splits)}.")
+    class_names = None if class_names is None else tuple(class_names)
+    repo = _resolve(hub.repo, revision, cache)
+    chosen = {split: hub.splits[split] for split in splits or hub.splits}
+    description = {"kind": "hub", "repo": hub.repo, "revision": repo.sha, "form": hub.form}
+    if hub.form == "parquet":
+        files = {split: [repo.shard(f) for f in _parquet_files(repo, name)] for split, name in chosen.items()}
+        return ParquetSource(files, hub.repo, class_names, description)
+    tars = {split: [repo.shard(f) for f in _tar_files(repo, name)] for split, name in chosen.items()}
+    if "classnames.txt" in repo.files and class_names != ():
+        class_names = class_list(repo.fetch("classnames.txt").read_bytes(), f"{hub.repo}/classnames.txt")
+    return WebDatasetSource(tars, class_names or (), description)
+
+
+def parse_hub(text: str, *, revision: str | None = None) -> Hub:
+    """Look at a repository that has no row, for `open_hub`.
+
+    Args:
+        text: `ORG/NAME`, or `ORG/NAME/CONFIG` of a repository with several configurations.
+        revision: branch, tag or commit; None for the newest.
+
+    Raises:
+        UserError: `text` has another form, see `open_hub`, or the repository holds neither WebDataset nor Parquet.
+    """
+    parts = text.split("/", 2)
+    if len(parts) < 2 or not all(parts):
+        raise UserError(f"'{text}' is no data set of the hub: write ORG/NAME.")
+    name, config = "/".join(parts[:2]), "".join(f"{c}/" for c in parts[2:])
+    repo = _resolve(name, revision, None)
+    tars = {split: n for split, names in SPLITS.items() for n in names if f"{n}/nshards.txt" in repo.files}
+    if tars and not config:
+        return Hub(repo=name, form="webdataset", splits=tars)
+    parquet = {
+        split: config + n for split, names in SPLITS.items() for n in names if _by_config(repo, n).get(config[:-1], [])
+    }
+    if not parquet and not config:
+        configs = sorted({c for names in SPLITS.values() for n in names for c in _by_config(repo, n)})
+        chosen = configs[0] if len(configs) == 1 else "default"
+        if configs and chosen not in configs:
+            raise UserError(f"{name} has the configurations {', '.join(configs)}: give one as {name}/{configs[0]}.")
+        parquet = {
+            split: f"{chosen}/{n}" for split, names in SPLITS.items() for n in names if chosen in _by_config(repo, n)
+        }
+    if not parquet:
+        raise UserError(
+            f"{text} has neither WebDataset (test/nshards.txt, test/0.tar) nor Parquet files (data/test-*.parquet): "
+            "download and unpack it yourself, then give its folder."
+        )
+    return Hub(repo=name, form="parquet", splits=parquet)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Repo:
+    """A repository at one commit."""
+
+    name: str
+    endpoint: str
+    sha: str
+    files: frozenset[str]
+    cache: Path | None
+
+    def fetch(self, file: str) -> Path:
+        """Where a file lies, downloaded unless it is there already. Raises `UserError`."""
+        from huggingface_hub import hf_hub_download
+
+        def download() -> str:
+            return hf_hub_download(
+                self.name,
+                file,
+                repo_type="dataset",
+                revision=self.sha,
+                endpoint=self.endpoint,
+                cache_dir=self.cache,
+            )
+
+        return Path(_ask(download, f"{self.name}/{file}", self.name, self.endpoint))
+
+    def cached(self, file: str) -> Path | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.name, file, cache_dir=self.cache, revision=self.sha, repo_type="dataset")
+        return Path(found) if isinstance(found, str) else None
+
+    def shard(self, file: str) -> Shard:
+        return Shard(name=file, fetch=lambda: self.fetch(file), cached=lambda: self.cached(file), remote=True)
+
+
+def _resolve(name: str, revision: str | None, cache: Path | None) -> _Repo:
+    from huggingface_hub import HfApi
+
+    # The library reads it once, when it is imported; we, and tests, want what it is now.
+    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    api = HfApi(endpoint=endpoint)
+    what = f"the list of {name}'s files"
+    sha = _ask(lambda: api.dataset_info(name, revision=revision, timeout=30).sha, what, name, endpoint, revision)
+    if sha is None:
+        raise UserError(f"{endpoint} did not tell the commit of {name}: check HF_ENDPOINT.")
+    files = _ask(lambda: api.list_repo_files(name, revision=sha, repo_type="dataset"), what, name, endpoint, revision)
+    return _Repo(name=name, endpoint=endpoint, sha=sha, files=frozenset(files), cache=cache)
+
+
+def _tar_files(repo: _Repo, split: str) -> list[str]:
+    listed = f"{split}/nshards.txt"
+    if listed not in repo.files:
+        have = sorted(f.rpartition("/")[0] for f in repo.files if f.endswith("/nshards.txt"))
+        raise UserError(_no_split(repo, split, have))
+    count = shard_count(repo.fetch(listed).read_bytes(), f"{repo.name}/{listed}")
+    files = [f"{split}/{i}.tar" for i in range(count)]
+    missing = next((f for f in files if f not in repo.files), None)
+    if missing:
+        raise UserError(
+            f"{repo.name} says it has {count} files of '{split}' but lacks {missing}: try another revision."
+        )
+    return files
+
+
+def _parquet_files(repo: _Repo, split: str) -> list[str]:
+    config, _, name = split.rpartition("/")
+    configs = _by_config(repo, name)
+    if not configs:
+        have = sorted({f.rpartition("/")[2].partition("-")[0] for f in repo.files if f.endswith(".parquet")})
+        raise UserError(_no_split(repo, split, have))
+    if not config and len(configs) == 1:
+        (config,) = configs
+    elif not config and "" not in configs and "default" in configs:
+        config = "default"
+    if config not in configs:
+        raise UserError(
+            f"{repo.name} has '{name}' in the configurations {', '.join(sorted(configs))}: name one of them."
+        )
+    return configs[config]
+
+
+def _by_config(repo: _Repo, split: str) -> dict[str, list[str]]:
+    """A split's Parquet files in order, by the folder they lie in: its configuration, `` where there is only one."""
+    # SPLIT.parquet, SPLIT-00000-of-00002.parquet, but no SPLIT_extra-0.parquet, which is another split
+    pattern = re.compile(rf"{re.escape(split)}(?:[-_.]\d.*)?\.parquet")
+    found: dict[str, list[str]] = {}
+    for file in sorted(repo.files):
+        *folders, base = file.split("/")
+        if not base.endswith(".parquet"):
+            continue
+        if not pattern.fullmatch(base):
+            if folders[-1:] != [split]:
+                continue
+            folders.pop()
+        config = "/".join(folders)
+        found.setdefault("" if config == "data" else config, []).append(file)
+    return found
+
+
+def _no_split(repo: _Repo, split: str, have: Sequence[str]) -> str:
+    return f"{repo.name} has no split '{split}' at {repo.sha[:12]}: it has {', '.join(have) or 'none that is known'}."
+
+
+def _ask(call: Callable[[], _T], what: str, name: str, endpoint: str, revision: str | None = None) -> _T:
+    """The answer to one request to the hub. Raises `UserError`."""
+    try:
+        return call()
+    # The library lets errors of its HTTP client through, and has had three different ones: they share no base but this.
+    except Exception as error:
+        raise UserError(_explain(error, what, name, endpoint, revision)) from error
+
+
+def _explain(error: BaseException, what: str, name: str, endpoint: str, revision: str | None) -> str:
+    from huggingface_hub import errors
+
+    # The library hides why it could not ask for a file behind its not being in the cache.
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
+    page = f"{endpoint}/datasets/{name}"
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return f"could not fetch {what}: HF_HUB_OFFLINE forbids it; unset it, or give a folder with the files."
+    if isinstance(error, errors.HFValidationError):
+        return f"'{name}' is no data set of the hub: write ORG/NAME."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return (
+            f"{name} has no revision '{revision}': look at {page}."
+            if revision
+            else (f"the revision of {name} that was being read is gone from {endpoint}: run again with another one.")
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"{endpoint} has no file {what}: try another revision."
+    # Without a token the hub answers alike for repositories that are private and that do not exist.
+    if isinstance(error, errors.RepositoryNotFoundError) and not isinstance(error, errors.GatedRepoError):
+        return (
+            f"there is no data set {name} on {endpoint}, or it is private: check its name, or log in with "
+            "`hf auth login` or HF_TOKEN."
+        )
+    if isinstance(error, errors.GatedRepoError) or status in (401, 403):
+        return (
+            f"{name} is gated or private: ask for access at {page}, then log in with `hf auth login` or set HF_TOKEN."
+        )
+    if status == 429:
+        return f"{endpoint} allows no more requests for now while fetching {what}: wait, then run again to go on."
+    if status is not None:
+        return f"{endpoint} answered {status} while fetching {what}: run again later to go on."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left for {what}: free some or set HF_HUB_CACHE to a larger disk, then run again to go on."
+    if isinstance(error, PermissionError):
+        return f"could not write {what} into the hub's cache ({error.filename}): set HF_HUB_CACHE to a folder of yours."
+    reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    return f"could not fetch {what} from {endpoint} ({reason}): check the network and run again to go on."

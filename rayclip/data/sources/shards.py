@@ -1,0 +1,100 @@
+"""Sources made of files that are read one after another, and fetched only when their turn comes."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rayclip.data.sources.base import Record, Source
+from rayclip.types import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of a source.
+
+    Attributes:
+        name: what people know it by; never an absolute path.
+        fetch: where it lies, downloaded first if need be. May raise `UserError`.
+        cached: where it lies if it is here already; None if fetching it would take time.
+        remote: whether it is a copy that may be deleted, to be fetched again.
+    """
+
+    name: str
+    fetch: Callable[[], Path] = field(repr=False)
+    cached: Callable[[], Path | None] = field(repr=False)
+    remote: bool = False
+
+    @classmethod
+    def local(cls, path: Path, name: str) -> "Shard":
+        """A file on this machine."""
+        return cls(name=name, fetch=lambda: path, cached=lambda: path)
+
+    def damaged(self, path: Path, why: object) -> UserError:
+        """The error for a file that cannot be read to its end."""
+        reason = (str(why) or type(why).__name__).splitlines()[0].rstrip(".")
+        # In the hub's cache `path` is a link: the file behind it has to go, or the link is only made again.
+        remedy = f"delete {path.resolve()} and run again" if self.remote else f"fetch {path} again"
+        return UserError(f"{self.name} is cut off or damaged ({reason}): {remedy}.")
+
+
+class Sharded(Source):
+    """Splits that are lists of shards."""
+
+    def __init__(self, shards: Mapping[str, Sequence[Shard]], description: Mapping[str, Any]) -> None:
+        self._shards = {split: tuple(of_split) for split, of_split in shards.items()}
+        self._sizes: dict[tuple[str, int], int] = {}  # records of the shards that were counted or read to the end
+        self._description = dict(description)
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self._description)
+
+    def splits(self) -> dict[str, int | None]:
+        counted: dict[str, int | None] = {}
+        for split, shards in self._shards.items():
+            sizes = [self._size(split, i) for i in range(len(shards))]
+            counted[split] = None if None in sizes else sum(s for s in sizes if s is not None)
+        return counted
+
+    def records(self, split: str, start: int = 0) -> Iterator[Record]:
+        """See `Source`. Shards before `start` whose size is known are neither fetched nor opened.
+
+        Raises:
+            UserError: no such split, or a shard cannot be fetched or is damaged.
+        """
+        if split not in self._shards:
+            raise UserError(f"there is no split '{split}': choose one of {', '.join(self._shards)}.")
+        return self._records(split, start)
+
+    def _records(self, split: str, start: int) -> Iterator[Record]:
+        for i, shard in enumerate(self._shards[split]):
+            size = self._size(split, i) if start else None
+            if size is None or size > start:
+                size = self._sizes[split, i] = yield from self._read(shard, shard.fetch(), start)
+            start = max(0, start - size)
+
+    def _size(self, split: str, i: int) -> int | None:
+        if (split, i) not in self._sizes:
+            size = self._count(self._shards[split][i])
+            if size is None:
+                return None
+            self._sizes[split, i] = size
+        return self._sizes[split, i]
+
+    def _count(self, shard: Shard) -> int | None:
+        """Number of a shard's records where that is quickly found out, without fetching it."""
+        return None
+
+    @abstractmethod
+    def _read(self, shard: Shard, path: Path, start: int) -> Generator[Record, None, int]:
+        """A shard's records from number `start` on; returns how many it holds in all. Raises `UserError`."""
+
+
+def unreadable(reason: str) -> Callable[[], bytes]:
+    """The `read` of a record that has no image."""
+
+    def read() -> bytes:
+        raise ValueError(reason)
+
+    return read

@@ -1,0 +1,250 @@
+"""CLIP_benchmark's WebDataset form: `SPLIT/nshards.txt`, `SPLIT/0.tar` and so on, and `classnames.txt`.
+
+A sample is the members of a tar that follow each other and have the same name up to the first dot: an image with `.cls`
+(an integer as text) or, in image-caption data, with `.txt` (one caption a line).
+"""
+
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayclip.data.sources.base import Record
+from rayclip.data.sources.shards import Shard, Sharded, unreadable
+from rayclip.types import UserError
+
+IMAGES = frozenset({"webp", "png", "jpg", "jpeg"})
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+_TEXT_BYTES = 1 << 20  # no label and no list of captions is larger; a member that claims to be is not read
+_BLOCK = 512  # tar's unit
+
+
+class WebDatasetSource(Sharded):
+    """Images in tar files, which are read where they lie and never unpacked.
+
+    Args:
+        shards: each split's tar files in order.
+        class_names: in label order; empty for image-caption data.
+        description: for the manifest.
+    """
+
+    def __init__(
+        self,
+        shards: Mapping[str, Sequence[Shard]],
+        class_names: Sequence[str],
+        description: Mapping[str, Any],
+    ) -> None:
+        super().__init__(shards, description)
+        self.class_names = tuple(class_names)
+
+    def _read(self, shard: Shard, path: Path, start: int) -> Generator[Record, None, int]:
+        keys: set[str] = set()
+        number = -1
+        for number, sample in enumerate(_samples(shard, path)):
+            repeated = sample.key in keys
+            keys.add(sample.key)
+            if number >= start:
+                yield self._record(shard, path, sample, repeated)
+        return number + 1
+
+    def _record(self, shard: Shard, path: Path, sample: "_Sample", repeated: bool) -> Record:
+        images = [m for m in sample.members if m.extension in IMAGES]
+        where = f"{shard.name}/{images[0].name if images else sample.key}"
+        problem = None
+        if repeated:
+            problem = f"the name {sample.key!r} occurs before in {shard.name}"
+        elif len(images) != 1:
+            problem = f"the sample has {len(images)} images" if images else "the sample has no image"
+        read = _range_reader(path, images[0]) if images else unreadable("the sample has no image")
+        if self.class_names:
+            label, label_problem = self._label(path, sample)
+            return Record(path=where, read=read, label=label, problem=problem or label_problem)
+        captions, caption_problem = _captions(path, sample)
+        return Record(path=where, read=read, captions=captions, problem=problem or caption_problem)
+
+    def _label(self, path: Path, sample: "_Sample") -> tuple[int | None, str | None]:
+        text, problem = _text(path, sample, "cls", "label")
+        if text is None:
+            return None, problem
+        if not re.fullmatch(r"-?\d{1,9}", text.strip(), re.ASCII):
+            return None, f"the label {text.strip()[:40]!r} is no number"
+        if not 0 <= int(text) < len(self.class_names):
+            return None, f"label {int(text)} is none of the {len(self.class_names)} classes"
+        return int(text), None
+
+
+def open_webdataset(folder: Path, class_names: Sequence[str] | None = None) -> WebDatasetSource:
+    """A folder in CLIP_benchmark's form.
+
+    Args:
+        folder: holds `train`, `val` or `test` with `nshards.txt`, and `classnames.txt` unless it has captions.
+        class_names: where the folder has no `classnames.txt`; empty for captions, whatever labels there are.
+
+    Raises:
+        UserError: no such folder, no split in it, a tar is missing, or `nshards.txt` or `classnames.txt` is wrong.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}.")
+    found = {
+        split: name for split, names in SPLITS.items() for name in names if (folder / name / "nshards.txt").is_file()
+    }
+    if not found:
+        raise UserError(f"folder {folder} holds no WebDataset: it needs test/nshards.txt, test/0.tar and so on.")
+    shards = {}
+    digest = hashlib.sha256()
+    for split, name in found.items():
+        count = shard_count((folder / name / "nshards.txt").read_bytes(), f"{folder / name / 'nshards.txt'}")
+        paths = [folder / name / f"{i}.tar" for i in range(count)]
+        missing = next((p for p in paths if not p.is_file()), None)
+        if missing:
+            raise UserError(f"{folder / name / 'nshards.txt'} says {count} files but {missing} is missing: fetch it.")
+        shards[split] = [Shard.local(p, f"{name}/{p.name}") for p in paths]
+        digest.update(json.dumps([split, [p.stat().st_size for p in paths]]).encode())
+    captions = class_names is not None and not class_names
+    if (folder / "classnames.txt").is_file() and not captions:
+        class_names = class_list((folder / "classnames.txt").read_bytes(), f"{folder / 'classnames.txt'}")
+    digest.update(json.dumps(list(class_names or ())).encode())
+    for of_split in shards.values():
+        for shard in of_split:
+            digest.update(_head(shard.fetch()))
+    return WebDatasetSource(shards, class_names or (), {"kind": "webdataset", "content": digest.hexdigest()[:16]})
+
+
+def shard_count(text: bytes, where: str) -> int:
+    """The number in `nshards.txt`. Raises `UserError`."""
+    if not re.fullmatch(rb"\s*[1-9]\d{0,6}\s*", text):
+        raise UserError(f"{where} must hold the number of tar files and nothing else: fetch it again.")
+    return int(text)
+
+
+def class_list(text: bytes, where: str) -> tuple[str, ...]:
+    """The lines of `classnames.txt`. Raises `UserError`."""
+    try:
+        names = tuple(line.strip() for line in text.decode("utf-8-sig").strip().split("\n"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is no UTF-8 text: fetch it again.") from error
+    if "" in names:
+        raise UserError(f"{where} has an empty line, {names.index('') + 1}: it must have one class name a line.")
+    return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """A file within a tar: a name for people, and where its bytes lie. `problem` where they do not lie there."""
+
+    name: str
+    extension: str
+    offset: int
+    size: int
+    problem: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    key: str
+    members: list[_Member]
+
+
+def _samples(shard: Shard, path: Path) -> Iterator[_Sample]:
+    """The samples of a tar, from its headers alone. A sample comes when the header after it is sound."""
+    sample: _Sample | None = None
+    for key, member in _members(shard, path):
+        if sample and sample.key != key:
+            yield sample
+            sample = None
+        if sample is None:
+            sample = _Sample(key=key, members=[])
+        sample.members.append(member)
+    if sample:
+        yield sample
+
+
+def _members(shard: Shard, path: Path) -> Iterator[tuple[str, _Member]]:
+    """Each file of a tar with its sample's key, images unread."""
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            before = -1
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
+                if info.size < 0 or tar.offset <= before:
+                    raise tarfile.ReadError("a member of negative size")
+                before = tar.offset
+                # Names may be any bytes: what cannot be text is replaced, so that they can be written down.
+                name = info.name.encode("utf-8", "replace").decode()
+                folder, slash, base = name.rpartition("/")
+                stem, dot, extension = base.partition(".")
+                if info.isdir() or not stem or not dot:  # no sample's, such as macOS's `._0.jpg`
+                    continue
+                plain = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE) and info.sparse is None
+                yield (
+                    folder + slash + stem,
+                    _Member(
+                        name=name,
+                        extension=extension.lower(),
+                        offset=info.offset_data,
+                        size=info.size,
+                        problem=None if plain else f"{name} is a link or a device, no file",
+                    ),
+                )
+            # `next` ends at anything that is no header, and a whole tar at a block of zeros.
+            file.seek(tar.offset)
+            if file.read(_BLOCK) != bytes(_BLOCK):
+                raise tarfile.ReadError("its end is missing")
+    except FileNotFoundError as error:
+        raise UserError(f"no such data file: {path}.") from error
+    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
+        raise shard.damaged(path, error) from error
+
+
+def _range_reader(path: Path, member: _Member) -> Callable[[], bytes]:
+    """Reads a member when it is wanted, so that samples in waiting take no memory."""
+
+    def read() -> bytes:
+        if member.problem:
+            raise ValueError(member.problem)
+        if not member.size:
+            raise ValueError(f"{member.name} is empty")
+        with path.open("rb") as file:
+            file.seek(member.offset)
+            data = file.read(member.size)
+        if len(data) != member.size:
+            raise OSError(f"{member.name} is cut off")
+        return data
+
+    return read
+
+
+def _text(path: Path, sample: _Sample, extension: str, what: str) -> tuple[str | None, str | None]:
+    """The text of a sample's only member of this extension, or what is wrong."""
+    members = [m for m in sample.members if m.extension == extension]
+    if len(members) != 1:
+        return None, f"the sample has {len(members) if members else 'no'} {what} files (.{extension})"
+    member = members[0]
+    if member.problem or member.size > _TEXT_BYTES:
+        return None, member.problem or f"{member.name} is too large for a {what}"
+    try:
+        return _range_reader(path, member)().decode() if member.size else "", None
+    except UnicodeDecodeError:
+        return None, f"{member.name} is no UTF-8 text"
+
+
+def _captions(path: Path, sample: _Sample) -> tuple[tuple[str, ...], str | None]:
+    text, problem = _text(path, sample, "txt", "caption")
+    if text is None:
+        return (), problem
+    captions = tuple(line.strip() for line in text.split("\n") if line.strip())
+    return captions, None if captions else "the sample has no caption"
+
+
+def _head(path: Path) -> bytes:
+    """A file's first and last MiB, which with its size tell one data set from another."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(1 << 20)
+        file.seek(max(0, size - (1 << 20)))
+        return head + file.read()
