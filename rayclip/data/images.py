@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,14 @@ from rayclip.types import UserError
 # `native`: perturb at the data set's own size, resize inside the model (TeCoA, MMCoA).
 # `model`: resize first, perturb at the model's input size (SAFT, TTC).
 Resolution = Literal["native", "model"]
+
+
+class Images(Protocol):
+    """What `batch_pixels` asks of data, labelled or not; see `ImageSet`."""
+
+    name: str
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]: ...
 
 
 class ImageSet(ABC):
@@ -55,7 +63,7 @@ class _Subset(ImageSet):
         return self._whole.images([int(self._positions[p]) for p in positions])
 
 
-def batch_pixels(data: ImageSet, positions: Sequence[int], resolution: Resolution, image_size: int) -> Tensor:
+def batch_pixels(data: Images, positions: Sequence[int], resolution: Resolution, image_size: int) -> Tensor:
     """Images as one uint8 tensor `(B, 3, H, W)`; divide by 255 for pixels.
 
     Args:
