@@ -1,11 +1,11 @@
 """`rayclip retrieval`: text for an image and an image for a text."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from rayclip.cli import Experiment, Model, NoTracking, Quiet, Resolution, Tracking, app
+from rayclip.cli import Experiment, Model, NoTracking, Quiet, Tracking, app
 from rayclip.types import UserError
 
 
@@ -20,7 +20,10 @@ def retrieval(
     ],
     out: Annotated[str, typer.Option(help="Folder or URI of the results; what is there is not computed again.")],
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images, with all their captions.")] = None,
-    resolution: Resolution = "model",
+    resolution: Annotated[
+        Literal["native", "model"],
+        typer.Option(help="model: resize and take the centre; native: the images' own size, which must then be one."),
+    ] = "model",
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Also write the rows to FILE; - is standard output.")
