@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image, UnidentifiedImageError
 
 from rayclip.data.opening import data_root
@@ -68,7 +69,7 @@ class PairSet:
         if self._held is None or self._held[0] != group:
             file, index = self._groups[group]
             column = file.read_row_group(index, columns=["image"])["image"]
-            self._held = group, pa.compute.struct_field(column, "bytes").to_pylist()
+            self._held = group, pc.struct_field(column, "bytes").to_pylist()
         return self._held[1]
 
 

@@ -202,11 +202,7 @@ def test_cocos_strange_annotations_are_counted(tmp_path):
         "there is no image val2014/b.jpg",
         "the annotations name no file",
     ]
-    assert source.notes[1:] == (
-        "1 captions that name no image are left out.",
-        "2 captions without text are left out.",
-        "2 captions of images that captions_val2014.json does not list are left out.",
-    ) or set(source.notes[1:]) == {
+    assert set(source.notes) > {
         "1 captions that name no image are left out.",
         "2 captions without text are left out.",
         "2 captions of images that captions_val2014.json does not list are left out.",

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -87,3 +90,10 @@ def test_an_unreadable_image_names_its_row(tmp_path):
     for row in (1, 2):
         with pytest.raises(UserError, match=f"row {row} of 'p' is no readable image"):
             pairs.images([row])
+
+
+def test_pairs_are_read_by_a_program_that_imports_nothing_else(tmp_path):
+    """pyarrow's modules are there only once somebody has imported them."""
+    path = write_pairs(tmp_path / "p.parquet", CAPTIONS)
+    program = "import sys; from rayclip.data import open_pairs; open_pairs(sys.argv[1]).images([0, 4])"
+    subprocess.run([sys.executable, "-c", program, path], check=True)

@@ -171,12 +171,12 @@ def test_a_model_that_gives_nan_is_named(tmp_path):
 def test_real_photographs_against_plain_topk(shared):
     pairs = open_pairs(str(shared / "data/flickr8k-500.parquet"))
     assert len(pairs) == 500 and {len(c) for c in pairs.captions} == {5}
-    embedded = embed_pairs(load_model(f"local-dir:{shared / 'models/pocket-clip'}"), pairs, positions=range(200))
+    embedded = embed_pairs(load_model(f"local-dir:{shared / 'models/pocket-clip'}"), pairs)
     similarity = embedded.image_ID @ embedded.text_TD.T
     found = counts(recall_of(embedded))
     for k in (1, 5, 10):
-        tr = embedded.owner_T[similarity.topk(k, 1).indices] == torch.arange(200)[:, None]
+        tr = embedded.owner_T[similarity.topk(k, 1).indices] == torch.arange(500)[:, None]
         ir = similarity.T.topk(k, 1).indices == embedded.owner_T[:, None]
         assert abs(found["tr", k] - int(tr.any(1).sum())) <= 1, "up to ties of equal captions"
         assert abs(found["ir", k] - int(ir.any(1).sum())) <= 1
-    assert found["ir", 10] > 1000 * 10 / 200, "above chance"
+    assert found["ir", 5] > 1.5 * 2500 * 5 / 500, "above chance, though that model never saw a sentence like these"
