@@ -5,6 +5,7 @@ Everything that can be wrong in the arguments is found before Ray starts and bef
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,20 +14,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from rayclip.attacks import Attack
 from rayclip.attacks.bert import TextSettings
-from rayclip.data import ImageSet, Names, Resolution, few_shot, locate, open_data
+from rayclip.data import ImageSet, Names, PairSet, Resolution, few_shot, locate, open_data, open_pairs
 from rayclip.data.fewshot import draw_record
 from rayclip.data.images import mixed_sizes
 from rayclip.distributed import Display, PoolSize, Trial, Workers, evaluate, ray_cluster, run_trials
 from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, collect_rows, make_cells, missing_shards
 from rayclip.evaluation.cell import default_substitutes
+from rayclip.evaluation.retrieval import RecallRow, make_task, read_recalls, run_task
 from rayclip.logbook import Logbook, markdown, rows_json
 from rayclip.methods import SMALL_BELOW, SMALL_MODEL, Method, Recipe
 from rayclip.models import Clip, load_model
-from rayclip.reports import result_tables
+from rayclip.reports import result_tables, retrieval_table
 from rayclip.tracking import MlflowTracker, default_uri
 from rayclip.training import TrainConfig
 from rayclip.types import Row, UserError
@@ -122,7 +125,7 @@ class Opened:
         key = spec, role, names
         if key not in self._data:
             data = open_data(spec, role, names)
-            self._check(data)
+            self.check(data)
             for note in data.notes:
                 print(f"note: {data.name}: {note}", file=sys.stderr)
             self._data[key] = data
@@ -130,7 +133,8 @@ class Opened:
             raise mixed_sizes(self._data[key])
         return self._data[key]
 
-    def _check(self, data: ImageSet) -> None:
+    def check(self, data: ImageSet | PairSet) -> None:
+        """Look at every image of files that nobody has looked at; shows progress where that takes long."""
         began = time.monotonic()
         with Display(quiet=self._quiet) as display:
 
@@ -218,6 +222,45 @@ def evaluate_models(models: Sequence[str], evaluation: Evaluation, where: Where)
     return rows
 
 
+def evaluate_retrieval(
+    models: Sequence[str],
+    data: str,
+    where: Where,
+    *,
+    limit: int | None = None,
+    resolution: Resolution = "model",
+) -> list[RecallRow]:
+    """Recall at 1, 5, 10 of models on image-caption data (`open_pairs`), in this process; on disk, in the tracker, and
+    returned. What `where.out` holds is not computed again.
+
+    Raises:
+        UserError: bad arguments, before anything is written.
+    """
+    opened = Opened(quiet=where.quiet)
+    pairs = open_pairs(data)
+    opened.check(pairs)
+    if resolution == "native" and pairs.native_size is None:
+        raise mixed_sizes(pairs)
+    specs = list(dict.fromkeys(models))
+    tasks = [make_task((m, opened.fingerprint(m)), pairs, limit=limit, resolution=resolution) for m in specs]
+    store = Store(where.out)
+    found = [read_recalls(task, store) for task in tasks]
+    logbook = where.logbook(store)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows: list[RecallRow] = []
+    with Display(quiet=where.quiet) as display:
+        for task, mine in zip(tasks, found, strict=True):
+            if mine is None:
+                clip = opened.model(task.model).to(device)
+                update = functools.partial(display.update, task.model)
+                run_task(task, clip, pairs, store, where.pool.batch_size, update)
+                mine = read_recalls(task, store)
+                assert mine is not None
+            logbook.retrieval(task, mine)
+            rows += mine
+    return rows
+
+
 def fine_tune(trial: Trial, where: Where) -> bool:
     """One training run, to `trial.out`; False if that is there already.
 
@@ -293,6 +336,11 @@ def show(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> None:
     console = Console(highlight=False)
     for table in result_tables(rows, labels):
         console.print(table.rich())
+
+
+def show_retrieval(rows: Sequence[RecallRow]) -> None:
+    """Print the table to standard output."""
+    Console(highlight=False).print(retrieval_table(rows).rich())
 
 
 def _with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened) -> Trial:

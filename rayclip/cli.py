@@ -325,3 +325,6 @@ def _complain(sentence: str) -> int:
 
 def main() -> None:
     run(app, "rayclip")
+
+
+from rayclip import cli_retrieval  # noqa: E402, F401  (adds its command to `app`, so `app` comes first)

@@ -14,6 +14,7 @@ from typing import Any
 
 from rayclip.attacks.bert import TextSettings
 from rayclip.evaluation import Cell, Store
+from rayclip.evaluation.retrieval import RecallRow, Task
 from rayclip.reports import example_grid, result_tables
 from rayclip.types import Row, Tracker
 
@@ -93,6 +94,24 @@ class Logbook:
         self._files(run, {"results.json": rows_json(rows)} | self._pictures_and_texts(name, cells))
         self.finish(run)
 
+    def retrieval(self, task: Task, rows: Sequence[RecallRow]) -> None:
+        """One model's retrieval as a run: metrics and the table. Logged once."""
+        name, key = f"retrieval {task.model}", f"retrieval {task.model} {task.id}"
+        if self.tracker is None or self._knows(key):
+            return
+        run = self.open(
+            name,
+            key=key,
+            params={"model": task.model, "data": task.dataset}
+            | {f"retrieval.{k}": v for k, v in task.describe().items()},
+            tags={"rayclip.kind": "retrieval", "rayclip.protocol": task.id, "rayclip.model": task.model_fingerprint}
+            | {f"rayclip.data.{task.dataset}": task.data_fingerprint},
+        )
+        assert run is not None
+        self.tracker.metrics(run, [(metric, value, 0) for metric, value in recall_names(rows).items()])
+        self.tracker.table(run, [flat_row(r, {}) for r in rows], TABLE)
+        self.finish(run)
+
     def summary(self, run: str | None, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
         """A sweep's table, in its own run."""
         if self.tracker is not None and run is not None:
@@ -129,15 +148,24 @@ def metric_names(rows: Sequence[Row]) -> dict[str, float]:
     by_attack: dict[str, list[float]] = {}
     for row in rows:
         kind = row.attack if row.attack in ("clean", "worst") else f"robust/{row.attack}"
-        dataset = re.sub(r"[^\w.-]", "_", row.dataset)  # a file's name may hold what MLflow refuses in a metric's
-        values[f"{kind}/{dataset}"] = row.top1
+        values[f"{kind}/{_plain(row.dataset)}"] = row.top1
         by_attack.setdefault(row.attack, []).append(row.top1)
     if len({row.dataset for row in rows}) > 1:
         values |= {f"avg/{attack}": sum(v) / len(v) for attack, v in by_attack.items()}
     return values
 
 
-def rows_json(rows: Sequence[Row]) -> str:
+def recall_names(rows: Sequence[RecallRow]) -> dict[str, float]:
+    """`clean/tr_at_1/DATA`: MLflow takes no `@` in a metric's name."""
+    return {f"{r.attack}/{r.direction}_at_{r.k}/{_plain(r.dataset)}": r.recall for r in rows}
+
+
+def _plain(name: str) -> str:
+    """A file's name may hold what MLflow refuses in a metric's."""
+    return re.sub(r"[^\w.-]", "_", name)
+
+
+def rows_json(rows: Sequence[Row] | Sequence[RecallRow]) -> str:
     return json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n"
 
 
@@ -145,7 +173,7 @@ def markdown(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
     return "\n".join(table.markdown() for table in result_tables(rows, labels))
 
 
-def flat_row(row: Row, labels: Mapping[str, str]) -> dict[str, Any]:
+def flat_row(row: Row | RecallRow, labels: Mapping[str, str]) -> dict[str, Any]:
     """A row for a table of scalars."""
     flat = dataclasses.asdict(row)
     return flat | {"model": labels.get(row.model, row.model), "protocol": json.dumps(flat["protocol"])}

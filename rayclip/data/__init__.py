@@ -1,8 +1,19 @@
-"""Labelled images: the bundled digits, the papers' data sets once prepared, any Parquet in the Hugging Face layout."""
+"""Labelled images and image-caption pairs: the bundled digits, the papers' data sets, the user's own Parquet."""
 
 from rayclip.data.fewshot import few_shot
 from rayclip.data.images import ImageSet, Resolution, batch_pixels
 from rayclip.data.manifest import Names
 from rayclip.data.opening import locate, open_data
+from rayclip.data.pairs import PairSet, open_pairs
 
-__all__ = ["ImageSet", "Names", "Resolution", "batch_pixels", "few_shot", "locate", "open_data"]
+__all__ = [
+    "ImageSet",
+    "Names",
+    "PairSet",
+    "Resolution",
+    "batch_pixels",
+    "few_shot",
+    "locate",
+    "open_data",
+    "open_pairs",
+]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,15 @@ from rayclip.types import UserError
 # `model`: resize first, perturb at the model's input size (SAFT, TTC).
 Resolution = Literal["native", "model"]
 Resize = Literal["auto", "square", "crop"]
+
+
+class Images(Protocol):
+    """What `batch_pixels` asks of data, labelled or not; see `ImageSet`."""
+
+    name: str
+    resize: Resize
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]: ...
 
 
 class ImageSet(ABC):
@@ -81,7 +90,7 @@ class _Subset(ImageSet):
         self.native_size = self._whole.native_size
 
 
-def batch_pixels(data: ImageSet, positions: Sequence[int], resolution: Resolution, image_size: int) -> Tensor:
+def batch_pixels(data: Images, positions: Sequence[int], resolution: Resolution, image_size: int) -> Tensor:
     """Images as one uint8 tensor `(B, 3, H, W)`; divide by 255 for pixels.
 
     Args:
@@ -98,7 +107,7 @@ def batch_pixels(data: ImageSet, positions: Sequence[int], resolution: Resolutio
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
 
 
-def mixed_sizes(data: ImageSet) -> UserError:
+def mixed_sizes(data: Images) -> UserError:
     return UserError(
         f"the images of '{data.name}' differ in size, so they cannot be attacked at their native resolution in "
         "batches: use --resolution model."

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from rayclip.store import Store
 from rayclip.types import UserError
 
 MANIFEST = "manifest.json"
@@ -120,6 +121,16 @@ class Manifest:
             raise UserError(
                 f"{where} is no manifest of a prepared data set ({what}): prepare it again with --force."
             ) from error
+
+
+def read_manifest(store: Store) -> Manifest | None:
+    """The manifest in the folder of a data set, None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    text = store.read(MANIFEST)
+    return None if text is None else Manifest.from_json(text, f"{store.root}/{MANIFEST}")
 
 
 def _manifest(raw: Any) -> Manifest:

@@ -8,7 +8,7 @@ import numpy as np
 
 from rayclip.data.digits import Digits
 from rayclip.data.images import ImageSet
-from rayclip.data.manifest import MANIFEST, Manifest, Names
+from rayclip.data.manifest import MANIFEST, Manifest, Names, read_manifest
 from rayclip.data.parquet import ParquetImages
 from rayclip.data.prepared import PreparedImages
 from rayclip.data.registry import ROWS
@@ -66,23 +66,28 @@ def _open(place: str, role: Role, names: Names) -> ImageSet:
         if not (path / MANIFEST).is_file():
             return _open_folder(path, role)
     store = Store(place)
-    try:
-        text = store.read(MANIFEST)
-    except OSError as error:
-        raise UserError(f"{place} cannot be read: {str(error).splitlines()[0]}") from error
-    if text is None:
-        raise UserError(f"{place} holds no prepared data set: it has no {MANIFEST}.")
-    manifest = Manifest.from_json(text, f"{store.root}/{MANIFEST}")
+    manifest = open_manifest(store)
     if manifest.kind != "classification":
         raise UserError(f"'{manifest.name}' has captions, not classes: use `rayclip retrieval`.")
     row = ROWS.get(manifest.name)
-    data = PreparedImages(store, manifest, _split(manifest, role), names)
+    data = PreparedImages(store, manifest, choose_split(manifest, role), names)
     if row is not None:
         data.resize = row.resize
     return data
 
 
-def _split(manifest: Manifest, role: Role) -> str:
+def open_manifest(store: Store) -> Manifest:
+    """The manifest of a data set that has to be there. Raises `UserError`."""
+    try:
+        manifest = read_manifest(store)
+    except OSError as error:
+        raise UserError(f"{store.root} cannot be read: {str(error).splitlines()[0]}") from error
+    if manifest is None:
+        raise UserError(f"{store.root} holds no prepared data set: it has no {MANIFEST}.")
+    return manifest
+
+
+def choose_split(manifest: Manifest, role: Role) -> str:
     """The split of a prepared data set that is trained on or evaluated."""
     row = ROWS.get(manifest.name)
     wanted = ("train",) if role == "train" else ((row.evaluated,) if row is not None else ("test", "val"))

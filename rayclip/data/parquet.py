@@ -4,42 +4,23 @@
 several shards.
 """
 
-import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
-from rayclip.data.cache import cache_root
+from rayclip.data.encoded import EncodedImages
 from rayclip.data.images import ImageSet
-from rayclip.data.intake import BadImageError, decode, in_order, take_in
 from rayclip.data.rowgroups import RowGroups, open_parquet
-from rayclip.store import Store
 from rayclip.types import UserError
 
 
-class EncodedImages(ImageSet):
-    """Images that are kept encoded, in Parquet."""
-
-    encoded: RowGroups
-
-    def images(self, positions: Sequence[int]) -> list[Image.Image]:
-        return [self._decode(int(p)) for p in positions]
-
-    def _decode(self, position: int) -> Image.Image:
-        try:
-            return decode(self.encoded[position])
-        except BadImageError as error:
-            raise UserError(f"row {position} of '{self.name}' is no readable image: {error}.") from error
-
-
-class ParquetImages(EncodedImages):
+class ParquetImages(EncodedImages, ImageSet):
     """Images of one or several Parquet files.
 
     Raises:
@@ -81,42 +62,6 @@ class ParquetImages(EncodedImages):
             )
         self.encoded = RowGroups([f.metadata.num_rows for f in files], self.paths.__getitem__, image_column, name)
         self.fingerprint = footers_fingerprint(paths)
-
-    def check(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Decode every image once; the outcome is remembered for as long as the files stay as they are."""
-        stats = [path.stat() for path in self.paths]
-        state = f"{self.fingerprint}{[(s.st_size, s.st_mtime_ns) for s in stats]}"
-        memory = Store(str(cache_root() / "checked"))
-        name = f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.json"
-        found = memory.read_json(name)
-        if found is None:
-            found = self._look_at_all(on_progress)
-            with contextlib.suppress(OSError):  # a home that cannot be written only costs a second look
-                memory.write_json(name, found)
-        if found["bad"]:
-            first, reason = found["bad"][0]
-            raise UserError(
-                f"{len(found['bad'])} of the {len(self)} images of '{self.name}' cannot be read (row {first}: "
-                f"{reason}): set them aside with `rayclip data prepare {self.name} --source parquet {self.paths[0]}`."
-            )
-        self.native_size = tuple(found["size"]) if found["size"] else None
-
-    def _look_at_all(self, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
-        def look(item: tuple[int, bytes]) -> tuple[int, int] | str:
-            try:
-                return take_in(item[1]).size
-            except BadImageError as error:
-                return str(error)
-
-        bad, sizes = [], set()
-        images = ((p, bytes(self.encoded[p])) for p in range(len(self)))
-        for (position, _), outcome in in_order(images, look):
-            if isinstance(outcome, str):
-                bad.append((position, outcome))
-            else:
-                sizes.add(outcome)
-            on_progress(position + 1, len(self))
-        return {"bad": bad, "size": sizes.pop() if len(sizes) == 1 else None}
 
 
 def class_names_of(path: Path, schema: Any) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from rayclip import __version__
 from rayclip.data.intake import BadImageError, Taken, in_order, take_in
-from rayclip.data.manifest import MANIFEST, RECIPE, File, Manifest, ShardFile, Split
+from rayclip.data.manifest import MANIFEST, RECIPE, File, Manifest, ShardFile, Split, read_manifest
 from rayclip.data.sources.base import Record, Source
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -162,16 +162,6 @@ def _clear(store: Store) -> None:
     store.delete(JOURNAL)
     for name in [*store.names("", ".parquet"), *store.names("", ".npy")]:
         store.delete(name)
-
-
-def read_manifest(store: Store) -> Manifest | None:
-    """The manifest in the folder of a data set, None where there is none.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    text = store.read(MANIFEST)
-    return None if text is None else Manifest.from_json(text, f"{store.root}/{MANIFEST}")
 
 
 @dataclass(kw_only=True)

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from rayclip.data.cache import local_path
+from rayclip.data.encoded import EncodedImages
+from rayclip.data.images import ImageSet
 from rayclip.data.manifest import Manifest, Names
-from rayclip.data.parquet import EncodedImages
 from rayclip.data.rowgroups import RowGroups
 from rayclip.store import Store
 from rayclip.types import UserError
 
 
-class PreparedImages(EncodedImages):
+class PreparedImages(EncodedImages, ImageSet):
     """One split of a prepared data set, from a local folder or through this node's copy of a remote one.
 
     Args:

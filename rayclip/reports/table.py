@@ -117,7 +117,10 @@ def _protocol(rows: Sequence[Row]) -> str:
         if kept:
             notes.append(f"{heading(attack)}: " + ", ".join(f"{k} {v}" for k, v in kept.items()))
     first = next(iter(described.values()))
-    shared = f"prompt '{first['template']}', {first.get('class_names', 'curated')} class names, {first['resolution']} resolution, {first['precision']}, seed {first['seed']}"
+    shared = (
+        f"prompt '{first['template']}', {first.get('class_names', 'curated')} class names, "
+        f"{first['resolution']} resolution, {first['precision']}, seed {first['seed']}"
+    )
     if any(row.attack == "worst" for row in rows):
         notes.append("worst: right under every attack, per sample")
     return ". ".join([*notes, shared]) + "."

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from rayclip.data.registry import Row
+from rayclip.data.sources.annotations import open_caption_folder
 from rayclip.data.sources.base import Record, Source
 from rayclip.data.sources.listing import Entry, digest, file_records, listing_digest, readable
 from rayclip.types import UserError
@@ -23,7 +24,7 @@ def open_folder(row: Row | None, path: Path) -> Source:
 
     Without a row, or for a row whose form is `imagefolder`: `train/`, `val/` (or `validation/`), `test/` with a folder
     for each class, or the class folders directly, which are the split `test`. ImageNet: `train/<wnid>/`, `val/<wnid>/`,
-    or what Kaggle offers. TinyImageNet: what its archive holds.
+    or what Kaggle offers. TinyImageNet: what its archive holds. Captions: see `annotations`.
 
     Raises:
         UserError: the folder is missing or holds no images in that form, or not the row's number of classes where the
@@ -34,7 +35,7 @@ def open_folder(row: Row | None, path: Path) -> Source:
         raise UserError(f"no such folder: {path}.")
     form = row.folder if row else "imagefolder"
     if form == "captions" and row:
-        raise UserError(f"{row.title} has captions, which no folder form has: take --source hub.")
+        return open_caption_folder(path, row.name)
     try:
         if form == "imagenet":
             return _imagenet(row, path)

@@ -1,0 +1,58 @@
+"""`rayclip retrieval`: text for an image and an image for a text."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rayclip.cli import Experiment, Model, NoTracking, Quiet, Tracking, app
+from rayclip.types import UserError
+
+
+@app.command()
+def retrieval(
+    model: Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Parquet with image and captions: a file, a folder with test*.parquet, or a prepared data set's name."
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="Folder or URI of the results; what is there is not computed again.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images, with all their captions.")] = None,
+    resolution: Annotated[
+        Literal["native", "model"],
+        typer.Option(help="model: resize and take the centre; native: the images' own size, which must then be one."),
+    ] = "model",
+    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write the rows to FILE; - is standard output.")
+    ] = None,
+    tracking_uri: Tracking = None,
+    no_tracking: NoTracking = False,
+    experiment: Experiment = "rayclip-retrieval",
+    quiet: Quiet = False,
+) -> None:
+    """Recall at 1, 5, 10 of images' captions (TR) and captions' images (IR)."""
+    if json not in (None, "-") and not Path(json).absolute().parent.is_dir():
+        raise UserError(f"--json {json}: there is no folder {Path(json).absolute().parent}.")
+    if Path(out).is_file():
+        raise UserError(f"--out {out} is a file: give a folder.")
+
+    from rayclip import api
+    from rayclip.distributed.pool import PoolSize
+
+    where = api.Where(
+        out=out,
+        tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
+        pool=PoolSize(batch_size=batch_size),
+        quiet=quiet,
+    )
+    rows = api.evaluate_retrieval(model, data, where, limit=limit, resolution=resolution)
+    if json == "-":
+        print(api.rows_json(rows), end="")
+        return
+    if json is not None:
+        Path(json).write_text(api.rows_json(rows))
+    api.show_retrieval(rows)
+    print(f"results: {out}")

@@ -1,0 +1,80 @@
+"""Images that are kept encoded, in Parquet files."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from rayclip.data.cache import cache_root
+from rayclip.data.intake import BadImageError, decode, in_order, take_in
+from rayclip.data.rowgroups import RowGroups
+from rayclip.store import Store
+from rayclip.types import UserError
+
+
+class EncodedImages:
+    """What labelled images and image-caption pairs share.
+
+    Attributes:
+        name, fingerprint, native_size: see `ImageSet`.
+        encoded: the images' files.
+        paths: the user's own Parquet files; none for a prepared data set, whose images have all been looked at.
+    """
+
+    name: str
+    fingerprint: str
+    native_size: tuple[int, int] | None = None
+    encoded: RowGroups
+    paths: tuple[Path, ...] = ()
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        """The RGB images at these positions (0..N-1), in this order."""
+        return [self._decode(int(p)) for p in positions]
+
+    def _decode(self, position: int) -> Image.Image:
+        try:
+            return decode(self.encoded[position])
+        except BadImageError as error:
+            raise UserError(f"row {position} of '{self.name}' is no readable image: {error}.") from error
+
+    def check(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """See `ImageSet.check`. Of files that no `prepare` has looked at, every image is decoded once; the outcome is
+        remembered for as long as they stay as they are."""
+        if not self.paths:
+            return
+        stats = [path.stat() for path in self.paths]
+        state = f"{self.fingerprint}{[(s.st_size, s.st_mtime_ns) for s in stats]}"
+        memory = Store(str(cache_root() / "checked"))
+        name = f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.json"
+        found = memory.read_json(name)
+        if found is None:
+            found = self._look_at_all(on_progress)
+            with contextlib.suppress(OSError):  # a home that cannot be written only costs a second look
+                memory.write_json(name, found)
+        if found["bad"]:
+            first, reason = found["bad"][0]
+            raise UserError(
+                f"{len(found['bad'])} of the {len(self.encoded)} images of '{self.name}' cannot be read (row {first}: "
+                f"{reason}): set them aside with `rayclip data prepare {self.name} --source parquet {self.paths[0]}`."
+            )
+        self.native_size = tuple(found["size"]) if found["size"] else None
+
+    def _look_at_all(self, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
+        def look(item: tuple[int, bytes]) -> tuple[int, int] | str:
+            try:
+                return take_in(item[1]).size
+            except BadImageError as error:
+                return str(error)
+
+        bad, sizes = [], set()
+        images = ((p, bytes(self.encoded[p])) for p in range(len(self.encoded)))
+        for (position, _), outcome in in_order(images, look):
+            if isinstance(outcome, str):
+                bad.append((position, outcome))
+            else:
+                sizes.add(outcome)
+            on_progress(position + 1, len(self.encoded))
+        return {"bad": bad, "size": sizes.pop() if len(sizes) == 1 else None}

@@ -1,0 +1,120 @@
+"""Images with captions, for retrieval: Parquet with `image: struct<bytes, path>` and `captions: list<string>`."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rayclip.data.cache import local_path
+from rayclip.data.encoded import EncodedImages
+from rayclip.data.images import Resize
+from rayclip.data.manifest import MANIFEST
+from rayclip.data.opening import choose_split, locate, open_manifest
+from rayclip.data.parquet import footers_fingerprint
+from rayclip.data.rowgroups import RowGroups, open_parquet
+from rayclip.store import Store
+from rayclip.types import UserError
+
+_LAYOUT = "(image: struct<bytes, path>, captions: list<string>)"
+
+
+class PairSet(EncodedImages):
+    """Images of one or several Parquet files, each with its captions.
+
+    Attributes:
+        captions: of each image, at least one, as the file has them.
+        ids: `(N,)` int64, each image's row in its source.
+        fingerprint: a hash of the content: the files' footers, as for image sets, and every caption; or the
+            manifest's.
+
+    Raises:
+        UserError: a file is missing, no Parquet, or without images; or an image is without captions.
+    """
+
+    resize: Resize = "crop"
+
+    def __init__(self, paths: Sequence[Path], name: str, fingerprint: str | None = None) -> None:
+        self.name = name
+        files = [open_parquet(path) for path in paths]
+        rows = [row for file, path in zip(files, paths, strict=True) for row in _captions(path, file)]
+        if not rows:
+            raise UserError(f"{paths[0]} holds no rows.")
+        self.captions: tuple[tuple[str, ...], ...] = tuple(rows)
+        self.ids = np.arange(len(rows))
+        self.encoded = RowGroups([f.metadata.num_rows for f in files], tuple(paths).__getitem__, "image", name)
+        if fingerprint is None:
+            self.paths = tuple(paths)
+            decisive = json.dumps([footers_fingerprint(paths), self.captions])
+            fingerprint = hashlib.sha256(decisive.encode()).hexdigest()[:16]
+        self.fingerprint = fingerprint
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def open_pairs(spec: str) -> PairSet:
+    """Open images with captions.
+
+    Args:
+        spec: a `.parquet` file, taken whole; a folder with `test*.parquet`, or else `val*.parquet`; or the name, folder
+            or URI of a prepared data set of that kind.
+
+    Raises:
+        UserError: nothing of the kind is there, or it holds no images with captions.
+    """
+    if not spec.strip():
+        raise UserError(f"--data names nothing: give a .parquet file {_LAYOUT}, or a prepared data set's name.")
+    place = locate(spec)
+    if "://" not in place:
+        path = Path(place)
+        if path.is_file() or path.suffix == ".parquet":
+            return PairSet([path], path.stem)
+        if not path.is_dir():
+            raise UserError(
+                f"no image-caption data '{spec}': give a .parquet file {_LAYOUT}, a folder with test*.parquet, or run "
+                "`rayclip data prepare` for mscoco_captions, flickr30k or flickr8k."
+            )
+        if not (path / MANIFEST).is_file():
+            return _open_folder(path)
+    store = Store(place)
+    manifest = open_manifest(store)
+    if manifest.kind != "captions":
+        raise UserError(f"'{manifest.name}' has classes, not captions: use `rayclip eval`.")
+    split = choose_split(manifest, "test")
+    files = [local_path(store, shard) for shard in manifest.splits[split].shards]
+    return PairSet(files, manifest.name, manifest.fingerprint(split))
+
+
+def _open_folder(folder: Path) -> PairSet:
+    for prefix in ("test", "val"):
+        files = sorted(folder.glob(f"{prefix}*.parquet"))
+        if files:
+            return PairSet(files, folder.resolve().name)
+    raise UserError(f"folder {folder} holds no test pairs: it needs test*.parquet or val*.parquet {_LAYOUT}.")
+
+
+def _captions(path: Path, file: Any) -> list[tuple[str, ...]]:
+    """A file's captions by image, after a look at its columns."""
+    schema = file.schema_arrow
+    columns = {name: schema.field(name).type for name in schema.names}
+    image, captions = columns.get("image"), columns.get("captions")
+    if image is None or not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
+        raise UserError(f"{path} has no column 'image' of encoded images: write it as pairs {_LAYOUT}.")
+    if captions is None or not _is_list_of_text(captions):
+        raise UserError(f"{path} has no column 'captions' of lists of text: retrieval needs pairs {_LAYOUT}.")
+    rows = file.read(columns=["captions"])["captions"].to_pylist()
+    for position, row in enumerate(rows):
+        if not row:
+            raise UserError(f"row {position} of {path} has no captions: drop the image or caption it.")
+        if any(caption is None or not caption.strip() for caption in row):
+            raise UserError(f"row {position} of {path} has an empty caption: drop or write it.")
+    return [tuple(row) for row in rows]
+
+
+def _is_list_of_text(kind: Any) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and (pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type))

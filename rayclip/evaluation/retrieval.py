@@ -1,0 +1,300 @@
+"""Image-text retrieval: recall at k both ways. Embeddings in, recall out; whoever perturbs images or captions hands in
+other embeddings.
+
+Text retrieval (TR): the query is an image, right when any of its captions is among the k nearest captions. Image
+retrieval (IR): the query is a caption, right when its image is among the k nearest images. A query's rank is the number
+of wrong candidates that score at least as high as its best right one, so ties count against it: an embedding that is
+the same everywhere scores 0, not 100 %, and the order of rows never decides.
+
+Shapes: I images, T captions, D embedding, B a block of queries.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rayclip import PROTOCOL
+from rayclip.data import PairSet, Resolution, batch_pixels
+from rayclip.evaluation.aggregate import wilson
+from rayclip.evaluation.plan import chosen_positions
+from rayclip.models import Clip
+from rayclip.store import Store
+from rayclip.types import UserError
+
+Direction = Literal["tr", "ir"]
+
+KS = (1, 5, 10)
+_BLOCK = 256  # queries compared with all candidates at once: 256 × 25,000 fp32 are 26 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """Of `n` queries, `right` find what they look for among the `k` nearest."""
+
+    direction: Direction
+    k: int
+    right: int
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """Normalised embeddings of images `(I, D)` and of all their captions `(T, D)`; `owner_T` is each caption's image,
+    `(T,)` int64 in 0..I-1."""
+
+    image_ID: Tensor
+    text_TD: Tensor
+    owner_T: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallRow:
+    """One number of a retrieval table together with the protocol it stands on. Recall and interval are percents.
+
+    The 95 % Wilson interval takes queries as independent; captions of one image are not quite, so for IR it is a little
+    narrow.
+    """
+
+    model: str
+    dataset: str
+    attack: str
+    direction: Direction
+    k: int
+    n: int
+    recall: float
+    ci_low: float
+    ci_high: float
+    protocol: dict[str, Any]
+    result: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One model on one set of pairs; its id, a hash of all that can change a number, names the result on disk.
+
+    Attributes:
+        model, data: as the user named them; only the fingerprints enter the id.
+        images: how many images take part, spread evenly over the data; all their captions do.
+    """
+
+    model: str
+    model_fingerprint: str
+    dataset: str
+    data_fingerprint: str
+    images: int
+    captions: int
+    resolution: Resolution = "model"
+
+    @property
+    def id(self) -> str:
+        decisive = [self.model_fingerprint, self.data_fingerprint, self.describe()]
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def file(self) -> str:
+        return f"retrieval/{self.id}.json"
+
+    def describe(self) -> dict[str, Any]:
+        """The protocol as every result row carries it."""
+        return {
+            "attack": "clean",
+            "images": self.images,
+            "captions": self.captions,
+            "text": "captions as written",
+            "resolution": self.resolution,
+            "ties": "against the query",
+            "defense": "none",
+            "precision": "fp32",
+            "protocol": PROTOCOL,
+        }
+
+
+# ------------------------------------------------------------------------------------------------------- pure numbers
+
+
+def recall_at(similarity_IT: Tensor, owner_T: Tensor, ks: Sequence[int] = KS) -> tuple[Recall, ...]:
+    """Recall from all similarities.
+
+    Args:
+        similarity_IT: `(I, T)`, larger is nearer.
+        owner_T: `(T,)` int64, each caption's image; every image owns at least one.
+        ks: how many of the nearest count, each at least 1. One beyond the candidates counts all of them.
+
+    Returns:
+        TR at each k, then IR at each k.
+
+    Raises:
+        ValueError: an image without a caption, an owner that is no image, or a k below 1.
+        FloatingPointError: similarities that are not finite.
+    """
+    images = similarity_IT.shape[0]
+    return _recalls(lambda s: similarity_IT[s], lambda s: similarity_IT[:, s], owner_T, images, ks)
+
+
+def recall_of(embedded: Embedded, ks: Sequence[int] = KS) -> tuple[Recall, ...]:
+    """`recall_at` of the inner products, of which only a block exists at a time. Runs where the embeddings are."""
+    image_ID, text_TD = embedded.image_ID, embedded.text_TD
+    return _recalls(
+        lambda s: image_ID[s] @ text_TD.T, lambda s: image_ID @ text_TD[s].T, embedded.owner_T, len(image_ID), ks
+    )
+
+
+def _recalls(
+    rows: Callable[[slice], Tensor],
+    columns: Callable[[slice], Tensor],
+    owner_T: Tensor,
+    images: int,
+    ks: Sequence[int],
+) -> tuple[Recall, ...]:
+    """Recall from blocks of the similarities: some images against all captions, all images against some captions."""
+    captions = len(owner_T)
+    if not ks or min(ks) < 1:
+        raise ValueError(f"recall wants k of at least 1, not {list(ks)}")
+    if not torch.equal(owner_T.unique().cpu(), torch.arange(images)):
+        raise ValueError("every image needs a caption, and every caption an image")
+    blocks_I = [slice(i, i + _BLOCK) for i in range(0, images, _BLOCK)]
+    blocks_T = [slice(i, i + _BLOCK) for i in range(0, captions, _BLOCK)]
+    ranks: dict[Direction, Tensor] = {
+        "tr": torch.cat([_text_ranks(rows(s), owner_T, s.start) for s in blocks_I]),
+        "ir": torch.cat([_image_ranks(columns(s), owner_T[s]) for s in blocks_T]),
+    }
+    return tuple(
+        Recall(direction=direction, k=k, right=int((rank < k).sum()), n=len(rank))
+        for direction, rank in ranks.items()
+        for k in ks
+    )
+
+
+def _text_ranks(similarity_BT: Tensor, owner_T: Tensor, first: int) -> Tensor:
+    """For the images `first`, `first + 1`, …: how many other images' captions score no lower than their own best."""
+    _check_finite(similarity_BT)
+    own_BT = owner_T == torch.arange(first, first + len(similarity_BT), device=owner_T.device)[:, None]
+    best_B = similarity_BT.masked_fill(~own_BT, -torch.inf).amax(1)
+    return ((similarity_BT >= best_B[:, None]) & ~own_BT).sum(1)
+
+
+def _image_ranks(similarity_IB: Tensor, owner_B: Tensor) -> Tensor:
+    """For each caption: how many other images score no lower than its own."""
+    _check_finite(similarity_IB)
+    own_B = similarity_IB.gather(0, owner_B[None])
+    return (similarity_IB >= own_B).sum(0) - 1  # its own is among them
+
+
+def _check_finite(similarity: Tensor) -> None:
+    if not similarity.isfinite().all():  # comparisons with NaN are false: it would count as a perfect rank
+        raise FloatingPointError("similarities are not finite: the model gives NaN or infinite embeddings")
+
+
+# -------------------------------------------------------------------------------------------------- models and files
+
+
+@torch.no_grad()
+def embed_pairs(
+    clip: Clip,
+    pairs: PairSet,
+    batch_size: int = 128,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    positions: Sequence[int] | None = None,
+    resolution: Resolution = "model",
+) -> Embedded:
+    """Embed images and all their captions, on the model's device.
+
+    Args:
+        batch_size: images, and captions, per forward.
+        progress: told (encoded so far, to encode), images and captions together.
+        positions: the images that take part, in this order; None for all.
+        resolution: see `batch_pixels`.
+
+    Raises:
+        UserError: an image cannot be read, or images differ in size at `native` resolution.
+    """
+    chosen = list(range(len(pairs))) if positions is None else [int(p) for p in positions]
+    texts = [caption for p in chosen for caption in pairs.captions[p]]
+    owner_T = torch.tensor([i for i, p in enumerate(chosen) for _ in pairs.captions[p]], device=clip.device)
+    total = len(chosen) + len(texts)
+    tell = progress or (lambda done, total: None)
+    images = []
+    for i in range(0, len(chosen), batch_size):
+        part = chosen[i : i + batch_size]
+        pixels = batch_pixels(pairs, part, resolution, clip.image_size).to(clip.device).float() / 255
+        images.append(clip.encode_image(pixels))
+        tell(i + len(part), total)
+    captions = []
+    for i in range(0, len(texts), batch_size):
+        captions.append(clip.embed_texts(texts[i : i + batch_size]))
+        tell(min(len(chosen) + i + batch_size, total), total)
+    return Embedded(image_ID=torch.cat(images), text_TD=torch.cat(captions), owner_T=owner_T)
+
+
+def make_task(
+    model: tuple[str, str], pairs: PairSet, *, limit: int | None = None, resolution: Resolution = "model"
+) -> Task:
+    """`model` is (specification, fingerprint); `limit` bounds the images that take part."""
+    positions = chosen_positions(len(pairs), limit)
+    return Task(
+        model=model[0],
+        model_fingerprint=model[1],
+        dataset=pairs.name,
+        data_fingerprint=pairs.fingerprint,
+        images=len(positions),
+        captions=sum(len(pairs.captions[p]) for p in positions),
+        resolution=resolution,
+    )
+
+
+def run_task(
+    task: Task,
+    clip: Clip,
+    pairs: PairSet,
+    store: Store,
+    batch_size: int = 128,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Compute a task's recalls in fp32, TF32 off, and write them."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    positions = chosen_positions(len(pairs), task.images).tolist()
+    embedded = embed_pairs(clip.eval(), pairs, batch_size, progress, positions=positions, resolution=task.resolution)
+    try:
+        recalls = recall_of(embedded)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"model '{task.model}' on '{task.dataset}': {error}.") from error
+    found = [{"direction": r.direction, "k": r.k, "right": r.right, "n": r.n} for r in recalls]
+    fingerprints = {"model": task.model_fingerprint, "data": task.data_fingerprint}
+    store.write_json(task.file, {"fingerprints": fingerprints, "protocol": task.describe(), "recalls": found})
+
+
+def read_recalls(task: Task, store: Store) -> list[RecallRow] | None:
+    """A task's rows from its result on disk; None where there is none yet.
+
+    Raises:
+        UserError: the result is damaged.
+    """
+    try:
+        stored = store.read_json(task.file)
+        return None if stored is None else [_row(task, Recall(**recall)) for recall in stored["recalls"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"result file {store.root}/{task.file} is damaged: delete it and run again.") from error
+
+
+def _row(task: Task, recall: Recall) -> RecallRow:
+    low, high = wilson(recall.right, recall.n)
+    return RecallRow(
+        model=task.model,
+        dataset=task.dataset,
+        attack="clean",
+        direction=recall.direction,
+        k=recall.k,
+        n=recall.n,
+        recall=100 * recall.right / recall.n,
+        ci_low=low,
+        ci_high=high,
+        protocol=task.describe(),
+        result=task.id,
+    )
