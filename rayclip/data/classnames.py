@@ -19,14 +19,14 @@ def curated_names(
 ) -> tuple[str, ...]:
     """Class names in label order, in the spelling that CLIP is asked with.
 
-    Labels keep their meaning: names are matched by key, or by spelling. Lists are matched by position where the
-    source has the published label order, which somebody's own folder (kind `folder` without `label_keys`) need not.
-    What matches in no way keeps its raw names, cleaned.
+    Labels keep their meaning: names are matched by key, or by spelling, and by position only where the source is known
+    to have the published label order, which somebody's own folder need not have. What matches in no way keeps its raw
+    names, cleaned.
 
     Args:
         row: the data set.
         raw_names: `Source.class_names`.
-        source_kind: `kind` of `Source.describe()`.
+        source_kind: `kind` of `Source.describe()`: `torchvision`, `hub`, `folder`, …
         label_keys: `Source.label_keys`.
 
     Returns:
@@ -55,8 +55,9 @@ def curated_names(
     spelled = {_plain(name): name for name in in_order}
     if len(spelled) == expected and spelled.keys() == {_plain(name) for name in raw_names}:
         return tuple(spelled[_plain(name)] for name in raw_names)
-    published_order = source_kind != "folder" or bool(label_keys)
-    if isinstance(names, list) and published_order:
+    upload_keeps_order = on_hub is not None and on_hub.form == "webdataset"
+    sorted_keys = isinstance(names, list) and bool(label_keys)  # ImageNet: sorted WordNet ids
+    if source_kind == "torchvision" or upload_keeps_order or sorted_keys:
         return in_order
     return tuple(clean(row, name) for name in raw_names)
 

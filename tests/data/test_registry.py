@@ -105,8 +105,12 @@ def test_a_folder_whose_order_is_unknown_keeps_its_own_names():
     numbers = sorted(str(i) for i in range(1, 103))  # '1', '10', '100': not the order of the published labels
     assert curated_names(ROWS["flowers102"], numbers, "folder") == tuple(numbers)
     assert curated_names(ROWS["flowers102"], numbers, "torchvision")[1] == "hard-leaved pocket orchid"
-    shuffled = [f"x{i}" for i in range(200)]
-    assert curated_names(ROWS["tiny_imagenet"], shuffled, "hub") == tuple(shuffled)
+    other = [f"x{i}" for i in range(200)]  # Parquet on the hub has an order of its own
+    assert curated_names(ROWS["tiny_imagenet"], other, "hub") == tuple(other)
+    assert curated_names(ROWS["tiny_imagenet"], other, "folder", label_keys=other) == tuple(other)
+    countries = [f"x{i}" for i in range(211)]
+    assert curated_names(ROWS["country211"], countries, "torchvision")[0] == "Andorra"
+    assert curated_names(ROWS["country211"], countries, "folder") == tuple(countries)
 
 
 def test_the_hubs_caltech_has_a_background():
