@@ -11,7 +11,7 @@ from rayclip.data.images import ImageSet
 from rayclip.data.manifest import MANIFEST, Manifest, Names, read_manifest
 from rayclip.data.parquet import ParquetImages
 from rayclip.data.prepared import PreparedImages
-from rayclip.data.registry import ROWS
+from rayclip.data.registry import CLASSIFIED, ROWS
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -29,9 +29,11 @@ def data_root() -> str:
 def locate(spec: str) -> str:
     """A prepared data set's name with its root before it, since workers may have another environment."""
     name, mark, _ = spec.partition(HOLDOUT)
-    if name in ROWS and name != "digits" and not Path(name).exists():
-        return Store(data_root()).child(name).root + mark
-    return spec
+    if name in ("", "digits") or "/" in name or name.endswith(".parquet") or Path(name).exists():
+        return spec
+    folder = Store(data_root()).child(name)
+    there = name in ROWS or (folder.path("").is_dir() if folder.is_local else folder.size(MANIFEST) is not None)
+    return folder.root + mark if there else spec
 
 
 def open_data(spec: str, role: Role, names: Names = "curated") -> ImageSet:
@@ -114,7 +116,7 @@ def _unknown(place: str) -> UserError:
             "RAYCLIP_DATA to the folder or URI that holds it."
         )
     return UserError(
-        f"no data set or file '{place}': give a .parquet file, a folder of them, or one of {', '.join(sorted(ROWS))}."
+        f"no data set or file '{place}': give a .parquet file, a folder of them, or one of {', '.join(sorted(CLASSIFIED))}."
     )
 
 

@@ -469,6 +469,7 @@ _ALL = (
 )
 
 ROWS: Mapping[str, Row] = {row.name: row for row in _ALL}
+CLASSIFIED = tuple(row.name for row in _ALL if row.classes)
 
 # MMCoA's 15 data sets, in the columns' order of its tables II and III.
 MMCOA_15 = (

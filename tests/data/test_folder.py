@@ -71,8 +71,8 @@ def test_a_missing_or_empty_folder_is_one_sentence(row, tmp_path):
         assert str(folder) in str(error.value) and str(error.value).endswith(".")
 
 
-def test_captions_are_not_in_folders(tmp_path):
-    with pytest.raises(UserError, match="Flickr8k has captions"):
+def test_captions_are_read_by_their_own_reader(tmp_path):
+    with pytest.raises(UserError, match=r"holds no captions: none of dataset_flickr8k\.json"):
         open_folder(ROWS["flickr8k"], tmp_path)
 
 

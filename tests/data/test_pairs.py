@@ -74,7 +74,7 @@ def test_lists_of_any_make(tmp_path, kind):
             "no column 'image'",
         ),
         (lambda p: "mscocoo", "no image-caption data 'mscocoo'"),
-        (lambda p: "", "no image-caption data ''"),
+        (lambda p: "", "names nothing"),
         (lambda p: str(p.parent), "holds no test pairs"),
     ],
 )
