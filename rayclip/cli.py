@@ -327,4 +327,5 @@ def main() -> None:
     run(app, "rayclip")
 
 
-from rayclip import cli_retrieval  # noqa: E402, F401  (adds its command to `app`, so `app` comes first)
+# These add their commands to `app`, so `app` comes first.
+from rayclip import cli_data, cli_retrieval  # noqa: E402, F401

@@ -112,6 +112,17 @@ class Store:
         found = (info.base_name for info in system.get_file_info(selector) if info.type == fs.FileType.File)
         return sorted(f"{folder}/{name}".lstrip("/") for name in found if name.endswith(ending))
 
+    def folders(self) -> list[str]:
+        """The names of the folders directly below the root, sorted."""
+        system, base = self._open()
+        found = system.get_file_info(fs.FileSelector(base, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+    def open(self, name: str) -> Any:
+        """A file to be read anywhere in it. Raises `FileNotFoundError`."""
+        system, base = self._open()
+        return system.open_input_file(f"{base}/{name}")
+
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, (json.dumps(value, indent=1) + "\n").encode())
 

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -15,7 +14,7 @@ CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 class Digits(ImageSet):
     """Grey values 0..16 become 0..255 in three equal channels. Every fourth image of each class is the test split."""
 
-    def __init__(self, split: Literal["train", "test"]) -> None:
+    def __init__(self, split: str) -> None:
         from sklearn.datasets import load_digits
 
         raw = load_digits()

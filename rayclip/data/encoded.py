@@ -43,13 +43,19 @@ class EncodedImages:
     def check(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """See `ImageSet.check`. Of files that no `prepare` has looked at, every image is decoded once; the outcome is
         remembered for as long as they stay as they are."""
-        if not self.paths:
-            return
+        if self.paths:
+            self._checked(on_progress, again=False)
+
+    def look_again(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """`check` without trusting an earlier look."""
+        self._checked(on_progress, again=True)
+
+    def _checked(self, on_progress: Callable[[int, int], None], *, again: bool) -> None:
         stats = [path.stat() for path in self.paths]
         state = f"{self.fingerprint}{[(s.st_size, s.st_mtime_ns) for s in stats]}"
         memory = Store(str(cache_root() / "checked"))
         name = f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.json"
-        found = memory.read_json(name)
+        found = None if again else memory.read_json(name)
         if found is None:
             found = self._look_at_all(on_progress)
             with contextlib.suppress(OSError):  # a home that cannot be written only costs a second look

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -14,8 +13,6 @@ from rayclip.data.prepared import PreparedImages
 from rayclip.data.registry import CLASSIFIED, ROWS
 from rayclip.store import Store
 from rayclip.types import UserError
-
-Role = Literal["train", "test"]
 
 HOLDOUT = "#holdout"
 _FILES = {"train": ("train",), "test": ("test", "val", "validation")}  # of folders without a manifest
@@ -36,20 +33,23 @@ def locate(spec: str) -> str:
     return folder.root + mark if there else spec
 
 
-def open_data(spec: str, role: Role, names: Names = "curated") -> ImageSet:
+def open_data(spec: str, role: str, names: Names = "curated") -> ImageSet:
     """Open a data set.
 
     Args:
         spec: `digits`; a prepared data set's name, folder or URI; a `.parquet` file, taken whole; or a folder with
             `train*.parquet` and `test*.parquet` (or `val*`, `validation*`). With `#holdout` after it, every fifth
             image of each class of its only split is the test split, the others are for training.
-        role: `test` is the split that the papers evaluate, where the data set is one of theirs.
+        role: `test` is the split that the papers evaluate, where the data set is one of theirs; `train`. A prepared
+            data set's other splits go by their names.
         names: spelling of the classes, where the data set knows two.
 
     Raises:
         UserError: unknown name, missing file, or no labelled images.
     """
     if spec == "digits":
+        if role not in ("train", "test"):
+            raise UserError(f"'digits' has no split '{role}': it has train and test.")
         return Digits(role)
     place, holdout, _ = spec.partition(HOLDOUT)
     place = locate(place)
@@ -58,7 +58,7 @@ def open_data(spec: str, role: Role, names: Names = "curated") -> ImageSet:
     return _held_out(_open(place, "test", names), role)
 
 
-def _open(place: str, role: Role, names: Names) -> ImageSet:
+def _open(place: str, role: str, names: Names) -> ImageSet:
     if "://" not in place:
         path = Path(place)
         if path.is_file() or path.suffix == ".parquet":
@@ -89,10 +89,12 @@ def open_manifest(store: Store) -> Manifest:
     return manifest
 
 
-def choose_split(manifest: Manifest, role: Role) -> str:
-    """The split of a prepared data set that is trained on or evaluated."""
+def choose_split(manifest: Manifest, role: str) -> str:
+    """The split of a prepared data set that is trained on (`train`), evaluated (`test`), or called by its name."""
     row = ROWS.get(manifest.name)
-    wanted = ("train",) if role == "train" else ((row.evaluated,) if row is not None else ("test", "val"))
+    wanted: tuple[str, ...] = (role,)
+    if role == "test":
+        wanted = (row.evaluated,) if row is not None else ("test", "val")
     for split in wanted:
         if split in manifest.splits:
             return split
@@ -116,11 +118,12 @@ def _unknown(place: str) -> UserError:
             "RAYCLIP_DATA to the folder or URI that holds it."
         )
     return UserError(
-        f"no data set or file '{place}': give a .parquet file, a folder of them, or one of {', '.join(sorted(CLASSIFIED))}."
+        f"no data set or file '{place}': give a .parquet file, a folder of them, or one of "
+        f"{', '.join(sorted(CLASSIFIED))}."
     )
 
 
-def _open_folder(folder: Path, role: Role) -> ImageSet:
+def _open_folder(folder: Path, role: str) -> ImageSet:
     files = sorted(f for prefix in _FILES[role] for f in folder.glob(f"{prefix}*.parquet"))
     if not files:
         wanted = " or ".join(f"{prefix}*.parquet" for prefix in _FILES[role])
@@ -128,7 +131,7 @@ def _open_folder(folder: Path, role: Role) -> ImageSet:
     return ParquetImages(files, folder.resolve().name)
 
 
-def _held_out(whole: ImageSet, role: Role) -> ImageSet:
+def _held_out(whole: ImageSet, role: str) -> ImageSet:
     """Every fifth image of each class is the test split, in the file's order: fixed, without a seed."""
     rank = np.zeros(len(whole), dtype=np.int64)
     for label in np.unique(whole.labels):

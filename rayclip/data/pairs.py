@@ -56,12 +56,18 @@ class PairSet(EncodedImages):
         return len(self.captions)
 
 
-def open_pairs(spec: str) -> PairSet:
+def has_captions(path: str | Path) -> bool:
+    """Whether a Parquet file holds image-caption pairs. Raises `UserError`."""
+    return "captions" in open_parquet(Path(path)).schema_arrow.names
+
+
+def open_pairs(spec: str, split: str | None = None) -> PairSet:
     """Open images with captions.
 
     Args:
         spec: a `.parquet` file, taken whole; a folder with `test*.parquet`, or else `val*.parquet`; or the name, folder
             or URI of a prepared data set of that kind.
+        split: of a prepared data set; None is the evaluated one.
 
     Raises:
         UserError: nothing of the kind is there, or it holds no images with captions.
@@ -84,7 +90,7 @@ def open_pairs(spec: str) -> PairSet:
     manifest = open_manifest(store)
     if manifest.kind != "captions":
         raise UserError(f"'{manifest.name}' has classes, not captions: use `rayclip eval`.")
-    split = choose_split(manifest, "test")
+    split = choose_split(manifest, split or "test")
     files = [local_path(store, shard) for shard in manifest.splits[split].shards]
     return PairSet(files, manifest.name, manifest.fingerprint(split))
 

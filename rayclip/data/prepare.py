@@ -62,6 +62,7 @@ class Request:
         name: folder below the root.
         class_names: curated spelling in label order; empty for captions.
         splits: which of the source's.
+        notes: for the manifest, beside the source's own.
         expected: published sizes of the splits, where known; others are noted.
         strict: any rejection is an error.
         force: replace what is there.
@@ -71,7 +72,8 @@ class Request:
     name: str
     class_names: tuple[str, ...]
     splits: Sequence[str]
-    expected: dict[str, int] = field(default_factory=dict)
+    expected: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     strict: bool = False
     force: bool = False
     jobs: int | None = None
@@ -400,7 +402,7 @@ def schema(class_names: Sequence[str], raw_names: Sequence[str]) -> pa.Schema:
 
 def _finish(request: Request, source: Source, store: Store, journal: _Journal, before: Manifest | None) -> Manifest:
     splits = dict(before.splits) if before is not None else {}
-    notes = [*source.notes, *(before.notes if before is not None else ())]
+    notes = [*request.notes, *source.notes, *(before.notes if before is not None else ())]
     table = store.read_tables([REJECTED] if store.size(REJECTED) is not None else [])
     rejected = [] if table is None else table.to_pylist()
     done = {split: progress for split, progress in journal.splits.items() if progress.done}

@@ -1,0 +1,90 @@
+"""Where data sets come from: torchvision, the Hugging Face hub, folders, Parquet."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rayclip.data.registry import Row
+from rayclip.data.sources.base import Record, Source
+from rayclip.types import UserError
+
+Kind = Literal["torchvision", "hub", "folder", "parquet", "webdataset"]
+
+__all__ = ["Kind", "Place", "Record", "Source", "open_source"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where to take a data set from.
+
+    Attributes:
+        kind: None is the row's default.
+        location: folder or file; on the hub ORG/NAME. None downloads to `downloads_root()` (torchvision) or takes the
+            row's repository (hub).
+        revision: of the hub's repository; None is the newest.
+    """
+
+    kind: Kind | None = None
+    location: str | None = None
+    revision: str | None = None
+
+
+def downloads_root() -> Path:
+    """Where torchvision's downloads go: `RAYCLIP_DOWNLOADS`, or `~/.cache/rayclip/downloads`."""
+    return Path(os.environ.get("RAYCLIP_DOWNLOADS", "~/.cache/rayclip/downloads")).expanduser()
+
+
+def open_source(name: str, row: Row | None, place: Place, splits: Sequence[str] | None = None) -> Source:
+    """Open a data set where it is.
+
+    Args:
+        name: of the data set.
+        row: its row, None for the user's own.
+        splits: the only ones wanted, by our names, so that others need not be downloaded; None for all.
+
+    Raises:
+        UserError: no such source for this data set, or nothing usable there.
+    """
+    kind = place.kind or (row.default if row is not None else None)
+    if kind == "bundled":
+        raise UserError(f"'{name}' comes with the program: there is nothing to prepare.")
+    captions = row is not None and row.classes == 0
+    if kind == "torchvision":
+        if row is None or row.torchvision is None:
+            raise UserError(f"torchvision has no data set '{name}': take --source {_others(row)}.")
+        from rayclip.data.sources.torchvision_sets import TorchvisionSource
+
+        folder = Path(place.location).expanduser() if place.location else downloads_root()
+        return TorchvisionSource(row, folder, download=place.location is None, splits=splits)
+    if kind == "hub":
+        from rayclip.data.sources.hub import open_hub, parse_hub
+
+        if place.location:
+            hub = parse_hub(place.location, revision=place.revision)
+        elif row is not None and row.hub is not None:
+            hub = row.hub
+        else:
+            raise UserError(f"no place on the hub is known for '{name}': write --source hub ORG/NAME.")
+        return open_hub(hub, revision=place.revision, splits=splits, class_names=() if captions else None)
+    if kind is None:
+        raise UserError(f"'{name}' is none of the known data sets: say where it is, with --source folder PATH.")
+    if place.location is None:
+        raise UserError(f"--source {kind} needs a path after it: --source {kind} PATH.")
+    path = Path(place.location).expanduser()
+    if kind == "parquet":
+        from rayclip.data.sources.parquet_files import open_parquet
+
+        return open_parquet(path, name, row.evaluated if row is not None else "test", () if captions else None)
+    if kind == "webdataset":
+        from rayclip.data.sources.webdataset import open_webdataset
+
+        return open_webdataset(path, () if captions else None)
+    from rayclip.data.sources.folder import open_folder
+
+    return open_folder(row, path)
+
+
+def _others(row: Row | None) -> str:
+    return "hub or folder" if row is not None and row.hub is not None else "folder"

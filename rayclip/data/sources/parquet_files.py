@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -24,6 +25,7 @@ LABELS = ("label", "labels", "fine_label", "cls", "class")
 CAPTIONS = ("captions", "caption", "sentences", "text", "raw")
 
 _SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",)}  # `val` begins `valid` and `validation` as well
+_SPELLINGS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _BATCH = 64  # rows turned into records at a time
 
 
@@ -164,20 +166,25 @@ class ParquetSource(Sharded):
         return None, f"label {value!r} is none of the {len(self.class_names)} classes"
 
 
-def open_parquet(path: Path, name: str) -> ParquetSource:
+def open_parquet(
+    path: Path, name: str, split: str = "test", class_names: tuple[str, ...] | None = None
+) -> ParquetSource:
     """A Parquet file, or a folder of them.
 
     Args:
-        path: a file, taken whole: split `train`, `val` or `test` if its name begins so, else `test`; or a folder with
-            `train*.parquet`, `val*.parquet` and `test*.parquet`, at least one of them, in it or in `data/` below.
+        path: a file, taken whole; or a folder with `train*.parquet`, `val*.parquet` and `test*.parquet`, at least one
+            of them, in it or in `data/` below.
         name: of the data set, for messages.
+        split: of a file whose name does not tell (`train-0.parquet`, `cifar10-test.parquet`).
+        class_names: see `ParquetSource`.
 
     Raises:
         UserError: nothing there, or see `ParquetSource`.
     """
     if path.is_file() or path.suffix == ".parquet":
-        named = (split for split, prefixes in _SPLITS.items() if path.name.startswith(prefixes))
-        return ParquetSource({next(named, "test"): [path]}, name)
+        words = re.split(r"[^a-z]+", path.stem.lower())
+        told = (own for own, spellings in _SPELLINGS.items() if not set(spellings).isdisjoint(words))
+        return ParquetSource({next(told, split): [path]}, name, class_names)
     if not path.is_dir():
         raise UserError(f"no such data file or folder: {path}.")
     for folder in (path, path / "data"):
@@ -186,7 +193,7 @@ def open_parquet(path: Path, name: str) -> ParquetSource:
             for split, prefixes in _SPLITS.items()
         }
         if any(files.values()):
-            return ParquetSource({split: of_split for split, of_split in files.items() if of_split}, name)
+            return ParquetSource({split: of_split for split, of_split in files.items() if of_split}, name, class_names)
     raise UserError(
         f"folder {path} holds no Parquet data set: it needs train*.parquet, val*.parquet or test*.parquet, "
         "in it or in data/ below."

@@ -1,0 +1,85 @@
+"""Data sets by name below a root: prepare them, list them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rayclip.data.classnames import curated_names
+from rayclip.data.manifest import MANIFEST, Manifest, read_manifest
+from rayclip.data.prepare import OnProgress, Request, prepare
+from rayclip.data.registry import ROWS, Row, find
+from rayclip.data.sources import Place, open_source
+from rayclip.store import Store
+from rayclip.types import UserError
+
+EVALUATED = "evaluated"  # among splits: the one that the papers report on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to prepare; see `prepare.Request`. `splits` None is all that the source has."""
+
+    splits: Sequence[str] | None = None
+    strict: bool = False
+    force: bool = False
+    jobs: int | None = None
+
+
+def prepare_named(name: str, place: Place, root: Store, options: Options, on_progress: OnProgress) -> Manifest:
+    """Prepare one data set, known or the user's own, below `root`.
+
+    Raises:
+        UserError: no such data set or source, splits that it has not, or whatever `prepare` finds wrong.
+    """
+    row = ROWS.get(name) if place.kind is not None else find(name)
+    if row is None and not name.replace("_", "").replace("-", "").isalnum():
+        raise UserError(f"'{name}' cannot be a data set's name: use letters, digits, - and _.")
+    wanted = None if options.splits is None else _splits(options.splits, row)
+    source = open_source(name, row, place, wanted)
+    there = source.splits()
+    unknown = [s for s in wanted or () if s not in there]
+    if unknown:
+        raise UserError(f"there is no split '{unknown[0]}' of '{name}' in this source: it has {', '.join(there)}.")
+    kind = source.describe()["kind"]
+    if row is None:
+        class_names = tuple(" ".join(n.replace("_", " ").split()) for n in source.class_names)
+    elif row.classes == 0 and source.class_names:
+        raise UserError(f"'{name}' is image-caption data, but this source has classes: give one with captions.")
+    else:
+        class_names = curated_names(row, source.class_names, kind, source.label_keys)
+    # The row tells of the published data set, its place on the hub may hold another cut of it.
+    cut = row.hub if row is not None and kind == "hub" and place.location is None else None
+    expected: Mapping[str, int] = {**(row.splits if row is not None else {}), **(cut.counts if cut is not None else {})}
+    request = Request(
+        name=name,
+        class_names=class_names,
+        splits=wanted or tuple(there),
+        expected=expected,
+        notes=(cut.note,) if cut is not None and cut.note else (),
+        strict=options.strict,
+        force=options.force,
+        jobs=options.jobs,
+    )
+    return prepare(request, source, root, on_progress)
+
+
+def _splits(splits: Sequence[str], row: Row | None) -> tuple[str, ...]:
+    if EVALUATED in splits and row is None:
+        raise UserError("which split the papers evaluate is known of their own data sets only: name the split.")
+    return tuple(dict.fromkeys(row.evaluated if s == EVALUATED and row is not None else s for s in splits))
+
+
+def prepared(root: Store) -> dict[str, Manifest | UserError]:
+    """What is prepared below `root`, by name; an error for a manifest that is damaged."""
+    found: dict[str, Manifest | UserError] = {}
+    for name in root.folders():
+        store = root.child(name)
+        if store.size(MANIFEST) is None:
+            continue
+        try:
+            manifest = read_manifest(store)
+        except UserError as error:
+            found[name] = error
+        else:
+            assert manifest is not None
+            found[name] = manifest
+    return found

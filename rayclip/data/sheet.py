@@ -1,0 +1,80 @@
+"""A contact sheet: a look at a data set's images with their classes or captions."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from rayclip.data.images import ImageSet
+from rayclip.data.manifest import MANIFEST
+from rayclip.data.opening import open_data, open_manifest
+from rayclip.data.pairs import PairSet, has_captions, open_pairs
+from rayclip.store import Store
+
+_COLUMNS, _ROWS = 8, 6
+_SIDE, _PAD, _TEXT = 112, 8, 18
+_INK, _PAPER = (32, 32, 32), (255, 255, 255)
+
+
+def contact_sheet(place: str, split: str | None = None) -> bytes:
+    """Up to 48 images, spread evenly over classes and data, as PNG bytes.
+
+    Args:
+        place: what `open_data` or `open_pairs` takes.
+        split: of a prepared data set; None is the evaluated one.
+
+    Raises:
+        UserError: no such data set or split.
+    """
+    data = _open(place, split)
+    texts: Sequence[str]
+    if isinstance(data, PairSet):
+        chosen = np.linspace(0, len(data) - 1, min(len(data), _COLUMNS * _ROWS)).round().astype(int)
+        texts = [data.captions[p][0] for p in chosen]
+    else:
+        chosen = _spread(data, _COLUMNS * _ROWS)
+        texts = [data.class_names[label] for label in data.labels[chosen]]
+    rows = -(-len(chosen) // _COLUMNS)
+    cell = _SIDE + _PAD, _SIDE + _TEXT + _PAD
+    sheet = Image.new("RGB", (_COLUMNS * cell[0] + _PAD, rows * cell[1] + _TEXT + 2 * _PAD), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    draw.text((_PAD, _PAD), f"{data.name}: {len(chosen)} of {len(data):,} images", _INK, ImageFont.load_default(15))
+    for i, (image, text) in enumerate(zip(data.images(chosen.tolist()), texts, strict=True)):
+        left, top = _PAD + i % _COLUMNS * cell[0], _TEXT + 2 * _PAD + i // _COLUMNS * cell[1]
+        scale = _SIDE / max(image.size)
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC
+        sheet.paste(image.resize(size, how), (left + (_SIDE - size[0]) // 2, top + (_SIDE - size[1]) // 2))
+        draw.text((left, top + _SIDE + 1), _fit(draw, font, text), _INK, font)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _open(place: str, split: str | None) -> ImageSet | PairSet:
+    if place.endswith(".parquet"):
+        return open_pairs(place) if has_captions(place) else open_data(place, "test")
+    if place != "digits" and Store(place).size(MANIFEST) is not None:
+        captions = open_manifest(Store(place)).kind == "captions"
+        return open_pairs(place, split) if captions else open_data(place, split or "test")
+    return open_data(place, split or "test")
+
+
+def _spread(data: ImageSet, count: int) -> np.ndarray:
+    """Positions that show as many classes as possible, each from all over the data."""
+    per_class = -(-count // len(data.class_names))
+    picked = []
+    for label in range(len(data.class_names)):
+        members = np.flatnonzero(data.labels == label)
+        picked.append(members[np.linspace(0, len(members) - 1, min(len(members), per_class)).round().astype(int)])
+    found = np.concatenate(picked)
+    return found[np.linspace(0, len(found) - 1, min(len(found), count)).round().astype(int)]
+
+
+def _fit(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> str:
+    if draw.textlength(text, font) <= _SIDE:
+        return text
+    while text and draw.textlength(text + "…", font) > _SIDE:
+        text = text[:-1]
+    return text + "…"
