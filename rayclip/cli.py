@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from rayclip.cli_captions import captions
 from rayclip.types import UserError
 
 # Typer brings its own click: its exceptions are reached through the one that Typer makes public.
@@ -54,6 +55,9 @@ Resolution = Annotated[
     Literal["native", "model"],
     typer.Option(help="native: perturb at the images' own size; model: resize to the model's input first."),
 ]
+
+
+app.add_typer(captions, name="captions")
 
 
 @app.callback(invoke_without_command=True)

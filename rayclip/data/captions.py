@@ -198,7 +198,9 @@ def _read_csv(path: Path) -> tuple[Iterator[tuple[int, dict[str, Any]]], dict[st
         made_from = {}
     except ValueError:
         raise UserError(f"{_beside(path)} is damaged: delete it or write {path} again.") from None
-    filled = ((n, r) for n, r in enumerate(reader, start=2) if any(isinstance(v, str) and v.strip() for v in r.values()))
+    filled = (
+        (n, r) for n, r in enumerate(reader, start=2) if any(isinstance(v, str) and v.strip() for v in r.values())
+    )
     return filled, made_from
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class CaptionJob:
     images: int = 0
     data_fingerprint: str = ""
     seed: int = 0
-    settings: GeneratorSettings = GeneratorSettings()
+    settings: GeneratorSettings = field(default_factory=GeneratorSettings)
 
     def chunks(self) -> list[tuple[str, ...]]:
         """The classes in pieces that fill a batch."""
@@ -151,9 +151,7 @@ class _Pool:
         if not self._job.images or self._data is None:
             return []
         job, data = self._job, self._data
-        return [
-            data.images(example_positions(data, name, job.images, job.seed)) for name in self._chunks[number]
-        ]
+        return [data.images(example_positions(data, name, job.images, job.seed)) for name in self._chunks[number]]
 
     def _collect(self, ready: Any, number: int) -> bool:
         """Keep a finished chunk; False if its actor was lost and the chunk went back to the queue."""

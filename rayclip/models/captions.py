@@ -70,19 +70,11 @@ def nearest_captions(
         For each class `keep` captions.
 
     Raises:
-        UserError: classes with fewer than `keep` captions, and `fill` not asked for or without enough templates.
+        UserError: as `check_enough`.
     """
-    if keep < 1:
-        raise ValueError(f"keep is {keep}; it must be 1 or more")
+    check_enough(class_names, captions, keep, fill=fill)
     names = [clean_name(name) for name in class_names]
     short = [label for label, own in enumerate(captions) if len(own) < keep]
-    if short and not fill:
-        shown = ", ".join(f"'{class_names[label]}' ({len(captions[label])})" for label in short[:5])
-        more = f" and {len(short) - 5} more" if len(short) > 5 else ""
-        raise UserError(
-            f"{len(short)} of {len(names)} classes have fewer than {keep} captions: {shown}{more}; keep fewer, add "
-            "captions or mend the names, or fill up with class prompts (--fill template)."
-        )
     fillers = {label: _fillers(class_names[label], captions[label], keep) for label in short}
     texts = [*names, *(text for own in captions for text in own), *(text for own in fillers.values() for text in own)]
     embedded = _embed(clip, texts, progress)
@@ -96,6 +88,24 @@ def nearest_captions(
         ranked = sorted((scored(label, text) for text in own), key=lambda s: -s.score)  # stable: ties keep their order
         chosen.append(ranked[:keep] + [scored(label, text, filled=True) for text in fillers.get(label, [])])
     return chosen
+
+
+def check_enough(class_names: Sequence[str], captions: Sequence[Sequence[str]], keep: int, *, fill: bool) -> None:
+    """Raise a `UserError` that names classes with fewer than `keep` captions, or with more missing than templates."""
+    if keep < 1:
+        raise ValueError(f"keep is {keep}; it must be 1 or more")
+    short = [label for label, own in enumerate(captions) if len(own) < keep]
+    if fill:
+        for label in short:
+            _fillers(class_names[label], captions[label], keep)
+    elif short:
+        shown = ", ".join(f"'{class_names[label]}' ({len(captions[label])})" for label in short[:5])
+        more = f" and {len(short) - 5} more" if len(short) > 5 else ""
+        raise UserError(
+            f"{len(short)} of {len(class_names)} classes have fewer than {keep} captions: {shown}{more}; add captions "
+            "or mend names (rayclip captions check suggests some), keep fewer, or fill up with class prompts "
+            "(--fill template)."
+        )
 
 
 def _fillers(name: str, own: Sequence[str], keep: int) -> list[str]:

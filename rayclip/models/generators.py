@@ -151,7 +151,7 @@ def generator_kind(model: str) -> GeneratorKind:
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     )
 
-    config, front = _load(model, "AutoConfig"), None
+    config = _load(model, "AutoConfig")
     sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     if not sees and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(
@@ -194,6 +194,8 @@ class TransformersGenerator(CaptionGenerator):
         loader = "AutoModelForImageTextToText" if self.kind.sees else "AutoModelForCausalLM"
         dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
         self._model = _load(model, loader).to(device=self._device, dtype=dtype).eval()
+        if self._model.generation_config.pad_token_id is None:
+            self._model.generation_config.pad_token_id = self._tokenizer.pad_token_id
         ends = self._model.generation_config.eos_token_id
         self._ends = {*self._tokenizer.all_special_ids, *(ends if isinstance(ends, list) else [ends])}
 
@@ -221,11 +223,11 @@ class TransformersGenerator(CaptionGenerator):
         content: Any = ask.question
         if self.kind.sees:
             content = [{"type": "image"}] * (ask.image is not None) + [{"type": "text", "text": ask.question}]
+        template = self._front.chat_template
+        # Models that would think first have templates that know this switch.
+        switches = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
         return self._front.apply_chat_template(
-            [{"role": "user", "content": content}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,  # known to the templates of models that would think first
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True, **switches
         )
 
     @torch.no_grad()
@@ -236,8 +238,9 @@ class TransformersGenerator(CaptionGenerator):
         if images[0] is not None:
             options["images"] = [[image] for image in images] if self.kind.chats else images
         inputs = self._front(text=prompts, **options).to(self._device)
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
+        for name, value in inputs.items():
+            if torch.is_floating_point(value):  # pixels, under whatever name the model has for them
+                inputs[name] = value.to(self._model.dtype)
         inputs.pop("token_type_ids", None)
         with silence():
             written = self._model.generate(
@@ -245,7 +248,6 @@ class TransformersGenerator(CaptionGenerator):
                 do_sample=True,
                 temperature=self._settings.temperature,
                 max_new_tokens=self._settings.max_new_tokens,
-                pad_token_id=self._tokenizer.pad_token_id,
             )
         captioner = self.kind.sees and not self.kind.chats
         fresh = written if captioner else written[:, inputs["input_ids"].shape[1] :]  # a captioner's prompt is a part
