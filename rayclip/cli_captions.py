@@ -64,8 +64,6 @@ def filter_captions(
     described = read_descriptions(json)
     matching = match_classes(described.sentences, names, alternatives)
     check_enough(names, matching.captions, keep, fill=fill == "template")  # before seconds of loading
-    if not quiet:
-        _report(described, matching, names, limit=_FEW)
 
     import torch
 
@@ -73,6 +71,8 @@ def filter_captions(
     from rayclip.models import load_model
 
     clip = load_model(model, "cuda" if torch.cuda.is_available() else "cpu")
+    if not quiet:
+        _report(described, matching, names, limit=_FEW)
     with Display(quiet=quiet) as display:
         chosen = nearest_captions(
             clip,
@@ -201,7 +201,7 @@ def generate(
             f"repeats or unfinished: {_listed([f'{name} ({len(found[name])})' for name in few], _FEW)}",
             file=sys.stderr,
         )
-    print(f"captions: {out} ({sum(map(len, found.values()))} of {_count(len(found), 'class', 'classes')})")
+    print(f"captions: {out} ({sum(map(len, found.values()))} sentences of {_count(len(found), 'class', 'classes')})")
     meant = f"--data {data}" if data else f"--classes {classes}"
     print(f"choose from them: rayclip captions filter {out} {meant} --model MODEL --out {out.with_suffix('.parquet')}")
 
@@ -300,7 +300,8 @@ def _report(described: "Descriptions", matching: "Matching", names: Sequence[str
     counts = [len(own) for own in matching.captions if own]
     lines = [f"{len(names) - len(matching.unmatched)} of {_count(len(names), 'class', 'classes')} matched"]
     if counts:
-        lines[0] += f", with {min(counts)} to {max(counts)} captions"
+        span = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+        lines[0] += f", with {span} captions each"
     dropped = [f"{described.repeated} repeated", f"{described.empty} empty"]
     if described.repeated or described.empty:
         lines.append(f"sentences dropped: {', '.join(d for d in dropped if not d.startswith('0 '))}")

@@ -92,7 +92,7 @@ def chat_vision_model(folder: Path) -> str:
     )
     model = LlavaForConditionalGeneration(config)
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        for p in model.parameters():
             if p.ndim > 1:
                 p.mul_(20)  # for the image to matter to what is written
     model.save_pretrained(folder)

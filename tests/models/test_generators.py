@@ -1,10 +1,10 @@
 """Real `transformers` models with random weights: what they write is nonsense, how it is asked for and kept is not."""
 
 import pytest
-import tiny_generators
 import torch
 from PIL import Image
 
+import tiny_generators
 from rayclip.models.generators import (
     IMAGE_QUESTIONS,
     QUESTIONS,
