@@ -147,7 +147,7 @@ def read_table(path: str | Path) -> CaptionTable:
         if len(names) > 1:
             raise UserError(f"{path} gives class {label} several names: {', '.join(sorted(names))}.")
     rows.sort(key=lambda row: (row.class_index, math.inf if row.rank is None else row.rank))
-    return CaptionTable(rows=tuple(rows), made_from=made_from)
+    return CaptionTable(rows=tuple(rows), made_from=made_from if isinstance(made_from, dict) else {})
 
 
 def _row(where: str, record: Mapping[str, Any]) -> Caption:

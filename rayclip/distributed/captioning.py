@@ -204,13 +204,16 @@ class _Actor:
 
 
 def _resources(workers: int | None) -> tuple[int, float, float]:
-    """(actors, CPUs of one, GPUs of one). A language model on CPUs wants a node's cores together, and its memory."""
+    """(actors, CPUs of one, GPUs of one), not more than the cluster can hold: the rest would wait for ever.
+
+    A language model on CPUs wants a node's cores together, and its memory.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
     gpus = ray.cluster_resources().get("GPU", 0.0)
     if gpus >= 1:
-        return workers or int(gpus), 1.0, 1.0
-    count = workers or max(1, len(nodes))
+        return min(workers or int(gpus), int(gpus)), 1.0, 1.0
     smallest = min((node["CPU"] for node in nodes), default=1.0)
+    count = min(workers or max(1, len(nodes)), max(1, len(nodes)) * int(smallest))
     return count, max(1.0, smallest // -(-count // max(1, len(nodes)))), 0.0
 
 

@@ -5,6 +5,7 @@ one sentence each. With an image-text model every question comes with one exampl
 """
 
 import hashlib
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -241,7 +242,8 @@ class TransformersGenerator(CaptionGenerator):
         for name, value in inputs.items():
             if torch.is_floating_point(value):  # pixels, under whatever name the model has for them
                 inputs[name] = value.to(self._model.dtype)
-        inputs.pop("token_type_ids", None)
+        if "token_type_ids" not in inspect.signature(self._model.forward).parameters:
+            inputs.pop("token_type_ids", None)  # some tokenizers write them for every model
         with silence():
             written = self._model.generate(
                 **inputs,

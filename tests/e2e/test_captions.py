@@ -25,14 +25,15 @@ def models(tmp_path_factory):
 
 
 def generate(model, out, *more):
-    options = ["--data", "digits", "--per-class", "4", "--batch-size", "4", "--quiet"]  # a class a part
+    """A class a part, and long enough answers for the work to be interrupted in between."""
+    options = ["--data", "digits", "--per-class", "4", "--batch-size", "4", "--max-new-tokens", "200", "--quiet"]
     return ["captions", "generate", "--generator", model, *options, "--out", out, *more]
 
 
 @pytest.mark.parametrize(("kind", "stop"), [("text", signal.SIGINT), ("image", signal.SIGKILL)])
 def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(models, tmp_path, kind, stop):
     more = ["--images", "2"] if kind == "image" else []
-    done = run(tmp_path, *generate(models[kind], "whole.json", *more, "--workers", "2"))
+    done = run(tmp_path, *generate(models[kind], "whole.json", *more, "--workers", "9"))
     assert done.stdout.startswith("captions: whole.json (40 sentences of 10 classes)\n") and done.stderr == ""
     whole = json.loads((tmp_path / "whole.json").read_text())
     assert list(whole) == list(open_data("digits", "train").class_names)
@@ -94,8 +95,8 @@ def test_a_lost_worker_is_replaced(models, tmp_path):
             pid = parent[pid]
         return pid == process.pid
 
-    for pid, _, args in table:
-        if "ray::_Actor" in args and ours(int(pid)):
-            os.kill(int(pid), signal.SIGKILL)
+    actors = [int(pid) for pid, _, args in table if "ray::_Actor" in args and ours(int(pid))]
+    assert len(actors) == 1
+    os.kill(actors[0], signal.SIGKILL)
     assert process.wait(timeout=120) == 0
     assert (tmp_path / "c.json").read_text() == (tmp_path / "whole.json").read_text()
