@@ -27,21 +27,28 @@ def models(tmp_path_factory):
 def generate(model, out, *more):
     """A class a part, and long enough answers for the work to be interrupted in between."""
     options = ["--data", "digits", "--per-class", "4", "--batch-size", "4", "--max-new-tokens", "200", "--quiet"]
-    return ["captions", "generate", "--generator", model, *options, "--out", out, *more]
+    images = ["--images", "2"] if model.endswith("image") else []
+    return ["captions", "generate", "--generator", model, *options, *images, "--out", out, *more]
+
+
+@pytest.fixture(scope="module")
+def whole(models, tmp_path_factory):
+    """What undisturbed runs write, on as many workers as there is room for."""
+    cwd, found = tmp_path_factory.mktemp("whole"), {}
+    for kind, model in models.items():
+        done = run(cwd, *generate(model, f"{kind}.json", "--workers", "9"))
+        assert done.stdout.startswith(f"captions: {kind}.json (40 sentences of 10 classes)\n") and done.stderr == ""
+        found[kind] = json.loads((cwd / f"{kind}.json").read_text())
+        assert list(found[kind]) == list(open_data("digits", "train").class_names)
+        assert all(len(set(own)) == 4 for own in found[kind].values())
+    return found
 
 
 @pytest.mark.parametrize(("kind", "stop"), [("text", signal.SIGINT), ("image", signal.SIGKILL)])
-def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(models, tmp_path, kind, stop):
-    more = ["--images", "2"] if kind == "image" else []
-    done = run(tmp_path, *generate(models[kind], "whole.json", *more, "--workers", "9"))
-    assert done.stdout.startswith("captions: whole.json (40 sentences of 10 classes)\n") and done.stderr == ""
-    whole = json.loads((tmp_path / "whole.json").read_text())
-    assert list(whole) == list(open_data("digits", "train").class_names)
-    assert all(len(set(own)) == 4 for own in whole.values())
-
-    command = [*RAYCLIP, *generate(models[kind], "broken.json", *more)]
+def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(models, whole, tmp_path, kind, stop):
+    command = [*RAYCLIP, *generate(models[kind], "c.json")]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    parts = tmp_path / "broken.parts"
+    parts = tmp_path / "c.parts"
     wait_for(lambda: any(parts.glob("part-*.json")))
     if stop == signal.SIGINT:
         process.send_signal(stop)
@@ -50,40 +57,16 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(models, tmp_p
     else:
         kill_tree(process)
     before = {part.name: part.stat().st_mtime_ns for part in parts.glob("part-*.json")}
-    assert 0 < len(before) < 10 and not (tmp_path / "broken.json").exists()
+    assert 0 < len(before) < 10 and not (tmp_path / "c.json").exists()
 
-    run(tmp_path, *generate(models[kind], "broken.json", *more))
-    assert json.loads((tmp_path / "broken.json").read_text()) == whole
+    run(tmp_path, *generate(models[kind], "c.json"))
+    assert json.loads((tmp_path / "c.json").read_text()) == whole[kind]
     after = {part.name: part.stat().st_mtime_ns for part in parts.glob("part-*.json")}
     assert len(after) == 10 and before.items() <= after.items(), "what was there is not written again"
 
-    again = run(tmp_path, *generate(models[kind], "broken.json", *more), RAY_ADDRESS="127.0.0.1:9")
-    assert "already holds these captions; nothing to do" in again.stdout
-    other = run(tmp_path, *generate(models[kind], "broken.json", *more, "--seed", "1"), check=False)
-    assert other.returncode == 2 and "was begun with another seed" in other.stderr
 
-    run(
-        tmp_path,
-        "captions",
-        "filter",
-        "broken.json",
-        "--data",
-        "digits",
-        "--model",
-        "digits",
-        "--keep",
-        "3",
-        "--out",
-        "c.csv",
-    )
-    chosen = read_captions(tmp_path / "c.csv", open_data("digits", "test").class_names)
-    assert all(set(own) <= set(whole[name]) for own, name in zip(chosen, whole, strict=True))
-    assert "0 zero" in run(tmp_path, "captions", "show", "c.csv").stdout
-
-
-def test_a_lost_worker_is_replaced(models, tmp_path):
+def test_a_lost_worker_is_replaced_and_what_was_written_can_be_chosen_from(models, whole, tmp_path):
     """The actor's process is killed in the middle of work; the run ends all the same."""
-    run(tmp_path, *generate(models["text"], "whole.json"))
     process = subprocess.Popen([*RAYCLIP, *generate(models["text"], "c.json")], cwd=tmp_path, start_new_session=True)
     wait_for(lambda: any((tmp_path / "c.parts").glob("part-*.json")))
     children = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
@@ -99,4 +82,11 @@ def test_a_lost_worker_is_replaced(models, tmp_path):
     assert len(actors) == 1
     os.kill(actors[0], signal.SIGKILL)
     assert process.wait(timeout=120) == 0
-    assert (tmp_path / "c.json").read_text() == (tmp_path / "whole.json").read_text()
+    assert json.loads((tmp_path / "c.json").read_text()) == whole["text"]
+
+    again = run(tmp_path, *generate(models["text"], "c.json"), RAY_ADDRESS="127.0.0.1:9")
+    assert "already holds these captions; nothing to do" in again.stdout
+    options = ["--data", "digits", "--model", "digits", "--keep", "3", "--out", "c.csv"]
+    run(tmp_path, "captions", "filter", "c.json", *options)
+    chosen = read_captions(tmp_path / "c.csv", open_data("digits", "test").class_names)
+    assert all(set(own) <= set(whole["text"][name]) for own, name in zip(chosen, whole["text"], strict=True))
