@@ -328,4 +328,4 @@ def main() -> None:
 
 
 # These add their commands to `app`, so `app` comes first.
-from rayclip import cli_data, cli_retrieval  # noqa: E402, F401
+from rayclip import cli_captions, cli_data, cli_retrieval  # noqa: E402, F401

@@ -1,0 +1,235 @@
+"""The captions that were chosen for a data set's classes, as a table that people read and edit.
+
+One row a caption: `class_index, class_name, rank, caption, score, source`. Parquet, or CSV by the file's ending, with
+the same columns; what the table was made from is in Parquet's schema metadata, beside a CSV in `FILE.csv.json`. All
+rows of a file are used, so editing is deleting, changing or adding rows. Only `class_index` and `caption` have to stay.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayclip.data.descriptions import normal_name
+from rayclip.types import UserError
+
+_METADATA = b"rayclip_captions"
+_SCHEMA = pa.schema(
+    [
+        ("class_index", pa.int64()),
+        ("class_name", pa.string()),
+        ("rank", pa.int64()),
+        ("caption", pa.string()),
+        ("score", pa.float64()),
+        ("source", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """One row.
+
+    Attributes:
+        class_index: the label.
+        class_name: for people, and to notice a file of other classes; "" if an editor left it out.
+        rank: 1 is the best of its class; None if an editor left it out.
+        caption: one sentence.
+        score: its text embedding's cosine to the class name's, None if nobody measured it.
+        source: `description` (from the file of descriptions), `template` (filled up), or what an editor writes.
+    """
+
+    class_index: int
+    class_name: str
+    rank: int | None
+    caption: str
+    score: float | None
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionTable:
+    """Rows by class and rank; `made_from` is what the file says of its origin, empty after some editors."""
+
+    rows: tuple[Caption, ...]
+    made_from: Mapping[str, Any]
+
+
+def check_table_name(path: Path) -> None:
+    """Raise a `UserError` unless `path` can be written as a table: `.parquet` or `.csv` in a folder that exists."""
+    if path.suffix.lower() not in (".parquet", ".csv"):
+        raise UserError(f"{path}: captions are written as .parquet or .csv.")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a file.")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.absolute().parent}.")
+
+
+def write_captions(path: Path, rows: Sequence[Caption], made_from: Mapping[str, Any]) -> None:
+    """Write a table; a file is there whole or not at all.
+
+    Args:
+        path: `.parquet` or `.csv`.
+        made_from: JSON values; `class_names` in label order lets `read_captions` notice a class that was deleted.
+    """
+    check_table_name(path)
+    if path.suffix.lower() == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, _SCHEMA.names)
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+        _write(_beside(path), (json.dumps(made_from, indent=1, ensure_ascii=False) + "\n").encode())
+        _write(path, text.getvalue().encode("utf-8-sig"))  # without the mark Excel takes UTF-8 for something else
+        return
+    metadata = {_METADATA: json.dumps(made_from).encode()}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], _SCHEMA.with_metadata(metadata)), sink)
+    _write(path, sink.getvalue().to_pybytes())
+
+
+def read_captions(path: str | Path, class_names: Sequence[str] | None = None) -> list[list[str]]:
+    """The captions of each class, in label order, best first.
+
+    Args:
+        path: a table, edited or not.
+        class_names: the classes that it must be for; None takes those that the file was made for.
+
+    Raises:
+        UserError: as `read_table`, a class has no caption, or the file is of other classes.
+    """
+    table = read_table(path)
+    names = table.made_from.get("class_names") if class_names is None else class_names
+    by_label: dict[int, list[str]] = {}
+    for row in table.rows:
+        by_label.setdefault(row.class_index, []).append(row.caption)
+        if names is None:
+            continue
+        if row.class_index >= len(names):
+            raise UserError(f"{path} has class {row.class_index}, but there are {len(names)} classes, 0 first.")
+        expected = names[row.class_index]
+        if row.class_name and normal_name(row.class_name) != normal_name(expected):
+            raise UserError(
+                f"{path} has captions of '{row.class_name}' as class {row.class_index}, which is '{expected}': "
+                "it is of another data set, or the row's class_index is wrong."
+            )
+    count = max(by_label) + 1 if names is None else len(names)
+    bare = [label for label in range(count) if label not in by_label]
+    if bare:
+        shown = ", ".join(str(label) if names is None else f"'{names[label]}'" for label in bare[:5])
+        more = f" and {len(bare) - 5} more" if len(bare) > 5 else ""
+        raise UserError(f"{path} has no caption for {shown}{more}: every class needs one.")
+    return [by_label[label] for label in range(count)]
+
+
+def read_table(path: str | Path) -> CaptionTable:
+    """Read a table of captions as a person may have left it: rows in any order, ranks, scores and names optional.
+
+    Raises:
+        UserError: missing or damaged, no captions in it, or a row that makes no sense, which is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no such file of captions: {path}.")
+    records, made_from = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
+    rows = [_row(f"{path}, row {number}", record) for number, record in records]
+    if not rows:
+        raise UserError(f"{path} holds no captions.")
+    for label in {row.class_index for row in rows}:
+        names = {normal_name(row.class_name) for row in rows if row.class_index == label and row.class_name}
+        if len(names) > 1:
+            raise UserError(f"{path} gives class {label} several names: {', '.join(sorted(names))}.")
+    rows.sort(key=lambda row: (row.class_index, math.inf if row.rank is None else row.rank))
+    return CaptionTable(rows=tuple(rows), made_from=made_from if isinstance(made_from, dict) else {})
+
+
+def _row(where: str, record: Mapping[str, Any]) -> Caption:
+    caption = " ".join(str(record.get("caption") or "").split())
+    if not caption:
+        raise UserError(f"{where} has no caption: write one or delete the row.")
+    label = _number(where, record, "class_index", whole=True)
+    if label is None or label < 0:
+        raise UserError(f"{where}: class_index must be a number from 0.")
+    rank = _number(where, record, "rank", whole=True)
+    return Caption(
+        class_index=int(label),
+        class_name=str(record.get("class_name") or "").strip(),
+        rank=None if rank is None else int(rank),
+        caption=caption,
+        score=_number(where, record, "score", whole=False),
+        source=str(record.get("source") or "").strip(),
+    )
+
+
+def _number(where: str, record: Mapping[str, Any], column: str, *, whole: bool) -> float | None:
+    """A cell as a number; None for an empty one, as spreadsheets and pandas write it. Whole ones may end in `.0`."""
+    written = record.get(column)
+    if written is None or (isinstance(written, str) and not written.strip()) or written != written:
+        return None
+    try:
+        value = float(written)
+        if whole and not value.is_integer():
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{where}: {column} '{written}' is no {'whole ' if whole else ''}number.") from None
+    return value
+
+
+def _read_csv(path: Path) -> tuple[Iterator[tuple[int, dict[str, Any]]], dict[str, Any]]:
+    """Rows with the numbers that a spreadsheet shows."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8: save it from your editor as 'CSV UTF-8'.") from None
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)  # spreadsheets write what their country writes
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    _check_columns(path, reader.fieldnames or [])
+    try:
+        made_from = json.loads(_beside(path).read_bytes())
+    except FileNotFoundError:
+        made_from = {}
+    except ValueError:
+        raise UserError(f"{_beside(path)} is damaged: delete it or write {path} again.") from None
+    filled = (
+        (n, r) for n, r in enumerate(reader, start=2) if any(isinstance(v, str) and v.strip() for v in r.values())
+    )
+    return filled, made_from
+
+
+def _read_parquet(path: Path) -> tuple[Iterator[tuple[int, dict[str, Any]]], dict[str, Any]]:
+    try:
+        table = pq.read_table(path)
+        made_from = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        raise UserError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}") from None
+    _check_columns(path, table.column_names)
+    return iter(enumerate(table.to_pylist(), start=1)), made_from
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    for column in ("class_index", "caption"):
+        if column not in columns:
+            raise UserError(f"{path} has no column '{column}': a table of captions needs class_index and caption.")
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _write(path: Path, data: bytes) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        aside.write_bytes(data)
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+    finally:
+        aside.unlink(missing_ok=True)

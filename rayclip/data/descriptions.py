@@ -1,0 +1,269 @@
+"""Descriptions of classes in CuPL's form (Pratt et al. 2023), and which class each belongs to.
+
+The form is one JSON object, class name -> list of sentences; SAFT's multimodal ones have it too.
+"""
+
+import difflib
+import hashlib
+import http.client
+import json
+import re
+import time
+import unicodedata
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayclip.types import UserError
+
+_TIMEOUT_S = 30.0
+_LIMIT_BYTES = 64 << 20  # ImageNet's descriptions have 1.3 MB
+# difflib's ratio from which a name is worth suggesting: lower for names that share a word ('newt', 'common newt'),
+# higher for others, where it is meant to find slips of the pen and not that 'rooster' looks like 'four-poster'.
+_NEAR_SHARED, _NEAR = 0.5, 0.75
+
+# One sign for what keyboards and typesetters write differently; `_`, `-` and `/` as in `models.zeroshot.clean_name`.
+_SIGNS = str.maketrans({**dict.fromkeys("_-/‐‑‒–—", " "), **dict.fromkeys("’‘ʼ´`", "'")})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descriptions:
+    """What a file says, before anything is matched.
+
+    Attributes:
+        source: path or address, without what may be secret in an address.
+        sha256: of the file's bytes.
+        sentences: the file's own class names -> sentences, blanks tidied, empty ones and exact repeats dropped.
+        empty, repeated: how many were dropped.
+    """
+
+    source: str
+    sha256: str
+    sentences: Mapping[str, tuple[str, ...]]
+    empty: int
+    repeated: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmatched:
+    """A name without its counterpart. `nearest` is a suggestion, `reason` is there where a counterpart is ambiguous."""
+
+    name: str
+    nearest: str | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """Descriptions by label.
+
+    Attributes:
+        keys: the file's class name of each label, None where there is none.
+        captions: the sentences of each label, empty where there is no key.
+        unmatched: labels without a key.
+        unused: keys without a label.
+        conflicts: groups of keys that differ in spelling only.
+    """
+
+    keys: tuple[str | None, ...]
+    captions: tuple[tuple[str, ...], ...]
+    unmatched: Mapping[int, Unmatched]
+    unused: tuple[Unmatched, ...]
+    conflicts: tuple[tuple[str, ...], ...]
+
+
+def normal_name(name: str) -> str:
+    """The spelling in which names are compared: lower case, `_`, `-`, `/` and blanks one blank, one kind of apostrophe.
+
+    Names that `clean_name` makes equal are equal here. Brackets stay, because they tell classes apart (SUN397's
+    'apse (indoor)', ImageNet's 'kite (bird of prey)'); so do apostrophes and accents, whose absence is a difference
+    that a person should see: 'creme brulee' is suggested for 'crème brûlée', not taken for it. Only their encoding is
+    unified (Unicode NFC, ’ as ').
+    """
+    return " ".join(unicodedata.normalize("NFC", name).lower().translate(_SIGNS).split())
+
+
+def read_descriptions(source: str, *, timeout_s: float = _TIMEOUT_S, limit_bytes: int = _LIMIT_BYTES) -> Descriptions:
+    """Read and check CuPL-style JSON.
+
+    Args:
+        source: a path, or an http(s) address; other schemes are refused.
+        timeout_s: for connecting, and for the whole download.
+        limit_bytes: a longer file is refused.
+
+    Raises:
+        UserError: unreachable, too large, no JSON, or JSON of another form.
+    """
+    data = _fetch(source, timeout_s, limit_bytes)
+    empty = repeated = 0
+    sentences: dict[str, tuple[str, ...]] = {}
+    shown = _without_secrets(source)
+    for name, written in _parse(shown, data).items():
+        if not name.strip():
+            raise UserError(f"{shown} has a class without a name: name it or drop it.")
+        if not isinstance(written, list) or not all(isinstance(s, str) for s in written):
+            raise UserError(f"{shown}: class '{name}' must have a list of sentences.")
+        tidy = [t for s in written if (t := " ".join(s.split()))]
+        kept = tuple(dict.fromkeys(tidy))
+        empty += len(written) - len(tidy)
+        repeated += len(tidy) - len(kept)
+        sentences[name] = kept
+    if not sentences:
+        raise UserError(f"{shown} describes no class.")
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Descriptions(source=shown, sha256=sha256, sentences=sentences, empty=empty, repeated=repeated)
+
+
+def match_classes(
+    sentences: Mapping[str, tuple[str, ...]], class_names: Sequence[str], alternatives: Sequence[str] | None = None
+) -> Matching:
+    """Give every label its sentences, by names that are equal as `normal_name`.
+
+    Of keys that differ in spelling only (ImageNet's dog 'Cardigan' and its garment 'cardigan') a label takes the one
+    spelt exactly as the label is; where there is none it stays unmatched. Classes that share a name share its sentences
+    (ImageNet's curated 'missile'). What no class name takes can be taken by an alternative one, unless two labels
+    would: 'crane' is a bird and a machine.
+
+    Args:
+        class_names: in label order, as used in prompts.
+        alternatives: other spellings in label order, such as the data set's raw names.
+    """
+    groups: dict[str, list[str]] = {}
+    for key in sentences:
+        groups.setdefault(normal_name(key), []).append(key)
+    keys = [_pick(groups.get(normal_name(name), []), name) for name in class_names]
+    reasons: dict[int, str] = {}
+    if alternatives is not None:
+        left = {n: [k for k in group if k not in keys] for n, group in groups.items()}
+        wanted = {i: _pick(left.get(normal_name(alternatives[i]), []), alternatives[i]) for i in _missing(keys)}
+        claims = Counter(wanted.values())
+        for label, found in wanted.items():
+            if found is not None and claims[found] == 1:
+                keys[label] = found
+            elif found is not None:
+                reasons[label] = f"'{found}' could be {claims[found]} classes"
+    unused = [key for key in sentences if key not in keys]
+    missing = _missing(keys)
+    for label in missing:
+        rivals = [k for k in groups.get(normal_name(class_names[label]), []) if k in unused]
+        if len(rivals) > 1:
+            reasons[label] = f"{_quoted(rivals)} differ in spelling only"
+    return Matching(
+        keys=tuple(keys),
+        captions=tuple(() if key is None else sentences[key] for key in keys),
+        unmatched={
+            i: Unmatched(name=name, nearest=near, reason=reasons.get(i, ""))
+            for i, (name, near) in zip(missing, _suggest([class_names[i] for i in missing], unused), strict=True)
+        },
+        unused=tuple(
+            Unmatched(name=name, nearest=near) for name, near in _suggest(unused, [class_names[i] for i in missing])
+        ),
+        conflicts=tuple(tuple(group) for group in groups.values() if len(group) > 1),
+    )
+
+
+def _pick(group: Sequence[str], name: str) -> str | None:
+    """The one key of a group, or the one of exactly this spelling."""
+    return name if name in group else group[0] if len(group) == 1 else None
+
+
+def _missing(keys: Sequence[str | None]) -> list[int]:
+    return [label for label, key in enumerate(keys) if key is None]
+
+
+def _suggest(names: Sequence[str], among: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Each name with the nearest of the others."""
+    spelling = {normal_name(other): other for other in among}
+
+    def nearest(name: str) -> str | None:
+        for other in difflib.get_close_matches(name, spelling, n=20, cutoff=_NEAR_SHARED):  # the nearest first
+            shared = set(name.split()) & set(other.split())
+            if shared or difflib.SequenceMatcher(None, other, name).ratio() >= _NEAR:
+                return spelling[other]
+        return None
+
+    return [(name, nearest(normal_name(name))) for name in names]
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return " and ".join(f"'{name}'" for name in names)
+
+
+def _without_secrets(source: str) -> str:
+    """An address without user, password and query; a path as it is."""
+    if "://" not in source:
+        return source
+    return re.sub(r"://[^/]*@", "://", re.split(r"[?#]", source)[0])
+
+
+def _fetch(source: str, timeout_s: float, limit_bytes: int) -> bytes:
+    path = Path(source)
+    scheme = source.partition(":")[0].lower() if ":" in source else ""
+    too_large = f"is larger than {limit_bytes >> 20} MB: no file of descriptions is."
+    if scheme in ("http", "https"):
+        data = _download(source, timeout_s, limit_bytes)
+    elif scheme and not path.exists():
+        raise UserError(f"'{_without_secrets(source)}' is neither a file nor an http(s) address.")
+    else:
+        try:
+            with path.open("rb") as file:
+                data = file.read(limit_bytes + 1)
+        except FileNotFoundError:
+            raise UserError(f"no such file: {source}.") from None
+        except OSError as error:
+            raise UserError(f"{source} cannot be read: {error.strerror}.") from None
+    if len(data) > limit_bytes:
+        raise UserError(f"{_without_secrets(source)} {too_large}")
+    return data
+
+
+def _download(address: str, timeout_s: float, limit_bytes: int) -> bytes:
+    """At most `limit_bytes` + 1 bytes. Redirects stay within http(s): the opener knows no other scheme."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    shown, deadline = _without_secrets(address), time.monotonic() + timeout_s
+    data = bytearray()
+    try:
+        request = urllib.request.Request(address, headers={"User-Agent": "rayclip"})
+        with opener.open(request, timeout=timeout_s) as response:
+            while len(data) <= limit_bytes and (part := response.read1(min(1 << 16, limit_bytes + 1 - len(data)))):
+                data += part
+                if time.monotonic() > deadline:
+                    raise TimeoutError("timed out")
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{shown} answers {error.code} {error.reason}: check the address.") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise UserError(f"{shown} could not be downloaded: {reason}; download it yourself and give the file.") from None
+    return bytes(data)
+
+
+def _parse(shown: str, data: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        if twice:  # Python would keep the last list without a word
+            raise UserError(f"{shown} has class '{twice[0]}' twice: join its sentences.")
+        return dict(pairs)
+
+    try:
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        html = data.lstrip()[:1] == b"<"
+        hint = "it looks like a web page, so take the raw file's address" if html else str(error)
+        raise UserError(f"{shown} is no JSON ({hint}).") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{shown} must be one JSON object, class name to list of sentences.")
+    return value

@@ -1,0 +1,231 @@
+"""Actors that write captions: classes go to them in chunks, and what a chunk gave is kept beside the result."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from PIL import Image
+from ray.exceptions import RayActorError, RayTaskError
+
+from rayclip.data import ImageSet
+from rayclip.distributed.progress import Display
+from rayclip.models.generators import GeneratorSettings, TransformersGenerator, caption_classes
+from rayclip.types import UserError
+
+_ATTEMPTS = 3  # of a chunk whose actor was lost
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionJob:
+    """What to write. Everything here can change a sentence, so a folder of parts belongs to one job.
+
+    Attributes:
+        generator: folder or hub id.
+        generator_fingerprint: `generator_kind(generator).fingerprint`.
+        class_names: each name once.
+        per_class: sentences a class.
+        questions: with `{}` for the class.
+        images: example images a class; 0 asks by name alone.
+        data_fingerprint: of the data set that the images come from, "" without.
+        seed: of sampling and of the choice of images.
+        settings: of the generator. The batch size is among them because a batch draws its samples together.
+    """
+
+    generator: str
+    generator_fingerprint: str
+    class_names: tuple[str, ...]
+    per_class: int
+    questions: tuple[str, ...]
+    images: int = 0
+    data_fingerprint: str = ""
+    seed: int = 0
+    settings: GeneratorSettings = field(default_factory=GeneratorSettings)
+
+    def chunks(self) -> list[tuple[str, ...]]:
+        """The classes in pieces that fill a batch."""
+        size = max(1, self.settings.batch_size // self.per_class)
+        return [self.class_names[i : i + size] for i in range(0, len(self.class_names), size)]
+
+
+def open_parts(job: CaptionJob, folder: Path) -> None:
+    """Make a job's folder of parts, or check that the one that is there is this job's.
+
+    Raises:
+        UserError: it is another's.
+    """
+    described = json.loads(json.dumps(asdict(job)))
+    file = folder / "job.json"
+    if file.is_file():
+        before = json.loads(file.read_bytes())
+        changed = [name for name in described if before.get(name) != described[name]]
+        if changed:
+            raise UserError(
+                f"{folder} was begun with another {', '.join(changed)}: use the same again, delete that folder, or "
+                "give another --out."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(file, described)
+
+
+def generate_captions(
+    job: CaptionJob, folder: Path, data: ImageSet | None, *, display: Display, workers: int | None = None
+) -> dict[str, list[str]]:
+    """Write the captions that the folder of parts does not hold yet; returns all, by class.
+
+    Args:
+        folder: as `open_parts` left it; only the driver writes there.
+        data: where example images come from; needed if `job.images` is not 0.
+        workers: actors; None is one a GPU, or one a node where there are no GPUs.
+
+    Raises:
+        UserError: from an actor, as it is; or a chunk whose actor was lost `_ATTEMPTS` times.
+    """
+    chunks = job.chunks()
+    todo = [number for number in range(len(chunks)) if not _part(folder, number).is_file()]
+    if todo:
+        _Pool(job, chunks, todo, folder, data, display).run(workers)
+    parts: dict[str, list[str]] = {}
+    for number in range(len(chunks)):
+        parts |= json.loads(_part(folder, number).read_bytes())
+    return parts
+
+
+def example_positions(data: ImageSet, class_name: str, count: int, seed: int) -> list[int]:
+    """Up to `count` positions of a class's images, by (seed, class) alone."""
+    label = data.class_names.index(class_name)
+    members = np.flatnonzero(data.labels == label)
+    order = np.random.Generator(np.random.Philox(key=[seed, label])).permutation(len(members))
+    return [int(p) for p in members[order[:count]]]
+
+
+class _Pool:
+    def __init__(
+        self,
+        job: CaptionJob,
+        chunks: Sequence[tuple[str, ...]],
+        todo: Sequence[int],
+        folder: Path,
+        data: ImageSet | None,
+        display: Display,
+    ) -> None:
+        self._job, self._chunks, self._queue = job, chunks, list(todo)
+        self._folder, self._data, self._display = folder, data, display
+        self._done = len(job.class_names) - sum(len(chunks[number]) for number in todo)
+        self._attempts: dict[int, int] = {}
+        self._actors: list[Any] = []
+
+    def run(self, workers: int | None) -> None:
+        count, cpus, gpus = _resources(workers)
+        actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Actor)
+        running: dict[Any, tuple[Any, int]] = {}
+
+        def start(actor: Any | None = None) -> None:
+            if not self._queue:
+                return
+            if actor is None:
+                actor = actor_class.remote(self._job, max(1, int(cpus)))
+                self._actors.append(actor)
+            number = self._queue.pop(0)
+            running[actor.run.remote(number, self._chunks[number], self._images(number))] = actor, number
+
+        try:
+            for _ in range(min(count, len(self._queue))):
+                start()
+            while running:
+                (ready, *_), _ = ray.wait(list(running), num_returns=1)
+                actor, number = running.pop(ready)
+                start(actor if self._collect(ready, number) else None)
+        finally:
+            for actor in self._actors:
+                ray.kill(actor)
+
+    def _images(self, number: int) -> list[list[Image.Image]]:
+        """Read by the driver, so that only it needs the data set's files."""
+        if not self._job.images or self._data is None:
+            return []
+        job, data = self._job, self._data
+        return [data.images(example_positions(data, name, job.images, job.seed)) for name in self._chunks[number]]
+
+    def _collect(self, ready: Any, number: int) -> bool:
+        """Keep a finished chunk; False if its actor was lost and the chunk went back to the queue."""
+        chunk = self._chunks[number]
+        try:
+            captions = ray.get(ready)
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            if isinstance(error.cause, torch.OutOfMemoryError):
+                raise UserError("the generator ran out of GPU memory: try a smaller --batch-size.") from None
+            raise
+        except RayActorError as error:
+            self._attempts[number] = self._attempts.get(number, 0) + 1
+            if self._attempts[number] >= _ATTEMPTS:
+                raise UserError(
+                    f"the captions of '{chunk[0]}' lost their worker {_ATTEMPTS} times (out of memory? try a smaller "
+                    "--batch-size or generator); run again to go on from here."
+                ) from error
+            self._queue.insert(0, number)
+            return False
+        _write_json(_part(self._folder, number), dict(zip(chunk, captions, strict=True)))
+        self._done += len(chunk)
+        self._display.update("writing captions", self._done, len(self._job.class_names), chunk[-1])
+        return True
+
+
+class _Actor:
+    """Holds one generator, loaded with the first chunk: an error in a constructor would look like a lost actor."""
+
+    def __init__(self, job: CaptionJob, threads: int) -> None:
+        self._job, self._threads = job, threads
+        self._generator: TransformersGenerator | None = None
+
+    def run(self, number: int, names: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> list[list[str]]:
+        job = self._job
+        if self._generator is None:
+            device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
+            if device == "cpu":
+                torch.set_num_threads(self._threads)
+            self._generator = TransformersGenerator(job.generator, device, job.settings)
+        return caption_classes(
+            self._generator,
+            names,
+            job.per_class,
+            questions=job.questions,
+            images=images,
+            seed=job.seed * 1_000_003 + number,  # of the chunk, whoever writes it and whenever
+        )
+
+
+def _resources(workers: int | None) -> tuple[int, float, float]:
+    """(actors, CPUs of one, GPUs of one), not more than the cluster can hold: the rest would wait for ever.
+
+    A language model on CPUs wants a node's cores together, and its memory.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    gpus = ray.cluster_resources().get("GPU", 0.0)
+    if gpus >= 1:
+        return min(workers or int(gpus), int(gpus)), 1.0, 1.0
+    smallest = min((node["CPU"] for node in nodes), default=1.0)
+    count = min(workers or max(1, len(nodes)), max(1, len(nodes)) * int(smallest))
+    return count, max(1.0, smallest // -(-count // max(1, len(nodes)))), 0.0
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}.json"
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """There whole or not at all."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        aside.write_text(json.dumps(value, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
