@@ -7,10 +7,16 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from hypothesis import settings
 from open_clip.model import CLIP
 
 from rayclip.models import Clip
 from rayclip.models.checkpoint import save_checkpoint
+
+# The same examples in every run; HYPOTHESIS_PROFILE=explore looks for others.
+settings.register_profile("same", derandomize=True, deadline=None, database=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 TINY = {
     "model_cfg": {

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import tiny_generators
 from data.test_data import write
 from rayclip.data.captions import read_captions
+from rayclip.data.prepare import Request, prepare
+from rayclip.data.sources.folder import open_folder
+from rayclip.store import Store
 from test_cli import call
 
 DESCRIPTIONS = {
@@ -107,13 +111,16 @@ def test_check_reports_everything_and_writes_nothing(here, monkeypatch, capsys):
     assert list(Path.cwd().iterdir()) == []
 
 
-def test_raw_names_of_a_data_set_are_alternatives(here, monkeypatch, capsys):
-    from rayclip.data import opening
-
-    monkeypatch.setattr(opening.Digits, "raw_names", [f"digit {n}" for n in range(10)], raising=False)
-    (here / "raw.json").write_text(json.dumps({f"Digit_{n}": ["one", "two"] for n in range(10)}))
-    code, printed, _ = call(monkeypatch, capsys, *arguments(here, "check", "{i}/raw.json", **{"--data": "digits"}))
-    assert code == 0 and printed == "10 of 10 classes matched, with 2 captions each\n"
+def test_raw_names_of_a_data_set_are_alternatives(here, monkeypatch, capsys, tmp_path_factory):
+    root = tmp_path_factory.mktemp("raw")
+    for name in ("digit_0", "digit_1"):
+        (root / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(root / "images" / name / "a.png")
+    source = open_folder(None, root / "images")
+    prepare(Request(name="own", class_names=("zero", "one"), splits=("test",)), source, Store(str(root)))
+    (here / "raw.json").write_text(json.dumps({f"Digit {n}": ["one", "two"] for n in range(2)}))
+    said = call(monkeypatch, capsys, *arguments(here, "check", "{i}/raw.json", **{"--data": str(root / "own")}))
+    assert said[:2] == (0, "2 of 2 classes matched, with 2 captions each\n")
 
 
 @pytest.mark.parametrize(

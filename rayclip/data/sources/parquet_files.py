@@ -144,14 +144,17 @@ class ParquetSource(Sharded):
             return file.metadata.num_rows
 
     def _record(self, where: str, batch: "pa.RecordBatch", i: int) -> Record:
-        value = batch.column(self._columns.image)[i].as_py()
-        data = value["bytes"] if isinstance(value, dict) else value
+        data = _image_bytes(batch.column(self._columns.image)[i])
         missing = None if data else "the row has no image"
-        read = unreadable(missing) if missing else _bytes_reader(data)
+        read = _bytes_reader(data) if data else unreadable("the row has no image")
+        try:
+            value = batch.column(self._columns.label or self._columns.captions)[i].as_py()
+        except UnicodeDecodeError:
+            return Record(path=where, read=read, problem="the row's text is damaged")
         if self._columns.label:
-            label, problem = self._label(batch.column(self._columns.label)[i].as_py())
+            label, problem = self._label(value)
             return Record(path=where, read=read, label=label, problem=missing or problem)
-        captions = _captions(batch.column(self._columns.captions)[i].as_py())
+        captions = _captions(value)
         problem = None if captions else "the row has no caption"
         return Record(path=where, read=read, captions=captions, problem=missing or problem)
 
@@ -286,6 +289,13 @@ def _captions(value: Any) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
     texts = ((v.get("raw") if isinstance(v, dict) else v) or "" for v in values)
     return tuple(text.strip() for text in texts if text.strip())
+
+
+def _image_bytes(scalar: Any) -> bytes | None:
+    """Of a struct only the bytes are looked at: its path may be no text."""
+    import pyarrow as pa
+
+    return (scalar["bytes"] if isinstance(scalar, pa.StructScalar) and scalar.is_valid else scalar).as_py()
 
 
 def _bytes_reader(data: bytes) -> Callable[[], bytes]:
