@@ -10,6 +10,7 @@ from PIL import Image
 
 from rayclip.data.cache import cache_root
 from rayclip.data.intake import BadImageError, decode, in_order, take_in
+from rayclip.data.mapped import MappedImages
 from rayclip.data.rowgroups import RowGroups
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -27,7 +28,7 @@ class EncodedImages:
     name: str
     fingerprint: str
     native_size: tuple[int, int] | None = None
-    encoded: RowGroups
+    encoded: RowGroups | MappedImages
     paths: tuple[Path, ...] = ()
 
     def images(self, positions: Sequence[int]) -> list[Image.Image]:

@@ -48,7 +48,7 @@ class Split:
         per_class: images of each class, in label order; empty for captions.
         size: (width, height) of all images, None where they differ.
         shards: in row order.
-        labels: a `.npy` of the labels, so that they are known without the images; None for captions.
+        index: a `.npy` of the labels and of where each image lies (`mapped.INDEX`).
     """
 
     rows: int
@@ -57,11 +57,11 @@ class Split:
     per_class: tuple[int, ...]
     size: tuple[int, int] | None
     shards: tuple[ShardFile, ...]
-    labels: File | None
+    index: File
 
     @property
     def files(self) -> tuple[File, ...]:
-        return self.shards if self.labels is None else (*self.shards, self.labels)
+        return (*self.shards, self.index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,7 @@ def _split(raw: Any, name: str, classes: int) -> Split:
     rows, size = _count(raw["rows"], "rows"), raw["size"]
     if rows == 0 or sum(s.rows for s in shards) != rows or (classes and sum(per_class) != rows):
         raise ValueError(f"the rows of split '{name}' do not add up")
-    if len(per_class) != classes or (raw["labels"] is None) != (classes == 0):
+    if len(per_class) != classes:
         raise ValueError(f"split '{name}' counts {len(per_class)} classes of {classes}")
     if size is not None and (not isinstance(size, list) or len(size) != 2 or min(_count(s, "size") for s in size) < 1):
         raise ValueError(f"size of split '{name}' is {size!r}")
@@ -181,7 +181,7 @@ def _split(raw: Any, name: str, classes: int) -> Split:
         per_class=per_class,
         size=None if size is None else (size[0], size[1]),
         shards=shards,
-        labels=None if raw["labels"] is None else File(**_file(raw["labels"])),
+        index=File(**_file(raw["index"])),
     )
 
 

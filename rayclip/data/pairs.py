@@ -13,8 +13,10 @@ from rayclip.data.cache import local_path
 from rayclip.data.encoded import EncodedImages
 from rayclip.data.images import Resize
 from rayclip.data.manifest import MANIFEST
+from rayclip.data.mapped import MappedImages
 from rayclip.data.opening import choose_split, locate, open_manifest
 from rayclip.data.parquet import footers_fingerprint
+from rayclip.data.prepared import read_index
 from rayclip.data.rowgroups import RowGroups, open_parquet
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -30,14 +32,16 @@ class PairSet(EncodedImages):
         ids: `(N,)` int64, each image's row in its source.
         fingerprint: a hash of the content: the files' footers, as for image sets, and every caption; or the
             manifest's.
+        notes: see `ImageSet`.
 
     Raises:
         UserError: a file is missing, no Parquet, or without images; or an image is without captions.
     """
 
     resize: Resize = "crop"
+    notes: tuple[str, ...] = ()
 
-    def __init__(self, paths: Sequence[Path], name: str, fingerprint: str | None = None) -> None:
+    def __init__(self, paths: Sequence[Path], name: str) -> None:
         self.name = name
         files = [open_parquet(path) for path in paths]
         rows = [row for file, path in zip(files, paths, strict=True) for row in _captions(path, file)]
@@ -45,12 +49,10 @@ class PairSet(EncodedImages):
             raise UserError(f"{paths[0]} holds no rows.")
         self.captions: tuple[tuple[str, ...], ...] = tuple(rows)
         self.ids = np.arange(len(rows))
-        self.encoded = RowGroups([f.metadata.num_rows for f in files], tuple(paths).__getitem__, "image", name)
-        if fingerprint is None:
-            self.paths = tuple(paths)
-            decisive = json.dumps([footers_fingerprint(paths), self.captions])
-            fingerprint = hashlib.sha256(decisive.encode()).hexdigest()[:16]
-        self.fingerprint = fingerprint
+        self.paths = tuple(paths)
+        self.encoded = RowGroups([f.metadata.num_rows for f in files], self.paths.__getitem__, "image", name)
+        decisive = json.dumps([footers_fingerprint(paths), self.captions])
+        self.fingerprint = hashlib.sha256(decisive.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -91,8 +93,16 @@ def open_pairs(spec: str, split: str | None = None) -> PairSet:
     if manifest.kind != "captions":
         raise UserError(f"'{manifest.name}' has classes, not captions: use `rayclip eval`.")
     split = choose_split(manifest, split or "test")
-    files = [local_path(store, shard) for shard in manifest.splits[split].shards]
-    return PairSet(files, manifest.name, manifest.fingerprint(split))
+    shards = manifest.splits[split].shards
+    files = [local_path(store, shard) for shard in shards]
+    pairs = PairSet(files, manifest.name)
+    # What was checked when it was prepared need not be looked at again, and its identity is its content.
+    pairs.paths, pairs.fingerprint = (), manifest.fingerprint(split)
+    pairs.native_size, pairs.notes = manifest.splits[split].size, manifest.notes_on(split)
+    pairs.encoded = MappedImages(
+        [s.rows for s in shards], files.__getitem__, read_index(store, manifest, split), pairs.name
+    )
+    return pairs
 
 
 def _open_folder(folder: Path) -> PairSet:

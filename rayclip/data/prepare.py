@@ -16,42 +16,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from rayclip import __version__
 from rayclip.data.intake import BadImageError, Taken, in_order, take_in
 from rayclip.data.manifest import MANIFEST, RECIPE, File, Manifest, ShardFile, Split, read_manifest
+from rayclip.data.shardwriter import Layout, ShardWriter, part_name
 from rayclip.data.sources.base import Record, Source
 from rayclip.store import Store
 from rayclip.types import UserError
 
 JOURNAL = "unfinished.json"
 REJECTED = "rejected.parquet"
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _REJECTED_SCHEMA = pa.schema(
     [("split", pa.string()), ("path", pa.string()), ("row", pa.int64()), ("label", pa.int64()), ("reason", pa.string())]
 )
 _TELL_S = 0.1  # between two reports of progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Sizes of what is written, in bytes of images.
-
-    Attributes:
-        shard: of a Parquet file.
-        group: of a row group. Small ones make single images of a shuffled epoch cheap to reach, since a row group is
-            the least that can be read.
-    """
-
-    shard: int = 256 << 20
-    group: int = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,14 +159,11 @@ class _Progress:
     converted: Counter[str] = field(default_factory=Counter)
     size: list[int] | None = None
     sizes_differ: bool = False
-    labels: list[int] = field(default_factory=list)
     shards: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
-    def count(self, record: Record, taken: Taken) -> None:
+    def count(self, taken: Taken) -> None:
         """One image more."""
-        if record.label is not None:
-            self.labels.append(record.label)
         if taken.converted is not None:
             self.converted[taken.converted] += 1
         if self.size is None:
@@ -204,13 +185,13 @@ class _Journal:
             raw = store.read_json(JOURNAL)
             if raw["identity"] == identity:
                 splits = {k: _Progress(**{**v, "converted": Counter(v["converted"])}) for k, v in raw["splits"].items()}
-                if all(store.size(s["file"]) == s["bytes"] for p in splits.values() for s in p.shards):
+                if all(_is_there(store, s) for p in splits.values() for s in p.shards):
                     return cls(store, identity, splits)
         except (ValueError, TypeError, KeyError, AttributeError):
             pass  # a journal that cannot be read is as good as none
         before = read_manifest(store)
         kept = {f.file for s in before.splits.values() for f in s.files} if before is not None else set()
-        for name in store.names("", ".parquet"):  # shards of a run that began differently
+        for name in [*store.names("", ".parquet"), *store.names("", ".npy")]:  # of a run that began differently
             if name not in kept and name != REJECTED:
                 store.delete(name)
         return cls(store, identity, {})
@@ -227,6 +208,10 @@ class _Journal:
         """Called right after a shard is in its place, so that all counts stand at the same record."""
         splits = {k: dataclasses.asdict(v) for k, v in self.splits.items()}
         self.store.write(JOURNAL, json.dumps({"identity": self.identity, "splits": splits}).encode())
+
+
+def _is_there(store: Store, shard: Mapping[str, Any]) -> bool:
+    return store.size(shard["file"]) == shard["bytes"] and store.size(part_name(shard["file"])) is not None
 
 
 def _identity(request: Request, source: Source) -> str:
@@ -253,7 +238,7 @@ def _prepare_split(
         on_progress(split, progress.consumed, total, remark)
 
     with ExitStack() as stack:
-        writer: _ShardWriter | None = None
+        writer: ShardWriter | None = None
         outcomes = in_order(source.records(split, progress.consumed), lambda r: _examine(r, classes), request.jobs)
         stack.enter_context(closing(outcomes))
         for record, outcome in outcomes:
@@ -271,9 +256,11 @@ def _prepare_split(
             else:
                 if writer is None:
                     file = f"{split}-{len(progress.shards):05d}.parquet"
-                    writer = stack.enter_context(_ShardWriter(store, file, request, source))
+                    writer = stack.enter_context(
+                        ShardWriter(store, file, request.layout, request.class_names, source.class_names)
+                    )
                 writer.add(record, outcome.data)
-                progress.count(record, outcome)
+                progress.count(outcome)
                 if writer.bytes >= request.layout.shard:
                     progress.shards.append(dataclasses.asdict(writer.commit()))
                     writer = None
@@ -312,94 +299,6 @@ def _examine(record: Record, classes: int) -> Taken | str:
         return f"cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
 
-class _ShardWriter:
-    """One Parquet shard, written aside; `commit` moves it into its place. Left without a commit, nothing stays."""
-
-    def __init__(self, store: Store, file: str, request: Request, source: Source) -> None:
-        self._store, self._file, self._group_bytes = store, file, request.layout.group
-        self._labelled = bool(request.class_names)
-        self._schema = schema(request.class_names, source.class_names)
-        self._rows: list[dict[str, Any]] = []
-        self._pending = self.bytes = self._count = 0
-        self._content = hashlib.sha256()
-
-    def __enter__(self) -> "_ShardWriter":
-        self._stack = ExitStack()
-        # A local root gets its own partial file, which can be renamed; an object store gets an upload.
-        where = None
-        if self._store.is_local:
-            where = self._store.path("")
-            where.mkdir(parents=True, exist_ok=True)
-        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix=".partial-", dir=where))
-        self._path = Path(folder) / self._file
-        self._writer = self._stack.enter_context(
-            pq.ParquetWriter(
-                self._path,
-                self._schema,
-                compression="none",  # images are compressed already
-                use_dictionary=False,
-                write_statistics=["label"] if self._labelled else False,  # those of images would be images
-                write_page_checksum=True,
-            )
-        )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-    def add(self, record: Record, data: bytes) -> None:
-        row: dict[str, Any] = {"image": {"bytes": data, "path": record.path}}
-        if self._labelled:
-            row["label"] = record.label
-        else:
-            row["captions"] = [c.strip() for c in record.captions if c.strip()]
-        self._content.update(len(data).to_bytes(8, "little") + data)
-        self._content.update(json.dumps(row["label"] if self._labelled else row["captions"]).encode())
-        self._rows.append(row)
-        self._count += 1
-        self._pending += len(data)
-        self.bytes += len(data)
-        if self._pending >= self._group_bytes:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema), row_group_size=len(self._rows))
-        self._rows, self._pending = [], 0
-
-    def commit(self) -> ShardFile:
-        self._flush()
-        self._writer.close()
-        with self._path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        size = self._path.stat().st_size
-        self._store.upload(self._path, self._file)
-        return ShardFile(
-            file=self._file, bytes=size, sha256=sha256, rows=self._count, content=self._content.hexdigest()
-        )
-
-
-def schema(class_names: Sequence[str], raw_names: Sequence[str]) -> pa.Schema:
-    """The Hugging Face layout; the raw class names stand beside it under a key of our own."""
-    image = pa.field("image", _IMAGE)
-    if not class_names:
-        features: dict[str, Any] = {
-            "image": {"_type": "Image"},
-            "captions": {"_type": "List", "feature": {"dtype": "string", "_type": "Value"}},
-        }
-        fields = [image, pa.field("captions", pa.list_(pa.string()))]
-    else:
-        features = {"image": {"_type": "Image"}, "label": {"names": list(class_names), "_type": "ClassLabel"}}
-        fields = [image, pa.field("label", pa.int64())]
-    metadata = {
-        "huggingface": json.dumps({"info": {"features": features}}),
-        "rayclip": json.dumps({"recipe": RECIPE, "raw_names": list(raw_names)}),
-    }
-    return pa.schema(fields, metadata)
-
-
 def _finish(request: Request, source: Source, store: Store, journal: _Journal, before: Manifest | None) -> Manifest:
     splits = dict(before.splits) if before is not None else {}
     notes = [*request.notes, *source.notes, *(before.notes if before is not None else ())]
@@ -426,28 +325,31 @@ def _finish(request: Request, source: Source, store: Store, journal: _Journal, b
         rayclip=__version__,
     )
     store.write(MANIFEST, manifest.to_json().encode())
+    for progress in done.values():
+        for shard in progress.shards:
+            store.delete(part_name(shard["file"]))
     journal.drop(done)
     return manifest
 
 
 def _describe(request: Request, split: str, progress: _Progress, store: Store) -> Split:
-    labels, per_class = None, ()
-    if request.class_names:
-        values = np.array(progress.labels, dtype=np.int64)
-        per_class = tuple(np.bincount(values, minlength=len(request.class_names)).tolist())
-        buffer = io.BytesIO()
-        np.save(buffer, values, allow_pickle=False)
-        data = buffer.getvalue()
-        labels = File(file=f"labels-{split}.npy", bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-        store.write(labels.file, data)
+    parts = [np.load(io.BytesIO(store.read(part_name(s["file"])) or b""), allow_pickle=False) for s in progress.shards]
+    index = np.concatenate(parts)
+    buffer = io.BytesIO()
+    np.save(buffer, index, allow_pickle=False)
+    data = buffer.getvalue()
+    file = File(file=f"index-{split}.npy", bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    store.write(file.file, data)
+    classes = len(request.class_names)
+    per_class = np.bincount(index["label"], minlength=classes).tolist() if classes else []
     return Split(
         rows=sum(s["rows"] for s in progress.shards),
         rejected=len(progress.rejected),
         converted=dict(progress.converted),
-        per_class=per_class,
+        per_class=tuple(per_class),
         size=None if progress.sizes_differ or progress.size is None else (progress.size[0], progress.size[1]),
         shards=tuple(ShardFile(**s) for s in progress.shards),
-        labels=labels,
+        index=file,
     )
 
 

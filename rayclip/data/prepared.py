@@ -1,5 +1,6 @@
 """A prepared data set: opened by its manifest and labels alone; images come when they are asked for."""
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from rayclip.data.cache import local_path
 from rayclip.data.encoded import EncodedImages
 from rayclip.data.images import ImageSet
 from rayclip.data.manifest import Manifest, Names
-from rayclip.data.rowgroups import RowGroups
+from rayclip.data.mapped import MappedImages
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -23,7 +24,7 @@ class PreparedImages(EncodedImages, ImageSet):
         names: spelling of the classes.
 
     Raises:
-        UserError: the labels are not those of the manifest.
+        UserError: the index is not that of the manifest.
     """
 
     def __init__(self, store: Store, manifest: Manifest, split: str, names: Names = "curated") -> None:
@@ -33,21 +34,27 @@ class PreparedImages(EncodedImages, ImageSet):
         found = manifest.splits[split]
         self.shards, self.native_size = found.shards, found.size
         self.notes = manifest.notes_on(split)
-        assert found.labels is not None  # the manifest's reader holds classification to it
-        data = local_path(store, found.labels).read_bytes()
-        try:
-            self.labels = np.load(io.BytesIO(data), allow_pickle=False)
-            counts = np.bincount(self.labels, minlength=len(found.per_class)).tolist()
-        except (ValueError, TypeError, OSError, EOFError):
-            counts = []
-        if counts != list(found.per_class):
-            raise UserError(
-                f"{store.root}: {found.labels.file} does not match the manifest: prepare '{self.name}' again with "
-                "--force."
-            )
+        index = read_index(store, manifest, split)
+        self.labels = index["label"].astype(np.int64)
         self.ids = np.arange(len(self.labels))
         self.fingerprint = manifest.fingerprint(split)
-        self.encoded = RowGroups([s.rows for s in self.shards], self._locate, "image", self.name)
+        self.encoded = MappedImages([s.rows for s in self.shards], self._locate, index, self.name)
 
     def _locate(self, number: int) -> Path:
         return local_path(self._store, self.shards[number])
+
+
+def read_index(store: Store, manifest: Manifest, split: str) -> np.ndarray:
+    """A split's labels and places of images, `(N,)` of `mapped.INDEX`.
+
+    Raises:
+        UserError: it is not the manifest's.
+    """
+    found = manifest.splits[split]
+    data = local_path(store, found.index).read_bytes()
+    if hashlib.sha256(data).hexdigest() != found.index.sha256:
+        raise UserError(
+            f"{store.root}: {found.index.file} does not match the manifest: prepare '{manifest.name}' again with "
+            "--force."
+        )
+    return np.load(io.BytesIO(data), allow_pickle=False)

@@ -74,7 +74,6 @@ def _hash(store: Store, file: File, on_bytes: Callable[[int], None]) -> list[str
 
 def _recount(store: Store, manifest: Manifest, name: str, split: Split) -> list[str]:
     """Rows, labels and class names, from the Parquet files themselves."""
-    column = "label" if split.labels is not None else "captions"
     values: list[np.ndarray] = []
     for shard in split.shards:
         try:
@@ -82,15 +81,18 @@ def _recount(store: Store, manifest: Manifest, name: str, split: Split) -> list[
                 problem = _shard(manifest, shard, file)
                 if problem is not None:
                     return [problem]
-                values.append(file.read(columns=[column])[column].to_numpy())
+                if manifest.class_names:
+                    values.append(file.read(columns=["label"])["label"].to_numpy())
         except (pa.ArrowInvalid, OSError, UserError) as error:
             return [f"{shard.file} cannot be read ({str(error).splitlines()[0]})."]
-    if split.labels is None:
+    index = np.load(io.BytesIO(store.read(split.index.file) or b""), allow_pickle=False)
+    if len(index) != split.rows:
+        return [f"{split.index.file} lists {len(index):,} images; the manifest says {split.rows:,}."]
+    if not manifest.class_names:
         return []
     labels = np.concatenate(values)
-    listed = np.load(io.BytesIO(store.read(split.labels.file) or b""), allow_pickle=False)
-    if not np.array_equal(labels, listed):
-        return [f"{split.labels.file} lists other labels than the {name} shards hold."]
+    if not np.array_equal(labels, index["label"]):
+        return [f"{split.index.file} lists other labels than the {name} shards hold."]
     if np.bincount(labels, minlength=len(manifest.class_names)).tolist() != list(split.per_class):
         return [f"the {name} shards hold other numbers of images a class than the manifest says."]
     return []

@@ -1,0 +1,89 @@
+"""The images of a prepared data set, straight out of its memory-mapped Parquet files.
+
+`prepare` writes image bytes uncompressed and notes where in the file each image lies, so that any image of any epoch
+costs its own bytes, not its row group's. Every read is held against the image's checksum.
+"""
+
+import bisect
+import itertools
+import mmap
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from rayclip.types import UserError
+
+# One image: where its bytes lie in its Parquet file, their CRC-32, and its label (-1 for captions).
+INDEX = np.dtype([("offset", "<i8"), ("size", "<i8"), ("crc", "<u4"), ("label", "<i8")])
+
+
+class MappedImages:
+    """The encoded images of several Parquet files as one sequence.
+
+    Files are opened when an image of theirs is asked for, so that a node fetches only what it reads. Picklable: maps
+    stay behind, and processes of one node share the pages.
+
+    Args:
+        rows: of each file.
+        locate: the local path of file number i.
+        index: `(N,)` of `INDEX`, all files' images in order.
+        name: of the data set, for messages.
+    """
+
+    def __init__(self, rows: Sequence[int], locate: Callable[[int], Path], index: np.ndarray, name: str) -> None:
+        self._starts = [0, *itertools.accumulate(rows)]
+        self._locate, self._index, self._name = locate, index, name
+        self._maps: dict[int, memoryview] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, position: int) -> memoryview:
+        """An image's encoded bytes.
+
+        Raises:
+            UserError: they are not what was written.
+        """
+        number = bisect.bisect_right(self._starts, position) - 1
+        if number not in self._maps:
+            with self._locate(number).open("rb") as file:
+                self._maps[number] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        offset, size, crc, _ = self._index[position].item()
+        data = self._maps[number][offset : offset + size]
+        if zlib.crc32(data) != crc:
+            raise UserError(
+                f"image {position} of '{self._name}' is damaged on disk: `rayclip data verify` tells more, "
+                "`rayclip data prepare --force` makes the data set anew."
+            )
+        return data
+
+
+def index_of(path: Path, labels: Sequence[int] | None) -> np.ndarray:
+    """Where the images of a Parquet file lie that was written without compression and dictionaries.
+
+    Args:
+        labels: of all rows; None for captions.
+    """
+    file = pq.ParquetFile(path, memory_map=True)
+    index = np.zeros(file.metadata.num_rows, INDEX)
+    index["label"] = -1 if labels is None else labels
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        row = at = 0
+        for group in range(file.num_row_groups):
+            column = file.read_row_group(group, columns=["image.bytes"])["image"]
+            for image in column.to_pylist():
+                data = image["bytes"]
+                at = mapped.find(data, at)
+                if at < 0:
+                    raise ValueError(f"the bytes of row {row} are not in {path}")
+                index[row] = at, len(data), zlib.crc32(data), index[row]["label"]
+                at += len(data)
+                row += 1
+    return index
