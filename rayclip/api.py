@@ -22,13 +22,14 @@ from rayclip.attacks.bert import TextSettings
 from rayclip.data import ImageSet, Names, PairSet, Resolution, few_shot, locate, open_data, open_pairs
 from rayclip.data.fewshot import draw_record
 from rayclip.data.images import mixed_sizes
-from rayclip.distributed import Display, PoolSize, Trial, Workers, evaluate, ray_cluster, run_trials
+from rayclip.distributed import PoolSize, Trial, Workers, evaluate, ray_cluster, run_trials
 from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, collect_rows, make_cells, missing_shards
 from rayclip.evaluation.cell import default_substitutes
 from rayclip.evaluation.retrieval import RecallRow, make_task, read_recalls, run_task
 from rayclip.logbook import Logbook, markdown, rows_json
 from rayclip.methods import SMALL_BELOW, SMALL_MODEL, Method, Recipe
 from rayclip.models import Clip, load_model
+from rayclip.progress import Display
 from rayclip.reports import result_tables, retrieval_table
 from rayclip.tracking import MlflowTracker, default_uri
 from rayclip.training import TrainConfig

@@ -68,8 +68,8 @@ def filter_captions(
 
     import torch
 
-    from rayclip.distributed import Display
     from rayclip.models import load_model
+    from rayclip.progress import Display
 
     clip = load_model(model, "cuda" if torch.cuda.is_available() else "cpu")
     if not quiet:
@@ -158,9 +158,10 @@ def generate(
         raise UserError(f"--out {out} exists and was not generated here: give another name.")
 
     from rayclip.data import open_data
-    from rayclip.distributed import Display, ray_cluster
+    from rayclip.distributed import ray_cluster
     from rayclip.distributed.captioning import CaptionJob, generate_captions, open_parts
     from rayclip.models.generators import IMAGE_QUESTIONS, QUESTIONS, GeneratorSettings, generator_kind
+    from rayclip.progress import Display
 
     kind = generator_kind(generator)
     images = (3 if kind.sees else 0) if images is None else images

@@ -138,7 +138,7 @@ def prepare(
     from rayclip.data.opening import data_root
     from rayclip.data.registry import find
     from rayclip.data.sources import Place
-    from rayclip.distributed.progress import Display
+    from rayclip.progress import Display
     from rayclip.store import Store
 
     wanted, location = _split_arguments(names)
@@ -186,7 +186,7 @@ def verify(
     from rayclip.data.catalog import prepared
     from rayclip.data.opening import data_root
     from rayclip.data.verify import verify as verify_one
-    from rayclip.distributed.progress import Display
+    from rayclip.progress import Display
     from rayclip.store import Store
 
     store = Store(root or data_root())

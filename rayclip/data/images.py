@@ -2,14 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from rayclip.types import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # `native`: perturb at the data set's own size, resize inside the model (TeCoA, MMCoA).
 # `model`: resize first, perturb at the model's input size (SAFT, TTC).
@@ -90,7 +91,7 @@ class _Subset(ImageSet):
         self.native_size = self._whole.native_size
 
 
-def batch_pixels(data: Images, positions: Sequence[int], resolution: Resolution, image_size: int) -> Tensor:
+def batch_pixels(data: Images, positions: Sequence[int], resolution: Resolution, image_size: int) -> "Tensor":
     """Images as one uint8 tensor `(B, 3, H, W)`; divide by 255 for pixels.
 
     Args:
@@ -99,6 +100,8 @@ def batch_pixels(data: Images, positions: Sequence[int], resolution: Resolution,
     Raises:
         UserError: `native` images of different sizes.
     """
+    import torch  # here, so that commands that only move files start at once
+
     images = data.images(positions)
     if resolution == "model":
         images = [_to_model_size(image, image_size, data.resize) for image in images]

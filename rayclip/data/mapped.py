@@ -71,7 +71,7 @@ def index_of(path: Path, labels: Sequence[int] | None) -> np.ndarray:
     Args:
         labels: of all rows; None for captions.
     """
-    file = pq.ParquetFile(path, memory_map=True)
+    file = pq.ParquetFile(path)
     index = np.zeros(file.metadata.num_rows, INDEX)
     index["label"] = -1 if labels is None else labels
     with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
@@ -86,4 +86,5 @@ def index_of(path: Path, labels: Sequence[int] | None) -> np.ndarray:
                 index[row] = at, len(data), zlib.crc32(data), index[row]["label"]
                 at += len(data)
                 row += 1
+            mapped.madvise(mmap.MADV_DONTNEED)  # or the whole file would count as this process's memory
     return index

@@ -2,11 +2,9 @@
 
 from rayclip.distributed.connect import ray_cluster
 from rayclip.distributed.pool import PoolSize, evaluate
-from rayclip.distributed.progress import Display
 from rayclip.distributed.trials import Trial, Workers, run_trials
 
 __all__ = [
-    "Display",
     "PoolSize",
     "Trial",
     "Workers",

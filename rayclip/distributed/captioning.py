@@ -14,8 +14,8 @@ from PIL import Image
 from ray.exceptions import RayActorError, RayTaskError
 
 from rayclip.data import ImageSet
-from rayclip.distributed.progress import Display
 from rayclip.models.generators import GeneratorSettings, TransformersGenerator, caption_classes
+from rayclip.progress import Display
 from rayclip.types import UserError
 
 _ATTEMPTS = 3  # of a chunk whose actor was lost

@@ -9,8 +9,8 @@ import ray
 import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
 
-from rayclip.distributed.progress import Display
 from rayclip.evaluation import Cell, Evaluator, Shard, Store, missing_shards
+from rayclip.progress import Display
 from rayclip.types import UserError
 
 _ATTEMPTS = 3  # of a shard whose actor was lost

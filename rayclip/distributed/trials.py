@@ -21,9 +21,9 @@ from ray import tune
 from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from rayclip.distributed.progress import Display
 from rayclip.models.checkpoint import LINEAGE_FILE, read_lineage
 from rayclip.models.clip import CONFIG_FILE, WEIGHTS_FILE
+from rayclip.progress import Display
 from rayclip.training import Progress, TrainConfig, train
 from rayclip.types import Tracker, UserError
 

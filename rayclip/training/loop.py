@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from rayclip import __version__
 from rayclip.attacks.rng import sample_keys
 from rayclip.data import ImageSet, batch_pixels, few_shot, open_data
+from rayclip.data.sampling import EpochSampler
 from rayclip.methods import Batch, ClassTexts, Method, Recipe
 from rayclip.models import Clip, class_prompts, load_model
 from rayclip.models.checkpoint import save_checkpoint
@@ -86,7 +87,14 @@ class _Run:
         clip.bound_scale()
         trainable = _choose_trainable(clip, self.method)
         self.optimizer = make_optimizer(self.recipe, trainable)
-        self.steps_per_epoch = len(epoch_batches(len(data), self.recipe.batch_size, config.seed, 0))
+        self.sampler = EpochSampler(
+            count=len(data),
+            batch_size=self.recipe.batch_size,
+            seed=config.seed,
+            rank=host.rank,
+            world_size=host.world_size,
+        )
+        self.steps_per_epoch = self.sampler.steps_per_epoch
         self.total_steps = self.steps_per_epoch * self.recipe.epochs
         self.step = 0
         self._resume()
@@ -135,9 +143,8 @@ class _Run:
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, int]]:
         """This rank's (pixels uint8, positions, size of the global batch), from the current step on."""
-        order = epoch_batches(len(self.data), self.recipe.batch_size, self.config.seed, epoch)
-        rest = order[self.step - epoch * self.steps_per_epoch :]
-        mine = [batch[self.host.rank :: self.host.world_size] for batch in rest]
+        rest = self.sampler.global_batches(epoch, done=self.step - epoch * self.steps_per_epoch)
+        mine = [self.sampler.share(batch) for batch in rest]
         loader = DataLoader(
             _Pixels(self.data, self.config, self.clip.image_size),
             sampler=mine,
@@ -225,15 +232,6 @@ class _Pixels(Dataset):
     def __getitem__(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
         pixels = batch_pixels(self._data, positions.tolist(), self._resolution, self._image_size)
         return pixels, torch.from_numpy(positions)
-
-
-def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """A shuffled epoch in global batches of nearly equal size, none above `batch_size`.
-
-    No image is left out, and there is no runt batch at the end, in which a contrastive loss would mean little.
-    """
-    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
-    return np.array_split(order, -(-count // batch_size))
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:

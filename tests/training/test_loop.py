@@ -1,16 +1,19 @@
 """The train loop of one process: methods lower their loss, runs are repeatable, a resumed run is the same run."""
 
 import contextlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
+from data.test_data import png, write
 from rayclip.attacks.bert import TextSettings
 from rayclip.methods import METHODS, SMALL_MODEL, Recipe, make_method
+from rayclip.methods.ft_standard import FTStandard
 from rayclip.training import TrainConfig, train
-from rayclip.training.loop import epoch_batches, learning_rate
+from rayclip.training.loop import learning_rate
 from rayclip.types import UserError
 
 
@@ -89,11 +92,34 @@ def test_checkpoints_come_every_epoch_and_every_n_steps(tmp_path):
     assert [p.name for p in host.checkpoints] == ["step-2", "step-3", "step-4", "step-6"]
 
 
-def test_an_epoch_uses_every_image_once_in_batches_of_nearly_one_size():
-    batches = epoch_batches(1352, 128, seed=0, epoch=0)
-    assert sorted(i for b in batches for i in b) == list(range(1352))
-    assert {len(b) for b in batches} == {122, 123}
-    assert epoch_batches(1352, 128, 0, 1)[0].tolist() != batches[0].tolist()
+@dataclass(frozen=True, kw_only=True)
+class Remembering(FTStandard):
+    """Fine-tuning that notes which images it was given, by their grey value."""
+
+    seen: ClassVar[list[list[int]]] = []
+
+    def loss(self, clip, batch):
+        self.seen.append((batch.pixels_BCHW[:, 0, 0, 0] * 255).round().long().tolist())
+        return super().loss(clip, batch)
+
+
+@pytest.mark.parametrize("until", [1, 2, 3])
+def test_a_run_that_is_resumed_within_an_epoch_reads_every_image_once(tmp_path, until):
+    images = [png((i, i, i)) for i in range(50)]
+    data = write(tmp_path / "grey.parquet", [i % 3 for i in range(50)], images)
+    recipe = replace(SMALL_MODEL, epochs=2, batch_size=12)
+    settings = TrainConfig(
+        model="digits", data=data, method=Remembering(), recipe=recipe, save_every_steps=2, data_workers=2
+    )
+    Remembering.seen.clear()
+    first = LocalHost(tmp_path / "first", until=until)
+    with pytest.raises(InterruptedError):
+        train(settings, first)
+    del Remembering.seen[int(first.checkpoints[-1].name.removeprefix("step-")) :]  # steps that no checkpoint holds
+    train(settings, LocalHost(tmp_path / "second", start=first.checkpoints[-1]))
+    assert len(Remembering.seen) == 10 and {len(step) for step in Remembering.seen} == {10}
+    for epoch in (Remembering.seen[:5], Remembering.seen[5:]):
+        assert sorted(i for step in epoch for i in step) == list(range(50))
 
 
 def test_the_schedule_warms_up_and_decays():

@@ -1,4 +1,4 @@
-from rayclip.distributed.progress import Display
+from rayclip.progress import Display
 
 
 def lines(capsys, *updates, **options):

@@ -1,0 +1,122 @@
+"""Data sets on an object store, read by the nodes of a cluster."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+from pyarrow import fs
+
+from e2e.test_commands import run, verdicts, wait_for
+from rayclip.data import open_data
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    """The URI of an empty bucket, with the options that reach the server of this test."""
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        os.environ[name] = "test"
+    os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+    log = (tmp_path_factory.mktemp("s3") / "log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
+    )
+
+    def up() -> bool:
+        assert server.poll() is None
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=1)
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    wait_for(up, 60)
+    uri = f"s3://data/sets?scheme=http&endpoint_override=127.0.0.1:{port}&allow_bucket_creation=true&region=us-east-1"
+    system, path = fs.FileSystem.from_uri(uri)
+    system.create_dir(path)
+    yield uri
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """The digits as a folder of class folders with train and test, as a user would have their own images."""
+    folder = tmp_path_factory.mktemp("images")
+    for split in ("train", "test"):
+        data = open_data("digits", split)
+        for p in range(0, len(data), 4):
+            path = folder / split / data.class_names[data.labels[p]] / f"{data.ids[p]:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data.images([p])[0].save(path)
+    return folder
+
+
+@pytest.fixture
+def nodes(tmp_path):
+    """Two nodes, each with a cache of its own."""
+    from ray.cluster_utils import Cluster
+
+    def env(name: str) -> dict[str, str]:
+        return {"RAYCLIP_CACHE": str(tmp_path / name)}
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "env_vars": env("first")},
+    )
+    cluster.add_node(num_cpus=1, env_vars=env("second"))
+    yield cluster.address, [tmp_path / "first", tmp_path / "second"]
+    cluster.shutdown()
+
+
+def test_two_nodes_read_a_prepared_data_set_from_s3(s3, images, nodes, tmp_path):
+    address, caches = nodes
+    uri = s3.replace("/sets?", "/sets/own?")
+    prepare = ["data", "prepare", "own", "--source", "folder", images, "--quiet", "--root"]
+    run(tmp_path, *prepare, s3)
+    run(tmp_path, *prepare, tmp_path / "root")
+    assert "own" in run(tmp_path, "data", "list", "--root", s3).stdout
+    assert "as its manifest says" in run(tmp_path, "data", "verify", "--root", s3, "--quiet").stdout
+
+    attack = ["--model", "digits", "--attacks", "clean,pgd", "--eps", "32/255", "--steps", "3", "--no-tracking"]
+    driver = tmp_path / "driver"
+    run(
+        tmp_path,
+        *["eval", *attack, "--data", uri, "--cluster", "--workers", 2, "--shard-size", 10, "--out", "there"],
+        RAY_ADDRESS=address,
+        RAYCLIP_CACHE=str(driver),
+    )
+    run(tmp_path, "eval", *attack, "--data", tmp_path / "root" / "own", "--out", "here")
+    assert verdicts(tmp_path / "there") == verdicts(tmp_path / "here")
+    assert len(verdicts(tmp_path / "here")) == 2 * len(list(images.glob("test/*/*.png")))
+
+    manifest = json.loads((tmp_path / "root" / "own" / "manifest.json").read_text())
+    shard = manifest["splits"]["test"]["shards"][0]["sha256"]
+    for cache in caches:
+        copies = list(cache.rglob("*.parquet"))
+        assert [c.stem for c in copies] == [shard], "each node has fetched what was evaluated, once, and no more"
+        assert hashlib.sha256(copies[0].read_bytes()).hexdigest() == shard
+    assert list(driver.rglob("*.parquet")) == [], "planning needs no images"
+
+    train = ["train", "--method", "tecoa", "--model", "digits", "--epochs", 1, "--shots", 5, "--steps", 1]
+    for out, data, more in (
+        ("model-there", uri, ["--cluster", "--workers", 2]),
+        ("model-here", tmp_path / "root" / "own", ["--workers", 1]),
+    ):
+        run(tmp_path, *train, "--data", data, "--out", out, "--no-tracking", *more, RAY_ADDRESS=address)
+    files = [(tmp_path / m / "rayclip.json") for m in ("model-there", "model-here")]
+    lineages = [json.loads(f.read_text()) for f in files]
+    assert lineages[0]["data"] == lineages[1]["data"]
