@@ -179,6 +179,8 @@ def test_a_training_run_is_in_mlflow(trained):
     client = MlflowClient(f"sqlite:///{trained}/mlflow.db")
     files = {f.path for f in client.list_artifacts(found.info.run_id, "checkpoint")}
     assert "checkpoint/open_clip_model.safetensors" in files
+    drawn = json.loads(Path(client.download_artifacts(found.info.run_id, "data/drawn.json")).read_text())
+    assert [len(c["ids"]) for c in drawn["ids"]] == [5] * 10 and drawn["data"] == "digits"
 
 
 def test_a_finished_run_is_left_alone_and_other_settings_are_refused(trained):

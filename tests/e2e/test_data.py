@@ -120,3 +120,40 @@ def test_two_nodes_read_a_prepared_data_set_from_s3(s3, images, nodes, tmp_path)
     files = [(tmp_path / m / "rayclip.json") for m in ("model-there", "model-here")]
     lineages = [json.loads(f.read_text()) for f in files]
     assert lineages[0]["data"] == lineages[1]["data"]
+
+
+_PREPARE_MANY = """
+import io, json, sys
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+from PIL import Image
+
+folder = sys.argv[1]
+generator = np.random.default_rng(0)
+images = []
+for _ in range(1000):
+    buffer = io.BytesIO()
+    Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG", compress_level=1)
+    images.append(buffer.getvalue())
+names = {"info": {"features": {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}}}
+image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+schema = pa.schema([("image", image), ("label", pa.int64())], {"huggingface": json.dumps(names)})
+with pq.ParquetWriter(f"{folder}/test.parquet", schema) as writer:
+    for k in range(100):
+        rows = [{"image": {"bytes": data, "path": f"{k}-{i}.png"}, "label": i % 2} for i, data in enumerate(images)]
+        writer.write_table(pa.Table.from_pylist(rows, schema))
+"""
+
+
+def test_preparing_100_000_images_stays_below_1_gb(tmp_path):
+    subprocess.run([sys.executable, "-c", _PREPARE_MANY, tmp_path], check=True)
+    prepare = ["data", "prepare", "many", "--source", "parquet", tmp_path / "test.parquet", "--root", tmp_path]
+    command = [sys.executable, "-m", "rayclip", *map(str, prepare), "--quiet"]
+    code = (
+        "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:]); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(done.returncode)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "test: 100,000 images; 2 shards" in done.stdout
+    peak_kib = int(done.stdout.splitlines()[-1])
+    assert peak_kib < 1_000_000, f"{peak_kib} KiB"
