@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -62,7 +63,7 @@ def test_processes_of_a_node_share_one_copy(remote, cache):
     for worker in workers:
         worker.join()
     assert len(paths) == 1 and files(cache) == [f"{described().sha256}.parquet"]
-    assert open(paths.pop(), "rb").read() == CONTENT
+    assert Path(paths.pop()).read_bytes() == CONTENT
     remote.delete("x.parquet")
     assert local_path(remote, described()).read_bytes() == CONTENT, "what is here needs no store"
 
