@@ -1,5 +1,6 @@
 """A prepared data set: opened by its manifest and labels alone; images come when they are asked for."""
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -36,6 +37,8 @@ class PreparedImages(EncodedImages, ImageSet):
         assert found.labels is not None  # the manifest's reader holds classification to it
         data = local_path(store, found.labels).read_bytes()
         try:
+            if hashlib.sha256(data).hexdigest() != found.labels.sha256:
+                raise ValueError("other content")
             self.labels = np.load(io.BytesIO(data), allow_pickle=False)
             counts = np.bincount(self.labels, minlength=len(found.per_class)).tolist()
         except (ValueError, TypeError, OSError, EOFError):
