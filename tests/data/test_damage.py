@@ -790,6 +790,18 @@ def test_a_changed_byte_anywhere_in_a_file_of_ones_own_is_no_crash(tmp_path):
     assert 100 < sum(refused) < len(refused)
 
 
+def test_files_of_one_folder_are_read_once_and_only_together_where_they_belong_together(tmp_path):
+    write(tmp_path / "validation-0.parquet", [0, 1])
+    write(tmp_path / "val-1.parquet", [2])
+    assert open_data(str(tmp_path), "test").labels.tolist() == [2, 0, 1]  # "validation" begins with "val"
+    write(tmp_path / "val-2.parquet", [1], names=["dog", "cat", "lemon"])
+    with pytest.raises(UserError, match=r"val-2.parquet names other classes or columns than .*val-1.parquet"):
+        open_data(str(tmp_path), "test")
+    write(tmp_path / "val-2.parquet", [1], column="img")
+    with pytest.raises(UserError, match=r"val-2.parquet names other classes or columns than .*val-1.parquet"):
+        open_data(str(tmp_path), "test")
+
+
 # An evaluation
 
 
