@@ -142,6 +142,6 @@ class Store:
             data = self.read(name)
             try:
                 tables.append(pq.read_table(pa.BufferReader(data), columns=columns))
-            except (pa.ArrowInvalid, TypeError, OSError) as error:
+            except (pa.ArrowException, TypeError, ValueError, OSError) as error:
                 raise UserError(f"result file {self.root}/{name} is damaged: delete it and run again.") from error
         return pa.concat_tables(tables) if tables else None

@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,19 @@ from PIL import Image
 from rayclip.data.cache import cache_root
 from rayclip.data.intake import BadImageError, decode, in_order, take_in
 from rayclip.data.mapped import MappedImages
+from rayclip.data.registry import ROWS
 from rayclip.data.rowgroups import RowGroups
 from rayclip.store import Store
 from rayclip.types import UserError
+
+
+def preparing(name: str, paths: Sequence[Path]) -> str:
+    """The command that makes a data set of the user's own files, without the samples that cannot be used."""
+    own = re.sub(r"[^\w-]+", "-", name).strip("-_") or "mine"
+    if own in ROWS or Path(own).exists():  # that would mean the published data set, or the place
+        own += "-checked"
+    place = paths[0] if len(paths) == 1 else paths[0].parent
+    return f"rayclip data prepare {own} --source parquet {shlex.quote(str(place.absolute()))}"
 
 
 class EncodedImages:
@@ -65,7 +77,7 @@ class EncodedImages:
             first, reason = found["bad"][0]
             raise UserError(
                 f"{len(found['bad'])} of the {len(self.encoded)} images of '{self.name}' cannot be read (row {first}: "
-                f"{reason}): set them aside with `rayclip data prepare {self.name} --source parquet {self.paths[0]}`."
+                f"{reason}): set them aside with `{preparing(self.name, self.paths)}`."
             )
         self.native_size = tuple(found["size"]) if found["size"] else None
 

@@ -4,11 +4,12 @@ import io
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -49,19 +50,16 @@ def take_in(data: bytes) -> Taken:
     Raises:
         BadImageError: empty, no image, truncated, damaged, or of unknown range.
     """
-    if not data:
-        raise BadImageError("empty file")
-    with _open(data) as image:
-        kind = image.format
+    with _opened(data) as image:
         what = _unusual(image)
-        if kind == "PNG":  # decoding alone does not look at every checksum
-            with _open(data) as again:
-                _guarded(again.verify)
+        if image.format == "PNG":  # decoding alone does not look at every checksum
+            with _opened(data) as again:
+                again.verify()
         rgb = to_rgb(image)
         if what is None:
             return Taken(data=data, converted=None, size=rgb.size)
-    buffer = io.BytesIO()
-    rgb.save(buffer, "PNG")
+        buffer = io.BytesIO()
+        rgb.save(buffer, "PNG")
     return Taken(data=buffer.getvalue(), converted=what, size=rgb.size)
 
 
@@ -71,13 +69,13 @@ def decode(data: bytes | memoryview) -> Image.Image:
     Raises:
         BadImageError: as `take_in`.
     """
-    with _open(data) as image:
+    with _opened(data) as image:
         return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Decode and convert. 16-bit grey is scaled, where Pillow's own conversion would cut it off at 255."""
-    _guarded(image.load)
+    image.load()
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):
@@ -92,21 +90,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _open(data: bytes | memoryview) -> Image.Image:
+@contextmanager
+def _opened(data: bytes | memoryview) -> Iterator[Image.Image]:
+    """Whatever goes wrong while an image is open is the reason why it cannot be used."""
     if not data:
         raise BadImageError("empty file")
     try:
-        return Image.open(io.BytesIO(data), formats=_formats())
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            yield image
+    except BadImageError:
+        raise
     except Image.UnidentifiedImageError:
         raise BadImageError("no image file") from None
-    except Exception as error:  # decoders raise anything on foreign bytes
-        raise BadImageError(_reason(error)) from error
-
-
-def _guarded(step: Any) -> None:
-    try:
-        step()
-    except Exception as error:  # decoders raise anything on foreign bytes
+    except Exception as error:  # decoders raise anything on foreign bytes, and not in `load` alone
         raise BadImageError(_reason(error)) from error
 
 

@@ -18,6 +18,7 @@ Kind = Literal["classification", "captions"]
 Names = Literal["curated", "raw"]
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a plain name: a manifest never reaches out of its folder
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SUM = "sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,8 @@ class Manifest:
         return (aside, *others) if found.rejected else others
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+        raw = json.loads(json.dumps(dataclasses.asdict(self)))
+        return json.dumps({**raw, _SUM: _sum(raw)}, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> "Manifest":
@@ -147,7 +149,7 @@ def _manifest(raw: Any) -> Manifest:
     splits = {str(k): _split(v, str(k), len(class_names)) for k, v in _is(raw["splits"], dict, "splits").items()}
     if not splits:
         raise ValueError("it has no splits")
-    return Manifest(
+    manifest = Manifest(
         name=_is(raw["name"], str, "name"),
         kind=kind,
         class_names=class_names,
@@ -158,6 +160,15 @@ def _manifest(raw: Any) -> Manifest:
         recipe=recipe,
         rayclip=_is(raw["rayclip"], str, "rayclip"),
     )
+    # Class names, the order of shards and the names of splits decide about results and contradict nothing.
+    if raw[_SUM] != _sum(raw):
+        raise ValueError("it was changed after it was written")
+    return manifest
+
+
+def _sum(raw: Mapping[str, Any]) -> str:
+    """SHA-256 of the content, whatever the file's spacing and order of keys."""
+    return hashlib.sha256(json.dumps({k: v for k, v in raw.items() if k != _SUM}, sort_keys=True).encode()).hexdigest()
 
 
 def _split(raw: Any, name: str, classes: int) -> Split:

@@ -124,7 +124,8 @@ def _unknown(place: str) -> UserError:
 
 
 def _open_folder(folder: Path, role: str) -> ImageSet:
-    files = sorted(f for prefix in _FILES[role] for f in folder.glob(f"{prefix}*.parquet"))
+    # A file of `validation*` is one of `val*` as well.
+    files = sorted({f for prefix in _FILES[role] for f in folder.glob(f"{prefix}*.parquet")})
     if not files:
         wanted = " or ".join(f"{prefix}*.parquet" for prefix in _FILES[role])
         raise UserError(f"folder {folder} holds no {role} images: it needs {wanted} in the Hugging Face layout.")

@@ -17,7 +17,7 @@ from rayclip.data.mapped import MappedImages
 from rayclip.data.opening import choose_split, locate, open_manifest
 from rayclip.data.parquet import footers_fingerprint
 from rayclip.data.prepared import read_index
-from rayclip.data.rowgroups import RowGroups, open_parquet
+from rayclip.data.rowgroups import RowGroups, open_parquet, read_column
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -122,7 +122,7 @@ def _captions(path: Path, file: Any) -> list[tuple[str, ...]]:
         raise UserError(f"{path} has no column 'image' of encoded images: write it as pairs {_LAYOUT}.")
     if captions is None or not _is_list_of_text(captions):
         raise UserError(f"{path} has no column 'captions' of lists of text: retrieval needs pairs {_LAYOUT}.")
-    rows = file.read(columns=["captions"])["captions"].to_pylist()
+    rows = read_column(path, file, "captions").to_pylist()
     for position, row in enumerate(rows):
         if not row:
             raise UserError(f"row {position} of {path} has no captions: drop the image or caption it.")

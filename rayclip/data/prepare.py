@@ -11,7 +11,6 @@ import json
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -156,7 +155,7 @@ class _Progress:
 
     consumed: int = 0
     done: bool = False
-    converted: Counter[str] = field(default_factory=Counter)
+    converted: dict[str, int] = field(default_factory=dict)  # `dataclasses.asdict` garbles a Counter
     size: list[int] | None = None
     sizes_differ: bool = False
     shards: list[dict[str, Any]] = field(default_factory=list)
@@ -165,7 +164,7 @@ class _Progress:
     def count(self, taken: Taken) -> None:
         """One image more."""
         if taken.converted is not None:
-            self.converted[taken.converted] += 1
+            self.converted[taken.converted] = self.converted.get(taken.converted, 0) + 1
         if self.size is None:
             self.size = list(taken.size)
         self.sizes_differ |= list(taken.size) != self.size
@@ -184,7 +183,7 @@ class _Journal:
         try:
             raw = store.read_json(JOURNAL)
             if raw["identity"] == identity:
-                splits = {k: _Progress(**{**v, "converted": Counter(v["converted"])}) for k, v in raw["splits"].items()}
+                splits = {k: _Progress(**v) for k, v in raw["splits"].items()}
                 if all(_is_there(store, s) for p in splits.values() for s in p.shards):
                     return cls(store, identity, splits)
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -345,7 +344,7 @@ def _describe(request: Request, split: str, progress: _Progress, store: Store) -
     return Split(
         rows=sum(s["rows"] for s in progress.shards),
         rejected=len(progress.rejected),
-        converted=dict(progress.converted),
+        converted=progress.converted,
         per_class=tuple(per_class),
         size=None if progress.sizes_differ or progress.size is None else (progress.size[0], progress.size[1]),
         shards=tuple(ShardFile(**s) for s in progress.shards),

@@ -10,7 +10,7 @@ from rayclip.data.cache import local_path
 from rayclip.data.encoded import EncodedImages
 from rayclip.data.images import ImageSet
 from rayclip.data.manifest import Manifest, Names
-from rayclip.data.mapped import MappedImages
+from rayclip.data.mapped import INDEX, MappedImages
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -52,9 +52,11 @@ def read_index(store: Store, manifest: Manifest, split: str) -> np.ndarray:
     """
     found = manifest.splits[split]
     data = local_path(store, found.index).read_bytes()
-    if hashlib.sha256(data).hexdigest() != found.index.sha256:
-        raise UserError(
-            f"{store.root}: {found.index.file} does not match the manifest: prepare '{manifest.name}' again with "
-            "--force."
-        )
-    return np.load(io.BytesIO(data), allow_pickle=False)
+    if hashlib.sha256(data).hexdigest() == found.index.sha256:
+        index = np.load(io.BytesIO(data), allow_pickle=False)
+        counts = np.bincount(index["label"], minlength=len(found.per_class)).tolist() if found.per_class else []
+        if index.dtype == INDEX and len(index) == found.rows and counts == list(found.per_class):
+            return index
+    raise UserError(
+        f"{store.root}: {found.index.file} does not match the manifest: prepare '{manifest.name}' again with --force."
+    )

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 
 from rayclip.types import UserError
 
+# What Arrow raises for damaged files: bytes that are no UTF-8 are a ValueError, odd types are "not implemented".
+UNREADABLE = (pa.ArrowException, OSError, ValueError)
 _CACHE_BYTES = 512 << 20  # encoded images kept in memory per data set and process
 
 
@@ -64,6 +66,11 @@ class RowGroups:
             self._files[number] = file, [0, *itertools.accumulate(sizes)]
             if self._files[number][1][-1] != self._starts[number + 1] - self._starts[number]:
                 raise UserError(f"file {number} of '{self._name}' has another number of rows than its manifest says.")
+            if not _holds_files(file.schema_arrow, self._column):
+                raise UserError(
+                    f"file {number} of '{self._name}' has no column '{self._column}' of encoded images: write it as "
+                    "struct<bytes, path>, or prepare it again."
+                )
         return self._files[number]
 
     def _rows(self, number: int, group: int) -> list[memoryview]:
@@ -71,22 +78,33 @@ class RowGroups:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        file, _ = self._file(number)
+        file, starts = self._file(number)
         try:
             # Threads of Arrow's pool do not survive the fork of a DataLoader worker.
             table = file.read_row_group(group, columns=[self._column], use_threads=False)
-        except (pa.ArrowInvalid, OSError) as error:
+            rows = [view for chunk in table[self._column].chunks for view in _views(chunk)]
+            if len(rows) != starts[group + 1] - starts[group]:
+                raise ValueError(f"{len(rows)} rows")
+        except (*UNREADABLE, KeyError) as error:
             raise UserError(
-                f"row group {group} in file {number} of '{self._name}' is damaged ({str(error).splitlines()[0]}): "
+                f"row group {group} in file {number} of '{self._name}' is damaged ({first_line(error)}): "
                 "fetch or prepare it again."
             ) from error
-        rows = [view for chunk in table[self._column].chunks for view in _views(chunk)]
         self._cache[key] = rows
         self._cached_bytes += sum(map(len, rows))
         while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
             _, dropped = self._cache.popitem(last=False)
             self._cached_bytes -= sum(map(len, dropped))
         return rows
+
+
+def _holds_files(schema: Any, column: str) -> bool:
+    if schema.names.count(column) != 1:
+        return False
+    kind = schema.field(column).type
+    if pa.types.is_struct(kind):
+        kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else None
+    return kind in (pa.binary(), pa.large_binary(), pa.string(), pa.large_string())
 
 
 def _views(chunk: Any) -> list[memoryview]:
@@ -117,5 +135,25 @@ def open_parquet(path: Path) -> Any:
         raise UserError(f"no such data file: {path}.")
     try:
         return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}") from error
+    except UNREADABLE as error:
+        raise UserError(f"{path} is no readable Parquet file: {first_line(error)}") from error
+
+
+def read_column(path: Path, file: Any, column: str) -> Any:
+    """A whole column, checked.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        values = file.read(columns=[column])[column]
+        values.validate(full=True)
+        if len(values) != file.metadata.num_rows:
+            raise ValueError(f"{len(values)} of {file.metadata.num_rows} rows")
+    except (*UNREADABLE, KeyError) as error:
+        raise UserError(f"{path} is damaged in its column '{column}' ({first_line(error)}): fetch it again.") from error
+    return values
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayclip.data.manifest import File, Manifest, ShardFile, Split
 from rayclip.data.opening import open_manifest
 from rayclip.data.parquet import class_names_of
 from rayclip.data.prepare import REJECTED
+from rayclip.data.rowgroups import UNREADABLE, first_line
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -83,8 +83,8 @@ def _recount(store: Store, manifest: Manifest, name: str, split: Split) -> list[
                     return [problem]
                 if manifest.class_names:
                     values.append(file.read(columns=["label"])["label"].to_numpy())
-        except (pa.ArrowInvalid, OSError, UserError) as error:
-            return [f"{shard.file} cannot be read ({str(error).splitlines()[0]})."]
+        except (*UNREADABLE, KeyError, UserError) as error:
+            return [f"{shard.file} cannot be read ({first_line(error)})."]
     index = np.load(io.BytesIO(store.read(split.index.file) or b""), allow_pickle=False)
     if len(index) != split.rows:
         return [f"{split.index.file} lists {len(index):,} images; the manifest says {split.rows:,}."]
@@ -110,9 +110,9 @@ def _rejected(store: Store, manifest: Manifest) -> list[str]:
     expected = {name: s.rejected for name, s in manifest.splits.items() if s.rejected}
     try:
         table = store.read_tables([REJECTED] if store.size(REJECTED) is not None else [], columns=["split"])
-    except UserError:
+        listed = Counter([] if table is None else table["split"].to_pylist())
+    except (UserError, KeyError, ValueError):
         return [f"{REJECTED} is damaged."]
-    listed = Counter([] if table is None else table["split"].to_pylist())
     if dict(listed) != expected:
         return [f"{REJECTED} lists {sum(listed.values()):,} images; the manifest says {sum(expected.values()):,}."]
     return []

@@ -211,7 +211,7 @@ def _open(shard: Shard, path: Path) -> "pq.ParquetFile":
         raise UserError(f"no such data file: {path}.")
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # bytes that are no UTF-8 are a ValueError
         reason = str(error).splitlines()[0].rstrip(".")
         with path.open("rb") as raw:
             begins = raw.read(4)
@@ -229,7 +229,7 @@ def _batches(
     try:
         for group in groups:
             yield from file.iter_batches(_BATCH, row_groups=[group], columns=columns, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise shard.damaged(path, error) from error
 
 
