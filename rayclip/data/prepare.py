@@ -146,12 +146,24 @@ def _ready_folder(request: Request, source: Source, store: Store) -> Manifest | 
                 "replace them with --force."
             )
         return None
-    if (before.source, before.class_names) != (source.describe(), request.class_names):
+    if before.class_names != request.class_names or not _same_source(before, source.describe()):
         raise UserError(
             f"'{request.name}' is already prepared in {store.root} from another source "
             f"({_short(before.source)}): keep it, or replace it with --force."
         )
     return before
+
+
+def _same_source(before: Manifest, now: Mapping[str, Any]) -> bool:
+    """Whether what is prepared came from there. A description may tell of `splits`, of those only that are open."""
+    then, told = _by_split(before.source), _by_split(now)
+    shared = then.keys() & told.keys() & before.splits.keys()
+    return {**before.source, "splits": 0} == {**now, "splits": 0} and all(then[s] == told[s] for s in shared)
+
+
+def _by_split(description: Mapping[str, Any]) -> dict[str, Any]:
+    splits = description.get("splits")
+    return dict(splits) if isinstance(splits, Mapping) else {}
 
 
 def _short(source: Mapping[str, Any]) -> str:
@@ -414,13 +426,16 @@ def _finish(request: Request, source: Source, store: Store, journal: _Journal, b
         store.write_table(REJECTED, pa.Table.from_pylist(rejected, _REJECTED_SCHEMA))
     else:
         store.delete(REJECTED)
+    description = source.describe()
+    if before is not None and (by_split := {**_by_split(before.source), **_by_split(description)}):
+        description["splits"] = by_split
     manifest = Manifest(
         name=request.name,
         kind="classification" if request.class_names else "captions",
         class_names=request.class_names,
         raw_names=source.class_names,
         splits=splits,
-        source=source.describe(),
+        source=description,
         notes=tuple(dict.fromkeys(notes)),
         recipe=RECIPE,
         rayclip=__version__,
