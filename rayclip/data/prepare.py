@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -33,6 +34,7 @@ from rayclip.types import UserError
 
 JOURNAL = "unfinished.json"
 REJECTED = "rejected.parquet"
+_WRITTEN = re.compile(r".+-\d{5,}\.parquet|labels-.+\.npy")  # shards and labels
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _REJECTED_SCHEMA = pa.schema(
     [("split", pa.string()), ("path", pa.string()), ("row", pa.int64()), ("label", pa.int64()), ("reason", pa.string())]
@@ -174,7 +176,7 @@ def _clear(store: Store) -> None:
     """Remove a data set, the manifest first, so that it is never there without being whole."""
     store.delete(MANIFEST)
     store.delete(JOURNAL)
-    for name in [*store.names("", ".parquet"), *store.names("", ".npy")]:
+    for name in [*store.names("", ".parquet"), *filter(_WRITTEN.fullmatch, store.names("", ".npy"))]:
         store.delete(name)
 
 
@@ -210,22 +212,24 @@ class _Journal:
 
     @classmethod
     def open(cls, store: Store, identity: str) -> "_Journal":
-        if store.size(JOURNAL) is None:
-            return cls(store, identity, {})
-        try:
-            raw = store.read_json(JOURNAL)
-            if raw["identity"] == identity:
-                splits = {k: _Progress(**{**v, "converted": Counter(v["converted"])}) for k, v in raw["splits"].items()}
-                if all(store.size(s["file"]) == s["bytes"] for p in splits.values() for s in p.shards):
-                    return cls(store, identity, splits)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            pass  # a journal that cannot be read is as good as none
-        before = read_manifest(store)
-        kept = {f.file for s in before.splits.values() for f in s.files} if before is not None else set()
-        for name in store.names("", ".parquet"):  # shards of a run that began differently
-            if name not in kept and name != REJECTED:
-                store.delete(name)
-        return cls(store, identity, {})
+        if store.size(JOURNAL) is not None:
+            try:
+                raw = store.read_json(JOURNAL)
+                if raw["identity"] == identity:
+                    told = raw["splits"].items()
+                    splits = {k: _Progress(**{**v, "converted": Counter(v["converted"])}) for k, v in told}
+                    if all(store.size(s["file"]) == s["bytes"] for p in splits.values() for s in p.shards):
+                        return cls(store, identity, splits)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                pass  # a journal that cannot be read is as good as none
+            before = read_manifest(store)
+            kept = {f.file for s in before.splits.values() for f in s.files} if before is not None else set()
+            for name in [*store.names("", ".parquet"), *store.names("", ".npy")]:  # of a run that began differently
+                if name not in kept and _WRITTEN.fullmatch(name):
+                    store.delete(name)
+        journal = cls(store, identity, {})
+        journal.write()  # before the first shard, so that even a run that is killed right after it knows it for its own
+        return journal
 
     def drop(self, splits: Iterable[str]) -> None:
         """Forget splits that the manifest tells of now."""
