@@ -97,12 +97,12 @@ def prepare(request: Request, source: Source, root: Store, on_progress: OnProgre
     """
     store = root.child(request.name)
     with _alone(store):
-        before = _ready_folder(request, source, store)
-        missing = [s for s in request.splits if before is None or s not in before.splits]
-        if before is not None and not missing:
-            return before
-        journal = _Journal.open(store, _identity(request, source))
         try:
+            before = _ready_folder(request, source, store)
+            missing = [s for s in request.splits if before is None or s not in before.splits]
+            if before is not None and not missing:
+                return before
+            journal = _Journal.open(store, _identity(request, source))
             for split in missing:
                 _prepare_split(request, source, split, store, journal, on_progress)
             return _finish(request, source, store, journal, before)
@@ -126,13 +126,16 @@ def _alone(store: Store) -> Iterator[None]:
     else:
         path = Path(tempfile.gettempdir()) / f"rayclip-{hashlib.sha256(store.root.encode()).hexdigest()[:16]}.lock"
     try:
-        with FileLock(path, timeout=0):
-            if store.is_local:
-                for left in folder.glob(".partial-*"):
-                    shutil.rmtree(left, ignore_errors=True)
-            yield
+        lock = FileLock(path).acquire(timeout=0)
     except Timeout:
         raise UserError(f"another run is preparing {store.root} at this moment: wait for it to end.") from None
+    except OSError as error:
+        raise UserError(f"cannot write below {path.parent}: {error.strerror or error}.") from error
+    with lock:
+        if store.is_local:
+            for left in folder.glob(".partial-*"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def _ready_folder(request: Request, source: Source, store: Store) -> Manifest | None:
