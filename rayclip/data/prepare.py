@@ -423,7 +423,7 @@ def _finish(request: Request, source: Source, store: Store, journal: _Journal, b
     splits = dict(before.splits) if before is not None else {}
     notes = [*request.notes, *source.notes, *(before.notes if before is not None else ())]
     table = store.read_tables([REJECTED] if store.size(REJECTED) is not None else [])
-    rejected = [] if table is None else table.to_pylist()
+    rejected = [] if table is None else [r for r in table.to_pylist() if r["split"] in splits]
     done = {split: progress for split, progress in journal.splits.items() if progress.done}
     for split, progress in done.items():
         splits[split] = _describe(request, split, progress, store)
