@@ -418,6 +418,43 @@ def test_an_upload_that_spells_classes_as_we_do_is_followed_in_its_own_order(nam
     assert json.loads(pq.read_schema(file).metadata[b"rayclip"])["raw_names"] == list(raw)
 
 
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("dtd", torchvision_folder),
+        ("stl10", torchvision_folder),
+        ("food101", hub_parquet),
+        ("country211", hub_webdataset),
+        ("country211", class_folders),
+        ("tiny_imagenet", tiny_folder),
+        ("flickr8k", karpathy_folder),
+        ("pcam", own_parquet),
+        ("pcam", local_webdataset),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_the_evaluated_split_can_come_first_and_the_others_later(name, make, hub, tmp_path, monkeypatch, capsys):
+    root, row = tmp_path / "root", ROWS[name]
+    monkeypatch.setenv("RAYCLIP_DATA", str(root))
+    (tmp_path / "source").mkdir()
+    made = make(name, tmp_path / "source", monkeypatch, hub)
+    command = ("data", "prepare", name, "--source", *made.source, "--quiet")
+    assert call(monkeypatch, capsys, *command, "--splits", "evaluated")[::2] == (0, "")
+    check_opened(name, root, made)
+    first = {file: written for file, written in state(root).items() if file.startswith((row.evaluated, "labels-"))}
+    assert first
+    with pytest.raises(UserError, match="adds the missing split"):
+        open_data(name, "train") if row.classes else open_pairs(name, "train")
+    for _ in range(2):
+        code, _, err = call(monkeypatch, capsys, *command)
+        assert (code, err) == (0, "")
+    check_files(name, root / name, made)
+    assert first.items() <= state(root).items()
+    before = state(root)
+    code, said, _ = call(monkeypatch, capsys, *command, "--splits", "train")
+    assert code == 0 and "is already prepared" in said and state(root) == before
+
+
 def test_cocos_own_validation_images_are_not_taken_for_karpathys_test(tmp_path, monkeypatch, capsys):
     images = _caption_images(tmp_path / "coco", "val2017/1.jpg", "val2017/2.jpg")
     annotations = coco([(2, "2.jpg"), (1, "1.jpg")], [(1, "one"), (2, "two"), (1, "eins")])
