@@ -44,6 +44,8 @@ def prepare_named(name: str, place: Place, root: Store, options: Options, on_pro
         class_names = tuple(" ".join(n.replace("_", " ").split()) for n in source.class_names)
     elif row.classes == 0 and source.class_names:
         raise UserError(f"'{name}' is image-caption data, but this source has classes: give one with captions.")
+    elif row.classes and not source.class_names:
+        raise UserError(f"'{name}' needs labelled images, but this source has captions: give one with classes.")
     else:
         class_names = curated_names(row, source.class_names, kind, source.label_keys)
     # The row tells of the published data set, its place on the hub may hold another cut of it.
