@@ -135,6 +135,8 @@ def _alone(store: Store) -> Iterator[None]:
         if store.is_local:
             for left in folder.glob(".partial-*"):
                 shutil.rmtree(left, ignore_errors=True)
+            for left in folder.glob("*.????????.partial"):  # `Store.write`
+                left.unlink(missing_ok=True)
         yield
 
 

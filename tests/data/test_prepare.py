@@ -95,6 +95,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(end, whole
         finished = {file: now[file] for file in told}
     (folder / ".partial-left").mkdir(exist_ok=True)
     (folder / ".partial-left" / "train-00000.parquet").write_bytes(b"PAR1")
+    (folder / f"{JOURNAL}.0123abcd.partial").write_bytes(b"")
     read: list[tuple[str, int]] = []
     run(tmp_path, Pictures(on_read=lambda split, number: read.append((split, number))))
     consumed = {split: p["consumed"] for split, p in journal["splits"].items()}
