@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rayclip.data.classnames import curated_names
-from rayclip.data.manifest import MANIFEST, Manifest, read_manifest
+from rayclip.data.manifest import Manifest, read_manifest
 from rayclip.data.prepare import OnProgress, Request, prepare
 from rayclip.data.registry import ROWS, Row, find
 from rayclip.data.sources import Place, open_source
@@ -44,6 +44,8 @@ def prepare_named(name: str, place: Place, root: Store, options: Options, on_pro
         class_names = tuple(" ".join(n.replace("_", " ").split()) for n in source.class_names)
     elif row.classes == 0 and source.class_names:
         raise UserError(f"'{name}' is image-caption data, but this source has classes: give one with captions.")
+    elif row.classes and not source.class_names:
+        raise UserError(f"'{name}' needs labelled images, but this source has captions: give one with classes.")
     else:
         class_names = curated_names(row, source.class_names, kind, source.label_keys)
     # The row tells of the published data set, its place on the hub may hold another cut of it.
@@ -63,23 +65,29 @@ def prepare_named(name: str, place: Place, root: Store, options: Options, on_pro
 
 
 def _splits(splits: Sequence[str], row: Row | None) -> tuple[str, ...]:
+    if not splits:
+        raise UserError("--splits names no split: write train, val, test or evaluated.")
     if EVALUATED in splits and row is None:
         raise UserError("which split the papers evaluate is known of their own data sets only: name the split.")
     return tuple(dict.fromkeys(row.evaluated if s == EVALUATED and row is not None else s for s in splits))
 
 
 def prepared(root: Store) -> dict[str, Manifest | UserError]:
-    """What is prepared below `root`, by name; an error for a manifest that is damaged."""
+    """What is prepared below `root`, by name; an error for a manifest that is damaged.
+
+    Raises:
+        UserError: the root cannot be read.
+    """
     found: dict[str, Manifest | UserError] = {}
-    for name in root.folders():
-        store = root.child(name)
-        if store.size(MANIFEST) is None:
-            continue
-        try:
-            manifest = read_manifest(store)
-        except UserError as error:
-            found[name] = error
-        else:
-            assert manifest is not None
-            found[name] = manifest
+    try:
+        for name in root.folders():
+            store = root.child(name)
+            try:
+                manifest = read_manifest(store)
+            except UserError as error:
+                found[name] = error
+            else:
+                found |= {name: manifest} if manifest is not None else {}
+    except OSError as error:
+        raise UserError(f"{root.root} cannot be read: {str(error).splitlines()[0]}.") from error
     return found

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -31,6 +32,7 @@ from rayclip.types import UserError
 
 JOURNAL = "unfinished.json"
 REJECTED = "rejected.parquet"
+_WRITTEN = re.compile(r".+-\d{5,}(\.parquet|\.part\.npy)|index-.+\.npy")  # shards and what tells of them
 _REJECTED_SCHEMA = pa.schema(
     [("split", pa.string()), ("path", pa.string()), ("row", pa.int64()), ("label", pa.int64()), ("reason", pa.string())]
 )
@@ -78,12 +80,12 @@ def prepare(request: Request, source: Source, root: Store, on_progress: OnProgre
     """
     store = root.child(request.name)
     with _alone(store):
-        before = _ready_folder(request, source, store)
-        missing = [s for s in request.splits if before is None or s not in before.splits]
-        if before is not None and not missing:
-            return before
-        journal = _Journal.open(store, _identity(request, source))
         try:
+            before = _ready_folder(request, source, store)
+            missing = [s for s in request.splits if before is None or s not in before.splits]
+            if before is not None and not missing:
+                return before
+            journal = _Journal.open(store, _identity(request, source))
             for split in missing:
                 _prepare_split(request, source, split, store, journal, on_progress)
             return _finish(request, source, store, journal, before)
@@ -107,13 +109,18 @@ def _alone(store: Store) -> Iterator[None]:
     else:
         path = Path(tempfile.gettempdir()) / f"rayclip-{hashlib.sha256(store.root.encode()).hexdigest()[:16]}.lock"
     try:
-        with FileLock(path, timeout=0):
-            if store.is_local:
-                for left in folder.glob(".partial-*"):
-                    shutil.rmtree(left, ignore_errors=True)
-            yield
+        lock = FileLock(path).acquire(timeout=0)
     except Timeout:
         raise UserError(f"another run is preparing {store.root} at this moment: wait for it to end.") from None
+    except OSError as error:
+        raise UserError(f"cannot write below {path.parent}: {error.strerror or error}.") from error
+    with lock:
+        if store.is_local:
+            for left in folder.glob(".partial-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            for left in folder.glob("*.????????.partial"):  # `Store.write`
+                left.unlink(missing_ok=True)
+        yield
 
 
 def _ready_folder(request: Request, source: Source, store: Store) -> Manifest | None:
@@ -129,12 +136,24 @@ def _ready_folder(request: Request, source: Source, store: Store) -> Manifest | 
                 "replace them with --force."
             )
         return None
-    if (before.source, before.class_names) != (source.describe(), request.class_names):
+    if before.class_names != request.class_names or not _same_source(before, source.describe()):
         raise UserError(
             f"'{request.name}' is already prepared in {store.root} from another source "
             f"({_short(before.source)}): keep it, or replace it with --force."
         )
     return before
+
+
+def _same_source(before: Manifest, now: Mapping[str, Any]) -> bool:
+    """Whether what is prepared came from there. A description may tell of `splits`, of those only that are open."""
+    then, told = _by_split(before.source), _by_split(now)
+    shared = then.keys() & told.keys() & before.splits.keys()
+    return {**before.source, "splits": 0} == {**now, "splits": 0} and all(then[s] == told[s] for s in shared)
+
+
+def _by_split(description: Mapping[str, Any]) -> dict[str, Any]:
+    splits = description.get("splits")
+    return dict(splits) if isinstance(splits, Mapping) else {}
 
 
 def _short(source: Mapping[str, Any]) -> str:
@@ -145,7 +164,7 @@ def _clear(store: Store) -> None:
     """Remove a data set, the manifest first, so that it is never there without being whole."""
     store.delete(MANIFEST)
     store.delete(JOURNAL)
-    for name in [*store.names("", ".parquet"), *store.names("", ".npy")]:
+    for name in [*store.names("", ".parquet"), *filter(_WRITTEN.fullmatch, store.names("", ".npy"))]:
         store.delete(name)
 
 
@@ -178,22 +197,23 @@ class _Journal:
 
     @classmethod
     def open(cls, store: Store, identity: str) -> "_Journal":
-        if store.size(JOURNAL) is None:
-            return cls(store, identity, {})
-        try:
-            raw = store.read_json(JOURNAL)
-            if raw["identity"] == identity:
-                splits = {k: _Progress(**v) for k, v in raw["splits"].items()}
-                if all(_is_there(store, s) for p in splits.values() for s in p.shards):
-                    return cls(store, identity, splits)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            pass  # a journal that cannot be read is as good as none
-        before = read_manifest(store)
-        kept = {f.file for s in before.splits.values() for f in s.files} if before is not None else set()
-        for name in [*store.names("", ".parquet"), *store.names("", ".npy")]:  # of a run that began differently
-            if name not in kept and name != REJECTED:
-                store.delete(name)
-        return cls(store, identity, {})
+        if store.size(JOURNAL) is not None:
+            try:
+                raw = store.read_json(JOURNAL)
+                if raw["identity"] == identity:
+                    splits = {k: _Progress(**v) for k, v in raw["splits"].items()}
+                    if all(_is_there(store, s) for p in splits.values() for s in p.shards):
+                        return cls(store, identity, splits)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                pass  # a journal that cannot be read is as good as none
+            before = read_manifest(store)
+            kept = {f.file for s in before.splits.values() for f in s.files} if before is not None else set()
+            for name in [*store.names("", ".parquet"), *store.names("", ".npy")]:  # of a run that began differently
+                if name not in kept and _WRITTEN.fullmatch(name):
+                    store.delete(name)
+        journal = cls(store, identity, {})
+        journal.write()  # before the first shard, so that even a run that is killed right after it knows it for its own
+        return journal
 
     def drop(self, splits: Iterable[str]) -> None:
         """Forget splits that the manifest tells of now."""
@@ -302,7 +322,7 @@ def _finish(request: Request, source: Source, store: Store, journal: _Journal, b
     splits = dict(before.splits) if before is not None else {}
     notes = [*request.notes, *source.notes, *(before.notes if before is not None else ())]
     table = store.read_tables([REJECTED] if store.size(REJECTED) is not None else [])
-    rejected = [] if table is None else table.to_pylist()
+    rejected = [] if table is None else [r for r in table.to_pylist() if r["split"] in splits]
     done = {split: progress for split, progress in journal.splits.items() if progress.done}
     for split, progress in done.items():
         splits[split] = _describe(request, split, progress, store)
@@ -312,13 +332,16 @@ def _finish(request: Request, source: Source, store: Store, journal: _Journal, b
         store.write_table(REJECTED, pa.Table.from_pylist(rejected, _REJECTED_SCHEMA))
     else:
         store.delete(REJECTED)
+    description = source.describe()
+    if before is not None and (by_split := {**_by_split(before.source), **_by_split(description)}):
+        description["splits"] = by_split
     manifest = Manifest(
         name=request.name,
         kind="classification" if request.class_names else "captions",
         class_names=request.class_names,
         raw_names=source.class_names,
         splits=splits,
-        source=source.describe(),
+        source=description,
         notes=tuple(dict.fromkeys(notes)),
         recipe=RECIPE,
         rayclip=__version__,

@@ -125,7 +125,7 @@ def schema(class_names: Sequence[str], raw_names: Sequence[str]) -> pa.Schema:
     if not class_names:
         features: dict[str, Any] = {
             "image": {"_type": "Image"},
-            "captions": {"_type": "List", "feature": {"dtype": "string", "_type": "Value"}},
+            "captions": {"_type": "Sequence", "feature": {"dtype": "string", "_type": "Value"}},  # since datasets 2
         }
         fields = [image, pa.field("captions", pa.list_(pa.string()))]
     else:

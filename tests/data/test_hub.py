@@ -1,7 +1,6 @@
 import errno
 import socket
 import threading
-from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -14,25 +13,6 @@ from rayclip.types import UserError
 
 WDS = Hub(repo="org/set", form="webdataset", splits={"train": "train", "test": "test"})
 PARQUET = Hub(repo="org/set", form="parquet", splits={"train": "train", "test": "test"})
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A hub without repositories yet, and an empty cache; the real client asks it."""
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home/hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home/token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    quick = SimpleNamespace(sleep=lambda seconds: None, time=lambda: 0.0)  # the client waits between its attempts
-    monkeypatch.setattr(huggingface_hub.file_download, "time", quick)
-    monkeypatch.setattr(huggingface_hub.utils._http, "time", quick)
-    (tmp_path / "repos").mkdir()
-    with serve_hub(tmp_path / "repos") as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        yield server
-    huggingface_hub.close_session()
 
 
 def read(source, split, start=0):

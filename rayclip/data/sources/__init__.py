@@ -48,7 +48,7 @@ def open_source(name: str, row: Row | None, place: Place, splits: Sequence[str] 
         UserError: no such source for this data set, or nothing usable there.
     """
     kind = place.kind or (row.default if row is not None else None)
-    if kind == "bundled":
+    if row is not None and row.default == "bundled":  # its name never means a prepared one
         raise UserError(f"'{name}' comes with the program: there is nothing to prepare.")
     captions = row is not None and row.classes == 0
     if kind == "torchvision":
