@@ -7,6 +7,21 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from rayclip import cli_captions, cli_data, cli_retrieval
+from rayclip.cli_options import (
+    ClassNames,
+    Cluster,
+    Eps,
+    Experiment,
+    Model,
+    NoTracking,
+    Quiet,
+    Resolution,
+    StepSize,
+    Substitutes,
+    Tracking,
+    Verbose,
+)
 from rayclip.types import UserError
 
 # Typer brings its own click: its exceptions are reached through the one that Typer makes public.
@@ -21,44 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Adversarial fine-tuning and attack of CLIP, carried over a cluster by Ray.",
 )
-
-
-Model = "digits (bundled), local-dir:PATH, hf-hub:ORG/NAME, or an open_clip NAME:TAG such as ViT-B-32:openai."
-Eps = Annotated[str | None, typer.Option(help="Budget in pixel units, as a fraction: 1/255.")]
-StepSize = Annotated[
-    str | None,
-    typer.Option(
-        "--step-size", help="Length of an attack step.  [default: 1/255, or 2.5·eps/steps where that is larger]"
-    ),
-]
-Cluster = Annotated[bool, typer.Option("--cluster", help="Use the running Ray cluster (RAY_ADDRESS or this node's).")]
-Tracking = Annotated[
-    str | None,
-    typer.Option(help="MLflow store or server.  [default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here]"),
-]
-NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Log nothing to MLflow.")]
-Experiment = Annotated[str, typer.Option(help="MLflow experiment.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Also print what Ray and its workers say.")]
-Substitutes = Annotated[
-    str,
-    typer.Option(
-        help="Source of replacement words: clip-table, or a masked language model's hub name or folder.  "
-        "[default: clip-table for digits, else bert-base-uncased]",
-        show_default=False,
-    ),
-]
-
-
-Resolution = Annotated[
-    Literal["native", "model"],
-    typer.Option(help="native: perturb at the images' own size; model: resize to the model's input first."),
-]
-
-ClassNames = Annotated[
-    Literal["curated", "raw"],
-    typer.Option(help="Spelling of the classes: CLIP's, or the data set's own (that of the papers' code)."),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -277,6 +254,11 @@ def ui(
     serve(tracking_uri, experiment, port=port, browser=browser)
 
 
+app.command()(cli_retrieval.retrieval)
+app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_captions.app, name="captions")
+
+
 def _budget(eps: str | None) -> float | None:
     from rayclip.units import parse_budget
 
@@ -325,7 +307,3 @@ def _complain(sentence: str) -> int:
 
 def main() -> None:
     run(app, "rayclip")
-
-
-# These add their commands to `app`, so `app` comes first.
-from rayclip import cli_captions, cli_data, cli_retrieval  # noqa: E402, F401

@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rayclip.cli import Cluster, Quiet, Verbose, app
+from rayclip.cli_options import Cluster, Quiet, Verbose
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
     from rayclip.data import ImageSet
     from rayclip.data.descriptions import Descriptions, Matching, Unmatched
 
-captions = typer.Typer(
+app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Choose captions of classes: check and filter a file of descriptions, generate one, show what was chosen.",
     short_help="Choose, check, generate and show captions of classes.",
 )
-app.add_typer(captions, name="captions")
 
 _FEW = 10  # names printed where a report is not the purpose
 
@@ -36,7 +35,7 @@ Classes = Annotated[
 ]
 
 
-@captions.command("filter")
+@app.command("filter")
 def filter_captions(
     json: Source,
     model: Annotated[
@@ -111,7 +110,7 @@ def filter_captions(
     print(f"captions: {out} ({_count(len(names), 'class', 'classes')}, {keep} each)")
 
 
-@captions.command()
+@app.command()
 def check(json: Source, data: Data = None, classes: Classes = None) -> None:
     """Report which classes a file of descriptions has captions for, and what does not match; write nothing."""
     from rayclip.data.descriptions import match_classes, read_descriptions
@@ -121,7 +120,7 @@ def check(json: Source, data: Data = None, classes: Classes = None) -> None:
     _report(described, match_classes(described.sentences, names, alternatives), names, limit=None)
 
 
-@captions.command()
+@app.command()
 def generate(
     generator: Annotated[
         str, typer.Option(help="Folder or hub id of a transformers text-generation or image-text model.")
@@ -206,7 +205,7 @@ def generate(
     print(f"choose from them: rayclip captions filter {out} {meant} --model MODEL --out {out.with_suffix('.parquet')}")
 
 
-@captions.command()
+@app.command()
 def show(
     file: Annotated[Path, typer.Argument(help="A table that `rayclip captions filter` wrote, edited or not.")],
     find: Annotated[str, typer.Option("--class", help="Only classes whose name contains this.")] = "",

@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rayclip.cli import Quiet, app
+from rayclip.cli_options import Quiet
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
     from rayclip.data.manifest import Manifest
     from rayclip.data.registry import Row
 
-data_app = typer.Typer(no_args_is_help=True, help="List, prepare, look at and verify data sets.")
-app.add_typer(data_app, name="data")
+app = typer.Typer(no_args_is_help=True, help="List, prepare, look at and verify data sets.")
 
 Root = Annotated[
     str | None,
@@ -24,7 +23,7 @@ Root = Annotated[
 _PROBLEMS_SHOWN = 20
 
 
-@data_app.command("list")
+@app.command("list")
 def list_(
     root: Root = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
@@ -62,7 +61,7 @@ def list_(
     print(f"\nprepared below {store.root}; `rayclip data prepare NAME` adds one, `rayclip data show NAME` tells more.")
 
 
-@data_app.command()
+@app.command()
 def show(
     name: Annotated[str, typer.Argument(help="A data set of `rayclip data list`, or a .parquet file.")],
     root: Root = None,
@@ -104,7 +103,7 @@ def show(
         print(f"contact sheet: {sheet}")
 
 
-@data_app.command()
+@app.command()
 def prepare(
     names: Annotated[
         list[str],
@@ -174,7 +173,7 @@ def prepare(
             print(f"  note: {note}")
 
 
-@data_app.command()
+@app.command()
 def verify(
     names: Annotated[
         list[str] | None, typer.Argument(help="Data sets, or .parquet files.  [default: all that is prepared]")

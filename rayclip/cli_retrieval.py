@@ -5,11 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from rayclip.cli import Experiment, Model, NoTracking, Quiet, Tracking, app
+from rayclip.cli_options import Experiment, Model, NoTracking, Quiet, Tracking
 from rayclip.types import UserError
 
 
-@app.command()
 def retrieval(
     model: Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}")],
     data: Annotated[

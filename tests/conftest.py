@@ -2,13 +2,16 @@
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 from hypothesis import settings
+from moto.server import ThreadedMotoServer
 from open_clip.model import CLIP
+from pyarrow import fs
 
 from rayclip.models import Clip
 from rayclip.models.checkpoint import save_checkpoint
@@ -78,3 +81,19 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, free_port: int) -> Iterator[str]:
+    """The URI of an empty place on an object store: a real S3 protocol against a server of this process."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_port)
+    server.start()
+    where = f"127.0.0.1:{free_port}&allow_bucket_creation=true&region=us-east-1"
+    uri = f"s3://bucket/place?scheme=http&endpoint_override={where}"
+    system, path = fs.FileSystem.from_uri(uri)
+    system.create_dir(path)
+    yield uri
+    server.stop()

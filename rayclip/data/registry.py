@@ -6,6 +6,7 @@ Split sizes are those that the sets' authors published; `evaluated` is the split
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from typing import Any, Literal
 
 from rayclip.types import UserError
@@ -468,7 +469,13 @@ _ALL = (
     ),
 )
 
-ROWS: Mapping[str, Row] = {row.name: row for row in _ALL}
+
+def _offered() -> list[Row]:
+    """Rows that other packages offer through the entry-point group `rayclip.datasets`."""
+    return [entry.load() for entry in entry_points(group="rayclip.datasets")]
+
+
+ROWS: Mapping[str, Row] = {row.name: row for row in (*_ALL, *_offered())}
 CLASSIFIED = tuple(row.name for row in _ALL if row.classes)
 
 # MMCoA's 15 data sets, in the columns' order of its tables II and III.

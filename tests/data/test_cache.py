@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
-from pyarrow import fs
 
 from data.test_data import png, write
 from rayclip.data import open_data
@@ -22,17 +20,8 @@ CONTENT = bytes(range(256)) * 5000
 
 
 @pytest.fixture
-def remote(monkeypatch, free_port):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_port)
-    server.start()
-    uri = f"s3://data/sets?scheme=http&endpoint_override=127.0.0.1:{free_port}&allow_bucket_creation=true&region=us-east-1"
-    system, path = fs.FileSystem.from_uri(uri)
-    system.create_dir(path)
-    yield Store(uri)
-    server.stop()
+def remote(s3):
+    return Store(s3)
 
 
 @pytest.fixture

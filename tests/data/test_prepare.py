@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 from data.pictures import NAMES, SIZES, Pictures, picture, run
@@ -418,39 +417,30 @@ def test_the_second_of_two_runs_is_told_and_the_first_is_not_disturbed(whole, tm
 
 
 @pytest.fixture
-def bucket(monkeypatch, free_port):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_port)
-    server.start()
-    options = f"?scheme=http&endpoint_override=127.0.0.1:{free_port}&allow_bucket_creation=true&region=us-east-1"
-    system, path = fs.FileSystem.from_uri(f"s3://sets/below{options}")
-    system.create_dir(path)
-    yield f"s3://sets/below{options}", system
-    server.stop()
+def bucket(s3):
+    return s3, fs.FileSystem.from_uri(s3)[0]
 
 
 def test_an_object_store_holds_the_same_as_a_folder(bucket, whole, tmp_path, monkeypatch, capsys):
     uri, system = bucket
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     interrupted(uri, "test", 22)
-    found = system.get_file_info(fs.FileSelector("sets/below/pictures"))
+    found = system.get_file_info(fs.FileSelector("bucket/place/pictures"))
     files = {f.base_name: f.mtime for f in found if not f.base_name.endswith(".part.npy")}
     assert JOURNAL in files and "manifest.json" not in files and len(files) == 10
     read: list[tuple[str, int]] = []
     manifest = run(uri, Pictures(on_read=lambda split, number: read.append((split, number))))
     assert {split for split, _ in read} == {"test"} and len(read) < 24
-    after = {f.base_name: f.mtime for f in system.get_file_info(fs.FileSelector("sets/below/pictures"))}
+    after = {f.base_name: f.mtime for f in system.get_file_info(fs.FileSelector("bucket/place/pictures"))}
     assert all(after[name] == files[name] for name in files if name != JOURNAL)
     local = Manifest.from_json(whole["manifest.json"], "here")
     assert {s: manifest.fingerprint(s) for s in SIZES} == {s: local.fingerprint(s) for s in SIZES}
     stored = {}
     for name in after:
-        with system.open_input_stream(f"sets/below/pictures/{name}") as stream:
+        with system.open_input_stream(f"bucket/place/pictures/{name}") as stream:
             stored[name] = stream.read()
     assert stored == whole
-    data = open_data(f"{uri.replace('below?', 'below/pictures?')}", "test")
+    data = open_data(f"{uri.replace('place?', 'place/pictures?')}", "test")
     assert np.array_equal(np.asarray(data.images([7])[0]), np.asarray(_opened(picture(7))))
     assert verify(Store(uri).child("pictures"))[1] == []
     code, out, _ = call(monkeypatch, capsys, "data", "list", "--root", uri, "--json")
@@ -458,7 +448,7 @@ def test_an_object_store_holds_the_same_as_a_folder(bucket, whole, tmp_path, mon
     with pytest.raises(UserError, match="from another source"):
         run(uri, Pictures({"test": 3}, first=7))
     run(uri, Pictures({"test": 3}, first=7), force=True)
-    left = {f.base_name for f in system.get_file_info(fs.FileSelector("sets/below/pictures"))}
+    left = {f.base_name for f in system.get_file_info(fs.FileSelector("bucket/place/pictures"))}
     assert left == {"manifest.json", "index-test.npy", "test-00000.parquet"}
     assert not list(tmp_path.glob(".partial-*"))
 
