@@ -24,6 +24,7 @@ from rayclip.data.fewshot import draw_record
 from rayclip.data.images import mixed_sizes
 from rayclip.distributed import PoolSize, Trial, Workers, evaluate, ray_cluster, run_trials
 from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, collect_rows, make_cells, missing_shards
+from rayclip.evaluation.alarms import alarms
 from rayclip.evaluation.cell import default_substitutes
 from rayclip.evaluation.retrieval import RecallRow, make_task, read_recalls, run_task
 from rayclip.logbook import Logbook, markdown, rows_json
@@ -216,9 +217,10 @@ def evaluate_models(models: Sequence[str], evaluation: Evaluation, where: Where)
     store = Store(where.out)
     logbook = where.logbook(store)
     rows = _evaluate(cells, positions, store, where)
+    found = _alarms(cells, rows, positions, store)
     for model in dict.fromkeys(models):
         mine = [r for r in rows if r.model == model], [c for c in cells if c.model == model]
-        logbook.evaluation(f"eval {model}", None, *mine)
+        logbook.evaluation(f"eval {model}", None, *mine, found[model])
     _write_results(store, rows, {})
     return rows
 
@@ -322,10 +324,11 @@ def sweep(name: str, trials: Sequence[Trial], evaluation: Evaluation, base: str,
         runs = {f"local-dir:{t.out}": t.run for t in trials}
         cells, positions = plan_cells(list(labels), evaluation, opened)
         rows = _evaluate(cells, positions, store, where)
+    found = _alarms(cells, rows, positions, store)
     for model, label in labels.items():
         run = runs.get(model) or logbook.open(label, parent=root, tags={"rayclip.kind": "untouched"})
         mine = [r for r in rows if r.model == model], [c for c in cells if c.model == model]
-        logbook.evaluation(f"eval {label}", run, *mine)
+        logbook.evaluation(f"eval {label}", run, *mine, found[model])
         logbook.finish(run)
     _write_results(store, rows, labels)
     logbook.summary(root, rows, labels)
@@ -380,6 +383,18 @@ def _evaluate(cells: Sequence[Cell], positions: dict[str, np.ndarray], store: St
         with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
             evaluate(cells, positions, store, size=where.pool, display=display)
     return collect_rows(cells, positions, store)
+
+
+def _alarms(
+    cells: Sequence[Cell], rows: Sequence[Row], positions: dict[str, np.ndarray], store: Store
+) -> dict[str, list[str]]:
+    """Warnings about the measurement by model; also printed."""
+    found = {}
+    for model in dict.fromkeys(c.model for c in cells):
+        found[model] = alarms([c for c in cells if c.model == model], rows, positions, store)
+        for sentence in found[model]:
+            print(f"warning: {sentence}", file=sys.stderr)
+    return found
 
 
 def _write_results(store: Store, rows: Sequence[Row], labels: Mapping[str, str]) -> None:

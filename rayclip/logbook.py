@@ -71,8 +71,14 @@ class Logbook:
             path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             self.artifact(run, path, "data")
 
-    def evaluation(self, name: str, parent: str | None, rows: Sequence[Row], cells: Sequence[Cell]) -> None:
-        """One model's evaluation as a run: metrics, the table, adversarial texts and pictures. Logged once."""
+    def evaluation(
+        self, name: str, parent: str | None, rows: Sequence[Row], cells: Sequence[Cell], warnings: Sequence[str] = ()
+    ) -> None:
+        """One model's evaluation as a run: metrics, the table, adversarial texts and pictures. Logged once.
+
+        Args:
+            warnings: about the measurement; their number is a tag, so that such runs can be searched for.
+        """
         if self.tracker is None:
             return
         digest = hashlib.sha256(json.dumps([[r.cell for r in rows], rows[0].n]).encode()).hexdigest()[:12]
@@ -86,12 +92,16 @@ class Logbook:
             params={"model": rows[0].model}
             | {f"attack.{r.attack}.{k}": v for r in rows if r.attack != "worst" for k, v in r.protocol.items()},
             tags={"rayclip.kind": "eval", "rayclip.protocol": digest, "rayclip.model": cells[0].model_fingerprint}
-            | {f"rayclip.data.{c.dataset}": c.data_fingerprint for c in cells},
+            | {f"rayclip.data.{c.dataset}": c.data_fingerprint for c in cells}
+            | {"rayclip.warnings": str(len(warnings))},
         )
         assert run is not None
         self.tracker.metrics(run, [(metric, value, 0) for metric, value in metric_names(rows).items()])
         self.tracker.table(run, [flat_row(r, {}) for r in rows], TABLE)
-        self._files(run, {"results.json": rows_json(rows)} | self._pictures_and_texts(name, cells))
+        files: dict[str, bytes | str] = {"results.json": rows_json(rows)}
+        if warnings:
+            files["warnings.txt"] = "".join(f"{w}\n" for w in warnings)
+        self._files(run, files | self._pictures_and_texts(name, cells))
         self.finish(run)
 
     def retrieval(self, task: Task, rows: Sequence[RecallRow]) -> None:

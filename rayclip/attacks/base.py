@@ -67,6 +67,7 @@ class Attack(ABC):
 
     name: ClassVar[str]
     needs_eps: ClassVar[bool] = True
+    black_box: ClassVar[bool] = False  # uses scores only, no gradients
 
     @property
     def label(self) -> str:

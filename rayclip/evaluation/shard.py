@@ -74,7 +74,7 @@ class Evaluator:
         result = cell.attack.run(victim, samples, eps=cell.eps or 0.0, prompts=prompts)
         with torch.no_grad():
             adv_logits = victim.logits(victim.embed(result.images_BCHW), result.text_KD)
-        self._check_finite(cell, ids, clean_logits, adv_logits)
+        self._check_logits(cell, ids, clean_logits, adv_logits)
         if 0 in positions:
             self._keep_examples(cell, ids, images, labels, clean_logits, adv_logits, result)
         delta = (result.images_BCHW - images).flatten(1)
@@ -94,12 +94,19 @@ class Evaluator:
         return {name: column.cpu().numpy() for name, column in columns.items()}
 
     @staticmethod
-    def _check_finite(cell: Cell, ids: np.ndarray, *logits_BK: Tensor) -> None:
+    def _check_logits(cell: Cell, ids: np.ndarray, *logits_BK: Tensor) -> None:
+        """A model without an opinion must not count as robust."""
         bad = torch.stack([~z.isfinite().all(1) for z in logits_BK]).any(0)
         if bad.any():
             raise FloatingPointError(
                 f"model '{cell.model}' gives logits that are not finite on '{cell.dataset}' under "
                 f"{cell.attack_label}, first for sample {ids[int(bad.nonzero()[0])]}."
+            )
+        flat = torch.stack([z.amax(1) == z.amin(1) for z in logits_BK]).any(0)
+        if flat.any():
+            raise FloatingPointError(
+                f"model '{cell.model}' gives every class the same logit on '{cell.dataset}' under "
+                f"{cell.attack_label}, first for sample {ids[int(flat.nonzero()[0])]}: that is no prediction."
             )
 
     def _images(self, cell: Cell) -> ImageSet:

@@ -1,0 +1,93 @@
+"""Signs that an attack failed rather than that a model is robust (Athalye et al. 2018; Carlini et al. 2019)."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rayclip.evaluation.cell import Cell
+from rayclip.store import Store
+from rayclip.types import Row
+
+_POINTS = 0.5  # of accuracy: less may be chance
+_MARGIN_DROP = 0.01  # of the clean margin: noise of the attack's start alone lowers it by less
+_HUGE_EPS = 0.5  # l_inf: any image can be made plain grey
+
+
+def alarms(cells: Sequence[Cell], rows: Sequence[Row], positions: Mapping[str, np.ndarray], store: Store) -> list[str]:
+    """What a reader of these numbers should be warned of, one sentence each.
+
+    - a gradient attack that hardly lowers the margin of the images it attacks;
+    - an attack without gradients that breaks more than every attack with gradients;
+    - more steps that break less;
+    - accuracy above chance within a budget that can erase any image.
+    """
+    by_id = {row.cell: row for row in rows}
+    found = []
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.model, cell.data), []).append(cell)
+    for members in groups.values():
+        attacking = [(cell, by_id[cell.id]) for cell in members if cell.attack.needs_eps]
+        for cell, row in attacking:
+            found += _flat_loss(cell, row, positions[cell.data], store) + _survives_all(cell, row)
+        found += _gradients_lose(attacking) + _steps_lose(attacking)
+    return found
+
+
+def _where(row: Row) -> str:
+    return f"{row.model} on {row.dataset}, {row.attack}"
+
+
+def _flat_loss(cell: Cell, row: Row, positions: np.ndarray, store: Store) -> list[str]:
+    if cell.attack.black_box or not row.eps:
+        return []
+    columns = ["position", "label", "clean_pred", "clean_margin", "adv_margin"]
+    table = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), columns)
+    if table is None:
+        return []
+    values = {name: table[name].to_numpy() for name in columns}
+    attacked = (values["clean_pred"] == values["label"]) & np.isin(values["position"], positions)
+    if not attacked.any():
+        return []
+    before, after = (float(values[name][attacked].mean()) for name in ("clean_margin", "adv_margin"))
+    if before - after > _MARGIN_DROP * abs(before):
+        return []
+    return [
+        f"{_where(row)}: the attack hardly lowers the margin of the images it attacks ({before:.3g} to {after:.3g}): "
+        "the model's gradients may be masked."
+    ]
+
+
+def _survives_all(cell: Cell, row: Row) -> list[str]:
+    norm = row.protocol.get("norm", "linf")
+    chance = 100 / len(cell.class_names)
+    if norm != "linf" or row.eps is None or row.eps < _HUGE_EPS or row.ci_low <= chance:
+        return []
+    return [f"{_where(row)}: {row.top1:.1f} % survive a budget that can erase any image: the attack fails."]
+
+
+def _gradients_lose(attacking: Sequence[tuple[Cell, Row]]) -> list[str]:
+    white = [row for cell, row in attacking if not cell.attack.black_box]
+    if not white:
+        return []
+    best = min(white, key=lambda row: row.top1)
+    return [
+        f"{_where(row)} needs no gradients and leaves {row.top1:.1f} %, {best.attack} leaves {best.top1:.1f} %: the "
+        "model's gradients may be masked."
+        for cell, row in attacking
+        if cell.attack.black_box and row.top1 < best.top1 - _POINTS
+    ]
+
+
+def _steps_lose(attacking: Sequence[tuple[Cell, Row]]) -> list[str]:
+    found = []
+    for cell, row in attacking:
+        for other, more in attacking:
+            if cell.attack.name != other.attack.name or row.steps is None or more.steps is None:
+                continue
+            if row.steps < more.steps and more.top1 > row.top1 + _POINTS:
+                found.append(
+                    f"{_where(more)} leaves {more.top1:.1f} %, more than {row.attack} with fewer steps "
+                    f"({row.top1:.1f} %): the steps are too long, or gradients masked."
+                )
+    return found
