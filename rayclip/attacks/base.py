@@ -4,14 +4,14 @@ Shapes: B batch, C H W image, K classes, D embedding; A the samples of a batch t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from rayclip.attacks import rng
+from rayclip.attacks.variants import Forward, Variant, accumulate, views
 from rayclip.models import ZeroShot
 from rayclip.units import format_budget
 
@@ -48,17 +48,23 @@ class Adversarial(NamedTuple):
         text_KD: class weights to judge against; None where the text was not attacked.
         steps_B: gradient steps behind each image.
         queries_B: image forwards spent on each sample.
+        part_B: of a sequence of attacks, which one broke the sample, counted from 1; 0 where none did.
     """
 
     images_BCHW: Tensor
     text_KD: Tensor | None
     steps_B: Tensor
     queries_B: Tensor
+    part_B: Tensor | None = None
 
     @classmethod
     def untouched(cls, images_BCHW: Tensor, text_KD: Tensor | None = None) -> "Adversarial":
         zeros = torch.zeros(len(images_BCHW), dtype=torch.int64, device=images_BCHW.device)
         return cls(images_BCHW, text_KD, zeros, zeros.clone())
+
+
+# Metadata of the fields that the package fills in, such as what is in a file that a setting names
+FILLED_IN = {"filled_in": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +80,28 @@ class Attack(ABC):
         """Short name for tables and metrics, such as `pgd-100`."""
         return self.name
 
+    @property
+    def cost(self) -> int:
+        """Forwards and backwards per image at most, roughly."""
+        return 0
+
+    @classmethod
+    def settings(cls) -> dict[str, Any]:
+        """The names and types of what a user may set."""
+        return {f.name: f.type for f in fields(cls) if not f.metadata.get("filled_in")}
+
+    def for_classes(self, count: int) -> Self:
+        """The attack as it runs on data of so many classes.
+
+        Raises:
+            UserError: it is not defined for so few.
+        """
+        return self
+
     def describe(self) -> dict[str, Any]:
         """The settings that a result's protocol must state."""
         shown = {"step": format_budget}
-        return {f.name: shown.get(f.name, lambda v: v)(getattr(self, f.name)) for f in fields(self)}
+        return {name: shown.get(name, lambda v: v)(getattr(self, name)) for name in self.settings()}
 
     def describe_prepared(self) -> dict[str, Any] | None:
         """The settings that `prepare` depends on; None where there is nothing to prepare."""
@@ -97,10 +121,6 @@ class Attack(ABC):
         """
 
 
-# (pixels_ACHW, indices_A into the batch) -> (loss_A to raise, broken_A)
-Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class GradientAttack(Attack):
     """Steps of fixed length along the loss gradient inside a ball; subclasses choose the loss.
@@ -112,6 +132,8 @@ class GradientAttack(Attack):
         start: `random` (linf: uniform in the ball; l2: gaussian direction, uniform radius) or `zero`.
         stop: `first_success` (a sample leaves the batch at its first iterate that fools the model) or `final` (the
             last iterate counts, as in the papers' code).
+        variant: how the gradient is made to transfer: `plain`, or any of `mi`, `di`, `si` joined by `-`
+            (`attacks.variants`). The verdict is always on the image itself.
     """
 
     steps: int = 10
@@ -119,11 +141,20 @@ class GradientAttack(Attack):
     norm: Norm = "linf"
     start: Start = "random"
     stop: Stop = "first_success"
+    variant: Variant = "plain"
 
     @property
     def label(self) -> str:
-        norm = "" if self.norm == "linf" else f"_{self.norm}"
-        return f"{self.name}-{self.steps}{norm}"
+        return f"{self.name}-{self.suffix}" + ("" if self.norm == "linf" else f"_{self.norm}")
+
+    @property
+    def suffix(self) -> str:
+        """Variant and steps, as a label shows them: `100`, `mi-di-100`."""
+        return str(self.steps) if self.variant == "plain" else f"{self.variant}-{self.steps}"
+
+    @property
+    def cost(self) -> int:
+        return 2 * self.steps
 
     def ascend(self, forward: Forward, samples: Samples, *, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """The loop. Returns adversarial images, steps and queries.
@@ -136,47 +167,72 @@ class GradientAttack(Attack):
         everyone = torch.arange(len(images_BCHW), device=images_BCHW.device)
         steps_B, queries_B = torch.zeros_like(everyone), torch.zeros_like(everyone)
         active = everyone if todo_B is None else todo_B.nonzero().squeeze(1)
-        clean = images_BCHW[active]
-        delta = self._into_range(self._initial(clean, keys_B.to(clean.device)[active], eps), clean)
+        clean, keys = images_BCHW[active], keys_B.to(images_BCHW.device)[active]
+        delta = torch.zeros_like(clean) if self.start == "zero" else random_start(clean, keys, eps, self.norm)
+        direction = torch.zeros_like(clean)
         for done in range(self.steps + 1):
             pixels = (clean + delta).clamp(0, 1)  # adding may round a hair beyond the range
             adversarial[active], steps_B[active] = pixels, done
             if done == self.steps or not len(active):
                 break
+            look = views(self.variant, forward, keys, done, judge=self.stop == "first_success")
             with torch.enable_grad():
-                loss_A, broken_A = forward(pixels.requires_grad_(), active)
-            queries_B[active] += 1
+                loss_A, broken_A, forwards = look(pixels.requires_grad_(), active)
+            queries_B[active] += forwards
             kept: slice | Tensor = slice(None)
             if self.stop == "first_success":  # looking at who is broken waits for the device; `final` never does
                 kept = (~broken_A).nonzero().squeeze(1)
                 if not len(kept):
                     break
             (gradient,) = torch.autograd.grad(loss_A[kept].sum(), pixels)
-            active, clean = active[kept], clean[kept]
-            delta = self._into_range(self._advance(delta[kept], gradient[kept], eps), clean)
+            active, clean, keys = active[kept], clean[kept], keys[kept]
+            direction = accumulate(self.variant, direction[kept], gradient[kept])
+            delta = project(delta[kept] + self.step * steepest(direction, self.norm), clean, eps, self.norm)
         return adversarial, steps_B, queries_B
 
-    def _initial(self, clean: Tensor, keys: Tensor, eps: float) -> Tensor:
-        if self.start == "zero":
-            return torch.zeros_like(clean)
-        shape, dtype = tuple(clean.shape[1:]), clean.dtype
-        if self.norm == "linf":
-            return (2 * rng.uniform(keys, shape, dtype=dtype) - 1) * eps
-        direction = rng.gaussian(keys, shape, dtype=dtype)
-        radius = rng.uniform(keys, (1, 1, 1), stream=2, dtype=dtype) * eps
-        return direction / _norms(direction) * radius
 
-    def _advance(self, delta: Tensor, gradient: Tensor, eps: float) -> Tensor:
-        """One step and the projection onto the ball."""
-        if self.norm == "linf":
-            return (delta + self.step * gradient.sign()).clamp(-eps, eps)
-        delta = delta + self.step * gradient / _norms(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
-        return delta * (eps / _norms(delta).clamp_min(torch.finfo(delta.dtype).tiny)).clamp(max=1)
+def random_start(clean: Tensor, keys: Tensor, eps: float, norm: Norm, *, stream: int = 0) -> Tensor:
+    """A perturbation of each image, a function of its key and `stream` (l2 uses three): linf uniform in the ball, l2 of
+    gaussian direction and uniform radius; then cut to the image range."""
+    shape, dtype = tuple(clean.shape[1:]), clean.dtype
+    if norm == "linf":
+        delta = (2 * rng.uniform(keys, shape, stream=stream, dtype=dtype) - 1) * eps
+    else:
+        direction = rng.gaussian(keys, shape, stream=stream, dtype=dtype)
+        radius = rng.uniform(keys, (1, 1, 1), stream=stream + 2, dtype=dtype) * eps
+        delta = direction / _norms(direction) * radius
+    return _into_range(delta, clean)
 
-    @staticmethod
-    def _into_range(delta: Tensor, clean: Tensor) -> Tensor:
-        """Shrink so that clean + delta stays in [0, 1]; this moves no coordinate away from 0, so the ball holds too."""
-        return (clean + delta).clamp(0, 1) - clean
+
+def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+    """The direction of unit length in which a linear loss rises most."""
+    return (
+        gradient.sign() if norm == "linf" else gradient / _norms(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+    )
+
+
+def project(delta: Tensor, clean: Tensor, eps: float, norm: Norm) -> Tensor:
+    """Into the eps ball, then cut so that clean + delta lies in [0, 1]."""
+    if norm == "linf":
+        return _into_range(delta.clamp(-eps, eps), clean)
+    return _into_range(delta * (eps / _norms(delta).clamp_min(torch.finfo(delta.dtype).tiny)).clamp(max=1), clean)
+
+
+def _into_range(delta: Tensor, clean: Tensor) -> Tensor:
+    """Shrink so that clean + delta stays in [0, 1]; this moves no coordinate away from 0, so the ball holds too."""
+    return (clean + delta).clamp(0, 1) - clean
+
+
+def margin(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """z_y minus the largest other logit, `(B,)`: positive where the prediction is right."""
+    own = logits_BK.gather(1, labels_B[:, None]).squeeze(1)
+    others = logits_BK.scatter(1, labels_B[:, None], -torch.inf)
+    return own - others.amax(1)
+
+
+def wide(x_A: Tensor) -> Tensor:
+    """A number an image, in the shape that scales images: `(A, 1, 1, 1)`."""
+    return x_A.view(-1, 1, 1, 1)
 
 
 def _norms(x: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 """PGD (Madry et al. 2018): steps along the gradient of the cross-entropy over the clean class prompts."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayclip.attacks.base import Adversarial, GradientAttack, Prompts, Samples
+from rayclip.attacks.base import FILLED_IN, Adversarial, GradientAttack, Norm, Prompts, Samples
 from rayclip.models import ZeroShot
 
 
@@ -27,3 +27,20 @@ class PGD(GradientAttack):
 
         images, steps, queries = self.ascend(forward, samples, eps=eps)
         return Adversarial(images, None, steps, queries)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGDL2(PGD):
+    """PGD in the l_2 ball under a name of its own; the default step suits budgets about 0.5."""
+
+    name: ClassVar[str] = "pgd-l2"
+
+    step: float = 0.1
+    norm: Norm = field(default="l2", metadata=FILLED_IN)
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.suffix}"
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"norm": self.norm}

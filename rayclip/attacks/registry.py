@@ -1,19 +1,38 @@
 """Attacks by name, and the text form in which users write them: `pgd:steps=100,step=1/255`."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any, Literal, get_args, get_origin
 
+from rayclip.attacks.apgd import APGDCE, APGDDLR, APGDT
+from rayclip.attacks.autoattack import AutoAttack, AutoAttackSeeds
 from rayclip.attacks.base import Attack
 from rayclip.attacks.bert import BertAttack
 from rayclip.attacks.clean import Clean
-from rayclip.attacks.pgd import PGD
+from rayclip.attacks.cw import CW
+from rayclip.attacks.fgsm import FGSM
+from rayclip.attacks.pgd import PGD, PGDL2
 from rayclip.attacks.sep import SepAttack
 from rayclip.types import UserError
 from rayclip.units import parse_budget
 
-ATTACKS: dict[str, type[Attack]] = {a.name: a for a in (Clean, PGD, BertAttack, SepAttack)}
+ATTACKS: dict[str, type[Attack]] = {
+    a.name: a
+    for a in (
+        Clean,
+        FGSM,
+        PGD,
+        PGDL2,
+        CW,
+        APGDCE,
+        APGDDLR,
+        APGDT,
+        AutoAttack,
+        AutoAttackSeeds,
+        BertAttack,
+        SepAttack,
+    )
+}
 
 
 def attack_class(name: str) -> type[Attack]:
@@ -29,7 +48,7 @@ def attack_class(name: str) -> type[Attack]:
 def make_attack(name: str, **settings: Any) -> Attack:
     """An attack with settings given as values."""
     kind = attack_class(name)
-    known = {f.name for f in fields(kind)}
+    known = kind.settings()
     for key in settings:
         if key not in known:
             raise UserError(f"attack '{name}' has no setting '{key}': it has {', '.join(sorted(known)) or 'none'}.")
@@ -48,7 +67,7 @@ def parse_attacks(text: str, defaults: Mapping[str, Any]) -> list[Attack]:
     attacks: list[Attack] = []
     for name, written in _split(text):
         kind = attack_class(name)
-        types = {f.name: f.type for f in fields(kind)}
+        types = kind.settings()
         settings = {k: v for k, v in defaults.items() if k in types}
         for key, value in written.items():
             if key not in types:

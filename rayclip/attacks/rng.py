@@ -27,6 +27,12 @@ def sample_keys(samples: Iterable[int], *context: object) -> Tensor:
     return torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests], dtype=torch.int64)
 
 
+def subkeys(keys_B: Tensor, context: str) -> Tensor:
+    """The samples' keys for one part of an attack, so that its noise is not the other parts'."""
+    digest = hashlib.blake2b(context.encode(), digest_size=8).digest()
+    return keys_B ^ int.from_bytes(digest, "little", signed=True)
+
+
 def philox(counters_N4: Tensor, keys_N2: Tensor) -> Tensor:
     """The Philox4x32-10 bijection on 32-bit words held in int64. `(..., 4)`, `(..., 2)` -> `(..., 4)`."""
     c0, c1, c2, c3 = counters_N4.unbind(-1)

@@ -24,7 +24,7 @@ class SepAttack(TextAttack, GradientAttack):
 
     @property
     def label(self) -> str:
-        return f"sep_pgd-{self.steps}" + ("" if self.norm == "linf" else f"_{self.norm}")
+        return f"sep_pgd-{self.suffix}" + ("" if self.norm == "linf" else f"_{self.norm}")
 
     def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         assert prompts is not None, "call prepare first"

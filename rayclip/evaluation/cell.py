@@ -95,7 +95,7 @@ class Cell:
     @property
     def cost(self) -> int:
         """Forwards per image, roughly: what the plan sorts by."""
-        return 1 + 2 * int(getattr(self.attack, "steps", 0))
+        return 1 + self.attack.cost
 
 
 def make_cells(
@@ -111,7 +111,7 @@ def make_cells(
         datasets: (specification, opened data set) pairs.
 
     Raises:
-        UserError: an attack needs a budget and there is none.
+        UserError: an attack needs a budget and there is none, or is not defined for a data set's few classes.
     """
     for attack in attacks:
         if attack.needs_eps and protocol.eps is None:
@@ -124,7 +124,7 @@ def make_cells(
             dataset=data.name,
             data_fingerprint=data.fingerprint,
             class_names=data.class_names,
-            attack=with_substitutes(attack, bundled=source == "digits"),
+            attack=with_substitutes(attack, bundled=source == "digits").for_classes(len(data.class_names)),
             protocol=protocol,
         )
         for spec, fingerprint in models

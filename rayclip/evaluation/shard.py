@@ -90,6 +90,7 @@ class Evaluator:
             "queries": result.queries_B,
             "linf": delta.abs().amax(1),
             "l2": delta.norm(dim=1),
+            **({} if result.part_B is None else {"part": result.part_B}),
         }
         return {name: column.cpu().numpy() for name, column in columns.items()}
 

@@ -1,0 +1,102 @@
+"""AutoAttack (Croce & Hein 2020): attacks in turn, each on what the ones before it left standing."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import torch
+
+from rayclip.attacks import rng
+from rayclip.attacks.base import FILLED_IN, Adversarial, Attack, Norm, Prompts, Samples, wide
+from rayclip.models import ZeroShot
+
+
+@dataclass(frozen=True, kw_only=True)
+class InTurn(Attack):
+    """Subclasses name the parts. A part that is not defined for the data's few classes is replaced or left out, and
+    label and protocol then name what runs: below four classes APGD-DLR stands for APGD-T, below three neither runs.
+
+    `part_B` of the result tells which part broke a sample; steps and queries are sums over the parts, the forward that
+    judges each part included.
+
+    Attributes:
+        iterations: of every part that has such a setting; all else is as the parts' own defaults.
+        norm: of every part.
+        classes: of the data.
+    """
+
+    PARTS: ClassVar[tuple[str, ...]]
+
+    iterations: int = 100
+    norm: Norm = "linf"
+    classes: int | None = field(default=None, metadata=FILLED_IN)
+
+    @property
+    def label(self) -> str:
+        names = tuple(part.name for part in self.parts())
+        words = [self.name, *([] if names == self.PARTS else names), *([] if self.norm == "linf" else [self.norm])]
+        return "_".join(words)
+
+    @property
+    def cost(self) -> int:
+        return sum(part.cost for part in self.parts())
+
+    def for_classes(self, count: int) -> Self:
+        return replace(self, classes=count)
+
+    def parts(self) -> list[Attack]:
+        """What runs on data of `classes` classes (any number if None), in order."""
+        from rayclip.attacks.registry import attack_class  # which imports this file
+
+        chosen = []
+        for name in self.PARTS:
+            if name == "apgd-t" and self.classes is not None and self.classes < 4:
+                name = "apgd-dlr"
+            if name == "apgd-dlr" and self.classes is not None and self.classes < 3:
+                continue
+            kind = attack_class(name)
+            shared = {s: getattr(self, s) for s in self.settings() if s in kind.settings()}
+            part = kind(**shared)
+            chosen.append(part if self.classes is None else part.for_classes(self.classes))
+        return chosen
+
+    def describe(self) -> dict[str, Any]:
+        """Own settings; the parts in order with their numbers of targets; each part's settings as `part.setting`."""
+        own, parts = super().describe(), self.parts()
+        names = [f"{p.name}({p.targets})" if "targets" in p.settings() else p.name for p in parts]  # type: ignore[attr-defined]
+        rest = {f"{p.name}.{k}": v for p in parts for k, v in p.describe().items() if k not in own}
+        return own | {"parts": ", ".join(names)} | rest
+
+    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+        images, labels, keys, todo = samples
+        holds = torch.ones_like(labels, dtype=torch.bool) if todo is None else todo.clone()
+        made = Adversarial.untouched(images)
+        part_B = torch.zeros_like(labels)
+        for place, part in enumerate(self.for_classes(len(victim.text_KD)).parts(), 1):
+            if not holds.any():
+                break
+            turn = samples._replace(keys_B=rng.subkeys(keys, part.name), todo_B=holds)
+            new = part.run(victim, turn, eps=eps)
+            images = torch.where(wide(holds), new.images_BCHW, images)
+            made = Adversarial(images, None, made.steps_B + new.steps_B, made.queries_B + new.queries_B + holds.long())
+            with torch.no_grad():
+                broken = victim(images[holds]).argmax(1) != labels[holds]
+            at = holds.nonzero().squeeze(1)[broken]
+            part_B[at], holds[at] = place, False
+        return made._replace(part_B=part_B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoAttack(InTurn):
+    """The paper's `standard`."""
+
+    name: ClassVar[str] = "autoattack"
+    # STANDARD goes on with "fab-t" and "square" as soon as they are registered; Square then wants a setting `queries`.
+    PARTS: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-t")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoAttackSeeds(InTurn):
+    """APGD-CE and APGD-DLR, as SAFT and TTC run it; on two classes APGD-CE alone."""
+
+    name: ClassVar[str] = "autoattack-seeds"
+    PARTS: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-dlr")
