@@ -6,7 +6,7 @@ Shapes: B batch, C H W image, K classes, D embedding; A the samples of a batch t
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -61,6 +61,10 @@ class Adversarial(NamedTuple):
         return cls(images_BCHW, text_KD, zeros, zeros.clone())
 
 
+# Metadata of the fields that the package fills in, such as what is in a file that a setting names
+FILLED_IN = {"filled_in": True}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
     """An attack with its settings; epsilon comes at call time. Subclasses are frozen dataclasses, one file a family."""
@@ -73,10 +77,24 @@ class Attack(ABC):
         """Short name for tables and metrics, such as `pgd-100`."""
         return self.name
 
+    @property
+    def cost(self) -> int:
+        """Forwards and backwards per image at most, roughly."""
+        return 0
+
+    @classmethod
+    def settings(cls) -> dict[str, Any]:
+        """The names and types of what a user may set."""
+        return {f.name: f.type for f in fields(cls) if not f.metadata.get("filled_in")}
+
+    def pinned(self) -> Self:
+        """The attack with the fingerprints of the files that its verdicts depend on filled in."""
+        return self
+
     def describe(self) -> dict[str, Any]:
         """The settings that a result's protocol must state."""
         shown = {"step": format_budget}
-        return {f.name: shown.get(f.name, lambda v: v)(getattr(self, f.name)) for f in fields(self)}
+        return {name: shown.get(name, lambda v: v)(getattr(self, name)) for name in self.settings()}
 
     def describe_prepared(self) -> dict[str, Any] | None:
         """The settings that `prepare` depends on; None where there is nothing to prepare."""
@@ -123,6 +141,10 @@ class GradientAttack(Attack):
     def label(self) -> str:
         norm = "" if self.norm == "linf" else f"_{self.norm}"
         return f"{self.name}-{self.steps}{norm}"
+
+    @property
+    def cost(self) -> int:
+        return 2 * self.steps
 
     def ascend(self, forward: Forward, samples: Samples, *, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """The loop. Returns adversarial images, steps and queries.
@@ -176,6 +198,23 @@ class GradientAttack(Attack):
     def _into_range(delta: Tensor, clean: Tensor) -> Tensor:
         """Shrink so that clean + delta stays in [0, 1]; this moves no coordinate away from 0, so the ball holds too."""
         return (clean + delta).clamp(0, 1) - clean
+
+
+def margin(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """z_y minus the largest other logit, `(B,)`: positive where the prediction is right."""
+    own = logits_BK.gather(1, labels_B[:, None]).squeeze(1)
+    others = logits_BK.scatter(1, labels_B[:, None], -torch.inf)
+    return own - others.amax(1)
+
+
+def sizes(deltas: Tensor, norm: Norm) -> Tensor:
+    """How long perturbations `(A, ...)` are, `(A,)`."""
+    return deltas.flatten(1).norm(dim=1) if norm == "l2" else deltas.flatten(1).abs().amax(1)
+
+
+def wide(x_A: Tensor) -> Tensor:
+    """A number an image, in the shape that scales images: `(A, 1, 1, 1)`."""
+    return x_A.view(-1, 1, 1, 1)
 
 
 def _norms(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Attacks by name, and the text form in which users write them: `pgd:steps=100,step=1/255`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import entry_points
@@ -8,12 +9,14 @@ from typing import Any, Literal, get_args, get_origin
 from rayclip.attacks.base import Attack
 from rayclip.attacks.bert import BertAttack
 from rayclip.attacks.clean import Clean
+from rayclip.attacks.fab import FABT
 from rayclip.attacks.pgd import PGD
 from rayclip.attacks.sep import SepAttack
+from rayclip.attacks.square import Square
 from rayclip.types import UserError
 from rayclip.units import parse_budget
 
-ATTACKS: dict[str, type[Attack]] = {a.name: a for a in (Clean, PGD, BertAttack, SepAttack)}
+ATTACKS: dict[str, type[Attack]] = {a.name: a for a in (Clean, PGD, BertAttack, SepAttack, FABT, Square)}
 
 
 def attack_class(name: str) -> type[Attack]:
@@ -48,7 +51,7 @@ def parse_attacks(text: str, defaults: Mapping[str, Any]) -> list[Attack]:
     attacks: list[Attack] = []
     for name, written in _split(text):
         kind = attack_class(name)
-        types = {f.name: f.type for f in fields(kind)}
+        types = kind.settings()
         settings = {k: v for k, v in defaults.items() if k in types}
         for key, value in written.items():
             if key not in types:
@@ -61,7 +64,10 @@ def parse_attacks(text: str, defaults: Mapping[str, Any]) -> list[Attack]:
 
 
 def _split(text: str) -> list[tuple[str, dict[str, str]]]:
-    """A comma starts a new attack unless what follows is `key=value`, which belongs to the attack before it."""
+    """A comma starts a new attack unless what follows is `key=value`, which belongs to the attack before it.
+
+    Hence no value, a file's path included, can hold a comma.
+    """
     found: list[tuple[str, dict[str, str]]] = []
     for part in text.split(","):
         head, colon, first = part.strip().partition(":")
@@ -98,4 +104,6 @@ def _convert(attack: str, key: str, value: str, kind: Any) -> Any:
         raise UserError(f"{attack}:{key}={value} is no {'whole ' if kind is int else ''}number.") from None
     if kind is int and number < 1:
         raise UserError(f"{attack}:{key}={value} must be at least 1.")
+    if not math.isfinite(number):
+        raise UserError(f"{attack}:{key}={value} is not finite.")
     return number

@@ -95,7 +95,7 @@ class Cell:
     @property
     def cost(self) -> int:
         """Forwards per image, roughly: what the plan sorts by."""
-        return 1 + 2 * int(getattr(self.attack, "steps", 0))
+        return 1 + self.attack.cost
 
 
 def make_cells(

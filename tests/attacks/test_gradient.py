@@ -15,8 +15,8 @@ from rayclip.types import UserError
 CLASSES = ("cat", "dog", "truck", "lemon", "violin")
 SETTINGS = [
     *({"name": name} for name in ATTACKS),
-    *({"name": n, "norm": "l2", "step": 0.1} for n in ("pgd", "sep")),
-    *({"name": n, "stop": "final"} for n in ("pgd", "sep")),
+    *({"name": n, "norm": "l2", "step": 0.1} for n in ("pgd", "sep", "fab-t", "square")),
+    *({"name": n, "stop": "final"} for n in ("pgd", "sep", "fab-t")),
     {"name": "pgd", "start": "zero"},
 ]
 
@@ -50,7 +50,7 @@ def build(settings):
     settings = dict(settings)
     kind = ATTACKS[settings.pop("name")]
     known = {f.name for f in dataclasses.fields(kind)}
-    defaults = {"steps": 5, "step": 2 / 255, "substitutes": "clip-table"}
+    defaults = {"steps": 5, "step": 2 / 255, "substitutes": "clip-table", "iterations": 5, "queries": 30}
     return kind(**{k: v for k, v in (defaults | settings).items() if k in known})
 
 
