@@ -10,13 +10,18 @@ from rayclip.attacks.base import Attack
 from rayclip.attacks.bert import BertAttack
 from rayclip.attacks.clean import Clean
 from rayclip.attacks.fab import FABT
+from rayclip.attacks.feature import FeatureAttack
 from rayclip.attacks.pgd import PGD
+from rayclip.attacks.semantic import SemanticEnsemble
 from rayclip.attacks.sep import SepAttack
 from rayclip.attacks.square import Square
+from rayclip.attacks.transfer import Transfer
 from rayclip.types import UserError
 from rayclip.units import parse_budget
 
-ATTACKS: dict[str, type[Attack]] = {a.name: a for a in (Clean, PGD, BertAttack, SepAttack, FABT, Square)}
+ATTACKS: dict[str, type[Attack]] = {
+    a.name: a for a in (Clean, PGD, BertAttack, SepAttack, FABT, Square, FeatureAttack, SemanticEnsemble, Transfer)
+}
 
 
 def attack_class(name: str) -> type[Attack]:

@@ -15,9 +15,15 @@ from rayclip.types import UserError
 CLASSES = ("cat", "dog", "truck", "lemon", "violin")
 SETTINGS = [
     *({"name": name} for name in ATTACKS),
-    *({"name": n, "norm": "l2", "step": 0.1} for n in ("pgd", "sep", "fab-t", "square")),
-    *({"name": n, "stop": "final"} for n in ("pgd", "sep", "fab-t")),
+    *(
+        {"name": n, "norm": "l2", "step": 0.1}
+        for n in ("pgd", "sep", "fab-t", "square", "feature", "semantic", "transfer")
+    ),
+    *({"name": n, "stop": "final"} for n in ("pgd", "sep", "fab-t", "feature", "semantic")),
     {"name": "pgd", "start": "zero"},
+    {"name": "feature", "objective": "kl"},
+    {"name": "semantic", "objective": "mean_similarity"},
+    {"name": "transfer", "attack": "feature"},
 ]
 
 
@@ -50,7 +56,14 @@ def build(settings):
     settings = dict(settings)
     kind = ATTACKS[settings.pop("name")]
     known = {f.name for f in dataclasses.fields(kind)}
-    defaults = {"steps": 5, "step": 2 / 255, "substitutes": "clip-table", "iterations": 5, "queries": 30}
+    defaults = {
+        "steps": 5,
+        "step": 2 / 255,
+        "substitutes": "clip-table",
+        "iterations": 5,
+        "queries": 30,
+        "source": "digits",
+    }
     return kind(**{k: v for k, v in (defaults | settings).items() if k in known})
 
 
