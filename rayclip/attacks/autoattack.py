@@ -90,8 +90,9 @@ class AutoAttack(InTurn):
     """The paper's `standard`."""
 
     name: ClassVar[str] = "autoattack"
-    # STANDARD goes on with "fab-t" and "square" as soon as they are registered; Square then wants a setting `queries`.
-    PARTS: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-t")
+    PARTS: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+    queries: int = 5000  # Square's
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,6 +98,10 @@ class Attack(ABC):
         """
         return self
 
+    def pinned(self) -> Self:
+        """The attack with the fingerprints of the files that its verdicts depend on filled in."""
+        return self
+
     def describe(self) -> dict[str, Any]:
         """The settings that a result's protocol must state."""
         shown = {"step": format_budget}
@@ -233,6 +237,11 @@ def margin(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
 def wide(x_A: Tensor) -> Tensor:
     """A number an image, in the shape that scales images: `(A, 1, 1, 1)`."""
     return x_A.view(-1, 1, 1, 1)
+
+
+def sizes(deltas: Tensor, norm: Norm) -> Tensor:
+    """How long perturbations `(A, ...)` are, `(A,)`."""
+    return deltas.flatten(1).norm(dim=1) if norm == "l2" else deltas.flatten(1).abs().amax(1)
 
 
 def _norms(x: Tensor) -> Tensor:

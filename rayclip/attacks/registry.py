@@ -1,5 +1,6 @@
 """Attacks by name, and the text form in which users write them: `pgd:steps=100,step=1/255`."""
 
+import math
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any, Literal, get_args, get_origin
@@ -10,9 +11,14 @@ from rayclip.attacks.base import Attack
 from rayclip.attacks.bert import BertAttack
 from rayclip.attacks.clean import Clean
 from rayclip.attacks.cw import CW
+from rayclip.attacks.fab import FABT
+from rayclip.attacks.feature import FeatureAttack
 from rayclip.attacks.fgsm import FGSM
 from rayclip.attacks.pgd import PGD, PGDL2
+from rayclip.attacks.semantic import SemanticEnsemble
 from rayclip.attacks.sep import SepAttack
+from rayclip.attacks.square import Square
+from rayclip.attacks.transfer import Transfer
 from rayclip.types import UserError
 from rayclip.units import parse_budget
 
@@ -27,8 +33,13 @@ ATTACKS: dict[str, type[Attack]] = {
         APGDCE,
         APGDDLR,
         APGDT,
+        FABT,
+        Square,
         AutoAttack,
         AutoAttackSeeds,
+        FeatureAttack,
+        SemanticEnsemble,
+        Transfer,
         BertAttack,
         SepAttack,
     )
@@ -80,7 +91,10 @@ def parse_attacks(text: str, defaults: Mapping[str, Any]) -> list[Attack]:
 
 
 def _split(text: str) -> list[tuple[str, dict[str, str]]]:
-    """A comma starts a new attack unless what follows is `key=value`, which belongs to the attack before it."""
+    """A comma starts a new attack unless what follows is `key=value`, which belongs to the attack before it.
+
+    Hence no value, a file's path included, can hold a comma.
+    """
     found: list[tuple[str, dict[str, str]]] = []
     for part in text.split(","):
         head, colon, first = part.strip().partition(":")
@@ -117,4 +131,6 @@ def _convert(attack: str, key: str, value: str, kind: Any) -> Any:
         raise UserError(f"{attack}:{key}={value} is no {'whole ' if kind is int else ''}number.") from None
     if kind is int and number < 1:
         raise UserError(f"{attack}:{key}={value} must be at least 1.")
+    if not math.isfinite(number):
+        raise UserError(f"{attack}:{key}={value} is not finite.")
     return number

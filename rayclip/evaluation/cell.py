@@ -10,8 +10,10 @@ from typing import Any
 from rayclip import PROTOCOL
 from rayclip.attacks import Attack
 from rayclip.attacks.bert import TextSettings
+from rayclip.attacks.semantic import SemanticEnsemble
 from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
+from rayclip.data.captions import read_captions
 from rayclip.models import TEMPLATE
 from rayclip.types import UserError
 from rayclip.units import format_budget, in_255ths
@@ -111,11 +113,13 @@ def make_cells(
         datasets: (specification, opened data set) pairs.
 
     Raises:
-        UserError: an attack needs a budget and there is none, or is not defined for a data set's few classes.
+        UserError: an attack needs a budget and there is none, is not defined for a data set's few classes, or names a
+            file that cannot be used.
     """
     for attack in attacks:
         if attack.needs_eps and protocol.eps is None:
             raise UserError(f"attack '{attack.name}' needs a budget: give --eps, for example --eps 1/255.")
+    attacks = [attack.pinned() for attack in attacks]
     return [
         Cell(
             model=spec,
@@ -124,7 +128,10 @@ def make_cells(
             dataset=data.name,
             data_fingerprint=data.fingerprint,
             class_names=data.class_names,
-            attack=with_substitutes(attack, bundled=source == "digits").for_classes(len(data.class_names)),
+            attack=with_captions(
+                with_substitutes(attack, bundled=source == "digits").for_classes(len(data.class_names)),
+                data.class_names,
+            ),
             protocol=protocol,
         )
         for spec, fingerprint in models
@@ -142,4 +149,11 @@ def with_substitutes(attack: Attack, *, bundled: bool) -> Attack:
     """The attack with its source of substitutes spelled out."""
     if isinstance(attack, TextSettings) and attack.substitutes == "default":
         return attack.with_substitutes(default_substitutes(bundled=bundled))
+    return attack
+
+
+def with_captions(attack: Attack, class_names: Sequence[str]) -> Attack:
+    """The attack with what is in its table of captions: the table is read here, and no worker needs it."""
+    if isinstance(attack, SemanticEnsemble) and attack.captions and not attack.texts:
+        return attack.with_texts(read_captions(attack.captions, class_names), class_names)
     return attack

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from rayclip.attacks import Adversarial, Samples
+from rayclip.attacks.base import margin
 from rayclip.attacks.rng import sample_keys
 from rayclip.data import ImageSet, batch_pixels, open_data
 from rayclip.evaluation.cell import Cell
@@ -180,13 +181,6 @@ class Evaluator:
                 "difference": _pngs(difference),
             },
         )
-
-
-def margin(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """z_y minus the largest other logit, `(B,)`: positive where the prediction is right."""
-    own = logits_BK.gather(1, labels_B[:, None]).squeeze(1)
-    others = logits_BK.scatter(1, labels_B[:, None], -torch.inf)
-    return own - others.amax(1)
 
 
 def _pngs(images_BCHW: Tensor) -> list[bytes]:

@@ -31,6 +31,7 @@ class ZeroShot:
 
     def __init__(self, clip: Clip, class_names: Sequence[str], template: str = TEMPLATE) -> None:
         self.clip = clip.eval().requires_grad_(False)
+        self.class_names, self.template = tuple(class_names), template
         self.prompts = class_prompts(class_names, template)
         with torch.no_grad():
             self.text_KD = self.embed_prompts(self.prompts)
@@ -41,8 +42,8 @@ class ZeroShot:
         with torch.no_grad():
             return self.clip.embed_texts(prompts)
 
-    def embed(self, pixels_BCHW: Tensor) -> Tensor:
-        return self.clip.encode_image(pixels_BCHW)
+    def embed(self, pixels_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
+        return self.clip.encode_image(pixels_BCHW, normalize=normalize)
 
     def logits(self, image_BD: Tensor, text_KD: Tensor | None = None) -> Tensor:
         """`s · <f(x), t_c>`, `(B, K)`, against the clean class prompts unless other text weights are given."""

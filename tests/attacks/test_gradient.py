@@ -15,12 +15,18 @@ from rayclip.types import UserError
 CLASSES = ("cat", "dog", "truck", "lemon", "violin")
 SETTINGS = [
     *({"name": name} for name in ATTACKS),
-    *({"name": n, "norm": "l2", "step": 0.1} for n in ("pgd", "sep")),
-    *({"name": n, "stop": "final"} for n in ("pgd", "sep")),
+    *(
+        {"name": n, "norm": "l2", "step": 0.1}
+        for n in ("pgd", "sep", "fab-t", "square", "feature", "semantic", "transfer")
+    ),
+    *({"name": n, "stop": "final"} for n in ("pgd", "sep", "fab-t", "feature", "semantic")),
     *({"name": n, "norm": "l2"} for n in ("apgd-ce", "apgd-dlr", "apgd-t", "autoattack")),
     {"name": "apgd-ce", "restarts": 3},
     {"name": "pgd", "start": "zero"},
     *({"name": "pgd", "variant": v} for v in ("mi", "di", "mi-di-si")),
+    {"name": "feature", "objective": "kl"},
+    {"name": "semantic", "objective": "mean_similarity"},
+    {"name": "transfer", "attack": "feature"},
 ]
 
 
@@ -53,7 +59,14 @@ def build(settings):
     settings = dict(settings)
     kind = ATTACKS[settings.pop("name")]
     known = {f.name for f in dataclasses.fields(kind)}
-    defaults = {"steps": 5, "step": 2 / 255, "substitutes": "clip-table", "iterations": 5}
+    defaults = {
+        "steps": 5,
+        "step": 2 / 255,
+        "substitutes": "clip-table",
+        "iterations": 5,
+        "queries": 30,
+        "source": "digits",
+    }
     return kind(**{k: v for k, v in (defaults | settings).items() if k in known})
 
 
@@ -115,28 +128,32 @@ def test_loss_rises(victim, settings):
     assert (result.steps_B == 5).all()
 
 
-def test_decided_images_leave_the_batch(victim):
+@pytest.mark.parametrize("name", ["pgd", "fab-t", "square", "feature", "semantic"])
+def test_decided_images_leave_the_batch(victim, name):
     sizes = []
 
     class Counting(ZeroShot):
-        def embed(self, pixels):
+        def embed(self, pixels, *, normalize=True):
             sizes.append(len(pixels))
-            return super().embed(pixels)
+            return super().embed(pixels, normalize=normalize)
 
     counting = Counting(victim.clip, CLASSES)
     counting.text_KD = victim.text_KD
     images, labels, todo, keys = batch(counting)
     sizes.clear()
-    attack = make_attack("pgd", steps=20, step=4 / 255)
-    result = attack.run(counting, Samples(images, labels, keys, todo), eps=16 / 255)
+    attack = build({"name": name, "steps": 20, "step": 4 / 255})
+    # FAB's first step is as long as it takes
+    result = attack.run(counting, Samples(images, labels, keys, todo), eps=(2 if name == "fab-t" else 16) / 255)
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0]
     assert sum(sizes) == result.queries_B.sum()
 
 
-def test_no_gradient_reaches_the_weights():
+@pytest.mark.parametrize("name", [name for name, kind in ATTACKS.items() if kind.needs_eps])
+def test_no_gradient_reaches_the_weights(name):
     victim = ZeroShot(tiny_clip(), CLASSES)
     images, labels, todo, keys = batch(victim)
-    make_attack("pgd").run(victim, Samples(images, labels, keys, todo), eps=8 / 255)
+    result = run(build({"name": name}), victim, images, labels, todo, keys, 8 / 255)
+    assert not result.images_BCHW.requires_grad
     assert all(p.grad is None and not p.requires_grad for p in victim.clip.parameters())
 
 
@@ -209,6 +226,16 @@ def test_sep_is_judged_by_both_modalities(victim):
         ("clean,,pgd", "empty name"),
         ("pgd,pgd", "twice"),
         ("bert:offset=left", "correct, reference"),
+        ("fab-t:eta=inf", "not finite"),
+        ("square:p_init=2", "share of the pixels"),
+        ("feature:start=zero", "use start=random"),
+        ("semantic:texts=a", "no setting 'texts'"),
+        ("semantic:sets=17", "16 templates"),
+        ("transfer", "needs the model to attack"),
+        ("transfer:source=digits,attack=bert", "changes texts"),
+        ("transfer:source=digits,attack=sep", "changes texts"),
+        ("transfer:source=digits,attack=transfer", "in circles"),
+        ("transfer:source=digits,attack=pdg", "unknown attack 'pdg'"),
     ],
 )
 def test_bad_attack_texts_are_explained(text, match):
@@ -220,3 +247,6 @@ def test_settings_follow_their_attack():
     clean, pgd, bert = parse_attacks("clean,pgd:steps=100,step=1/255,bert:k=5", {"steps": 7})
     assert (pgd.label, pgd.steps, pgd.step, bert.k) == ("pgd-100", 100, 1 / 255, 5)
     assert clean.label == "clean"
+    (moved,) = parse_attacks("transfer:steps=3,source=local-dir:/a/b.c:d,attack=feature", {"step": 2 / 255})
+    assert (moved.source, moved.label) == ("local-dir:/a/b.c:d", "transfer_feature-3_from_b.c-d")
+    assert (moved.inner.steps, moved.inner.step, moved.inner.stop) == (3, 2 / 255, "final")

@@ -47,7 +47,7 @@ def test_an_honest_measurement_raises_no_alarm(tmp_path):
 def test_masked_gradients_are_noticed(tmp_path, monkeypatch):
     """A model that rounds its input has gradients of zero and is no better for it."""
     encode = Clip.encode_image
-    monkeypatch.setattr(Clip, "encode_image", lambda clip, x: encode(clip, torch.round(x * 16) / 16))
+    monkeypatch.setattr(Clip, "encode_image", lambda clip, x, **how: encode(clip, torch.round(x * 16) / 16, **how))
     start_at_the_image = parse_attacks("pgd:start=zero", DEFAULTS)
     (said,) = measure(tmp_path, start_at_the_image)
     assert "hardly lowers the margin" in said and "digits on digits, pgd-10_eps32" in said
@@ -73,6 +73,6 @@ def test_surviving_any_budget_is_noticed(tmp_path):
 def test_a_model_without_an_opinion_is_an_error(tmp_path, monkeypatch, broken):
     encode = Clip.encode_image
     value = 0.0 if broken == "constant" else float("nan")
-    monkeypatch.setattr(Clip, "encode_image", lambda clip, x: encode(clip, x) * value)
+    monkeypatch.setattr(Clip, "encode_image", lambda clip, x, **how: encode(clip, x, **how) * value)
     with pytest.raises(FloatingPointError, match="same logit" if broken == "constant" else "not finite"):
         measure(tmp_path, parse_attacks("pgd", DEFAULTS))

@@ -1,0 +1,187 @@
+"""FAB-T: the smallest perturbation that changes the prediction, by projections onto linearised decision boundaries.
+
+Croce & Hein 2020, "Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack", in the targeted form
+that AutoAttack uses (Croce & Hein 2020, "Reliable evaluation of adversarial robustness ...").
+
+Shapes: B batch, A samples of it that are being attacked, C H W image, N = C·H·W, K classes, T targets.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, Stop, margin, sizes, wide
+from rayclip.models import ZeroShot
+from rayclip.types import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FABT(Attack):
+    """Looks for the nearest misclassified image; it counts where it lies in the eps ball, all other images stay.
+
+    For each of the most likely wrong classes t, from the clean image x, with the boundary f_t = f_y linearised at x_i:
+    `x' = (1 − α)·(x_i + η·δ_i) + α·(x + η·δ_0)`, where δ_i and δ_0 lead from x_i and from x to their nearest points on
+    the boundary inside [0, 1], and `α = min(‖δ_i‖ / (‖δ_i‖ + ‖δ_0‖), α_max)`. Where x' is misclassified it is kept if
+    it is the nearest to x so far, and the next iteration starts at `(1 − β)·x + β·x'`. At the end the segment from x to
+    the best image is searched in `SEARCH` steps of false position.
+
+    Attributes:
+        iterations: per target.
+        targets: wrong classes to try, the most likely at x first; at most K − 1 of them.
+        alpha_max: largest weight of the step from x.
+        eta: overshoot, in [1, inf).
+        beta: how far towards a misclassified x' the next iteration starts, in (0, 1].
+        norm: of the distance, in pixel units.
+        stop: `first_success` (a sample leaves at its first adversarial image inside the ball) or `final` (the search
+            for the nearest one goes on to the end).
+    """
+
+    name: ClassVar[str] = "fab-t"
+    SEARCH: ClassVar[int] = 3
+
+    iterations: int = 100
+    targets: int = 9
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+    norm: Norm = "linf"
+    stop: Stop = "first_success"
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.alpha_max <= 1 and self.eta >= 1 and 0 < self.beta <= 1):
+            raise UserError("fab-t wants alpha_max in [0, 1], eta of 1 or more and beta in (0, 1].")
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.iterations}" + ("" if self.norm == "linf" else f"_{self.norm}")
+
+    @property
+    def cost(self) -> int:
+        return 3 * self.iterations * self.targets
+
+    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+        images, labels, _, todo = samples
+        nearest = images.clone()
+        everyone = torch.arange(len(images), device=images.device)
+        steps_B, queries_B = torch.zeros_like(everyone), torch.zeros_like(everyone)
+        distance_B = torch.full((len(images),), torch.inf, dtype=images.dtype, device=images.device)
+        active = everyone if todo is None else todo.nonzero().squeeze(1)
+        if not len(active):
+            return Adversarial(images, None, steps_B, queries_B)
+        with torch.no_grad():
+            logits = victim(images[active])
+        queries_B[active] += 1
+        right = (logits.argmax(1) == labels[active]).nonzero().squeeze(1)
+        active, logits = active[right], logits[right]
+        wrong_only = logits.scatter(1, labels[active][:, None], -torch.inf)
+        targets_AT = wrong_only.topk(min(self.targets, logits.shape[1] - 1)).indices
+        attacked = active
+
+        for turn in range(targets_AT.shape[1]):
+            clean, label, target = images[active], labels[active], targets_AT[:, turn]
+            point = clean
+            for done in range(turn * self.iterations, (turn + 1) * self.iterations):
+                if not len(active):
+                    break
+                point = self._step(clean, point, *_linearise(victim, point, label, target))
+                with torch.no_grad():
+                    broken = victim(point).argmax(1) != label
+                queries_B[active] += 2
+                steps_B[active] = torch.where(distance_B[active] <= eps, steps_B[active], done + 1)
+                size = sizes(point - clean, self.norm)
+                better = broken & (size < distance_B[active])
+                at = active[better]
+                nearest[at], distance_B[at], steps_B[at] = point[better], size[better], done + 1
+                point = torch.where(wide(broken), clean + self.beta * (point - clean), point)
+                if self.stop == "first_success":
+                    kept = (distance_B[active] > eps).nonzero().squeeze(1)
+                    if len(kept) < len(active):
+                        clean, label, target, point = (x[kept] for x in (clean, label, target, point))
+                        active, targets_AT = active[kept], targets_AT[kept]
+
+        found = attacked[distance_B[attacked].isfinite()]
+        if self.stop == "first_success":
+            found = found[distance_B[found] > eps]
+        self._search(victim, images, labels, found, nearest, distance_B)
+        queries_B[found] += 2 + self.SEARCH
+        inside = distance_B <= eps
+        return Adversarial(torch.where(wide(inside), nearest, images), None, steps_B, queries_B)
+
+    def _step(self, clean: Tensor, point: Tensor, gap_A: Tensor, normal: Tensor) -> Tensor:
+        """x_{i+1} from x_i; `gap_A` and `normal` are f_t − f_y and its gradient at x_i."""
+        gap_clean_A = gap_A + (normal * (clean - point)).flatten(1).sum(1)
+        move = towards_plane(point, normal, gap_A, self.norm)
+        move_clean = towards_plane(clean, normal, gap_clean_A, self.norm)
+        size, size_clean = sizes(move, self.norm), sizes(move_clean, self.norm)
+        alpha = (size / (size + size_clean).clamp_min(torch.finfo(size.dtype).tiny)).clamp(max=self.alpha_max)
+        alpha = wide(alpha)
+        return ((1 - alpha) * (point + self.eta * move) + alpha * (clean + self.eta * move_clean)).clamp(0, 1)
+
+    @torch.no_grad()
+    def _search(
+        self, victim: ZeroShot, images: Tensor, labels: Tensor, found: Tensor, nearest: Tensor, distance_B: Tensor
+    ) -> None:
+        """Bring each found image nearer to the boundary, on the straight line to its clean one; in place."""
+        if not len(found):
+            return
+        clean, label = images[found], labels[found]
+        inner, outer = clean, nearest[found]
+        margin_in, margin_out = margin(victim(inner), label), margin(victim(outer), label)
+        for _ in range(self.SEARCH):
+            share = (margin_out / (margin_out - margin_in)).nan_to_num(0).clamp(0, 1)
+            middle = outer + wide(share) * (inner - outer)
+            logits = victim(middle)
+            broken, margin_middle = logits.argmax(1) != label, margin(logits, label)
+            outer, margin_out = torch.where(wide(broken), middle, outer), margin_middle.where(broken, margin_out)
+            inner, margin_in = torch.where(wide(broken), inner, middle), margin_in.where(broken, margin_middle)
+        size = sizes(outer - clean, self.norm)
+        better = size < distance_B[found]
+        nearest[found[better]], distance_B[found[better]] = outer[better], size[better]
+
+
+def _linearise(victim: ZeroShot, point: Tensor, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """f_t − f_y at each point, `(A,)`, and its gradient, `(A, C, H, W)`."""
+    with torch.enable_grad():
+        pixels = point.detach().requires_grad_()
+        logits = victim(pixels)
+        gap_A = (logits.gather(1, target[:, None]) - logits.gather(1, label[:, None])).squeeze(1)
+        (normal,) = torch.autograd.grad(gap_A.sum(), pixels)
+    return gap_A.detach(), normal
+
+
+@torch.no_grad()
+def towards_plane(points: Tensor, normals: Tensor, gaps_A: Tensor, norm: Norm) -> Tensor:
+    """The smallest move of each point x onto the plane `gap + <normal, z − x> = 0` that stays in [0, 1].
+
+    Every coordinate moves in the direction that closes the gap until it meets its wall: at the same speed in l_inf, at
+    speed |normal| in l_2. The gap closed after a time τ, `Σ |w|·min(speed·τ, room)`, is concave and piecewise linear
+    with a bend where a coordinate meets its wall; sorting the bends gives the τ that closes it, exactly. Where the box
+    ends before the plane, the move goes to the corner of the box that is nearest to the plane. In float64, as the sums
+    run over all pixels.
+
+    Args:
+        points, normals: `(A, ...)`, points in [0, 1].
+        gaps_A: the linearised function at the points.
+
+    Returns:
+        Moves `(A, ...)`, zero where the normal is.
+    """
+    x, w, gap = points.flatten(1).double(), normals.flatten(1).double(), gaps_A.double()
+    tiny = torch.finfo(torch.float64).tiny
+    peak = w.abs().amax(1).clamp_min(tiny)
+    w, gap = w / peak[:, None], gap / peak
+    direction = -gap.sign()[:, None] * w.sign()
+    room = torch.where(direction > 0, 1 - x, x).clamp_min(0)
+    speed = w.abs() if norm == "l2" else (w != 0).double()
+    bends, order = torch.where(speed > 0, room / speed.clamp_min(tiny), 0).sort(1)
+    rates = (w.abs() * speed).gather(1, order)
+    at_walls = bends * rates
+    before = at_walls.cumsum(1) - at_walls  # closed by the coordinates that met their walls before
+    moving = rates.flip(1).cumsum(1).flip(1)  # the rate of all others
+    closed = before + bends * moving
+    last = torch.searchsorted(closed, gap.abs()[:, None]).clamp(max=closed.shape[1] - 1)
+    need = gap.abs()[:, None] - before.gather(1, last)
+    time = torch.minimum(need / moving.gather(1, last).clamp_min(tiny), bends[:, -1:])
+    return (direction * torch.minimum(speed * time, room)).to(points.dtype).view_as(points)

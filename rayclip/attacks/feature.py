@@ -1,0 +1,65 @@
+"""The feature attack: drive the image embedding away from the clean one. Needs neither labels nor texts.
+
+Shapes: A samples being attacked, D embedding.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rayclip.attacks.base import Adversarial, GradientAttack, Prompts, Samples
+from rayclip.models import ZeroShot
+from rayclip.types import UserError
+
+Objective = Literal["squared", "kl"]
+
+
+def feature_distance(clean_AD: Tensor, other_AD: Tensor, objective: Objective) -> Tensor:
+    """How far un-normalised embeddings are from the clean ones, `(A,)`.
+
+    `squared`: ‖other − clean‖² (FARE, TTC). `kl`: KL(softmax clean ‖ softmax other) over the embedding axis (AdvPT).
+    """
+    if objective == "squared":
+        return (other_AD - clean_AD).square().sum(1)
+    log_clean = clean_AD.log_softmax(1)
+    return (log_clean.exp() * (log_clean - other_AD.log_softmax(1))).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureAttack(GradientAttack):
+    """Raises the distance of f(x + d) from f(x), un-normalised; judged by the class prompts as every attack is.
+
+    The clean embedding costs each sample one more query.
+
+    Attributes:
+        objective: see `feature_distance`.
+        start: only `random`: at d = 0 the distance is at its minimum and its gradient vanishes.
+    """
+
+    name: ClassVar[str] = "feature"
+
+    objective: Objective = "squared"
+
+    def __post_init__(self) -> None:
+        if self.start == "zero":
+            raise UserError("feature:start=zero cannot work, as the gradient vanishes there: use start=random.")
+
+    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+        images = samples.images_BCHW
+        todo_B = torch.ones_like(samples.labels_B, dtype=torch.bool) if samples.todo_B is None else samples.todo_B
+        if not todo_B.any():
+            return Adversarial.untouched(images)
+        place_B = todo_B.cumsum(0) - 1  # of a sample among those to do
+        with torch.no_grad():
+            clean_AD = victim.embed(images[todo_B], normalize=False)
+
+        def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            features = victim.embed(pixels, normalize=False)
+            broken = victim.logits(F.normalize(features, dim=-1)).argmax(1) != samples.labels_B[index]
+            return feature_distance(clean_AD[place_B[index]], features, self.objective), broken
+
+        adversarial, steps, queries = self.ascend(forward, samples, eps=eps)
+        return Adversarial(adversarial, None, steps, queries + todo_B)

@@ -1,0 +1,125 @@
+"""SAFT's semantic-ensemble attack: an image that is wrong under many descriptions of each class at once.
+
+Shapes: A samples being attacked, M caption sets, K classes, D embedding.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
+from weakref import WeakKeyDictionary
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from rayclip.attacks.base import FILLED_IN, Adversarial, GradientAttack, Prompts, Samples
+from rayclip.models import ZeroShot, class_prompts
+from rayclip.models.captions import FILL_TEMPLATES
+from rayclip.types import UserError
+
+Objective = Literal["cross_entropy", "mean_similarity"]
+Texts = tuple[tuple[str, ...], ...]
+
+# Each victim's caption embeddings, for the texts that were asked for last
+_embedded: WeakKeyDictionary[ZeroShot, tuple[Texts, Tensor]] = WeakKeyDictionary()
+
+
+def ensemble_loss(logits_AMK: Tensor, labels_A: Tensor, objective: Objective) -> Tensor:
+    """What the attack raises, `(A,)`; the logits are `s·<f(x + d), t>` for class k's caption in set m.
+
+    `cross_entropy`: the mean over the sets of CE(logits, y) (SAFT's code). `mean_similarity`: minus the mean logit of
+    the true class's captions (the paper's words).
+    """
+    sets = logits_AMK.shape[1]
+    if objective == "cross_entropy":
+        labels = labels_A[:, None].expand(-1, sets)
+        return F.cross_entropy(logits_AMK.transpose(1, 2), labels, reduction="none").mean(1)
+    own = logits_AMK.gather(2, labels_A[:, None, None].expand(-1, sets, 1))
+    return -own.squeeze(2).mean(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticEnsemble(GradientAttack):
+    """The image climbs the loss averaged over `sets` captions a class; one image forward serves all of them.
+
+    Judged, and under `first_success` stopped, by the clean class prompts: SAFT uses the attack in training, and
+    evaluates with the usual template.
+
+    Attributes:
+        objective: see `ensemble_loss`.
+        sets: M, captions of each class; its best ones.
+        captions: table of captions, as `rayclip captions filter` writes it, of the classes that are attacked; an
+            evaluation reads it before it starts. Without one, the captions are the first `sets` of `FILL_TEMPLATES`.
+        texts: the captions of each class in label order; what is in the table, for those who have no table.
+    """
+
+    name: ClassVar[str] = "semantic"
+
+    objective: Objective = "cross_entropy"
+    sets: int = 5
+    captions: str = ""
+    texts: Texts = field(default=(), repr=False, metadata=FILLED_IN)
+
+    def __post_init__(self) -> None:
+        if not self.captions and not self.texts and self.sets > len(FILL_TEMPLATES):
+            raise UserError(
+                f"semantic:sets={self.sets}: without captions there are {len(FILL_TEMPLATES)} templates: "
+                "ask for fewer sets or give captions=FILE."
+            )
+
+    def with_texts(self, texts: Sequence[Sequence[str]], class_names: Sequence[str]) -> Self:
+        """The attack with the captions of each class, best first, of which it keeps `sets`.
+
+        Raises:
+            UserError: a class has fewer.
+        """
+        short = [(name, own) for name, own in zip(class_names, texts, strict=True) if len(own) < self.sets]
+        if short:
+            name, own = short[0]
+            raise UserError(
+                f"semantic: class '{name}' has {len(own)} of {self.sets} captions in {self.captions or 'texts'}: "
+                f"add captions, or use sets={max(1, min(len(own) for _, own in short))}."
+            )
+        return replace(self, texts=tuple(tuple(own[: self.sets]) for own in texts))
+
+    def describe(self) -> dict[str, Any]:
+        """`captions` is a hash of the texts, or `templates`."""
+        if not self.texts:
+            self._need_texts()
+            return super().describe() | {"captions": "templates"}
+        digest = hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()[:16]
+        return super().describe() | {"captions": digest}
+
+    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+        text_MKD = self._embed(victim)
+        sets, classes, _ = text_MKD.shape
+
+        def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            features, labels = victim.embed(pixels), samples.labels_B[index]
+            logits_AMK = victim.logits(features, text_MKD.flatten(0, 1)).view(-1, sets, classes)
+            return ensemble_loss(logits_AMK, labels, self.objective), victim.logits(features).argmax(1) != labels
+
+        images, steps, queries = self.ascend(forward, samples, eps=eps)
+        return Adversarial(images, None, steps, queries)
+
+    def _embed(self, victim: ZeroShot) -> Tensor:
+        """Class weights of every caption set, `(M, K, D)`; embedded once for a victim, not once a batch."""
+        texts = self._texts(victim)
+        if victim not in _embedded or _embedded[victim][0] != texts:
+            by_set = [text for own in zip(*texts, strict=True) for text in own]
+            _embedded[victim] = texts, victim.embed_prompts(by_set).view(self.sets, len(texts), -1)
+        return _embedded[victim][1]
+
+    def _texts(self, victim: ZeroShot) -> Texts:
+        if self.texts:
+            if len(self.texts) != len(victim.class_names):
+                raise ValueError(f"captions of {len(self.texts)} classes for a victim of {len(victim.class_names)}")
+            return self.texts
+        self._need_texts()
+        by_set = [class_prompts(victim.class_names, template) for template in FILL_TEMPLATES[: self.sets]]
+        return tuple(zip(*by_set, strict=True))
+
+    def _need_texts(self) -> None:
+        if self.captions:
+            raise ValueError("the table of captions has not been read: call with_texts")

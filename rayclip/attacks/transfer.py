@@ -1,0 +1,88 @@
+"""Transfer: adversarial examples made on one model and judged on another."""
+
+import re
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from typing import Any, ClassVar, Self
+
+import torch
+
+from rayclip.attacks.base import FILLED_IN, Adversarial, Attack, GradientAttack, Prompts, Samples, Stop
+from rayclip.models import Clip, ZeroShot, load_model
+from rayclip.types import UserError, check_same
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(GradientAttack):
+    """An attack on images runs against a source model; the victim sees only the result.
+
+    The source classifies with its own embeddings of the victim's class prompts, and takes pixels of any size.
+    `Adversarial.queries_B` counts the source's forwards. Images that the victim is wrong about stay untouched.
+
+    Attributes:
+        source: the model to attack, a specification as `load_model` takes it.
+        attack: the attack on it, by name; it takes those of the settings here that it has.
+        stop: `final` by default: what fools the source at once need not fool another model.
+    """
+
+    name: ClassVar[str] = "transfer"
+    black_box: ClassVar[bool] = True
+
+    source: str = ""
+    attack: str = "pgd"
+    stop: Stop = "final"
+    source_fingerprint: str = field(default="", metadata=FILLED_IN)
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise UserError("transfer needs the model to attack: write transfer:source=MODEL, as --model names models.")
+        if self.attack == self.name:
+            raise UserError("transfer:attack=transfer goes in circles: name an attack on images such as pgd.")
+        if not self.inner.needs_eps or self.inner.describe_prepared() is not None:
+            raise UserError(f"transfer:attack={self.attack} changes texts or nothing: name an attack on images.")
+
+    @property
+    def inner(self) -> Attack:
+        """The attack on the source."""
+        from rayclip.attacks.registry import attack_class  # which knows this file
+
+        kind = attack_class(self.attack)
+        shared = {f.name for f in fields(kind)} & {f.name for f in fields(GradientAttack)}
+        return kind(**{name: getattr(self, name) for name in shared})
+
+    @property
+    def label(self) -> str:
+        origin = re.sub(r"[^\w.-]+", "-", self.source.rstrip("/").rpartition("/")[2])
+        return f"{self.name}_{self.inner.label}_from_{origin}"
+
+    @property
+    def cost(self) -> int:
+        return self.inner.cost
+
+    def pinned(self) -> Self:
+        if self.source_fingerprint:
+            return self
+        return replace(self, source_fingerprint=load_model(self.source).fingerprint())
+
+    def describe(self) -> dict[str, Any]:
+        """The inner attack's settings; `source` is what the model is, not how it was named."""
+        return self.inner.describe() | {"inner": self.attack, "source": self.pinned().source_fingerprint}
+
+    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+        device = str(samples.images_BCHW.device)
+        source = _source(self.source, self.source_fingerprint, device, victim.class_names, victim.template)
+        return self.inner.run(source, samples, eps=eps)
+
+
+@lru_cache(maxsize=4)
+def _source(spec: str, fingerprint: str, device: str, class_names: tuple[str, ...], template: str) -> ZeroShot:
+    return ZeroShot(_load(spec, fingerprint, device), class_names, template)
+
+
+@lru_cache(maxsize=2)
+def _load(spec: str, fingerprint: str, device: str) -> Clip:
+    """Once a process. An attack that is not pinned takes the files as they are."""
+    clip = load_model(spec, torch.device(device))
+    if fingerprint:
+        check_same("model", spec, clip.fingerprint(), fingerprint)
+    return clip
