@@ -240,6 +240,24 @@ def train(
 
 
 @app.command()
+def attacks() -> None:
+    """The attacks that `rayclip eval --attacks` knows, with their settings and defaults."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rayclip.attacks.registry import about, known_attacks, shown_defaults
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("attack", no_wrap=True)
+    table.add_column("what it does, and its settings")
+    for name, kind in known_attacks().items():
+        settings = " ".join(f"{k}={v}" for k, v in shown_defaults(kind).items())
+        table.add_row(name, about(name, kind) + (f"  [{settings}]" if settings else ""))
+    Console(highlight=False, markup=False).print(table)
+    print("\nwritten as NAME:KEY=VALUE, commas between: --attacks clean,pgd:steps=100,step=1/255,autoattack")
+
+
+@app.command()
 def ui(
     experiment: Annotated[
         str | None, typer.Option(help="Open this experiment's runs.  [default: all experiments]")
