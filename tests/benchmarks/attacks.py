@@ -64,19 +64,18 @@ def counting(clip: Clip) -> Iterator[Counts]:
         del clip.encode_text
 
 
-def plain_pgd(
+def plain_iterates(
     clip: Clip, prompts: list[str], images: Tensor, labels: Tensor, keys: Tensor, eps: float, step: float, steps: int
-) -> Tensor:
-    """Right after PGD, `(B,)` bool: an image is broken at the first iterate that fools the model."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """PGD's iterates from the random start to the last, each with its logits."""
     for p in clip.parameters():
         p.requires_grad_(True)
-    right = (clip.encode_image(images) @ clip.embed_texts(prompts).T).argmax(1) == labels
     delta = (2 * uniform(keys, tuple(images.shape[1:])) - 1) * eps
     delta = (images + delta).clamp(0, 1) - images
     for done in range(steps + 1):
         x = (images + delta).clamp(0, 1).detach().requires_grad_()
         logits = clip.scale * clip.encode_image(x) @ clip.embed_texts(prompts).T
-        right &= logits.argmax(1) == labels
+        yield x.detach(), logits.detach()
         if done == steps:
             break
         torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
@@ -86,6 +85,16 @@ def plain_pgd(
         clip.zero_grad(set_to_none=True)
     for p in clip.parameters():
         p.requires_grad_(False)
+
+
+def plain_pgd(
+    clip: Clip, prompts: list[str], images: Tensor, labels: Tensor, keys: Tensor, eps: float, step: float, steps: int
+) -> Tensor:
+    """Right after PGD, `(B,)` bool: an image is broken at the first iterate that fools the model."""
+    with torch.no_grad():
+        right = (clip.encode_image(images) @ clip.embed_texts(prompts).T).argmax(1) == labels
+    for _, logits in plain_iterates(clip, prompts, images, labels, keys, eps, step, steps):
+        right &= logits.argmax(1) == labels
     return right
 
 
@@ -182,23 +191,10 @@ def bench_texts(title: str, clip: Clip, names: tuple[str, ...], images: Tensor, 
 
     def plain_sep() -> list[bool]:
         # The image attack is blind to the text attack: its last iterate is judged against the changed prompts.
-        for p in clip.parameters():
-            p.requires_grad_(True)
-        delta = (2 * uniform(keys, tuple(images.shape[1:])) - 1) * eps
-        delta = (images + delta).clamp(0, 1) - images
-        for _ in range(steps):
-            x = (images + delta).clamp(0, 1).detach().requires_grad_()
-            logits = clip.scale * clip.encode_image(x) @ clip.embed_texts(victim.prompts).T
-            torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
-            assert x.grad is not None
-            delta = (delta + step * x.grad.sign()).clamp(-eps, eps)
-            delta = ((images + delta).clamp(0, 1) - images).detach()
-            clip.zero_grad(set_to_none=True)
-        for p in clip.parameters():
-            p.requires_grad_(False)
+        *_, (last, _) = plain_iterates(clip, victim.prompts, images, labels, keys, eps, step, steps)
         with torch.no_grad():
             texts = clip.embed_texts(plain_bert(clip, victim.prompts))
-            return ((clip.encode_image((images + delta).clamp(0, 1)) @ texts.T).argmax(1) == labels).tolist()
+            return ((clip.encode_image(last) @ texts.T).argmax(1) == labels).tolist()
 
     report(f"{title} sep-{steps}, {len(names)} classes", len(images), measure(clip, plain_sep), measure(clip, ours_sep))
 
