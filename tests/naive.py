@@ -119,7 +119,7 @@ def bert_attack(embed, prompt: str, substitutes, stop_words, changes: int = 1) -
     for _, i in sorted(importance):
         if changed == changes:
             break
-        if words[i] in stop_words:
+        if words[i] in stop_words or not any(c.isalnum() for c in words[i]):
             continue
         best, most = None, -1.0
         for candidate in substitutes(words, i):
