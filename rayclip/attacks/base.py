@@ -4,7 +4,7 @@ Shapes: B batch, C H W image, K classes, D embedding; A the samples of a batch t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -48,12 +48,21 @@ class Adversarial(NamedTuple):
         text_KD: class weights to judge against; None where the text was not attacked.
         steps_B: gradient steps behind each image.
         queries_B: image forwards spent on each sample.
+        own_texts: adversarial texts of each image's true class, where an attack gives every image texts of its own.
     """
 
     images_BCHW: Tensor
     text_KD: Tensor | None
     steps_B: Tensor
     queries_B: Tensor
+    own_texts: tuple[tuple[str, ...], ...] | None = None
+
+    def logits(self, victim: ZeroShot, labels_B: Tensor) -> Tensor:
+        """What the victim makes of it, `(B, K)`."""
+        image_BD = victim.embed(self.images_BCHW)
+        if self.own_texts is None:
+            return victim.logits(image_BD, self.text_KD)
+        return victim.logits_with_own(image_BD, mean_embeddings(victim, self.own_texts), labels_B)
 
     @classmethod
     def untouched(cls, images_BCHW: Tensor, text_KD: Tensor | None = None) -> "Adversarial":
@@ -176,6 +185,13 @@ class GradientAttack(Attack):
     def _into_range(delta: Tensor, clean: Tensor) -> Tensor:
         """Shrink so that clean + delta stays in [0, 1]; this moves no coordinate away from 0, so the ball holds too."""
         return (clean + delta).clamp(0, 1) - clean
+
+
+def mean_embeddings(victim: ZeroShot, texts: Sequence[Sequence[str]]) -> Tensor:
+    """The mean of the normalised embeddings of each image's texts, `(B, D)`."""
+    with torch.no_grad():
+        each = victim.clip.embed_texts([text for own in texts for text in own])
+        return torch.stack([part.mean(0) for part in each.split([len(own) for own in texts])])
 
 
 def _norms(x: Tensor) -> Tensor:

@@ -198,10 +198,10 @@ class TextAttack(TextSettings, Attack):
         rest = {k: v for k, v in super().describe().items() if k not in {f.name for f in fields(TextSettings)}}
         return rest | self.describe_text()
 
-    def describe_prepared(self) -> dict[str, Any]:
+    def describe_prepared(self) -> dict[str, Any] | None:
         return self.describe_text()
 
-    def prepare(self, victim: ZeroShot) -> tuple[str, ...]:
+    def prepare(self, victim: ZeroShot) -> Prompts:
         return tuple(change.prompt for change in self.attack(victim.clip, victim.prompts))
 
 

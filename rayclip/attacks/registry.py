@@ -8,12 +8,14 @@ from typing import Any, Literal, get_args, get_origin
 from rayclip.attacks.base import Attack
 from rayclip.attacks.bert import BertAttack
 from rayclip.attacks.clean import Clean
+from rayclip.attacks.co_attack import CoAttack
 from rayclip.attacks.pgd import PGD
 from rayclip.attacks.sep import SepAttack
+from rayclip.attacks.sga import SGA
 from rayclip.types import UserError
 from rayclip.units import parse_budget
 
-ATTACKS: dict[str, type[Attack]] = {a.name: a for a in (Clean, PGD, BertAttack, SepAttack)}
+ATTACKS: dict[str, type[Attack]] = {a.name: a for a in (Clean, PGD, BertAttack, SepAttack, CoAttack, SGA)}
 
 
 def attack_class(name: str) -> type[Attack]:
@@ -90,6 +92,8 @@ def _convert(attack: str, key: str, value: str, kind: Any) -> Any:
         return value
     if kind is float and key == "step":
         return parse_budget(value, "step")
+    if kind == tuple[float, ...]:
+        return tuple(_convert(attack, key, part, float) for part in value.split("+"))
     if kind not in (int, float):
         return value
     try:
