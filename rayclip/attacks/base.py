@@ -76,6 +76,7 @@ class Attack(ABC):
 
     name: ClassVar[str]
     needs_eps: ClassVar[bool] = True
+    for_pairs: ClassVar[bool] = False  # whether it also makes sense where images are the classes (`attacks.pairs`)
 
     @property
     def label(self) -> str:

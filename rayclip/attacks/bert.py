@@ -194,6 +194,8 @@ class TextSettings:
 class TextAttack(TextSettings, Attack):
     """What attacks with adversarial texts share: class prompts, or captions where images are the classes."""
 
+    for_pairs: ClassVar[bool] = True
+
     def describe(self) -> dict[str, Any]:
         rest = {k: v for k, v in super().describe().items() if k not in {f.name for f in fields(TextSettings)}}
         return rest | self.describe_text()
