@@ -15,8 +15,8 @@ from rayclip.types import UserError
 CLASSES = ("cat", "dog", "truck", "lemon", "violin")
 SETTINGS = [
     *({"name": name} for name in ATTACKS),
-    *({"name": n, "norm": "l2", "step": 0.1} for n in ("pgd", "sep")),
-    *({"name": n, "stop": "final"} for n in ("pgd", "sep")),
+    *({"name": n, "norm": "l2", "step": 0.1} for n in ("pgd", "sep", "co-attack", "sga")),
+    *({"name": n, "stop": "final"} for n in ("pgd", "sep", "co-attack", "sga")),
     {"name": "pgd", "start": "zero"},
 ]
 
@@ -205,6 +205,9 @@ def test_sep_is_judged_by_both_modalities(victim):
         ("clean,,pgd", "empty name"),
         ("pgd,pgd", "twice"),
         ("bert:offset=left", "correct, reference"),
+        ("sga:scales=0.5+1.5", "1 among them"),
+        ("sga:scales=1+x", "no number"),
+        ("sga:scales=-1+1", "positive"),
     ],
 )
 def test_bad_attack_texts_are_explained(text, match):
@@ -216,3 +219,5 @@ def test_settings_follow_their_attack():
     clean, pgd, bert = parse_attacks("clean,pgd:steps=100,step=1/255,bert:k=5", {"steps": 7})
     assert (pgd.label, pgd.steps, pgd.step, bert.k) == ("pgd-100", 100, 1 / 255, 5)
     assert clean.label == "clean"
+    (sga,) = parse_attacks("sga:scales=0.5+1,noise=0.1,steps=3", {})
+    assert (sga.label, sga.scales, sga.noise) == ("sga-3", (0.5, 1.0), 0.1)
