@@ -19,6 +19,7 @@ from rich.console import Console
 
 from rayclip.attacks import Attack
 from rayclip.attacks.bert import TextSettings
+from rayclip.attacks.clean import Clean
 from rayclip.data import ImageSet, Names, PairSet, Resolution, few_shot, locate, open_data, open_pairs
 from rayclip.data.fewshot import draw_record
 from rayclip.data.images import mixed_sizes
@@ -31,7 +32,7 @@ from rayclip.logbook import Logbook, markdown, rows_json
 from rayclip.methods import SMALL_BELOW, SMALL_MODEL, Method, Recipe
 from rayclip.models import Clip, load_model
 from rayclip.progress import Display
-from rayclip.reports import result_tables, retrieval_table
+from rayclip.reports import result_tables, retrieval_tables
 from rayclip.tracking import MlflowTracker, default_uri
 from rayclip.training import TrainConfig
 from rayclip.types import Row, UserError
@@ -232,9 +233,16 @@ def evaluate_retrieval(
     *,
     limit: int | None = None,
     resolution: Resolution = "model",
+    attacks: Sequence[Attack] = (Clean(),),
+    eps: float | None = None,
+    seed: int = 0,
 ) -> list[RecallRow]:
     """Recall at 1, 5, 10 of models on image-caption data (`open_pairs`), in this process; on disk, in the tracker, and
     returned. What `where.out` holds is not computed again.
+
+    Args:
+        attacks: on pairs (`attacks.pairs`), those that have a stop rule with `stop="final"`.
+        eps: their budget in pixel units.
 
     Raises:
         UserError: bad arguments, before anything is written.
@@ -245,7 +253,16 @@ def evaluate_retrieval(
     if resolution == "native" and pairs.native_size is None:
         raise mixed_sizes(pairs)
     specs = list(dict.fromkeys(models))
-    tasks = [make_task((m, opened.fingerprint(m)), pairs, limit=limit, resolution=resolution) for m in specs]
+    tasks = [
+        make_task(
+            (m, opened.fingerprint(m)), pairs, limit=limit, resolution=resolution, attack=attack, eps=eps, seed=seed
+        )
+        for m in specs
+        for attack in attacks
+    ]
+    for attack in {task.attack for task in tasks}:
+        if isinstance(attack, TextSettings):
+            attack.source(opened.model(specs[-1]))
     store = Store(where.out)
     found = [read_recalls(task, store) for task in tasks]
     logbook = where.logbook(store)
@@ -255,7 +272,7 @@ def evaluate_retrieval(
         for task, mine in zip(tasks, found, strict=True):
             if mine is None:
                 clip = opened.model(task.model).to(device)
-                update = functools.partial(display.update, task.model)
+                update = functools.partial(display.update, f"{task.model} {task.attack_label}")
                 run_task(task, clip, pairs, store, where.pool.batch_size, update)
                 mine = read_recalls(task, store)
                 assert mine is not None
@@ -343,8 +360,10 @@ def show(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> None:
 
 
 def show_retrieval(rows: Sequence[RecallRow]) -> None:
-    """Print the table to standard output."""
-    Console(highlight=False).print(retrieval_table(rows).rich())
+    """Print the tables to standard output."""
+    console = Console(highlight=False)
+    for table in retrieval_tables(rows):
+        console.print(table.rich())
 
 
 def _with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened) -> Trial:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rayclip.cli_options import Experiment, Model, NoTracking, Quiet, Tracking
+from rayclip.cli_options import Eps, Experiment, Model, NoTracking, Quiet, Substitutes, Tracking
 from rayclip.types import UserError
 
 
@@ -18,6 +18,16 @@ def retrieval(
         ),
     ],
     out: Annotated[str, typer.Option(help="Folder or URI of the results; what is there is not computed again.")],
+    attacks: Annotated[
+        str, typer.Option(help="Names with settings: clean,bert,pgd,sep,co-attack,sga:steps=10,step=0.5/255.")
+    ] = "clean",
+    eps: Eps = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the attacks that do not name their own.")] = 10,
+    step_size: Annotated[
+        str | None, typer.Option("--step-size", help="Length of an attack step.  [default: 1.25·eps/steps]")
+    ] = None,
+    substitutes: Substitutes = "default",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images, with all their captions.")] = None,
     resolution: Annotated[
         Literal["native", "model"],
@@ -32,22 +42,37 @@ def retrieval(
     experiment: Experiment = "rayclip-retrieval",
     quiet: Quiet = False,
 ) -> None:
-    """Recall at 1, 5, 10 of images' captions (TR) and captions' images (IR)."""
+    """Recall at 1, 5, 10 of images' captions (TR) and captions' images (IR), clean and attacked."""
     if json not in (None, "-") and not Path(json).absolute().parent.is_dir():
         raise UserError(f"--json {json}: there is no folder {Path(json).absolute().parent}.")
     if Path(out).is_file():
         raise UserError(f"--out {out} is a file: give a folder.")
 
     from rayclip import api
+    from rayclip.attacks import parse_attacks
     from rayclip.distributed.pool import PoolSize
+    from rayclip.units import parse_budget
 
+    budget = None if eps is None else parse_budget(eps)
+    # The papers' step for retrieval (Co-Attack's)
+    step = parse_budget(step_size, "step-size") if step_size else 1.25 * (budget or 0.0) / steps
+    defaults = {"steps": steps, "step": step, "substitutes": substitutes, "stop": "final"}
     where = api.Where(
         out=out,
         tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
         pool=PoolSize(batch_size=batch_size),
         quiet=quiet,
     )
-    rows = api.evaluate_retrieval(model, data, where, limit=limit, resolution=resolution)
+    rows = api.evaluate_retrieval(
+        model,
+        data,
+        where,
+        limit=limit,
+        resolution=resolution,
+        attacks=parse_attacks(attacks, defaults),
+        eps=budget,
+        seed=seed,
+    )
     if json == "-":
         print(api.rows_json(rows), end="")
         return

@@ -105,8 +105,9 @@ class Logbook:
         self.finish(run)
 
     def retrieval(self, task: Task, rows: Sequence[RecallRow]) -> None:
-        """One model's retrieval as a run: metrics and the table. Logged once."""
-        name, key = f"retrieval {task.model}", f"retrieval {task.model} {task.id}"
+        """One model's retrieval under one attack as a run: metrics and the table. Logged once."""
+        name = f"retrieval {task.model}" + ("" if task.attack_label == "clean" else f" {task.attack_label}")
+        key = f"{name} {task.id}"
         if self.tracker is None or self._knows(key):
             return
         run = self.open(
@@ -166,8 +167,9 @@ def metric_names(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def recall_names(rows: Sequence[RecallRow]) -> dict[str, float]:
-    """`clean/tr_at_1/DATA`: MLflow takes no `@` in a metric's name."""
-    return {f"{r.attack}/{r.direction}_at_{r.k}/{_plain(r.dataset)}": r.recall for r in rows}
+    """`clean/tr_at_1/DATA`, `robust/ATTACK/tr_at_1/DATA`: MLflow takes no `@` in a metric's name."""
+    kind = {r.attack: "clean" if r.attack == "clean" else f"robust/{r.attack}" for r in rows}
+    return {f"{kind[r.attack]}/{r.direction}_at_{r.k}/{_plain(r.dataset)}": r.recall for r in rows}
 
 
 def _plain(name: str) -> str:

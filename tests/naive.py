@@ -104,10 +104,13 @@ def kl(p_vector: torch.Tensor, q_vector: torch.Tensor) -> float:
     return sum(p * (math.log(p) - math.log(q)) for p, q in zip(softmax(p_vector), softmax(q_vector), strict=True))
 
 
-def bert_attack(embed, prompt: str, substitutes, stop_words, changes: int = 1) -> str:
+def bert_attack(
+    embed, prompt: str, substitutes, stop_words, changes: int = 1, guide: torch.Tensor | None = None
+) -> str:
     """One prompt, one forward per masked word and per candidate.
 
-    `embed(text)` gives a normalised embedding; `substitutes(words, i)` the candidates for word i, best first.
+    `embed(text)` gives a normalised embedding; `substitutes(words, i)` the candidates for word i, best first. With a
+    normalised image embedding as `guide` the candidate least similar to it is taken (SGA).
     """
     words = prompt.lower().split()
     clean = embed(" ".join(words))
@@ -119,11 +122,12 @@ def bert_attack(embed, prompt: str, substitutes, stop_words, changes: int = 1) -
     for _, i in sorted(importance):
         if changed == changes:
             break
-        if words[i] in stop_words:
+        if words[i] in stop_words or not any(c.isalnum() for c in words[i]):
             continue
-        best, most = None, -1.0
+        best, most = None, -math.inf
         for candidate in substitutes(words, i):
-            gain = kl(clean, embed(" ".join([*current[:i], candidate, *current[i + 1 :]])))
+            new = embed(" ".join([*current[:i], candidate, *current[i + 1 :]]))
+            gain = kl(clean, new) if guide is None else -float((guide * new).sum())
             if gain > most:
                 best, most = candidate, gain
         if best is not None:
@@ -145,3 +149,47 @@ def nearest_words(table: torch.Tensor, vocabulary: dict[str, int], pieces, word:
     cosine = (vectors @ query) / vectors.norm(dim=1)
     order = sorted(range(len(ranked)), key=lambda i: -float(cosine[i]))[: k + 1]
     return [ranked[i][0] for i in order if ranked[i][0] != word][:k]
+
+
+def unit(v: torch.Tensor) -> torch.Tensor:
+    return v / v.pow(2).sum().sqrt()
+
+
+def co_attack_loss(raw: torch.Tensor, clean: torch.Tensor, texts: list[torch.Tensor], weight: float = 3.0):
+    """KL(softmax e ‖ softmax e') + weight · mean over texts of KL(softmax t ‖ softmax e'/‖e'‖); one image."""
+
+    def divergence(p, q):
+        p, q = p.exp() / p.exp().sum(), q.exp() / q.exp().sum()
+        return sum(p[d] * (p[d].log() - q[d].log()) for d in range(len(p)))
+
+    return divergence(clean, raw) + weight * sum(divergence(t, unit(raw)) for t in texts) / len(texts)
+
+
+def noise(key: int, shape: tuple[int, ...], stream: int) -> torch.Tensor:
+    u1, u2 = uniforms(key, shape, stream), uniforms(key, shape, stream + 1)
+    return (-2 * (1 - u1).log()).sqrt() * (2 * math.pi * u2).cos()
+
+
+def sga_loss(encode, z: torch.Tensor, texts: list[torch.Tensor], scales, deviation: float, key: int, stream: int):
+    """-Σ_scales mean over texts of <f(view), t>; one image (C, H, W). The streams of a step's noises are 2 apart."""
+    total = 0
+    for scale in scales:
+        view = z[None]
+        if scale != 1:
+            size = [max(1, round(side * scale)) for side in z.shape[1:]]
+            view = (z + deviation * noise(key, tuple(z.shape), stream))[None]
+            view = torch.nn.functional.interpolate(view, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+            stream += 2
+        f = unit(encode(view)[0])
+        total = total - sum((f * t).sum() for t in texts) / len(texts)
+    return total
+
+
+def ascend(loss, x: torch.Tensor, *, key: int, eps: float, step: float, steps: int) -> torch.Tensor:
+    """l_inf, random start, last iterate; `loss(z, done)` of one image and the steps before this one."""
+    d = torch.clamp((2 * uniforms(key, tuple(x.shape)) - 1) * eps, -x, 1 - x)
+    for done in range(steps):
+        z = (x + d).requires_grad_()
+        g = torch.autograd.grad(loss(z, done), z)[0]
+        d = torch.clamp(torch.clamp(d + step * g.sign(), -eps, eps), -x, 1 - x)
+    return x + d

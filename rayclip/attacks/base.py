@@ -4,6 +4,7 @@ Shapes: B batch, C H W image, K classes, D embedding; A the samples of a batch t
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -49,6 +50,7 @@ class Adversarial(NamedTuple):
         steps_B: gradient steps behind each image.
         queries_B: image forwards spent on each sample.
         part_B: of a sequence of attacks, which one broke the sample, counted from 1; 0 where none did.
+        own_texts: adversarial texts of each image's true class, where an attack gives every image texts of its own.
     """
 
     images_BCHW: Tensor
@@ -56,6 +58,14 @@ class Adversarial(NamedTuple):
     steps_B: Tensor
     queries_B: Tensor
     part_B: Tensor | None = None
+    own_texts: tuple[tuple[str, ...], ...] | None = None
+
+    def logits(self, victim: ZeroShot, labels_B: Tensor) -> Tensor:
+        """What the victim makes of it, `(B, K)`."""
+        image_BD = victim.embed(self.images_BCHW)
+        if self.own_texts is None:
+            return victim.logits(image_BD, self.text_KD)
+        return victim.logits_with_own(image_BD, mean_embeddings(victim, self.own_texts), labels_B)
 
     @classmethod
     def untouched(cls, images_BCHW: Tensor, text_KD: Tensor | None = None) -> "Adversarial":
@@ -74,6 +84,7 @@ class Attack(ABC):
     name: ClassVar[str]
     needs_eps: ClassVar[bool] = True
     black_box: ClassVar[bool] = False  # uses scores only, no gradients
+    for_pairs: ClassVar[bool] = False  # whether it also makes sense where images are the classes (`attacks.pairs`)
 
     @property
     def label(self) -> str:
@@ -242,6 +253,13 @@ def wide(x_A: Tensor) -> Tensor:
 def sizes(deltas: Tensor, norm: Norm) -> Tensor:
     """How long perturbations `(A, ...)` are, `(A,)`."""
     return deltas.flatten(1).norm(dim=1) if norm == "l2" else deltas.flatten(1).abs().amax(1)
+
+
+def mean_embeddings(victim: ZeroShot, texts: Sequence[Sequence[str]]) -> Tensor:
+    """The mean of the normalised embeddings of each image's texts, `(B, D)`."""
+    with torch.no_grad():
+        each = victim.clip.embed_texts([text for own in texts for text in own])
+        return torch.stack([part.mean(0) for part in each.split([len(own) for own in texts])])
 
 
 def _norms(x: Tensor) -> Tensor:

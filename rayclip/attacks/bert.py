@@ -1,13 +1,19 @@
-"""BERT-Attack on class prompts (Li et al. 2020), as MMCoA uses it: replace the word that matters most.
+"""BERT-Attack (Li et al. 2020) as MMCoA uses it, on class prompts and on free captions: replace the words that matter
+most.
 
-The attack sees the prompt and the text encoder only, never an image; it runs once per (data set, model). All prompts
-and all their maskings go through the text encoder together.
+The attack sees the text and the text encoder only, never an image; on class prompts it runs once per (data set, model).
+All texts and all their maskings go through the text encoder together.
+
+Words are taken in lower case, punctuation as words of their own, which CLIP's tokenizer does too; only a word with a
+letter or a digit is ever replaced.
 
 Shapes: P prompts, M masked or replaced sentences of all prompts in a row, D embedding.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -18,6 +24,8 @@ from rayclip.attacks.substitutes import STOP_WORDS, TOKEN_TABLE, Offset, Substit
 from rayclip.models import Clip, ZeroShot
 
 UNKNOWN = "[UNK]"
+_TOGETHER = 1024  # prompts whose sentences are in memory at once
+_WORDS = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\s\w]+|_+")
 
 
 class TextChange(NamedTuple):
@@ -27,47 +35,86 @@ class TextChange(NamedTuple):
     changes: tuple[tuple[int, str, str], ...]
 
 
+class Ranked(NamedTuple):
+    """A prompt made ready for changes.
+
+    Attributes:
+        words: in lower case.
+        order: the positions that may change, most important first.
+        options: for each word, what may stand in its place.
+    """
+
+    words: list[str]
+    order: list[int]
+    options: list[list[str]]
+
+
+# (owners_M: the prompt that each sentence came from, embeddings_MD, normalised) -> gain_M; the largest is taken
+Gain = Callable[[Tensor, Tensor], Tensor]
+
+
+def split_words(text: str) -> list[str]:
+    return _WORDS.findall(text.lower())
+
+
 def divergence(clean_D: Tensor, other_D: Tensor) -> Tensor:
     """KL(softmax clean ‖ softmax other) over the embedding axis, in float64: `(..., D)`, `(..., D)` -> `(...)`."""
     p, q = clean_D.double().log_softmax(-1), other_D.double().log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1)
 
 
-@torch.no_grad()
 def bert_attack(clip: Clip, prompts: Sequence[str], source: SubstituteSource, *, changes: int = 1) -> list[TextChange]:
-    """Attack every prompt at once.
+    """Attack any number of texts, long ones included, in batches.
 
     1. Importance of a word: the divergence when `[UNK]` stands in its place.
     2. For the most important word that is no stop word and has substitutes, try them all.
     3. Take the one with the largest divergence from the clean prompt; go on until `changes` words are changed.
     """
-    with torch.autocast(clip.device.type, enabled=False):  # divergences are small: half precision would blur them
-        return _bert_attack(clip, prompts, source, changes)
+    found: list[TextChange] = []
+    for start in range(0, len(prompts), _TOGETHER):
+        ranked = rank_words(clip, prompts[start : start + _TOGETHER], source)
+        with torch.no_grad():
+            clean_PD = _embed(clip, [" ".join(r.words) for r in ranked])
+        found += change_words(clip, ranked, partial(_away, clean_PD), changes)
+    return found
 
 
-def _bert_attack(clip: Clip, prompts: Sequence[str], source: SubstituteSource, changes: int) -> list[TextChange]:
-    words = [prompt.lower().split() for prompt in prompts]
-    clean_PD = clip.embed_texts([" ".join(w) for w in words])
-    candidates = source.candidates(words)
+def _away(clean_PD: Tensor, owners_M: Tensor, new_MD: Tensor) -> Tensor:
+    """BERT-Attack's gain: how far a sentence is from the clean prompt it came from."""
+    return divergence(clean_PD[owners_M], new_MD)
 
+
+@torch.no_grad()
+def rank_words(clip: Clip, prompts: Sequence[str], source: SubstituteSource) -> list[Ranked]:
+    """Step 1 of the attack, and the substitutes of step 2."""
+    words = [split_words(prompt) for prompt in prompts]
+    options = source.candidates(words)
+    clean_PD = _embed(clip, [" ".join(w) for w in words])
     masked = [(p, i) for p, sentence in enumerate(words) for i in range(len(sentence))]
-    importance_M = _divergences(clip, clean_PD, [(p, _with(words[p], i, UNKNOWN)) for p, i in masked])
+    owners = torch.tensor([p for p, _ in masked], dtype=torch.int64, device=clip.device)
+    importance_M = divergence(clean_PD[owners], _embed(clip, [_with(words[p], i, UNKNOWN) for p, i in masked]))
     order: list[list[int]] = [[] for _ in words]
     for m in importance_M.argsort(descending=True, stable=True).tolist():
         p, i = masked[m]
-        if words[p][i] not in STOP_WORDS and candidates[p][i]:
+        word = words[p][i]
+        if word not in STOP_WORDS and any(map(str.isalnum, word)) and options[p][i]:
             order[p].append(i)
+    return [Ranked(*one) for one in zip(words, order, options, strict=True)]
 
-    current = [list(sentence) for sentence in words]
-    changed: list[list[tuple[int, str, str]]] = [[] for _ in words]
+
+@torch.no_grad()
+def change_words(clip: Clip, ranked: Sequence[Ranked], gain: Gain, changes: int) -> list[TextChange]:
+    """Steps 2 and 3: word by word, the substitute of the largest `gain` for each prompt."""
+    current = [list(r.words) for r in ranked]
+    changed: list[list[tuple[int, str, str]]] = [[] for _ in ranked]
     for turn in range(changes):
         trials = [
-            (p, order[p][turn], new)
-            for p in range(len(words))
-            if turn < len(order[p])
-            for new in candidates[p][order[p][turn]]
+            (p, r.order[turn], new) for p, r in enumerate(ranked) if turn < len(r.order) for new in _options(r, turn)
         ]
-        gains_M = _divergences(clip, clean_PD, [(p, _with(current[p], i, new)) for p, i, new in trials]).tolist()
+        if not trials:
+            break
+        owners = torch.tensor([p for p, _, _ in trials], device=clip.device)
+        gains_M = gain(owners, _embed(clip, [_with(current[p], i, new) for p, i, new in trials])).tolist()
         best: dict[int, int] = {}
         for m, (p, _, _) in enumerate(trials):
             if p not in best or gains_M[m] > gains_M[best[p]]:
@@ -79,16 +126,22 @@ def _bert_attack(clip: Clip, prompts: Sequence[str], source: SubstituteSource, c
     return [TextChange(" ".join(sentence), tuple(c)) for sentence, c in zip(current, changed, strict=True)]
 
 
+def _options(ranked: Ranked, turn: int) -> list[str]:
+    return ranked.options[ranked.order[turn]]
+
+
 def _with(sentence: list[str], position: int, word: str) -> str:
     return " ".join([*sentence[:position], word, *sentence[position + 1 :]])
 
 
-def _divergences(clip: Clip, clean_PD: Tensor, sentences: list[tuple[int, str]]) -> Tensor:
-    """How far each sentence is from the clean prompt it came from. `(M,)` float64 on the CPU."""
+def _embed(clip: Clip, sentences: Sequence[str]) -> Tensor:
+    """Normalised embeddings, `(M, D)`; equal sentences are embedded once."""
     if not sentences:
-        return torch.zeros(0, dtype=torch.float64)
-    owner = torch.tensor([p for p, _ in sentences], device=clean_PD.device)
-    return divergence(clean_PD[owner], clip.embed_texts([s for _, s in sentences])).cpu()
+        return torch.zeros(0, 1, device=clip.device)
+    rows = {sentence: row for row, sentence in enumerate(dict.fromkeys(sentences))}
+    with torch.autocast(clip.device.type, enabled=False):  # divergences are small: half precision would blur them
+        embedded = clip.embed_texts(list(rows))
+    return embedded[torch.tensor([rows[s] for s in sentences], device=clip.device)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +155,8 @@ class TextSettings:
         changes: words changed per prompt.
         threshold: masked LM only: smallest raw logit of a substitute (0 is off).
         offset: masked LM only: `correct`, or `reference`, which reads one position early as MMCoA's code does.
+        combinations: masked LM only: how many combinations of word pieces are looked at for a word of several.
+        max_length: masked LM only: word pieces that it reads of a text, [CLS] and [SEP] among them; words beyond stay.
     """
 
     substitutes: str = "default"
@@ -109,40 +164,52 @@ class TextSettings:
     changes: int = 1
     threshold: float = 0.3
     offset: Offset = "correct"
+    combinations: int = 24
+    max_length: int = 30
 
     def with_substitutes(self, substitutes: str) -> Self:
         return replace(self, substitutes=substitutes)
 
     def source(self, clip: Clip) -> SubstituteSource:
-        return substitute_source(clip, self.substitutes, k=self.k, threshold=self.threshold, offset=self.offset)
+        return substitute_source(
+            clip,
+            self.substitutes,
+            k=self.k,
+            threshold=self.threshold,
+            offset=self.offset,
+            combinations=self.combinations,
+            max_length=self.max_length,
+        )
 
     def attack(self, clip: Clip, prompts: Sequence[str]) -> list[TextChange]:
         return bert_attack(clip, prompts, self.source(clip), changes=self.changes)
 
     def describe_text(self) -> dict[str, Any]:
-        """The settings that count: the token table has neither threshold nor offset."""
-        unused = ("threshold", "offset") if self.substitutes == TOKEN_TABLE else ()
+        """The settings that count: the token table is only asked for its `k` nearest."""
+        unused = ("threshold", "offset", "combinations", "max_length") if self.substitutes == TOKEN_TABLE else ()
         return {f.name: getattr(self, f.name) for f in fields(TextSettings) if f.name not in unused}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextAttack(TextSettings, Attack):
-    """What attacks with adversarial class prompts share."""
+    """What attacks with adversarial texts share: class prompts, or captions where images are the classes."""
+
+    for_pairs: ClassVar[bool] = True
 
     def describe(self) -> dict[str, Any]:
         rest = {k: v for k, v in super().describe().items() if k not in {f.name for f in fields(TextSettings)}}
         return rest | self.describe_text()
 
-    def describe_prepared(self) -> dict[str, Any]:
+    def describe_prepared(self) -> dict[str, Any] | None:
         return self.describe_text()
 
-    def prepare(self, victim: ZeroShot) -> tuple[str, ...]:
+    def prepare(self, victim: ZeroShot) -> Prompts:
         return tuple(change.prompt for change in self.attack(victim.clip, victim.prompts))
 
 
 @dataclass(frozen=True, kw_only=True)
 class BertAttack(TextAttack):
-    """Clean images against adversarial class prompts."""
+    """Clean images against adversarial class prompts (captions)."""
 
     name: ClassVar[str] = "bert"
     needs_eps: ClassVar[bool] = False

@@ -15,6 +15,7 @@ class PGD(GradientAttack):
     """l_inf or l_2, both stop rules; settings in `GradientAttack`."""
 
     name: ClassVar[str] = "pgd"
+    for_pairs: ClassVar[bool] = True
 
     def loss(self, logits_AK: Tensor, labels_A: Tensor) -> Tensor:
         """Per-sample loss to raise, `(A,)`: the hook in which CW and its kin differ."""

@@ -11,6 +11,7 @@ from rayclip.attacks.autoattack import AutoAttack, AutoAttackSeeds
 from rayclip.attacks.base import Attack
 from rayclip.attacks.bert import BertAttack
 from rayclip.attacks.clean import Clean
+from rayclip.attacks.co_attack import CoAttack
 from rayclip.attacks.cw import CW
 from rayclip.attacks.fab import FABT
 from rayclip.attacks.feature import FeatureAttack
@@ -18,6 +19,7 @@ from rayclip.attacks.fgsm import FGSM
 from rayclip.attacks.pgd import PGD, PGDL2
 from rayclip.attacks.semantic import SemanticEnsemble
 from rayclip.attacks.sep import SepAttack
+from rayclip.attacks.sga import SGA
 from rayclip.attacks.square import Square
 from rayclip.attacks.transfer import Transfer
 from rayclip.types import UserError
@@ -43,6 +45,8 @@ ATTACKS: dict[str, type[Attack]] = {
         Transfer,
         BertAttack,
         SepAttack,
+        CoAttack,
+        SGA,
     )
 }
 
@@ -74,6 +78,8 @@ _ABOUT = {
     "semantic": "against several captions a class at once (SAFT)",
     "transfer": "made on another model, judged on this one",
     "bert": "BERT-Attack: changes words of the class prompts (Li et al. 2020)",
+    "co-attack": "prompts first, then the image away from itself and from them (Zhang et al. 2022)",
+    "sga": "prompts and image guided by each other, over scales (Lu et al. 2023)",
     "sep": "image and prompts attacked on their own, judged together (MMCoA's multimodal attack)",
 }
 
@@ -91,8 +97,13 @@ def about(name: str, kind: type[Attack]) -> str:
 
 def shown_defaults(kind: type[Attack]) -> dict[str, str]:
     """What a user may set, with its default as a user would write it; `…` where there is none."""
-    defaults: dict[str, Any] = {f.name: f.default for f in fields(kind) if f.name in kind.settings()}
-    return {k: format_budget(v) if k == "step" else str(v) or "…" for k, v in defaults.items()}
+
+    def written(key: str, value: Any) -> str:
+        if isinstance(value, tuple):
+            return "+".join(map(str, value))
+        return format_budget(value) if key == "step" else str(value) or "…"
+
+    return {f.name: written(f.name, f.default) for f in fields(kind) if f.name in kind.settings()}
 
 
 def make_attack(name: str, **settings: Any) -> Attack:
@@ -162,6 +173,8 @@ def _convert(attack: str, key: str, value: str, kind: Any) -> Any:
         return value
     if kind is float and key == "step":
         return parse_budget(value, "step")
+    if kind == tuple[float, ...]:
+        return tuple(_convert(attack, key, part, float) for part in value.split("+"))
     if kind not in (int, float):
         return value
     try:

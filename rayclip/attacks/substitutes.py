@@ -77,79 +77,115 @@ class MaskedLM:
     """A masked language model's predictions at the word's own position; the sentence itself is not masked.
 
     A word of one piece: the top k predictions whose raw logit reaches `threshold`, pieces of words dropped. A word of
-    several: combinations of the top 4 predictions of each piece, the first 24 of them, ranked by the model's
-    perplexity on the combination alone.
+    several: combinations of the top 4 predictions of each piece, the first `combinations` of them, ranked by the
+    model's perplexity on the combination alone. Words beyond `max_length` pieces, [CLS] and [SEP] counted, have none.
     """
 
-    PIECES, TOP, COMBINATIONS, MAX_LENGTH = 12, 4, 24, 30
+    PIECES, TOP = 12, 4
+    _TOGETHER = 64  # sentences a forward: 30 positions of 30,522 logits each are 230 MB
 
-    def __init__(self, model: str, device: torch.device, *, k: int, threshold: float, offset: Offset) -> None:
+    def __init__(
+        self,
+        model: str,
+        device: torch.device,
+        *,
+        k: int,
+        threshold: float,
+        offset: Offset,
+        combinations: int = 24,
+        max_length: int = 30,
+    ) -> None:
         self._tokenizer, self._model = _load_masked_lm(model, str(device))
-        self._k, self._threshold = k, threshold
+        self._k, self._threshold, self._combinations = k, threshold, combinations
+        self._room = max(0, min(max_length, self._model.config.max_position_embeddings) - 2)
         # The word after [CLS] is at position 1. MMCoA's code forgets [CLS] and reads the predictions one place early.
         self._first = {"correct": 1, "reference": 0}[offset]
 
     @torch.no_grad()
     def candidates(self, sentences: Sequence[Sequence[str]]) -> list[list[list[str]]]:
+        found = [[list[str]() for _ in sentence] for sentence in sentences]
+        several: dict[tuple[int, int], list[list[int]]] = {}
+        for start in range(0, len(sentences), self._TOGETHER):
+            several |= self._read(sentences, range(start, min(start + self._TOGETHER, len(sentences))), found)
+        for (s, w), options in self._rank(several).items():
+            found[s][w] = options
         return [
-            result for start in range(0, len(sentences), 256) for result in self._chunk(sentences[start : start + 256])
+            [
+                [o for o in dict.fromkeys(options) if o != word and o not in STOP_WORDS]
+                for word, options in zip(sentence, row, strict=True)
+            ]
+            for sentence, row in zip(sentences, found, strict=True)
         ]
 
-    def _chunk(self, sentences: Sequence[Sequence[str]]) -> list[list[list[str]]]:
-        pieces = [[self._tokenizer.tokenize(word) or [self._tokenizer.unk_token] for word in s] for s in sentences]
-        room = self.MAX_LENGTH - 2
-        rows = [[p for word in s for p in word][:room] for s in pieces]
+    def _read(
+        self, sentences: Sequence[Sequence[str]], part: range, found: list[list[list[str]]]
+    ) -> dict[tuple[int, int], list[list[int]]]:
+        """One forward. Fills in the words of one piece; returns the combinations for (sentence, word) of several."""
+        pieces = [[self._tokenizer.tokenize(w) or [self._tokenizer.unk_token] for w in sentences[s]] for s in part]
+        rows = [[p for word in s for p in word][: self._room] for s in pieces]
         logits, tops = self._predict([[self._tokenizer.cls_token, *row, self._tokenizer.sep_token] for row in rows])
-        results: list[list[list[str]]] = []
-        for b, sentence in enumerate(sentences):
-            position = 0
-            found: list[list[str]] = []
-            for word, parts in zip(sentence, pieces[b], strict=True):
-                end = position + len(parts)
-                if end > room or word in STOP_WORDS:
-                    found.append([])
+        several: dict[tuple[int, int], list[list[int]]] = {}
+        for b, s in enumerate(part):
+            end = 0
+            for w, (word, parts) in enumerate(zip(sentences[s], pieces[b], strict=True)):
+                at, end = end + self._first, end + len(parts)
+                if end > self._room:
+                    break
+                if word in STOP_WORDS:
+                    continue
+                if len(parts) == 1:
+                    found[s][w] = self._single(logits[b, at], tops[b, at])
                 else:
-                    at = slice(position + self._first, end + self._first)
-                    options = (
-                        self._single(logits[b, at][0], tops[b, at][0])
-                        if len(parts) == 1
-                        else self._combined(tops[b, at])
-                    )
-                    found.append([o for o in dict.fromkeys(options) if o != word and o not in STOP_WORDS])
-                position = end
-            results.append(found)
-        return results
+                    choices = tops[b, at : end + self._first][: self.PIECES, : self.TOP].tolist()
+                    every = itertools.islice(itertools.product(*choices), self._combinations)
+                    several[s, w] = [list(row) for row in every]
+        return several
 
     def _predict(self, rows: list[list[str]]) -> tuple[Tensor, Tensor]:
-        """The top-k logits and ids at every position, `(B, L, k)` each."""
+        """The top-k logits and ids at every position, `(B, L, k)` each, on the CPU."""
         longest = max(len(row) for row in rows)
         ids = [self._tokenizer.convert_tokens_to_ids(row) for row in rows]
         pad = self._tokenizer.pad_token_id
         batch = torch.tensor([row + [pad] * (longest - len(row)) for row in ids], device=self._model.device)
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=self._model.device)
-        return self._model(input_ids=batch, attention_mask=mask).logits.topk(self._k, -1)
+        found = self._model(input_ids=batch, attention_mask=mask).logits.topk(max(self._k, self.TOP), -1)
+        return found.values.cpu(), found.indices.cpu()
 
     def _single(self, logits_k: Tensor, ids_k: Tensor) -> list[str]:
         words = []
-        for logit, token in zip(logits_k.tolist(), self._tokenizer.convert_ids_to_tokens(ids_k.tolist()), strict=True):
+        tokens = self._tokenizer.convert_ids_to_tokens(ids_k[: self._k].tolist())
+        for logit, token in zip(logits_k[: self._k].tolist(), tokens, strict=True):
             if self._threshold and logit < self._threshold:
                 break
             if token.isalpha():  # drops ##pieces, punctuation and special tokens
                 words.append(token)
         return words
 
-    def _combined(self, ids_Lk: Tensor) -> list[str]:
-        choices = ids_Lk[: self.PIECES, : self.TOP].tolist()
-        combinations = torch.tensor(list(itertools.islice(itertools.product(*choices), self.COMBINATIONS)))
-        combinations = combinations.to(self._model.device)
-        logits = self._model(input_ids=combinations).logits
-        surprise = F.cross_entropy(logits.flatten(0, 1), combinations.flatten(), reduction="none")
-        order = surprise.view(combinations.shape).mean(1).argsort(stable=True)
-        texts = [
-            self._tokenizer.convert_tokens_to_string(self._tokenizer.convert_ids_to_tokens(row))
-            for row in combinations[order].tolist()
-        ]
-        return [text for text in texts if text.isascii() and text.replace(" ", "").isalpha()]
+    def _rank(self, several: dict[tuple[int, int], list[list[int]]]) -> dict[tuple[int, int], list[str]]:
+        """Each word's combinations as texts, the least surprising first; those of one length share their forwards."""
+        by_length: dict[int, list[tuple[int, ...]]] = {}
+        for row in dict.fromkeys(tuple(row) for rows in several.values() for row in rows):
+            by_length.setdefault(len(row), []).append(row)
+        surprise: dict[tuple[int, ...], float] = {}
+        for length, rows in by_length.items():
+            together = self._TOGETHER * self._room // length
+            for start in range(0, len(rows), together):
+                part = rows[start : start + together]
+                ids = torch.tensor(part, device=self._model.device)
+                logits = self._model(input_ids=ids).logits
+                loss = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape).mean(1)
+                surprise |= dict(zip(part, loss.tolist(), strict=True))
+        return {
+            at: [
+                text
+                for row in sorted(rows, key=lambda row: surprise[tuple(row)])
+                if (text := self._text(row)).isascii() and text.replace(" ", "").isalpha()
+            ]
+            for at, rows in several.items()
+        }
+
+    def _text(self, ids: list[int]) -> str:
+        return self._tokenizer.convert_tokens_to_string(self._tokenizer.convert_ids_to_tokens(ids))
 
 
 @lru_cache(maxsize=2)
@@ -170,8 +206,10 @@ def _load_masked_lm(name: str, device: str) -> tuple[Any, Any]:
     return tokenizer, model.to(device).eval().requires_grad_(False)
 
 
-def substitute_source(clip: Clip, name: str, *, k: int, threshold: float, offset: Offset) -> SubstituteSource:
-    """The source that a protocol names: `clip-table`, or a masked language model's hub name or folder."""
-    if name == TOKEN_TABLE:
-        return TokenTable(clip, k)
-    return MaskedLM(name, clip.device, k=k, threshold=threshold, offset=offset)
+def substitute_source(clip: Clip, name: str, *, k: int, **settings: Any) -> SubstituteSource:
+    """The source that a protocol names: `clip-table`, or a masked language model's hub name or folder.
+
+    Args:
+        settings: of `MaskedLM`.
+    """
+    return TokenTable(clip, k) if name == TOKEN_TABLE else MaskedLM(name, clip.device, k=k, **settings)

@@ -76,7 +76,7 @@ class Cell:
     @property
     def attack_label(self) -> str:
         """The attack in metric names: `pgd-100_eps1`, `bert`."""
-        return self.attack.label if self.eps is None else f"{self.attack.label}_eps{in_255ths(self.eps)}"
+        return label_with_eps(self.attack, self.eps)
 
     def describe(self) -> dict[str, Any]:
         """The protocol as every result row carries it."""
@@ -100,6 +100,16 @@ class Cell:
         return 1 + self.attack.cost
 
 
+def label_with_eps(attack: Attack, eps: float | None) -> str:
+    return attack.label if eps is None else f"{attack.label}_eps{in_255ths(eps)}"
+
+
+def check_budget(attack: Attack, eps: float | None) -> None:
+    """Raise a `UserError` if the attack needs a budget and there is none."""
+    if attack.needs_eps and eps is None:
+        raise UserError(f"attack '{attack.name}' needs a budget: give --eps, for example --eps 1/255.")
+
+
 def make_cells(
     models: Sequence[tuple[str, str]],
     datasets: Sequence[tuple[str, ImageSet]],
@@ -117,8 +127,7 @@ def make_cells(
             file that cannot be used.
     """
     for attack in attacks:
-        if attack.needs_eps and protocol.eps is None:
-            raise UserError(f"attack '{attack.name}' needs a budget: give --eps, for example --eps 1/255.")
+        check_budget(attack, protocol.eps)
     attacks = [attack.pinned() for attack in attacks]
     return [
         Cell(

@@ -1,5 +1,7 @@
-"""Image-text retrieval: recall at k both ways. Embeddings in, recall out; whoever perturbs images or captions hands in
-other embeddings.
+"""Image-text retrieval: recall at k both ways, of clean pairs and of attacked ones.
+
+Embeddings in, recall out. An attack is a function between the pairs and their embeddings (`attacks.pairs`); attacked
+images and attacked captions are compared with each other.
 
 Text retrieval (TR): the query is an image, right when any of its captions is among the k nearest captions. Image
 retrieval (IR): the query is a caption, right when its image is among the k nearest images. A query's rank is the number
@@ -12,23 +14,31 @@ Shapes: I images, T captions, D embedding, B a block of queries.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rayclip import PROTOCOL
+from rayclip.attacks import Attack
+from rayclip.attacks.bert import TextSettings
+from rayclip.attacks.clean import Clean
+from rayclip.attacks.pairs import AdversarialPairs, PairAttack, PairVictim, check_for_pairs
+from rayclip.attacks.rng import sample_keys
 from rayclip.data import PairSet, Resolution, batch_pixels
 from rayclip.evaluation.aggregate import wilson
+from rayclip.evaluation.cell import check_budget, label_with_eps, with_substitutes
 from rayclip.evaluation.plan import chosen_positions
 from rayclip.models import Clip
 from rayclip.store import Store
 from rayclip.types import UserError
+from rayclip.units import format_budget
 
 Direction = Literal["tr", "ir"]
 
 KS = (1, 5, 10)
+AS_WRITTEN = "captions as written"
 _BLOCK = 256  # queries compared with all candidates at once: 256 × 25,000 fp32 are 26 MB
 
 
@@ -75,11 +85,14 @@ class RecallRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One model on one set of pairs; its id, a hash of all that can change a number, names the result on disk.
+    """One model on one set of pairs under one attack; its id, a hash of all that can change a number, names the result
+    on disk.
 
     Attributes:
         model, data: as the user named them; only the fingerprints enter the id.
         images: how many images take part, spread evenly over the data; all their captions do.
+        eps: the attack's budget in pixel units; None where it needs none.
+        seed: of the attack's random numbers.
     """
 
     model: str
@@ -89,6 +102,9 @@ class Task:
     images: int
     captions: int
     resolution: Resolution = "model"
+    attack: Attack = field(default_factory=Clean)
+    eps: float | None = None
+    seed: int = 0
 
     @property
     def id(self) -> str:
@@ -99,13 +115,41 @@ class Task:
     def file(self) -> str:
         return f"retrieval/{self.id}.json"
 
+    @property
+    def texts_file(self) -> str:
+        """The adversarial captions; one file for all attacks that prepare the same ones."""
+        decisive = [
+            PROTOCOL,
+            self.model_fingerprint,
+            self.data_fingerprint,
+            self.images,
+            self.attack.describe_prepared(),
+        ]
+        return f"retrieval/texts/{hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+    @property
+    def attack_label(self) -> str:
+        """The attack in metric names: `pgd-10_eps2`, `bert`."""
+        return label_with_eps(self.attack, self.eps)
+
     def describe(self) -> dict[str, Any]:
         """The protocol as every result row carries it."""
+        image_attack = (
+            {
+                "eps": format_budget(self.eps),
+                "classes": "the images, by the mean embedding of their captions",
+                "seed": self.seed,
+            }
+            if self.eps is not None
+            else {}
+        )
         return {
-            "attack": "clean",
+            "attack": self.attack.name,
+            **image_attack,
+            **self.attack.describe(),
             "images": self.images,
             "captions": self.captions,
-            "text": "captions as written",
+            "text": "adversarial captions" if isinstance(self.attack, TextSettings) else AS_WRITTEN,
             "resolution": self.resolution,
             "ties": "against the query",
             "defense": "none",
@@ -202,6 +246,7 @@ def embed_pairs(
     *,
     positions: Sequence[int] | None = None,
     resolution: Resolution = "model",
+    attack: Callable[[Tensor, int], AdversarialPairs] | None = None,
 ) -> Embedded:
     """Embed images and all their captions, on the model's device.
 
@@ -210,20 +255,24 @@ def embed_pairs(
         progress: told (encoded so far, to encode), images and captions together.
         positions: the images that take part, in this order; None for all.
         resolution: see `batch_pixels`.
+        attack: makes of some images, the first of which has this place among the positions, adversarial images and
+            captions, which are embedded instead (`PairAttack`).
 
     Raises:
         UserError: an image cannot be read, or images differ in size at `native` resolution.
     """
     chosen = list(range(len(pairs))) if positions is None else [int(p) for p in positions]
-    texts = [caption for p in chosen for caption in pairs.captions[p]]
     owner_T = torch.tensor([i for i, p in enumerate(chosen) for _ in pairs.captions[p]], device=clip.device)
-    total = len(chosen) + len(texts)
+    total = len(chosen) + len(owner_T)
     tell = progress or (lambda done, total: None)
-    images = []
+    images: list[Tensor] = []
+    texts: list[str] = []
     for i in range(0, len(chosen), batch_size):
         part = chosen[i : i + batch_size]
         pixels = batch_pixels(pairs, part, resolution, clip.image_size).to(clip.device).float() / 255
-        images.append(clip.encode_image(pixels))
+        batch = AdversarialPairs(pixels, [pairs.captions[p] for p in part]) if attack is None else attack(pixels, i)
+        images.append(clip.encode_image(batch.images_BCHW))
+        texts += [caption for own in batch.captions for caption in own]
         tell(i + len(part), total)
     captions = []
     for i in range(0, len(texts), batch_size):
@@ -233,9 +282,23 @@ def embed_pairs(
 
 
 def make_task(
-    model: tuple[str, str], pairs: PairSet, *, limit: int | None = None, resolution: Resolution = "model"
+    model: tuple[str, str],
+    pairs: PairSet,
+    *,
+    limit: int | None = None,
+    resolution: Resolution = "model",
+    attack: Attack | None = None,
+    eps: float | None = None,
+    seed: int = 0,
 ) -> Task:
-    """`model` is (specification, fingerprint); `limit` bounds the images that take part."""
+    """`model` is (specification, fingerprint); `limit` bounds the images that take part; without attack it is clean.
+
+    Raises:
+        UserError: the attack is none for pairs, or it needs a budget and there is none.
+    """
+    attack = with_substitutes(attack or Clean(), bundled=False)
+    check_for_pairs(attack)
+    check_budget(attack, eps)
     positions = chosen_positions(len(pairs), limit)
     return Task(
         model=model[0],
@@ -245,6 +308,9 @@ def make_task(
         images=len(positions),
         captions=sum(len(pairs.captions[p]) for p in positions),
         resolution=resolution,
+        attack=attack,
+        eps=eps if attack.needs_eps else None,
+        seed=seed,
     )
 
 
@@ -260,14 +326,40 @@ def run_task(
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     positions = chosen_positions(len(pairs), task.images).tolist()
-    embedded = embed_pairs(clip.eval(), pairs, batch_size, progress, positions=positions, resolution=task.resolution)
+    embedded = embed_pairs(
+        clip.eval(),
+        pairs,
+        batch_size,
+        progress,
+        positions=positions,
+        resolution=task.resolution,
+        attack=None if isinstance(task.attack, Clean) else _bind(task, clip, pairs, positions, store),
+    )
     try:
         recalls = recall_of(embedded)
     except FloatingPointError as error:
-        raise FloatingPointError(f"model '{task.model}' on '{task.dataset}': {error}.") from error
+        where = f"model '{task.model}' on '{task.dataset}' under {task.attack_label}"
+        raise FloatingPointError(f"{where}: {error}.") from error
     found = [{"direction": r.direction, "k": r.k, "right": r.right, "n": r.n} for r in recalls]
     fingerprints = {"model": task.model_fingerprint, "data": task.data_fingerprint}
     store.write_json(task.file, {"fingerprints": fingerprints, "protocol": task.describe(), "recalls": found})
+
+
+def _bind(task: Task, clip: Clip, pairs: PairSet, positions: Sequence[int], store: Store) -> PairAttack:
+    """The attack on these pairs; what it prepares is read from the store, or made and kept there."""
+    victim = PairVictim(clip, [pairs.captions[p] for p in positions])
+    prompts = None
+    if task.attack.describe_prepared() is not None:
+        stored = store.read_json(task.texts_file)
+        if stored is None:
+            made = task.attack.prepare(victim)
+            assert made is not None
+            stored = [{"clean": c, "adversarial": a} for c, a in zip(victim.prompts, made, strict=True)]
+            store.write_json(task.texts_file, stored)
+        prompts = tuple(entry["adversarial"] for entry in stored)
+    # As for classification: the start of an image's noise depends on the attack's kind, not on its eps or steps.
+    keys = sample_keys(pairs.ids[list(positions)].tolist(), task.seed, task.data_fingerprint, task.attack.name)
+    return PairAttack(attack=task.attack, victim=victim, keys_I=keys, prompts=prompts, eps=task.eps or 0.0)
 
 
 def read_recalls(task: Task, store: Store) -> list[RecallRow] | None:
@@ -288,7 +380,7 @@ def _row(task: Task, recall: Recall) -> RecallRow:
     return RecallRow(
         model=task.model,
         dataset=task.dataset,
-        attack="clean",
+        attack=task.attack_label,
         direction=recall.direction,
         k=recall.k,
         n=recall.n,

@@ -74,7 +74,7 @@ class Evaluator:
         samples = Samples(images, labels, keys, todo_B=clean_logits.argmax(1) == labels)
         result = cell.attack.run(victim, samples, eps=cell.eps or 0.0, prompts=prompts)
         with torch.no_grad():
-            adv_logits = victim.logits(victim.embed(result.images_BCHW), result.text_KD)
+            adv_logits = result.logits(victim, labels)
         self._check_logits(cell, ids, clean_logits, adv_logits)
         if 0 in positions:
             self._keep_examples(cell, ids, images, labels, clean_logits, adv_logits, result)

@@ -1,29 +1,60 @@
-"""The retrieval table: a row a model, recall at 1, 5, 10 of text for an image (TR) and of an image for a text (IR)."""
+"""Retrieval tables: recall at 1, 5, 10 of texts for an image (TR) and of images for a text (IR)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from rayclip.evaluation.retrieval import RecallRow
-from rayclip.reports.table import Table
+from rayclip.evaluation.retrieval import AS_WRITTEN, RecallRow
+from rayclip.reports.table import Table, heading
+
+_SETTINGS = (
+    ("steps", "step", "norm", "start", "stop", "seed", "classes"),
+    ("substitutes", "k", "changes", "threshold", "offset", "combinations", "max_length"),
+    ("text_weight", "scales", "noise"),
+)
 
 
-def retrieval_table(rows: Sequence[RecallRow]) -> Table:
-    """One data set's rows."""
+def retrieval_tables(rows: Sequence[RecallRow]) -> list[Table]:
+    """One data set's rows: a row a model; where attacks are among them, a table a model and a row an attack."""
+    if {row.attack for row in rows} == {"clean"}:
+        return [_table(rows, "model", rows[0].dataset)]
+    models = dict.fromkeys(row.model for row in rows)
+    return [
+        _table([r for r in rows if r.model == model], "attack", f"{model} on {rows[0].dataset}") for model in models
+    ]
+
+
+def _table(rows: Sequence[RecallRow], first: str, title: str) -> Table:
     columns = list(dict.fromkeys((row.direction, row.k) for row in rows))
-    found = {(row.model, row.direction, row.k): row for row in rows}
-    body = tuple(
-        (model, *(_number(found[model, direction, k]) for direction, k in columns))
-        for model in dict.fromkeys(row.model for row in rows)
-    )
+    found = {(getattr(row, first), row.direction, row.k): row for row in rows}
+    names = list(dict.fromkeys(getattr(row, first) for row in rows))
+    described = {row.attack: row.protocol for row in rows}
     protocol = rows[0].protocol
-    n = f"{protocol['images']} images (TR) and {protocol['captions']} captions (IR)"
+    changed = [heading(attack) for attack, p in described.items() if p["text"] != AS_WRITTEN]
+    text = f"{AS_WRITTEN}{', adversarial under ' + ', '.join(changed) if changed else ''}"
     return Table(
-        title=f"{rows[0].dataset}: recall in %, n = {n}, 95 % Wilson intervals",
-        header=("model", *(f"{direction.upper()}@{k}" for direction, k in columns)),
-        body=body,
+        title=f"{title}: recall in %, n = {protocol['images']} images (TR) and {protocol['captions']} captions (IR), "
+        "95 % Wilson intervals",
+        header=(first, *(f"{direction.upper()}@{k}" for direction, k in columns)),
+        body=tuple(
+            (heading(n) if first == "attack" else n, *(_number(found[n, d, k]) for d, k in columns)) for n in names
+        ),
         caption="TR: any caption of the image among the first k; IR: the caption's image among the first k; ties count "
-        f"{protocol['ties']}. {protocol['text'].capitalize()}, {protocol['resolution']} resolution, "
-        f"{protocol['precision']}.",
+        f"{protocol['ties']}. {''.join(note + '. ' for note in _notes(described))}{text.capitalize()}, "
+        f"{protocol['resolution']} resolution, {protocol['precision']}.",
     )
+
+
+def _notes(described: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The attacks' settings; those that share them in one breath."""
+    notes = []
+    for keys in _SETTINGS:
+        sharing: dict[str, list[str]] = {}
+        for attack, protocol in described.items():
+            settings = ", ".join(f"{k} {protocol[k]}" for k in keys if k in protocol)
+            if settings:
+                sharing.setdefault(settings, []).append(heading(attack))
+        notes += [f"{', '.join(attacks)}: {settings}" for settings, attacks in sharing.items()]
+    return notes
 
 
 def _number(row: RecallRow) -> str:

@@ -1,4 +1,5 @@
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,28 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 import naive
 from conftest import tiny_clip
-from rayclip.attacks.bert import TextSettings, bert_attack, divergence
+from rayclip.attacks.bert import TextSettings, bert_attack, divergence, split_words
 from rayclip.attacks.substitutes import STOP_WORDS, MaskedLM, TokenTable
 from rayclip.types import UserError
 
 PROMPTS = [
     f"This is a photo of a {c}" for c in ("cat", "golden retriever", "truck", "african violet", "wombatlike thing")
+]
+CAPTIONS = [
+    "A dog and a golden retriever, by the tree.",
+    "The wombatlike thing (a picture of a stone) sees catlike doging lemons",
+    "Window, door, table, chair, house: a car is the river's cloud in an image of a painting of a tree and of a truck; "
+    "this is a violet on paper, and a house of stone, a lemon and the door of the car",
+    "of the and.",
+    "photo",
+]
+SPACED = [
+    "a dog and a golden retriever , by the tree .",
+    "the wombatlike thing ( a picture of a stone ) sees catlike doging lemons",
+    "window , door , table , chair , house : a car is the river's cloud in an image of a painting of a tree and of a "
+    "truck ; this is a violet on paper , and a house of stone , a lemon and the door of the car",
+    "of the and .",
+    "photo",
 ]
 VOCABULARY = """[PAD] [UNK] [CLS] [SEP] [MASK] this is a photo of the cat dog golden retriever truck african violet
 ##let wombat ##like thing picture image painting lemon car house tree river stone cloud paper table chair window door
@@ -60,41 +77,98 @@ def test_token_table_attack_agrees_with_the_plain_loop(changes):
         assert len(change.changes) == changes
 
 
-@pytest.mark.parametrize("offset", ["correct", "reference"])
-@pytest.mark.parametrize("threshold", [0.0, 0.3])
-def test_masked_lm_attack_agrees_with_the_plain_loop(masked_lm, offset, threshold):
-    clip = tiny_clip(dtype=torch.float64)
-    source = MaskedLM(masked_lm, clip.device, k=8, threshold=threshold, offset=offset)
-    ours = bert_attack(clip, PROMPTS, source)
-    tokenizer, model = BertTokenizer.from_pretrained(masked_lm), BertForMaskedLM.from_pretrained(masked_lm).eval()
+def plain_substitutes(folder, *, k=8, threshold=0.0, offset="correct", combinations=24, max_length=30):
+    """The masked language model's substitutes, sentence by sentence and combination by combination."""
+    tokenizer, model = BertTokenizer.from_pretrained(folder), BertForMaskedLM.from_pretrained(folder).eval()
 
     def substitutes(words, i):
         parts = [tokenizer.tokenize(w) for w in words]
-        row = ["[CLS]", *itertools.chain(*parts), "[SEP]"]
+        if sum(map(len, parts[: i + 1])) > max_length - 2:
+            return []
+        row = ["[CLS]", *list(itertools.chain(*parts))[: max_length - 2], "[SEP]"]
         logits = model(torch.tensor([tokenizer.convert_tokens_to_ids(row)])).logits[0].detach()
         first = sum(len(p) for p in parts[:i]) + (1 if offset == "correct" else 0)
         found = []
         if len(parts[i]) == 1:
-            for token in logits[first].argsort(descending=True)[:8].tolist():
+            for token in logits[first].argsort(descending=True)[:k].tolist():
                 if threshold and logits[first, token] < threshold:
                     break
                 found.append(VOCABULARY[token])
         else:
             tops = [logits[first + j].argsort(descending=True)[:4].tolist() for j in range(len(parts[i]))]
             ranked = []
-            for order, combination in enumerate(itertools.islice(itertools.product(*tops), 24)):
+            for order, combination in enumerate(itertools.islice(itertools.product(*tops), combinations)):
                 out = model(torch.tensor([combination])).logits[0].detach()
-                loss = sum(naive.cross_entropy(out[j].tolist(), t) for j, t in enumerate(combination)) / len(
-                    combination
-                )
-                ranked.append((loss, order, tokenizer.convert_tokens_to_string([VOCABULARY[t] for t in combination])))
+                losses = [naive.cross_entropy(out[j].tolist(), t) for j, t in enumerate(combination)]
+                text = tokenizer.convert_tokens_to_string([VOCABULARY[t] for t in combination])
+                ranked.append((math.exp(sum(losses) / len(losses)), order, text))
             found = [text for _, _, text in sorted(ranked)]
         return [
             f for f in dict.fromkeys(found) if f.replace(" ", "").isalpha() and f != words[i] and f not in STOP_WORDS
         ]
 
-    for prompt, change in zip(PROMPTS, ours, strict=True):
+    return substitutes
+
+
+@pytest.mark.parametrize("offset", ["correct", "reference"])
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_masked_lm_attack_agrees_with_the_plain_loop(masked_lm, offset, threshold):
+    clip = tiny_clip(dtype=torch.float64)
+    source = MaskedLM(masked_lm, clip.device, k=8, threshold=threshold, offset=offset)
+    substitutes = plain_substitutes(masked_lm, threshold=threshold, offset=offset)
+    for prompt, change in zip(PROMPTS, bert_attack(clip, PROMPTS, source), strict=True):
         assert change.prompt == naive.bert_attack(embedder(clip), prompt, substitutes, STOP_WORDS)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"changes": 3},
+        {"k": 2},
+        {"threshold": 4.0},
+        {"combinations": 3},
+        {"combinations": 64, "changes": 2},
+        {"max_length": 6},
+        {"offset": "reference", "changes": 2},
+    ],
+    ids=str,
+)
+def test_captions_agree_with_the_plain_loop_setting_by_setting(masked_lm, settings):
+    clip = tiny_clip(dtype=torch.float64)
+    found = TextSettings(substitutes=masked_lm, **({"threshold": 0.0, "k": 8} | settings)).attack(clip, CAPTIONS)
+    settings = dict(settings)
+    changes = settings.pop("changes", 1)
+    substitutes = plain_substitutes(masked_lm, **settings)
+    for caption, change in zip(SPACED, found, strict=True):
+        assert change.prompt == naive.bert_attack(embedder(clip), caption, substitutes, STOP_WORDS, changes)
+    assert any(len(change.changes) == changes for change in found)
+
+
+def test_every_setting_of_the_masked_lm_can_matter(masked_lm):
+    clip = tiny_clip()
+
+    def attack(**settings):
+        settings = {"threshold": 0.0, "k": 8, "changes": 2} | settings
+        return [c.prompt for c in TextSettings(substitutes=masked_lm, **settings).attack(clip, CAPTIONS)]
+
+    base = attack()
+    for other in ({"k": 2}, {"changes": 1}, {"threshold": 4.0}, {"combinations": 1}, {"max_length": 6}):
+        assert attack(**other) != base, other
+    assert attack(max_length=1) == SPACED, "there is no room for a word"
+
+
+def test_words_and_punctuation():
+    """Punctuation is no part of a word and is never replaced; CLIP reads the same tokens."""
+    assert split_words("Two dogs' ball, in St. Ives -- it's well-worn!") == (
+        "two dogs ' ball , in st . ives -- it's well-worn !".split()
+    )
+    clip = tiny_clip()
+    assert torch.equal(clip.tokenize([" ".join(split_words(c)) for c in CAPTIONS]), clip.tokenize(CAPTIONS))
+    source = TokenTable(clip, 5)
+    (change,) = bert_attack(clip, ["... , ! cat , -"], source, changes=5)
+    assert [c[:2] for c in change.changes] == [(3, "cat")]
+    assert bert_attack(clip, [], source) == []
 
 
 def test_the_two_offsets_differ(masked_lm):
@@ -125,6 +199,18 @@ def test_all_prompts_share_their_forwards():
     clip.encode_text = lambda tokens, **kw: (calls.append(len(tokens)), encode(tokens, **kw))[1]
     bert_attack(clip, [f"This is a photo of a {w}" for w, _ in clip.whole_words[:200]], TokenTable(clip, 10))
     assert len(calls) <= 6 and sum(calls) > 200 * 15
+
+
+def test_captions_share_the_language_models_forwards(masked_lm, monkeypatch):
+    """300 captions with words of several pieces cost a forward a 64 captions, and a few for all combinations."""
+    clip, rows = tiny_clip(), []
+    source = MaskedLM(masked_lm, clip.device, k=8, threshold=0.0, offset="correct")
+    forward = BertForMaskedLM.forward
+    monkeypatch.setattr(
+        BertForMaskedLM, "forward", lambda self, **kw: (rows.append(len(kw["input_ids"])), forward(self, **kw))[1]
+    )
+    source.candidates([split_words(f"a wombatlike thing {c}") for c in CAPTIONS * 60])
+    assert len(rows) <= 12
 
 
 def test_divergence_is_kl_of_the_softmaxes():

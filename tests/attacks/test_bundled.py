@@ -10,7 +10,8 @@ from rayclip.data import batch_pixels, open_data
 from rayclip.models import ZeroShot, load_model
 
 N = 24
-ON_IMAGES = [name for name, kind in ATTACKS.items() if kind.needs_eps and name not in ("sep", "transfer")]
+OTHERS = ("sep", "co-attack", "sga", "transfer")  # which need texts, or another model
+ON_IMAGES = [name for name, kind in ATTACKS.items() if kind.needs_eps and name not in OTHERS]
 
 
 @pytest.fixture(scope="module")

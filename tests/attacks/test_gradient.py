@@ -17,9 +17,9 @@ SETTINGS = [
     *({"name": name} for name in ATTACKS),
     *(
         {"name": n, "norm": "l2", "step": 0.1}
-        for n in ("pgd", "sep", "fab-t", "square", "feature", "semantic", "transfer")
+        for n in ("pgd", "sep", "fab-t", "square", "feature", "semantic", "transfer", "co-attack", "sga")
     ),
-    *({"name": n, "stop": "final"} for n in ("pgd", "sep", "fab-t", "feature", "semantic")),
+    *({"name": n, "stop": "final"} for n in ("pgd", "sep", "fab-t", "feature", "semantic", "co-attack", "sga")),
     *({"name": n, "norm": "l2"} for n in ("apgd-ce", "apgd-dlr", "apgd-t", "autoattack")),
     {"name": "apgd-ce", "restarts": 3},
     {"name": "pgd", "start": "zero"},
@@ -236,6 +236,9 @@ def test_sep_is_judged_by_both_modalities(victim):
         ("transfer:source=digits,attack=sep", "changes texts"),
         ("transfer:source=digits,attack=transfer", "in circles"),
         ("transfer:source=digits,attack=pdg", "unknown attack 'pdg'"),
+        ("sga:scales=0.5+1.5", "1 among them"),
+        ("sga:scales=1+x", "no number"),
+        ("sga:scales=-1+1", "positive"),
     ],
 )
 def test_bad_attack_texts_are_explained(text, match):
@@ -250,3 +253,5 @@ def test_settings_follow_their_attack():
     (moved,) = parse_attacks("transfer:steps=3,source=local-dir:/a/b.c:d,attack=feature", {"step": 2 / 255})
     assert (moved.source, moved.label) == ("local-dir:/a/b.c:d", "transfer_feature-3_from_b.c-d")
     assert (moved.inner.steps, moved.inner.step, moved.inner.stop) == (3, 2 / 255, "final")
+    (sga,) = parse_attacks("sga:scales=0.5+1,noise=0.1,steps=3", {})
+    assert (sga.label, sga.scales, sga.noise) == ("sga-3", (0.5, 1.0), 0.1)

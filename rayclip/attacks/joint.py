@@ -1,0 +1,48 @@
+"""What the attacks on both modalities share whose texts do not depend on the image: BERT-Attack first, then the image.
+
+Shapes: B batch, K classes, D embedding, P prompts; A the samples of a batch that are still being attacked.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rayclip.attacks.base import Adversarial, GradientAttack, Prompts, Samples
+from rayclip.attacks.bert import TextAttack
+from rayclip.models import ZeroShot
+
+# (pixels_ACHW, indices_A into the batch) -> (features_AD, normalised; loss_A to raise)
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointAttack(TextAttack, GradientAttack):
+    """Adversarial texts of all classes, adversarial images; subclasses choose the image's loss.
+
+    The prediction is of the adversarial image against the adversarial texts. Under `first_success` an image whose clean
+    pixels already fail against them is not touched.
+    """
+
+    @abstractmethod
+    def objective(self, victim: ZeroShot, samples: Samples, text_PD: Tensor) -> Objective:
+        """The image's loss; `text_PD` are the normalised embeddings of the adversarial prompts."""
+
+    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+        assert prompts is not None, "call prepare first"
+        text_PD = victim.embed_each(prompts)
+        text_KD = victim.pool(text_PD)
+        if self.stop == "first_success":
+            with torch.no_grad():
+                holds_B = victim.logits(victim.embed(samples.images_BCHW), text_KD).argmax(1) == samples.labels_B
+            samples = samples._replace(todo_B=holds_B if samples.todo_B is None else samples.todo_B & holds_B)
+        objective = self.objective(victim, samples, text_PD)
+
+        def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            features, loss = objective(pixels, index)
+            return loss, victim.logits(features, text_KD).argmax(1) != samples.labels_B[index]
+
+        images, steps, queries = self.ascend(forward, samples, eps=eps)
+        return Adversarial(images, text_KD, steps, queries)

@@ -1,0 +1,90 @@
+"""Attacks on image-caption pairs, for retrieval: whatever attacks a classifier attacks pairs, where images are classes.
+
+Class i is image i, its prompts are the image's captions, its text weights their mean embedding: the logit of image j
+for class i is s times the mean similarity of j with i's captions. So PGD's loss is the cross-entropy of an image over
+the captions of all images, its own being right; what Sep-Attack, Co-Attack and SGA do with the prompt of the true class
+they do with the image's captions. The classes are those of the whole set: a result does not depend on the batch.
+
+Shapes: I images of the set, B of a batch, T captions of the set, D embedding.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rayclip.attacks.base import Attack, Prompts, Samples
+from rayclip.attacks.registry import ATTACKS
+from rayclip.models import Clip, ZeroShot
+from rayclip.types import UserError
+
+
+class PairVictim(ZeroShot):
+    """A frozen CLIP as a classifier over images: `captions[i]` are class i's prompts, at least one."""
+
+    def __init__(self, clip: Clip, captions: Sequence[Sequence[str]]) -> None:
+        self.clip = clip.eval().requires_grad_(False)
+        self._ends = list(itertools.accumulate(len(own) for own in captions))
+        self._counts = torch.tensor([len(own) for own in captions], device=clip.device)
+        self._start([caption for own in captions for caption in own])
+
+    def pool(self, values_PD: Tensor) -> Tensor:
+        """The mean over each image's captions, `(I, D)`."""
+        return torch.segment_reduce(values_PD, "mean", lengths=self._counts, axis=0)
+
+    def prompts_of(self, label: int) -> list[str]:
+        return list(self.own(self.prompts, label))
+
+    def own(self, texts: Sequence[str], label: int) -> Sequence[str]:
+        """An image's part of texts that stand in the captions' order."""
+        return texts[self._ends[label - 1] if label else 0 : self._ends[label]]
+
+
+class AdversarialPairs(NamedTuple):
+    """Images `(B, C, H, W)` in [0, 1], and the captions of each."""
+
+    images_BCHW: Tensor
+    captions: list[tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairAttack:
+    """An attack bound to a set of pairs.
+
+    Attributes:
+        keys_I: one 64-bit key an image (`rng.sample_keys`).
+        prompts: what `attack.prepare(victim)` returned.
+        eps: budget in pixel units; ignored by attacks that leave the image alone.
+    """
+
+    attack: Attack
+    victim: PairVictim
+    keys_I: Tensor
+    prompts: Prompts
+    eps: float
+
+    def __call__(self, images_BCHW: Tensor, first: int) -> AdversarialPairs:
+        """Attack the images `first`, `first + 1`, … of the set and their captions."""
+        places = range(first, first + len(images_BCHW))
+        labels_B = torch.tensor(places, device=images_BCHW.device)
+        samples = Samples(images_BCHW, labels_B, self.keys_I[first : places.stop])
+        with torch.enable_grad():
+            result = self.attack.run(self.victim, samples, eps=self.eps, prompts=self.prompts)
+        texts = self.victim.prompts if self.prompts is None else self.prompts
+        captions = result.own_texts or [tuple(self.victim.own(texts, i)) for i in places]
+        return AdversarialPairs(result.images_BCHW, list(captions))
+
+
+def check_for_pairs(attack: Attack) -> None:
+    """Raise a `UserError` unless the attack can be run on pairs."""
+    if not attack.for_pairs:
+        known = ", ".join(sorted(name for name, kind in ATTACKS.items() if kind.for_pairs))
+        raise UserError(f"attack '{attack.name}' is for classification: for retrieval use one of {known}.")
+    if getattr(attack, "stop", "final") != "final":
+        raise UserError(
+            f"attack '{attack.name}' with stop=first_success has nothing to stop at in retrieval, where an image is "
+            "neither right nor wrong: use stop=final."
+        )
