@@ -104,10 +104,11 @@ def test_images_wrong_before_are_never_touched(victim, settings):
     assert torch.equal(result.images_BCHW, images) and result.queries_B.sum() == 0
 
 
-@pytest.mark.parametrize("settings", [s for s in SETTINGS if s["name"] == "pgd"], ids=str)
+@pytest.mark.parametrize("settings", [s for s in SETTINGS if s["name"] in ("pgd", "pgd-l2", "cw")], ids=str)
 def test_loss_rises(victim, settings):
-    attack, (images, labels, todo, keys) = build(settings | {"stop": "final"}), batch(victim)
-    eps = 1.0 if settings.get("norm") == "l2" else 8 / 255
+    step = {"step": 0.1} if settings["name"] == "pgd-l2" else {}
+    attack, (images, labels, todo, keys) = build(settings | step | {"stop": "final"}), batch(victim)
+    eps = 1.0 if attack.norm == "l2" else 8 / 255
     result = run(attack, victim, images, labels, todo, keys, eps)
     with torch.no_grad():
         before, after = attack.loss(victim(images), labels), attack.loss(victim(result.images_BCHW), labels)
@@ -115,7 +116,13 @@ def test_loss_rises(victim, settings):
     assert (result.steps_B == 5).all()
 
 
-def test_decided_images_leave_the_batch(victim):
+GRADIENT = [
+    s for s in SETTINGS if s["name"] not in ("clean", "bert", "sep") and s.get("stop") != "final" and "variant" not in s
+]
+
+
+@pytest.mark.parametrize("settings", GRADIENT, ids=str)
+def test_decided_images_leave_the_batch(victim, settings):
     sizes = []
 
     class Counting(ZeroShot):
@@ -127,16 +134,21 @@ def test_decided_images_leave_the_batch(victim):
     counting.text_KD = victim.text_KD
     images, labels, todo, keys = batch(counting)
     sizes.clear()
-    attack = make_attack("pgd", steps=20, step=4 / 255)
-    result = attack.run(counting, Samples(images, labels, keys, todo), eps=16 / 255)
-    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0]
+    attack = build({"steps": 20, "iterations": 12, "step": 4 / 255} | settings)
+    eps = 0.3 if getattr(attack, "norm", None) == "l2" else 16 / 255
+    result = attack.run(counting, Samples(images, labels, keys, todo), eps=eps)
+    if not settings["name"].startswith("autoattack"):  # which looks at all whom a part attacked once more
+        assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < sizes[0] or settings["name"] == "fgsm"
     assert sum(sizes) == result.queries_B.sum()
 
 
-def test_no_gradient_reaches_the_weights():
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_no_gradient_reaches_the_weights(settings):
     victim = ZeroShot(tiny_clip(), CLASSES)
     images, labels, todo, keys = batch(victim)
-    make_attack("pgd").run(victim, Samples(images, labels, keys, todo), eps=8 / 255)
+    result = run(build(settings), victim, images, labels, todo, keys, 8 / 255)
+    assert not result.images_BCHW.requires_grad and not images.requires_grad
     assert all(p.grad is None and not p.requires_grad for p in victim.clip.parameters())
 
 
@@ -209,6 +221,10 @@ def test_sep_is_judged_by_both_modalities(victim):
         ("clean,,pgd", "empty name"),
         ("pgd,pgd", "twice"),
         ("bert:offset=left", "correct, reference"),
+        ("pgd:variant=im", "mi, di, si"),
+        ("pgd-l2:norm=linf", "no setting 'norm'"),
+        ("fgsm:steps=2", "no setting 'steps'"),
+        ("autoattack:classes=2", "no setting 'classes'"),
     ],
 )
 def test_bad_attack_texts_are_explained(text, match):
