@@ -1,6 +1,6 @@
 """AutoAttack: which parts run, on whom, and what the result says of it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -25,9 +25,6 @@ class Breaks(Attack):
     norm: Norm = "linf"
     targets: int = 9
     seen: ClassVar[list]
-
-    def for_classes(self, count):
-        return replace(self, targets=min(self.targets, count - 1))
 
     def run(self, victim, samples, *, eps, prompts=None):
         self.seen.append((self.name, samples.todo_B.clone(), samples.keys_B.clone()))
