@@ -95,7 +95,7 @@ class AutoAttack(InTurn):
     """The paper's `standard`."""
 
     name: ClassVar[str] = "autoattack"
-    # STANDARD goes on with "fab-t" and "square" as soon as they are registered; Square then wants a setting `queries`.
+    # "fab-t" and "square" follow here once they are registered; Square then wants a setting `queries: int = 5000`.
     PARTS: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-t")
 
 
