@@ -4,6 +4,7 @@ They take a model's two encoders as functions and return what the package must a
 """
 
 import math
+from fractions import Fraction
 
 import torch
 
@@ -77,6 +78,110 @@ def pgd(encode, texts, scale, x, y, *, key, eps, step, steps, norm, start, stop)
                 d = d / length * eps
         d = torch.clamp(d, -x, 1 - x)
         done += 1
+
+
+def margin(z: list, y: int):
+    return z[y] - max(z[j] for j in range(len(z)) if j != y)
+
+
+def dlr(z: list, y: int):
+    down = sorted(z, reverse=True)
+    return -margin(z, y) / (down[0] - down[2])
+
+
+def targeted_dlr(z: list, y: int, t: int):
+    down = sorted(z, reverse=True)
+    return -(z[y] - z[t]) / (down[0] - 0.5 * (down[2] + down[3]))
+
+
+def cw(z: list, y: int):
+    return -max(margin(z, y) + 50, 0)
+
+
+def apgd_checkpoints(n: int) -> list[int]:
+    """w_0 = 0, w_1, ..., each once."""
+    p = [Fraction(0), Fraction(22, 100)]
+    while p[-1] <= 1:
+        p.append(p[-1] + max(p[-1] - p[-2] - Fraction(3, 100), Fraction(6, 100)))
+    return sorted({math.ceil(q * n) for q in p if q <= 1})
+
+
+def apgd(logits, loss, clean, x0, y, *, eps, n, norm):
+    """Algorithm 1 of Croce & Hein 2020 on one image (C, H, W), line by line.
+
+    `logits(x)` and `loss(z)` are differentiable. Returns the points where f was looked at, the iterations in which the
+    step was halved, and x_max, f_max. Ends at the first point that is misclassified.
+    """
+
+    def P(v):  # noqa: N802 (the paper's P_S)
+        d = v - clean
+        if norm == "linf":
+            d = torch.clamp(d, -eps, eps)
+        elif d.pow(2).sum().sqrt() > eps:
+            d = d / d.pow(2).sum().sqrt() * eps
+        return torch.clamp(clean + d, 0, 1)
+
+    def look(v):
+        """f, the step's direction, and whether v is misclassified."""
+        v = v.clone().requires_grad_()
+        z = logits(v)
+        value = loss(z)
+        g = torch.autograd.grad(value, v)[0]
+        s = g.sign() if norm == "linf" else g / g.pow(2).sum().sqrt()
+        return value.item(), s, max(range(len(z)), key=[a.item() for a in z].__getitem__) != y
+
+    points, halved = [x0], []
+    f0, s0, broken = look(x0)
+    x, f, s, eta, fmax = {0: x0}, {0: f0}, {0: s0}, {0: 2 * eps}, {0: f0}
+    best = (f0, x0, s0)
+    if broken:
+        return points, halved, best[1], best[0], True
+    w = apgd_checkpoints(n)
+    for k in range(n):
+        z = P(x[k] + eta[k] * s[k])
+        x[k + 1] = z if k == 0 else P(x[k] + 0.75 * (z - x[k]) + 0.25 * (x[k] - x[k - 1]))
+        points.append(x[k + 1])
+        f[k + 1], s[k + 1], broken = look(x[k + 1])
+        if broken:
+            return points, halved, x[k + 1], f[k + 1], True
+        if f[k + 1] > best[0]:
+            best = (f[k + 1], x[k + 1], s[k + 1])
+        fmax[k + 1], eta[k + 1] = best[0], eta[k]
+        if k in w and k > 0:
+            before = w[w.index(k) - 1]
+            first = sum(f[i + 1] > f[i] for i in range(before, k)) < 0.75 * (k - before)
+            second = eta[before] == eta[k] and fmax[before] == fmax[k]
+            if first or second:
+                halved.append(k)
+                eta[k + 1] = eta[k] / 2
+                x[k + 1], s[k + 1] = best[1], best[2]
+    return points, halved, best[1], best[0], False
+
+
+def start(key, clean, eps, norm, stream):
+    """A random start in the ball, cut to the image range."""
+    if norm == "linf":
+        d = (2 * uniforms(key, tuple(clean.shape), stream) - 1) * eps
+    else:
+        u1, u2 = uniforms(key, tuple(clean.shape), stream), uniforms(key, tuple(clean.shape), stream + 1)
+        gauss = (-2 * (1 - u1).log()).sqrt() * (2 * math.pi * u2).cos()
+        d = gauss / gauss.pow(2).sum().sqrt() * uniforms(key, (1,), stream + 2) * eps
+    return torch.clamp(clean + d, 0, 1)
+
+
+def resize_and_pad(image, share, left, top):
+    """DI's warp of an image (C, H, W), pixel by pixel: `share` of the canvas, offsets as shares of it; bilinear."""
+    h, w = image.shape[1:]
+    out = torch.zeros_like(image)
+    for i in range(h):
+        for j in range(w):
+            y = ((i + 0.5) / h - top) / share * h - 0.5
+            x = ((j + 0.5) / w - left) / share * w - 0.5
+            for a in (math.floor(y), math.floor(y) + 1):
+                for b in (math.floor(x), math.floor(x) + 1):
+                    if 0 <= a < h and 0 <= b < w:
+                        out[:, i, j] += image[:, a, b] * (1 - abs(y - a)) * (1 - abs(x - b))
+    return out
 
 
 def contrastive(images, texts, labels, scale, targets) -> float:

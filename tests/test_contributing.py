@@ -29,6 +29,12 @@ def example() -> type:
     return space["CW"]
 
 
+def test_the_example_is_the_packages_own_file():
+    root = Path(__file__).resolve().parents[1]
+    (code,) = re.findall(r"```python\n(.*?)```", (root / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    assert (root / "rayclip/attacks/cw.py").read_text().endswith(code)
+
+
 def test_the_attack_of_contributing_works(monkeypatch):
     monkeypatch.setitem(registry.ATTACKS, "cw", example())
     (attack,) = parse_attacks("cw:steps=20,step=2/255", {})

@@ -62,7 +62,12 @@ class InTurn(Attack):
     def describe(self) -> dict[str, Any]:
         """Own settings; the parts in order with their numbers of targets; each part's settings as `part.setting`."""
         own, parts = super().describe(), self.parts()
-        names = [f"{p.name}({p.targets})" if "targets" in p.settings() else p.name for p in parts]  # type: ignore[attr-defined]
+        names = []
+        for part in parts:
+            targets = part.describe().get("targets")
+            if targets and self.classes:
+                targets = min(targets, self.classes - 1)
+            names.append(f"{part.name}({targets})" if targets else part.name)
         rest = {f"{p.name}.{k}": v for p in parts for k, v in p.describe().items() if k not in own}
         return own | {"parts": ", ".join(names)} | rest
 

@@ -117,10 +117,11 @@ def test_images_wrong_before_are_never_touched(victim, settings):
     assert torch.equal(result.images_BCHW, images) and result.queries_B.sum() == 0
 
 
-@pytest.mark.parametrize("settings", [s for s in SETTINGS if s["name"] == "pgd"], ids=str)
+@pytest.mark.parametrize("settings", [s for s in SETTINGS if s["name"] in ("pgd", "pgd-l2", "cw")], ids=str)
 def test_loss_rises(victim, settings):
-    attack, (images, labels, todo, keys) = build(settings | {"stop": "final"}), batch(victim)
-    eps = 1.0 if settings.get("norm") == "l2" else 8 / 255
+    step = {"step": 0.1} if settings["name"] == "pgd-l2" else {}
+    attack, (images, labels, todo, keys) = build(settings | step | {"stop": "final"}), batch(victim)
+    eps = 1.0 if attack.norm == "l2" else 8 / 255
     result = run(attack, victim, images, labels, todo, keys, eps)
     with torch.no_grad():
         before, after = attack.loss(victim(images), labels), attack.loss(victim(result.images_BCHW), labels)
@@ -128,8 +129,12 @@ def test_loss_rises(victim, settings):
     assert (result.steps_B == 5).all()
 
 
-@pytest.mark.parametrize("name", ["pgd", "fab-t", "square", "feature", "semantic"])
-def test_decided_images_leave_the_batch(victim, name):
+LEAVING = ("pgd", "cw", "apgd-ce", "apgd-dlr", "fab-t", "square", "feature", "semantic")
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", LEAVING)
+def test_decided_images_leave_the_batch(victim, name, norm):
     sizes = []
 
     class Counting(ZeroShot):
@@ -141,19 +146,21 @@ def test_decided_images_leave_the_batch(victim, name):
     counting.text_KD = victim.text_KD
     images, labels, todo, keys = batch(counting)
     sizes.clear()
-    attack = build({"name": name, "steps": 20, "step": 4 / 255})
+    step = 4 / 255 if norm == "linf" else 0.1
+    attack = build({"name": name, "norm": norm, "steps": 20, "iterations": 12, "step": step})
+    eps = 16 / 255 if norm == "linf" else 0.3
     # FAB's first step is as long as it takes
-    result = attack.run(counting, Samples(images, labels, keys, todo), eps=(2 if name == "fab-t" else 16) / 255)
+    result = attack.run(counting, Samples(images, labels, keys, todo), eps=eps / 8 if name == "fab-t" else eps)
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0]
     assert sum(sizes) == result.queries_B.sum()
 
 
-@pytest.mark.parametrize("name", [name for name, kind in ATTACKS.items() if kind.needs_eps])
-def test_no_gradient_reaches_the_weights(name):
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_no_gradient_reaches_the_weights(settings):
     victim = ZeroShot(tiny_clip(), CLASSES)
     images, labels, todo, keys = batch(victim)
-    result = run(build({"name": name}), victim, images, labels, todo, keys, 8 / 255)
-    assert not result.images_BCHW.requires_grad
+    result = run(build(settings), victim, images, labels, todo, keys, 8 / 255)
+    assert not result.images_BCHW.requires_grad and not images.requires_grad
     assert all(p.grad is None and not p.requires_grad for p in victim.clip.parameters())
 
 
@@ -239,6 +246,10 @@ def test_sep_is_judged_by_both_modalities(victim):
         ("sga:scales=0.5+1.5", "1 among them"),
         ("sga:scales=1+x", "no number"),
         ("sga:scales=-1+1", "positive"),
+        ("pgd:variant=im", "mi, di, si"),
+        ("pgd-l2:norm=linf", "no setting 'norm'"),
+        ("fgsm:steps=2", "no setting 'steps'"),
+        ("autoattack:classes=2", "no setting 'classes'"),
     ],
 )
 def test_bad_attack_texts_are_explained(text, match):

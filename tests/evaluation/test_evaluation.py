@@ -104,6 +104,22 @@ def test_rows_carry_protocol_intervals_and_the_worst_case(cells, tmp_path):
     assert json.dumps(rows["worst"].protocol)
 
 
+def test_a_sequence_of_attacks_keeps_which_part_broke_each_sample(tmp_path):
+    data, store, positions = open_data("digits", "test"), Store(str(tmp_path)), chosen_positions(445, 40)
+    (cell,) = make_cells(
+        [("digits", load_model("digits").fingerprint())],
+        [("digits", data)],
+        parse_attacks("autoattack-seeds:iterations=10", DEFAULTS),
+        Protocol(eps=24 / 255),
+    )
+    run_all([cell], positions, store, shard_size=20)
+    v = verdicts(store, cell)
+    assert np.array_equal(v["part"] > 0, (v["clean_pred"] == v["label"]) & (v["adv_pred"] != v["label"]))
+    assert {0, 1} <= set(v["part"]) <= {0, 1, 2}
+    (row,) = collect_rows([cell], {"digits": positions}, store)
+    assert row.attack == "autoattack-seeds_eps24" and row.protocol["parts"] == "apgd-ce, apgd-dlr"
+
+
 def test_attacked_images_stay_in_the_budget_and_text_attacks_leave_them(cells, tmp_path):
     store, positions = Store(str(tmp_path)), chosen_positions(445, 40)
     run_all(cells, positions, store, 40)

@@ -1,0 +1,149 @@
+"""AutoAttack: which parts run, on whom, and what the result says of it."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from attacks.test_gradient import CLASSES, balanced, batch
+from rayclip.attacks import Attack, Samples, make_attack, registry
+from rayclip.attacks.autoattack import AutoAttack
+from rayclip.attacks.base import Adversarial, Norm
+from rayclip.attacks.rng import sample_keys
+from rayclip.data import batch_pixels, open_data
+from rayclip.evaluation import Protocol, make_cells
+from rayclip.models import ZeroShot, load_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breaks(Attack):
+    """Breaks the samples it is told to, and notes who was left when its turn came."""
+
+    name: ClassVar[str]
+    norm: Norm = "linf"
+    targets: int = 9
+    seen: ClassVar[list]
+
+    def run(self, victim, samples, *, eps, prompts=None):
+        self.seen.append((self.name, samples.todo_B.clone(), samples.keys_B.clone()))
+        mine = samples.todo_B & (torch.arange(len(samples.labels_B)) % 4 == self.breaks)
+        images = torch.where(mine.view(-1, 1, 1, 1), self.enemies, samples.images_BCHW)
+        count = samples.todo_B.long()
+        return Adversarial(images, None, count * (self.breaks + 1), count * 10)
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Four attacks in the places of the paper's, of which the nth breaks every fourth image from the nth on."""
+    seen = []
+    for place, name in enumerate(("apgd-ce", "apgd-t", "fab-t", "square")):
+        kind = type(name, (Breaks,), {"name": name, "breaks": place, "seen": seen})
+        monkeypatch.setitem(registry.ATTACKS, name, kind)
+    monkeypatch.setattr(AutoAttack, "PARTS", ("apgd-ce", "apgd-t", "fab-t", "square"))
+    return seen
+
+
+def test_each_part_runs_on_what_still_holds(parts, monkeypatch):
+    victim = balanced()
+    images, labels, todo, keys = batch(victim, 16)
+    todo[5] = False
+    other = [next(int(j) for j in range(16) if labels[j] != labels[i]) for i in range(16)]
+    monkeypatch.setattr(Breaks, "enemies", images[other], raising=False)
+    result = make_attack("autoattack").run(victim, Samples(images, labels, keys, todo), eps=1.0)
+    assert [name for name, _, _ in parts] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    for place, (_, left, _) in enumerate(parts):
+        assert left.tolist() == [i % 4 >= place and i != 5 for i in range(16)]
+    noise = [keys_B for _, _, keys_B in parts]
+    assert all((a != b).all() for i, a in enumerate(noise) for b in noise[:i])
+    assert result.part_B.tolist() == [0 if i == 5 else i % 4 + 1 for i in range(16)]
+    assert result.steps_B.tolist() == [0 if i == 5 else sum(range(1, i % 4 + 2)) for i in range(16)]
+    assert result.queries_B.tolist() == [0 if i == 5 else 11 * (i % 4 + 1) for i in range(16)]
+    assert torch.equal(result.images_BCHW[5], images[5])
+    assert all(torch.equal(result.images_BCHW[i], images[other[i]]) for i in range(16) if i != 5)
+
+
+def test_parts_after_the_last_sample_broke_do_not_run(parts, monkeypatch):
+    victim = balanced()
+    images, labels, todo, keys = batch(victim, 4)
+    todo[1:] = False
+    monkeypatch.setattr(Breaks, "enemies", images[[1 + int((labels[1:] != labels[0]).nonzero()[0])] * 4], raising=False)
+    make_attack("autoattack").run(victim, Samples(images, labels, keys, todo), eps=1.0)
+    assert [name for name, _, _ in parts] == ["apgd-ce"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "standard", "seeds"),
+    [
+        (None, "apgd-ce, apgd-t(9), fab-t(9), square(9)", "apgd-ce, apgd-dlr"),
+        (10, "apgd-ce, apgd-t(9), fab-t(9), square(9)", "apgd-ce, apgd-dlr"),
+        (5, "apgd-ce, apgd-t(4), fab-t(4), square(4)", "apgd-ce, apgd-dlr"),
+        (4, "apgd-ce, apgd-t(3), fab-t(3), square(3)", "apgd-ce, apgd-dlr"),
+        (3, "apgd-ce, apgd-dlr, fab-t(2), square(2)", "apgd-ce, apgd-dlr"),
+        (2, "apgd-ce, fab-t(1), square(1)", "apgd-ce"),
+    ],
+)
+def test_few_classes_change_the_parts_and_the_result_says_so(monkeypatch, classes, standard, seeds):
+    for name in ("fab-t", "square"):
+        monkeypatch.setitem(registry.ATTACKS, name, type(name, (Breaks,), {"name": name}))
+    monkeypatch.setattr(AutoAttack, "PARTS", ("apgd-ce", "apgd-t", "fab-t", "square"))
+    for name, expected in (("autoattack", standard), ("autoattack-seeds", seeds)):
+        attack = make_attack(name, iterations=7)
+        attack = attack if classes is None else attack.for_classes(classes)
+        shown = attack.describe()
+        assert shown["parts"] == expected and shown["iterations"] == 7 and shown["apgd-ce.restarts"] == 1
+        reduced = classes is not None and (classes < 4 if name == "autoattack" else classes < 3)
+        names = [part.split("(")[0] for part in expected.split(", ")]
+        assert attack.label == "_".join([name, *names] if reduced else [name])
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("name", ["autoattack", "autoattack-seeds"])
+def test_few_classes_run(name, classes):
+    victim = ZeroShot(balanced().clip, CLASSES[:classes])
+    images, labels, todo, keys = batch(victim, 6)
+    result = make_attack(name, iterations=5).run(victim, Samples(images, labels, keys, todo), eps=8 / 255)
+    assert (result.images_BCHW - images).abs().max() <= 8 / 255 + 1e-6 and result.queries_B.min() > 0
+
+
+def test_a_cell_names_what_runs_on_its_classes():
+    def images(name, classes):
+        return name, SimpleNamespace(name=name, fingerprint=name, class_names=tuple("abcdef"[:classes]))
+
+    cells = make_cells(
+        [("m", "m")],
+        [images("pcam", 2), images("six", 6)],
+        [make_attack("autoattack-seeds")],
+        Protocol(eps=1 / 255),
+    )
+    assert [c.attack_label for c in cells] == ["autoattack-seeds_apgd-ce_eps1", "autoattack-seeds_eps1"]
+    assert [c.describe()["parts"] for c in cells] == ["apgd-ce", "apgd-ce, apgd-dlr"]
+    assert cells[0].id != cells[1].id
+
+
+def test_the_order_of_the_attacks_on_digits():
+    """Stronger attacks leave less: AutoAttack ≤ APGD ≤ PGD-100 ≤ PGD-10 ≤ FGSM."""
+    n, eps, data, clip = 40, 24 / 255, open_data("digits", "test"), load_model("digits")
+    positions = list(range(0, 4 * n, 4))
+    victim = ZeroShot(clip, data.class_names)
+    images = batch_pixels(data, positions, "native", clip.image_size).float() / 255
+    labels, ids = torch.from_numpy(data.labels[positions]), data.ids[positions].tolist()
+    with torch.no_grad():
+        todo = victim(images).argmax(1) == labels
+
+    def left(name, **settings):
+        samples = Samples(images, labels, sample_keys(ids, 0, "digits", name), todo)
+        result = make_attack(name, **settings).run(victim, samples, eps=eps)
+        with torch.no_grad():
+            holds = todo & (victim(result.images_BCHW).argmax(1) == labels)
+        if result.part_B is not None:
+            assert torch.equal(holds, todo & (result.part_B == 0))
+        return 100 * holds.float().mean().item()
+
+    fgsm = left("fgsm")
+    pgd10, pgd100 = left("pgd", steps=10, step=2.5 * eps / 10), left("pgd", steps=100, step=1 / 255)
+    ce, dlr = left("apgd-ce"), left("apgd-dlr")
+    assert left("autoattack-seeds") <= min(ce, dlr) + 0.5
+    assert ce <= pgd100 + 0.5 <= pgd10 + 1 <= fgsm + 1.5
+    assert ce < fgsm - 10
