@@ -8,6 +8,9 @@ from rich.table import Table as RichTable
 
 from rayclip.types import Row
 
+# Of an attack's settings, those that the line below a table names; all are in the results
+_SHOWN = "steps step norm start stop substitutes k changes offset objective sets captions source".split()
+
 
 @dataclass(frozen=True)
 class Table:
@@ -109,11 +112,7 @@ def _protocol(rows: Sequence[Row]) -> str:
     notes = []
     described = {row.attack: row.protocol for row in rows if row.attack != "worst"}
     for attack, protocol in described.items():
-        kept = {
-            k: v
-            for k, v in protocol.items()
-            if k in ("steps", "step", "norm", "start", "stop", "substitutes", "k", "changes", "offset")
-        }
+        kept = {k: v for k, v in protocol.items() if k in _SHOWN}
         if kept:
             notes.append(f"{heading(attack)}: " + ", ".join(f"{k} {v}" for k, v in kept.items()))
     first = next(iter(described.values()))
