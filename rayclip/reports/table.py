@@ -8,11 +8,11 @@ from rich.table import Table as RichTable
 
 from rayclip.types import Row
 
-# The settings of an attack that a table's note states; labels say the rest
+# Of an attack's settings, those that the line below a table names; labels say the rest, the results all
 _SHOWN = (
-    *("parts", "iterations", "restarts", "targets"),
-    *("steps", "step", "norm", "start", "stop", "substitutes", "k", "changes", "offset"),
-)
+    "parts iterations restarts targets queries steps step norm start stop substitutes k changes offset objective sets "
+    "captions source scales noise"
+).split()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.optimize import linprog, minimize
 
+from attacks.test_gradient import balanced, batch
 from rayclip.attacks import Samples, make_attack
 from rayclip.attacks.fab import towards_plane
 from rayclip.attacks.rng import sample_keys
@@ -199,3 +200,20 @@ def test_images_that_are_wrong_leave_at_once_even_if_all_are_to_be_attacked():
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(UserError, match="alpha_max in"):
         make_attack("fab-t", **settings)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_in_float64_the_batch_does_not_matter(norm):
+    victim = balanced(torch.float64)
+    images, labels, _, keys = batch(victim, n=12)
+    attack = make_attack("fab-t", norm=norm, iterations=15, targets=3)
+    eps = 0.012 if norm == "linf" else 0.1
+    whole = attack.run(victim, Samples(images, labels, keys), eps=eps)
+    cut = [slice(0, 1), slice(1, 6), slice(6, 12)]
+    parts = [attack.run(victim, Samples(images[c], labels[c], keys[c]), eps=eps) for c in cut]
+    assert torch.equal(whole.queries_B, torch.cat([p.queries_B for p in parts]))
+    assert torch.allclose(whole.images_BCHW, torch.cat([p.images_BCHW for p in parts]), atol=1e-9)
+    broken = (whole.images_BCHW != images).flatten(1).any(1)
+    assert 0 < broken.sum() < 12
+    with torch.no_grad():
+        assert torch.equal(victim(whole.images_BCHW).argmax(1) != labels, broken)
