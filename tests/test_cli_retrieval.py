@@ -72,6 +72,40 @@ def test_metrics_reach_mlflow_once(here, monkeypatch, capsys):
     assert run.data.params["retrieval.images"] == "5"
 
 
+def test_attacks_are_rows_and_a_second_run_only_prints(here, monkeypatch, capsys):
+    args = ["retrieval", "--model", f"local-dir:{here}/model0", "--data", here / "pairs.parquet", "--out", "out"]
+    args += ["--attacks", "clean,bert,pgd,sep,co-attack:steps=2,sga", "--eps", "2/255", "--steps", "3"]
+    args += ["--substitutes", "clip-table", "--no-tracking", "--json", "rows.json"]
+    code, out, err = call(monkeypatch, capsys, *args)
+    assert code == 0 and "co-attack-2_eps2 13/13" in err
+    names = ["clean", "bert", "pgd-3_eps2", "sep_pgd-3_eps2", "co-attack-2_eps2", "sga-3_eps2"]
+    rows = json.loads(Path("rows.json").read_text())
+    assert [r["attack"] for r in rows] == [name for name in names for _ in range(6)]
+    steps = {r["attack"]: (r["protocol"]["step"], r["protocol"]["stop"]) for r in rows if "step" in r["protocol"]}
+    assert set(steps.values()) == {("0.8333/255", "final")}, "1.25·eps/steps"
+    assert all(name.split("_eps")[0].replace("_", " ") in " ".join(out.split()) for name in names)
+    assert "on pairs: recall in %" in " ".join(out.split())
+
+    before = [(f, f.stat().st_mtime_ns) for f in sorted(Path("out").rglob("*.json"))]
+    monkeypatch.setattr(retrieval, "embed_pairs", lambda *a, **k: pytest.fail("computed again"))
+    assert call(monkeypatch, capsys, *args) == (0, out, "")
+    assert [(f, f.stat().st_mtime_ns) for f in sorted(Path("out").rglob("*.json"))] == before
+
+
+def test_attacked_metrics_have_names_of_their_own(here, monkeypatch, capsys):
+    uri = f"sqlite:///{Path('mlflow.db').absolute()}"
+    args = ["retrieval", "--model", f"local-dir:{here}/model0", "--data", here / "pairs.parquet", "--out", "out"]
+    args += ["--attacks", "clean,pgd", "--eps", "2/255", "--tracking-uri", uri]
+    assert call(monkeypatch, capsys, *args)[0] == 0
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("rayclip-retrieval").experiment_id])
+    named = {run.info.run_name: set(run.data.metrics) for run in runs}
+    model = f"retrieval local-dir:{here}/model0"
+    assert (
+        "clean/tr_at_1/pairs" in named[model] and "robust/pgd-10_eps2/ir_at_10/pairs" in named[f"{model} pgd-10_eps2"]
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -86,6 +120,14 @@ def test_metrics_reach_mlflow_once(here, monkeypatch, capsys):
         ({"--model": None}, "Missing option '--model'"),
         ({"--json": "no/folder/rows.json"}, "there is no folder"),
         ({"--out": "{i}/null.parquet"}, "is a file"),
+        ({"--attacks": "clean,pgd"}, "give --eps"),
+        ({"--attacks": "pgd", "--eps": "2"}, "2/255"),
+        ({"--attacks": "pgd:stop=first_success", "--eps": "2/255"}, "use stop=final"),
+        ({"--attacks": "coattack", "--eps": "2/255"}, "unknown attack 'coattack'"),
+        ({"--attacks": "co-attack:k=0", "--eps": "2/255"}, "must be at least 1"),
+        ({"--attacks": "bert", "--substitutes": "/no/such/model"}, "substitutes=clip-table"),
+        ({"--attacks": "pgd", "--eps": "2/255", "--step-size": "1"}, "1/255"),
+        ({"--attacks": ""}, "empty name"),
     ],
 )
 def test_bad_arguments_get_one_sentence_and_leave_nothing(here, monkeypatch, capsys, changes, says):
