@@ -98,14 +98,17 @@ def test_eps_zero_is_identity_on_images(victim, settings):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_same_keys_same_result_in_any_batch_size(victim, settings):
+def test_same_keys_same_result_in_any_batch_size(settings):
+    """In float64, since only rounding may depend on the batch, and steps along normalised gradients magnify it."""
+    victim = balanced(torch.float32 if settings["name"] == "transfer" else torch.float64)  # its source is in fp32
     attack, (images, labels, todo, keys) = build(settings), batch(victim)
     whole = run(attack, victim, images, labels, todo, keys, 8 / 255)
     parts = [
         run(attack, victim, images[i : i + 7], labels[i : i + 7], todo[i : i + 7], keys[i : i + 7], 8 / 255)
         for i in range(0, len(images), 7)
     ]
-    assert torch.allclose(whole.images_BCHW, torch.cat([p.images_BCHW for p in parts]), atol=1e-5)
+    together, apart = whole.images_BCHW, torch.cat([p.images_BCHW for p in parts])
+    assert torch.allclose(together, apart, rtol=0, atol=1e-9 if images.dtype == torch.float64 else 1e-5)
     assert torch.equal(whole.steps_B, torch.cat([p.steps_B for p in parts]))
 
 

@@ -152,7 +152,8 @@ def test_recall_falls_under_every_attack(shared, tmp_path):
     images = [table["image"][first[c]].as_py()["bytes"] for c in chosen]
     pairs = open_pairs(write_pairs(tmp_path / "p.parquet", captions, images))
     clip = load_model(f"local-dir:{shared / 'models/pocket-clip'}")
-    _, sums = recalls(clip, pairs, Store(str(tmp_path)), ON_PAIRS, steps=3, scales=(0.5, 1.0))
+    in_linf = [name for name in ON_PAIRS if name != "pgd-l2"]  # whose budget is a length of another kind
+    _, sums = recalls(clip, pairs, Store(str(tmp_path)), in_linf, steps=3, scales=(0.5, 1.0))
     assert sums["clean"] > 250, "of 600: far above chance"
     assert all(sums[name] < 0.8 * sums["clean"] for name in sums if name != "clean"), sums
     assert sums["sep"] < min(sums["pgd"], sums["bert"]), sums
