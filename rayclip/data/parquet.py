@@ -5,7 +5,6 @@ several shards.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow as pa
 
 from rayclip.data.encoded import EncodedImages, preparing
 from rayclip.data.images import ImageSet
-from rayclip.data.rowgroups import RowGroups, open_parquet, read_column
+from rayclip.data.rowgroups import RowGroups, footer, open_parquet, read_column
 from rayclip.types import UserError
 
 
@@ -95,9 +94,5 @@ def footers_fingerprint(paths: Sequence[Path]) -> str:
     """A hash of the files' footers: row counts, offsets, sizes and statistics, without reading every image."""
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
-            file.seek(-8, io.SEEK_END)
-            footer = int.from_bytes(file.read(4), "little") + 8
-            file.seek(-footer, io.SEEK_END)
-            digest.update(file.read())
+        digest.update(footer(path))
     return digest.hexdigest()[:16]

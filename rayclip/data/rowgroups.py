@@ -1,6 +1,7 @@
 """Encoded images out of Parquet files: any row at any time, a memory-mapped row group at a time."""
 
 import bisect
+import io
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -157,3 +158,12 @@ def read_column(path: Path, file: Any, column: str) -> Any:
 
 def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def footer(path: Path) -> bytes:
+    """A Parquet file's footer: row counts, offsets, sizes and statistics, which change with what is in the file."""
+    with path.open("rb") as file:
+        file.seek(-8, io.SEEK_END)
+        length = int.from_bytes(file.read(4), "little") + 8
+        file.seek(-length, io.SEEK_END)
+        return file.read()

@@ -2,7 +2,6 @@
 
 import bisect
 import hashlib
-import io
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rayclip.data.rowgroups import footer
 from rayclip.data.sources.base import Record
 from rayclip.data.sources.shards import Shard, Sharded, unreadable
 from rayclip.types import UserError
@@ -312,9 +312,5 @@ def _fingerprint(shards: Mapping[str, Sequence[Shard]], class_names: Sequence[st
     for split, of_split in shards.items():
         digest.update(f"\0{split}\0{len(of_split)}\0".encode())
         for shard in of_split:
-            with shard.fetch().open("rb") as file:
-                file.seek(-8, io.SEEK_END)
-                footer = int.from_bytes(file.read(4), "little") + 8
-                file.seek(-footer, io.SEEK_END)
-                digest.update(file.read())
+            digest.update(footer(shard.fetch()))
     return digest.hexdigest()[:16]
