@@ -15,8 +15,8 @@ from typing import TypeVar
 from rayclip.data.registry import Hub
 from rayclip.data.sources.base import Source
 from rayclip.data.sources.parquet_files import ParquetSource
-from rayclip.data.sources.shards import Shard
-from rayclip.data.sources.webdataset import SPLITS, WebDatasetSource, class_list, shard_count
+from rayclip.data.sources.shards import SPLITS, Shard
+from rayclip.data.sources.webdataset import WebDatasetSource, class_list, shard_count
 from rayclip.types import UserError
 
 _T = TypeVar("_T")

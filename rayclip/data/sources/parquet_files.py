@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayclip.data.rowgroups import footer
 from rayclip.data.sources.base import Record
-from rayclip.data.sources.shards import Shard, Sharded, unreadable
+from rayclip.data.sources.shards import SPLITS, Shard, Sharded, unreadable
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ LABELS = ("label", "labels", "fine_label", "cls", "class")
 CAPTIONS = ("captions", "caption", "sentences", "text", "raw")
 
 _SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",)}  # `val` begins `valid` and `validation` as well
-_SPELLINGS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _BATCH = 64  # rows turned into records at a time
 
 
@@ -186,7 +185,7 @@ def open_parquet(
     """
     if path.is_file() or path.suffix == ".parquet":
         words = re.split(r"[^a-z]+", path.stem.lower())
-        told = (own for own, spellings in _SPELLINGS.items() if not set(spellings).isdisjoint(words))
+        told = (own for own, spellings in SPLITS.items() if not set(spellings).isdisjoint(words))
         return ParquetSource({next(told, split): [path]}, name, class_names)
     if not path.is_dir():
         raise UserError(f"no such data file or folder: {path}.")

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rayclip.data.sources.base import Record
-from rayclip.data.sources.shards import Shard, Sharded, unreadable
+from rayclip.data.sources.shards import SPLITS, Shard, Sharded, unreadable
 from rayclip.types import UserError
 
 IMAGES = frozenset({"webp", "png", "jpg", "jpeg"})
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 _TEXT_BYTES = 1 << 20  # no label and no list of captions is larger; a member that claims to be is not read
 _BLOCK = 512  # tar's unit
