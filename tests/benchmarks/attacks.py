@@ -12,7 +12,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import open_clip
 import torch
@@ -33,7 +33,6 @@ class Counts:
     image: int = 0
     text: int = 0
     backward: int = 0
-    calls: int = field(default=0)
 
     def __str__(self) -> str:
         return f"{self.image:>7} {self.backward:>9} {self.text:>7}"
