@@ -125,9 +125,10 @@ def _unknown(place: str) -> UserError:
 
 def _open_folder(folder: Path, role: str) -> ImageSet:
     # A file of `validation*` is one of `val*` as well.
-    files = sorted({f for prefix in _FILES[role] for f in folder.glob(f"{prefix}*.parquet")})
+    prefixes = _FILES.get(role, (role,))
+    files = sorted({f for prefix in prefixes for f in folder.glob(f"{prefix}*.parquet")})
     if not files:
-        wanted = " or ".join(f"{prefix}*.parquet" for prefix in _FILES[role])
+        wanted = " or ".join(f"{prefix}*.parquet" for prefix in prefixes)
         raise UserError(f"folder {folder} holds no {role} images: it needs {wanted} in the Hugging Face layout.")
     return ParquetImages(files, folder.resolve().name)
 

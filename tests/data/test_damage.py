@@ -794,6 +794,8 @@ def test_files_of_one_folder_are_read_once_and_only_together_where_they_belong_t
     write(tmp_path / "validation-0.parquet", [0, 1])
     write(tmp_path / "val-1.parquet", [2])
     assert open_data(str(tmp_path), "test").labels.tolist() == [2, 0, 1]  # "validation" begins with "val"
+    with pytest.raises(UserError, match=r"holds no other images: it needs other\*\.parquet"):
+        open_data(str(tmp_path), "other")
     write(tmp_path / "val-2.parquet", [1], names=["dog", "cat", "lemon"])
     with pytest.raises(UserError, match=r"val-2.parquet names other classes or columns than .*val-1.parquet"):
         open_data(str(tmp_path), "test")
