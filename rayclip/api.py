@@ -23,6 +23,7 @@ from rayclip.attacks.clean import Clean
 from rayclip.data import ImageSet, Names, PairSet, Resolution, few_shot, locate, open_data, open_pairs
 from rayclip.data.fewshot import draw_record
 from rayclip.data.images import mixed_sizes
+from rayclip.defenses import DRAWS, Aim, Chain, chain_label
 from rayclip.distributed import PoolSize, Trial, Workers, evaluate, ray_cluster, run_trials
 from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, collect_rows, make_cells, missing_shards
 from rayclip.evaluation.alarms import alarms
@@ -48,6 +49,8 @@ class Evaluation:
         data: data specifications (`open_data`, split `test`).
         attacks: with their settings.
         protocol: budget, seed, resolution, template.
+        defenses: chains of test-time defences to put each model behind; the empty one is the model itself.
+        aims: what attacks on defended models are aimed at.
         limit: at most so many samples of each data set.
     """
 
@@ -55,6 +58,8 @@ class Evaluation:
     attacks: Sequence[Attack]
     protocol: Protocol
     limit: int | None = None
+    defenses: Sequence[Chain] = ((),)
+    aims: Sequence[Aim] = (Aim(), Aim(gradient="bpda", draws=DRAWS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +201,8 @@ def plan_cells(
         raise UserError(f"two data sets share the name '{twice[0]}', which tables could not tell apart: rename a file.")
     cells: list[Cell] = []
     for spec in dict.fromkeys(models):
-        new = make_cells([(spec, opened.fingerprint(spec))], datasets, evaluation.attacks, protocol)
+        models_here = [(spec, opened.fingerprint(spec))]
+        new = make_cells(models_here, datasets, evaluation.attacks, protocol, evaluation.defenses, evaluation.aims)
         if not cells:  # a source of substitutes that can be opened for one model can be opened for all
             for attack in {c.attack for c in new}:
                 if isinstance(attack, TextSettings):
@@ -220,8 +226,7 @@ def evaluate_models(models: Sequence[str], evaluation: Evaluation, where: Where)
     rows = _evaluate(cells, positions, store, where)
     found = _alarms(cells, rows, positions, store)
     for model in dict.fromkeys(models):
-        mine = [r for r in rows if r.model == model], [c for c in cells if c.model == model]
-        logbook.evaluation(f"eval {model}", None, *mine, found[model])
+        _log_evaluations(logbook, model, model, None, rows, cells, found[model])
     _write_results(store, rows, {})
     return rows
 
@@ -344,8 +349,7 @@ def sweep(name: str, trials: Sequence[Trial], evaluation: Evaluation, base: str,
     found = _alarms(cells, rows, positions, store)
     for model, label in labels.items():
         run = runs.get(model) or logbook.open(label, parent=root, tags={"rayclip.kind": "untouched"})
-        mine = [r for r in rows if r.model == model], [c for c in cells if c.model == model]
-        logbook.evaluation(f"eval {label}", run, *mine, found[model])
+        _log_evaluations(logbook, model, label, run, rows, cells, found[model])
         logbook.finish(run)
     _write_results(store, rows, labels)
     logbook.summary(root, rows, labels)
@@ -414,6 +418,22 @@ def _alarms(
         for sentence in found[model]:
             print(f"warning: {sentence}", file=sys.stderr)
     return found
+
+
+def _log_evaluations(
+    logbook: Logbook,
+    model: str,
+    label: str,
+    parent: str | None,
+    rows: Sequence[Row],
+    cells: Sequence[Cell],
+    warnings: Sequence[str],
+) -> None:
+    """A run for the model itself, and one for each defence that it stands behind."""
+    for defense in dict.fromkeys(row.defense for row in rows if row.model == model):
+        mine = [row for row in rows if (row.model, row.defense) == (model, defense)]
+        own = [cell for cell in cells if cell.model == model and chain_label(cell.defense) == defense]
+        logbook.evaluation(f"eval {mine[0].who({model: label})}", parent, mine, own, warnings)
 
 
 def _write_results(store: Store, rows: Sequence[Row], labels: Mapping[str, str]) -> None:

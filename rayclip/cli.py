@@ -1,7 +1,7 @@
 """`rayclip`: train, evaluate, look. Thin: options in, one call, a table out; heavy imports are inside the commands."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -55,6 +55,25 @@ def evaluate(
     attacks: Annotated[
         str, typer.Option(help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.")
     ] = "clean,pgd",
+    defense: Annotated[
+        str,
+        typer.Option(help="Test-time defences to put each model behind: none,ttc:eps=4/255,rn+tte (+ chains them)."),
+    ] = "none",
+    aim: Annotated[
+        str,
+        typer.Option(
+            help="Attacks on a defended model: ignore (do not see the defence), straight (differentiate it), bpda "
+            "(identity in its place on the way back)."
+        ),
+    ] = "ignore,bpda",
+    draws: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="EOT: draws of a random defence averaged at each query of an attack through it.  [default: 4]",
+            show_default=False,
+        ),
+    ] = None,
     eps: Eps = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the attacks that do not name their own.")] = 10,
     step_size: StepSize = None,
@@ -87,6 +106,7 @@ def evaluate(
 
     from rayclip import api
     from rayclip.attacks import parse_attacks
+    from rayclip.defenses import DRAWS, parse_aims, parse_defenses
     from rayclip.distributed.pool import PoolSize
     from rayclip.evaluation import Protocol
 
@@ -97,6 +117,8 @@ def evaluate(
         attacks=parse_attacks(attacks, defaults),
         protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=class_names),
         limit=limit,
+        defenses=parse_defenses(defense),
+        aims=parse_aims(aim, draws or DRAWS),
     )
     pool = PoolSize(workers=workers, gpus=gpus_per_worker, batch_size=batch_size, shard_size=shard_size)
     rows = api.evaluate_models(
@@ -242,19 +264,35 @@ def train(
 @app.command()
 def attacks() -> None:
     """The attacks that `rayclip eval --attacks` knows, with their settings and defaults."""
+    from rayclip.attacks.registry import about, known_attacks
+
+    _list_kinds("attack", {name: (about(name, kind), kind) for name, kind in known_attacks().items()})
+    print("\nwritten as NAME:KEY=VALUE, commas between: --attacks clean,pgd:steps=100,step=1/255,autoattack")
+
+
+@app.command()
+def defenses() -> None:
+    """The defences that `rayclip eval --defense` knows, with their settings and defaults."""
+    from rayclip.defenses.registry import about, known_defenses
+
+    _list_kinds("defence", {name: (about(name, kind), kind) for name, kind in known_defenses().items()})
+    print("\nwritten as NAME:KEY=VALUE, commas between, + for chains: --defense none,ttc:eps=4/255,steps=2,rn+tte")
+
+
+def _list_kinds(what: str, kinds: Mapping[str, tuple[str, type]]) -> None:
+    """Names, with what they do and their settings."""
     from rich.console import Console
     from rich.table import Table
 
-    from rayclip.attacks.registry import about, known_attacks, shown_defaults
+    from rayclip.settings import shown_defaults
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("attack", no_wrap=True)
+    table.add_column(what, no_wrap=True)
     table.add_column("what it does, and its settings")
-    for name, kind in known_attacks().items():
+    for name, (about, kind) in kinds.items():
         settings = " ".join(f"{k}={v}" for k, v in shown_defaults(kind).items())
-        table.add_row(name, about(name, kind) + (f"  [{settings}]" if settings else ""))
+        table.add_row(name, about + (f"  [{settings}]" if settings else ""))
     Console(highlight=False, markup=False).print(table)
-    print("\nwritten as NAME:KEY=VALUE, commas between: --attacks clean,pgd:steps=100,step=1/255,autoattack")
 
 
 @app.command()

@@ -34,6 +34,12 @@ class Row:
     ci_high: float
     protocol: Mapping[str, Any]
     cell: str
+    defense: str = "none"
+
+    def who(self, labels: Mapping[str, str] | None = None) -> str:
+        """The model, under its label if it has one, with its defence."""
+        name = (labels or {}).get(self.model, self.model)
+        return name if self.defense == "none" else f"{name} + {self.defense}"
 
 
 class Tracker(Protocol):

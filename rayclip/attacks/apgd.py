@@ -144,7 +144,7 @@ class APGD(Attack):
                 break
 
             def forward(pixels: Tensor, index: Tensor, loss: Loss = loss) -> tuple[Tensor, Tensor]:
-                logits = victim(pixels)
+                logits = victim(pixels, index)
                 return loss(logits, index), logits.argmax(1) != labels_B[index]
 
             s = attack._climb(forward, samples, holds, made, eps, turn)
@@ -274,7 +274,7 @@ class APGDT(APGD):
         if not rows.any():
             return []
         with torch.no_grad():
-            wrong = victim(images[rows]).scatter(1, labels_B[rows][:, None], -torch.inf)
+            wrong = victim(images[rows], rows.nonzero().squeeze(1)).scatter(1, labels_B[rows][:, None], -torch.inf)
         targets_BT = labels_B[:, None].repeat(1, self.targets)
         targets_BT[rows] = wrong.topk(self.targets).indices
 

@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Self
 import torch
 
 from rayclip.attacks import rng
-from rayclip.attacks.base import FILLED_IN, Adversarial, Attack, Norm, Prompts, Samples, wide
+from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, wide
 from rayclip.models import ZeroShot
+from rayclip.settings import FILLED_IN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +84,10 @@ class InTurn(Attack):
             new = part.run(victim, turn, eps=eps)
             images = torch.where(wide(holds), new.images_BCHW, images)
             made = Adversarial(images, None, made.steps_B + new.steps_B, made.queries_B + new.queries_B + holds.long())
+            at = holds.nonzero().squeeze(1)
             with torch.no_grad():
-                broken = victim(images[holds]).argmax(1) != labels[holds]
-            at = holds.nonzero().squeeze(1)[broken]
+                broken = victim(images[at], at).argmax(1) != labels[at]
+            at = at[broken]
             part_B[at], holds[at] = place, False
         return made._replace(part_B=part_B)
 

@@ -5,7 +5,7 @@ Shapes: B batch, C H W image, K classes, D embedding; A the samples of a batch t
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from rayclip.attacks import rng
 from rayclip.attacks.variants import Forward, Variant, accumulate, views
 from rayclip.models import ZeroShot
+from rayclip.settings import settable
 from rayclip.units import format_budget
 
 Norm = Literal["linf", "l2"]
@@ -73,10 +74,6 @@ class Adversarial(NamedTuple):
         return cls(images_BCHW, text_KD, zeros, zeros.clone())
 
 
-# Metadata of the fields that the package fills in, such as what is in a file that a setting names
-FILLED_IN = {"filled_in": True}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
     """An attack with its settings; epsilon comes at call time. Subclasses are frozen dataclasses, one file a family."""
@@ -84,6 +81,7 @@ class Attack(ABC):
     name: ClassVar[str]
     needs_eps: ClassVar[bool] = True
     black_box: ClassVar[bool] = False  # uses scores only, no gradients
+    asks_victim: ClassVar[bool] = True  # whether what it does depends on the victim's answers for images
     for_pairs: ClassVar[bool] = False  # whether it also makes sense where images are the classes (`attacks.pairs`)
 
     @property
@@ -99,7 +97,7 @@ class Attack(ABC):
     @classmethod
     def settings(cls) -> dict[str, Any]:
         """The names and types of what a user may set."""
-        return {f.name: f.type for f in fields(cls) if not f.metadata.get("filled_in")}
+        return settable(cls)
 
     def for_classes(self, count: int) -> Self:
         """The attack as it runs on data of so many classes.

@@ -213,6 +213,7 @@ class BertAttack(TextAttack):
 
     name: ClassVar[str] = "bert"
     needs_eps: ClassVar[bool] = False
+    asks_victim: ClassVar[bool] = False
 
     def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         assert prompts is not None, "call prepare first"

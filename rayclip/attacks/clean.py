@@ -11,6 +11,7 @@ from rayclip.models import ZeroShot
 class Clean(Attack):
     name: ClassVar[str] = "clean"
     needs_eps: ClassVar[bool] = False
+    asks_victim: ClassVar[bool] = False
     for_pairs: ClassVar[bool] = True
 
     def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:

@@ -14,10 +14,11 @@ from rayclip.attacks.base import Samples
 from rayclip.attacks.bert import divergence
 from rayclip.attacks.joint import JointAttack, Objective
 from rayclip.models import ZeroShot
+from rayclip.models.zeroshot import mean_over_views, per_view
 
 
 def co_attack_loss(raw_AD: Tensor, clean_AD: Tensor, text_AD: Tensor, text_weight: float = 3.0) -> Tensor:
-    """`KL(softmax e ‖ softmax e') + text_weight · KL(p ‖ softmax e'/‖e'‖)`, `(A,)` in float64.
+    """`KL(softmax e ‖ softmax e') + text_weight · KL(p ‖ softmax e'/‖e'‖)`, float64 `(A,)`, `(A, V)` of views.
 
     Args:
         raw_AD: un-normalised embeddings e' of the adversarial images.
@@ -47,10 +48,11 @@ class CoAttack(JointAttack):
     def objective(self, victim: ZeroShot, samples: Samples, text_PD: Tensor) -> Objective:
         own_BD = victim.pool(text_PD.softmax(-1))[samples.labels_B]
         with torch.no_grad():
-            clean_BD = victim.clip.encode_image(samples.images_BCHW, normalize=False)
+            clean_BD = victim.embed(samples.images_BCHW, normalize=False)
 
         def climb(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            raw = victim.clip.encode_image(pixels, normalize=False)
-            return F.normalize(raw, dim=-1), co_attack_loss(raw, clean_BD[index], own_BD[index], self.text_weight)
+            raw = victim.embed(pixels, index, normalize=False)
+            loss = co_attack_loss(raw, clean_BD[index], per_view(own_BD[index], raw), self.text_weight)
+            return F.normalize(raw, dim=-1), mean_over_views(loss)
 
         return climb

@@ -75,7 +75,7 @@ class FABT(Attack):
         if not len(active):
             return Adversarial(images, None, steps_B, queries_B)
         with torch.no_grad():
-            logits = victim(images[active])
+            logits = victim(images[active], active)
         queries_B[active] += 1
         right = (logits.argmax(1) == labels[active]).nonzero().squeeze(1)
         active, logits = active[right], logits[right]
@@ -89,9 +89,9 @@ class FABT(Attack):
             for done in range(turn * self.iterations, (turn + 1) * self.iterations):
                 if not len(active):
                     break
-                point = self._step(clean, point, *_linearise(victim, point, label, target))
+                point = self._step(clean, point, *_linearise(victim, point, active, label, target))
                 with torch.no_grad():
-                    broken = victim(point).argmax(1) != label
+                    broken = victim(point, active).argmax(1) != label
                 queries_B[active] += 2
                 steps_B[active] = torch.where(distance_B[active] <= eps, steps_B[active], done + 1)
                 size = sizes(point - clean, self.norm)
@@ -132,11 +132,11 @@ class FABT(Attack):
             return
         clean, label = images[found], labels[found]
         inner, outer = clean, nearest[found]
-        margin_in, margin_out = (margin(victim(x), label) + self.SLACK for x in (inner, outer))
+        margin_in, margin_out = (margin(victim(x, found), label) + self.SLACK for x in (inner, outer))
         for _ in range(self.SEARCH):
             share = (margin_out / (margin_out - margin_in)).nan_to_num(0).clamp(0, 1)
             middle = outer + wide(share) * (inner - outer)
-            margin_middle = margin(victim(middle), label) + self.SLACK
+            margin_middle = margin(victim(middle, found), label) + self.SLACK
             broken = margin_middle <= 0
             outer, margin_out = torch.where(wide(broken), middle, outer), margin_middle.where(broken, margin_out)
             inner, margin_in = torch.where(wide(broken), inner, middle), margin_in.where(broken, margin_middle)
@@ -145,11 +145,11 @@ class FABT(Attack):
         nearest[found[better]], distance_B[found[better]] = outer[better], size[better]
 
 
-def _linearise(victim: ZeroShot, point: Tensor, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _linearise(victim: ZeroShot, point: Tensor, index: Tensor, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """f_t − f_y at each point, `(A,)`, and its gradient, `(A, C, H, W)`."""
     with torch.enable_grad():
         pixels = point.detach().requires_grad_()
-        logits = victim(pixels)
+        logits = victim(pixels, index)
         gap_A = (logits.gather(1, target[:, None]) - logits.gather(1, label[:, None])).squeeze(1)
         (normal,) = torch.autograd.grad(gap_A.sum(), pixels)
     return gap_A.detach(), normal

@@ -12,20 +12,21 @@ from torch import Tensor
 
 from rayclip.attacks.base import Adversarial, GradientAttack, Prompts, Samples
 from rayclip.models import ZeroShot
+from rayclip.models.zeroshot import mean_over_views
 from rayclip.types import UserError
 
 Objective = Literal["squared", "kl"]
 
 
 def feature_distance(clean_AD: Tensor, other_AD: Tensor, objective: Objective) -> Tensor:
-    """How far un-normalised embeddings are from the clean ones, `(A,)`.
+    """How far un-normalised embeddings are from the clean ones, `(A,)`; of several views the mean.
 
     `squared`: ‖other − clean‖² (FARE, TTC). `kl`: KL(softmax clean ‖ softmax other) over the embedding axis (AdvPT).
     """
     if objective == "squared":
-        return (other_AD - clean_AD).square().sum(1)
-    log_clean = clean_AD.log_softmax(1)
-    return (log_clean.exp() * (log_clean - other_AD.log_softmax(1))).sum(1)
+        return mean_over_views((other_AD - clean_AD).square().sum(-1))
+    log_clean = clean_AD.log_softmax(-1)
+    return mean_over_views((log_clean.exp() * (log_clean - other_AD.log_softmax(-1))).sum(-1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +55,10 @@ class FeatureAttack(GradientAttack):
             return Adversarial.untouched(images)
         place_B = todo_B.cumsum(0) - 1  # of a sample among those to do
         with torch.no_grad():
-            clean_AD = victim.embed(images[todo_B], normalize=False)
+            clean_AD = victim.embed(images[todo_B], todo_B.nonzero().squeeze(1), normalize=False)
 
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            features = victim.embed(pixels, normalize=False)
+            features = victim.embed(pixels, index, normalize=False)
             broken = victim.logits(F.normalize(features, dim=-1)).argmax(1) != samples.labels_B[index]
             return feature_distance(clean_AD[place_B[index]], features, self.objective), broken
 

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayclip.attacks.base import FILLED_IN, Adversarial, GradientAttack, Norm, Prompts, Samples
+from rayclip.attacks.base import Adversarial, GradientAttack, Norm, Prompts, Samples
 from rayclip.models import ZeroShot
+from rayclip.settings import FILLED_IN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class PGD(GradientAttack):
 
     def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            logits, labels = victim(pixels), samples.labels_B[index]
+            logits, labels = victim(pixels, index), samples.labels_B[index]
             return self.loss(logits, labels), logits.argmax(1) != labels
 
         images, steps, queries = self.ascend(forward, samples, eps=eps)

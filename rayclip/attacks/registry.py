@@ -1,10 +1,8 @@
 """Attacks by name, and the text form in which users write them: `pgd:steps=100,step=1/255`."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import fields
 from importlib.metadata import entry_points
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from rayclip.attacks.apgd import APGDCE, APGDDLR, APGDT
 from rayclip.attacks.autoattack import AutoAttack, AutoAttackSeeds
@@ -22,8 +20,8 @@ from rayclip.attacks.sep import SepAttack
 from rayclip.attacks.sga import SGA
 from rayclip.attacks.square import Square
 from rayclip.attacks.transfer import Transfer
+from rayclip.settings import convert_all, split_names
 from rayclip.types import UserError
-from rayclip.units import format_budget, parse_budget
 
 ATTACKS: dict[str, type[Attack]] = {
     a.name: a
@@ -95,17 +93,6 @@ def about(name: str, kind: type[Attack]) -> str:
     return _ABOUT.get(name) or (kind.__doc__ or "").strip().split("\n")[0]
 
 
-def shown_defaults(kind: type[Attack]) -> dict[str, str]:
-    """What a user may set, with its default as a user would write it; `…` where there is none."""
-
-    def written(key: str, value: Any) -> str:
-        if isinstance(value, tuple):
-            return "+".join(map(str, value))
-        return format_budget(value) if key == "step" else str(value) or "…"
-
-    return {f.name: written(f.name, f.default) for f in fields(kind) if f.name in kind.settings()}
-
-
 def make_attack(name: str, **settings: Any) -> Attack:
     """An attack with settings given as values."""
     kind = attack_class(name)
@@ -126,63 +113,11 @@ def parse_attacks(text: str, defaults: Mapping[str, Any]) -> list[Attack]:
         UserError: unknown attack or setting, or a value that does not fit.
     """
     attacks: list[Attack] = []
-    for name, written in _split(text):
+    for name, written in split_names(text, "--attacks", "pgd:steps=100"):
         kind = attack_class(name)
         types = kind.settings()
-        settings = {k: v for k, v in defaults.items() if k in types}
-        for key, value in written.items():
-            if key not in types:
-                raise UserError(f"attack '{name}' has no setting '{key}': it has {', '.join(sorted(types)) or 'none'}.")
-            settings[key] = _convert(name, key, value, types[key])
+        settings = {k: v for k, v in defaults.items() if k in types} | convert_all("attack", name, written, types)
         attacks.append(kind(**settings))
     if len(set(attacks)) < len(attacks):
         raise UserError(f"--attacks '{text}' names an attack twice with the same settings: drop one.")
     return attacks
-
-
-def _split(text: str) -> list[tuple[str, dict[str, str]]]:
-    """A comma starts a new attack unless what follows is `key=value`, which belongs to the attack before it.
-
-    Hence no value, a file's path included, can hold a comma.
-    """
-    found: list[tuple[str, dict[str, str]]] = []
-    for part in text.split(","):
-        head, colon, first = part.strip().partition(":")
-        is_setting = "=" in head and not (colon and "=" not in head)
-        if is_setting:
-            if not found:
-                raise UserError(f"--attacks '{text}' starts with a setting: write NAME:KEY=VALUE, as in pgd:steps=100.")
-            assignment = part.strip()
-        elif head:
-            found.append((head, {}))
-            assignment = first
-        else:
-            raise UserError(f"--attacks '{text}' has an empty name: write names with commas between, as in clean,pgd.")
-        if assignment or (colon and not is_setting):
-            key, equals, value = assignment.partition("=")
-            if not (equals and key and value):
-                raise UserError(f"'{assignment}' in --attacks is no setting: write KEY=VALUE, as in pgd:steps=100.")
-            found[-1][1][key.strip()] = value.strip()
-    return found
-
-
-def _convert(attack: str, key: str, value: str, kind: Any) -> Any:
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise UserError(f"{attack}:{key}={value} is not possible: use one of {', '.join(get_args(kind))}.")
-        return value
-    if kind is float and key == "step":
-        return parse_budget(value, "step")
-    if kind == tuple[float, ...]:
-        return tuple(_convert(attack, key, part, float) for part in value.split("+"))
-    if kind not in (int, float):
-        return value
-    try:
-        number = kind(value)
-    except ValueError:
-        raise UserError(f"{attack}:{key}={value} is no {'whole ' if kind is int else ''}number.") from None
-    if kind is int and number < 1:
-        raise UserError(f"{attack}:{key}={value} must be at least 1.")
-    if not math.isfinite(number):
-        raise UserError(f"{attack}:{key}={value} is not finite.")
-    return number

@@ -14,6 +14,7 @@ from torch import Tensor
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 over the golden ratio, as int64
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
@@ -31,6 +32,11 @@ def subkeys(keys_B: Tensor, context: str) -> Tensor:
     """The samples' keys for one part of an attack, so that its noise is not the other parts'."""
     digest = hashlib.blake2b(context.encode(), digest_size=8).digest()
     return keys_B ^ int.from_bytes(digest, "little", signed=True)
+
+
+def numbered(keys: Tensor, numbers: Tensor) -> Tensor:
+    """The samples' keys for their draw of each number; keys and int64 numbers in shapes that broadcast."""
+    return keys + (numbers + 1) * _GOLDEN  # wraps; neighbouring keys are as good as any to Philox
 
 
 def philox(counters_N4: Tensor, keys_N2: Tensor) -> Tensor:

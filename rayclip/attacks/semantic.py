@@ -10,19 +10,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 from weakref import WeakKeyDictionary
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayclip.attacks.base import FILLED_IN, Adversarial, GradientAttack, Prompts, Samples
-from rayclip.models import ZeroShot, class_prompts
+from rayclip.attacks.base import Adversarial, GradientAttack, Prompts, Samples
+from rayclip.models import Clip, ZeroShot, class_prompts
 from rayclip.models.captions import FILL_TEMPLATES
+from rayclip.settings import FILLED_IN
 from rayclip.types import UserError
 
 Objective = Literal["cross_entropy", "mean_similarity"]
 Texts = tuple[tuple[str, ...], ...]
 
-# Each victim's caption embeddings, for the texts that were asked for last
-_embedded: WeakKeyDictionary[ZeroShot, tuple[Texts, Tensor]] = WeakKeyDictionary()
+# Each model's caption embeddings, for the texts that were asked for last
+_embedded: WeakKeyDictionary[Clip, tuple[Texts, Tensor]] = WeakKeyDictionary()
 
 
 def ensemble_loss(logits_AMK: Tensor, labels_A: Tensor, objective: Objective) -> Tensor:
@@ -93,11 +95,10 @@ class SemanticEnsemble(GradientAttack):
 
     def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         text_MKD = self._embed(victim)
-        sets, classes, _ = text_MKD.shape
 
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            features, labels = victim.embed(pixels), samples.labels_B[index]
-            logits_AMK = victim.logits(features, text_MKD.flatten(0, 1)).view(-1, sets, classes)
+            features, labels = victim.embed(pixels, index), samples.labels_B[index]
+            logits_AMK = torch.stack([victim.logits(features, text_KD) for text_KD in text_MKD], 1)
             return ensemble_loss(logits_AMK, labels, self.objective), victim.logits(features).argmax(1) != labels
 
         images, steps, queries = self.ascend(forward, samples, eps=eps)
@@ -106,10 +107,10 @@ class SemanticEnsemble(GradientAttack):
     def _embed(self, victim: ZeroShot) -> Tensor:
         """Class weights of every caption set, `(M, K, D)`; embedded once for a victim, not once a batch."""
         texts = self._texts(victim)
-        if victim not in _embedded or _embedded[victim][0] != texts:
+        if victim.clip not in _embedded or _embedded[victim.clip][0] != texts:
             by_set = [text for own in zip(*texts, strict=True) for text in own]
-            _embedded[victim] = texts, victim.embed_prompts(by_set).view(self.sets, len(texts), -1)
-        return _embedded[victim][1]
+            _embedded[victim.clip] = texts, victim.embed_prompts(by_set).view(self.sets, len(texts), -1)
+        return _embedded[victim.clip][1]
 
     def _texts(self, victim: ZeroShot) -> Texts:
         if self.texts:

@@ -24,7 +24,7 @@ class SepAttack(JointAttack):
 
     def objective(self, victim: ZeroShot, samples: Samples, text_PD: Tensor) -> Objective:
         def climb(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            features = victim.embed(pixels)
+            features = victim.embed(pixels, index)
             return features, F.cross_entropy(victim.logits(features), samples.labels_B[index], reduction="none")
 
         return climb

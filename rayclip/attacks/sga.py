@@ -17,6 +17,7 @@ from rayclip.attacks import rng
 from rayclip.attacks.base import Adversarial, GradientAttack, Prompts, Samples, mean_embeddings
 from rayclip.attacks.bert import TextAttack, change_words, rank_words
 from rayclip.models import ZeroShot
+from rayclip.models.zeroshot import mean_over_views, per_view
 from rayclip.types import UserError
 
 _FIRST_STREAM = 4  # of the noise; the random start takes those below
@@ -31,10 +32,10 @@ def image_loss(views_SAD: Tensor, own_AD: Tensor) -> Tensor:
     """What an image's change raises: `-Σ_s mean_t' <f(view_s), t'>`, `(A,)`.
 
     Args:
-        views_SAD: normalised embeddings of the image at every scale.
+        views_SAD: normalised embeddings of the image at every scale; `(S, A, V, D)` where a defence has several views.
         own_AD: mean of the normalised embeddings of the image's adversarial texts.
     """
-    return -(views_SAD * own_AD).sum(-1).sum(0)
+    return -mean_over_views((views_SAD * per_view(own_AD, views_SAD[0])).sum(-1).sum(0))
 
 
 def rescaled(pixels_ACHW: Tensor, scale: float, noise_ACHW: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ class SGA(TextAttack, GradientAttack):
                     shape = tuple(pixels.shape[1:])
                     noise = rng.gaussian(keys_B[index], shape, stream=next(stream), dtype=pixels.dtype)
                     view = rescaled(pixels, scale, self.noise * noise)
-                views.append(victim.embed(view))
+                views.append(victim.embed(view, index))
             itself = views[self.scales.index(1)]
             broken = victim.logits_with_own(itself, own_BD[index], labels_B[index]).argmax(1) != labels_B[index]
             return image_loss(torch.stack(views), own_BD[index]), broken
@@ -124,6 +125,7 @@ class _OwnTexts:
 
     def guided_by(self, image_BD: Tensor) -> tuple[tuple[str, ...], ...]:
         """Each image's texts, changed where it is attacked."""
+        image_BD = image_BD if image_BD.ndim == 2 else image_BD.mean(1)
 
         def gain(owners_M: Tensor, text_MD: Tensor) -> Tensor:
             return text_gain(image_BD[self._owners[owners_M]], text_MD)

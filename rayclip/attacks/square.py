@@ -80,7 +80,7 @@ class Square(Attack):
                 side = self.side(query, *images.shape[2:])
                 propose = _propose_linf if self.norm == "linf" else _propose_l2
                 candidate = propose(clean, best, draws[active, turn], side, eps)
-            logits = victim(candidate)
+            logits = victim(candidate, active)
             queries_B[active] += 1
             margin_A = margin(logits, label)
             better = margin_A < lowest_A

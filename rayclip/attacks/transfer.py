@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Self
 
-import torch
-
-from rayclip.attacks.base import FILLED_IN, Adversarial, Attack, GradientAttack, Prompts, Samples, Stop
-from rayclip.models import Clip, ZeroShot, load_model
-from rayclip.types import UserError, check_same
+from rayclip.attacks.base import Adversarial, Attack, GradientAttack, Prompts, Samples, Stop
+from rayclip.models import ZeroShot, load_model
+from rayclip.models.clip import load_once
+from rayclip.settings import FILLED_IN
+from rayclip.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class Transfer(GradientAttack):
 
     name: ClassVar[str] = "transfer"
     black_box: ClassVar[bool] = True
+    asks_victim: ClassVar[bool] = False
 
     source: str = ""
     attack: str = "pgd"
@@ -76,13 +77,4 @@ class Transfer(GradientAttack):
 
 @lru_cache(maxsize=4)
 def _source(spec: str, fingerprint: str, device: str, class_names: tuple[str, ...], template: str) -> ZeroShot:
-    return ZeroShot(_load(spec, fingerprint, device), class_names, template)
-
-
-@lru_cache(maxsize=2)
-def _load(spec: str, fingerprint: str, device: str) -> Clip:
-    """Once a process. An attack that is not pinned takes the files as they are."""
-    clip = load_model(spec, torch.device(device))
-    if fingerprint:
-        check_same("model", spec, clip.fingerprint(), fingerprint)
-    return clip
+    return ZeroShot(load_once(spec, fingerprint, device), class_names, template)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rayclip.defenses import chain_label
 from rayclip.evaluation.cell import Cell
 from rayclip.store import Store
 from rayclip.types import Row, UserError
@@ -21,7 +22,8 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 
 def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store: Store) -> list[Row]:
-    """One row a cell, and where a model met several attacks on a data set, a row `worst`: right under all of them.
+    """One row a cell, and where a model with its defence met several attacks on a data set, a row `worst`: right under
+    all of them.
 
     Args:
         positions: the samples that count, by data specification.
@@ -30,15 +32,21 @@ def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store:
         UserError: results are missing.
     """
     rows: list[Row] = []
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.model, cell.data), []).append(cell)
-    for (_, data), members in groups.items():
+    for members in same_subject(cells):
+        data = members[0].data
         verdicts = [right_after_attack(cell, positions[data], store) for cell in members]
         rows += [_row(cell, cell.attack_label, right) for cell, right in zip(members, verdicts, strict=True)]
         if len(members) > 2 or (len(members) == 2 and all(c.attack.name != "clean" for c in members)):
             rows.append(_worst(members, np.logical_and.reduce(verdicts)))
     return rows
+
+
+def same_subject(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells grouped by what is attacked: model, defence and data set."""
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.model, chain_label(cell.defense), cell.data), []).append(cell)
+    return list(groups.values())
 
 
 def right_after_attack(cell: Cell, positions: np.ndarray, store: Store) -> np.ndarray:
@@ -73,6 +81,7 @@ def _row(cell: Cell, label: str, right: np.ndarray) -> Row:
         ci_high=high,
         protocol=cell.describe(),
         cell=cell.id,
+        defense=chain_label(cell.defense),
     )
 
 
@@ -92,4 +101,5 @@ def _worst(members: list[Cell], right: np.ndarray) -> Row:
         ci_high=high,
         protocol=protocol,
         cell="+".join(cell.id for cell in members),
+        defense=chain_label(first.defense),
     )

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from rayclip.defenses import IGNORE
+from rayclip.evaluation.aggregate import same_subject
 from rayclip.evaluation.cell import Cell
 from rayclip.store import Store
 from rayclip.types import Row
@@ -19,15 +21,16 @@ def alarms(cells: Sequence[Cell], rows: Sequence[Row], positions: Mapping[str, n
     - a gradient attack that hardly lowers the margin of the images it attacks;
     - an attack without gradients that breaks more than every attack with gradients;
     - more steps that break less;
-    - accuracy above chance within a budget that can erase any image.
+    - accuracy above chance within a budget that can erase any image;
+    - an attack through a defence that breaks less than the same attack that ignores it.
     """
     by_id = {row.cell: row for row in rows}
     found = []
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.model, cell.data), []).append(cell)
-    for members in groups.values():
+    for members in same_subject(cells):
         attacking = [(cell, by_id[cell.id]) for cell in members if cell.attack.needs_eps]
+        found += _aim_loses(attacking)
+        # What ignores a defence says nothing about gradients through it
+        attacking = [(cell, row) for cell, row in attacking if not cell.defense or cell.aim != IGNORE]
         for cell, row in attacking:
             found += _flat_loss(cell, row, positions[cell.data], store) + _survives_all(cell, row)
         found += _gradients_lose(attacking) + _steps_lose(attacking)
@@ -35,7 +38,7 @@ def alarms(cells: Sequence[Cell], rows: Sequence[Row], positions: Mapping[str, n
 
 
 def _where(row: Row) -> str:
-    return f"{row.model} on {row.dataset}, {row.attack}"
+    return f"{row.who()} on {row.dataset}, {row.attack}"
 
 
 def _flat_loss(cell: Cell, row: Row, positions: np.ndarray, store: Store) -> list[str]:
@@ -79,11 +82,26 @@ def _gradients_lose(attacking: Sequence[tuple[Cell, Row]]) -> list[str]:
     ]
 
 
+def _aim_loses(attacking: Sequence[tuple[Cell, Row]]) -> list[str]:
+    ignoring = {cell.attack: row for cell, row in attacking if cell.defense and cell.aim == IGNORE}
+    return [
+        f"{_where(row)} goes through the defence and leaves {row.top1:.1f} %, more than the same attack that ignores "
+        f"it ({ignoring[cell.attack].top1:.1f} %): the defence hides its gradients; judge it by the lower number."
+        for cell, row in attacking
+        if cell.aim != IGNORE and cell.attack in ignoring and row.top1 > ignoring[cell.attack].top1 + _POINTS
+    ]
+
+
 def _steps_lose(attacking: Sequence[tuple[Cell, Row]]) -> list[str]:
     found = []
     for cell, row in attacking:
         for other, more in attacking:
-            if cell.attack.name != other.attack.name or row.steps is None or more.steps is None:
+            if (
+                cell.attack.name != other.attack.name
+                or cell.aim != other.aim
+                or row.steps is None
+                or more.steps is None
+            ):
                 continue
             if row.steps < more.steps and more.top1 > row.top1 + _POINTS:
                 found.append(

@@ -3,17 +3,20 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from rayclip import PROTOCOL
 from rayclip.attacks import Attack
+from rayclip.attacks.base import GradientAttack
 from rayclip.attacks.bert import TextSettings
+from rayclip.attacks.fab import FABT
 from rayclip.attacks.semantic import SemanticEnsemble
 from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
 from rayclip.data.captions import read_captions
+from rayclip.defenses import IGNORE, Aim, Chain, describe_chain, is_random
 from rayclip.models import TEMPLATE
 from rayclip.types import UserError
 from rayclip.units import format_budget, in_255ths
@@ -55,6 +58,8 @@ class Cell:
     class_names: tuple[str, ...]
     attack: Attack
     protocol: Protocol
+    defense: Chain = ()
+    aim: Aim = IGNORE
 
     @cached_property
     def id(self) -> str:
@@ -75,8 +80,8 @@ class Cell:
 
     @property
     def attack_label(self) -> str:
-        """The attack in metric names: `pgd-100_eps1`, `bert`."""
-        return label_with_eps(self.attack, self.eps)
+        """The attack in metric names: `pgd-100_eps1`, `bert`; `pgd-100_eps1_bpda` through a defence."""
+        return label_with_eps(self.attack, self.eps) + self.aim.label
 
     def describe(self) -> dict[str, Any]:
         """The protocol as every result row carries it."""
@@ -89,7 +94,8 @@ class Cell:
             "class_names": self.protocol.names,
             "template": self.protocol.template,
             "scorer": "template",
-            "defense": "none",
+            "defense": describe_chain(self.defense),
+            **(self.aim.describe() if self.defense else {}),
             "precision": "fp32",
             "protocol": PROTOCOL,
         }
@@ -97,7 +103,8 @@ class Cell:
     @property
     def cost(self) -> int:
         """Forwards per image, roughly: what the plan sorts by."""
-        return 1 + self.attack.cost
+        judged = 1 + sum(defense.cost for defense in self.defense)
+        return judged + self.attack.cost * (1 if self.aim == IGNORE else self.aim.draws * judged)
 
 
 def label_with_eps(attack: Attack, eps: float | None) -> str:
@@ -115,12 +122,19 @@ def make_cells(
     datasets: Sequence[tuple[str, ImageSet]],
     attacks: Sequence[Attack],
     protocol: Protocol,
+    defenses: Sequence[Chain] = ((),),
+    aims: Sequence[Aim] = (IGNORE,),
 ) -> list[Cell]:
-    """Every model × data set × attack.
+    """Every model × defence × data set × attack, and of the attacks on a defended model every aim.
+
+    Behind a defence the attacks that have a stop rule go on to the last step: that the undefended classifier, or the
+    mean of some draws, is fooled for the first time says little about the defended one.
 
     Args:
         models: (specification, fingerprint) pairs.
         datasets: (specification, opened data set) pairs.
+        defenses: chains of defences; the empty one is the model itself.
+        aims: see `defenses.Aim`.
 
     Raises:
         UserError: an attack needs a budget and there is none, is not defined for a data set's few classes, or names a
@@ -129,6 +143,7 @@ def make_cells(
     for attack in attacks:
         check_budget(attack, protocol.eps)
     attacks = [attack.pinned() for attack in attacks]
+    defenses = [tuple(defense.pinned() for defense in chain) for chain in defenses]
     return [
         Cell(
             model=spec,
@@ -142,11 +157,28 @@ def make_cells(
                 data.class_names,
             ),
             protocol=protocol,
+            defense=chain,
+            aim=aim,
         )
         for spec, fingerprint in models
+        for chain in defenses
         for source, data in datasets
-        for attack in attacks
+        for attack, aim in _aimed(attacks, chain, aims)
     ]
+
+
+def _aimed(attacks: Sequence[Attack], chain: Chain, aims: Sequence[Aim]) -> list[tuple[Attack, Aim]]:
+    """What is run against a model behind a chain."""
+    if not chain:
+        return [(attack, IGNORE) for attack in attacks]
+    if not is_random(chain):
+        aims = [replace(aim, draws=1) for aim in aims]
+    pairs: list[tuple[Attack, Aim]] = []
+    for attack in attacks:
+        if isinstance(attack, GradientAttack | FABT):
+            attack = replace(attack, stop="final")
+        pairs += [(attack, aim) for aim in (aims if attack.asks_victim else (IGNORE,))]
+    return pairs
 
 
 def default_substitutes(*, bundled: bool) -> str:

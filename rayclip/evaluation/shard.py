@@ -17,6 +17,7 @@ from rayclip.attacks import Adversarial, Samples
 from rayclip.attacks.base import margin
 from rayclip.attacks.rng import sample_keys
 from rayclip.data import ImageSet, batch_pixels, open_data
+from rayclip.defenses import IGNORE, Defended
 from rayclip.evaluation.cell import Cell
 from rayclip.evaluation.plan import Shard
 from rayclip.models import Clip, ZeroShot, load_model
@@ -69,12 +70,17 @@ class Evaluator:
         # The noise of a sample must not depend on how the attack is spelled beyond its kind: eps and steps may vary
         # along a curve, and the same start makes the curve smooth.
         keys = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, cell.attack.name)
+        judge = target = victim
+        if cell.defense:
+            drawn = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, "defense")
+            judge = Defended(victim, cell.defense, drawn)
+            target = victim if cell.aim == IGNORE else Defended(victim, cell.defense, drawn, cell.aim)
         with torch.no_grad():
-            clean_logits = victim(images)
+            clean_logits = judge(images)
         samples = Samples(images, labels, keys, todo_B=clean_logits.argmax(1) == labels)
-        result = cell.attack.run(victim, samples, eps=cell.eps or 0.0, prompts=prompts)
+        result = cell.attack.run(target, samples, eps=cell.eps or 0.0, prompts=prompts)
         with torch.no_grad():
-            adv_logits = result.logits(victim, labels)
+            adv_logits = result.logits(judge, labels)
         self._check_logits(cell, ids, clean_logits, adv_logits)
         if 0 in positions:
             self._keep_examples(cell, ids, images, labels, clean_logits, adv_logits, result)

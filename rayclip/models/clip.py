@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rayclip.types import UserError
+from rayclip.types import UserError, check_same
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -180,6 +180,19 @@ def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
             raise
         except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(_explain(spec, error)) from error
+
+
+@lru_cache(maxsize=2)
+def load_once(spec: str, fingerprint: str = "", device: str = "cpu") -> Clip:
+    """A model that an attack or a defence asks for beside the victim: loaded once a process, frozen.
+
+    Args:
+        fingerprint: what it must be; empty takes the files as they are.
+    """
+    clip = load_model(spec, device).requires_grad_(False)
+    if fingerprint:
+        check_same("model", spec, clip.fingerprint(), fingerprint)
+    return clip
 
 
 def _parse(spec: str) -> tuple[str, str | None]:

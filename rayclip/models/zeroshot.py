@@ -1,8 +1,9 @@
 """Zero-shot classification: one text embedding a class, computed once per (model, class set) and reused.
 
-Shapes: B batch, K classes, D embedding.
+Shapes: B batch, V views of an image, K classes, D embedding.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +27,9 @@ class ZeroShot:
     """A frozen CLIP as a classifier over `class_names`.
 
     `classifier(pixels)` gives logits; `embed` and `logits` are its two halves, so that an attack on several text sets
-    pays for one image forward.
+    pays for one image forward. A classifier behind a test-time defence (`defenses.Defended`) is one too: it may look at
+    several views of an image, and its randomness belongs to the samples, hence the `index` of each image in the batch
+    that is being attacked, without which it takes the images for the whole batch.
     """
 
     def __init__(self, clip: Clip, class_names: Sequence[str], template: str = TEMPLATE) -> None:
@@ -59,17 +62,42 @@ class ZeroShot:
     def prompts_of(self, label: int) -> list[str]:
         return [self.prompts[label]]
 
-    def embed(self, pixels_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
+    def embed(self, pixels_BCHW: Tensor, index: Tensor | None = None, *, normalize: bool = True) -> Tensor:
+        """`(B, D)`; `(B, V, D)` of a classifier that looks at several views.
+
+        Args:
+            index: place of each image in the batch; None where they are all of it, in order.
+        """
         return self.clip.encode_image(pixels_BCHW, normalize=normalize)
 
     def logits(self, image_BD: Tensor, text_KD: Tensor | None = None) -> Tensor:
-        """`s · <f(x), t_c>`, `(B, K)`, against the clean class prompts unless other text weights are given."""
-        return self._scale * image_BD @ (self.text_KD if text_KD is None else text_KD).T
+        """`s · <f(x), t_c>`, `(B, K)`, against the clean class prompts unless other text weights are given. Of several
+        views the logarithm of their mean probabilities."""
+        return merge_views(self._scale * image_BD @ (self.text_KD if text_KD is None else text_KD).T)
 
     def logits_with_own(self, image_BD: Tensor, own_BD: Tensor, labels_B: Tensor) -> Tensor:
         """`(B, K)`: each image's true class has text weights of its own, the other classes their clean ones."""
-        own_B = self._scale * (image_BD * own_BD).sum(1)
-        return self.logits(image_BD).scatter(1, labels_B[:, None], own_B[:, None])
+        own = self._scale * (image_BD * per_view(own_BD, image_BD)).sum(-1)
+        others = self._scale * image_BD @ self.text_KD.T
+        labels = per_view(labels_B[:, None], image_BD).expand(*own.shape, 1)
+        return merge_views(others.scatter(-1, labels, own[..., None]))
 
-    def __call__(self, pixels_BCHW: Tensor) -> Tensor:
-        return self.logits(self.embed(pixels_BCHW))
+    def __call__(self, pixels_BCHW: Tensor, index: Tensor | None = None) -> Tensor:
+        return self.logits(self.embed(pixels_BCHW, index))
+
+
+def merge_views(logits: Tensor) -> Tensor:
+    """`(B, K)` as it is; `(B, V, K)` as the logarithm of the views' mean softmax, `(B, K)`."""
+    if logits.ndim == 2:
+        return logits
+    return logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
+
+
+def per_view(rows_BX: Tensor, embedded: Tensor) -> Tensor:
+    """What an image has once, in the shape that meets all its views: `(B, 1, X)` where `embedded` is `(B, V, D)`."""
+    return rows_BX[:, None] if embedded.ndim == 3 else rows_BX
+
+
+def mean_over_views(values: Tensor) -> Tensor:
+    """`(B,)` as it is, `(B, V)` as the mean over the views."""
+    return values if values.ndim == 1 else values.mean(1)

@@ -64,15 +64,16 @@ def result_tables(rows: Sequence[Row], labels: Mapping[str, str] | None = None) 
 
 
 def _distinct(rows: Sequence[Row], field: str) -> list[str]:
-    return list(dict.fromkeys(getattr(row, field) for row in rows))
+    """The values in the order of their first rows, `worst` last."""
+    return sorted(dict.fromkeys(getattr(row, field) for row in rows), key=lambda value: value == "worst")
 
 
 def _table(dataset: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
     attacks = _distinct(rows, "attack")
-    found = {(row.model, row.attack): row for row in rows}
+    found = {(row.who(labels), row.attack): row for row in rows}
     body = tuple(
-        (labels.get(model, model), *(_number(found.get((model, attack))) for attack in attacks))
-        for model in _distinct(rows, "model")
+        (who, *(_number(found.get((who, attack))) for attack in attacks))
+        for who in dict.fromkeys(row.who(labels) for row in rows)
     )
     sizes = sorted({row.n for row in rows})
     title = f"{dataset}: accuracy in %, n = {', '.join(map(str, sizes))}, 95 % Wilson intervals"
@@ -83,12 +84,12 @@ def _average(rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
     """The papers' average: every data set weighs the same."""
     attacks, datasets = _distinct(rows, "attack"), _distinct(rows, "dataset")
     body = []
-    for model in _distinct(rows, "model"):
+    for who in dict.fromkeys(row.who(labels) for row in rows):
         cells = []
         for attack in attacks:
-            values = [r.top1 for r in rows if r.model == model and r.attack == attack]
+            values = [r.top1 for r in rows if r.who(labels) == who and r.attack == attack]
             cells.append(f"{sum(values) / len(values):.1f}" if len(values) == len(datasets) else "")
-        body.append((labels.get(model, model), *cells))
+        body.append((who, *cells))
     return Table(
         f"average over {len(datasets)} data sets: accuracy in %",
         ("model", *map(heading, attacks)),
@@ -98,9 +99,10 @@ def _average(rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
 
 
 def heading(attack: str) -> str:
-    """`pgd-10_eps4` -> `pgd-10 4/255`."""
-    name, separator, eps = attack.partition("_eps")
-    return f"{name.replace('_', ' ')} {eps}/255" if separator else name
+    """`pgd-10_eps4` -> `pgd-10 4/255`; `pgd-10_eps4_bpda` -> `pgd-10 bpda 4/255`."""
+    name, separator, rest = attack.partition("_eps")
+    eps, _, aim = rest.partition("_")
+    return " ".join(filter(None, (name.replace("_", " "), aim, f"{eps}/255"))) if separator else name
 
 
 def _number(row: Row | None) -> str:
@@ -113,12 +115,25 @@ def _number(row: Row | None) -> str:
 def _protocol(rows: Sequence[Row]) -> str:
     """What every number of the table shares, and what belongs to one attack."""
     notes = []
-    described = {row.attack: row.protocol for row in rows if row.attack != "worst"}
-    for attack, protocol in described.items():
-        kept = {k: v for k, v in protocol.items() if k in _SHOWN}
-        if kept:
-            notes.append(f"{heading(attack)}: " + ", ".join(f"{k} {v}" for k, v in kept.items()))
-    first = next(iter(described.values()))
+    first = next(row.protocol for row in rows if row.attack != "worst")
+    described: dict[str, dict[bool, str]] = {}
+    defenses: dict[str, str] = {}
+    for row in (row for row in rows if row.attack != "worst"):
+        kept = ", ".join(f"{k} {v}" for k, v in row.protocol.items() if k in _SHOWN)
+        described.setdefault(row.attack, {}).setdefault(row.defense != "none", kept)
+        if row.defense != "none":
+            defenses[row.defense] = str(row.protocol["defense"])
+    for attack, kinds in described.items():
+        if len(set(kinds.values())) == 1:
+            (kept,) = set(kinds.values())
+            notes += [f"{heading(attack)}: {kept}"] if kept else []
+        else:
+            notes.append(f"{heading(attack)}: {kinds[False]}; on defended models {kinds[True]}")
+    if defenses:
+        notes += [f"{label}: {whole}" for label, whole in defenses.items() if whole != label]
+        notes.append("attacks ignore the defence unless a column says how they go through it")
+        draws = max(row.protocol.get("draws", 1) for row in rows)
+        notes += [f"through a random defence each query averages {draws} draws"] if draws > 1 else []
     shared = (
         f"prompt '{first['template']}', {first.get('class_names', 'curated')} class names, "
         f"{first['resolution']} resolution, {first['precision']}, seed {first['seed']}"

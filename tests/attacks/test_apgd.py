@@ -35,7 +35,7 @@ class Rugged:
         self.waves_DN = 10 * torch.randn(32, 3 * 4 * 4, generator=draw, dtype=torch.float64)
         self.text_KD = torch.randn(5, 32, generator=draw, dtype=torch.float64) / 8
 
-    def __call__(self, pixels):
+    def __call__(self, pixels, index=None):
         self.seen.extend(pixels.detach().clone())
         logits = (pixels.flatten(1) @ self.waves_DN.T).sin() @ self.text_KD.T
         return logits + torch.tensor([6.0, 0, 0, 0, 0], dtype=torch.float64)

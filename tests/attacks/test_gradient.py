@@ -141,9 +141,9 @@ def test_decided_images_leave_the_batch(victim, name, norm):
     sizes = []
 
     class Counting(ZeroShot):
-        def embed(self, pixels, *, normalize=True):
+        def embed(self, pixels, index=None, *, normalize=True):
             sizes.append(len(pixels))
-            return super().embed(pixels, normalize=normalize)
+            return super().embed(pixels, index, normalize=normalize)
 
     counting = Counting(victim.clip, CLASSES)
     counting.text_KD = victim.text_KD

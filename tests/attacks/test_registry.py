@@ -1,7 +1,8 @@
 """`rayclip attacks` names every attack with a line of its own and settings that parse back."""
 
 from rayclip.attacks import ATTACKS, parse_attacks
-from rayclip.attacks.registry import about, known_attacks, shown_defaults
+from rayclip.attacks.registry import about, known_attacks
+from rayclip.settings import shown_defaults
 from test_cli import call
 
 

@@ -58,9 +58,9 @@ def test_captions_are_embedded_once_and_images_once_a_step():
             asked.append(len(prompts))
             return super().embed_prompts(prompts)
 
-        def embed(self, pixels, *, normalize=True):
+        def embed(self, pixels, index=None, *, normalize=True):
             sizes.append(len(pixels))
-            return super().embed(pixels, normalize=normalize)
+            return super().embed(pixels, index, normalize=normalize)
 
     victim = Counting(tiny_clip(), CLASSES)
     images, labels, todo, keys = batch(victim)

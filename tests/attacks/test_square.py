@@ -117,9 +117,9 @@ def test_a_model_that_gives_scores_only(norm):
     whole = balanced()
 
     class ScoresOnly(ZeroShot):
-        def embed(self, pixels, *, normalize=True):
+        def embed(self, pixels, index=None, *, normalize=True):
             assert not torch.is_grad_enabled()
-            return NoBackward.apply(super().embed(pixels, normalize=normalize))
+            return NoBackward.apply(super().embed(pixels, index, normalize=normalize))
 
     victim = ScoresOnly(whole.clip, CLASSES)
     victim.text_KD = whole.text_KD
@@ -143,9 +143,9 @@ def test_the_margin_never_rises():
         seen = []
 
         class Watching(ZeroShot):
-            def embed(self, pixels, *, normalize=True, seen=seen):
+            def embed(self, pixels, index=None, *, normalize=True, seen=seen):
                 seen.append(len(pixels))
-                return super().embed(pixels, normalize=normalize)
+                return super().embed(pixels, index, normalize=normalize)
 
         watching = Watching(victim.clip, CLASSES)
         watching.text_KD = victim.text_KD

@@ -6,9 +6,10 @@ import torch
 from attacks.test_gradient import CLASSES, balanced, batch
 from attacks.test_semantic import cell_of
 from conftest import tiny_clip
-from rayclip.attacks import Samples, make_attack, transfer
+from rayclip.attacks import Samples, make_attack
 from rayclip.evaluation import Evaluator, Store, missing_shards
 from rayclip.models import ZeroShot, load_model
+from rayclip.models import clip as clip_file
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.types import UserError
 
@@ -28,7 +29,7 @@ def test_the_source_is_attacked_and_the_victim_never_asked(source):
     samples = Samples(images, labels, keys, todo)
 
     class Refusing(ZeroShot):
-        def embed(self, pixels, *, normalize=True):
+        def embed(self, pixels, index=None, *, normalize=True):
             raise AssertionError("the victim was asked")
 
     attack = make_attack("transfer", source=source, steps=4, step=2 / 255)
@@ -51,7 +52,7 @@ def test_a_model_transferred_to_itself_is_the_attack():
 
 def test_the_source_is_loaded_once(source, monkeypatch):
     loads = []
-    monkeypatch.setattr(transfer, "load_model", lambda *a: loads.append(a) or load_model(*a))
+    monkeypatch.setattr(clip_file, "load_model", lambda *a: loads.append(a) or load_model(*a))
     victim = balanced()
     images, labels, todo, keys = batch(victim)
     attack = make_attack("transfer", source=source, steps=1)

@@ -1,0 +1,91 @@
+"""Defences by name, and the text form in which users write chains of them: `ttc:eps=4/255,steps=2+tte`."""
+
+from importlib.metadata import entry_points
+
+from rayclip.defenses.base import Defense
+from rayclip.defenses.defended import Aim, Chain
+from rayclip.defenses.rn import RandomNoise
+from rayclip.defenses.signed import AntiAdversary, Hedge
+from rayclip.defenses.ttc import TTC
+from rayclip.defenses.tte import TTE
+from rayclip.settings import convert_all, split_names
+from rayclip.types import UserError
+
+NONE = "none"
+DRAWS = 4  # of EOT, where nobody says how many
+
+DEFENSES: dict[str, type[Defense]] = {d.name: d for d in (TTC, RandomNoise, TTE, AntiAdversary, Hedge)}
+
+_ABOUT = {
+    "ttc": "counterattacks images that an attack made falsely stable (Xing et al. 2025)",
+    "rn": "uniform noise",
+    "tte": "mean prediction over the image, four crops and their mirror images (Pérez et al. 2021)",
+    "anti-adversary": "two steps that make the predicted class surer (Alfarra et al. 2022)",
+    "hedge": "steps that raise the loss of all classes together (Wu et al. 2021)",
+}
+
+
+def known_defenses() -> dict[str, type[Defense]]:
+    """Every defence by its name, those that other packages offer through `rayclip.defenses` last."""
+    offered = {e.name: e.load() for e in entry_points(group="rayclip.defenses") if e.name not in DEFENSES}
+    return {**DEFENSES, **offered}
+
+
+def about(name: str, kind: type[Defense]) -> str:
+    """A defence in one line; of another package's, the first line of its docstring."""
+    return _ABOUT.get(name) or (kind.__doc__ or "").strip().split("\n")[0]
+
+
+def parse_defenses(text: str) -> list[Chain]:
+    """`"none,ttc:eps=4/255,steps=2+tte,rn"` as chains, in that order. `none` is the empty chain; a `+` puts the next
+    defence behind the last, whose images it sees.
+
+    Raises:
+        UserError: unknown defence or setting, or a value that does not fit.
+    """
+    chains: list[list[Defense]] = []
+    for links in _links(text):
+        if links == [NONE]:
+            chains.append([])
+        else:
+            chains.append([_defense(link) for link in links])
+    found = [tuple(chain) for chain in chains]
+    if len(set(found)) < len(found):
+        raise UserError(f"--defense '{text}' names a defence twice with the same settings: drop one.")
+    return found
+
+
+def _links(text: str) -> list[list[str]]:
+    """The chains as lists of links as they are written; a comma before `key=value` stays inside a link."""
+    chains: list[list[str]] = []
+    for part in text.split(","):
+        first, *rest = part.split("+")
+        if "=" in first.partition(":")[0] and chains:
+            chains[-1][-1] += "," + first
+        else:
+            chains.append([first.strip()])
+        chains[-1] += [link.strip() for link in rest]
+    return chains
+
+
+def _defense(link: str) -> Defense:
+    ((name, written),) = split_names(link, "--defense", "ttc:eps=4/255")
+    known = known_defenses()
+    if name not in known:
+        raise UserError(f"unknown defence '{name}': use {NONE} or one of {', '.join(sorted(known))}.")
+    kind = known[name]
+    return kind(**convert_all("defence", name, written, kind.settings()))
+
+
+def parse_aims(text: str, draws: int) -> list[Aim]:
+    """`"ignore,bpda"` as aims, `draws` for those that go through the defence.
+
+    Raises:
+        UserError: an unknown one.
+    """
+    aims: list[Aim] = []
+    for word in (w.strip() for w in text.split(",")):
+        if word not in ("ignore", "straight", "bpda"):
+            raise UserError(f"--aim '{word}' is none: use ignore, straight or bpda, commas between.")
+        aims.append(Aim() if word == "ignore" else Aim(gradient=word, draws=draws))  # type: ignore[arg-type]
+    return list(dict.fromkeys(aims))

@@ -1,0 +1,28 @@
+"""RN: uniform noise, the simplest defence; TTC's first perturbation without its steps."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rayclip.attacks.base import random_start
+from rayclip.defenses.base import Purifier
+from rayclip.models import ZeroShot
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomNoise(Purifier):
+    """x + d, d ~ U(-eps, eps), cut to the image range.
+
+    Attributes:
+        eps: in pixel units.
+    """
+
+    name: ClassVar[str] = "rn"
+    random: ClassVar[bool] = True
+    smooth: ClassVar[bool] = True
+
+    eps: float = 4 / 255
+
+    def purify(self, victim: ZeroShot, pixels_BCHW: Tensor, keys_B: Tensor) -> Tensor:
+        return (pixels_BCHW + random_start(pixels_BCHW, keys_B, self.eps, "linf")).clamp(0, 1)

@@ -1,0 +1,91 @@
+"""TTC, test-time counterattacks (Xing et al., CVPR 2025): images that an attack has made falsely stable are driven away
+from where they are.
+
+Shapes: B batch, N steps, C H W image, D embedding.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from rayclip.attacks.base import project, random_start, wide
+from rayclip.attacks.feature import feature_distance
+from rayclip.defenses.base import Purifier
+from rayclip.models import ZeroShot, load_model
+from rayclip.models.clip import load_once
+from rayclip.settings import FILLED_IN
+
+
+def instability(clean_BD: Tensor, noisy_BD: Tensor) -> Tensor:
+    """tau = ‖f(x + d⁰) − f(x)‖ / ‖f(x)‖ of un-normalised features, `(B,)`: low where an attack made them stable."""
+    return (noisy_BD - clean_BD).norm(dim=1) / clean_BD.norm(dim=1)
+
+
+def weighted(deltas: list[Tensor], beta: float) -> Tensor:
+    """The mean of d⁰ .. d^N with weights softmax(beta·n)."""
+    weights = (beta * torch.arange(len(deltas), dtype=torch.float64)).softmax(0).tolist()
+    return sum((w * d for w, d in zip(weights[1:], deltas[1:], strict=True)), weights[0] * deltas[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TTC(Purifier):
+    """d⁰ ~ U(-eps, eps); `steps` signed steps raise ‖f(x + d) − f(x)‖². Where `instability` is `tau` or more the image
+    gets d⁰ alone, else the weighted mean of d⁰ .. d^N.
+
+    Attributes:
+        eps, step: in pixel units.
+        steps: N.
+        tau: threshold of the instability; 0 never counterattacks.
+        beta: how much more the later perturbations weigh.
+        original: model whose encoder measures the instability, as `load_model` takes it; empty is the victim's own. The
+            paper takes the original CLIP's for adversarially fine-tuned victims.
+    """
+
+    name: ClassVar[str] = "ttc"
+    random: ClassVar[bool] = True
+
+    eps: float = 4 / 255
+    step: float = 1 / 255
+    steps: int = 2
+    tau: float = 0.2
+    beta: float = 2.0
+    original: str = ""
+    original_fingerprint: str = field(default="", metadata=FILLED_IN)
+
+    def pinned(self) -> Self:
+        if not self.original or self.original_fingerprint:
+            return self
+        return replace(self, original_fingerprint=load_model(self.original).fingerprint())
+
+    def describe(self) -> dict[str, Any]:
+        """`original` is what the model is, not how it was named."""
+        return super().describe() | {"original": self.pinned().original_fingerprint or "victim"}
+
+    @property
+    def cost(self) -> int:
+        return 2 + 2 * self.steps + (2 if self.original else 0)
+
+    def purify(self, victim: ZeroShot, pixels_BCHW: Tensor, keys_B: Tensor) -> Tensor:
+        delta = random_start(pixels_BCHW, keys_B, self.eps, "linf")
+        fixed, first = pixels_BCHW.detach(), delta.detach()
+        with torch.no_grad():
+            clean_BD = victim.embed(fixed, normalize=False)
+            tau_B = self._instability(victim, fixed, first, clean_BD)
+        deltas = [delta]
+        for _ in range(self.steps):
+            moved = (fixed + delta.detach()).requires_grad_()
+            with torch.enable_grad():
+                loss = feature_distance(clean_BD, victim.embed(moved, normalize=False), "squared").sum()
+            (gradient,) = torch.autograd.grad(loss, moved)
+            delta = project(delta + self.step * gradient.sign(), pixels_BCHW, self.eps, "linf")
+            deltas.append(delta)
+        chosen = torch.where(wide(tau_B >= self.tau), deltas[0], weighted(deltas, self.beta))
+        return (pixels_BCHW + chosen).clamp(0, 1)
+
+    def _instability(self, victim: ZeroShot, pixels: Tensor, delta: Tensor, clean_BD: Tensor) -> Tensor:
+        if not self.original:
+            return instability(clean_BD, victim.embed(pixels + delta, normalize=False))
+        encode = load_once(self.original, self.original_fingerprint, str(pixels.device)).encode_image
+        return instability(encode(pixels, normalize=False), encode(pixels + delta, normalize=False))

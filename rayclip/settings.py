@@ -1,0 +1,99 @@
+"""How people write things with settings on the command line: `pgd:steps=100,step=1/255`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from rayclip.types import UserError
+from rayclip.units import format_budget, parse_budget
+
+# Metadata of the fields that the package fills in, such as what is in a file that a setting names
+FILLED_IN = {"filled_in": True}
+BUDGETS = ("eps", "step")  # settings in pixel units, which people write as fractions
+
+
+def settable(kind: type) -> dict[str, Any]:
+    """The names and types of what a user may set of a dataclass."""
+    return {f.name: f.type for f in fields(kind) if not f.metadata.get("filled_in")}
+
+
+def shown_defaults(kind: type) -> dict[str, str]:
+    """What a user may set, with its default as a user would write it; `…` where there is none."""
+
+    def written(key: str, value: Any) -> str:
+        if isinstance(value, tuple):
+            return "+".join(map(str, value))
+        if value in ("", None):
+            return "…"
+        return format_budget(value) if key in BUDGETS else str(value)
+
+    return {f.name: written(f.name, f.default) for f in fields(kind) if f.name in settable(kind)}
+
+
+def split_names(text: str, option: str, example: str) -> list[tuple[str, dict[str, str]]]:
+    """`"clean,pgd:steps=100,step=1/255"` as names with what is written of their settings, in that order.
+
+    A comma starts a new name unless what follows is `key=value`, which belongs to the name before it.
+    No value, a file's path included, can hold a comma.
+    """
+    found: list[tuple[str, dict[str, str]]] = []
+    for part in text.split(","):
+        head, colon, first = part.strip().partition(":")
+        is_setting = "=" in head and not (colon and "=" not in head)
+        if is_setting:
+            if not found:
+                raise UserError(f"{option} '{text}' starts with a setting: write NAME:KEY=VALUE, as in {example}.")
+            assignment = part.strip()
+        elif head:
+            found.append((head, {}))
+            assignment = first
+        else:
+            raise UserError(f"{option} '{text}' has an empty name: write names with commas between, as in {example}.")
+        if assignment or (colon and not is_setting):
+            key, equals, value = assignment.partition("=")
+            if not (equals and key and value):
+                raise UserError(f"'{assignment}' in {option} is no setting: write KEY=VALUE, as in {example}.")
+            found[-1][1][key.strip()] = value.strip()
+    return found
+
+
+def convert_all(what: str, name: str, written: Mapping[str, str], types: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as values.
+
+    Args:
+        what: `attack`, `defense`: what `name` is the name of.
+        types: of its settings.
+
+    Raises:
+        UserError: a setting that it does not have, or a value that does not fit.
+    """
+    for key in written:
+        if key not in types:
+            raise UserError(f"{what} '{name}' has no setting '{key}': it has {', '.join(sorted(types)) or 'none'}.")
+    return {key: _convert(name, key, value, types[key]) for key, value in written.items()}
+
+
+def _convert(owner: str, key: str, value: str, kind: Any) -> Any:
+    if get_origin(kind) in (Union, UnionType):  # `float | None`: nobody writes None
+        (kind,) = (k for k in get_args(kind) if k is not NoneType)
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise UserError(f"{owner}:{key}={value} is not possible: use one of {', '.join(get_args(kind))}.")
+        return value
+    if kind is float and key in BUDGETS:
+        return parse_budget(value, key)
+    if kind == tuple[float, ...]:
+        return tuple(_convert(owner, key, part, float) for part in value.split("+"))
+    if kind not in (int, float):
+        return value
+    try:
+        number = kind(value)
+    except ValueError:
+        raise UserError(f"{owner}:{key}={value} is no {'whole ' if kind is int else ''}number.") from None
+    if kind is int and number < 1:
+        raise UserError(f"{owner}:{key}={value} must be at least 1.")
+    if not math.isfinite(number):
+        raise UserError(f"{owner}:{key}={value} is not finite.")
+    return number

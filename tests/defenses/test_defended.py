@@ -1,0 +1,181 @@
+"""Attacks on a defended classifier: what they see, what they draw, and that the batch has no say."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from attacks.test_gradient import SETTINGS, balanced, batch, build
+from rayclip.attacks import Samples, make_attack
+from rayclip.attacks.rng import sample_keys
+from rayclip.defenses import DEFENSES, Aim, Defended, Purifier, is_random, parse_aims, parse_defenses
+from rayclip.defenses.defended import chain_label, describe_chain
+from rayclip.types import UserError
+
+EPS = 8 / 255
+THROUGH = [
+    ("straight", "rn", 1),
+    ("straight", "tte", 1),
+    ("bpda", "ttc", 2),
+    ("straight", "ttc", 1),
+    ("bpda", "rn+tte", 3),
+    ("bpda", "hedge:steps=2", 1),
+]
+
+
+@pytest.fixture(scope="module")
+def victim():
+    return balanced(torch.float64)
+
+
+def aimed(victim, chain, keys, gradient="bpda", draws=1):
+    return Defended(victim, parse_defenses(chain)[0], keys, Aim(gradient=gradient, draws=draws))
+
+
+@pytest.mark.parametrize("settings", [s for s in SETTINGS if s["name"] != "transfer"], ids=str)
+@pytest.mark.parametrize("chain", ["rn", "tte"])
+def test_attacks_through_a_defence_do_not_depend_on_the_batch(victim, settings, chain):
+    attack, (images, labels, todo, keys) = build(settings), batch(victim)
+    prompts = attack.prepare(victim)
+
+    def run(rows):
+        target = aimed(victim, chain, keys[rows], draws=2)
+        samples = Samples(images[rows], labels[rows], keys[rows], todo[rows])
+        return attack.run(target, samples, eps=EPS, prompts=prompts)
+
+    whole = run(slice(None))
+    parts = [run(slice(i, i + 7)) for i in range(0, len(images), 7)]
+    together, apart = whole.images_BCHW, torch.cat([p.images_BCHW for p in parts])
+    assert torch.allclose(together, apart, rtol=0, atol=1e-9)
+    assert torch.equal(whole.queries_B, torch.cat([p.queries_B for p in parts]))
+    assert (together - images).abs().amax() <= EPS + 1e-9 or getattr(attack, "norm", "linf") == "l2"
+
+
+@pytest.mark.parametrize("gradient, chain, draws", THROUGH)
+def test_attacks_through_a_defence_raise_the_defended_loss(victim, gradient, chain, draws):
+    images, labels, todo, keys = batch(victim)
+    attack = make_attack("pgd", steps=5, step=2 / 255, stop="final")
+    result = attack.run(aimed(victim, chain, keys, gradient, draws), Samples(images, labels, keys, todo), eps=EPS)
+    judge = Defended(victim, parse_defenses(chain)[0], keys)
+    with torch.no_grad():
+        before, after = (F.cross_entropy(judge(x), labels) for x in (images, result.images_BCHW))
+    assert after > before
+
+
+class Wall(Purifier):
+    """Rounds to 16 levels: its derivative is zero."""
+
+    name = "wall"
+
+    def purify(self, victim, pixels_BCHW, keys_B):
+        return (pixels_BCHW * 15).round() / 15
+
+
+def test_bpda_is_the_identity_on_the_way_back_and_straight_is_the_truth(victim):
+    images, labels, _, keys = batch(victim)
+    rounded = (images * 15).round() / 15
+
+    def gradient(classifier, x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(F.cross_entropy(classifier(x), labels, reduction="sum"), x)[0]
+
+    through = {g: gradient(Defended(victim, (Wall(),), keys, Aim(gradient=g)), images) for g in ("straight", "bpda")}
+    assert torch.equal(through["straight"], torch.zeros_like(images))
+    assert torch.allclose(through["bpda"], gradient(victim, rounded), rtol=1e-9, atol=1e-12)
+
+
+def test_draws_are_averaged_as_probabilities(victim):
+    """Of three draws the mean softmax; its gradient is that of the mean."""
+    images, labels, _, keys = batch(victim, n=4)
+    noise = DEFENSES["rn"](eps=0.2)
+    drawn = []
+
+    class Watched(type(noise)):
+        def purify(self, victim, pixels_BCHW, keys_B):
+            drawn.append(keys_B)
+            return super().purify(victim, pixels_BCHW, keys_B)
+
+    target = Defended(victim, (Watched(eps=0.2),), keys, Aim(gradient="straight", draws=3))
+    x = images.clone().requires_grad_()
+    found = target(x)
+    (slope,) = torch.autograd.grad(found.gather(1, labels[:, None]).sum(), x)
+    for i in range(4):
+        own = drawn[0][3 * i : 3 * i + 3]
+        assert len(set(own.tolist())) == 3
+        y = images[i].clone().requires_grad_()
+        each = torch.stack([noise.purify(victim, y[None], k[None])[0] for k in own])
+        mean = victim(each).softmax(1).mean(0)
+        assert torch.allclose(found[i].exp(), mean, rtol=1e-9)
+        (wanted,) = torch.autograd.grad(mean[labels[i]].log(), y)
+        assert torch.allclose(slope[i], wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_every_query_draws_anew_and_the_judge_never(victim):
+    images, _, _, keys = batch(victim)
+    chain = parse_defenses("rn:eps=32/255")[0]
+    target, judge = Defended(victim, chain, keys, Aim(gradient="bpda")), Defended(victim, chain, keys)
+    with torch.no_grad():
+        first, second, verdict, again = target(images), target(images), judge(images), judge(images)
+    assert torch.equal(verdict, again)
+    assert not torch.allclose(first, second) and not torch.allclose(first, verdict)
+    rows = torch.tensor([5, 2])
+    with torch.no_grad():
+        assert torch.allclose(judge(images[rows], rows), verdict[rows], rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="pass their index"):
+        judge(images[rows])
+
+
+def test_a_chain_passes_images_on(victim):
+    images, _, _, keys = batch(victim, n=5)
+    with torch.no_grad():
+        walled = Defended(victim, (Wall(), DEFENSES["tte"]()), keys)(images)
+        alone = Defended(victim, (DEFENSES["tte"](),), keys)((images * 15).round() / 15)
+        views = Defended(victim, (DEFENSES["tte"](), DEFENSES["rn"]()), keys).embed(images)
+    assert torch.allclose(walled, alone, rtol=1e-9)
+    assert views.shape[:2] == (5, 10)
+    assert (views[:, 0] - views[:, 1]).abs().max() > 0
+
+
+def test_chains_as_they_are_written():
+    chains = parse_defenses("none, ttc:eps=2/255,steps=3+tte,rn+ttc:tau=0.1,beta=1")
+    assert [chain_label(c) for c in chains] == ["none", "ttc:eps=2/255,steps=3+tte", "rn+ttc:tau=0.1,beta=1.0"]
+    assert [is_random(c) for c in chains] == [False, True, True] and not is_random(parse_defenses("tte")[0])
+    assert parse_defenses(chain_label(chains[1])) == [chains[1]]
+    assert "original victim" in describe_chain(chains[1]) and "steps 3" in describe_chain(chains[1])
+    assert describe_chain(parse_defenses("anti-adversary:preset=ttc")[0]) == (
+        "anti-adversary (eps 4/255, steps 2, step 38.25/255)"
+    )
+    assert [a.label for a in parse_aims("ignore,straight,bpda,bpda", 4)] == ["", "_straight", "_bpda"]
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("magic", "unknown defence 'magic'"),
+        ("ttc:colour=red", "no setting 'colour'"),
+        ("ttc:eps=4", "write 4/255"),
+        ("ttc:steps=0", "at least 1"),
+        ("tte:crop=2", "share of the image's side"),
+        ("rn,rn", "twice"),
+        ("rn+", "empty name"),
+        ("anti-adversary:preset=mine", "use one of paper, ttc"),
+        ("rn+none", "unknown defence 'none'"),
+        ("", "empty name"),
+    ],
+)
+def test_wrong_chains_are_one_sentence(text, said):
+    with pytest.raises(UserError, match=said) as caught:
+        parse_defenses(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_aims_are_one_sentence():
+    with pytest.raises(UserError, match="use ignore, straight or bpda"):
+        parse_aims("ignore,sideways", 1)
+
+
+def test_keys_of_samples_alone_decide(victim):
+    images, _, _, _ = batch(victim, n=3)
+    chain = parse_defenses("rn")[0]
+    with torch.no_grad():
+        one, other = (Defended(victim, chain, sample_keys(range(3), seed))(images) for seed in (0, 1))
+    assert not torch.allclose(one, other)

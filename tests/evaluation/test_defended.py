@@ -1,0 +1,116 @@
+"""Defended models as cells: what is run, what a row says, and that shards and batches have no say."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from evaluation.test_evaluation import run_all, verdicts
+from rayclip.attacks import parse_attacks
+from rayclip.data import open_data
+from rayclip.defenses import parse_aims, parse_defenses
+from rayclip.evaluation import Protocol, Store, collect_rows, make_cells
+from rayclip.evaluation.alarms import alarms
+from rayclip.models import load_model
+from rayclip.reports import result_tables
+
+DEFAULTS = {"steps": 4, "step": 16 / 255, "substitutes": "clip-table"}
+
+
+def cells_of(defenses, attacks="clean,pgd,bert", aims="ignore,bpda", draws=2, eps=32 / 255):
+    return make_cells(
+        [("digits", load_model("digits").fingerprint())],
+        [("digits", open_data("digits", "test"))],
+        parse_attacks(attacks, DEFAULTS),
+        Protocol(eps=eps),
+        parse_defenses(defenses),
+        parse_aims(aims, draws),
+    )
+
+
+def test_attacks_that_ask_the_victim_are_aimed_both_ways():
+    cells = cells_of("none,tte,rn", "clean,pgd,apgd-ce,bert,transfer:source=digits")
+    found = [(c.describe()["defense"].partition(" ")[0], c.attack_label, c.describe().get("draws")) for c in cells]
+    plain = ["clean", "pgd-4_eps32", "apgd-ce-100_eps32", "bert", "transfer_pgd-4_from_digits_eps32"]
+    behind = [
+        ("clean", None),
+        ("pgd-4_eps32", None),
+        ("pgd-4_eps32_bpda", 1),
+        ("apgd-ce-100_eps32", None),
+        ("apgd-ce-100_eps32_bpda", 1),
+        ("bert", None),
+        ("transfer_pgd-4_from_digits_eps32", None),
+    ]
+    assert found == [
+        *(("none", label, None) for label in plain),
+        *(("tte", *one) for one in behind),
+        *(("rn", label, draws and 2) for label, draws in behind),
+    ]
+    assert len({c.id for c in cells}) == len(cells)
+    assert {c.attack.stop for c in cells if c.attack.name == "pgd" and c.defense} == {"final"}
+    assert {c.attack.stop for c in cells if c.attack.name == "pgd" and not c.defense} == {"first_success"}
+
+
+def test_an_undefended_cell_is_the_same_whatever_stands_beside_it():
+    alone, beside = cells_of("none"), cells_of("ttc,none", aims="straight")
+    assert {c.id for c in alone} == {c.id for c in beside if not c.defense}
+    assert "aim" not in alone[1].describe() and alone[1].describe()["defense"] == "none"
+
+
+def test_settings_of_a_defence_are_another_cell():
+    ids = [cells_of(d, "pgd", "ignore")[0].id for d in ("ttc", "ttc:tau=0.1", "ttc+rn", "rn+ttc")]
+    ids += [cells_of("rn", "pgd", "bpda", draws)[0].id for draws in (1, 2)]
+    assert len(set(ids)) == 6
+
+
+def test_verdicts_of_defended_models_do_not_depend_on_shards_or_batches(tmp_path):
+    cells = cells_of("rn:eps=32/255,ttc+tte")
+    positions = np.arange(40)
+    stores = [Store(str(tmp_path / name)) for name in "ab"]
+    run_all(cells, positions, stores[0], shard_size=40)
+    run_all(cells, positions, stores[1], shard_size=11, batch_size=3)
+    for cell in cells:
+        a, b = (verdicts(s, cell) for s in stores)
+        for exact in ("position", "clean_pred", "adv_pred", "queries"):
+            assert np.array_equal(a[exact], b[exact]), (cell.attack_label, exact)
+        assert np.allclose(a["adv_margin"], b["adv_margin"], atol=1e-3)
+        if cell.attack.name == "clean":  # one draw judges before and after
+            assert np.array_equal(a["clean_margin"], a["adv_margin"])
+
+
+def test_rows_and_tables_show_both_columns_side_by_side(tmp_path):
+    cells = cells_of("none,tte", "clean,pgd")
+    positions, store = np.arange(60), Store(str(tmp_path))
+    run_all(cells, positions, store, 60)
+    rows = collect_rows(cells, {"digits": positions}, store)
+    found = {(r.who(), r.attack): r.top1 for r in rows}
+    assert found["digits + tte", "worst"] <= min(v for (who, _), v in found.items() if who == "digits + tte")
+    assert found["digits + tte", "pgd-4_eps32_bpda"] < found["digits + tte", "clean"]
+    (table,) = result_tables(rows, {"digits": "mine"})
+    assert table.header == ("model", "clean", "pgd-4 32/255", "pgd-4 bpda 32/255", "worst")
+    assert [line[0] for line in table.body] == ["mine", "mine + tte"]
+    assert table.body[0][3] == "" and "" not in table.body[1]
+    assert "on defended models steps 4, step 16/255, norm linf, start random, stop final" in table.caption
+    assert "tte: tte (crop 0.875)" in table.caption and "attacks ignore the defence unless" in table.caption
+
+
+def test_an_attack_through_the_defence_that_does_worse_is_noticed(tmp_path):
+    cells = cells_of("tte", "pgd")
+    positions, store = np.arange(30), Store(str(tmp_path))
+    run_all(cells, positions, store, 30)
+    rows = collect_rows(cells, {"digits": positions}, store)
+    assert not any("goes through" in said for said in alarms(cells, rows, {"digits": positions}, store))
+    worse = [dataclasses.replace(r, top1=90.0) if r.attack.endswith("bpda") else r for r in rows]
+    (said,) = (s for s in alarms(cells, worse, {"digits": positions}, store) if "goes through" in s)
+    assert said.startswith("digits + tte on digits, pgd-4_eps32_bpda goes through the defence and leaves 90.0 %")
+
+
+@pytest.mark.parametrize(
+    "attack", ["feature", "semantic", "cw", "sep", "co-attack", "sga", "square:queries=20", "fgsm"]
+)
+def test_every_kind_of_attack_goes_through_views(tmp_path, attack):
+    cells = cells_of("tte", attack, "bpda")
+    positions, store = np.arange(12), Store(str(tmp_path))
+    run_all(cells, positions, store, 12)
+    found = verdicts(store, cells[0])
+    assert (found["adv_margin"] < found["clean_margin"]).mean() > 0.5
