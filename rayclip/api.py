@@ -27,11 +27,12 @@ from rayclip.defenses import DRAWS, Aim, Chain, chain_label
 from rayclip.distributed import PoolSize, Trial, Workers, evaluate, ray_cluster, run_trials
 from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, collect_rows, make_cells, missing_shards
 from rayclip.evaluation.alarms import alarms
-from rayclip.evaluation.cell import default_substitutes
+from rayclip.evaluation.cell import MadeAgainst, default_substitutes
 from rayclip.evaluation.retrieval import RecallRow, make_task, read_recalls, run_task
 from rayclip.logbook import Logbook, markdown, rows_json
 from rayclip.methods import SMALL_BELOW, SMALL_MODEL, Method, Recipe
 from rayclip.models import Clip, load_model
+from rayclip.models.scorers import DEFAULT, Scorer
 from rayclip.progress import Display
 from rayclip.reports import result_tables, retrieval_tables
 from rayclip.tracking import MlflowTracker, default_uri
@@ -51,6 +52,8 @@ class Evaluation:
         protocol: budget, seed, resolution, template.
         defenses: chains of test-time defences to put each model behind; the empty one is the model itself.
         aims: what attacks on defended models are aimed at.
+        scorers: ways to score an image against a class.
+        made_against: what image attacks attack where the scorer is not the template: the scorer itself, the template.
         limit: at most so many samples of each data set.
     """
 
@@ -60,6 +63,8 @@ class Evaluation:
     limit: int | None = None
     defenses: Sequence[Chain] = ((),)
     aims: Sequence[Aim] = (Aim(), Aim(gradient="bpda", draws=DRAWS))
+    scorers: Sequence[Scorer] = (DEFAULT,)
+    made_against: Sequence[MadeAgainst] = ("own",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +206,16 @@ def plan_cells(
         raise UserError(f"two data sets share the name '{twice[0]}', which tables could not tell apart: rename a file.")
     cells: list[Cell] = []
     for spec in dict.fromkeys(models):
-        models_here = [(spec, opened.fingerprint(spec))]
-        new = make_cells(models_here, datasets, evaluation.attacks, protocol, evaluation.defenses, evaluation.aims)
+        new = make_cells(
+            [(spec, opened.fingerprint(spec))],
+            datasets,
+            evaluation.attacks,
+            protocol,
+            evaluation.defenses,
+            evaluation.aims,
+            evaluation.scorers,
+            evaluation.made_against,
+        )
         if not cells:  # a source of substitutes that can be opened for one model can be opened for all
             for attack in {c.attack for c in new}:
                 if isinstance(attack, TextSettings):
@@ -429,10 +442,10 @@ def _log_evaluations(
     cells: Sequence[Cell],
     warnings: Sequence[str],
 ) -> None:
-    """A run for the model itself, and one for each defence that it stands behind."""
-    for defense in dict.fromkeys(row.defense for row in rows if row.model == model):
-        mine = [row for row in rows if (row.model, row.defense) == (model, defense)]
-        own = [cell for cell in cells if cell.model == model and chain_label(cell.defense) == defense]
+    """A run for the model itself, and one for each scorer that judges it and each defence that it stands behind."""
+    for kind in dict.fromkeys((row.scorer, row.defense) for row in rows if row.model == model):
+        mine = [row for row in rows if (row.model, row.scorer, row.defense) == (model, *kind)]
+        own = [c for c in cells if c.model == model and (c.scorer.label, chain_label(c.defense)) == kind]
         logbook.evaluation(f"eval {mine[0].who({model: label})}", parent, mine, own, warnings)
 
 

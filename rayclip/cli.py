@@ -74,6 +74,16 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    scorer: Annotated[
+        str,
+        typer.Option(help="Ways to score: template, ensemble, cupl:captions=FILE, wca:captions=FILE,crops=60."),
+    ] = "template",
+    made_against: Annotated[
+        str,
+        typer.Option(
+            help="What image attacks attack where the scorer is another: own (the scorer itself), template, or both."
+        ),
+    ] = "own",
     eps: Eps = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the attacks that do not name their own.")] = 10,
     step_size: StepSize = None,
@@ -109,6 +119,7 @@ def evaluate(
     from rayclip.defenses import DRAWS, parse_aims, parse_defenses
     from rayclip.distributed.pool import PoolSize
     from rayclip.evaluation import Protocol
+    from rayclip.models.scorers import parse_scorers
 
     budget = _budget(eps)
     defaults = {"steps": steps, "step": default_step(step_size, budget, steps), "substitutes": substitutes}
@@ -119,6 +130,8 @@ def evaluate(
         limit=limit,
         defenses=parse_defenses(defense),
         aims=parse_aims(aim, draws or DRAWS),
+        scorers=parse_scorers(scorer),
+        made_against=_made_against(made_against),
     )
     pool = PoolSize(workers=workers, gpus=gpus_per_worker, batch_size=batch_size, shard_size=shard_size)
     rows = api.evaluate_models(
@@ -319,6 +332,14 @@ def _budget(eps: str | None) -> float | None:
     from rayclip.units import parse_budget
 
     return None if eps is None else parse_budget(eps)
+
+
+def _made_against(text: str) -> list[Any]:
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in ("own", "template"):
+            raise UserError(f"--made-against '{word}' is none: use own, template, or both with a comma between.")
+    return words
 
 
 def default_step(written: str | None, eps: float | None, steps: int) -> float:

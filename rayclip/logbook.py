@@ -89,7 +89,7 @@ class Logbook:
             name,
             key=key,
             parent=parent,
-            params={"model": rows[0].model, "defense": rows[0].defense}
+            params={"model": rows[0].model, "scorer": rows[0].scorer, "defense": rows[0].defense}
             | {f"attack.{r.attack}.{k}": v for r in rows if r.attack != "worst" for k, v in r.protocol.items()},
             tags={"rayclip.kind": "eval", "rayclip.protocol": digest, "rayclip.model": cells[0].model_fingerprint}
             | {f"rayclip.data.{c.dataset}": c.data_fingerprint for c in cells}

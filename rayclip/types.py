@@ -35,10 +35,13 @@ class Row:
     protocol: Mapping[str, Any]
     cell: str
     defense: str = "none"
+    scorer: str = "template"
 
     def who(self, labels: Mapping[str, str] | None = None) -> str:
-        """The model, under its label if it has one, with its defence."""
+        """The model, under its label if it has one, with its scorer and its defence."""
         name = (labels or {}).get(self.model, self.model)
+        if self.scorer != "template":
+            name = f"{name}, {self.scorer}"
         return name if self.defense == "none" else f"{name} + {self.defense}"
 
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from rayclip.attacks import rng
+from rayclip import rng
 from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, wide
 from rayclip.models import ZeroShot
 from rayclip.settings import FILLED_IN

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from rayclip.attacks import rng
+from rayclip import rng
 from rayclip.attacks.variants import Forward, Variant, accumulate, views
 from rayclip.models import ZeroShot
 from rayclip.settings import settable
@@ -254,10 +254,10 @@ def sizes(deltas: Tensor, norm: Norm) -> Tensor:
 
 
 def mean_embeddings(victim: ZeroShot, texts: Sequence[Sequence[str]]) -> Tensor:
-    """The mean of the normalised embeddings of each image's texts, `(B, D)`."""
+    """Text weights `(B, D)` of each image's own texts, from the mean of their normalised embeddings."""
     with torch.no_grad():
         each = victim.clip.embed_texts([text for own in texts for text in own])
-        return torch.stack([part.mean(0) for part in each.split([len(own) for own in texts])])
+        return victim.weights(torch.stack([part.mean(0) for part in each.split([len(own) for own in texts])]))
 
 
 def _norms(x: Tensor) -> Tensor:

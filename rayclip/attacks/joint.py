@@ -33,7 +33,7 @@ class JointAttack(TextAttack, GradientAttack):
     def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         assert prompts is not None, "call prepare first"
         text_PD = victim.embed_each(prompts)
-        text_KD = victim.pool(text_PD)
+        text_KD = victim.embed_prompts(prompts)
         if self.stop == "first_success":
             with torch.no_grad():
                 holds_B = victim.logits(victim.embed(samples.images_BCHW), text_KD).argmax(1) == samples.labels_B

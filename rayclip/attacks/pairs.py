@@ -8,7 +8,6 @@ they do with the image's captions. The classes are those of the whole set: a res
 Shapes: I images of the set, B of a batch, T captions of the set, D embedding.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,29 +17,20 @@ from torch import Tensor
 
 from rayclip.attacks.base import Attack, Prompts, Samples
 from rayclip.attacks.registry import ATTACKS
-from rayclip.models import Clip, ZeroShot
+from rayclip.models import Clip
+from rayclip.models.zeroshot import SeveralPrompts
 from rayclip.types import UserError
 
 
-class PairVictim(ZeroShot):
-    """A frozen CLIP as a classifier over images: `captions[i]` are class i's prompts, at least one."""
+class PairVictim(SeveralPrompts):
+    """A frozen CLIP as a classifier over images: `captions[i]` are class i's prompts, at least one; its weights are the
+    mean of their embeddings, as it comes: retrieval compares with every caption."""
 
     def __init__(self, clip: Clip, captions: Sequence[Sequence[str]]) -> None:
-        self.clip = clip.eval().requires_grad_(False)
-        self._ends = list(itertools.accumulate(len(own) for own in captions))
-        self._counts = torch.tensor([len(own) for own in captions], device=clip.device)
-        self._start([caption for own in captions for caption in own])
+        super().__init__(clip, [str(i) for i in range(len(captions))], captions)
 
-    def pool(self, values_PD: Tensor) -> Tensor:
-        """The mean over each image's captions, `(I, D)`."""
-        return torch.segment_reduce(values_PD, "mean", lengths=self._counts, axis=0)
-
-    def prompts_of(self, label: int) -> list[str]:
-        return list(self.own(self.prompts, label))
-
-    def own(self, texts: Sequence[str], label: int) -> Sequence[str]:
-        """An image's part of texts that stand in the captions' order."""
-        return texts[self._ends[label - 1] if label else 0 : self._ends[label]]
+    def weights(self, mean_KD: Tensor) -> Tensor:
+        return mean_KD
 
 
 class AdversarialPairs(NamedTuple):

@@ -109,7 +109,8 @@ class SemanticEnsemble(GradientAttack):
         texts = self._texts(victim)
         if victim.clip not in _embedded or _embedded[victim.clip][0] != texts:
             by_set = [text for own in zip(*texts, strict=True) for text in own]
-            _embedded[victim.clip] = texts, victim.embed_prompts(by_set).view(self.sets, len(texts), -1)
+            with torch.no_grad():
+                _embedded[victim.clip] = texts, victim.clip.embed_texts(by_set).view(self.sets, len(texts), -1)
         return _embedded[victim.clip][1]
 
     def _texts(self, victim: ZeroShot) -> Texts:

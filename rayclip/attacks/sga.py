@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayclip.attacks import rng
+from rayclip import rng
 from rayclip.attacks.base import Adversarial, GradientAttack, Prompts, Samples, mean_embeddings
 from rayclip.attacks.bert import TextAttack, change_words, rank_words
 from rayclip.models import ZeroShot

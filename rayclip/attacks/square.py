@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rayclip.attacks import rng
+from rayclip import rng
 from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, margin, sizes, wide
 from rayclip.models import ZeroShot
 from rayclip.types import UserError

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayclip.attacks import rng
+from rayclip import rng
 
 Variant = Literal["plain", "mi", "di", "si", "mi-di", "mi-si", "di-si", "mi-di-si"]
 

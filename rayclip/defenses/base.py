@@ -61,7 +61,7 @@ class Defense(ABC):
         Args:
             victim: the undefended classifier.
             pixels_BCHW: in [0, 1].
-            keys_B: one 64-bit key a sample, the source of all randomness (`attacks.rng`).
+            keys_B: one 64-bit key a sample, the source of all randomness (`rng`).
         """
 
 

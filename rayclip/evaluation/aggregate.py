@@ -42,10 +42,10 @@ def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store:
 
 
 def same_subject(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """The cells grouped by what is attacked: model, defence and data set."""
-    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    """The cells grouped by what is judged: model, scorer, defence and data set."""
+    groups: dict[tuple[str, str, str, str], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.model, chain_label(cell.defense), cell.data), []).append(cell)
+        groups.setdefault((cell.model, cell.scorer.label, chain_label(cell.defense), cell.data), []).append(cell)
     return list(groups.values())
 
 
@@ -82,6 +82,7 @@ def _row(cell: Cell, label: str, right: np.ndarray) -> Row:
         protocol=cell.describe(),
         cell=cell.id,
         defense=chain_label(cell.defense),
+        scorer=cell.scorer.label,
     )
 
 
@@ -102,4 +103,5 @@ def _worst(members: list[Cell], right: np.ndarray) -> Row:
         protocol=protocol,
         cell="+".join(cell.id for cell in members),
         defense=chain_label(first.defense),
+        scorer=first.scorer.label,
     )

@@ -29,8 +29,9 @@ def alarms(cells: Sequence[Cell], rows: Sequence[Row], positions: Mapping[str, n
     for members in same_subject(cells):
         attacking = [(cell, by_id[cell.id]) for cell in members if cell.attack.needs_eps]
         found += _aim_loses(attacking)
-        # What ignores a defence says nothing about gradients through it
+        # What ignores a defence, or was made against another scorer, says nothing about gradients
         attacking = [(cell, row) for cell, row in attacking if not cell.defense or cell.aim != IGNORE]
+        attacking = [(cell, row) for cell, row in attacking if cell.attacked == cell.scorer]
         for cell, row in attacking:
             found += _flat_loss(cell, row, positions[cell.data], store) + _survives_all(cell, row)
         found += _gradients_lose(attacking) + _steps_lose(attacking)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from rayclip import PROTOCOL
 from rayclip.attacks import Attack
@@ -13,13 +13,17 @@ from rayclip.attacks.base import GradientAttack
 from rayclip.attacks.bert import TextSettings
 from rayclip.attacks.fab import FABT
 from rayclip.attacks.semantic import SemanticEnsemble
+from rayclip.attacks.sga import SGA
 from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
-from rayclip.data.captions import read_captions
+from rayclip.data.captions import BUNDLED, read_captions
 from rayclip.defenses import IGNORE, Aim, Chain, describe_chain, is_random
 from rayclip.models import TEMPLATE
+from rayclip.models.scorers import DEFAULT, WCA, Described, Scorer
 from rayclip.types import UserError
 from rayclip.units import format_budget, in_255ths
+
+MadeAgainst = Literal["own", "template"]
 
 DEFAULT_MASKED_LM = "bert-base-uncased"
 
@@ -60,6 +64,8 @@ class Cell:
     protocol: Protocol
     defense: Chain = ()
     aim: Aim = IGNORE
+    scorer: Scorer = DEFAULT
+    attacked: Scorer = DEFAULT
 
     @cached_property
     def id(self) -> str:
@@ -72,6 +78,8 @@ class Cell:
         """Equal for all cells whose attack prepares the same adversarial prompts."""
         settings = self.attack.describe_prepared()
         decisive = [PROTOCOL, self.model_fingerprint, self.class_names, self.protocol.template, settings]
+        if self.scorer != DEFAULT:
+            decisive.append(self.scorer.describe())
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -81,7 +89,8 @@ class Cell:
     @property
     def attack_label(self) -> str:
         """The attack in metric names: `pgd-100_eps1`, `bert`; `pgd-100_eps1_bpda` through a defence."""
-        return label_with_eps(self.attack, self.eps) + self.aim.label
+        elsewhere = "" if self.attacked == self.scorer else f"_on-{self.attacked.name}"
+        return label_with_eps(self.attack, self.eps) + elsewhere + self.aim.label
 
     def describe(self) -> dict[str, Any]:
         """The protocol as every result row carries it."""
@@ -93,7 +102,8 @@ class Cell:
             "resolution": self.protocol.resolution,
             "class_names": self.protocol.names,
             "template": self.protocol.template,
-            "scorer": "template",
+            "scorer": self.scorer.describe(),
+            **({} if self.attacked == self.scorer else {"attacked_scorer": self.attacked.describe()}),
             "defense": describe_chain(self.defense),
             **(self.aim.describe() if self.defense else {}),
             "precision": "fp32",
@@ -103,8 +113,9 @@ class Cell:
     @property
     def cost(self) -> int:
         """Forwards per image, roughly: what the plan sorts by."""
-        judged = 1 + sum(defense.cost for defense in self.defense)
-        return judged + self.attack.cost * (1 if self.aim == IGNORE else self.aim.draws * judged)
+        defended = sum(defense.cost for defense in self.defense)
+        query = self.attacked.cost + (0 if self.aim == IGNORE else defended)
+        return self.scorer.cost + defended + self.attack.cost * query * self.aim.draws
 
 
 def label_with_eps(attack: Attack, eps: float | None) -> str:
@@ -124,17 +135,21 @@ def make_cells(
     protocol: Protocol,
     defenses: Sequence[Chain] = ((),),
     aims: Sequence[Aim] = (IGNORE,),
+    scorers: Sequence[Scorer] = (DEFAULT,),
+    made_against: Sequence[MadeAgainst] = ("own",),
 ) -> list[Cell]:
-    """Every model × defence × data set × attack, and of the attacks on a defended model every aim.
+    """Every model × scorer × defence × data set × attack, and of the attacks on a defended model every aim.
 
-    Behind a defence the attacks that have a stop rule go on to the last step: that the undefended classifier, or the
-    mean of some draws, is fooled for the first time says little about the defended one.
+    Where an attack sees another classifier than the one that judges (behind a defence, another scorer, other random
+    numbers) and has a stop rule, it goes on to the last step: that what it sees is fooled for the first time says little.
 
     Args:
         models: (specification, fingerprint) pairs.
         datasets: (specification, opened data set) pairs.
         defenses: chains of defences; the empty one is the model itself.
         aims: see `defenses.Aim`.
+        scorers: ways to score; each judges.
+        made_against: what image attacks attack where the scorer is not the template: the scorer itself, the template.
 
     Raises:
         UserError: an attack needs a budget and there is none, is not defined for a data set's few classes, or names a
@@ -159,26 +174,60 @@ def make_cells(
             protocol=protocol,
             defense=chain,
             aim=aim,
+            scorer=judging,
+            attacked=attacked,
         )
         for spec, fingerprint in models
+        for scorer in scorers
         for chain in defenses
         for source, data in datasets
-        for attack, aim in _aimed(attacks, chain, aims)
+        for judging in [with_descriptions(scorer, source, data.class_names)]
+        for attack, aim, attacked in _runs(attacks, chain, aims, judging, made_against)
     ]
 
 
-def _aimed(attacks: Sequence[Attack], chain: Chain, aims: Sequence[Aim]) -> list[tuple[Attack, Aim]]:
-    """What is run against a model behind a chain."""
-    if not chain:
-        return [(attack, IGNORE) for attack in attacks]
+def with_descriptions(scorer: Scorer, data: str, class_names: Sequence[str]) -> Scorer:
+    """The scorer with what is in its table of captions; for bundled data without one, the bundled captions.
+
+    Raises:
+        UserError: it has no captions, or a table that does not fit the classes.
+    """
+    if not isinstance(scorer, Described) or scorer.texts:
+        return scorer
+    name = data.partition("#")[0]
+    captions = scorer.captions or (name if name in BUNDLED else "")
+    if not captions:
+        raise UserError(
+            f"scorer '{scorer.name}' needs captions of the classes: write {scorer.name}:captions=FILE, a table as "
+            "rayclip captions filter writes it."
+        )
+    return scorer.with_texts(read_captions(captions, class_names))
+
+
+def _runs(
+    attacks: Sequence[Attack],
+    chain: Chain,
+    aims: Sequence[Aim],
+    scorer: Scorer,
+    made_against: Sequence[MadeAgainst],
+) -> list[tuple[Attack, Aim, Scorer]]:
+    """What is run against a model behind a chain: attack, aim, and the scorer that is attacked."""
     if not is_random(chain):
         aims = [replace(aim, draws=1) for aim in aims]
-    pairs: list[tuple[Attack, Aim]] = []
+    runs: list[tuple[Attack, Aim, Scorer]] = []
     for attack in attacks:
-        if isinstance(attack, GradientAttack | FABT):
-            attack = replace(attack, stop="final")
-        pairs += [(attack, aim) for aim in (aims if attack.asks_victim else (IGNORE,))]
-    return pairs
+        if isinstance(attack, SGA) and isinstance(scorer, WCA):
+            raise UserError("sga gives every image texts of its own, which scorer wca cannot weigh: leave one out.")
+        with_texts = isinstance(attack, TextSettings)  # whose texts are those of the scorer that judges
+        targets = made_against if attack.asks_victim and not with_texts and scorer != DEFAULT else ("own",)
+        for aim in aims if attack.asks_victim and chain else (IGNORE,):
+            for target in dict.fromkeys(targets):
+                attacked = scorer if target == "own" else DEFAULT
+                sees_the_judge = not chain and attacked == scorer and not scorer.random
+                if isinstance(attack, GradientAttack | FABT) and not sees_the_judge:
+                    attack = replace(attack, stop="final")
+                runs.append((attack, aim, attacked))
+    return runs
 
 
 def default_substitutes(*, bundled: bool) -> str:

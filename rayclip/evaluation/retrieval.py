@@ -25,12 +25,12 @@ from rayclip.attacks import Attack
 from rayclip.attacks.bert import TextSettings
 from rayclip.attacks.clean import Clean
 from rayclip.attacks.pairs import AdversarialPairs, PairAttack, PairVictim, check_for_pairs
-from rayclip.attacks.rng import sample_keys
 from rayclip.data import PairSet, Resolution, batch_pixels
 from rayclip.evaluation.aggregate import wilson
 from rayclip.evaluation.cell import check_budget, label_with_eps, with_substitutes
 from rayclip.evaluation.plan import chosen_positions
 from rayclip.models import Clip
+from rayclip.rng import sample_keys
 from rayclip.store import Store
 from rayclip.types import UserError
 from rayclip.units import format_budget

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from rayclip.attacks import Adversarial, Samples
 from rayclip.attacks.base import margin
-from rayclip.attacks.rng import sample_keys
 from rayclip.data import ImageSet, batch_pixels, open_data
 from rayclip.defenses import IGNORE, Defended
 from rayclip.evaluation.cell import Cell
 from rayclip.evaluation.plan import Shard
 from rayclip.models import Clip, ZeroShot, load_model
+from rayclip.models.scorers import Scorer
+from rayclip.rng import sample_keys
 from rayclip.store import Store
 from rayclip.types import check_same
 
@@ -50,7 +51,7 @@ class Evaluator:
         """Evaluate and write a shard; returns how many samples are right after the attack."""
         cell, positions = shard.cell, shard.positions
         data = self._images(cell)
-        victim = self._victim(cell)
+        victim = self._victim(cell, cell.scorer)
         prompts = self._adversarial_prompts(cell, victim)
         parts = [
             self._batch(cell, data, victim, prompts, positions[i : i + self.batch_size])
@@ -70,11 +71,7 @@ class Evaluator:
         # The noise of a sample must not depend on how the attack is spelled beyond its kind: eps and steps may vary
         # along a curve, and the same start makes the curve smooth.
         keys = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, cell.attack.name)
-        judge = target = victim
-        if cell.defense:
-            drawn = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, "defense")
-            judge = Defended(victim, cell.defense, drawn)
-            target = victim if cell.aim == IGNORE else Defended(victim, cell.defense, drawn, cell.aim)
+        judge, target = self._classifiers(cell, victim, ids)
         with torch.no_grad():
             clean_logits = judge(images)
         samples = Samples(images, labels, keys, todo_B=clean_logits.argmax(1) == labels)
@@ -101,6 +98,16 @@ class Evaluator:
         }
         return {name: column.cpu().numpy() for name, column in columns.items()}
 
+    def _classifiers(self, cell: Cell, victim: ZeroShot, ids: np.ndarray) -> tuple[ZeroShot, ZeroShot]:
+        """For these samples, what judges and what is attacked."""
+        drawn = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, "defense")
+        judge = cell.scorer.bind(victim, drawn, attacked=False)
+        target = cell.attacked.bind(self._victim(cell, cell.attacked), drawn, attacked=True)
+        if not cell.defense:
+            return judge, target
+        defended = Defended(target, cell.defense, drawn, cell.aim)
+        return Defended(judge, cell.defense, drawn), target if cell.aim == IGNORE else defended
+
     @staticmethod
     def _check_logits(cell: Cell, ids: np.ndarray, *logits_BK: Tensor) -> None:
         """A model without an opinion must not count as robust."""
@@ -125,20 +132,18 @@ class Evaluator:
 
         return _warm(self._data, cell.data_fingerprint, load)
 
-    def _victim(self, cell: Cell) -> ZeroShot:
+    def _victim(self, cell: Cell, scorer: Scorer) -> ZeroShot:
         def load() -> Clip:
             clip = load_model(cell.model, self.device)
             check_same("model", cell.model, clip.fingerprint(), cell.model_fingerprint)
             return clip
 
-        key = (cell.model_fingerprint, cell.protocol.template, *cell.class_names)
-        return _warm(
-            self._victims,
-            key,
-            lambda: ZeroShot(
-                _warm(self._models, cell.model_fingerprint, load), cell.class_names, cell.protocol.template
-            ),
-        )
+        def make() -> ZeroShot:
+            clip = _warm(self._models, cell.model_fingerprint, load)
+            return scorer.classifier(clip, cell.class_names, cell.protocol.template)
+
+        key = (cell.model_fingerprint, cell.protocol.template, scorer.describe(), *cell.class_names)
+        return _warm(self._victims, key, make)
 
     def _adversarial_prompts(self, cell: Cell, victim: ZeroShot) -> tuple[str, ...] | None:
         """Once per (model, class set, settings): from memory, from the store, or made here and kept there."""
@@ -151,9 +156,10 @@ class Evaluator:
             if stored is None:
                 prompts = cell.attack.prepare(victim)
                 assert prompts is not None
+                owners = [name for i, name in enumerate(cell.class_names) for _ in victim.prompts_of(i)]
                 stored = [
                     {"class": c, "clean": p, "adversarial": a}
-                    for c, p, a in zip(cell.class_names, victim.prompts, prompts, strict=True)
+                    for c, p, a in zip(owners, victim.prompts, prompts, strict=True)
                 ]
                 self.store.write_json(name, stored)
             return tuple(entry["adversarial"] for entry in stored)

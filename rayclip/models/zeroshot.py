@@ -3,10 +3,12 @@
 Shapes: B batch, V views of an image, K classes, D embedding.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rayclip.models.clip import Clip
@@ -52,12 +54,21 @@ class ZeroShot:
         return self._embedded[1]
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text weights of the classes, `(K, D)`; of one prompt a class they are normalised."""
-        return self.pool(self.embed_each(prompts))
+        """Text weights of the classes, `(K, D)`."""
+        return self.weights(self.pool(self.embed_each(prompts)))
 
     def pool(self, values_PD: Tensor) -> Tensor:
         """What belongs to prompts as what belongs to classes, `(K, D)`: here a class has one prompt."""
         return values_PD
+
+    def weights(self, mean_KD: Tensor) -> Tensor:
+        """Text weights made of the means of normalised embeddings."""
+        return mean_KD
+
+    @property
+    def plain(self) -> "ZeroShot":
+        """The classifier that a test-time defence asks, which must not draw numbers."""
+        return self
 
     def prompts_of(self, label: int) -> list[str]:
         return [self.prompts[label]]
@@ -84,6 +95,68 @@ class ZeroShot:
 
     def __call__(self, pixels_BCHW: Tensor, index: Tensor | None = None) -> Tensor:
         return self.logits(self.embed(pixels_BCHW, index))
+
+
+class SeveralPrompts(ZeroShot):
+    """A frozen CLIP as a classifier whose classes have any number of prompts each, at least one: a class's weights are
+    the normalised mean of the embeddings of its prompts.
+
+    Attributes:
+        prompts: of all classes, in a row.
+        counts: how many each class has, `(K,)`.
+        owners: the class of each prompt, `(P,)`.
+    """
+
+    def __init__(
+        self, clip: Clip, class_names: Sequence[str], texts: Sequence[Sequence[str]], template: str = TEMPLATE
+    ) -> None:
+        self.clip = clip.eval().requires_grad_(False)
+        self.class_names, self.template = tuple(class_names), template
+        self._ends = list(itertools.accumulate(len(own) for own in texts))
+        self.counts = torch.tensor([len(own) for own in texts], device=clip.device)
+        self.owners = torch.arange(len(texts), device=clip.device).repeat_interleave(self.counts)
+        self._start([text for own in texts for text in own])
+
+    def pool(self, values_PD: Tensor) -> Tensor:
+        """The mean over each class's prompts, `(K, D)`."""
+        return torch.segment_reduce(values_PD, "mean", lengths=self.counts, axis=0)
+
+    def weights(self, mean_KD: Tensor) -> Tensor:
+        return F.normalize(mean_KD, dim=-1)
+
+    def prompts_of(self, label: int) -> list[str]:
+        return list(self.own(self.prompts, label))
+
+    def own(self, texts: Sequence[str], label: int) -> Sequence[str]:
+        """A class's part of texts that stand in the prompts' order."""
+        return texts[self._ends[label - 1] if label else 0 : self._ends[label]]
+
+
+class OtherEyes(ZeroShot):
+    """A classifier that shares another's texts and sees images in its own way; subclasses define `embed`."""
+
+    def __init__(self, inner: ZeroShot) -> None:
+        vars(self).update(vars(inner))  # class weights and prompts
+        self.inner = inner
+
+    @property
+    def plain(self) -> ZeroShot:
+        return self.inner.plain
+
+    def embed_each(self, prompts: Sequence[str]) -> Tensor:
+        return self.inner.embed_each(prompts)
+
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        return self.inner.embed_prompts(prompts)
+
+    def pool(self, values_PD: Tensor) -> Tensor:
+        return self.inner.pool(values_PD)
+
+    def weights(self, mean_KD: Tensor) -> Tensor:
+        return self.inner.weights(mean_KD)
+
+    def prompts_of(self, label: int) -> list[str]:
+        return self.inner.prompts_of(label)
 
 
 def merge_views(logits: Tensor) -> Tensor:

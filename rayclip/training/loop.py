@@ -20,13 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from rayclip import __version__
-from rayclip.attacks.rng import sample_keys
 from rayclip.data import ImageSet, batch_pixels, few_shot, open_data
 from rayclip.data.sampling import EpochSampler
 from rayclip.methods import Batch, ClassTexts, Method, Recipe
 from rayclip.models import Clip, class_prompts, load_model
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.models.clip import frozen
+from rayclip.rng import sample_keys
 from rayclip.training.config import TrainConfig
 from rayclip.types import UserError, check_same
 

@@ -10,8 +10,8 @@ import naive
 from attacks.test_gradient import CLASSES, balanced, batch
 from rayclip.attacks import Samples, apgd, make_attack
 from rayclip.attacks.apgd import checkpoints, dlr, targeted_dlr
-from rayclip.attacks.rng import sample_keys
 from rayclip.models import ZeroShot
+from rayclip.rng import sample_keys
 from rayclip.types import UserError
 
 SIZE = 8

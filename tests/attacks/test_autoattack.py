@@ -11,10 +11,10 @@ from attacks.test_gradient import CLASSES, balanced, batch
 from rayclip.attacks import Attack, Samples, make_attack, registry
 from rayclip.attacks.autoattack import AutoAttack
 from rayclip.attacks.base import Adversarial, Norm
-from rayclip.attacks.rng import sample_keys
 from rayclip.data import batch_pixels, open_data
 from rayclip.evaluation import Protocol, make_cells
 from rayclip.models import ZeroShot, load_model
+from rayclip.rng import sample_keys
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ import torch
 
 from attacks.test_gradient import build
 from rayclip.attacks import ATTACKS, Samples
-from rayclip.attacks.rng import sample_keys
 from rayclip.data import batch_pixels, open_data
 from rayclip.models import ZeroShot, load_model
+from rayclip.rng import sample_keys
 
 N = 24
 OTHERS = ("sep", "co-attack", "sga", "transfer")  # which need texts, or another model

@@ -8,7 +8,7 @@ from scipy.optimize import linprog, minimize
 from attacks.test_gradient import balanced, batch
 from rayclip.attacks import Samples, make_attack
 from rayclip.attacks.fab import towards_plane
-from rayclip.attacks.rng import sample_keys
+from rayclip.rng import sample_keys
 from rayclip.types import UserError
 
 

@@ -8,8 +8,8 @@ import torch
 import naive
 from conftest import tiny_clip
 from rayclip.attacks import ATTACKS, Samples, make_attack, parse_attacks
-from rayclip.attacks.rng import sample_keys
 from rayclip.models import ZeroShot
+from rayclip.rng import sample_keys
 from rayclip.types import UserError
 
 CLASSES = ("cat", "dog", "truck", "lemon", "violin")

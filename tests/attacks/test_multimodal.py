@@ -11,10 +11,10 @@ from conftest import tiny_clip
 from rayclip.attacks import Samples, make_attack
 from rayclip.attacks.co_attack import co_attack_loss
 from rayclip.attacks.pairs import PairAttack, PairVictim, check_for_pairs
-from rayclip.attacks.rng import sample_keys
 from rayclip.attacks.sga import image_loss
 from rayclip.attacks.substitutes import STOP_WORDS, TokenTable
 from rayclip.models import ZeroShot
+from rayclip.rng import sample_keys
 from rayclip.types import UserError
 
 EPS, STEP, K = 8 / 255, 3 / 255, 5

@@ -8,9 +8,9 @@ import torch
 import naive
 from attacks.test_gradient import CLASSES, balanced, batch
 from rayclip.attacks import Samples, make_attack
-from rayclip.attacks.rng import sample_keys
 from rayclip.attacks.square import _propose_l2, _propose_linf, pattern
 from rayclip.models import ZeroShot
+from rayclip.rng import sample_keys
 from rayclip.types import UserError
 
 

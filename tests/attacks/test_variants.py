@@ -7,8 +7,8 @@ import torch.nn.functional as F
 import naive
 from attacks.test_gradient import balanced, batch
 from rayclip.attacks import Samples, make_attack, parse_attacks
-from rayclip.attacks.rng import sample_keys, uniform
 from rayclip.attacks.variants import SMALLEST, accumulate, resize_and_pad
+from rayclip.rng import sample_keys, uniform
 
 EPS, STEP = 4 / 255, 1 / 255
 

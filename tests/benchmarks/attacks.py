@@ -20,10 +20,10 @@ from torch import Tensor
 
 from rayclip.attacks import Samples, make_attack
 from rayclip.attacks.bert import UNKNOWN, divergence
-from rayclip.attacks.rng import sample_keys, uniform
 from rayclip.attacks.substitutes import STOP_WORDS, substitute_source
 from rayclip.data import batch_pixels, open_data
 from rayclip.models import Clip, ZeroShot, load_model
+from rayclip.rng import sample_keys, uniform
 
 
 @dataclass

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from attacks.test_gradient import SETTINGS, balanced, batch, build
 from rayclip.attacks import Samples, make_attack
-from rayclip.attacks.rng import sample_keys
 from rayclip.defenses import DEFENSES, Aim, Defended, Purifier, is_random, parse_aims, parse_defenses
 from rayclip.defenses.defended import chain_label, describe_chain
+from rayclip.rng import sample_keys
 from rayclip.types import UserError
 
 EPS = 8 / 255

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 import naive
 from attacks.test_gradient import CLASSES, balanced
 from conftest import tiny_clip
-from rayclip.attacks import rng
-from rayclip.attacks.rng import sample_keys
+from rayclip import rng
 from rayclip.defenses import DEFENSES, Defended
 from rayclip.models import ZeroShot
 from rayclip.models.checkpoint import save_checkpoint
+from rayclip.rng import sample_keys
 
 N = 6
 

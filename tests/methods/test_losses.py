@@ -12,12 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 import naive
 from conftest import tiny_clip
 from rayclip.attacks.bert import TextSettings
-from rayclip.attacks.rng import sample_keys
 from rayclip.methods import METHODS, Batch, ClassTexts, make_method
 from rayclip.methods.losses import class_cross_entropy, contrastive
 from rayclip.methods.parallel import local_count
 from rayclip.models import class_prompts
 from rayclip.models.clip import frozen
+from rayclip.rng import sample_keys
 from rayclip.training.loop import _LossOf
 from rayclip.types import UserError
 

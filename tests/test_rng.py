@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import naive
-from rayclip.attacks.rng import gaussian, philox, sample_keys, uniform
+from rayclip.rng import gaussian, philox, sample_keys, uniform
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,41 @@ def numbered(keys: Tensor, numbers: Tensor) -> Tensor:
     return keys + (numbers + 1) * _GOLDEN  # wraps; neighbouring keys are as good as any to Philox
 
 
+class Draws:
+    """Which numbers a classifier with randomness of its own draws for the samples of a batch.
+
+    Where it is judged, a sample's draw is always the same. Where it is attacked, every query of a sample draws anew,
+    counted for each sample alone, and never what the judge draws.
+
+    Args:
+        keys_B: one 64-bit key a sample, on the device of the pixels.
+        attacked: see above.
+        count: K, draws of a query.
+    """
+
+    def __init__(self, keys_B: Tensor, *, attacked: bool, count: int = 1) -> None:
+        self._keys_B, self._attacked, self._count = keys_B, attacked, count
+        self._asked_B = torch.zeros_like(keys_B)
+
+    def of(self, index: Tensor | None, images: int) -> Tensor:
+        """Keys for the next query, `(B, K)`.
+
+        Args:
+            index: places in the batch of the samples that are asked about; None for the whole batch in order.
+            images: how many are asked about.
+        """
+        if index is None and images != len(self._keys_B):
+            raise ValueError(f"{images} images of a batch of {len(self._keys_B)}: pass their index")
+        rows = slice(None) if index is None else index
+        keys_B = self._keys_B[rows]
+        if not self._attacked:
+            return subkeys(keys_B, "judge")[:, None]
+        first_B = self._asked_B[rows] * self._count
+        self._asked_B[rows] += 1
+        turns_BK = first_B[:, None] + torch.arange(self._count, device=keys_B.device)
+        return numbered(subkeys(keys_B, "attack")[:, None], turns_BK)
+
+
 def philox(counters_N4: Tensor, keys_N2: Tensor) -> Tensor:
     """The Philox4x32-10 bijection on 32-bit words held in int64. `(..., 4)`, `(..., 2)` -> `(..., 4)`."""
     c0, c1, c2, c3 = counters_N4.unbind(-1)

@@ -1,0 +1,251 @@
+"""Ways to score an image against a class: one template, several, descriptions (CuPL), or crops and descriptions (WCA).
+
+A scorer makes a classifier of a CLIP and a set of classes. Attacks, defences and evaluation know classifiers only.
+
+Shapes: B batch, N crops, C H W image, P texts of all classes in a row, K classes, D embedding.
+"""
+
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rayclip import rng
+from rayclip.models.clip import Clip
+from rayclip.models.zeroshot import OtherEyes, SeveralPrompts, ZeroShot, class_prompts, clean_name
+from rayclip.settings import FILLED_IN, convert_all, settable, split_names
+from rayclip.types import UserError
+
+Texts = tuple[tuple[str, ...], ...]
+Templates = Literal["openai", "simple"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer(ABC):
+    """A way to score with its settings. Subclasses are frozen dataclasses."""
+
+    name: ClassVar[str]
+    random: ClassVar[bool] = False  # whether it draws numbers
+
+    @classmethod
+    def settings(cls) -> dict[str, Any]:
+        """The names and types of what a user may set."""
+        return settable(cls)
+
+    @property
+    def label(self) -> str:
+        """Its name, and the settings that are not the defaults, as a user would write them."""
+        changed = [f for f in fields(self) if f.name in self.settings() and getattr(self, f.name) != f.default]
+        settings = ",".join(f"{f.name}={getattr(self, f.name)}" for f in changed)
+        return f"{self.name}:{settings}" if settings else self.name
+
+    @property
+    def cost(self) -> int:
+        """Image forwards of one query."""
+        return 1
+
+    def describe(self) -> str:
+        """Name and settings as a result's protocol must state them."""
+        values = {name: getattr(self, name) for name in self.settings()}
+        shown = ", ".join(f"{k} {v}" for k, v in values.items())
+        return f"{self.name} ({shown})" if shown else self.name
+
+    @abstractmethod
+    def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
+        """Made once a model and class set."""
+
+    def bind(self, classifier: ZeroShot, keys_B: Tensor, *, attacked: bool) -> ZeroShot:
+        """The classifier for one batch.
+
+        Args:
+            keys_B: one 64-bit key a sample, the source of all randomness.
+            attacked: draw anew at each query; else the same for a sample whenever it is judged.
+        """
+        return classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template(Scorer):
+    """`s · <f(x), g(template with the class's name)>`, the papers' default."""
+
+    name: ClassVar[str] = "template"
+
+    def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
+        return ZeroShot(clip, class_names, template)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble(Scorer):
+    """The normalised mean of the embeddings of many templates (Radford et al. 2021, section 3.1.4).
+
+    Attributes:
+        templates: `openai` are the 80 for ImageNet, `simple` the 7 best of them; open_clip's lists.
+    """
+
+    name: ClassVar[str] = "ensemble"
+
+    templates: Templates = "openai"
+
+    def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
+        import open_clip
+
+        found = {"openai": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
+        texts = [[make(clean_name(name)) for make in found[self.templates]] for name in class_names]
+        return SeveralPrompts(clip, class_names, texts, template)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described(Scorer):
+    """A scorer on descriptions of the classes.
+
+    Attributes:
+        captions: table of captions, as `rayclip captions filter` writes it, of the classes that are evaluated; an
+            evaluation reads it before it starts. `digits` brings its own.
+        texts: the captions of each class in label order; what is in the table.
+    """
+
+    captions: str = ""
+    texts: Texts = field(default=(), repr=False, metadata=FILLED_IN)
+
+    def with_texts(self, texts: Sequence[Sequence[str]]) -> Self:
+        return replace(self, texts=tuple(map(tuple, texts)))
+
+    def describe(self) -> str:
+        """`captions` is a hash of the texts."""
+        digest = hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()[:16]
+        return replace(self, captions=digest)._described()
+
+    def _described(self) -> str:
+        return super().describe()
+
+    def needed_texts(self, class_names: Sequence[str]) -> Texts:
+        if len(self.texts) != len(class_names):
+            raise ValueError(f"captions of {len(self.texts)} classes for {len(class_names)}: call with_texts")
+        return self.texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class CuPL(Described):
+    """CuPL (Pratt et al. 2023): the normalised mean of the embeddings of a class's descriptions."""
+
+    name: ClassVar[str] = "cupl"
+
+    def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
+        return SeveralPrompts(clip, class_names, self.needed_texts(class_names), template)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WCA(Described):
+    """WCA (Li et al. 2024, weighted visual-text cross alignment): random crops against descriptions, both weighted.
+
+    `Σ_i Σ_j w_i v_j <f(crop_i), g(text_j)>`, w the softmax over the crops of `e^4 · <f(crop_i), f(x)>`, v that over the
+    class's descriptions of `e^2.02 · <g(text_j), g(template)>`. The double sum is the product of a weighted image
+    embedding and a weighted text embedding, so that a batch costs its crops' forwards and one matrix product.
+
+    Attributes:
+        crops: N.
+        alpha: smallest side of a crop, as a share of the image's shorter side; the largest is 0.9.
+    """
+
+    name: ClassVar[str] = "wca"
+    random: ClassVar[bool] = True
+
+    crops: int = 60
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha <= LARGEST_CROP:
+            raise UserError(f"wca:alpha={self.alpha} is a share of the image's side: give one in (0, {LARGEST_CROP}].")
+
+    @property
+    def cost(self) -> int:
+        return 1 + self.crops
+
+    def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
+        return CropsAgainstTexts(clip, class_names, self.needed_texts(class_names), template)
+
+    def bind(self, classifier: ZeroShot, keys_B: Tensor, *, attacked: bool) -> ZeroShot:
+        draws = rng.Draws(keys_B.to(classifier.clip.device), attacked=attacked)
+        return WeightedCrops(classifier, draws, self.crops, self.alpha)
+
+
+LARGEST_CROP = 0.9
+IMAGE_WEIGHT, TEXT_WEIGHT = math.exp(4.0), math.exp(2.02)
+
+
+class CropsAgainstTexts(SeveralPrompts):
+    """WCA's text side. Its image side draws numbers, so that it is made for a batch (`WCA.bind`)."""
+
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        embedded_PD = self.embed_each(prompts)
+        with torch.no_grad():
+            template_KD = self.clip.embed_texts(class_prompts(self.class_names, self.template))
+        similar_P = (embedded_PD * template_KD[self.owners]).sum(1)
+        weight_P = (TEXT_WEIGHT * similar_P).exp()  # no larger than e^(e^2.02): no maximum need be taken off
+        weight_P = weight_P / (self.pool(weight_P[:, None]) * self.counts[:, None]).squeeze(1)[self.owners]
+        return self.pool(weight_P[:, None] * embedded_PD) * self.counts[:, None]
+
+
+class WeightedCrops(OtherEyes):
+    """WCA's image side: an image is embedded as the weighted sum of its crops, for one batch."""
+
+    def __init__(self, classifier: ZeroShot, draws: rng.Draws, crops: int, alpha: float) -> None:
+        super().__init__(classifier)
+        self._draws, self._crops, self._alpha = draws, crops, alpha
+
+    def embed(self, pixels_BCHW: Tensor, index: Tensor | None = None, *, normalize: bool = True) -> Tensor:
+        """`Σ_i w_i f(crop_i)`, `(B, D)`; it has no un-normalised form."""
+        keys_B = self._draws.of(index, len(pixels_BCHW)).squeeze(1)
+        crops = random_crops(pixels_BCHW, keys_B, self._crops, self._alpha, self.clip.image_size)
+        crop_BND = self.clip.encode_image(crops.flatten(0, 1)).unflatten(0, (len(pixels_BCHW), self._crops))
+        whole_BD = self.clip.encode_image(pixels_BCHW)
+        weight_BN = (IMAGE_WEIGHT * (crop_BND * whole_BD[:, None]).sum(-1)).softmax(1)
+        return (weight_BN[..., None] * crop_BND).sum(1)
+
+
+def random_crops(pixels_BCHW: Tensor, keys_B: Tensor, crops: int, alpha: float, size: int) -> Tensor:
+    """Square crops of side U(alpha, 0.9)·min(H, W) at uniform places, bicubic at the model's input size,
+    `(B, N, C, size, size)` in [0, 1]. Images larger than that are brought to it first, with anti-aliasing."""
+    if min(pixels_BCHW.shape[-2:]) > size:
+        height, width = (max(size, round(side * size / min(pixels_BCHW.shape[-2:]))) for side in pixels_BCHW.shape[-2:])
+        pixels_BCHW = F.interpolate(pixels_BCHW, size=(height, width), mode="bicubic", antialias=True)
+    height, width = pixels_BCHW.shape[-2:]
+    drawn = rng.uniform(keys_B, (crops, 3), dtype=pixels_BCHW.dtype)
+    side_BN = (alpha + (LARGEST_CROP - alpha) * drawn[..., 0]) * min(height, width)
+    zero = torch.zeros_like(side_BN)
+    # In coordinates of [-1, 1], o on the crop shows the image's point share·o + offset.
+    share_x, share_y = side_BN / width, side_BN / height
+    offset_x, offset_y = ((2 * drawn[..., i] - 1) * (1 - share) for i, share in ((1, share_x), (2, share_y)))
+    matrix = torch.stack((share_x, zero, offset_x, zero, share_y, offset_y), -1).view(-1, 2, 3)
+    images = pixels_BCHW.repeat_interleave(crops, 0)
+    grid = F.affine_grid(matrix, [len(images), images.shape[1], size, size], align_corners=False)
+    warped = F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return warped.clamp(0, 1).unflatten(0, (-1, crops))
+
+
+SCORERS: dict[str, type[Scorer]] = {s.name: s for s in (Template, Ensemble, CuPL, WCA)}
+DEFAULT = Template()
+
+
+def parse_scorers(text: str) -> list[Scorer]:
+    """`"template,cupl:captions=FILE,wca:captions=FILE,crops=30"` as scorers, in that order.
+
+    Raises:
+        UserError: unknown scorer or setting, or a value that does not fit.
+    """
+    found: list[Scorer] = []
+    for name, written in split_names(text, "--scorer", "wca:crops=30"):
+        if name not in SCORERS:
+            raise UserError(f"unknown scorer '{name}': use one of {', '.join(SCORERS)}.")
+        kind = SCORERS[name]
+        found.append(kind(**convert_all("scorer", name, written, kind.settings())))
+    if len(set(found)) < len(found):
+        raise UserError(f"--scorer '{text}' names a scorer twice with the same settings: drop one.")
+    return found
