@@ -122,7 +122,7 @@ def evaluate(
 
 @app.command()
 def train(
-    method: Annotated[str, typer.Option(help="ft-standard, tecoa or mmcoa.")],
+    method: Annotated[str, typer.Option(help="ft-standard, tecoa, pmg-aft, fare, tga-zsr or mmcoa.")],
     model: Annotated[str, typer.Option(help=Model)],
     data: Annotated[str, typer.Option(help="Data set name, or a Parquet file in the Hugging Face layout.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint; an interrupted run there goes on.")],

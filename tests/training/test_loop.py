@@ -70,10 +70,15 @@ def test_a_run_is_repeatable(tmp_path):
     assert other.curve != runs[0].curve
 
 
-@pytest.mark.parametrize("until", [1, 2])
-def test_a_resumed_run_continues_the_same_curve(tmp_path, until):
-    """Stopped after an epoch, or in the middle of one, and gone on: step for step the same losses and weights."""
-    settings = config(save_every_steps=3)
+@pytest.mark.parametrize(
+    ("name", "until"), [("mmcoa", 1), ("mmcoa", 2), *((n, 2) for n in METHODS if METHODS[n].needs_original)]
+)
+def test_a_resumed_run_continues_the_same_curve(tmp_path, name, until):
+    """Stopped after an epoch, or in the middle of one, and gone on: step for step the same losses and weights.
+
+    The original that some methods look at is the base model, not the checkpoint that the run goes on from.
+    """
+    settings = config(name, save_every_steps=3)
     whole = LocalHost(tmp_path / "whole")
     reference = train(settings, whole)
     first = LocalHost(tmp_path / "first", until=until)
