@@ -6,7 +6,7 @@ import torch
 
 import naive
 from conftest import tiny_clip
-from methods.test_losses import attacked, example, method
+from methods.test_losses import CLASSES, attacked, example, method
 from rayclip.methods import make_method
 from rayclip.types import UserError
 
@@ -63,6 +63,22 @@ def tga_zsr(clip, original, x, adversarial, y, prompts):
 PLAIN = {"pmg-aft": pmg_aft, "fare": fare, "tga-zsr": tga_zsr}
 
 
+CAPTIONS = tuple(tuple(f"a {how} {what} {c}" for how, what in (("small", "grey"), ("big", "wet"))) for c in CLASSES)
+
+
+def saft(clip, original, x, adversarial, y):
+    """Mean over two caption sets of CE; maps averaged over the true class's captions."""
+    sets = [[own[m] for own in CAPTIONS] for m in range(2)]
+    mean_map = [
+        sum(attention(f, z, c) for c in CAPTIONS[y]) / 2 for f, z in ((original, x), (clip, adversarial), (clip, x))
+    ]
+    return (
+        sum(cross_entropy(logits(clip, adversarial, prompts), y) for prompts in sets) / 2
+        + 0.08 * distance(mean_map[1], mean_map[0])
+        + 0.05 * distance(mean_map[2], mean_map[0])
+    )
+
+
 def same_loss_and_gradient(chosen, plain):
     clip = tiny_clip(dtype=torch.float64)
     batch = attacked(clip, chosen, example(clip, 5, chosen))
@@ -85,6 +101,60 @@ def test_loss_and_gradient_agree_with_the_formula(name, trains):
     chosen = method(name, trains=trains)
     prompts = example(tiny_clip()).texts.prompts
     same_loss_and_gradient(chosen, lambda *args: PLAIN[name](*args, prompts))
+
+
+@pytest.mark.parametrize("trains", ["image", "all"])
+def test_saft_averages_over_captions(trains):
+    same_loss_and_gradient(method("saft", sets=2, captions="", texts=CAPTIONS, trains=trains), saft)
+
+
+@pytest.mark.parametrize("objective", ["cross_entropy", "mean_similarity"])
+def test_saft_attacks_all_captions_at_once(objective):
+    clip = tiny_clip(dtype=torch.float64)
+    chosen = method("saft", sets=2, captions="", texts=CAPTIONS, objective=objective)
+    batch = attacked(clip, chosen, example(clip, 4, chosen))
+    texts = [[text(clip, c).detach() for c in own] for own in CAPTIONS]
+
+    def loss(z, y):
+        f = naive.unit(feature(clip, z))
+        by_set = [torch.stack([clip.scale * (f * naive.unit(own[m])).sum() for own in texts]) for m in range(2)]
+        if objective == "cross_entropy":
+            return sum(cross_entropy(s, y) for s in by_set) / 2
+        return -sum(s[y] for s in by_set) / 2
+
+    for i, (x, key) in enumerate(zip(batch.pixels_BCHW, batch.keys_B.tolist(), strict=True)):
+        y = int(batch.labels_B[i])
+        expected = naive.ascend(
+            lambda z, done, y=y: loss(z, y), x, key=key, eps=chosen.eps, step=chosen.step, steps=chosen.steps
+        )
+        assert torch.allclose(batch.adversarial_BCHW[i], expected, atol=1e-9)
+
+
+def test_captions_cost_no_image_forwards():
+    clip, counts = tiny_clip(), []
+    clip.model.visual.transformer.resblocks[0].register_forward_hook(lambda *_: counts.append(1))
+    for sets in (1, 6):
+        chosen = method("saft", sets=sets)
+        counts.clear()
+        chosen.loss(clip, attacked(clip, chosen, example(clip, 4, chosen)))
+        assert len(counts) == chosen.steps + 2, "one a step of the attack, one for x' and one for x"
+
+
+def test_one_template_of_saft_is_tga_zsr():
+    clip = tiny_clip(dtype=torch.float64)
+    values = []
+    for chosen in (method("saft", sets=1), method("tga-zsr")):
+        values.append(chosen.loss(clip, attacked(clip, chosen, example(clip, 4, chosen)))[0].item())
+    assert values[0] == pytest.approx(values[1], abs=1e-12)
+
+
+def test_a_class_with_too_few_captions_is_named():
+    with pytest.raises(UserError, match="saft: class 'dog' has 1 of 2 captions"):
+        make_method("saft", sets=2).with_texts([["a", "b"], ["c"]], ["cat", "dog"])
+    with pytest.raises(UserError, match="16 templates, not 17"):
+        make_method("saft", sets=17, captions="templates")
+    with pytest.raises(ValueError, match="call with_texts"):
+        make_method("saft").prompts(["cat", "dog"], "{}")
 
 
 def test_fare_raises_the_distance_that_it_lowers():
