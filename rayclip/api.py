@@ -37,6 +37,7 @@ from rayclip.progress import Display
 from rayclip.reports import result_tables, retrieval_tables
 from rayclip.tracking import MlflowTracker, default_uri
 from rayclip.training import TrainConfig
+from rayclip.training.captions import with_captions
 from rayclip.types import Row, UserError
 
 _SILENT_S = 2.0  # a check that is over sooner is not worth a line
@@ -178,6 +179,7 @@ def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainCo
     drawn = few_shot(data, config.shots, config.seed)
     if len(drawn) < workers:
         raise UserError(f"{len(drawn)} training images cannot be dealt out to {workers} workers: use fewer workers.")
+    method = with_captions(method, config.data, data.class_names)
     method.check(opened.model(config.model))
     return dataclasses.replace(
         config,

@@ -157,7 +157,7 @@ def evaluate(
 
 @app.command()
 def train(
-    method: Annotated[str, typer.Option(help="ft-standard, tecoa or mmcoa.")],
+    method: Annotated[str, typer.Option(help="ft-standard, tecoa, pmg-aft, fare, tga-zsr, saft or mmcoa.")],
     model: Annotated[str, typer.Option(help=Model)],
     data: Annotated[str, typer.Option(help="Data set name, or a Parquet file in the Hugging Face layout.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint; an interrupted run there goes on.")],
@@ -192,6 +192,19 @@ def train(
     targets: Annotated[
         Literal["diagonal", "class"] | None,
         typer.Option(help="mmcoa: diagonal (reference code) or class (equation 7).  [default: diagonal]"),
+    ] = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="saft: table of captions as rayclip captions filter writes it, or templates to do without.  "
+            "[default: for digits, the bundled captions]",
+        ),
+    ] = None,
+    sets: Annotated[int | None, typer.Option(min=1, help="saft: captions of each class.  [default: 5]")] = None,
+    objective: Annotated[
+        Literal["cross_entropy", "mean_similarity"] | None,
+        typer.Option(help="saft: what its attack raises.  [default: cross_entropy]"),
     ] = None,
     substitutes: Substitutes = "default",
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -231,6 +244,9 @@ def train(
         lambda_img=lambda_img,
         lambda_txt=lambda_txt,
         targets=targets,
+        captions=captions,
+        sets=sets,
+        objective=objective,
         text=TextSettings(substitutes=substitutes),
     )
     chosen = dataclasses.replace(chosen, step=default_step(step_size, budget, chosen.steps))

@@ -298,3 +298,33 @@ def ascend(loss, x: torch.Tensor, *, key: int, eps: float, step: float, steps: i
         g = torch.autograd.grad(loss(z, done), z)[0]
         d = torch.clamp(torch.clamp(d + step * g.sign(), -eps, eps), -x, 1 - x)
     return x + d
+
+
+def patch_embeddings(clip, image: torch.Tensor) -> list[torch.Tensor]:
+    """Each patch of an image (C, H, W) of the model's own size, through its ViT taken apart; unnormalised."""
+    tower = clip.model.visual
+    x = tower.conv1((image - clip.mean) / clip.std)[0].flatten(1).T
+    x = torch.cat([tower.class_embedding[None], x]) + tower.positional_embedding
+    x = tower.ln_pre(x)[None]
+    for block in tower.transformer.resblocks:
+        x = block(x)
+    return [tower.ln_post(token) @ tower.proj for token in x[0, 1:]]
+
+
+def attention(patches: list[torch.Tensor], text: torch.Tensor, size: int) -> torch.Tensor:
+    """Cosines with the text, scaled to [0, 1], enlarged bilinearly pixel by pixel: `size`² values."""
+    cosines = [(unit(p) * unit(text)).sum() for p in patches]
+    low, high = min(cosines), max(cosines)
+    scaled = [(c - low) / (high - low) for c in cosines]
+    side = math.isqrt(len(patches))
+
+    def ends(i: int) -> list[tuple[int, float]]:
+        at = min(max((i + 0.5) * side / size - 0.5, 0), side - 1)
+        return [(a, 1 - abs(at - a)) for a in (math.floor(at), math.floor(at) + 1) if abs(at - a) < 1]
+
+    pixels = [
+        sum(v * h * scaled[y * side + x] for y, v in ends(i) for x, h in ends(j))
+        for i in range(size)
+        for j in range(size)
+    ]
+    return torch.stack(pixels)

@@ -177,6 +177,11 @@ def test_generators_and_images_must_fit(here, monkeypatch, capsys):
         assert list(Path.cwd().iterdir()) == []
 
 
+def test_the_bundled_captions_can_be_looked_at(monkeypatch, capsys):
+    code, printed, _ = call(monkeypatch, capsys, "captions", "show", "digits", "--class", "seven")
+    assert code == 0 and "a handwritten seven with a flat top" in printed and printed.count("\n") == 9
+
+
 def test_help_names_the_commands(monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, "captions", "--help")
     assert code == 0 and all(name in out for name in ("filter", "check", "generate", "show"))

@@ -41,6 +41,38 @@ def ensemble_loss(logits_AMK: Tensor, labels_A: Tensor, objective: Objective) ->
     return -own.squeeze(2).mean(1)
 
 
+def best_texts(
+    texts: Sequence[Sequence[str]], class_names: Sequence[str], sets: int, *, who: str, captions: str
+) -> Texts:
+    """The first `sets` captions of each class.
+
+    Args:
+        who, captions: for the message: whose setting `sets` is, and the table that the texts are from.
+
+    Raises:
+        UserError: a class has fewer.
+    """
+    short = [(name, own) for name, own in zip(class_names, texts, strict=True) if len(own) < sets]
+    if short:
+        name, own = short[0]
+        raise UserError(
+            f"{who}: class '{name}' has {len(own)} of {sets} captions in {captions or 'texts'}: "
+            f"add captions, or use sets={max(1, min(len(own) for _, own in short))}."
+        )
+    return tuple(tuple(own[:sets]) for own in texts)
+
+
+def template_texts(class_names: Sequence[str], sets: int) -> Texts:
+    """What stands in for captions where there are none: `sets` templates, filled in for each class."""
+    by_set = [class_prompts(class_names, template) for template in FILL_TEMPLATES[:sets]]
+    return tuple(zip(*by_set, strict=True))
+
+
+def digest_texts(texts: Texts) -> str:
+    """A hash that tells captions apart."""
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SemanticEnsemble(GradientAttack):
     """The image climbs the loss averaged over `sets` captions a class; one image forward serves all of them.
@@ -76,22 +108,14 @@ class SemanticEnsemble(GradientAttack):
         Raises:
             UserError: a class has fewer.
         """
-        short = [(name, own) for name, own in zip(class_names, texts, strict=True) if len(own) < self.sets]
-        if short:
-            name, own = short[0]
-            raise UserError(
-                f"semantic: class '{name}' has {len(own)} of {self.sets} captions in {self.captions or 'texts'}: "
-                f"add captions, or use sets={max(1, min(len(own) for _, own in short))}."
-            )
-        return replace(self, texts=tuple(tuple(own[: self.sets]) for own in texts))
+        return replace(self, texts=best_texts(texts, class_names, self.sets, who=self.name, captions=self.captions))
 
     def describe(self) -> dict[str, Any]:
         """`captions` is a hash of the texts, or `templates`."""
         if not self.texts:
             self._need_texts()
             return super().describe() | {"captions": "templates"}
-        digest = hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()[:16]
-        return super().describe() | {"captions": digest}
+        return super().describe() | {"captions": digest_texts(self.texts)}
 
     def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         text_MKD = self._embed(victim)
@@ -119,8 +143,7 @@ class SemanticEnsemble(GradientAttack):
                 raise ValueError(f"captions of {len(self.texts)} classes for a victim of {len(victim.class_names)}")
             return self.texts
         self._need_texts()
-        by_set = [class_prompts(victim.class_names, template) for template in FILL_TEMPLATES[: self.sets]]
-        return tuple(zip(*by_set, strict=True))
+        return template_texts(victim.class_names, self.sets)
 
     def _need_texts(self) -> None:
         if self.captions:

@@ -21,6 +21,10 @@ import pyarrow.parquet as pq
 from rayclip.data.descriptions import normal_name
 from rayclip.types import UserError
 
+# Tables that come with the package, by the name of the data set they are for. Eight sentences a digit, written for the
+# purpose; ranks and scores are of `rayclip captions filter` with the model `digits`.
+BUNDLED = {"digits": Path(__file__).with_name("digits_captions.csv")}
+
 _METADATA = b"rayclip_captions"
 _SCHEMA = pa.schema(
     [
@@ -99,7 +103,7 @@ def read_captions(path: str | Path, class_names: Sequence[str] | None = None) ->
     """The captions of each class, in label order, best first.
 
     Args:
-        path: a table, edited or not.
+        path: a table, edited or not, or the name of a bundled one.
         class_names: the classes that it must be for; None takes those that the file was made for.
 
     Raises:
@@ -135,7 +139,7 @@ def read_table(path: str | Path) -> CaptionTable:
     Raises:
         UserError: missing or damaged, no captions in it, or a row that makes no sense, which is named.
     """
-    path = Path(path)
+    path = BUNDLED.get(str(path), Path(path))
     if not path.is_file():
         raise UserError(f"no such file of captions: {path}.")
     records, made_from = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)

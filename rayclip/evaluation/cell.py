@@ -141,7 +141,7 @@ def make_cells(
     """Every model × scorer × defence × data set × attack, and of the attacks on a defended model every aim.
 
     Where an attack sees another classifier than the one that judges (behind a defence, another scorer, other random
-    numbers) and has a stop rule, it goes on to the last step: that what it sees is fooled for the first time says little.
+    numbers) and has a stop rule, it goes on to the last step: that what it sees is fooled once says little.
 
     Args:
         models: (specification, fingerprint) pairs.

@@ -6,15 +6,15 @@ pixels in [0, 1], labels, and the class prompts; it never sees an optimiser, a d
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from rayclip.attacks.base import Samples
 from rayclip.attacks.pgd import PGD
-from rayclip.models import Clip
+from rayclip.models import Clip, class_prompts
 
 Trains = Literal["all", "image"]
 
@@ -41,6 +41,19 @@ class ClassTexts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Original:
+    """The model that training started from, frozen: f₀ in the papers.
+
+    Attributes:
+        clip: in eval mode, without gradients.
+        texts: the class prompts as it embeds them, the same prompts as `Batch.texts`.
+    """
+
+    clip: Clip
+    texts: ClassTexts
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """One worker's part of a global batch.
 
@@ -50,8 +63,10 @@ class Batch:
         keys_B: one 64-bit key a sample and step, for the attack's random start.
         texts: the class prompts' embeddings.
         total: samples in the global batch.
+        original: for methods that need it (`Method.needs_original`).
         adversarial_BCHW: what `Method.attack` made of the pixels.
         adversarial_prompts: what it made of the prompts of the classes present, by label.
+        original_BD: the original's un-normalised embeddings of the clean images, where the attack made them.
     """
 
     pixels_BCHW: Tensor
@@ -59,8 +74,10 @@ class Batch:
     keys_B: Tensor
     texts: ClassTexts
     total: int
+    original: Original | None = None
     adversarial_BCHW: Tensor | None = None
     adversarial_prompts: dict[int, str] | None = None
+    original_BD: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +113,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     recipe: ClassVar[Recipe]
+    needs_original: ClassVar[bool] = False  # whether `Batch.original` is wanted
 
     eps: float = 1 / 255
     steps: int = 10
@@ -105,6 +123,14 @@ class Method(ABC):
     def with_default_substitutes(self, substitutes: str) -> Self:
         """The method with its text attack's source of substitutes spelled out, where it has one and names none."""
         return self
+
+    def prompts(self, class_names: Sequence[str], template: str) -> list[str]:
+        """The texts behind `Batch.texts`: one a class."""
+        return class_prompts(class_names, template)
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, nested plain values: what lineage files hold and what tells two runs apart."""
+        return asdict(self)
 
     def check(self, clip: Clip) -> None:
         """Raise a `UserError` if the method cannot train this model."""

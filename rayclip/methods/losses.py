@@ -2,10 +2,11 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayclip.methods.parallel import gather, own_rows
+from rayclip.methods.parallel import gather, global_mean, own_rows
 
 Targets = Literal["diagonal", "class"]
 
@@ -39,3 +40,16 @@ def contrastive(
     image_to_text = -(weights_BG * (scale * image_BD @ text_GD.T).log_softmax(1)).sum(1)
     text_to_image = -(weights_BG * (scale * text_BD @ image_GD.T).log_softmax(1)).sum(1)
     return image_to_text + text_to_image
+
+
+def divergence(from_BK: Tensor, to_BK: Tensor) -> Tensor:
+    """KL(softmax from ‖ softmax to) of logits for each sample, `(B,)`."""
+    log_p, log_q = from_BK.log_softmax(1), to_BK.log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def weighted_sum(terms: dict[str, tuple[float, Tensor]], total: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """`Σ weight · global mean` of terms `(B,)`, and the detached means (unweighted) under their names and `loss`."""
+    means = {name: global_mean(term_B, total) for name, (_, term_B) in terms.items()}
+    loss = torch.stack([weight * means[name] for name, (weight, _) in terms.items()]).sum()
+    return loss, {"loss": loss.detach(), **{name: mean.detach() for name, mean in means.items()}}

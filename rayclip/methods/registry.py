@@ -5,12 +5,16 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from rayclip.methods.base import Method
+from rayclip.methods.fare import FARE
 from rayclip.methods.ft_standard import FTStandard
 from rayclip.methods.mmcoa import MMCoA
+from rayclip.methods.pmg_aft import PMGAFT
+from rayclip.methods.saft import SAFT
 from rayclip.methods.tecoa import TeCoA
+from rayclip.methods.tga_zsr import TGAZSR
 from rayclip.types import UserError
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (FTStandard, TeCoA, MMCoA)}
+METHODS: dict[str, type[Method]] = {m.name: m for m in (FTStandard, TeCoA, PMGAFT, FARE, TGAZSR, SAFT, MMCoA)}
 
 
 def method_class(name: str) -> type[Method]:

@@ -76,10 +76,14 @@ class Clip(nn.Module):
 
         Images of another size than `image_size` are resized bicubically with anti-aliasing (as PIL does).
         """
+        return self.model.encode_image(self.tower_input(pixels_BCHW), normalize=normalize)  # type: ignore[operator]
+
+    def tower_input(self, pixels_BCHW: Tensor) -> Tensor:
+        """What the image tower takes: resized and normalised, `(B, 3, image_size, image_size)`."""
         if pixels_BCHW.shape[-2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
             pixels_BCHW = F.interpolate(pixels_BCHW, size=size, mode="bicubic", antialias=True)
-        return self.model.encode_image((pixels_BCHW - self.mean) / self.std, normalize=normalize)  # type: ignore[operator]
+        return (pixels_BCHW - self.mean) / self.std
 
     def encode_text(self, tokens_BL: Tensor, *, normalize: bool = True) -> Tensor:
         """Embed token rows. `(B, L)` int64 -> `(B, D)`."""

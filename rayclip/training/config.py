@@ -50,7 +50,7 @@ class TrainConfig:
     def describe(self) -> dict[str, Any]:
         """Nested plain values, method name included: what lineage files hold."""
         described = asdict(self)
-        described["method"] = {"name": self.method.name, **described["method"]}
+        described["method"] = {"name": self.method.name, **self.method.describe()}
         return described
 
     def flat(self) -> dict[str, Any]:

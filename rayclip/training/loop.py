@@ -6,6 +6,7 @@ several workers deals the same global batches out among them.
 """
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from rayclip import __version__
 from rayclip.data import ImageSet, batch_pixels, few_shot, open_data
 from rayclip.data.sampling import EpochSampler
-from rayclip.methods import Batch, ClassTexts, Method, Recipe
-from rayclip.models import Clip, class_prompts, load_model
+from rayclip.methods import Batch, ClassTexts, Method, Original, Recipe
+from rayclip.models import Clip, load_model
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.models.clip import frozen
 from rayclip.rng import sample_keys
@@ -85,6 +86,8 @@ class _Run:
         self.config, self.host, self.clip, self.data = config, host, clip, data
         self.method, self.recipe = config.method, config.recipe
         clip.bound_scale()
+        # Before a resume changes the weights, and before any of them is trainable
+        base = copy.deepcopy(clip).eval().requires_grad_(False) if self.method.needs_original else None
         trainable = _choose_trainable(clip, self.method)
         self.optimizer = make_optimizer(self.recipe, trainable)
         self.sampler = EpochSampler(
@@ -98,8 +101,9 @@ class _Run:
         self.total_steps = self.steps_per_epoch * self.recipe.epochs
         self.step = 0
         self._resume()
-        prompts = class_prompts(data.class_names, config.template)
+        prompts = self.method.prompts(data.class_names, config.template)
         self.texts = ClassTexts(clip, prompts, trainable=self.method.trains == "all")
+        self.original = None if base is None else Original(clip=base, texts=ClassTexts(base, prompts, trainable=False))
         self.module: nn.Module = _LossOf(clip, self.method)
         if host.world_size > 1:
             on_gpu = host.device.type == "cuda"
@@ -125,6 +129,7 @@ class _Run:
             keys_B=sample_keys(ids.tolist(), self.config.seed, "train", self.step).to(device, non_blocking=True),
             texts=self.texts,
             total=total,
+            original=self.original,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, self.total_steps)

@@ -122,6 +122,11 @@ def test_a_table_of_captions_reaches_the_workers_and_the_cells_identity(tmp_path
     assert 0 <= Evaluator(store).run(shard) < 8
 
 
+def test_the_bundled_captions_go_by_a_name():
+    attack = cell_of("semantic:captions=digits").attack
+    assert [len(own) for own in attack.texts] == [5] * 10 and all("seven" in text for text in attack.texts[7])
+
+
 def test_tables_that_do_not_fit_are_explained(tmp_path):
     classes = open_data("digits", "test").class_names
     captions = [[f"a written {name}", f"the number {name}"] for name in classes]

@@ -14,6 +14,7 @@ import pytest
 from rayclip.data import open_data
 from rayclip.data.captions import Caption, read_captions, read_table, write_captions
 from rayclip.data.descriptions import match_classes, normal_name, read_descriptions
+from rayclip.data.digits import CLASS_NAMES
 from rayclip.models.zeroshot import clean_name
 from rayclip.types import UserError
 
@@ -366,3 +367,12 @@ def test_without_its_sidecar_a_csv_is_still_read(tmp_path):
     write_captions(tmp_path / "t.csv", ROWS, MADE)
     (tmp_path / "t.csv.json").unlink()
     assert [len(own) for own in read_captions(tmp_path / "t.csv")] == [2, 1]
+
+
+def test_the_bundled_captions_are_whole_and_different():
+    found = read_captions("digits", CLASS_NAMES)
+    assert [len(own) for own in found] == [8] * 10
+    assert len({text for own in found for text in own}) == 80
+    for name, own in zip(CLASS_NAMES, found, strict=True):
+        for words in (text.replace(",", " ").split() for text in own):
+            assert {n for n in CLASS_NAMES if n in words} == {name}

@@ -1,6 +1,5 @@
 """The losses agree with their formulas, entry by entry, in float64; several workers give one worker's gradient."""
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -12,10 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 import naive
 from conftest import tiny_clip
 from rayclip.attacks.bert import TextSettings
-from rayclip.methods import METHODS, Batch, ClassTexts, make_method
+from rayclip.methods import METHODS, Batch, ClassTexts, Original, make_method
 from rayclip.methods.losses import class_cross_entropy, contrastive
 from rayclip.methods.parallel import local_count
-from rayclip.models import class_prompts
+from rayclip.models import TEMPLATE, class_prompts
 from rayclip.models.clip import frozen
 from rayclip.rng import sample_keys
 from rayclip.training.loop import _LossOf
@@ -58,14 +57,25 @@ def test_class_cross_entropy_agrees_with_the_plain_loop():
         assert ours[i].item() == pytest.approx(plain, abs=1e-9)
 
 
-def example(clip, n=8):
+def example(clip, n=8, chosen=None):
+    """A batch; the original is another model than `clip`, so that all that depends on it can be seen."""
     pixels = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(clip.mean.dtype)
     labels = torch.arange(n) % len(CLASSES)
-    texts = ClassTexts(clip, class_prompts(CLASSES), trainable=True)
-    return Batch(pixels_BCHW=pixels, labels_B=labels, keys_B=sample_keys(range(n), 0), texts=texts, total=n)
+    prompts = class_prompts(CLASSES) if chosen is None else chosen.prompts(CLASSES, TEMPLATE)
+    base = tiny_clip(seed=1, dtype=clip.mean.dtype).requires_grad_(False)
+    return Batch(
+        pixels_BCHW=pixels,
+        labels_B=labels,
+        keys_B=sample_keys(range(n), 0),
+        texts=ClassTexts(clip, prompts, trainable=True),
+        total=n,
+        original=Original(clip=base, texts=ClassTexts(base, prompts, trainable=False)),
+    )
 
 
 def method(name, **settings):
+    if name == "saft":
+        settings = {"captions": "templates", "sets": 3, **settings}
     return make_method(
         name, eps=8 / 255, steps=3, step=4 / 255, text=TextSettings(substitutes="clip-table", k=4), **settings
     )
@@ -120,7 +130,8 @@ def test_class_losses_average_over_the_batch(name):
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "ft-standard"])
 def test_training_attacks_stay_in_the_ball_and_raise_the_loss(name):
     clip = tiny_clip()
-    chosen, batch = method(name), example(clip)
+    chosen = method(name)
+    batch = example(clip, chosen=chosen)
     made = attacked(clip, chosen, batch)
     assert (made.adversarial_BCHW - batch.pixels_BCHW).abs().max() <= 8 / 255 + 1e-6
     assert made.adversarial_BCHW.min() >= 0 and made.adversarial_BCHW.max() <= 1
@@ -147,16 +158,17 @@ def test_a_loss_of_nothing_is_refused():
 
 
 def test_an_unknown_method_is_explained():
-    with pytest.raises(UserError, match="ft-standard, tecoa, mmcoa"):
+    with pytest.raises(UserError, match=", ".join(METHODS)):
         make_method("tecoo")
 
 
-def gradients(name, targets):
-    """All parameters' gradients of one step on this rank's share of the batch."""
+def one_step(name, targets):
+    """The loss of one step on this rank's share of the batch, averaged over ranks, and all parameters' gradients."""
     clip = tiny_clip(dtype=torch.float64)
     clip.train()
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    whole = example(clip, 7)
+    chosen = method(name, targets=targets, trains="image" if name == "fare" else "all")
+    whole = example(clip, 7, chosen)
     batch = replace(
         whole,
         pixels_BCHW=whole.pixels_BCHW[rank::size],
@@ -164,36 +176,51 @@ def gradients(name, targets):
         keys_B=whole.keys_B[rank::size],
     )
     assert len(batch.labels_B) == local_count(7, rank, size)
-    chosen = method(name, targets=targets, trains="all")
+    if chosen.trains == "image":
+        clip.requires_grad_(False)
+        for p in clip.image_parameters():
+            p.requires_grad_(True)
     module = _LossOf(clip, chosen)
     if size > 1:
         module = DistributedDataParallel(module)
-    loss, _ = module(attacked(clip, chosen, batch))
+    loss, metrics = module(attacked(clip, chosen, batch))
     loss.backward()
-    return torch.cat([p.grad.flatten() for p in clip.parameters()])
+    if size > 1:
+        dist.all_reduce(metrics["loss"])
+    gradients = [p.grad.flatten() for p in clip.parameters() if p.requires_grad]
+    return torch.cat([metrics["loss"].view(1) / size, *gradients])
 
 
-def worker(rank, name, targets, port, queue):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+CASES = [("mmcoa", "diagonal"), ("mmcoa", "class"), *((n, None) for n in METHODS if n != "mmcoa")]
+
+
+def worker(rank, meeting, queue):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    result = gradients(name, targets)
+    dist.init_process_group("gloo", rank=rank, world_size=2, init_method=meeting)
+    results = {case: one_step(*case).numpy() for case in CASES}
     if rank == 0:
-        queue.put(result.numpy())
+        queue.put(results)
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("name", "targets"), [("mmcoa", "diagonal"), ("mmcoa", "class"), ("tecoa", "diagonal")])
-def test_two_unequal_workers_give_one_workers_gradient(name, targets, free_port):
-    """Seven samples on two ranks: contrastive negatives come from both, and the mean is over all seven."""
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Each case on two processes: starting them is what takes the time."""
     context = mp.get_context("spawn")
     queue = context.Queue()
-    processes = [context.Process(target=worker, args=(r, name, targets, free_port, queue)) for r in range(2)]
+    meeting = f"file://{tmp_path_factory.mktemp('ranks') / 'store'}"
+    processes = [context.Process(target=worker, args=(rank, meeting, queue)) for rank in range(2)]
     for p in processes:
         p.start()
-    together = torch.from_numpy(queue.get(timeout=120))
+    results = queue.get(timeout=300)
     for p in processes:
         p.join(60)
         assert p.exitcode == 0
-    assert torch.allclose(together, gradients(name, targets), atol=1e-9)
+    return results
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_unequal_workers_give_one_workers_loss_and_gradient(case, together):
+    """Seven samples on two ranks: contrastive negatives come from both, and the mean is over all seven."""
+    assert torch.allclose(torch.from_numpy(together[case]), one_step(*case), atol=1e-9)

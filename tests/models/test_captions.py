@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rayclip.data import open_data
+from rayclip.data.captions import read_captions
 from rayclip.data.descriptions import match_classes, read_descriptions
 from rayclip.models import load_model
 from rayclip.models.captions import FILL_TEMPLATES, check_enough, nearest_captions
@@ -106,3 +107,8 @@ def test_progress_ends_at_the_number_of_different_texts(clip):
     told = []
     nearest_captions(clip, NAMES, CAPTIONS, 1, progress=lambda *done: told.append(done))
     assert told == [(2 + 4 + 3, 2 + 4 + 3)]
+
+
+def test_the_bundled_models_context_holds_the_bundled_captions():
+    tokens = load_model("digits").tokenize([text for own in read_captions("digits") for text in own])
+    assert tokens.shape == (80, 16) and not tokens[:, -1].any()

@@ -10,9 +10,12 @@ import torch
 
 from data.test_data import png, write
 from rayclip.attacks.bert import TextSettings
+from rayclip.data.captions import BUNDLED
+from rayclip.data.digits import CLASS_NAMES
 from rayclip.methods import METHODS, SMALL_MODEL, Recipe, make_method
 from rayclip.methods.ft_standard import FTStandard
 from rayclip.training import TrainConfig, train
+from rayclip.training.captions import with_captions
 from rayclip.training.loop import learning_rate
 from rayclip.types import UserError
 
@@ -41,6 +44,7 @@ class LocalHost:
 
 def config(name="mmcoa", **changes):
     method = make_method(name, eps=16 / 255, steps=2, step=12 / 255, text=TextSettings(substitutes="clip-table"))
+    method = with_captions(method, "digits", CLASS_NAMES)
     recipe = replace(SMALL_MODEL, epochs=3, batch_size=16, warmup_steps=2)
     return TrainConfig(model="digits", data="digits", method=method, recipe=recipe, shots=3, **changes)
 
@@ -70,10 +74,15 @@ def test_a_run_is_repeatable(tmp_path):
     assert other.curve != runs[0].curve
 
 
-@pytest.mark.parametrize("until", [1, 2])
-def test_a_resumed_run_continues_the_same_curve(tmp_path, until):
-    """Stopped after an epoch, or in the middle of one, and gone on: step for step the same losses and weights."""
-    settings = config(save_every_steps=3)
+@pytest.mark.parametrize(
+    ("name", "until"), [("mmcoa", 1), ("mmcoa", 2), *((n, 2) for n in METHODS if METHODS[n].needs_original)]
+)
+def test_a_resumed_run_continues_the_same_curve(tmp_path, name, until):
+    """Stopped after an epoch, or in the middle of one, and gone on: step for step the same losses and weights.
+
+    The original that some methods look at is the base model, not the checkpoint that the run goes on from.
+    """
+    settings = config(name, save_every_steps=3)
     whole = LocalHost(tmp_path / "whole")
     reference = train(settings, whole)
     first = LocalHost(tmp_path / "first", until=until)
@@ -142,6 +151,35 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
 
 def test_the_digest_counts_what_decides_weights():
     assert config().digest() == config(save_every_steps=5, data_workers=2).digest() != config(seed=1).digest()
+
+
+def test_the_digest_counts_captions_and_not_where_they_are_from(tmp_path):
+    table = tmp_path / "mine.csv"
+    table.write_text(BUNDLED["digits"].read_text())
+    base = config("saft")
+    copied, other, templates = (
+        with_captions(make_method("saft", captions=c, sets=s), "digits", CLASS_NAMES)
+        for c, s in ((str(table), 5), ("", 4), ("templates", 5))
+    )
+    assert copied.texts == base.method.texts and copied.captions != base.method.captions
+    bundled = replace(base, method=with_captions(make_method("saft"), "digits#holdout", CLASS_NAMES))
+    assert replace(base, method=copied).digest() == bundled.digest()
+    assert len({replace(base, method=m).digest() for m in (copied, other, templates)}) == 3
+    table.write_text(table.read_text().replace("closed loop", "open loop"))
+    edited = with_captions(make_method("saft", captions=str(table)), "digits", CLASS_NAMES)
+    assert replace(base, method=edited).digest() != bundled.digest()
+    assert all(len(str(value)) < 100 for value in replace(base, method=edited).flat().values())
+
+
+def test_captions_are_asked_for():
+    with pytest.raises(UserError, match="--captions templates"):
+        with_captions(make_method("saft"), "cifar10", CLASS_NAMES)
+    with pytest.raises(UserError, match="'zero' has 8 of 9 captions in digits"):
+        with_captions(make_method("saft", sets=9), "digits", CLASS_NAMES)
+    with pytest.raises(UserError, match="no such file of captions"):
+        with_captions(make_method("saft", captions="/no/table.csv"), "digits", CLASS_NAMES)
+    tecoa = make_method("tecoa")
+    assert with_captions(tecoa, "cifar10", CLASS_NAMES) is tecoa
 
 
 def test_fewer_images_than_workers_is_explained(tmp_path):

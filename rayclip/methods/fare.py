@@ -1,0 +1,49 @@
+"""FARE (Schlarmann et al., ICML 2024): robust features by themselves, without labels or texts."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rayclip.attacks.feature import feature_distance
+from rayclip.methods.base import Batch, Method, Recipe, Trains
+from rayclip.methods.parallel import global_mean
+from rayclip.models import Clip
+from rayclip.types import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FARE(Method):
+    """`‖f(x') − f₀(x)‖²` on un-normalised features, on images that PGD made by raising the same.
+
+    The paper trains with 10 steps, for 2 epochs of ImageNet.
+    """
+
+    name: ClassVar[str] = "fare"
+    recipe: ClassVar[Recipe] = Recipe(
+        optimizer="adamw", lr=1e-5, betas=(0.9, 0.95), weight_decay=1e-4, warmup_steps=1400, batch_size=128, epochs=2
+    )
+    needs_original: ClassVar[bool] = True
+
+    steps: int = 10
+    trains: Trains = "image"
+
+    def __post_init__(self) -> None:
+        if self.trains == "all":
+            raise UserError("fare knows no texts and cannot train the text encoder: use --trains image.")
+
+    def attack(self, clip: Clip, batch: Batch) -> Batch:
+        assert batch.original is not None
+        with torch.no_grad():
+            original_BD = batch.original.clip.encode_image(batch.pixels_BCHW, normalize=False)
+        return self.perturb(
+            replace(batch, original_BD=original_BD),
+            lambda pixels: feature_distance(original_BD, clip.encode_image(pixels, normalize=False), "squared"),
+        )
+
+    def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.original_BD is not None and batch.adversarial_BCHW is not None
+        image_BD = clip.encode_image(batch.adversarial_BCHW, normalize=False)
+        loss = global_mean(feature_distance(batch.original_BD, image_BD, "squared"), batch.total)
+        return loss, {"loss": loss.detach()}

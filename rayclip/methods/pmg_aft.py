@@ -1,0 +1,50 @@
+"""PMG-AFT (Wang et al., CVPR 2024): TeCoA, guided by the pre-trained model's answers."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rayclip.methods.base import Batch, Recipe
+from rayclip.methods.losses import divergence, weighted_sum
+from rayclip.methods.tecoa import TeCoA
+from rayclip.models import Clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PMGAFT(TeCoA):
+    """TeCoA + KL(softmax f₀-logits(x') ‖ softmax logits(x')) + KL(softmax logits(x) ‖ softmax logits(x')).
+
+    The examples are TeCoA's. f₀'s logits use its own texts; the last term has gradients through both sides.
+
+    Attributes:
+        lambda_original, lambda_clean: weights of the two divergences, in that order.
+    """
+
+    name: ClassVar[str] = "pmg-aft"
+    recipe: ClassVar[Recipe] = Recipe(
+        optimizer="sgd", lr=5e-5, momentum=0.9, warmup_steps=1000, batch_size=128, epochs=10
+    )
+    needs_original: ClassVar[bool] = True
+
+    lambda_original: float = 1.0
+    lambda_clean: float = 1.0
+
+    def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.adversarial_BCHW is not None and batch.original is not None
+        text_KD = batch.texts.all()
+        adversarial_BK = clip.scale * clip.encode_image(batch.adversarial_BCHW) @ text_KD.T
+        clean_BK = clip.scale * clip.encode_image(batch.pixels_BCHW) @ text_KD.T
+        f0, f0_texts = batch.original.clip, batch.original.texts
+        with torch.no_grad():
+            original_BK = f0.scale * f0.encode_image(batch.adversarial_BCHW) @ f0_texts.all().T
+        return weighted_sum(
+            {
+                "loss_adversarial": (1.0, F.cross_entropy(adversarial_BK, batch.labels_B, reduction="none")),
+                "loss_original": (self.lambda_original, divergence(original_BK, adversarial_BK)),
+                "loss_clean": (self.lambda_clean, divergence(clean_BK, adversarial_BK)),
+            },
+            batch.total,
+        )

@@ -1,0 +1,81 @@
+"""SAFT (Zhang et al. 2026, arXiv 2602.12461): semantic-aware adversarial fine-tuning, on M captions a class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from rayclip.attacks.semantic import Objective, Texts, best_texts, digest_texts, ensemble_loss, template_texts
+from rayclip.methods.base import Batch
+from rayclip.methods.tga_zsr import TGAZSR
+from rayclip.models import Clip
+from rayclip.models.captions import FILL_TEMPLATES
+from rayclip.settings import FILLED_IN
+from rayclip.types import UserError
+
+TEMPLATES = "templates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAFT(TGAZSR):
+    """TGA-ZSR's three terms, CE averaged over M captions a class and attention over those of the true class, on images
+    that the semantic-ensemble attack made. Each image costs one forward for all captions.
+
+    SAFT-L and SAFT-M differ in where the captions come from: a language model, or one that sees images.
+
+    Attributes:
+        objective: of the attack, see `semantic.ensemble_loss`.
+        sets: M, captions of each class; its best ones.
+        captions: table of captions as `rayclip captions filter` writes it, or `templates` to do without; whoever plans
+            a run reads it (`with_texts`), and no worker needs it.
+        texts: the captions of each class in label order: what is in the table.
+    """
+
+    name: ClassVar[str] = "saft"
+
+    objective: Objective = "cross_entropy"
+    sets: int = 5
+    captions: str = ""
+    texts: Texts = field(default=(), repr=False, metadata=FILLED_IN)
+
+    def __post_init__(self) -> None:
+        if self.sets < 1:
+            raise UserError(f"saft: sets={self.sets} must be at least 1.")
+        if self.captions == TEMPLATES and self.sets > len(FILL_TEMPLATES):
+            raise UserError(f"saft: there are {len(FILL_TEMPLATES)} templates, not {self.sets}: ask for fewer sets.")
+
+    def with_texts(self, texts: Sequence[Sequence[str]], class_names: Sequence[str]) -> Self:
+        """The method with the captions of each class, best first, of which it keeps `sets`.
+
+        Raises:
+            UserError: a class has fewer; the message names it.
+        """
+        return replace(self, texts=best_texts(texts, class_names, self.sets, who=self.name, captions=self.captions))
+
+    def prompts(self, class_names: Sequence[str], template: str) -> list[str]:
+        """All classes' captions of the first set, then of the second, ..."""
+        texts = template_texts(class_names, self.sets) if self.captions == TEMPLATES else self.texts
+        if len(texts) != len(class_names):
+            raise ValueError(f"captions of {len(texts)} classes for {len(class_names)}: call with_texts")
+        return [text for one_set in zip(*texts, strict=True) for text in one_set]
+
+    def describe(self) -> dict[str, Any]:
+        """`captions` is a hash of the texts, or `templates`."""
+        shown = super().describe()
+        del shown["texts"]
+        return shown | ({} if self.captions == TEMPLATES else {"captions": digest_texts(self.texts)})
+
+    def attack(self, clip: Clip, batch: Batch) -> Batch:
+        with torch.no_grad():
+            text_PD = batch.texts.all()
+
+        def objective(pixels: Tensor) -> Tensor:
+            logits_BMK = (clip.scale * clip.encode_image(pixels) @ text_PD.T).unflatten(1, (self.sets, -1))
+            return ensemble_loss(logits_BMK, batch.labels_B, self.objective)
+
+        return self.perturb(batch, objective)
+
+    def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.guided_loss(clip, batch, sets=self.sets)

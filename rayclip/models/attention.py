@@ -1,0 +1,65 @@
+"""Text-guided attention (TGA-ZSR): where an image's patches resemble a text.
+
+Shapes: B batch, T patches, M texts of an image, D embedding.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rayclip.models.clip import Clip
+from rayclip.types import UserError
+
+
+def patch_tower(clip: Clip) -> Any:
+    """The model's image tower, if its patch tokens can be brought into the space of its embeddings.
+
+    Raises:
+        UserError: it is no ViT of open_clip's own, pools by attention, or drops patches.
+    """
+    from open_clip.transformer import VisionTransformer  # seconds of imports
+
+    tower: Any = clip.model.visual
+    is_plain = isinstance(tower, VisionTransformer) and tower.attn_pool is None
+    if not is_plain or not isinstance(tower.patch_dropout, nn.Identity):
+        raise UserError(
+            f"model '{clip.spec}' has no patch tokens in the space of its embeddings, which text-guided attention "
+            "needs: take a ViT of open_clip's own, such as ViT-B-32, or another method."
+        )
+    return tower
+
+
+def encode_with_patches(clip: Clip, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised embeddings of images, `(B, D)` as `encode_image`, and of their patches, `(B, T, D)`; one forward.
+
+    A patch's embedding is its last token through the tower's final norm and projection.
+
+    Args:
+        pixels_BCHW: `(B, 3, H, W)` in [0, 1].
+
+    Raises:
+        UserError: as `patch_tower`.
+    """
+    tower = patch_tower(clip)
+    found = tower.forward_intermediates(clip.tower_input(pixels_BCHW), indices=1, output_fmt="NLC")
+    patches_BTD = tower.ln_post(found["image_intermediates"][0]) @ tower.proj
+    return F.normalize(found["image_features"], dim=-1), F.normalize(patches_BTD, dim=-1)
+
+
+def text_guided_attention(clip: Clip, patches_BTD: Tensor, text_BMD: Tensor) -> Tensor:
+    """The attention map A of each image, flattened: `(B, image_size²)`, values in [0, 1].
+
+    Cosines of the patches with a text, scaled per image to minimum 0 and maximum 1, and enlarged bilinearly to the
+    model's input size; the mean over the image's M texts.
+
+    Args:
+        patches_BTD, text_BMD: normalised embeddings; the texts are of the image's true class.
+    """
+    scores_BMT = text_BMD @ patches_BTD.transpose(1, 2)
+    low, high = scores_BMT.amin(2, keepdim=True), scores_BMT.amax(2, keepdim=True)
+    scaled_BMT = (scores_BMT - low) / (high - low).clamp_min(torch.finfo(scores_BMT.dtype).eps)
+    grid = patch_tower(clip).grid_size
+    coarse = scaled_BMT.mean(1).unflatten(1, grid).unsqueeze(1)  # enlarging is linear: the mean may come first
+    return F.interpolate(coarse, size=(clip.image_size, clip.image_size), mode="bilinear").flatten(1)

@@ -1,0 +1,30 @@
+"""The captions that a method trains on, read by whoever plans the run: no worker needs the table."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rayclip.data.captions import BUNDLED, read_captions
+from rayclip.methods import Method
+from rayclip.methods.saft import SAFT, TEMPLATES
+from rayclip.types import UserError
+
+
+def with_captions(method: Method, data: str, class_names: Sequence[str]) -> Method:
+    """The method with what is in its table of captions; for bundled data without one, the bundled captions.
+
+    Args:
+        data: as on the command line.
+
+    Raises:
+        UserError: SAFT has no captions, or too few of a class, or a table that does not fit the classes.
+    """
+    if not isinstance(method, SAFT) or method.texts or method.captions == TEMPLATES:
+        return method
+    name = data.partition("#")[0]  # `digits#holdout` has the classes of `digits`
+    captions = method.captions or (name if name in BUNDLED else "")
+    if not captions:
+        raise UserError(
+            "saft trains on captions of the classes: give --captions FILE, a table as rayclip captions filter writes "
+            "it, or --captions templates to do without."
+        )
+    return replace(method, captions=captions).with_texts(read_captions(captions, class_names), class_names)

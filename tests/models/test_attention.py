@@ -1,0 +1,89 @@
+"""Text-guided attention agrees, entry by entry and in its gradient, with the tower taken apart by hand, in float64."""
+
+import pytest
+import torch
+
+import naive
+from conftest import tiny_clip
+from rayclip.models import load_model
+from rayclip.models.attention import encode_with_patches, patch_tower, text_guided_attention
+from rayclip.types import UserError
+
+# 8x8 pixels in patches of 2: a grid of 4x4
+FINE = {"vision_cfg": {"image_size": 8, "layers": 2, "width": 32, "head_width": 16, "patch_size": 2}}
+
+
+def inputs(clip, n=3, side=8):
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.rand(n, 3, side, side, generator=generator, dtype=torch.float64)
+    texts = clip.embed_texts([f"a {w} thing" for w in ("red", "round", "small", "old", "wet", "big")]).detach()
+    return pixels, texts.view(n, 2, -1)
+
+
+@pytest.mark.parametrize("changes", [{}, FINE, {"quick_gelu": True}])
+def test_one_forward_gives_the_embedding_and_the_patches(changes):
+    clip = tiny_clip(dtype=torch.float64, **changes)
+    pixels, _ = inputs(clip)
+    calls = []
+    clip.model.visual.transformer.resblocks[0].register_forward_hook(lambda *_: calls.append(1))
+    image, patches = encode_with_patches(clip, pixels)
+    assert len(calls) == 1
+    assert torch.allclose(image, clip.encode_image(pixels), atol=1e-12)
+    for b in range(len(pixels)):
+        for found, plain in zip(patches[b], naive.patch_embeddings(clip, pixels[b]), strict=True):
+            assert torch.allclose(found, naive.unit(plain), atol=1e-12)
+
+
+@pytest.mark.parametrize("changes", [{}, FINE])
+def test_attention_and_its_gradient_agree_with_the_plain_loop(changes):
+    clip = tiny_clip(dtype=torch.float64, **changes)
+    pixels, texts = inputs(clip)
+    weights = torch.rand(3, 64, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    _, patches = encode_with_patches(clip, pixels.requires_grad_())
+    ours = text_guided_attention(clip, patches, texts)
+    plain = torch.stack(
+        [
+            sum(naive.attention(naive.patch_embeddings(clip, pixels[b]), text, 8) for text in texts[b]) / 2
+            for b in range(3)
+        ]
+    )
+    assert ours.shape == (3, 64) and torch.allclose(ours, plain, atol=1e-12)
+    assert ours.detach().min() >= 0 and ours.detach().max() <= 1
+    wanted = [pixels, *clip.image_parameters()]
+    gradients = [torch.autograd.grad((weights * a).sum(), wanted) for a in (ours, plain)]
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, atol=1e-10) and b.abs().max() > 0
+
+
+def test_images_of_another_size_are_resized_first():
+    clip = tiny_clip(dtype=torch.float64)
+    pixels, texts = inputs(clip, side=12)
+    image, patches = encode_with_patches(clip, pixels)
+    assert torch.allclose(image, clip.encode_image(pixels), atol=1e-12)
+    assert text_guided_attention(clip, patches, texts).shape == (3, 64)
+
+
+def test_a_flat_map_has_finite_gradients():
+    clip = tiny_clip()
+    patches = torch.ones(2, 4, 16).div(4).requires_grad_()
+    attention = text_guided_attention(clip, patches, torch.ones(2, 1, 16) / 4)
+    attention.sum().backward()
+    assert torch.equal(attention, torch.zeros(2, 64)) and patches.grad.isfinite().all()
+
+
+RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16}
+POOLED = {**FINE["vision_cfg"], "attentional_pool": True, "attn_pooler_heads": 2}
+DROPPED = {**FINE["vision_cfg"], "patch_dropout": 0.5}
+
+
+@pytest.mark.parametrize("tower", [RESNET, POOLED, DROPPED])
+def test_towers_without_patches_in_the_space_of_embeddings_are_refused(tower):
+    with pytest.raises(UserError, match="'tiny' has no patch tokens"):
+        patch_tower(tiny_clip(vision_cfg=tower))
+
+
+def test_the_bundled_model_has_patches():
+    clip = load_model("digits")
+    pixels = torch.rand(2, 3, 8, 8)
+    image, patches = encode_with_patches(clip, pixels)
+    assert patches.shape == (2, 16, 64) and torch.allclose(image, clip.encode_image(pixels), atol=1e-5)
