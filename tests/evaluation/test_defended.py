@@ -12,7 +12,9 @@ from rayclip.defenses import parse_aims, parse_defenses
 from rayclip.evaluation import Protocol, Store, collect_rows, make_cells
 from rayclip.evaluation.alarms import alarms
 from rayclip.models import load_model
+from rayclip.models.scorers import parse_scorers
 from rayclip.reports import result_tables
+from rayclip.types import UserError
 
 DEFAULTS = {"steps": 4, "step": 16 / 255, "substitutes": "clip-table"}
 
@@ -65,7 +67,7 @@ def test_settings_of_a_defence_are_another_cell():
 
 def test_verdicts_of_defended_models_do_not_depend_on_shards_or_batches(tmp_path):
     cells = cells_of("rn:eps=32/255,ttc+tte")
-    positions = np.arange(40)
+    positions = np.arange(20)
     stores = [Store(str(tmp_path / name)) for name in "ab"]
     run_all(cells, positions, stores[0], shard_size=40)
     run_all(cells, positions, stores[1], shard_size=11, batch_size=3)
@@ -114,3 +116,76 @@ def test_every_kind_of_attack_goes_through_views(tmp_path, attack):
     run_all(cells, positions, store, 12)
     found = verdicts(store, cells[0])
     assert (found["adv_margin"] < found["clean_margin"]).mean() > 0.5
+
+
+def scored(scorers, attacks="clean,pgd,bert", against=("own", "template"), defenses="none"):
+    return make_cells(
+        [("digits", load_model("digits").fingerprint())],
+        [("digits", open_data("digits", "test"))],
+        parse_attacks(attacks, DEFAULTS),
+        Protocol(eps=32 / 255),
+        parse_defenses(defenses),
+        parse_aims("bpda", 1),
+        parse_scorers(scorers),
+        against,
+    )
+
+
+def test_scorers_judge_and_are_attacked_or_not():
+    cells = scored("template,cupl,wca:crops=3")
+    assert [(c.scorer.name, c.attack_label) for c in cells] == [
+        ("template", "clean"),
+        ("template", "pgd-4_eps32"),
+        ("template", "bert"),
+        ("cupl", "clean"),
+        ("cupl", "pgd-4_eps32"),
+        ("cupl", "pgd-4_eps32_on-template"),
+        ("cupl", "bert"),
+        ("wca", "clean"),
+        ("wca", "pgd-4_eps32"),
+        ("wca", "pgd-4_eps32_on-template"),
+        ("wca", "bert"),
+    ]
+    stops = [c.attack.stop for c in cells if c.attack.name == "pgd"]
+    assert stops == ["first_success", "first_success", "final", "final", "final"]
+    assert len({c.id for c in cells}) == len(cells)
+    assert {c.id for c in cells[:3]} == {c.id for c in cells_of("none")}
+
+
+def test_examples_made_against_the_template_are_judged_by_the_others(tmp_path):
+    scorers = "template,ensemble:templates=simple,cupl,wca:crops=4"
+    cells = scored(scorers, "clean,pgd:steps=10,bert,sep,co-attack:steps=3")
+    positions = np.arange(20)
+    stores = [Store(str(tmp_path / name)) for name in "ab"]
+    run_all(cells, positions, stores[0], 30)
+    run_all(cells, positions, stores[1], shard_size=8, batch_size=3)
+    for cell in cells:
+        a, b = (verdicts(s, cell) for s in stores)
+        assert np.array_equal(a["adv_pred"], b["adv_pred"]), (cell.scorer.name, cell.attack_label)
+    rows = collect_rows(cells, {"digits": positions}, stores[0])
+    found = {(r.who(), r.attack): r.top1 for r in rows}
+    for scorer in ("cupl", "wca:crops=4", "ensemble:templates=simple"):
+        clean, own, moved = (
+            found[f"digits, {scorer}", a] for a in ("clean", "pgd-10_eps32", "pgd-10_eps32_on-template")
+        )
+        assert own < clean and moved < clean
+        assert own <= moved or "wca" in scorer  # whose four fresh crops a query make a noisy target
+    (table,) = result_tables(rows)
+    assert "pgd-10 on-template 32/255" in table.header
+
+
+def test_scorers_stand_behind_defences_too(tmp_path):
+    cells = scored("wca:crops=3", "pgd", defenses="ttc+tte")
+    run_all(cells, np.arange(6), Store(str(tmp_path)), 6)
+    (own, moved) = collect_rows(cells, {"digits": np.arange(6)}, Store(str(tmp_path)))[:2]
+    assert (own.attack, moved.attack) == ("pgd-4_eps32_bpda", "pgd-4_eps32_on-template_bpda")
+    assert own.who() == "digits, wca:crops=3 + ttc+tte"
+
+
+def test_descriptions_have_to_be_there():
+    from rayclip.evaluation.cell import with_descriptions
+
+    with pytest.raises(UserError, match="scorer 'cupl' needs captions of the classes: write cupl:captions=FILE"):
+        with_descriptions(parse_scorers("cupl")[0], "cifar10", ("cat",))
+    with pytest.raises(UserError, match="sga gives every image texts of its own"):
+        scored("wca", "sga")
