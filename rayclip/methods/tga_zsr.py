@@ -37,6 +37,7 @@ class TGAZSR(TeCoA):
     lambda_clean: float = 0.05
 
     def check(self, clip: Clip) -> None:
+        super().check(clip)
         patch_tower(clip)
 
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -198,11 +198,12 @@ def bench_texts(title: str, clip: Clip, names: tuple[str, ...], images: Tensor, 
     report(f"{title} sep-{steps}, {len(names)} classes", len(images), measure(clip, plain_sep), measure(clip, ours_sep))
 
 
-def vit_b_32(device: str) -> Clip:
+def vit_b_32(device: str, seed: int = 0) -> Clip:
     """Random weights of the usual architecture."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = open_clip.create_model("ViT-B-32", pretrained=None)
-    config = {"model_cfg": open_clip.get_model_config("ViT-B-32"), "preprocess_cfg": {}}
+    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    config = {"model_cfg": open_clip.get_model_config("ViT-B-32"), "preprocess_cfg": preprocess}
     return Clip(model, config, open_clip.get_tokenizer("ViT-B-32"), "ViT-B-32 (random)").to(device).eval()
 
 
