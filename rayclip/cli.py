@@ -150,7 +150,11 @@ def train(
         int | None, typer.Option(min=0, help="At most a tenth of the run is used.  [default: the recipe's]")
     ] = None,
     trains: Annotated[
-        Literal["all", "image"] | None, typer.Option(help="image: the image encoder only.  [default: the method's]")
+        str | None,
+        typer.Option(
+            help="all, image (the image encoder only), or last-N (its last N blocks, and what comes after them).  "
+            "[default: the method's]"
+        ),
     ] = None,
     lambda_img: Annotated[float | None, typer.Option(min=0, help="mmcoa: weight of the image loss.")] = None,
     lambda_txt: Annotated[float | None, typer.Option(min=0, help="mmcoa: weight of the text loss.")] = None,

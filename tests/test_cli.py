@@ -99,6 +99,8 @@ TRAIN = EVAL | {"--method": "tecoa", "--eps": "1/255"}
         ("train", {"--method": "mmcoa", "--lambda-img": "0", "--lambda-txt": "0"}, "no loss"),
         ("train", {"--lr": "-1"}, "--lr -1.0 must be a positive number"),
         ("train", {"--optimizer": "lion"}, "'sgd', 'adam', 'adamw'"),
+        ("train", {"--trains": "last-3"}, "has 2 transformer blocks"),
+        ("train", {"--trains": "text"}, "all, image, or last-N"),
         ("train", {"--workers": "12"}, "9 training images cannot be dealt out to 12 workers"),
         ("train", {"--out": "{i}/good.parquet"}, "is a file"),
         ("train", {"--tracking-uri": "http://127.0.0.1:9"}, "cannot be reached"),

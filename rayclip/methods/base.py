@@ -16,7 +16,7 @@ from rayclip.attacks.base import Samples
 from rayclip.attacks.pgd import PGD
 from rayclip.models import Clip
 
-Trains = Literal["all", "image"]
+Trains = str  # a part of the model, as `Clip.parameters_of` takes it
 
 
 class ClassTexts:
@@ -91,7 +91,7 @@ class Method(ABC):
 
     Attributes:
         eps, steps, step: budget, number and length of the image attack's steps, in pixel units.
-        trains: `all` parameters or the `image` encoder's.
+        trains: `all` parameters, the `image` encoder's, or those of its `last-N` blocks (`Clip.parameters_of`).
     """
 
     name: ClassVar[str]
@@ -108,6 +108,7 @@ class Method(ABC):
 
     def check(self, clip: Clip) -> None:
         """Raise a `UserError` if the method cannot train this model."""
+        clip.parameters_of(self.trains)
 
     def attack(self, clip: Clip, batch: Batch) -> Batch:
         """Add the adversarial examples that `loss` wants. Called with `clip` frozen."""

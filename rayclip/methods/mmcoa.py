@@ -47,6 +47,7 @@ class MMCoA(Method):
         return replace(self, text=self.text.with_substitutes(substitutes))
 
     def check(self, clip: Clip) -> None:
+        super().check(clip)
         if self.lambda_txt:
             self.text.source(clip)
 

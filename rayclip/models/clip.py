@@ -9,9 +9,10 @@ Shapes: B batch, C channels, H W any size, D embedding, L context length.
 import hashlib
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,12 @@ from rayclip.types import UserError
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 BUNDLED = {"digits": Path(__file__).parent / "digits"}
+
+# What an image tower holds ahead of its transformer blocks, by open_clip's names and by timm's
+_BEFORE_BLOCKS = {
+    *("class_embedding", "positional_embedding", "conv1", "ln_pre"),
+    *("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre"),
+}
 
 _MAX_LOG_SCALE = 4.605170185988092  # ln 100: the temperature's bound in CLIP's own training
 
@@ -121,9 +128,41 @@ class Clip(nn.Module):
     def _text_prefix(self) -> str:
         return "model.text" if hasattr(self.model, "text") else "model"
 
-    def image_parameters(self) -> list[nn.Parameter]:
-        """The image encoder's parameters: what image-only ("partial") fine-tuning updates."""
-        return list(self.model.visual.parameters())  # type: ignore[union-attr]
+    def parameters_of(self, part: str) -> list[nn.Parameter]:
+        """The parameters that a run trains.
+
+        Args:
+            part: `all`; `image`, the image encoder; or `last-N`, its last N transformer blocks and what comes after
+                them (final norm, pooling, projection).
+
+        Raises:
+            UserError: another word, a tower without transformer blocks, or one with fewer than N.
+        """
+        if part == "all":  # a logit_bias is SigLIP's, and no loss of ours uses it
+            return [p for name, p in self.named_parameters() if not name.endswith("logit_bias")]
+        visual = cast(nn.Module, self.model.visual)
+        if part == "image":
+            return list(visual.parameters())
+        if not re.fullmatch(r"last-[1-9]\d*", part):
+            raise UserError(f"trains '{part}' is no part of a model: write all, image, or last-N such as last-2.")
+        blocks, count = self._image_blocks(), int(part.removeprefix("last-"))
+        if count > len(blocks):
+            raise UserError(
+                f"trains '{part}': the image encoder of '{self.spec}' has {len(blocks)} transformer blocks: write "
+                f"last-{len(blocks)} or less."
+            )
+        before = {id(p) for block in blocks[: len(blocks) - count] for p in block.parameters()}
+        return [
+            p
+            for name, p in visual.named_parameters()
+            if id(p) not in before and name.removeprefix("trunk.").split(".")[0] not in _BEFORE_BLOCKS
+        ]
+
+    def _image_blocks(self) -> list[nn.Module]:
+        for path in ("transformer.resblocks", "trunk.blocks"):  # open_clip's own tower, and timm's
+            with suppress(AttributeError):
+                return list(cast(nn.Module, self.model.visual).get_submodule(path).children())
+        raise UserError(f"the image encoder of '{self.spec}' has no transformer blocks to choose from: train image.")
 
     def fingerprint(self) -> str:
         """A hash of configuration and weights: equal for equal functions, however the model was named or stored."""

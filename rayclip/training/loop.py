@@ -267,15 +267,7 @@ def lineage(config: TrainConfig, data: ImageSet, step: int, total_steps: int) ->
 def _choose_trainable(clip: Clip, method: Method) -> list[nn.Parameter]:
     """Switch gradients on for what the method trains; returns those parameters."""
     clip.requires_grad_(False)
-    chosen = (
-        clip.image_parameters()
-        if method.trains == "image"
-        else [
-            p
-            for name, p in clip.named_parameters()
-            if not name.endswith("logit_bias")  # SigLIP's, unused by our losses
-        ]
-    )
+    chosen = clip.parameters_of(method.trains)
     for p in chosen:
         p.requires_grad_(True)
     return chosen

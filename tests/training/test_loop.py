@@ -12,6 +12,7 @@ from data.test_data import png, write
 from rayclip.attacks.bert import TextSettings
 from rayclip.methods import METHODS, SMALL_MODEL, Recipe, make_method
 from rayclip.methods.ft_standard import FTStandard
+from rayclip.models import load_model
 from rayclip.training import TrainConfig, train
 from rayclip.training.loop import learning_rate
 from rayclip.types import UserError
@@ -47,8 +48,6 @@ def config(name="mmcoa", **changes):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_lowers_its_loss_and_touches_what_it_trains(name, tmp_path):
-    from rayclip.models import load_model
-
     host = LocalHost(tmp_path)
     base = config(name)
     clip = train(replace(base, recipe=replace(base.recipe, epochs=6)), host)
@@ -58,6 +57,18 @@ def test_every_method_lowers_its_loss_and_touches_what_it_trains(name, tmp_path)
     changed = {n for n, p in clip.model.state_dict().items() if not torch.equal(p, before[n])}
     assert any(n.startswith("visual") for n in changed)
     assert any(n.startswith("transformer") for n in changed) == (base.method.trains == "all")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_last_blocks_alone_are_trained(name, tmp_path):
+    settings = config(name)
+    settings = replace(settings, method=replace(settings.method, trains="last-2"))
+    before = load_model("digits").model.state_dict()
+    after = train(settings, LocalHost(tmp_path)).model.state_dict()
+    changed = {n for n, p in after.items() if not torch.equal(p, before[n])}
+    last = ("visual.transformer.resblocks.2.", "visual.transformer.resblocks.3.", "visual.ln_post.", "visual.proj")
+    assert changed and all(n.startswith(last) for n in changed)
+    assert all(any(n.startswith(part) for n in changed) for part in last)
 
 
 def test_a_run_is_repeatable(tmp_path):
