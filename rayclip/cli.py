@@ -132,6 +132,13 @@ def train(
         int | None, typer.Option(min=1, help="Steps of the training attack.  [default: the method's]")
     ] = None,
     step_size: StepSize = None,
+    norm: Annotated[Literal["linf", "l2"], typer.Option(help="Of the training attack's ball.")] = "linf",
+    start: Annotated[
+        Literal["random", "zero"], typer.Option(help="Where in the ball the training attack starts.")
+    ] = "random",
+    eps_warmup: Annotated[
+        float, typer.Option(metavar="EPOCHS", help="Let the training attack's budget rise from 0 over so many epochs.")
+    ] = 0.0,
     epochs: Annotated[int | None, typer.Option(min=1, help="[default: the recipe's]")] = None,
     recipe: Annotated[
         Literal["paper", "small"] | None,
@@ -145,7 +152,13 @@ def train(
         int | None, typer.Option(min=1, help="Of all workers together.  [default: the recipe's]")
     ] = None,
     optimizer: Annotated[Literal["sgd", "adam", "adamw"] | None, typer.Option(help="[default: the recipe's]")] = None,
+    momentum: Annotated[float | None, typer.Option(min=0, max=1, help="sgd.  [default: the recipe's]")] = None,
+    betas: Annotated[str | None, typer.Option(help="adam, adamw: 0.9,0.999.  [default: the recipe's]")] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, help="[default: the recipe's]")] = None,
+    schedule: Annotated[
+        Literal["cosine", "linear", "constant"] | None,
+        typer.Option(help="Of the learning rate after its warm-up.  [default: the recipe's]"),
+    ] = None,
     warmup_steps: Annotated[
         int | None, typer.Option(min=0, help="At most a tenth of the run is used.  [default: the recipe's]")
     ] = None,
@@ -196,6 +209,8 @@ def train(
         method,
         eps=budget,
         steps=steps,
+        norm=norm,
+        start=start,
         trains=trains,
         lambda_img=lambda_img,
         lambda_txt=lambda_txt,
@@ -208,6 +223,9 @@ def train(
         "lr": lr,
         "batch_size": batch_size,
         "optimizer": optimizer,
+        "momentum": momentum,
+        "betas": parse_betas(betas),
+        "schedule": schedule,
         "weight_decay": weight_decay,
         "warmup_steps": warmup_steps,
     }
@@ -215,6 +233,7 @@ def train(
         model=model,
         data=data,
         method=chosen,
+        eps_warmup=eps_warmup,
         shots=parse_shots(shots),
         seed=seed,
         resolution=resolution,
@@ -301,6 +320,19 @@ def parse_shots(text: str) -> int | None:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise UserError(f"--shots '{text}' is neither a number of images a class nor full: write 1, 5 or full.")
     return int(text)
+
+
+def parse_betas(text: str | None) -> tuple[float, float] | None:
+    """`0.9,0.98`: how slowly Adam forgets gradients, and their squares."""
+    if text is None:
+        return None
+    try:
+        first, second = (float(part) for part in text.split(","))
+        if 0 <= first < 1 and 0 <= second < 1:
+            return first, second
+    except ValueError:
+        pass
+    raise UserError(f"--betas '{text}' are not two numbers from 0 to below 1: write 0.9,0.98.")
 
 
 def run(command: Callable[..., Any], program: str) -> None:

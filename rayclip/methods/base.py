@@ -12,10 +12,12 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from rayclip.attacks.base import Samples
+from rayclip.attacks.base import Norm, Samples, Start
 from rayclip.attacks.pgd import PGD
 from rayclip.models import Clip
 
+Optimizer = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["cosine", "linear", "constant"]
 Trains = str  # a part of the model, as `Clip.parameters_of` takes it
 
 
@@ -67,13 +69,13 @@ class Batch:
 class Recipe:
     """How a paper trains its method; every entry can be overridden for a run."""
 
-    optimizer: Literal["sgd", "adam", "adamw"]
+    optimizer: Optimizer
     lr: float
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: float = 1e-8
     momentum: float = 0.9
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup_steps: int = 0
     batch_size: int = 256
     epochs: int = 10
@@ -91,6 +93,7 @@ class Method(ABC):
 
     Attributes:
         eps, steps, step: budget, number and length of the image attack's steps, in pixel units.
+        norm, start: of the image attack, see `attacks.base.GradientAttack`.
         trains: `all` parameters, the `image` encoder's, or those of its `last-N` blocks (`Clip.parameters_of`).
     """
 
@@ -100,6 +103,8 @@ class Method(ABC):
     eps: float = 1 / 255
     steps: int = 10
     step: float = 1 / 255
+    norm: Norm = "linf"
+    start: Start = "random"
     trains: Trains = "all"
 
     def with_default_substitutes(self, substitutes: str) -> Self:
@@ -110,6 +115,11 @@ class Method(ABC):
         """Raise a `UserError` if the method cannot train this model."""
         clip.parameters_of(self.trains)
 
+    def weakened(self, share: float) -> Self:
+        """The method with this share (0..1) of its budget; the attack's steps shrink alike, so that it crosses the
+        smaller ball in as many."""
+        return replace(self, eps=share * self.eps, step=share * self.step)
+
     def attack(self, clip: Clip, batch: Batch) -> Batch:
         """Add the adversarial examples that `loss` wants. Called with `clip` frozen."""
         return batch
@@ -119,12 +129,12 @@ class Method(ABC):
         """The loss to minimise (see `parallel.global_mean`) and detached scalars to log."""
 
     def perturb(self, batch: Batch, objective: Callable[[Tensor], Tensor]) -> Batch:
-        """PGD on `objective(pixels_BCHW) -> (B,)` from a random start, to the last step, for every image."""
+        """PGD on `objective(pixels_BCHW) -> (B,)`, to the last step, for every image."""
 
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             return objective(pixels), torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
 
-        pgd = PGD(steps=self.steps, step=self.step, stop="final")
+        pgd = PGD(steps=self.steps, step=self.step, norm=self.norm, start=self.start, stop="final")
         samples = Samples(batch.pixels_BCHW, batch.labels_B, batch.keys_B)
         images, _, _ = pgd.ascend(forward, samples, eps=self.eps)
         return replace(batch, adversarial_BCHW=images)

@@ -9,6 +9,7 @@ from rayclip import PROTOCOL
 from rayclip.data import Names, Resolution
 from rayclip.methods import Method, Recipe
 from rayclip.models import TEMPLATE
+from rayclip.types import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -21,6 +22,8 @@ class TrainConfig:
         model, data: as on the command line (`load_model`, `open_data`).
         method: the loss, its settings and the attack it trains against.
         recipe: optimiser and schedule, the method's own unless overridden.
+        eps_warmup: epochs in which the training attack's budget rises from 0 to `method.eps`, linearly in steps; its
+            step length rises alike. 0 is the full budget from the start.
         shots: images a class; None for all.
         seed: of the few-shot draw, the order of the batches and the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
@@ -35,6 +38,7 @@ class TrainConfig:
     data: str
     method: Method
     recipe: Recipe
+    eps_warmup: float = 0.0
     shots: int | None = None
     seed: int = 0
     resolution: Resolution = "native"
@@ -46,6 +50,13 @@ class TrainConfig:
     save_every_epochs: int = 1
     save_every_steps: int = 0
     data_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eps_warmup <= self.recipe.epochs:
+            raise UserError(
+                f"eps-warmup {self.eps_warmup:g} does not fit into a run of {self.recipe.epochs} epochs: write a "
+                f"number of epochs from 0 to {self.recipe.epochs}."
+            )
 
     def describe(self) -> dict[str, Any]:
         """Nested plain values, method name included: what lineage files hold."""

@@ -128,9 +128,10 @@ class _Run:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, self.total_steps)
+        method = self.method.weakened(eps_share(self.config.eps_warmup * self.steps_per_epoch, self.step))
         with _autocast(self.config.precision, device):
             with frozen(self.clip):
-                batch = self.method.attack(self.clip, batch)
+                batch = method.attack(self.clip, batch)
             self.module.train()
             loss, metrics = self.module(batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -240,9 +241,14 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
     warmup = min(recipe.warmup_steps, total_steps // 10)
     if step < warmup:
         return recipe.lr * (step + 1) / warmup
-    if recipe.schedule == "constant":
-        return recipe.lr
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
+    done = (step - warmup) / max(1, total_steps - warmup)
+    left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    return recipe.lr * left[recipe.schedule]
+
+
+def eps_share(warmup_steps: float, step: int) -> float:
+    """The part of its budget that the training attack has at a step, counted from 0."""
+    return min(1.0, step / warmup_steps) if warmup_steps else 1.0
 
 
 def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -132,6 +132,22 @@ def test_training_attacks_stay_in_the_ball_and_raise_the_loss(name):
     assert losses[1][key] > losses[0][key]
 
 
+def test_the_training_attacks_norm_and_start_are_settings():
+    clip = tiny_clip()
+    chosen, batch = method("tecoa"), example(clip)
+    delta = attacked(clip, replace(chosen, norm="l2", eps=0.2, step=0.1), batch).adversarial_BCHW - batch.pixels_BCHW
+    norms = delta.flatten(1).norm(dim=1)
+    assert norms.max() <= 0.2 + 1e-6 and norms.min() > 0.05 and (delta.abs().amax((1, 2, 3)) > 8 / 255).all()
+    one = replace(chosen, steps=1, start="zero", step=1 / 255)
+    delta = attacked(clip, one, batch).adversarial_BCHW - batch.pixels_BCHW
+    inside = (batch.pixels_BCHW > 1 / 255) & (batch.pixels_BCHW < 254 / 255)
+    assert torch.allclose(delta[inside].abs() * 255, torch.ones(int(inside.sum())), atol=1e-3)
+    again = replace(batch, keys_B=batch.keys_B + 1)
+    for start, same in (("zero", True), ("random", False)):
+        made = [attacked(clip, replace(chosen, start=start), b).adversarial_BCHW for b in (batch, again)]
+        assert torch.equal(*made) == same
+
+
 def test_an_attack_leaves_mode_and_gradients_as_they_were():
     clip = tiny_clip().train()
     clip.model.visual.proj.requires_grad_(False)

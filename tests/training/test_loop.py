@@ -12,9 +12,10 @@ from data.test_data import png, write
 from rayclip.attacks.bert import TextSettings
 from rayclip.methods import METHODS, SMALL_MODEL, Recipe, make_method
 from rayclip.methods.ft_standard import FTStandard
+from rayclip.methods.tecoa import TeCoA
 from rayclip.models import load_model
 from rayclip.training import TrainConfig, train
-from rayclip.training.loop import learning_rate
+from rayclip.training.loop import eps_share, learning_rate
 from rayclip.types import UserError
 
 
@@ -140,6 +141,38 @@ def test_the_schedule_warms_up_and_decays():
     assert learning_rate(recipe, 100_000, 100_000) == pytest.approx(0.0)
     assert learning_rate(recipe, 10, 100) == pytest.approx(1.0), "warm-up takes a tenth of a short run at most"
     assert learning_rate(replace(recipe, schedule="constant"), 50, 100) == 1.0
+    linear = replace(recipe, schedule="linear")
+    assert [learning_rate(linear, step, 100) for step in (4, 10, 55, 100)] == pytest.approx([0.5, 1.0, 0.5, 0.0])
+
+
+def test_the_budget_rises_to_the_full_one():
+    assert [eps_share(8, step) for step in (0, 2, 8, 9)] == [0, 0.25, 1, 1]
+    assert eps_share(2.5, 1) == pytest.approx(0.4) and eps_share(0, 0) == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched(TeCoA):
+    """TeCoA that notes how far its images are from the clean ones, and in how many steps they went there."""
+
+    seen: ClassVar[list[tuple[float, float, float]]] = []
+
+    def attack(self, clip, batch):
+        made = super().attack(clip, batch)
+        distance = (made.adversarial_BCHW - batch.pixels_BCHW).abs().max().item()
+        self.seen.append((distance, self.eps, self.step))
+        return made
+
+
+def test_the_training_attack_warms_up(tmp_path):
+    settings = replace(
+        config(), method=Watched(eps=16 / 255, steps=3, step=8 / 255, start="zero"), eps_warmup=1.5
+    )  # two steps an epoch: three steps of warm-up
+    Watched.seen.clear()
+    train(settings, LocalHost(tmp_path))
+    full = 16 / 255
+    assert [eps for _, eps, _ in Watched.seen] == pytest.approx([0, full / 3, full * 2 / 3, full, full, full])
+    assert all(distance == pytest.approx(eps, abs=1e-6) for distance, eps, _ in Watched.seen)
+    assert all(step == pytest.approx(eps / 2) for _, eps, step in Watched.seen)
 
 
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
