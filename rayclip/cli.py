@@ -162,6 +162,9 @@ def train(
     warmup_steps: Annotated[
         int | None, typer.Option(min=0, help="At most a tenth of the run is used.  [default: the recipe's]")
     ] = None,
+    ema: Annotated[
+        float, typer.Option(metavar="DECAY", help="Keep the weights' moving average, 0.999 say; 0 keeps the last ones.")
+    ] = 0.0,
     trains: Annotated[
         str | None,
         typer.Option(
@@ -234,6 +237,7 @@ def train(
         data=data,
         method=chosen,
         eps_warmup=eps_warmup,
+        ema=ema,
         shots=parse_shots(shots),
         seed=seed,
         resolution=resolution,

@@ -24,6 +24,7 @@ class TrainConfig:
         recipe: optimiser and schedule, the method's own unless overridden.
         eps_warmup: epochs in which the training attack's budget rises from 0 to `method.eps`, linearly in steps; its
             step length rises alike. 0 is the full budget from the start.
+        ema: decay of the weights' moving average, 0..1 (see `training.average`); 0 keeps the last step's weights.
         shots: images a class; None for all.
         seed: of the few-shot draw, the order of the batches and the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
@@ -39,6 +40,7 @@ class TrainConfig:
     method: Method
     recipe: Recipe
     eps_warmup: float = 0.0
+    ema: float = 0.0
     shots: int | None = None
     seed: int = 0
     resolution: Resolution = "native"
@@ -57,6 +59,8 @@ class TrainConfig:
                 f"eps-warmup {self.eps_warmup:g} does not fit into a run of {self.recipe.epochs} epochs: write a "
                 f"number of epochs from 0 to {self.recipe.epochs}."
             )
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema {self.ema:g} is no decay: write a number from 0 (off) to below 1, such as 0.999.")
 
     def describe(self) -> dict[str, Any]:
         """Nested plain values, method name included: what lineage files hold."""

@@ -27,6 +27,7 @@ from rayclip.methods import Batch, ClassTexts, Method, Recipe
 from rayclip.models import Clip, class_prompts, load_model
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.models.clip import frozen
+from rayclip.training.average import Average, set_weights
 from rayclip.training.config import TrainConfig
 from rayclip.types import UserError, check_same
 
@@ -85,8 +86,8 @@ class _Run:
         self.config, self.host, self.clip, self.data = config, host, clip, data
         self.method, self.recipe = config.method, config.recipe
         clip.bound_scale()
-        trainable = _choose_trainable(clip, self.method)
-        self.optimizer = make_optimizer(self.recipe, trainable)
+        self.trainable = _choose_trainable(clip, self.method)
+        self.optimizer = make_optimizer(self.recipe, self.trainable)
         self.sampler = EpochSampler(
             count=len(data),
             batch_size=self.recipe.batch_size,
@@ -97,7 +98,10 @@ class _Run:
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.total_steps = self.steps_per_epoch * self.recipe.epochs
         self.step = 0
-        self._resume()
+        last = self._resume()
+        self.average = Average(self.trainable, config.ema) if config.ema else None
+        if last is not None:
+            set_weights(self.trainable, last)
         prompts = class_prompts(data.class_names, config.template)
         self.texts = ClassTexts(clip, prompts, trainable=self.method.trains == "all")
         self.module: nn.Module = _LossOf(clip, self.method)
@@ -114,6 +118,8 @@ class _Run:
                 self._train_step(pixels, positions, total)
                 if self._pending_due():
                     self._report(epoch)
+        if self.average is not None:
+            set_weights(self.trainable, self.average.values)
         return self.clip.eval()
 
     def _train_step(self, pixels_u8: Tensor, positions: Tensor, total: int) -> None:
@@ -139,6 +145,8 @@ class _Run:
         self.optimizer.step()
         self.clip.bound_scale()
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
         self._pending.append(metrics)
         self._images += total
 
@@ -199,18 +207,23 @@ class _Run:
         self.host.report(progress, save)
 
     def _save(self, folder: Path) -> None:
-        save_checkpoint(self.clip, folder, lineage(self.config, self.data, self.step, self.total_steps))
-        torch.save({"step": self.step, "optimizer": self.optimizer.state_dict()}, folder / STATE_FILE)
+        with self.average.in_place() if self.average is not None else contextlib.nullcontext() as last:
+            save_checkpoint(self.clip, folder, lineage(self.config, self.data, self.step, self.total_steps))
+        state = {"step": self.step, "optimizer": self.optimizer.state_dict(), "last": last}
+        torch.save(state, folder / STATE_FILE)
 
-    def _resume(self) -> None:
+    def _resume(self) -> list[Tensor] | None:
+        """Take the model and the optimiser to where the latest checkpoint is; gives the last step's weights where the
+        checkpoint holds averaged ones."""
         with self.host.resume_from() as folder:
             if folder is None:
-                return
+                return None
             stored = load_model(f"local-dir:{folder}", self.host.device)
             self.clip.model.load_state_dict(stored.model.state_dict())
             state = torch.load(folder / STATE_FILE, map_location=self.host.device, weights_only=True)
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
+            return state["last"]
 
 
 class _LossOf(nn.Module):
@@ -264,6 +277,7 @@ def lineage(config: TrainConfig, data: ImageSet, step: int, total_steps: int) ->
         "rayclip": __version__,
         "step": step,
         "total_steps": total_steps,
+        "weights": f"moving average, decay {config.ema:g}" if config.ema else "last step",
         "digest": config.digest(),
         "config": config.describe(),
         "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},

@@ -14,6 +14,7 @@ from rayclip.methods import METHODS, SMALL_MODEL, Recipe, make_method
 from rayclip.methods.ft_standard import FTStandard
 from rayclip.methods.tecoa import TeCoA
 from rayclip.models import load_model
+from rayclip.models.checkpoint import read_lineage
 from rayclip.training import TrainConfig, train
 from rayclip.training.loop import eps_share, learning_rate
 from rayclip.types import UserError
@@ -82,10 +83,20 @@ def test_a_run_is_repeatable(tmp_path):
     assert other.curve != runs[0].curve
 
 
+OPTIONS = {
+    "none": {},
+    "eps_warmup": {"eps_warmup": 2.5},
+    "ema": {"ema": 0.9},
+    "sgd": {"recipe": replace(config().recipe, optimizer="sgd", lr=0.01, momentum=0.8, schedule="linear")},
+    "adam": {"recipe": replace(config().recipe, optimizer="adam", betas=(0.8, 0.95), schedule="constant")},
+}
+
+
 @pytest.mark.parametrize("until", [1, 2])
-def test_a_resumed_run_continues_the_same_curve(tmp_path, until):
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_resumed_run_continues_the_same_curve(tmp_path, until, option):
     """Stopped after an epoch, or in the middle of one, and gone on: step for step the same losses and weights."""
-    settings = config(save_every_steps=3)
+    settings = replace(config("tecoa" if option != "none" else "mmcoa", save_every_steps=3), **OPTIONS[option])
     whole = LocalHost(tmp_path / "whole")
     reference = train(settings, whole)
     first = LocalHost(tmp_path / "first", until=until)
@@ -96,6 +107,25 @@ def test_a_resumed_run_continues_the_same_curve(tmp_path, until):
     assert max(first.curve) in (2, 3) and min(second.curve) == max(first.curve) + 1
     assert first.curve | second.curve == whole.curve
     assert resumed.fingerprint() == reference.fingerprint()
+
+
+def test_a_checkpoint_holds_the_averaged_weights(tmp_path):
+    """The curve is that of the run without averaging; the weights lie between its last ones."""
+    settings = config("tecoa", save_every_steps=1)
+    plain, averaged = LocalHost(tmp_path / "plain"), LocalHost(tmp_path / "averaged")
+    train(settings, plain)
+    final = train(replace(settings, ema=0.6), averaged)
+    assert plain.curve == averaged.curve
+    expected = load_model("digits").model.visual.proj.detach().double()
+    for step, (raw, mean) in enumerate(zip(plain.checkpoints, averaged.checkpoints, strict=True), start=1):
+        decay = min(0.6, (1 + step) / (10 + step))
+        proj = load_model(f"local-dir:{raw}").model.visual.proj.detach().double()
+        expected = decay * expected + (1 - decay) * proj
+        stored = load_model(f"local-dir:{mean}").model.visual.proj
+        assert torch.allclose(stored.double(), expected, atol=1e-6) and not torch.allclose(stored, proj.float())
+    assert final.fingerprint() == load_model(f"local-dir:{averaged.checkpoints[-1]}").fingerprint()
+    assert read_lineage(averaged.checkpoints[-1])["weights"] == "moving average, decay 0.6"
+    assert read_lineage(plain.checkpoints[-1])["weights"] == "last step"
 
 
 def test_checkpoints_come_every_epoch_and_every_n_steps(tmp_path):
