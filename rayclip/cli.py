@@ -151,6 +151,9 @@ def train(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Of all workers together.  [default: the recipe's]")
     ] = None,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Take each worker's share of a batch in so many parts, to save memory.")
+    ] = 1,
     optimizer: Annotated[Literal["sgd", "adam", "adamw"] | None, typer.Option(help="[default: the recipe's]")] = None,
     momentum: Annotated[float | None, typer.Option(min=0, max=1, help="sgd.  [default: the recipe's]")] = None,
     betas: Annotated[str | None, typer.Option(help="adam, adamw: 0.9,0.999.  [default: the recipe's]")] = None,
@@ -246,6 +249,7 @@ def train(
         precision=precision,
         save_every_steps=save_every_steps,
         data_workers=data_workers,
+        accumulate=accumulate,
     )
     did_something = api.fine_tune(
         Trial(name=out.name, config=config, out=out.absolute()),

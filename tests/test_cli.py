@@ -107,6 +107,7 @@ TRAIN = EVAL | {"--method": "tecoa", "--eps": "1/255"}
         ("train", {"--eps-warmup": "9", "--epochs": "8"}, "eps-warmup 9 does not fit into a run of 8 epochs"),
         ("train", {"--eps-warmup": "-1"}, "write a number of epochs from 0"),
         ("train", {"--ema": "1"}, "ema 1 is no decay"),
+        ("train", {"--accumulate": "0"}, "Invalid value for '--accumulate'"),
         ("train", {"--optimizer": "lion"}, "'sgd', 'adam', 'adamw'"),
         ("train", {"--trains": "last-3"}, "has 2 transformer blocks"),
         ("train", {"--trains": "text"}, "all, image, or last-N"),

@@ -64,6 +64,15 @@ class Batch:
     adversarial_BCHW: Tensor | None = None
     adversarial_prompts: dict[int, str] | None = None
 
+    def split(self, parts: int) -> list["Batch"]:
+        """A batch that was not attacked yet in so many parts of nearly equal size, fewer if it has fewer samples.
+
+        They keep `total`, so that their losses add up to the loss of the whole.
+        """
+        size = max(1, -(-len(self.labels_B) // parts))
+        rows = zip(*(x.split(size) for x in (self.pixels_BCHW, self.labels_B, self.keys_B)), strict=True)
+        return [replace(self, pixels_BCHW=pixels, labels_B=labels, keys_B=keys) for pixels, labels, keys in rows]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -99,6 +108,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     recipe: ClassVar[Recipe]
+    compares_samples: ClassVar[bool] = False  # whether a sample's loss or attack depends on the others of its batch
 
     eps: float = 1 / 255
     steps: int = 10
@@ -126,7 +136,7 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise (see `parallel.global_mean`) and detached scalars to log."""
+        """The loss to minimise and detached scalars to log, all of them sums over samples (`parallel.global_mean`)."""
 
     def perturb(self, batch: Batch, objective: Callable[[Tensor], Tensor]) -> Batch:
         """PGD on `objective(pixels_BCHW) -> (B,)`, to the last step, for every image."""

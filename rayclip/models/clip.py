@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rayclip.types import UserError
 
@@ -55,6 +56,7 @@ class Clip(nn.Module):
         self.config = config
         self.spec = spec
         self._tokenizer = tokenizer
+        self._chunk = 0
         size = config["model_cfg"]["vision_cfg"]["image_size"]
         self.image_size = int(size[0] if isinstance(size, list | tuple) else size)
         preprocess = config["preprocess_cfg"]
@@ -83,6 +85,8 @@ class Clip(nn.Module):
 
         Images of another size than `image_size` are resized bicubically with anti-aliasing (as PIL does).
         """
+        if 0 < self._chunk < len(pixels_BCHW):
+            return self._by_chunk(self.encode_image, pixels_BCHW, normalize)
         if pixels_BCHW.shape[-2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
             pixels_BCHW = F.interpolate(pixels_BCHW, size=size, mode="bicubic", antialias=True)
@@ -90,7 +94,26 @@ class Clip(nn.Module):
 
     def encode_text(self, tokens_BL: Tensor, *, normalize: bool = True) -> Tensor:
         """Embed token rows. `(B, L)` int64 -> `(B, D)`."""
+        if 0 < self._chunk < len(tokens_BL):
+            return self._by_chunk(self.encode_text, tokens_BL, normalize)
         return self.model.encode_text(tokens_BL, normalize=normalize)  # type: ignore[operator]
+
+    @contextmanager
+    def in_chunks(self, size: int) -> Iterator[None]:
+        """Encode at most `size` images or texts at a time, for batches whose activations do not fit into memory.
+
+        Only the embeddings are kept; backward encodes chunk after chunk once more. Values and gradients are those of
+        the whole batch, for losses that compare its samples with each other too.
+        """
+        previous, self._chunk = self._chunk, size
+        try:
+            yield
+        finally:
+            self._chunk = previous
+
+    def _by_chunk(self, encode: Callable[..., Tensor], rows: Tensor, normalize: bool) -> Tensor:
+        parts = rows.split(self._chunk)
+        return torch.cat([checkpoint(encode, part, normalize=normalize, use_reentrant=False) for part in parts])
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token rows of the texts on the model's device, `(B, L)` int64; longer texts are cut."""

@@ -32,6 +32,7 @@ class TrainConfig:
         precision: `auto` is bf16 autocast on a GPU and fp32 on a CPU.
         model_fingerprint, data_fingerprint: of what `model` and `data` named when the run was planned, so that a
             file that changed since is another run.
+        accumulate: parts in which a worker takes its share of a batch, each with the memory of its own size.
         save_every_epochs, save_every_steps: when to checkpoint; 0 steps is never.
     """
 
@@ -52,6 +53,7 @@ class TrainConfig:
     save_every_epochs: int = 1
     save_every_steps: int = 0
     data_workers: int = 0
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.eps_warmup <= self.recipe.epochs:
@@ -73,8 +75,10 @@ class TrainConfig:
         return dict(_flatten("", self.describe()))
 
     def digest(self) -> str:
-        """Equal for runs that must give equal weights; how often they checkpoint or load ahead does not count."""
-        decisive = {k: v for k, v in self.describe().items() if not k.startswith(("save_every", "data_workers"))}
+        """Equal for runs that must give equal weights, up to rounding: when they checkpoint, how they load, and in how
+        many parts they compute does not count."""
+        free = ("save_every_epochs", "save_every_steps", "data_workers", "accumulate")
+        decisive = {k: v for k, v in self.describe().items() if k not in free}
         return hashlib.sha256(json.dumps([PROTOCOL, decisive], sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -6,6 +6,7 @@ several workers deals the same global batches out among them.
 """
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -134,14 +135,10 @@ class _Run:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, self.total_steps)
-        method = self.method.weakened(eps_share(self.config.eps_warmup * self.steps_per_epoch, self.step))
-        with _autocast(self.config.precision, device):
-            with frozen(self.clip):
-                batch = method.attack(self.clip, batch)
-            self.module.train()
-            loss, metrics = self.module(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        method = self.method.weakened(eps_share(self.config.eps_warmup * self.steps_per_epoch, self.step))
+        autocast = functools.partial(_autocast, self.config.precision, device)
+        metrics = attack_and_backward(self.module, self.clip, method, batch, self.config.accumulate, autocast)
         self.optimizer.step()
         self.clip.bound_scale()
         self.step += 1
@@ -224,6 +221,38 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
             return state["last"]
+
+
+def attack_and_backward(
+    module: nn.Module,
+    clip: Clip,
+    method: Method,
+    batch: Batch,
+    parts: int = 1,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> dict[str, Tensor]:
+    """Add the gradients of this worker's batch to the parameters, with the memory of one of its parts; the metrics.
+
+    A loss that compares samples needs the whole batch at once: there the encoders work part by part instead, twice.
+
+    Args:
+        module: `_LossOf` the method, DDP around it or not.
+    """
+    whole = method.compares_samples
+    chunk = -(-len(batch.labels_B) // parts) if whole and parts > 1 else 0
+    todo = [batch] if whole else batch.split(parts)
+    sums: dict[str, Tensor] = {}
+    for i, part in enumerate(todo):
+        alone = isinstance(module, DistributedDataParallel) and i < len(todo) - 1  # workers meet at the last part
+        with clip.in_chunks(chunk), module.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+            with autocast():
+                with frozen(clip):
+                    part = method.attack(clip, part)
+                module.train()
+                loss, metrics = module(part)
+            loss.backward()
+        sums = {name: sums[name] + value if sums else value for name, value in metrics.items()}
+    return sums
 
 
 class _LossOf(nn.Module):

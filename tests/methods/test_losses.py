@@ -18,7 +18,7 @@ from rayclip.methods.losses import class_cross_entropy, contrastive
 from rayclip.methods.parallel import local_count
 from rayclip.models import class_prompts
 from rayclip.models.clip import frozen
-from rayclip.training.loop import _LossOf
+from rayclip.training.loop import _LossOf, attack_and_backward
 from rayclip.types import UserError
 
 CLASSES = ("cat", "dog", "truck", "lemon")
@@ -167,7 +167,7 @@ def test_an_unknown_method_is_explained():
         make_method("tecoo")
 
 
-def gradients(name, targets):
+def gradients(name, targets, parts=1):
     """All parameters' gradients of one step on this rank's share of the batch."""
     clip = tiny_clip(dtype=torch.float64)
     clip.train()
@@ -184,28 +184,53 @@ def gradients(name, targets):
     module = _LossOf(clip, chosen)
     if size > 1:
         module = DistributedDataParallel(module)
-    loss, _ = module(attacked(clip, chosen, batch))
-    loss.backward()
+    widest = []
+    clip.model.visual.register_forward_pre_hook(lambda module, images: widest.append(len(images[0])))
+    attack_and_backward(module, clip, chosen, batch, parts)
+    assert max(widest) == -(-len(batch.labels_B) // parts), "the image encoder's memory is that of a part"
     return torch.cat([p.grad.flatten() for p in clip.parameters()])
 
 
-def worker(rank, name, targets, port, queue):
+def worker(rank, name, targets, parts, port, queue):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    result = gradients(name, targets)
+    result = gradients(name, targets, parts)
     if rank == 0:
         queue.put(result.numpy())
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("name", "targets"), [("mmcoa", "diagonal"), ("mmcoa", "class"), ("tecoa", "diagonal")])
-def test_two_unequal_workers_give_one_workers_gradient(name, targets, free_port):
+@pytest.mark.parametrize("parts", [2, 3, 7])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_in_parts_gives_the_whole_batchs_gradient(name, parts):
+    assert torch.allclose(gradients(name, "class", parts), gradients(name, "class"), atol=1e-9)
+
+
+def test_parts_are_nearly_equal_and_no_more_than_samples():
+    batch = example(tiny_clip(), 5)
+    assert [len(part.labels_B) for part in batch.split(2)] == [3, 2]
+    assert [len(part.labels_B) for part in batch.split(9)] == [1] * 5
+    assert torch.cat([part.keys_B for part in batch.split(3)]).equal(batch.keys_B)
+    assert all(part.total == 5 for part in batch.split(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "parts"),
+    [
+        ("mmcoa", "diagonal", 1),
+        ("mmcoa", "class", 1),
+        ("tecoa", "diagonal", 1),
+        ("mmcoa", "class", 2),
+        ("tecoa", "class", 3),
+    ],
+)
+def test_two_unequal_workers_give_one_workers_gradient(name, targets, parts, free_port):
     """Seven samples on two ranks: contrastive negatives come from both, and the mean is over all seven."""
     context = mp.get_context("spawn")
     queue = context.Queue()
-    processes = [context.Process(target=worker, args=(r, name, targets, free_port, queue)) for r in range(2)]
+    processes = [context.Process(target=worker, args=(r, name, targets, parts, free_port, queue)) for r in range(2)]
     for p in processes:
         p.start()
     together = torch.from_numpy(queue.get(timeout=120))

@@ -87,6 +87,7 @@ OPTIONS = {
     "none": {},
     "eps_warmup": {"eps_warmup": 2.5},
     "ema": {"ema": 0.9},
+    "accumulate": {"accumulate": 3},
     "sgd": {"recipe": replace(config().recipe, optimizer="sgd", lr=0.01, momentum=0.8, schedule="linear")},
     "adam": {"recipe": replace(config().recipe, optimizer="adam", betas=(0.8, 0.95), schedule="constant")},
 }
@@ -107,6 +108,33 @@ def test_a_resumed_run_continues_the_same_curve(tmp_path, until, option):
     assert max(first.curve) in (2, 3) and min(second.curve) == max(first.curve) + 1
     assert first.curve | second.curve == whole.curve
     assert resumed.fingerprint() == reference.fingerprint()
+
+
+@pytest.mark.parametrize(("name", "stops"), [("tecoa", range(1, 6)), ("mmcoa", [3])])
+def test_all_options_together_survive_an_interruption_at_any_step(tmp_path, name, stops):
+    settings = config(name, save_every_steps=1, ema=0.9, eps_warmup=1.5, accumulate=2)
+    whole = LocalHost(tmp_path / "whole")
+    reference = train(settings, whole)
+    for until in stops:
+        first = LocalHost(tmp_path / f"first-{until}", until=until)
+        with pytest.raises(InterruptedError):
+            train(settings, first)
+        second = LocalHost(tmp_path / f"second-{until}", start=first.checkpoints[-1])
+        resumed = train(settings, second)
+        assert len(first.curve) == until and first.curve | second.curve == whole.curve
+        assert resumed.fingerprint() == reference.fingerprint()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_in_parts_has_the_curve_of_whole_batches(tmp_path, name):
+    """Up to fp32 rounding, which the attack's signs and Adam magnify from step to step."""
+    hosts = [LocalHost(tmp_path / str(parts)) for parts in (1, 4)]
+    recipe = replace(config().recipe, optimizer="sgd", lr=1e-3)
+    for host, parts in zip(hosts, (1, 4), strict=True):
+        train(replace(config(name), recipe=recipe, accumulate=parts), host)
+    for step, row in hosts[0].curve.items():
+        assert hosts[1].curve[step] == pytest.approx(row, rel=1e-3)
+    assert config(accumulate=4).digest() == config().digest(), "a run out of memory goes on in parts"
 
 
 def test_a_checkpoint_holds_the_averaged_weights(tmp_path):
