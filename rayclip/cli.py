@@ -122,7 +122,7 @@ def evaluate(
 
 @app.command()
 def train(
-    method: Annotated[str, typer.Option(help="ft-standard, tecoa or mmcoa.")],
+    method: Annotated[str, typer.Option(help="ft-standard, tecoa, mmcoa, advpt or vp.")],
     model: Annotated[str, typer.Option(help=Model)],
     data: Annotated[str, typer.Option(help="Data set name, or a Parquet file in the Hugging Face layout.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint; an interrupted run there goes on.")],
@@ -196,7 +196,11 @@ def train(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Fine-tune a model; the result is a checkpoint that `rayclip eval --model local-dir:OUT` and open_clip load."""
+    """Fine-tune a model, or learn a prompt for it.
+
+    The result is a checkpoint that `rayclip eval --model local-dir:OUT` and open_clip load; a prompt is loaded onto its
+    model with `--model prompted:OUT`.
+    """
     if out.is_file():
         raise UserError(f"--out {out} is a file: give a folder.")
     if lr is not None and not 0 < lr < float("inf"):
@@ -251,8 +255,9 @@ def train(
         data_workers=data_workers,
         accumulate=accumulate,
     )
+    trial = Trial(name=out.name, config=config, out=out.absolute())
     did_something = api.fine_tune(
-        Trial(name=out.name, config=config, out=out.absolute()),
+        trial,
         api.Where(
             out=str(out),
             tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
@@ -267,7 +272,7 @@ def train(
         return
     test = "TEST.parquet" if data.endswith(".parquet") else data
     print(f"checkpoint: {out}")
-    print(f"evaluate it: rayclip eval --model local-dir:{out} --data {test} --eps {eps} --out {out}/eval")
+    print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {eps} --out {out}/eval")
 
 
 @app.command()

@@ -15,6 +15,8 @@ from torch import Tensor
 from rayclip.attacks.base import Norm, Samples, Start
 from rayclip.attacks.pgd import PGD
 from rayclip.models import Clip
+from rayclip.models.prompts import Prompted
+from rayclip.types import UserError
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -52,6 +54,7 @@ class Batch:
         keys_B: one 64-bit key a sample and step, for the attack's random start.
         texts: the class prompts' embeddings.
         total: samples in the global batch.
+        prepared_BD: what `Method.prepare` made of the samples before training.
         adversarial_BCHW: what `Method.attack` made of the pixels.
         adversarial_prompts: what it made of the prompts of the classes present, by label.
     """
@@ -61,6 +64,7 @@ class Batch:
     keys_B: Tensor
     texts: ClassTexts
     total: int
+    prepared_BD: Tensor | None = None
     adversarial_BCHW: Tensor | None = None
     adversarial_prompts: dict[int, str] | None = None
 
@@ -70,8 +74,9 @@ class Batch:
         They keep `total`, so that their losses add up to the loss of the whole.
         """
         size = max(1, -(-len(self.labels_B) // parts))
-        rows = zip(*(x.split(size) for x in (self.pixels_BCHW, self.labels_B, self.keys_B)), strict=True)
-        return [replace(self, pixels_BCHW=pixels, labels_B=labels, keys_B=keys) for pixels, labels, keys in rows]
+        names = ["pixels_BCHW", "labels_B", "keys_B"] + ["prepared_BD"] * (self.prepared_BD is not None)
+        rows = zip(*(getattr(self, name).split(size) for name in names), strict=True)
+        return [replace(self, **dict(zip(names, values, strict=True))) for values in rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +113,8 @@ class Method(ABC):
 
     name: ClassVar[str]
     recipe: ClassVar[Recipe]
+    small: ClassVar[Recipe] = SMALL_MODEL  # for small models
+    prepares: ClassVar[bool] = False  # whether `prepare` is to be called
     compares_samples: ClassVar[bool] = False  # whether a sample's loss or attack depends on the others of its batch
 
     eps: float = 1 / 255
@@ -124,6 +131,19 @@ class Method(ABC):
     def check(self, clip: Clip) -> None:
         """Raise a `UserError` if the method cannot train this model."""
         clip.parameters_of(self.trains)
+
+    @property
+    def trains_texts(self) -> bool:
+        """Whether the class prompts' embeddings change in training."""
+        return self.trains == "all"
+
+    def dressed(self, clip: Clip, seed: int) -> Clip:
+        """The model as it is trained: itself, or with what is to be learned around it."""
+        return clip
+
+    def prepare(self, clip: Clip, batch: Batch) -> Tensor:
+        """What is made once, before training, of each sample, `(B, D)`. Called with `clip` frozen."""
+        raise NotImplementedError
 
     def weakened(self, share: float) -> Self:
         """The method with this share (0..1) of its budget; the attack's steps shrink alike, so that it crosses the
@@ -148,3 +168,19 @@ class Method(ABC):
         samples = Samples(batch.pixels_BCHW, batch.labels_B, batch.keys_B)
         images, _, _ = pgd.ascend(forward, samples, eps=self.eps)
         return replace(batch, adversarial_BCHW=images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptMethod(Method):
+    """A method that learns a prompt around a frozen model (`models.prompts`)."""
+
+    trains: Trains = "prompt"
+
+    def check(self, clip: Clip) -> None:
+        if self.trains != "prompt":
+            raise UserError(f"{self.name} learns a prompt around a frozen model: leave --trains away.")
+        if isinstance(clip, Prompted):
+            raise UserError(f"model '{clip.spec}' has a learned prompt already: name the model that it stands on.")
+
+    @abstractmethod
+    def dressed(self, clip: Clip, seed: int) -> Clip: ...

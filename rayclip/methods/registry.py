@@ -4,13 +4,15 @@ from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any
 
+from rayclip.methods.advpt import AdvPT
 from rayclip.methods.base import Method
 from rayclip.methods.ft_standard import FTStandard
 from rayclip.methods.mmcoa import MMCoA
 from rayclip.methods.tecoa import TeCoA
+from rayclip.methods.vp import VP
 from rayclip.types import UserError
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (FTStandard, TeCoA, MMCoA)}
+METHODS: dict[str, type[Method]] = {m.name: m for m in (FTStandard, TeCoA, MMCoA, AdvPT, VP)}
 
 
 def method_class(name: str) -> type[Method]:

@@ -45,8 +45,10 @@ class Clip(nn.Module):
         spec: how the user named it.
         config: `model_cfg` and `preprocess_cfg` as open_clip writes them; enough to rebuild the model from weights.
         image_size: side of the square input that the image tower wants, in pixels.
+        template: of class prompts, for a model that was trained on one of its own.
     """
 
+    template: str | None = None
     mean: Tensor
     std: Tensor
 
@@ -86,16 +88,20 @@ class Clip(nn.Module):
         Images of another size than `image_size` are resized bicubically with anti-aliasing (as PIL does).
         """
         if 0 < self._chunk < len(pixels_BCHW):
-            return self._by_chunk(self.encode_image, pixels_BCHW, normalize)
+            return self._by_chunk(Clip.encode_image, pixels_BCHW, normalize)
+        return self.model.encode_image(self.tower_input(pixels_BCHW), normalize=normalize)  # type: ignore[operator]
+
+    def tower_input(self, pixels_BCHW: Tensor) -> Tensor:
+        """What the image tower takes: resized and normalised, `(B, 3, image_size, image_size)`."""
         if pixels_BCHW.shape[-2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
             pixels_BCHW = F.interpolate(pixels_BCHW, size=size, mode="bicubic", antialias=True)
-        return self.model.encode_image((pixels_BCHW - self.mean) / self.std, normalize=normalize)  # type: ignore[operator]
+        return (pixels_BCHW - self.mean) / self.std
 
     def encode_text(self, tokens_BL: Tensor, *, normalize: bool = True) -> Tensor:
         """Embed token rows. `(B, L)` int64 -> `(B, D)`."""
         if 0 < self._chunk < len(tokens_BL):
-            return self._by_chunk(self.encode_text, tokens_BL, normalize)
+            return self._by_chunk(Clip.encode_text, tokens_BL, normalize)
         return self.model.encode_text(tokens_BL, normalize=normalize)  # type: ignore[operator]
 
     @contextmanager
@@ -113,7 +119,7 @@ class Clip(nn.Module):
 
     def _by_chunk(self, encode: Callable[..., Tensor], rows: Tensor, normalize: bool) -> Tensor:
         parts = rows.split(self._chunk)
-        return torch.cat([checkpoint(encode, part, normalize=normalize, use_reentrant=False) for part in parts])
+        return torch.cat([checkpoint(encode, self, part, normalize=normalize, use_reentrant=False) for part in parts])
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token rows of the texts on the model's device, `(B, L)` int64; longer texts are cut."""
@@ -145,11 +151,12 @@ class Clip(nn.Module):
     @property
     def token_table(self) -> Tensor:
         """The text tower's token embeddings, `(vocabulary, width)`."""
-        return cast(Tensor, self.get_submodule(self._text_prefix).token_embedding.weight)  # type: ignore[union-attr]
+        return cast(Tensor, self.text_tower.token_embedding.weight)
 
     @property
-    def _text_prefix(self) -> str:
-        return "model.text" if hasattr(self.model, "text") else "model"
+    def text_tower(self) -> Any:
+        """The module that holds the text encoder's parts: the model itself, or one of its own."""
+        return self.get_submodule("model.text" if hasattr(self.model, "text") else "model")
 
     def parameters_of(self, part: str) -> list[nn.Parameter]:
         """The parameters that a run trains.
@@ -228,11 +235,15 @@ def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
 
     Args:
         spec: `digits` (bundled), `local-dir:PATH`, `hf-hub:ORG/NAME`, or an open_clip `NAME:TAG` such as
-            `ViT-B-32:openai` (TAG may be a weights file).
+            `ViT-B-32:openai` (TAG may be a weights file); or `prompted:DIR` with a learned prompt (`prompts`).
 
     Raises:
         UserError: no such model, files missing or unreachable, or weights of another shape.
     """
+    if spec.startswith("prompted:"):
+        from rayclip.models.checkpoint import load_prompted
+
+        return load_prompted(spec, device)
     source, tag = _parse(spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

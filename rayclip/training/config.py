@@ -61,6 +61,10 @@ class TrainConfig:
                 f"eps-warmup {self.eps_warmup:g} does not fit into a run of {self.recipe.epochs} epochs: write a "
                 f"number of epochs from 0 to {self.recipe.epochs}."
             )
+        if self.eps_warmup and self.method.prepares:
+            raise UserError(
+                f"{self.method.name} makes its adversarial images once, before training: leave --eps-warmup away."
+            )
         if not 0 <= self.ema < 1:
             raise UserError(f"ema {self.ema:g} is no decay: write a number from 0 (off) to below 1, such as 0.999.")
 

@@ -9,8 +9,8 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from rayclip.data import ImageSet, batch_pixels, few_shot, open_data
 from rayclip.data.sampling import EpochSampler
 from rayclip.methods import Batch, ClassTexts, Method, Recipe
 from rayclip.models import Clip, class_prompts, load_model
-from rayclip.models.checkpoint import save_checkpoint
+from rayclip.models.checkpoint import restore, save_checkpoint
 from rayclip.models.clip import frozen
 from rayclip.training.average import Average, set_weights
 from rayclip.training.config import TrainConfig
@@ -79,7 +79,7 @@ def train(config: TrainConfig, host: Host) -> Clip:
         check_same("model", config.model, clip.fingerprint(), config.model_fingerprint)
     if len(data) < host.world_size:
         raise UserError(f"{len(data)} training images cannot be dealt out to {host.world_size} workers: use fewer.")
-    return _Run(config, host, clip, data).go()
+    return _Run(config, host, config.method.dressed(clip, config.seed), data).go()
 
 
 class _Run:
@@ -103,8 +103,9 @@ class _Run:
         self.average = Average(self.trainable, config.ema) if config.ema else None
         if last is not None:
             set_weights(self.trainable, last)
-        prompts = class_prompts(data.class_names, config.template)
-        self.texts = ClassTexts(clip, prompts, trainable=self.method.trains == "all")
+        prompts = class_prompts(data.class_names, clip.template or config.template)
+        self.texts = ClassTexts(clip, prompts, trainable=self.method.trains_texts)
+        self.prepared_ND = self._prepare() if self.method.prepares else None
         self.module: nn.Module = _LossOf(clip, self.method)
         if host.world_size > 1:
             on_gpu = host.device.type == "cuda"
@@ -124,20 +125,14 @@ class _Run:
         return self.clip.eval()
 
     def _train_step(self, pixels_u8: Tensor, positions: Tensor, total: int) -> None:
-        device = self.host.device
-        ids = self.data.ids[positions.numpy()]
-        batch = Batch(
-            pixels_BCHW=pixels_u8.to(device, non_blocking=True).float() / 255,
-            labels_B=torch.from_numpy(self.data.labels[positions.numpy()]).to(device, non_blocking=True),
-            keys_B=sample_keys(ids.tolist(), self.config.seed, "train", self.step).to(device, non_blocking=True),
-            texts=self.texts,
-            total=total,
-        )
+        batch = self._batch(pixels_u8, positions, total, "train", self.step)
+        if self.prepared_ND is not None:
+            batch = replace(batch, prepared_BD=self.prepared_ND[positions.to(self.host.device)])
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, self.total_steps)
         self.optimizer.zero_grad(set_to_none=True)
         method = self.method.weakened(eps_share(self.config.eps_warmup * self.steps_per_epoch, self.step))
-        autocast = functools.partial(_autocast, self.config.precision, device)
+        autocast = functools.partial(_autocast, self.config.precision, self.host.device)
         metrics = attack_and_backward(self.module, self.clip, method, batch, self.config.accumulate, autocast)
         self.optimizer.step()
         self.clip.bound_scale()
@@ -150,7 +145,12 @@ class _Run:
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, int]]:
         """This rank's (pixels uint8, positions, size of the global batch), from the current step on."""
         rest = self.sampler.global_batches(epoch, done=self.step - epoch * self.steps_per_epoch)
-        mine = [self.sampler.share(batch) for batch in rest]
+        for (pixels, positions), batch in zip(self._load(rest), rest, strict=True):
+            yield pixels, positions, len(batch)
+
+    def _load(self, batches: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's pixels and positions of each global batch."""
+        mine = [self.sampler.share(batch) for batch in batches]
         loader = DataLoader(
             _Pixels(self.data, self.config, self.clip.image_size),
             sampler=mine,
@@ -158,8 +158,35 @@ class _Run:
             num_workers=self.config.data_workers,
             pin_memory=self.host.device.type == "cuda",
         )
-        for (pixels, positions), batch in zip(loader, rest, strict=True):
-            yield pixels, positions, len(batch)
+        yield from loader
+
+    def _batch(self, pixels_u8: Tensor, positions: Tensor, total: int, *use: object) -> Batch:
+        """The samples at these positions, with the random keys that they have for this use."""
+        device = self.host.device
+        ids = self.data.ids[positions.numpy()]
+        return Batch(
+            pixels_BCHW=pixels_u8.to(device, non_blocking=True).float() / 255,
+            labels_B=torch.from_numpy(self.data.labels[positions.numpy()]).to(device, non_blocking=True),
+            keys_B=sample_keys(ids.tolist(), self.config.seed, *use).to(device, non_blocking=True),
+            texts=self.texts,
+            total=total,
+        )
+
+    def _prepare(self) -> Tensor:
+        """`Method.prepare` of every image, `(N, D)`; each rank does its share."""
+        batches = np.array_split(np.arange(len(self.data)), self.steps_per_epoch * self.config.accumulate)
+        rows: list[Tensor] = []
+        places: list[Tensor] = []
+        for pixels, positions in self._load([batch for batch in batches if len(batch)]):
+            batch = self._batch(pixels, positions, len(positions), "prepare")
+            with _autocast(self.config.precision, self.host.device), frozen(self.clip):
+                rows.append(self.method.prepare(self.clip, batch).float())
+            places.append(positions)
+        table_ND = rows[0].new_zeros(len(self.data), rows[0].shape[1])
+        table_ND[torch.cat(places).to(table_ND.device)] = torch.cat(rows)
+        if self.host.world_size > 1:
+            torch.distributed.all_reduce(table_ND)
+        return table_ND
 
     def _checkpoint_due(self) -> bool:
         every = self.config.save_every_steps
@@ -215,8 +242,7 @@ class _Run:
         with self.host.resume_from() as folder:
             if folder is None:
                 return None
-            stored = load_model(f"local-dir:{folder}", self.host.device)
-            self.clip.model.load_state_dict(stored.model.state_dict())
+            restore(self.clip, folder)
             state = torch.load(folder / STATE_FILE, map_location=self.host.device, weights_only=True)
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
