@@ -30,7 +30,7 @@ from rayclip.evaluation.alarms import alarms
 from rayclip.evaluation.cell import MadeAgainst, default_substitutes
 from rayclip.evaluation.retrieval import RecallRow, make_task, read_recalls, run_task
 from rayclip.logbook import Logbook, markdown, rows_json
-from rayclip.methods import SMALL_BELOW, SMALL_MODEL, Method, Recipe
+from rayclip.methods import SMALL_BELOW, Method, Recipe
 from rayclip.models import Clip, load_model
 from rayclip.models.scorers import DEFAULT, Scorer
 from rayclip.progress import Display
@@ -164,7 +164,7 @@ def choose_recipe(
 ) -> Recipe:
     """The method's published recipe or the one for small models, by default as the model's size asks for."""
     small = name == "small" or (name is None and sum(p.numel() for p in load_model(model).parameters()) < SMALL_BELOW)
-    return dataclasses.replace(SMALL_MODEL if small else method.recipe, **overrides)
+    return dataclasses.replace(method.small if small else method.recipe, **overrides)
 
 
 def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainConfig:
@@ -357,8 +357,8 @@ def sweep(name: str, trials: Sequence[Trial], evaluation: Evaluation, base: str,
             stack.enter_context(ray_cluster(cluster=where.cluster, verbose=where.verbose))  # also for the evaluation
             errors = _train(trials, store, where, logbook)
         trials = [t for t in trials if t.name not in errors]
-        labels = {base: f"untouched {base}"} | {f"local-dir:{t.out}": t.name for t in trials}
-        runs = {f"local-dir:{t.out}": t.run for t in trials}
+        labels = {base: f"untouched {base}"} | {t.model: t.name for t in trials}
+        runs = {t.model: t.run for t in trials}
         cells, positions = plan_cells(list(labels), evaluation, opened)
         rows = _evaluate(cells, positions, store, where)
     found = _alarms(cells, rows, positions, store)

@@ -157,7 +157,7 @@ def evaluate(
 
 @app.command()
 def train(
-    method: Annotated[str, typer.Option(help="ft-standard, tecoa, pmg-aft, fare, tga-zsr, saft or mmcoa.")],
+    method: Annotated[str, typer.Option(help="ft-standard, tecoa, pmg-aft, fare, tga-zsr, saft, mmcoa, advpt or vp.")],
     model: Annotated[str, typer.Option(help=Model)],
     data: Annotated[str, typer.Option(help="Data set name, or a Parquet file in the Hugging Face layout.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint; an interrupted run there goes on.")],
@@ -167,6 +167,13 @@ def train(
         int | None, typer.Option(min=1, help="Steps of the training attack.  [default: the method's]")
     ] = None,
     step_size: StepSize = None,
+    norm: Annotated[Literal["linf", "l2"], typer.Option(help="Of the training attack's ball.")] = "linf",
+    start: Annotated[
+        Literal["random", "zero"], typer.Option(help="Where in the ball the training attack starts.")
+    ] = "random",
+    eps_warmup: Annotated[
+        float, typer.Option(metavar="EPOCHS", help="Let the training attack's budget rise from 0 over so many epochs.")
+    ] = 0.0,
     epochs: Annotated[int | None, typer.Option(min=1, help="[default: the recipe's]")] = None,
     recipe: Annotated[
         Literal["paper", "small"] | None,
@@ -179,13 +186,29 @@ def train(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Of all workers together.  [default: the recipe's]")
     ] = None,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Take each worker's share of a batch in so many parts, to save memory.")
+    ] = 1,
     optimizer: Annotated[Literal["sgd", "adam", "adamw"] | None, typer.Option(help="[default: the recipe's]")] = None,
+    momentum: Annotated[float | None, typer.Option(min=0, max=1, help="sgd.  [default: the recipe's]")] = None,
+    betas: Annotated[str | None, typer.Option(help="adam, adamw: 0.9,0.999.  [default: the recipe's]")] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, help="[default: the recipe's]")] = None,
+    schedule: Annotated[
+        Literal["cosine", "linear", "constant"] | None,
+        typer.Option(help="Of the learning rate after its warm-up.  [default: the recipe's]"),
+    ] = None,
     warmup_steps: Annotated[
         int | None, typer.Option(min=0, help="At most a tenth of the run is used.  [default: the recipe's]")
     ] = None,
+    ema: Annotated[
+        float, typer.Option(metavar="DECAY", help="Keep the weights' moving average, 0.999 say; 0 keeps the last ones.")
+    ] = 0.0,
     trains: Annotated[
-        Literal["all", "image"] | None, typer.Option(help="image: the image encoder only.  [default: the method's]")
+        str | None,
+        typer.Option(
+            help="all, image (the image encoder only), or last-N (its last N blocks, and what comes after them).  "
+            "[default: the method's]"
+        ),
     ] = None,
     lambda_img: Annotated[float | None, typer.Option(min=0, help="mmcoa: weight of the image loss.")] = None,
     lambda_txt: Annotated[float | None, typer.Option(min=0, help="mmcoa: weight of the text loss.")] = None,
@@ -221,7 +244,11 @@ def train(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Fine-tune a model; the result is a checkpoint that `rayclip eval --model local-dir:OUT` and open_clip load."""
+    """Fine-tune a model, or learn a prompt for it.
+
+    The result is a checkpoint that `rayclip eval --model local-dir:OUT` and open_clip load; a prompt is loaded onto its
+    model with `--model prompted:OUT`.
+    """
     if out.is_file():
         raise UserError(f"--out {out} is a file: give a folder.")
     if lr is not None and not 0 < lr < float("inf"):
@@ -240,6 +267,8 @@ def train(
         method,
         eps=budget,
         steps=steps,
+        norm=norm,
+        start=start,
         trains=trains,
         lambda_img=lambda_img,
         lambda_txt=lambda_txt,
@@ -255,6 +284,9 @@ def train(
         "lr": lr,
         "batch_size": batch_size,
         "optimizer": optimizer,
+        "momentum": momentum,
+        "betas": parse_betas(betas),
+        "schedule": schedule,
         "weight_decay": weight_decay,
         "warmup_steps": warmup_steps,
     }
@@ -262,6 +294,8 @@ def train(
         model=model,
         data=data,
         method=chosen,
+        eps_warmup=eps_warmup,
+        ema=ema,
         shots=parse_shots(shots),
         seed=seed,
         resolution=resolution,
@@ -270,9 +304,11 @@ def train(
         precision=precision,
         save_every_steps=save_every_steps,
         data_workers=data_workers,
+        accumulate=accumulate,
     )
+    trial = Trial(name=out.name, config=config, out=out.absolute())
     did_something = api.fine_tune(
-        Trial(name=out.name, config=config, out=out.absolute()),
+        trial,
         api.Where(
             out=str(out),
             tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
@@ -287,7 +323,7 @@ def train(
         return
     test = "TEST.parquet" if data.endswith(".parquet") else data
     print(f"checkpoint: {out}")
-    print(f"evaluate it: rayclip eval --model local-dir:{out} --data {test} --eps {eps} --out {out}/eval")
+    print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {eps} --out {out}/eval")
 
 
 @app.command()
@@ -372,6 +408,19 @@ def parse_shots(text: str) -> int | None:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise UserError(f"--shots '{text}' is neither a number of images a class nor full: write 1, 5 or full.")
     return int(text)
+
+
+def parse_betas(text: str | None) -> tuple[float, float] | None:
+    """`0.9,0.98`: how slowly Adam forgets gradients, and their squares."""
+    if text is None:
+        return None
+    try:
+        first, second = (float(part) for part in text.split(","))
+        if 0 <= first < 1 and 0 <= second < 1:
+            return first, second
+    except ValueError:
+        pass
+    raise UserError(f"--betas '{text}' are not two numbers from 0 to below 1: write 0.9,0.98.")
 
 
 def run(command: Callable[..., Any], program: str) -> None:

@@ -4,7 +4,10 @@ from typing import Annotated, Literal
 
 import typer
 
-Model = "digits (bundled), local-dir:PATH, hf-hub:ORG/NAME, or an open_clip NAME:TAG such as ViT-B-32:openai."
+Model = (
+    "digits (bundled), local-dir:PATH, hf-hub:ORG/NAME, an open_clip NAME:TAG such as ViT-B-32:openai, or "
+    "prompted:PATH (what advpt and vp learn)."
+)
 Eps = Annotated[str | None, typer.Option(help="Budget in pixel units, as a fraction: 1/255.")]
 StepSize = Annotated[
     str | None,

@@ -21,8 +21,7 @@ from ray import tune
 from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from rayclip.models.checkpoint import LINEAGE_FILE, read_lineage
-from rayclip.models.clip import CONFIG_FILE, WEIGHTS_FILE
+from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display
 from rayclip.training import Progress, TrainConfig, train
 from rayclip.types import Tracker, UserError
@@ -77,6 +76,11 @@ class Trial:
     config: TrainConfig
     out: Path
     run: str | None = None
+
+    @property
+    def model(self) -> str:
+        """What the finished checkpoint is called as a model."""
+        return f"{'prompted' if self.config.method.trains == 'prompt' else 'local-dir'}:{self.out}"
 
     def is_finished(self) -> bool:
         """Whether `out` holds this very configuration's checkpoint.
@@ -192,9 +196,9 @@ def _driver(
 
 
 def _export(checkpoint: Path, out: Path) -> None:
-    """Move a checkpoint's three files to `out`, the lineage last: a folder with `rayclip.json` is whole."""
+    """Move a checkpoint's files to `out`, the lineage last: a folder with `rayclip.json` is whole."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in (WEIGHTS_FILE, CONFIG_FILE, LINEAGE_FILE):
+    for name in (name for name in FILES if (checkpoint / name).exists()):
         aside = out / f".{name}.partial"
         shutil.copyfile(checkpoint / name, aside)
         aside.replace(out / name)

@@ -12,11 +12,15 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from rayclip.attacks.base import Samples
+from rayclip.attacks.base import Norm, Samples, Start
 from rayclip.attacks.pgd import PGD
 from rayclip.models import Clip, class_prompts
+from rayclip.models.prompts import Prompted
+from rayclip.types import UserError
 
-Trains = Literal["all", "image"]
+Optimizer = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["cosine", "linear", "constant"]
+Trains = str  # a part of the model, as `Clip.parameters_of` takes it
 
 
 class ClassTexts:
@@ -64,6 +68,7 @@ class Batch:
         texts: the class prompts' embeddings.
         total: samples in the global batch.
         original: for methods that need it (`Method.needs_original`).
+        prepared_BD: what `Method.prepare` made of the samples before training.
         adversarial_BCHW: what `Method.attack` made of the pixels.
         adversarial_prompts: what it made of the prompts of the classes present, by label.
         original_BD: the original's un-normalised embeddings of the clean images, where the attack made them.
@@ -75,22 +80,33 @@ class Batch:
     texts: ClassTexts
     total: int
     original: Original | None = None
+    prepared_BD: Tensor | None = None
     adversarial_BCHW: Tensor | None = None
     adversarial_prompts: dict[int, str] | None = None
     original_BD: Tensor | None = None
+
+    def split(self, parts: int) -> list["Batch"]:
+        """A batch that was not attacked yet in so many parts of nearly equal size, fewer if it has fewer samples.
+
+        They keep `total`, so that their losses add up to the loss of the whole.
+        """
+        size = max(1, -(-len(self.labels_B) // parts))
+        names = ["pixels_BCHW", "labels_B", "keys_B"] + ["prepared_BD"] * (self.prepared_BD is not None)
+        rows = zip(*(getattr(self, name).split(size) for name in names), strict=True)
+        return [replace(self, **dict(zip(names, values, strict=True))) for values in rows]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a paper trains its method; every entry can be overridden for a run."""
 
-    optimizer: Literal["sgd", "adam", "adamw"]
+    optimizer: Optimizer
     lr: float
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: float = 1e-8
     momentum: float = 0.9
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup_steps: int = 0
     batch_size: int = 256
     epochs: int = 10
@@ -108,16 +124,22 @@ class Method(ABC):
 
     Attributes:
         eps, steps, step: budget, number and length of the image attack's steps, in pixel units.
-        trains: `all` parameters or the `image` encoder's.
+        norm, start: of the image attack, see `attacks.base.GradientAttack`.
+        trains: `all` parameters, the `image` encoder's, or those of its `last-N` blocks (`Clip.parameters_of`).
     """
 
     name: ClassVar[str]
     recipe: ClassVar[Recipe]
     needs_original: ClassVar[bool] = False  # whether `Batch.original` is wanted
+    small: ClassVar[Recipe] = SMALL_MODEL  # for small models
+    prepares: ClassVar[bool] = False  # whether `prepare` is to be called
+    compares_samples: ClassVar[bool] = False  # whether a sample's loss or attack depends on the others of its batch
 
     eps: float = 1 / 255
     steps: int = 10
     step: float = 1 / 255
+    norm: Norm = "linf"
+    start: Start = "random"
     trains: Trains = "all"
 
     def with_default_substitutes(self, substitutes: str) -> Self:
@@ -134,6 +156,25 @@ class Method(ABC):
 
     def check(self, clip: Clip) -> None:
         """Raise a `UserError` if the method cannot train this model."""
+        clip.parameters_of(self.trains)
+
+    @property
+    def trains_texts(self) -> bool:
+        """Whether the class prompts' embeddings change in training."""
+        return self.trains == "all"
+
+    def dressed(self, clip: Clip, seed: int) -> Clip:
+        """The model as it is trained: itself, or with what is to be learned around it."""
+        return clip
+
+    def prepare(self, clip: Clip, batch: Batch) -> Tensor:
+        """What is made once, before training, of each sample, `(B, D)`. Called with `clip` frozen."""
+        raise NotImplementedError
+
+    def weakened(self, share: float) -> Self:
+        """The method with this share (0..1) of its budget; the attack's steps shrink alike, so that it crosses the
+        smaller ball in as many."""
+        return replace(self, eps=share * self.eps, step=share * self.step)
 
     def attack(self, clip: Clip, batch: Batch) -> Batch:
         """Add the adversarial examples that `loss` wants. Called with `clip` frozen."""
@@ -141,15 +182,31 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise (see `parallel.global_mean`) and detached scalars to log."""
+        """The loss to minimise and detached scalars to log, all of them sums over samples (`parallel.global_mean`)."""
 
     def perturb(self, batch: Batch, objective: Callable[[Tensor], Tensor]) -> Batch:
-        """PGD on `objective(pixels_BCHW) -> (B,)` from a random start, to the last step, for every image."""
+        """PGD on `objective(pixels_BCHW) -> (B,)`, to the last step, for every image."""
 
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             return objective(pixels), torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
 
-        pgd = PGD(steps=self.steps, step=self.step, stop="final")
+        pgd = PGD(steps=self.steps, step=self.step, norm=self.norm, start=self.start, stop="final")
         samples = Samples(batch.pixels_BCHW, batch.labels_B, batch.keys_B)
         images, _, _ = pgd.ascend(forward, samples, eps=self.eps)
         return replace(batch, adversarial_BCHW=images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptMethod(Method):
+    """A method that learns a prompt around a frozen model (`models.prompts`)."""
+
+    trains: Trains = "prompt"
+
+    def check(self, clip: Clip) -> None:
+        if self.trains != "prompt":
+            raise UserError(f"{self.name} learns a prompt around a frozen model: leave --trains away.")
+        if isinstance(clip, Prompted):
+            raise UserError(f"model '{clip.spec}' has a learned prompt already: name the model that it stands on.")
+
+    @abstractmethod
+    def dressed(self, clip: Clip, seed: int) -> Clip: ...

@@ -31,6 +31,7 @@ class MMCoA(Method):
     recipe: ClassVar[Recipe] = Recipe(
         optimizer="adam", lr=1e-6, betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.2, epochs=30
     )
+    compares_samples: ClassVar[bool] = True
 
     lambda_img: float = 0.5
     lambda_txt: float = 0.5
@@ -47,6 +48,7 @@ class MMCoA(Method):
         return replace(self, text=self.text.with_substitutes(substitutes))
 
     def check(self, clip: Clip) -> None:
+        super().check(clip)
         if self.lambda_txt:
             self.text.source(clip)
 

@@ -4,6 +4,7 @@ from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any
 
+from rayclip.methods.advpt import AdvPT
 from rayclip.methods.base import Method
 from rayclip.methods.fare import FARE
 from rayclip.methods.ft_standard import FTStandard
@@ -12,9 +13,12 @@ from rayclip.methods.pmg_aft import PMGAFT
 from rayclip.methods.saft import SAFT
 from rayclip.methods.tecoa import TeCoA
 from rayclip.methods.tga_zsr import TGAZSR
+from rayclip.methods.vp import VP
 from rayclip.types import UserError
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (FTStandard, TeCoA, PMGAFT, FARE, TGAZSR, SAFT, MMCoA)}
+METHODS: dict[str, type[Method]] = {
+    m.name: m for m in (FTStandard, TeCoA, PMGAFT, FARE, TGAZSR, SAFT, MMCoA, AdvPT, VP)
+}
 
 
 def method_class(name: str) -> type[Method]:

@@ -9,9 +9,10 @@ Shapes: B batch, C channels, H W any size, D embedding, L context length.
 import hashlib
 import json
 import logging
+import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -20,12 +21,19 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rayclip.types import UserError, check_same
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 BUNDLED = {"digits": Path(__file__).parent / "digits"}
+
+# What an image tower holds ahead of its transformer blocks, by open_clip's names and by timm's
+_BEFORE_BLOCKS = {
+    *("class_embedding", "positional_embedding", "conv1", "ln_pre"),
+    *("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre"),
+}
 
 _MAX_LOG_SCALE = 4.605170185988092  # ln 100: the temperature's bound in CLIP's own training
 
@@ -37,8 +45,10 @@ class Clip(nn.Module):
         spec: how the user named it.
         config: `model_cfg` and `preprocess_cfg` as open_clip writes them; enough to rebuild the model from weights.
         image_size: side of the square input that the image tower wants, in pixels.
+        template: of class prompts, for a model that was trained on one of its own.
     """
 
+    template: str | None = None
     mean: Tensor
     std: Tensor
 
@@ -48,6 +58,7 @@ class Clip(nn.Module):
         self.config = config
         self.spec = spec
         self._tokenizer = tokenizer
+        self._chunk = 0
         size = config["model_cfg"]["vision_cfg"]["image_size"]
         self.image_size = int(size[0] if isinstance(size, list | tuple) else size)
         preprocess = config["preprocess_cfg"]
@@ -76,6 +87,8 @@ class Clip(nn.Module):
 
         Images of another size than `image_size` are resized bicubically with anti-aliasing (as PIL does).
         """
+        if 0 < self._chunk < len(pixels_BCHW):
+            return self._by_chunk(Clip.encode_image, pixels_BCHW, normalize)
         return self.model.encode_image(self.tower_input(pixels_BCHW), normalize=normalize)  # type: ignore[operator]
 
     def tower_input(self, pixels_BCHW: Tensor) -> Tensor:
@@ -87,7 +100,26 @@ class Clip(nn.Module):
 
     def encode_text(self, tokens_BL: Tensor, *, normalize: bool = True) -> Tensor:
         """Embed token rows. `(B, L)` int64 -> `(B, D)`."""
+        if 0 < self._chunk < len(tokens_BL):
+            return self._by_chunk(Clip.encode_text, tokens_BL, normalize)
         return self.model.encode_text(tokens_BL, normalize=normalize)  # type: ignore[operator]
+
+    @contextmanager
+    def in_chunks(self, size: int) -> Iterator[None]:
+        """Encode at most `size` images or texts at a time, for batches whose activations do not fit into memory.
+
+        Only the embeddings are kept; backward encodes chunk after chunk once more. Values and gradients are those of
+        the whole batch, for losses that compare its samples with each other too.
+        """
+        previous, self._chunk = self._chunk, size
+        try:
+            yield
+        finally:
+            self._chunk = previous
+
+    def _by_chunk(self, encode: Callable[..., Tensor], rows: Tensor, normalize: bool) -> Tensor:
+        parts = rows.split(self._chunk)
+        return torch.cat([checkpoint(encode, self, part, normalize=normalize, use_reentrant=False) for part in parts])
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token rows of the texts on the model's device, `(B, L)` int64; longer texts are cut."""
@@ -119,15 +151,48 @@ class Clip(nn.Module):
     @property
     def token_table(self) -> Tensor:
         """The text tower's token embeddings, `(vocabulary, width)`."""
-        return cast(Tensor, self.get_submodule(self._text_prefix).token_embedding.weight)  # type: ignore[union-attr]
+        return cast(Tensor, self.text_tower.token_embedding.weight)
 
     @property
-    def _text_prefix(self) -> str:
-        return "model.text" if hasattr(self.model, "text") else "model"
+    def text_tower(self) -> Any:
+        """The module that holds the text encoder's parts: the model itself, or one of its own."""
+        return self.get_submodule("model.text" if hasattr(self.model, "text") else "model")
 
-    def image_parameters(self) -> list[nn.Parameter]:
-        """The image encoder's parameters: what image-only ("partial") fine-tuning updates."""
-        return list(self.model.visual.parameters())  # type: ignore[union-attr]
+    def parameters_of(self, part: str) -> list[nn.Parameter]:
+        """The parameters that a run trains.
+
+        Args:
+            part: `all`; `image`, the image encoder; or `last-N`, its last N transformer blocks and what comes after
+                them (final norm, pooling, projection).
+
+        Raises:
+            UserError: another word, a tower without transformer blocks, or one with fewer than N.
+        """
+        if part == "all":  # a logit_bias is SigLIP's, and no loss of ours uses it
+            return [p for name, p in self.named_parameters() if not name.endswith("logit_bias")]
+        visual = cast(nn.Module, self.model.visual)
+        if part == "image":
+            return list(visual.parameters())
+        if not re.fullmatch(r"last-[1-9]\d*", part):
+            raise UserError(f"trains '{part}' is no part of a model: write all, image, or last-N such as last-2.")
+        blocks, count = self._image_blocks(), int(part.removeprefix("last-"))
+        if count > len(blocks):
+            raise UserError(
+                f"trains '{part}': the image encoder of '{self.spec}' has {len(blocks)} transformer blocks: write "
+                f"last-{len(blocks)} or less."
+            )
+        before = {id(p) for block in blocks[: len(blocks) - count] for p in block.parameters()}
+        return [
+            p
+            for name, p in visual.named_parameters()
+            if id(p) not in before and name.removeprefix("trunk.").split(".")[0] not in _BEFORE_BLOCKS
+        ]
+
+    def _image_blocks(self) -> list[nn.Module]:
+        for path in ("transformer.resblocks", "trunk.blocks"):  # open_clip's own tower, and timm's
+            with suppress(AttributeError):
+                return list(cast(nn.Module, self.model.visual).get_submodule(path).children())
+        raise UserError(f"the image encoder of '{self.spec}' has no transformer blocks to choose from: train image.")
 
     def fingerprint(self) -> str:
         """A hash of configuration and weights: equal for equal functions, however the model was named or stored."""
@@ -170,11 +235,15 @@ def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
 
     Args:
         spec: `digits` (bundled), `local-dir:PATH`, `hf-hub:ORG/NAME`, or an open_clip `NAME:TAG` such as
-            `ViT-B-32:openai` (TAG may be a weights file).
+            `ViT-B-32:openai` (TAG may be a weights file); or `prompted:DIR` with a learned prompt (`prompts`).
 
     Raises:
         UserError: no such model, files missing or unreachable, or weights of another shape.
     """
+    if spec.startswith("prompted:"):
+        from rayclip.models.checkpoint import load_prompted
+
+        return load_prompted(spec, device)
     source, tag = _parse(spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -36,8 +36,8 @@ class ZeroShot:
 
     def __init__(self, clip: Clip, class_names: Sequence[str], template: str = TEMPLATE) -> None:
         self.clip = clip.eval().requires_grad_(False)
-        self.class_names, self.template = tuple(class_names), template
-        self._start(class_prompts(class_names, template))
+        self.class_names, self.template = tuple(class_names), clip.template or template
+        self._start(class_prompts(class_names, self.template))
 
     def _start(self, prompts: Sequence[str]) -> None:
         self.prompts = list(prompts)

@@ -9,6 +9,7 @@ from rayclip import PROTOCOL
 from rayclip.data import Names, Resolution
 from rayclip.methods import Method, Recipe
 from rayclip.models import TEMPLATE
+from rayclip.types import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -21,6 +22,9 @@ class TrainConfig:
         model, data: as on the command line (`load_model`, `open_data`).
         method: the loss, its settings and the attack it trains against.
         recipe: optimiser and schedule, the method's own unless overridden.
+        eps_warmup: epochs in which the training attack's budget rises from 0 to `method.eps`, linearly in steps; its
+            step length rises alike. 0 is the full budget from the start.
+        ema: decay of the weights' moving average, 0..1 (see `training.average`); 0 keeps the last step's weights.
         shots: images a class; None for all.
         seed: of the few-shot draw, the order of the batches and the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
@@ -28,6 +32,7 @@ class TrainConfig:
         precision: `auto` is bf16 autocast on a GPU and fp32 on a CPU.
         model_fingerprint, data_fingerprint: of what `model` and `data` named when the run was planned, so that a
             file that changed since is another run.
+        accumulate: parts in which a worker takes its share of a batch, each with the memory of its own size.
         save_every_epochs, save_every_steps: when to checkpoint; 0 steps is never.
     """
 
@@ -35,6 +40,8 @@ class TrainConfig:
     data: str
     method: Method
     recipe: Recipe
+    eps_warmup: float = 0.0
+    ema: float = 0.0
     shots: int | None = None
     seed: int = 0
     resolution: Resolution = "native"
@@ -46,6 +53,20 @@ class TrainConfig:
     save_every_epochs: int = 1
     save_every_steps: int = 0
     data_workers: int = 0
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eps_warmup <= self.recipe.epochs:
+            raise UserError(
+                f"eps-warmup {self.eps_warmup:g} does not fit into a run of {self.recipe.epochs} epochs: write a "
+                f"number of epochs from 0 to {self.recipe.epochs}."
+            )
+        if self.eps_warmup and self.method.prepares:
+            raise UserError(
+                f"{self.method.name} makes its adversarial images once, before training: leave --eps-warmup away."
+            )
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema {self.ema:g} is no decay: write a number from 0 (off) to below 1, such as 0.999.")
 
     def describe(self) -> dict[str, Any]:
         """Nested plain values, method name included: what lineage files hold."""
@@ -58,8 +79,10 @@ class TrainConfig:
         return dict(_flatten("", self.describe()))
 
     def digest(self) -> str:
-        """Equal for runs that must give equal weights; how often they checkpoint or load ahead does not count."""
-        decisive = {k: v for k, v in self.describe().items() if not k.startswith(("save_every", "data_workers"))}
+        """Equal for runs that must give equal weights, up to rounding: when they checkpoint, how they load, and in how
+        many parts they compute does not count."""
+        free = ("save_every_epochs", "save_every_steps", "data_workers", "accumulate")
+        decisive = {k: v for k, v in self.describe().items() if k not in free}
         return hashlib.sha256(json.dumps([PROTOCOL, decisive], sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -7,10 +7,11 @@ several workers deals the same global batches out among them.
 
 import contextlib
 import copy
+import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,9 +26,10 @@ from rayclip.data import ImageSet, batch_pixels, few_shot, open_data
 from rayclip.data.sampling import EpochSampler
 from rayclip.methods import Batch, ClassTexts, Method, Original, Recipe
 from rayclip.models import Clip, load_model
-from rayclip.models.checkpoint import save_checkpoint
+from rayclip.models.checkpoint import restore, save_checkpoint
 from rayclip.models.clip import frozen
 from rayclip.rng import sample_keys
+from rayclip.training.average import Average, set_weights
 from rayclip.training.config import TrainConfig
 from rayclip.types import UserError, check_same
 
@@ -78,7 +80,7 @@ def train(config: TrainConfig, host: Host) -> Clip:
         check_same("model", config.model, clip.fingerprint(), config.model_fingerprint)
     if len(data) < host.world_size:
         raise UserError(f"{len(data)} training images cannot be dealt out to {host.world_size} workers: use fewer.")
-    return _Run(config, host, clip, data).go()
+    return _Run(config, host, config.method.dressed(clip, config.seed), data).go()
 
 
 class _Run:
@@ -88,8 +90,8 @@ class _Run:
         clip.bound_scale()
         # Before a resume changes the weights, and before any of them is trainable
         base = copy.deepcopy(clip).eval().requires_grad_(False) if self.method.needs_original else None
-        trainable = _choose_trainable(clip, self.method)
-        self.optimizer = make_optimizer(self.recipe, trainable)
+        self.trainable = _choose_trainable(clip, self.method)
+        self.optimizer = make_optimizer(self.recipe, self.trainable)
         self.sampler = EpochSampler(
             count=len(data),
             batch_size=self.recipe.batch_size,
@@ -100,10 +102,14 @@ class _Run:
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.total_steps = self.steps_per_epoch * self.recipe.epochs
         self.step = 0
-        self._resume()
-        prompts = self.method.prompts(data.class_names, config.template)
-        self.texts = ClassTexts(clip, prompts, trainable=self.method.trains == "all")
+        last = self._resume()
+        self.average = Average(self.trainable, config.ema) if config.ema else None
+        if last is not None:
+            set_weights(self.trainable, last)
+        prompts = self.method.prompts(data.class_names, clip.template or config.template)
+        self.texts = ClassTexts(clip, prompts, trainable=self.method.trains_texts)
         self.original = None if base is None else Original(clip=base, texts=ClassTexts(base, prompts, trainable=False))
+        self.prepared_ND = self._prepare() if self.method.prepares else None
         self.module: nn.Module = _LossOf(clip, self.method)
         if host.world_size > 1:
             on_gpu = host.device.type == "cuda"
@@ -118,38 +124,37 @@ class _Run:
                 self._train_step(pixels, positions, total)
                 if self._pending_due():
                     self._report(epoch)
+        if self.average is not None:
+            set_weights(self.trainable, self.average.values)
         return self.clip.eval()
 
     def _train_step(self, pixels_u8: Tensor, positions: Tensor, total: int) -> None:
-        device = self.host.device
-        ids = self.data.ids[positions.numpy()]
-        batch = Batch(
-            pixels_BCHW=pixels_u8.to(device, non_blocking=True).float() / 255,
-            labels_B=torch.from_numpy(self.data.labels[positions.numpy()]).to(device, non_blocking=True),
-            keys_B=sample_keys(ids.tolist(), self.config.seed, "train", self.step).to(device, non_blocking=True),
-            texts=self.texts,
-            total=total,
-            original=self.original,
-        )
+        batch = replace(self._batch(pixels_u8, positions, total, "train", self.step), original=self.original)
+        if self.prepared_ND is not None:
+            batch = replace(batch, prepared_BD=self.prepared_ND[positions.to(self.host.device)])
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, self.total_steps)
-        with _autocast(self.config.precision, device):
-            with frozen(self.clip):
-                batch = self.method.attack(self.clip, batch)
-            self.module.train()
-            loss, metrics = self.module(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        method = self.method.weakened(eps_share(self.config.eps_warmup * self.steps_per_epoch, self.step))
+        autocast = functools.partial(_autocast, self.config.precision, self.host.device)
+        metrics = attack_and_backward(self.module, self.clip, method, batch, self.config.accumulate, autocast)
         self.optimizer.step()
         self.clip.bound_scale()
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
         self._pending.append(metrics)
         self._images += total
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, int]]:
         """This rank's (pixels uint8, positions, size of the global batch), from the current step on."""
         rest = self.sampler.global_batches(epoch, done=self.step - epoch * self.steps_per_epoch)
-        mine = [self.sampler.share(batch) for batch in rest]
+        for (pixels, positions), batch in zip(self._load(rest), rest, strict=True):
+            yield pixels, positions, len(batch)
+
+    def _load(self, batches: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's pixels and positions of each global batch."""
+        mine = [self.sampler.share(batch) for batch in batches]
         loader = DataLoader(
             _Pixels(self.data, self.config, self.clip.image_size),
             sampler=mine,
@@ -157,8 +162,35 @@ class _Run:
             num_workers=self.config.data_workers,
             pin_memory=self.host.device.type == "cuda",
         )
-        for (pixels, positions), batch in zip(loader, rest, strict=True):
-            yield pixels, positions, len(batch)
+        yield from loader
+
+    def _batch(self, pixels_u8: Tensor, positions: Tensor, total: int, *use: object) -> Batch:
+        """The samples at these positions, with the random keys that they have for this use."""
+        device = self.host.device
+        ids = self.data.ids[positions.numpy()]
+        return Batch(
+            pixels_BCHW=pixels_u8.to(device, non_blocking=True).float() / 255,
+            labels_B=torch.from_numpy(self.data.labels[positions.numpy()]).to(device, non_blocking=True),
+            keys_B=sample_keys(ids.tolist(), self.config.seed, *use).to(device, non_blocking=True),
+            texts=self.texts,
+            total=total,
+        )
+
+    def _prepare(self) -> Tensor:
+        """`Method.prepare` of every image, `(N, D)`; each rank does its share."""
+        batches = np.array_split(np.arange(len(self.data)), self.steps_per_epoch * self.config.accumulate)
+        rows: list[Tensor] = []
+        places: list[Tensor] = []
+        for pixels, positions in self._load([batch for batch in batches if len(batch)]):
+            batch = self._batch(pixels, positions, len(positions), "prepare")
+            with _autocast(self.config.precision, self.host.device), frozen(self.clip):
+                rows.append(self.method.prepare(self.clip, batch).float())
+            places.append(positions)
+        table_ND = rows[0].new_zeros(len(self.data), rows[0].shape[1])
+        table_ND[torch.cat(places).to(table_ND.device)] = torch.cat(rows)
+        if self.host.world_size > 1:
+            torch.distributed.all_reduce(table_ND)
+        return table_ND
 
     def _checkpoint_due(self) -> bool:
         every = self.config.save_every_steps
@@ -203,18 +235,54 @@ class _Run:
         self.host.report(progress, save)
 
     def _save(self, folder: Path) -> None:
-        save_checkpoint(self.clip, folder, lineage(self.config, self.data, self.step, self.total_steps))
-        torch.save({"step": self.step, "optimizer": self.optimizer.state_dict()}, folder / STATE_FILE)
+        with self.average.in_place() if self.average is not None else contextlib.nullcontext() as last:
+            save_checkpoint(self.clip, folder, lineage(self.config, self.data, self.step, self.total_steps))
+        state = {"step": self.step, "optimizer": self.optimizer.state_dict(), "last": last}
+        torch.save(state, folder / STATE_FILE)
 
-    def _resume(self) -> None:
+    def _resume(self) -> list[Tensor] | None:
+        """Take the model and the optimiser to where the latest checkpoint is; gives the last step's weights where the
+        checkpoint holds averaged ones."""
         with self.host.resume_from() as folder:
             if folder is None:
-                return
-            stored = load_model(f"local-dir:{folder}", self.host.device)
-            self.clip.model.load_state_dict(stored.model.state_dict())
+                return None
+            restore(self.clip, folder)
             state = torch.load(folder / STATE_FILE, map_location=self.host.device, weights_only=True)
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
+            return state["last"]
+
+
+def attack_and_backward(
+    module: nn.Module,
+    clip: Clip,
+    method: Method,
+    batch: Batch,
+    parts: int = 1,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> dict[str, Tensor]:
+    """Add the gradients of this worker's batch to the parameters, with the memory of one of its parts; the metrics.
+
+    A loss that compares samples needs the whole batch at once: there the encoders work part by part instead, twice.
+
+    Args:
+        module: `_LossOf` the method, DDP around it or not.
+    """
+    whole = method.compares_samples
+    chunk = -(-len(batch.labels_B) // parts) if whole and parts > 1 else 0
+    todo = [batch] if whole else batch.split(parts)
+    sums: dict[str, Tensor] = {}
+    for i, part in enumerate(todo):
+        alone = isinstance(module, DistributedDataParallel) and i < len(todo) - 1  # workers meet at the last part
+        with clip.in_chunks(chunk), module.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+            with autocast():
+                with frozen(clip):
+                    part = method.attack(clip, part)
+                module.train()
+                loss, metrics = module(part)
+            loss.backward()
+        sums = {name: sums[name] + value if sums else value for name, value in metrics.items()}
+    return sums
 
 
 class _LossOf(nn.Module):
@@ -245,9 +313,14 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
     warmup = min(recipe.warmup_steps, total_steps // 10)
     if step < warmup:
         return recipe.lr * (step + 1) / warmup
-    if recipe.schedule == "constant":
-        return recipe.lr
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
+    done = (step - warmup) / max(1, total_steps - warmup)
+    left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    return recipe.lr * left[recipe.schedule]
+
+
+def eps_share(warmup_steps: float, step: int) -> float:
+    """The part of its budget that the training attack has at a step, counted from 0."""
+    return min(1.0, step / warmup_steps) if warmup_steps else 1.0
 
 
 def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -263,6 +336,7 @@ def lineage(config: TrainConfig, data: ImageSet, step: int, total_steps: int) ->
         "rayclip": __version__,
         "step": step,
         "total_steps": total_steps,
+        "weights": f"moving average, decay {config.ema:g}" if config.ema else "last step",
         "digest": config.digest(),
         "config": config.describe(),
         "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
@@ -272,15 +346,7 @@ def lineage(config: TrainConfig, data: ImageSet, step: int, total_steps: int) ->
 def _choose_trainable(clip: Clip, method: Method) -> list[nn.Parameter]:
     """Switch gradients on for what the method trains; returns those parameters."""
     clip.requires_grad_(False)
-    chosen = (
-        clip.image_parameters()
-        if method.trains == "image"
-        else [
-            p
-            for name, p in clip.named_parameters()
-            if not name.endswith("logit_bias")  # SigLIP's, unused by our losses
-        ]
-    )
+    chosen = clip.parameters_of(method.trains)
     for p in chosen:
         p.requires_grad_(True)
     return chosen

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from attacks import plain_bert, two_hundred_names, vit_b_32
 from rayclip.attacks.bert import TextSettings
-from rayclip.attacks.rng import sample_keys, uniform
 from rayclip.methods import METHODS, Batch, ClassTexts, Method, Original, make_method
 from rayclip.models import TEMPLATE, Clip
 from rayclip.models.clip import frozen
+from rayclip.rng import sample_keys, uniform
 from rayclip.training.loop import make_optimizer
 
 

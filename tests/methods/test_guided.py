@@ -87,7 +87,7 @@ def same_loss_and_gradient(chosen, plain):
     expected = sum(plain(clip, batch.original.clip, x, x2, y) for x, x2, y in rows) / 5
     assert loss.item() == pytest.approx(expected.item(), abs=1e-9) == metrics["loss"].item()
     assert not any(m.requires_grad for m in metrics.values())
-    wanted = clip.image_parameters() if chosen.trains == "image" else list(clip.parameters())
+    wanted = clip.parameters_of("image") if chosen.trains == "image" else list(clip.parameters())
     ours, theirs = (torch.autograd.grad(v, wanted) for v in (loss, expected))
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, b, atol=1e-9)

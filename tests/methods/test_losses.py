@@ -17,7 +17,7 @@ from rayclip.methods.parallel import local_count
 from rayclip.models import TEMPLATE, class_prompts
 from rayclip.models.clip import frozen
 from rayclip.rng import sample_keys
-from rayclip.training.loop import _LossOf
+from rayclip.training.loop import _LossOf, attack_and_backward
 from rayclip.types import UserError
 
 CLASSES = ("cat", "dog", "truck", "lemon")
@@ -143,6 +143,22 @@ def test_training_attacks_stay_in_the_ball_and_raise_the_loss(name):
     assert losses[1][key] > losses[0][key]
 
 
+def test_the_training_attacks_norm_and_start_are_settings():
+    clip = tiny_clip()
+    chosen, batch = method("tecoa"), example(clip)
+    delta = attacked(clip, replace(chosen, norm="l2", eps=0.2, step=0.1), batch).adversarial_BCHW - batch.pixels_BCHW
+    norms = delta.flatten(1).norm(dim=1)
+    assert norms.max() <= 0.2 + 1e-6 and norms.min() > 0.05 and (delta.abs().amax((1, 2, 3)) > 8 / 255).all()
+    one = replace(chosen, steps=1, start="zero", step=1 / 255)
+    delta = attacked(clip, one, batch).adversarial_BCHW - batch.pixels_BCHW
+    inside = (batch.pixels_BCHW > 1 / 255) & (batch.pixels_BCHW < 254 / 255)
+    assert torch.allclose(delta[inside].abs() * 255, torch.ones(int(inside.sum())), atol=1e-3)
+    again = replace(batch, keys_B=batch.keys_B + 1)
+    for start, same in (("zero", True), ("random", False)):
+        made = [attacked(clip, replace(chosen, start=start), b).adversarial_BCHW for b in (batch, again)]
+        assert torch.equal(*made) == same
+
+
 def test_an_attack_leaves_mode_and_gradients_as_they_were():
     clip = tiny_clip().train()
     clip.model.visual.proj.requires_grad_(False)
@@ -162,7 +178,7 @@ def test_an_unknown_method_is_explained():
         make_method("tecoo")
 
 
-def one_step(name, targets):
+def one_step(name, targets, parts=1):
     """The loss of one step on this rank's share of the batch, averaged over ranks, and all parameters' gradients."""
     clip = tiny_clip(dtype=torch.float64)
     clip.train()
@@ -178,20 +194,27 @@ def one_step(name, targets):
     assert len(batch.labels_B) == local_count(7, rank, size)
     if chosen.trains == "image":
         clip.requires_grad_(False)
-        for p in clip.image_parameters():
+        for p in clip.parameters_of("image"):
             p.requires_grad_(True)
     module = _LossOf(clip, chosen)
     if size > 1:
         module = DistributedDataParallel(module)
-    loss, metrics = module(attacked(clip, chosen, batch))
-    loss.backward()
+    widest = []
+    clip.model.visual.register_forward_pre_hook(lambda module, images: widest.append(len(images[0])))
+    metrics = attack_and_backward(module, clip, chosen, batch, parts)
+    assert max(widest) == -(-len(batch.labels_B) // parts), "the image encoder's memory is that of a part"
     if size > 1:
         dist.all_reduce(metrics["loss"])
     gradients = [p.grad.flatten() for p in clip.parameters() if p.requires_grad]
     return torch.cat([metrics["loss"].view(1) / size, *gradients])
 
 
-CASES = [("mmcoa", "diagonal"), ("mmcoa", "class"), *((n, None) for n in METHODS if n != "mmcoa")]
+CASES = [
+    ("mmcoa", "diagonal", 1),
+    *(("mmcoa", "class", parts) for parts in (1, 2)),
+    ("tecoa", None, 3),
+    *((n, None, 1) for n in METHODS if n != "mmcoa"),
+]
 
 
 def worker(rank, meeting, queue):
@@ -202,6 +225,20 @@ def worker(rank, meeting, queue):
         queue.put(results)
     dist.barrier()
     dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_in_parts_gives_the_whole_batchs_gradient(name, parts):
+    assert torch.allclose(one_step(name, "class", parts), one_step(name, "class"), atol=1e-9)
+
+
+def test_parts_are_nearly_equal_and_no_more_than_samples():
+    batch = example(tiny_clip(), 5)
+    assert [len(part.labels_B) for part in batch.split(2)] == [3, 2]
+    assert [len(part.labels_B) for part in batch.split(9)] == [1] * 5
+    assert torch.cat([part.keys_B for part in batch.split(3)]).equal(batch.keys_B)
+    assert all(part.total == 5 for part in batch.split(2))
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,47 @@ def test_the_temperature_is_bounded(clip):
     )
 
 
+def names_of(clip, part):
+    chosen = {id(p) for p in clip.parameters_of(part)}
+    return {name for name, p in clip.model.named_parameters() if id(p) in chosen}
+
+
+def test_the_parts_of_a_model(clip):
+    every = {name for name, _ in clip.model.named_parameters()}
+    image = {name for name in every if name.startswith("visual.")}
+    after = {"visual.ln_post.weight", "visual.ln_post.bias", "visual.proj"}
+    blocks = [{n for n in image if n.startswith(f"visual.transformer.resblocks.{i}.")} for i in range(2)]
+    assert names_of(clip, "all") == every and names_of(clip, "image") == image
+    assert names_of(clip, "last-1") == blocks[1] | after
+    assert names_of(clip, "last-2") == blocks[0] | blocks[1] | after
+    assert blocks[0] and blocks[1] and {"visual.conv1.weight", "visual.class_embedding"} <= image - blocks[0]
+
+
+def test_the_last_blocks_of_a_timm_tower():
+    vision = {"image_size": 16, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"}
+    clip = tiny_clip(vision_cfg=vision)
+    last = f"visual.trunk.blocks.{len(clip.model.visual.trunk.blocks) - 1}."
+    names = names_of(clip, "last-1")
+    assert len([n for n in names if n.startswith(last)]) == 12
+    assert {n for n in names if not n.startswith(last)} == {
+        *("visual.trunk.norm.weight", "visual.trunk.norm.bias", "visual.head.proj.weight")
+    }
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "match"),
+    [
+        ("last-3", {}, "has 2 transformer blocks: write last-2 or less"),
+        ("last-0", {}, "all, image, or last-N"),
+        ("text", {}, "all, image, or last-N"),
+        ("last-1", {"vision_cfg": {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8}}, "no transformer blocks"),
+    ],
+)
+def test_parts_that_a_model_does_not_have_are_explained(part, changes, match):
+    with pytest.raises(UserError, match=match):
+        tiny_clip(**changes).parameters_of(part)
+
+
 @pytest.mark.parametrize(
     ("spec", "match"),
     [

@@ -14,9 +14,12 @@ from rayclip.data.captions import BUNDLED
 from rayclip.data.digits import CLASS_NAMES
 from rayclip.methods import METHODS, SMALL_MODEL, Recipe, make_method
 from rayclip.methods.ft_standard import FTStandard
+from rayclip.methods.tecoa import TeCoA
+from rayclip.models import load_model
+from rayclip.models.checkpoint import read_lineage
 from rayclip.training import TrainConfig, train
 from rayclip.training.captions import with_captions
-from rayclip.training.loop import learning_rate
+from rayclip.training.loop import eps_share, learning_rate
 from rayclip.types import UserError
 
 
@@ -51,8 +54,6 @@ def config(name="mmcoa", **changes):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_lowers_its_loss_and_touches_what_it_trains(name, tmp_path):
-    from rayclip.models import load_model
-
     host = LocalHost(tmp_path)
     base = config(name)
     clip = train(replace(base, recipe=replace(base.recipe, epochs=6)), host)
@@ -62,6 +63,18 @@ def test_every_method_lowers_its_loss_and_touches_what_it_trains(name, tmp_path)
     changed = {n for n, p in clip.model.state_dict().items() if not torch.equal(p, before[n])}
     assert any(n.startswith("visual") for n in changed)
     assert any(n.startswith("transformer") for n in changed) == (base.method.trains == "all")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_last_blocks_alone_are_trained(name, tmp_path):
+    settings = config(name)
+    settings = replace(settings, method=replace(settings.method, trains="last-2"))
+    before = load_model("digits").model.state_dict()
+    after = train(settings, LocalHost(tmp_path)).model.state_dict()
+    changed = {n for n, p in after.items() if not torch.equal(p, before[n])}
+    last = ("visual.transformer.resblocks.2.", "visual.transformer.resblocks.3.", "visual.ln_post.", "visual.proj")
+    assert changed and all(n.startswith(last) for n in changed)
+    assert all(any(n.startswith(part) for n in changed) for part in last)
 
 
 def test_a_run_is_repeatable(tmp_path):
@@ -74,15 +87,28 @@ def test_a_run_is_repeatable(tmp_path):
     assert other.curve != runs[0].curve
 
 
-@pytest.mark.parametrize(
-    ("name", "until"), [("mmcoa", 1), ("mmcoa", 2), *((n, 2) for n in METHODS if METHODS[n].needs_original)]
-)
-def test_a_resumed_run_continues_the_same_curve(tmp_path, name, until):
+OPTIONS = {
+    "none": {},
+    "eps_warmup": {"eps_warmup": 2.5},
+    "ema": {"ema": 0.9},
+    "accumulate": {"accumulate": 3},
+    "sgd": {"recipe": replace(config().recipe, optimizer="sgd", lr=0.01, momentum=0.8, schedule="linear")},
+    "adam": {"recipe": replace(config().recipe, optimizer="adam", betas=(0.8, 0.95), schedule="constant")},
+}
+RESUMED = [
+    *(("mmcoa", "none", until) for until in (1, 2)),
+    *(("tecoa", option, until) for option in OPTIONS if option != "none" for until in (1, 2)),
+    *((name, "none", 2) for name in METHODS if METHODS[name].needs_original),
+]
+
+
+@pytest.mark.parametrize(("name", "option", "until"), RESUMED)
+def test_a_resumed_run_continues_the_same_curve(tmp_path, name, option, until):
     """Stopped after an epoch, or in the middle of one, and gone on: step for step the same losses and weights.
 
     The original that some methods look at is the base model, not the checkpoint that the run goes on from.
     """
-    settings = config(name, save_every_steps=3)
+    settings = replace(config(name, save_every_steps=3), **OPTIONS[option])
     whole = LocalHost(tmp_path / "whole")
     reference = train(settings, whole)
     first = LocalHost(tmp_path / "first", until=until)
@@ -93,6 +119,52 @@ def test_a_resumed_run_continues_the_same_curve(tmp_path, name, until):
     assert max(first.curve) in (2, 3) and min(second.curve) == max(first.curve) + 1
     assert first.curve | second.curve == whole.curve
     assert resumed.fingerprint() == reference.fingerprint()
+
+
+@pytest.mark.parametrize(("name", "stops"), [("tecoa", range(1, 6)), ("mmcoa", [3])])
+def test_all_options_together_survive_an_interruption_at_any_step(tmp_path, name, stops):
+    settings = config(name, save_every_steps=1, ema=0.9, eps_warmup=1.5, accumulate=2)
+    whole = LocalHost(tmp_path / "whole")
+    reference = train(settings, whole)
+    for until in stops:
+        first = LocalHost(tmp_path / f"first-{until}", until=until)
+        with pytest.raises(InterruptedError):
+            train(settings, first)
+        second = LocalHost(tmp_path / f"second-{until}", start=first.checkpoints[-1])
+        resumed = train(settings, second)
+        assert len(first.curve) == until and first.curve | second.curve == whole.curve
+        assert resumed.fingerprint() == reference.fingerprint()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_in_parts_has_the_curve_of_whole_batches(tmp_path, name):
+    """Up to fp32 rounding, which the attack's signs and Adam magnify from step to step."""
+    hosts = [LocalHost(tmp_path / str(parts)) for parts in (1, 4)]
+    recipe = replace(config().recipe, optimizer="sgd", lr=1e-3)
+    for host, parts in zip(hosts, (1, 4), strict=True):
+        train(replace(config(name), recipe=recipe, accumulate=parts), host)
+    for step, row in hosts[0].curve.items():
+        assert hosts[1].curve[step] == pytest.approx(row, rel=1e-3)
+    assert config(accumulate=4).digest() == config().digest(), "a run out of memory goes on in parts"
+
+
+def test_a_checkpoint_holds_the_averaged_weights(tmp_path):
+    """The curve is that of the run without averaging; the weights lie between its last ones."""
+    settings = config("tecoa", save_every_steps=1)
+    plain, averaged = LocalHost(tmp_path / "plain"), LocalHost(tmp_path / "averaged")
+    train(settings, plain)
+    final = train(replace(settings, ema=0.6), averaged)
+    assert plain.curve == averaged.curve
+    expected = load_model("digits").model.visual.proj.detach().double()
+    for step, (raw, mean) in enumerate(zip(plain.checkpoints, averaged.checkpoints, strict=True), start=1):
+        decay = min(0.6, (1 + step) / (10 + step))
+        proj = load_model(f"local-dir:{raw}").model.visual.proj.detach().double()
+        expected = decay * expected + (1 - decay) * proj
+        stored = load_model(f"local-dir:{mean}").model.visual.proj
+        assert torch.allclose(stored.double(), expected, atol=1e-6) and not torch.allclose(stored, proj.float())
+    assert final.fingerprint() == load_model(f"local-dir:{averaged.checkpoints[-1]}").fingerprint()
+    assert read_lineage(averaged.checkpoints[-1])["weights"] == "moving average, decay 0.6"
+    assert read_lineage(plain.checkpoints[-1])["weights"] == "last step"
 
 
 def test_checkpoints_come_every_epoch_and_every_n_steps(tmp_path):
@@ -138,6 +210,38 @@ def test_the_schedule_warms_up_and_decays():
     assert learning_rate(recipe, 100_000, 100_000) == pytest.approx(0.0)
     assert learning_rate(recipe, 10, 100) == pytest.approx(1.0), "warm-up takes a tenth of a short run at most"
     assert learning_rate(replace(recipe, schedule="constant"), 50, 100) == 1.0
+    linear = replace(recipe, schedule="linear")
+    assert [learning_rate(linear, step, 100) for step in (4, 10, 55, 100)] == pytest.approx([0.5, 1.0, 0.5, 0.0])
+
+
+def test_the_budget_rises_to_the_full_one():
+    assert [eps_share(8, step) for step in (0, 2, 8, 9)] == [0, 0.25, 1, 1]
+    assert eps_share(2.5, 1) == pytest.approx(0.4) and eps_share(0, 0) == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched(TeCoA):
+    """TeCoA that notes how far its images are from the clean ones, and in how many steps they went there."""
+
+    seen: ClassVar[list[tuple[float, float, float]]] = []
+
+    def attack(self, clip, batch):
+        made = super().attack(clip, batch)
+        distance = (made.adversarial_BCHW - batch.pixels_BCHW).abs().max().item()
+        self.seen.append((distance, self.eps, self.step))
+        return made
+
+
+def test_the_training_attack_warms_up(tmp_path):
+    settings = replace(
+        config(), method=Watched(eps=16 / 255, steps=3, step=8 / 255, start="zero"), eps_warmup=1.5
+    )  # two steps an epoch: three steps of warm-up
+    Watched.seen.clear()
+    train(settings, LocalHost(tmp_path))
+    full = 16 / 255
+    assert [eps for _, eps, _ in Watched.seen] == pytest.approx([0, full / 3, full * 2 / 3, full, full, full])
+    assert all(distance == pytest.approx(eps, abs=1e-6) for distance, eps, _ in Watched.seen)
+    assert all(step == pytest.approx(eps / 2) for _, eps, step in Watched.seen)
 
 
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path):

@@ -1,0 +1,65 @@
+"""AdvPT (Zhang et al., ECCV 2024, arXiv 2311.11261): adversarial prompt tuning of the text side, CLIP frozen."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rayclip.attacks.feature import feature_distance
+from rayclip.methods.base import Batch, PromptMethod, Recipe
+from rayclip.methods.losses import class_cross_entropy
+from rayclip.methods.parallel import global_mean
+from rayclip.models import Clip
+from rayclip.models.prompts import WithContext
+from rayclip.types import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvPT(PromptMethod):
+    """CE(s·z'·T(v), y) over a context v in front of each class name; z' = f(x') is made once, before training.
+
+    x' raises KL(softmax f(x) ‖ softmax f(x')) of the un-normalised embeddings, which the context has no part in.
+
+    Attributes:
+        context: learned tokens; at most half of what the text tower reads.
+    """
+
+    name: ClassVar[str] = "advpt"
+    recipe: ClassVar[Recipe] = Recipe(
+        optimizer="sgd", lr=2e-3, momentum=0.9, weight_decay=5e-4, batch_size=32, epochs=100
+    )
+    small: ClassVar[Recipe] = Recipe(optimizer="adam", lr=0.02, batch_size=128, epochs=20)
+    prepares: ClassVar[bool] = True
+
+    context: int = 16
+
+    @property
+    def trains_texts(self) -> bool:
+        return True
+
+    def check(self, clip: Clip) -> None:
+        super().check(clip)
+        WithContext.shape(clip, self.context)
+        if self.start == "zero":
+            raise UserError("advpt's attack cannot start at zero, where its gradient vanishes: use --start random.")
+
+    def dressed(self, clip: Clip, seed: int) -> Clip:
+        return WithContext.begin(clip, self.context, seed)
+
+    def prepare(self, clip: Clip, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            clean_BD = clip.encode_image(batch.pixels_BCHW, normalize=False)
+        made = self.perturb(
+            batch, lambda pixels: feature_distance(clean_BD, clip.encode_image(pixels, normalize=False), "kl")
+        )
+        assert made.adversarial_BCHW is not None
+        with torch.no_grad():
+            return F.normalize(clip.encode_image(made.adversarial_BCHW, normalize=False), dim=-1)
+
+    def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.prepared_BD is not None
+        terms_B = class_cross_entropy(batch.prepared_BD, batch.texts.all(), batch.labels_B, clip.scale)
+        loss = global_mean(terms_B, batch.total)
+        return loss, {"loss": loss.detach()}

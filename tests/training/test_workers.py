@@ -1,0 +1,61 @@
+"""Two workers give the loss curve of one, whatever the options."""
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from rayclip.training import train
+from training.test_loop import LocalHost, config
+
+OPTIONS = {
+    "mmcoa in parts": ("mmcoa", {"accumulate": 2}),
+    "everything": ("tecoa", {"accumulate": 3, "ema": 0.9, "eps_warmup": 1.5}),
+}
+
+
+def settings(option):
+    name, changes = OPTIONS[option]
+    base = config(name, **changes)
+    return replace(
+        base,
+        method=replace(base.method, trains="all" if name == "mmcoa" else "last-2"),
+        recipe=replace(base.recipe, optimizer="sgd", lr=1e-3),
+    )
+
+
+def worker(rank, option, folder, port, queue):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    host = LocalHost(folder)
+    host.rank, host.world_size = rank, 2
+    clip = train(settings(option), host)
+    if rank == 0:
+        queue.put((host.curve, clip.model.visual.proj.detach().numpy()))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_two_workers_give_one_workers_curve(option, tmp_path, free_port):
+    context = mp.get_context("spawn")
+    queue = context.Queue()
+    processes = [
+        context.Process(target=worker, args=(rank, option, tmp_path / "two", free_port, queue)) for rank in range(2)
+    ]
+    for p in processes:
+        p.start()
+    curve, proj = queue.get(timeout=240)
+    for p in processes:
+        p.join(60)
+        assert p.exitcode == 0
+    alone = LocalHost(tmp_path / "one")
+    clip = train(settings(option), alone)
+    assert set(curve) == set(alone.curve) == set(range(1, 7))
+    for step, row in alone.curve.items():
+        assert curve[step] == pytest.approx(row, rel=1e-3)
+    assert torch.allclose(torch.from_numpy(proj), clip.model.visual.proj, atol=1e-5)
