@@ -40,7 +40,7 @@ class Plain:
         self.x, self.y = batch.pixels_BCHW, batch.labels_B
         self.prompts = batch.texts.prompts
         clip.requires_grad_(True).train()
-        trained = list(clip.parameters()) if method.trains == "all" else clip.image_parameters()
+        trained = list(clip.parameters()) if method.trains == "all" else clip.parameters_of("image")
         self.optimizer = make_optimizer(method.recipe, trained)
 
     def step(self) -> float:
@@ -159,7 +159,7 @@ class Ours:
     def __init__(self, method: Method, clip: Clip, batch: Batch, precision: str) -> None:
         self.method, self.clip, self.batch, self.precision = method, clip, batch, precision
         clip.requires_grad_(False).train()
-        trained: list[nn.Parameter] = list(clip.parameters()) if method.trains == "all" else clip.image_parameters()
+        trained: list[nn.Parameter] = list(clip.parameters()) if method.trains == "all" else clip.parameters_of("image")
         for p in trained:
             p.requires_grad_(True)
         self.optimizer = make_optimizer(method.recipe, trained)

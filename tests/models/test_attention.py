@@ -49,7 +49,7 @@ def test_attention_and_its_gradient_agree_with_the_plain_loop(changes):
     )
     assert ours.shape == (3, 64) and torch.allclose(ours, plain, atol=1e-12)
     assert ours.detach().min() >= 0 and ours.detach().max() <= 1
-    wanted = [pixels, *clip.image_parameters()]
+    wanted = [pixels, *clip.parameters_of("image")]
     gradients = [torch.autograd.grad((weights * a).sum(), wanted) for a in (ours, plain)]
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, atol=1e-10) and b.abs().max() > 0
