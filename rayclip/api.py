@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -334,18 +334,49 @@ class SweepResult:
     errors: dict[str, str]
 
 
-def sweep(name: str, trials: Sequence[Trial], evaluation: Evaluation, base: str, where: Where) -> SweepResult:
+def compare(name: str, models: Mapping[str, str], evaluations: Sequence[Evaluation], where: Where) -> list[Row]:
+    """Evaluate models under one parent run, to be read as one table; results on disk, in the tracker, and returned.
+
+    Args:
+        name: of the tracker's parent run.
+        models: labels by model specification.
+
+    Raises:
+        UserError: bad arguments, before anything is written.
+    """
+    opened = Opened(quiet=where.quiet)
+    _plan(list(models), evaluations, opened)
+    store = Store(where.out)
+    logbook = where.logbook(store)
+    root = logbook.open(name, tags={"rayclip.kind": "comparison"})
+    return _compare(root, models, {}, evaluations, opened, logbook, store, where)
+
+
+def itself(trial: Trial) -> dict[str, str]:
+    """What a sweep evaluates of a finished trial unless it says otherwise: specifications with their labels."""
+    return {trial.model: trial.name}
+
+
+def sweep(
+    name: str,
+    trials: Sequence[Trial],
+    evaluations: Sequence[Evaluation],
+    base: str,
+    where: Where,
+    results: Callable[[Trial], Mapping[str, str]] = itself,
+) -> SweepResult:
     """Train all trials, then evaluate the untouched model `base` and every result.
 
     Args:
         name: of the tracker's parent run.
+        results: the models to evaluate of a finished trial, with their labels.
 
     Raises:
         UserError: bad arguments, before anything is written.
     """
     opened = Opened(quiet=where.quiet)
     trials = [dataclasses.replace(t, config=check_training(t.config, where.train_workers, opened)) for t in trials]
-    plan_cells([base], evaluation, opened)
+    _plan([base], evaluations, opened)
     unfinished = [t for t in trials if not t.is_finished()]
     store = Store(where.out)
     logbook = where.logbook(store)
@@ -357,10 +388,41 @@ def sweep(name: str, trials: Sequence[Trial], evaluation: Evaluation, base: str,
             stack.enter_context(ray_cluster(cluster=where.cluster, verbose=where.verbose))  # also for the evaluation
             errors = _train(trials, store, where, logbook)
         trials = [t for t in trials if t.name not in errors]
-        labels = {base: f"untouched {base}"} | {t.model: t.name for t in trials}
-        runs = {t.model: t.run for t in trials}
-        cells, positions = plan_cells(list(labels), evaluation, opened)
-        rows = _evaluate(cells, positions, store, where)
+        labels = {base: f"untouched {base}"}
+        runs: dict[str, str | None] = {}
+        for trial in trials:
+            labels |= results(trial)
+            runs |= dict.fromkeys(results(trial), trial.run)
+        rows = _compare(root, labels, runs, evaluations, opened, logbook, store, where)
+    return SweepResult(rows=rows, labels=labels, errors=errors)
+
+
+def _plan(
+    models: Sequence[str], evaluations: Sequence[Evaluation], opened: Opened
+) -> tuple[list[Cell], dict[str, np.ndarray]]:
+    """`plan_cells` of several evaluations; what they have in common is there once."""
+    cells: dict[tuple[str, str], Cell] = {}
+    positions: dict[str, np.ndarray] = {}
+    for evaluation in evaluations:
+        found, where = plan_cells(models, evaluation, opened)
+        cells |= {(cell.model, cell.id): cell for cell in found}
+        positions |= where
+    return sorted(cells.values(), key=lambda cell: list(models).index(cell.model)), positions
+
+
+def _compare(
+    root: str | None,
+    labels: Mapping[str, str],
+    runs: Mapping[str, str | None],
+    evaluations: Sequence[Evaluation],
+    opened: Opened,
+    logbook: Logbook,
+    store: Store,
+    where: Where,
+) -> list[Row]:
+    """Evaluate models, log each below its run in `runs` or one of its own, and all of them in `root`."""
+    cells, positions = _plan(list(labels), evaluations, opened)
+    rows = _evaluate(cells, positions, store, where)
     found = _alarms(cells, rows, positions, store)
     for model, label in labels.items():
         run = runs.get(model) or logbook.open(label, parent=root, tags={"rayclip.kind": "untouched"})
@@ -368,7 +430,7 @@ def sweep(name: str, trials: Sequence[Trial], evaluation: Evaluation, base: str,
         logbook.finish(run)
     _write_results(store, rows, labels)
     logbook.summary(root, rows, labels)
-    return SweepResult(rows=rows, labels=labels, errors=errors)
+    return rows
 
 
 def show(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> None:

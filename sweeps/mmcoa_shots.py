@@ -211,7 +211,7 @@ def main(
     where = api.Where(
         out=str(out), tracking=tracking, cluster=cluster, train_workers=workers, quiet=quiet, verbose=verbose
     )
-    result = api.sweep(f"{EXPERIMENT} {scale}", trials, evaluation, model, where)
+    result = api.sweep(f"{EXPERIMENT} {scale}", trials, [evaluation], model, where)
     api.show(result.rows, result.labels)
     print(f"results: {out}")
     print(f"MLflow:  rayclip ui --experiment {EXPERIMENT} --tracking-uri {tracking.uri}")

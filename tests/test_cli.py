@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import tiny_clip
 from data.test_data import png, write
@@ -55,11 +57,20 @@ def here(tmp_path, monkeypatch):
     config = json.loads((inputs / "shape" / "open_clip_config.json").read_text())
     config["model_cfg"]["embed_dim"] = 24
     (inputs / "shape" / "open_clip_config.json").write_text(json.dumps(config))
+    torch.save(tiny_clip(1).model.visual.state_dict(), inputs / "tower.pt")
+    torch.save({"vision_encoder_state_dict": _Evil()}, inputs / "evil.pt")
     return inputs
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
 
 
 EVAL = {"--model": "local-dir:{i}/model", "--data": "{i}/good.parquet", "--out": "out", "--eps": "1/255"}
 TRAIN = EVAL | {"--method": "tecoa", "--eps": "1/255"}
+MIX = {"--from": "local-dir:{i}/model", "--to": "local-dir:{i}/model"} | {k: EVAL[k] for k in EVAL if k != "--model"}
+IMPORT = {"--allow-gelu": "{i}/tower.pt", "--base": "local-dir:{i}/model", "--out": "out"}
 
 
 @pytest.mark.parametrize(
@@ -120,12 +131,33 @@ TRAIN = EVAL | {"--method": "tecoa", "--eps": "1/255"}
         ("train", {"--tracking-uri": "http://127.0.0.1:9"}, "cannot be reached"),
         ("train", {"--out": "{i}/model"}, "holds a checkpoint of other settings"),
         ("ui", {"--experiment": "x"}, "there is no MLflow store"),
+        ("interpolate", {"--a": "0,half"}, "--a 0,half holds something else"),
+        ("interpolate", {"--a": "0,2"}, "from 0 to 1"),
+        ("interpolate", {"--to": "digits"}, "differ in architecture"),
+        ("interpolate", {"--from": "resnet50"}, "unknown model 'resnet50'"),
+        ("interpolate", {"--eps": None}, "give --eps"),
+        ("interpolate", {"--json": "no/folder/rows.json"}, "there is no folder"),
+        ("interpolate", {"--out": "{i}/good.parquet"}, "is a file"),
+        ("import", {"--allow-gelu": "{i}/evil.pt"}, "is refused: reading it would call posix.system"),
+        ("import", {"--allow-gelu": "{i}/good.parquet"}, "no file of weights"),
+        (
+            "import",
+            {"--base": "digits"},
+            "does not fit --base digits",
+        ),
+        ("import", {"--base": None}, "--base is missing"),
+        ("import", {"--out": "{i}/good.parquet"}, "is a file"),
+        (
+            "import",
+            {"--out": "{i}/model"},
+            "holds another checkpoint",
+        ),
     ],
 )
 def test_bad_arguments_get_one_sentence_and_leave_nothing(here, monkeypatch, capsys, command, changes, says):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    options = {"eval": EVAL, "train": TRAIN, "ui": {}}[command] | changes
+    options = {"eval": EVAL, "train": TRAIN, "ui": {}, "interpolate": MIX, "import": IMPORT}[command] | changes
     args = [part.format(i=here) for k, v in options.items() if v is not None for part in (k, v)]
     before = sorted(p for p in here.rglob("*"))
     code, out, err = call(monkeypatch, capsys, command, *args)
@@ -134,6 +166,16 @@ def test_bad_arguments_get_one_sentence_and_leave_nothing(here, monkeypatch, cap
     assert err.count("\n") == 1 and err.startswith("error: ") and "Traceback" not in err
     assert list(Path.cwd().iterdir()) == [], "nothing is written"
     assert sorted(p for p in here.rglob("*")) == before
+
+
+def test_import_writes_a_checkpoint_once(here, monkeypatch, capsys):
+    command = ["import", here / "tower.pt", "--base", f"local-dir:{here}/model", "--allow-gelu", "--out", "out"]
+    code, out, _ = call(monkeypatch, capsys, *command)
+    assert code == 0 and "the image tower" in out and "rayclip eval --model local-dir:out" in out
+    written = (Path("out") / "open_clip_model.safetensors").stat().st_mtime_ns
+    code, out, _ = call(monkeypatch, capsys, *command)
+    assert code == 0 and "nothing to do" in out
+    assert (Path("out") / "open_clip_model.safetensors").stat().st_mtime_ns == written
 
 
 @pytest.fixture(scope="module")
