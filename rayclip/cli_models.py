@@ -128,8 +128,8 @@ def interpolate(
     print(f"results: {out}")
 
 
-def mixes(start: str, end: str, a: str) -> dict[str, str]:
-    """Specifications of the interpolated models, in order of a, with the labels of their rows.
+def mixes(start: str, end: str, a: str, label: str = "") -> dict[str, str]:
+    """Specifications of the interpolated models, in order of a, with the labels of their rows: `LABEL a = 0.25`.
 
     Raises:
         UserError: `a` holds no numbers from 0 to 1.
@@ -142,4 +142,4 @@ def mixes(start: str, end: str, a: str) -> dict[str, str]:
         values = [-1.0]
     if not all(0 <= value <= 1 for value in values):
         raise UserError(f"--a {a} holds something else than numbers from 0 to 1: write 0,0.25,0.5,0.75,1.")
-    return {mix_spec(start, end, value): f"a = {value:g}" for value in values}
+    return {mix_spec(start, end, value): f"{label} a = {value:g}".strip() for value in values}

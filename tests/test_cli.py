@@ -1,6 +1,5 @@
 """The command line: instant help, and one clear sentence with exit code 2 for whatever cannot work."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,8 +14,6 @@ from conftest import tiny_clip
 from data.test_data import png, write
 from rayclip import cli
 from rayclip.models.checkpoint import save_checkpoint
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def call(monkeypatch, capsys, *args, app=None, program="rayclip"):
@@ -176,38 +173,6 @@ def test_import_writes_a_checkpoint_once(here, monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, *command)
     assert code == 0 and "nothing to do" in out
     assert (Path("out") / "open_clip_model.safetensors").stat().st_mtime_ns == written
-
-
-@pytest.fixture(scope="module")
-def sweep():
-    spec = importlib.util.spec_from_file_location("mmcoa_shots", ROOT / "sweeps" / "mmcoa_shots.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mmcoa_shots"] = module  # its dataclass looks itself up
-    spec.loader.exec_module(module)
-    import typer
-
-    app = typer.Typer(add_completion=False)
-    app.command()(module.main)
-    return app
-
-
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        (["--scale", "paper"], "'imagenet' is not prepared"),
-        (["--scale", "pocket"], "needs --model"),
-        (["--scale", "huge"], "'huge' is not one of"),
-        (["--methods", "tecoa,foo"], "unknown method 'foo'"),
-        (["--shots", "1,5000"], "--shots 5000 is more than class"),
-        (["--eps", "32"], "32/255"),
-        (["--test", "nowhere.parquet"], "no such data file"),
-    ],
-)
-def test_the_sweep_explains_what_is_missing(here, sweep, monkeypatch, capsys, args, says):
-    monkeypatch.setenv("RAYCLIP_DATA", str(here / "no-data"))
-    code, out, err = call(monkeypatch, capsys, *args, app=sweep, program="mmcoa_shots.py")
-    assert code == 2 and says in err and err.count("\n") == 1 and out == ""
-    assert list(Path.cwd().iterdir()) == []
 
 
 def test_version(monkeypatch, capsys):

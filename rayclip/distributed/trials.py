@@ -70,12 +70,18 @@ class Trial:
         name: for tables, runs and progress.
         out: folder of the finished checkpoint, on storage that driver and workers share.
         run: the tracker's run to log to.
+        keep_epochs: epochs whose checkpoints are kept too, as `OUT/epoch-N`; the configuration must save them.
     """
 
     name: str
     config: TrainConfig
     out: Path
     run: str | None = None
+    keep_epochs: tuple[int, ...] = ()
+
+    def at_epoch(self, epoch: int) -> Path:
+        """The folder of the checkpoint after so many epochs."""
+        return self.out if epoch == self.config.recipe.epochs else self.out / f"epoch-{epoch}"
 
     @property
     def model(self) -> str:
@@ -175,7 +181,7 @@ def _driver(
                 storage_path=str(storage),
                 callbacks=[TuneReportCallback()],
                 failure_config=ray.train.FailureConfig(max_failures=_RETRIES),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=None if trial.keep_epochs else 1),
             ),
         )
         try:
@@ -189,6 +195,10 @@ def _driver(
             lineage = read_lineage(Path(folder)) or {}
             if lineage.get("step") != lineage.get("total_steps"):  # the worker gave up, and has reported why
                 return
+            for saved, metrics in result.best_checkpoints or []:
+                if metrics["epoch"] in trial.keep_epochs and saved != result.checkpoint:
+                    with saved.as_directory() as earlier:  # the last of an epoch is its end
+                        _export(Path(earlier), trial.at_epoch(metrics["epoch"]))
             _export(Path(folder), trial.out)
         shutil.rmtree(storage / name, ignore_errors=True)
 
