@@ -16,10 +16,10 @@ from rayclip.cli import run as run_app
 from rayclip.types import UserError
 
 if TYPE_CHECKING:  # `--help` is instant
-    from rayclip.api import Evaluation, SweepResult, Where
+    from rayclip.api import Evaluation, Found, SweepResult, Where
     from rayclip.attacks import Attack
     from rayclip.distributed import Trial
-    from rayclip.methods import Method
+    from rayclip.methods import Method, Recipe
 
 MMCOA_METHODS = "ft-standard,tecoa,mmcoa"
 IN_DISTRIBUTION = {"data": ("cifar10", "cifar100", "tiny_imagenet", "imagenet"), "test": ()}  # of the scale `paper`
@@ -202,6 +202,7 @@ class Run:
         setting: the scale, with what the options changed.
         model: the untouched model's specification.
         data, tests: specifications of the training and test data.
+        substitutes: source of BERT-Attack's words; `default` is each data set's.
         out: absolute.
     """
 
@@ -224,6 +225,9 @@ class Run:
         if not tests:
             data = tests = tuple(f"{d}#holdout" if d.endswith(".parquet") else d for d in data)
         self.data, self.tests = data, tests
+        # A part of the digits is no other data
+        bundled = options.substitutes == "default" and data == ("digits",)
+        self.substitutes = "clip-table" if bundled else options.substitutes
         self.out = (options.out or Path("runs") / f"{name.replace('-', '_')}-{options.scale}").absolute()
         self._errors: dict[str, str] = {}
         self.tracking = api.Tracking.choose(options.tracking_uri, name)
@@ -251,7 +255,9 @@ class Run:
         """(label, method, shots) of every method at every number of shots, which the label leaves out if it is one."""
         several = len(self.shots) > 1
         return [
-            (f"{name} {_of(shots)}" if several else name, name, shots) for shots in self.shots for name in self.methods
+            (f"{name} {spell(shots)}" if several else name, name, shots)
+            for shots in self.shots
+            for name in self.methods
         ]
 
     def method(self, name: str, **settings: Any) -> "Method":
@@ -263,10 +269,20 @@ class Run:
         usual = {
             "eps": self.setting.eps,
             "steps": steps,
-            "step": default_step(None, self.setting.eps, steps),
-            "text": TextSettings(substitutes=self.options.substitutes),
+            "step": self.step(self.setting.eps),
+            "text": TextSettings(substitutes=self.substitutes),
         }
         return make_method(name, **{**usual, **settings})
+
+    def step(self, eps: float) -> float:
+        """Length of a training attack's step within another budget."""
+        return default_step(None, eps, self.setting.train_steps)
+
+    def recipe(self, method: "Method") -> "Recipe":
+        """The scale's recipe for a method."""
+        from rayclip.methods import SMALL_MODEL
+
+        return SMALL_MODEL if self.setting.small_recipe else method.recipe
 
     def trial(
         self,
@@ -289,10 +305,9 @@ class Run:
             config: other fields of `TrainConfig`.
         """
         from rayclip.distributed import Trial
-        from rayclip.methods import SMALL_MODEL
         from rayclip.training import TrainConfig
 
-        base = SMALL_MODEL if self.setting.small_recipe else method.recipe
+        base = self.recipe(method)
         length = self.options.epochs or (self.setting.few_shot_epochs if shots else self.setting.epochs) or base.epochs
         chosen = dataclasses.replace(base, **{"epochs": length, **(recipe or {})})
         settings: dict[str, Any] = {
@@ -327,7 +342,7 @@ class Run:
             "steps": steps,
             "step": default_step(None, eps, steps),
             "stop": self.setting.stop,
-            "substitutes": self.options.substitutes,
+            "substitutes": self.substitutes,
         }
         return parse_attacks(text, defaults)
 
@@ -375,9 +390,15 @@ class Run:
 
         title = f"{self.name} {self.options.scale}{f' {part}' if part else ''}"
         found = api.sweep(title, trials, evaluations, self.model, self.where(part), results or api.itself)
+        self.show(found)
+        return found
+
+    def show(self, found: "SweepResult | Found") -> None:
+        """Print a table, and remember what failed."""
+        from rayclip import api
+
         api.show(found.rows, found.labels)
         self._errors |= found.errors
-        return found
 
     def end(self) -> None:
         """Say where the results are; failed trials make exit code 1."""
@@ -394,6 +415,6 @@ def split(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
-def _of(shots: int | None) -> str:
+def spell(shots: int | None) -> str:
     """`5-shot`, or `full`."""
     return f"{shots}-shot" if shots else "full"

@@ -46,13 +46,10 @@ def main(
     if pairs is None and run.model != "digits" and not run.is_paper:
         raise UserError("--pairs is missing: give a .parquet file of images with captions, or a prepared data set.")
     eps = parse_budget(test_eps, "test-eps") if test_eps else 2 * run.setting.eps
-    steps, words = 10, run.options.substitutes
-    defaults = {"steps": steps, "step": 1.25 * eps / steps, "stop": "final"}  # the paper's settings for retrieval
-    bundled = pairs is None and not run.is_paper
-    attacks = parse_attacks(
-        "clean,co-attack",
-        {**defaults, "substitutes": "clip-table" if bundled and words == "default" else words},
-    )
+    bundled, steps = pairs is None and not run.is_paper, 10
+    # The paper's settings for retrieval
+    settings = {"steps": steps, "step": 1.25 * eps / steps, "stop": "final", "substitutes": run.substitutes}
+    attacks = parse_attacks("clean,co-attack", settings)
     if not bundled:
         open_pairs(pairs or "mscoco_captions")
     trials = [run.trial(label, run.method(name), shots=shots) for label, name, shots in run.grid()]
