@@ -379,18 +379,21 @@ class Run:
         *,
         results: Callable[["Trial"], Mapping[str, str]] | None = None,
         part: str = "",
+        show: bool = True,
     ) -> "SweepResult":
         """Train, evaluate and print the table.
 
         Args:
             results: the models to evaluate of a finished trial (`api.sweep`).
             part: of a sweep in several parts: a folder below the results', and a run of its own.
+            show: False leaves printing to the caller (`show`).
         """
         from rayclip import api
 
         title = f"{self.name} {self.options.scale}{f' {part}' if part else ''}"
         found = api.sweep(title, trials, evaluations, self.model, self.where(part), results or api.itself)
-        self.show(found)
+        if show:
+            self.show(found)
         return found
 
     def show(self, found: "SweepResult | Found") -> None:

@@ -11,11 +11,13 @@ To expect at the scale `paper`: the figure prints no numbers. The paper reads fr
 declines stepwise from 1/255 to 2/255 and 4/255; at 1/255 table II has 22.00 % under the multimodal attack.
 """
 
+import dataclasses
 from typing import Annotated
 
 import typer
 
 from rayclip.cli_sweep import Run, split, start, sweep
+from rayclip.types import Row
 from rayclip.units import format_budget, parse_budget
 
 
@@ -31,7 +33,16 @@ def main(
     usual = [format_budget(run.setting.eps * factor) for factor in (1, 2, 4)]
     budgets = [parse_budget(text, "test-eps") for text in split(test_eps) or usual]
     trials = [run.trial(label, run.method(name), shots=shots) for label, name, shots in run.grid()]
-    run.go(trials, [run.evaluation("clean,pgd,sep", eps=eps) for eps in budgets])
+    found = run.go(trials, [run.evaluation("clean,pgd,sep", eps=eps) for eps in budgets], show=False)
+    rows = [by_budget(row, found.labels[row.model]) for row in found.rows if row.attack != "worst"]
+    run.show(dataclasses.replace(found, rows=sorted(rows, key=lambda row: row.eps or 0), labels={}))
+
+
+def by_budget(row: Row, label: str) -> Row:
+    """A model at each budget is a row of its own; the step is left out, since it differs with the budget."""
+    model = f"{label} {format_budget(row.eps)}" if row.eps else label
+    protocol = {k: v for k, v in row.protocol.items() if k != "step"}
+    return dataclasses.replace(row, model=model, attack=row.attack.partition("_eps")[0], protocol=protocol)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Every file in `sweeps/`: what it opens with, its plan at each scale, its help, and what it says to wrong input."""
 
+import dataclasses
 import importlib.util
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import typer
 
 from rayclip.api import Found, SweepResult
 from rayclip.cli_sweep import Run, start, sweep
+from rayclip.types import Row
 from test_cli import call, here  # noqa: F401  (a fixture)
 
 FILES = {f.stem: f for f in sorted((Path(__file__).resolve().parents[2] / "sweeps").glob("*.py"))}
@@ -35,7 +37,7 @@ def plan(monkeypatch, capsys, tmp_path):
     def planned(name, *args):
         parts = []
 
-        def note(run, trials, evaluations, *, results=None, part=""):
+        def note(run, trials, evaluations, *, results=None, part="", show=True):
             attacks = [f"{a.label} {round(e.protocol.eps * 255)}" for e in evaluations for a in e.attacks]
             models = [label for t in trials for label in (results(t).values() if results else [t.name])]
             parts.append((trials, attacks, [*evaluations[0].data], models))
@@ -177,6 +179,27 @@ def test_eps(plan):
     assert part[1] == [f"{a} {e}" for e in (32, 64, 128) for a in ("clean", "pgd-10", "sep_pgd-10")]
     (part,) = plan("mmcoa_eps", "--scale", "paper", "--test-eps", "1/255,4/255")
     assert part[1] == [f"{a} {e}" for e in (1, 4) for a in ("clean", "pgd-100", "sep_pgd-100")]
+
+
+def test_each_budget_is_a_row():
+    by_budget = load("mmcoa_eps").by_budget
+    clean = Row(
+        model="m",
+        dataset="d",
+        attack="clean",
+        eps=None,
+        steps=None,
+        n=1,
+        top1=1,
+        ci_low=0,
+        ci_high=9,
+        protocol={},
+        cell="",
+    )
+    robust = dataclasses.replace(clean, attack="sep_pgd-10_eps64", eps=64 / 255, protocol={"step": 1, "norm": "linf"})
+    assert by_budget(clean, "mmcoa").model == "mmcoa"
+    row = by_budget(robust, "mmcoa")
+    assert (row.model, row.attack, row.protocol) == ("mmcoa 64/255", "sep_pgd-10", {"norm": "linf"})
 
 
 def test_interpolation(plan):
