@@ -19,9 +19,11 @@ if TYPE_CHECKING:  # `--help` is instant
     from rayclip.api import Evaluation, Found, SweepResult, Where
     from rayclip.attacks import Attack
     from rayclip.distributed import Trial
+    from rayclip.evaluation.cell import MadeAgainst
     from rayclip.methods import Method, Recipe
 
 MMCOA_METHODS = "ft-standard,tecoa,mmcoa"
+ZERO_SHOT_METHODS = "ft-standard,tecoa,pmg-aft,fare,tga-zsr,saft"
 IN_DISTRIBUTION = {"data": ("cifar10", "cifar100", "tiny_imagenet", "imagenet"), "test": ()}  # of the scale `paper`
 
 
@@ -100,6 +102,18 @@ def _scales() -> dict[ScaleName, Scale]:
     }
 
 
+def zero_shot() -> dict[str, Any]:
+    """What SAFT's and TTC's protocol changes at the scale `paper`: trained on TinyImageNet, tested on 16 data sets."""
+    from rayclip.data.registry import ZERO_SHOT_16
+
+    return {"data": ("tiny_imagenet",), "test": ZERO_SHOT_16, "train_steps": 2}
+
+
+def ttc_protocol() -> dict[str, Any]:
+    """The same with PGD-10."""
+    return zero_shot() | {"test_steps": 10}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The options of every sweep."""
@@ -152,7 +166,7 @@ def sweep(
     name: str,
     *,
     every: Mapping[str, Any] | None = None,
-    paper: Mapping[str, Any] | None = None,
+    paper: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     omit: Iterable[str] = (),
     **defaults: Any,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -160,7 +174,7 @@ def sweep(
 
     Args:
         name: of the experiment; `mmcoa-shots` is the file `mmcoa_shots.py`.
-        every, paper: what differs (`Scale`) at every scale, and at the scale `paper`.
+        every, paper: what differs (`Scale`) at every scale, and at the scale `paper`; or a function that gives it.
         omit: options that have no meaning here.
         defaults: of options, where they are not those of `Options`.
     """
@@ -175,7 +189,8 @@ def sweep(
 
         def command(**values: Any) -> None:
             mine = {p.name: values.pop(p.name) for p in own}
-            run = Run(name, Options(**{**defaults, **values}), every or {}, paper or {})
+            differs = paper() if callable(paper) else paper or {}
+            run = Run(name, Options(**{**defaults, **values}), every or {}, differs)
             question(run, **mine)
             run.end()
 
@@ -250,6 +265,10 @@ class Run:
     @property
     def shots(self) -> list[int | None]:
         return [parse_shots(shot) for shot in split(self.setting.shots)]
+
+    def trials(self) -> list["Trial"]:
+        """Every method at every number of shots."""
+        return [self.trial(label, self.method(name), shots=shots) for label, name, shots in self.grid()]
 
     def grid(self) -> list[tuple[str, str, int | None]]:
         """(label, method, shots) of every method at every number of shots, which the label leaves out if it is one."""
@@ -346,16 +365,35 @@ class Run:
         }
         return parse_attacks(text, defaults)
 
-    def evaluation(self, attacks: str, *, tests: Sequence[str] | None = None, eps: float | None = None) -> "Evaluation":
-        """What to evaluate on: the sweep's test data and budget unless given."""
+    def evaluation(
+        self,
+        attacks: str,
+        *,
+        tests: Sequence[str] | None = None,
+        eps: float | None = None,
+        defenses: str = "none",
+        scorers: str = "template",
+        made_against: Sequence["MadeAgainst"] = ("own",),
+    ) -> "Evaluation":
+        """What to evaluate on: the sweep's test data and budget unless given.
+
+        Args:
+            defenses, scorers: as `rayclip eval` takes them.
+            made_against: what image attacks attack where the scorer is another than the template.
+        """
         from rayclip.api import Evaluation
+        from rayclip.defenses import parse_defenses
         from rayclip.evaluation import Protocol
+        from rayclip.models.scorers import parse_scorers
 
         budget = eps or self.setting.eps
         return Evaluation(
             data=tests or self.tests,
             attacks=self.attacks(attacks, budget),
             limit=self.options.limit,
+            defenses=parse_defenses(defenses),
+            scorers=parse_scorers(scorers),
+            made_against=made_against,
             protocol=Protocol(eps=budget, seed=self.options.seed, resolution=self.setting.resolution),
         )
 

@@ -29,8 +29,7 @@ def main(run: Run) -> None:
     for data in OWN if run.is_paper else ():
         trials = [run.trial(name, run.method(name), data=data, part=data) for name in run.methods]
         run.go(trials, [run.evaluation(attacks, tests=[data])], part=data)
-    trials = [run.trial(label, run.method(name), shots=shots) for label, name, shots in run.grid()]
-    run.go(trials, [run.evaluation(attacks)])
+    run.go(run.trials(), [run.evaluation(attacks)])
 
 
 if __name__ == "__main__":

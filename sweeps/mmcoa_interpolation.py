@@ -28,9 +28,8 @@ def main(
 ) -> None:
     """Fine-tune, and attack the weights (1-a)·untouched + a·fine-tuned."""
     mixes(run.model, run.model, a)
-    trials = [run.trial(label, run.method(name), shots=shots) for label, name, shots in run.grid()]
     run.go(
-        trials,
+        run.trials(),
         [run.evaluation("clean,pgd,bert,sep")],
         results=lambda trial: mixes(run.model, f"local-dir:{trial.out}", a, trial.name),
     )

@@ -52,8 +52,7 @@ def main(
     attacks = parse_attacks("clean,co-attack", settings)
     if not bundled:
         open_pairs(pairs or "mscoco_captions")
-    trials = [run.trial(label, run.method(name), shots=shots) for label, name, shots in run.grid()]
-    found = run.go(trials, [run.evaluation("clean")])
+    found = run.go(run.trials(), [run.evaluation("clean")])
     source = write_digits(run.out / "digits-pairs.parquet") if bundled else pairs or "mscoco_captions"
     rows = api.evaluate_retrieval(
         list(found.labels),

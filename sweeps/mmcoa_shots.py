@@ -24,8 +24,7 @@ from rayclip.cli_sweep import Run, start, sweep
 @sweep("mmcoa-shots")
 def main(run: Run) -> None:
     """Fine-tune with each method on 1, 5, ... and all images a class, and attack every result."""
-    trials = [run.trial(label, run.method(name), shots=shots) for label, name, shots in run.grid()]
-    run.go(trials, [run.evaluation("clean,pgd,bert,sep")])
+    run.go(run.trials(), [run.evaluation("clean,pgd,bert,sep")])
 
 
 if __name__ == "__main__":

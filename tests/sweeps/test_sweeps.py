@@ -40,7 +40,7 @@ def plan(monkeypatch, capsys, tmp_path):
         def note(run, trials, evaluations, *, results=None, part="", show=True):
             attacks = [f"{a.label} {round(e.protocol.eps * 255)}" for e in evaluations for a in e.attacks]
             models = [label for t in trials for label in (results(t).values() if results else [t.name])]
-            parts.append((trials, attacks, [*evaluations[0].data], models))
+            parts.append((trials, attacks, [*evaluations[0].data], models, evaluations[0]))
             return SweepResult(rows=[], labels={}, errors={})
 
         monkeypatch.setattr(Run, "go", note)
@@ -57,13 +57,13 @@ def test_it_opens_with_command_cost_and_numbers(name):
     head = text.split('"""')[1]
     for needed in (
         f"python sweeps/{name}.py ",
-        "--scale paper\n",
+        "--scale paper",
         "\nCost: ",
         "`paper` has not been",
         "o expect at the",
     ):
         assert needed in head, needed
-    assert re.search(r"Cost: `digits` (at most )?\d", head), "its cost at the bundled scale"
+    assert re.search(r"Cost: `digits` (at most |about )?\d", head), "its cost at the bundled scale"
     assert len(text.splitlines()) < 120
 
 
@@ -90,6 +90,8 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(here, monkeypatch, capsy
     monkeypatch.setenv("RAYCLIP_DATA", str(here / "no-data"))
     if name == "mmcoa_retrieval" and "--model" in args:
         args, says = [*args, "--pairs", "pairs.parquet"], "pairs.parquet"
+    elif name == "saft_captions":
+        args = [*args, "--sources", "templates"]
     elif name == "mmcoa_retrieval" and "paper" in args:
         says = "run `rayclip data prepare` for mscoco_captions"
     code, out, err = run_sweep(monkeypatch, capsys, name, *args)
@@ -109,6 +111,13 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(here, monkeypatch, capsy
         ("mmcoa_iterations", ["--every", "0"], "Invalid value for '--every'"),
         ("mmcoa_retrieval", ["--pairs", "nowhere.parquet"], "nowhere.parquet"),
         ("joint_search", ["--reduction", "1"], "--reduction 1 must be more than 1"),
+        ("saft_captions", ["--sets", "1,0"], "--sets 1,0 holds something else"),
+        ("saft_captions", ["--sources", "templates", "--sets", "99"], "fewer sets"),
+        ("saft_captions", ["--data", "own.parquet"], "--sources is missing"),
+        ("saft_methods", ["--captions", "nowhere.parquet"], "nowhere.parquet"),
+        ("saft_scorers", ["--crops", "0"], "Invalid value for '--crops'"),
+        ("ttc_defenses", ["--defense-eps", "4"], "4/255"),
+        ("ttc_settings", ["--tau", "low"], "tau"),
         ("joint_search", ["--samples", "1"], "Invalid value for '--samples'"),
     ],
 )
@@ -218,6 +227,53 @@ def test_iterations(plan):
     assert part[0][0].keep_epochs == (3, 6, 7)
     trial = part[0][0]
     assert trial.at_epoch(3) == trial.out / "epoch-3" and trial.at_epoch(7) == trial.out
+
+
+def test_saft_methods(plan):
+    (part,) = plan("saft_methods")
+    assert names(part) == ["ft-standard", "tecoa", "pmg-aft", "fare", "tga-zsr", "saft"]
+    assert part[1] == ["clean 32", "pgd-10 32", "cw-10 32", "autoattack-seeds 32"]
+    (part,) = plan("saft_methods", "--scale", "paper", "--captions", "t.parquet")
+    assert len(part[2]) == 16 and {t.config.data for t in part[0]} == {"tiny_imagenet"}
+    assert part[0][-1].config.method.captions == "t.parquet" and part[0][-1].config.method.steps == 2
+
+
+def test_saft_captions(plan):
+    (part,) = plan("saft_captions")
+    assert names(part) == [f"saft {s} M={m}" for s in ("digits", "templates") for m in (1, 3, 5)]
+    (part,) = plan("saft_captions", "--sources", "a/L.parquet,b/M.parquet", "--sets", "5")
+    assert [(t.name, t.config.method.captions) for t in part[0]] == [
+        ("saft L M=5", "a/L.parquet"),
+        ("saft M M=5", "b/M.parquet"),
+    ]
+
+
+def test_saft_scorers(plan):
+    (part,) = plan("saft_scorers")
+    assert names(part) == ["tecoa", "saft"]
+    assert [s.name for s in part[4].scorers] == ["template", "cupl", "wca"]
+    assert part[4].made_against == ("template", "own")
+    (part,) = plan("saft_scorers", "--scale", "paper", "--captions", "t.parquet")
+    assert [getattr(s, "captions", "") for s in part[4].scorers] == ["", "t.parquet", "t.parquet"]
+    assert part[4].scorers[2].crops == 60
+
+
+def test_ttc_defenses(plan):
+    (part,) = plan("ttc_defenses")
+    chains = part[4].defenses
+    assert [[d.name for d in c] for c in chains] == [[], ["rn"], ["tte"], ["anti-adversary"], ["hedge"], ["ttc"]]
+    assert chains[5][0].original == "digits" and chains[5][0].eps == pytest.approx(32 / 255)
+    (part,) = plan("ttc_defenses", "--scale", "paper")
+    ttc = part[4].defenses[5][0]
+    assert (ttc.eps, ttc.step) == (pytest.approx(4 / 255), pytest.approx(1 / 255))
+    assert part[1] == ["clean 1", "pgd-10 1"] and len(part[2]) == 16
+
+
+def test_ttc_settings(plan):
+    (part,) = plan("ttc_settings")
+    settings = [(c[0].tau, c[0].beta, c[0].steps) for c in part[4].defenses[1:]]
+    assert part[0] == [] and part[4].defenses[0] == ()
+    assert len(settings) == len(set(settings)) == 9 and (0.2, 2, 2) in settings and (0.2, 2, 4) in settings
 
 
 def test_the_joint_search_draws_the_same_settings_for_the_same_seed(monkeypatch, capsys, tmp_path):
