@@ -299,9 +299,8 @@ class Run:
 
     def recipe(self, method: "Method") -> "Recipe":
         """The scale's recipe for a method."""
-        from rayclip.methods import SMALL_MODEL
 
-        return SMALL_MODEL if self.setting.small_recipe else method.recipe
+        return method.small if self.setting.small_recipe else method.recipe
 
     def trial(
         self,

@@ -31,7 +31,7 @@ def main(
     run.go(
         run.trials(),
         [run.evaluation("clean,pgd,bert,sep")],
-        results=lambda trial: mixes(run.model, f"local-dir:{trial.out}", a, trial.name),
+        results=lambda trial: mixes(run.model, trial.model, a, trial.name),
     )
 
 

@@ -38,9 +38,7 @@ def main(
     run.go(
         trials,
         [run.evaluation("clean,pgd,bert,sep")],
-        results=lambda trial: {
-            f"local-dir:{trial.at_epoch(epoch)}": f"{trial.name} epoch {epoch}" for epoch in trial.keep_epochs
-        },
+        results=lambda trial: {trial.model_at(epoch): f"{trial.name} epoch {epoch}" for epoch in trial.keep_epochs},
     )
 
 

@@ -11,17 +11,27 @@ To expect at the scale `paper`: the figure prints no numbers. The paper reads fr
 trained, the higher is the accuracy under the multimodal attack.
 """
 
-from rayclip.cli_sweep import Run, start, sweep
+from typing import Annotated
+
+import typer
+
+from rayclip.cli_sweep import Run, split, start, sweep
+
+PARTS = {"all": "whole"}
 
 
 @sweep("mmcoa-partial", methods="tecoa,mmcoa", every={"shots": "5,full"})
-def main(run: Run) -> None:
+def main(
+    run: Run,
+    parts: Annotated[
+        str, typer.Option(help="What is trained: all, image (its encoder), last-N (blocks of it), commas between.")
+    ] = "image,all",
+) -> None:
     """Fine-tune the image encoder alone and the whole model, and attack the results."""
-    parts = {"image": "image", "all": "whole"}
     trials = [
-        run.trial(f"{label} {part}", run.method(name, trains=trains), shots=shots)
+        run.trial(f"{label} {PARTS.get(part, part)}", run.method(name, trains=part), shots=shots)
         for label, name, shots in run.grid()
-        for trains, part in parts.items()
+        for part in split(parts)
     ]
     run.go(trials, [run.evaluation("clean,pgd,bert,sep")])
 

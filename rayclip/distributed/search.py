@@ -19,6 +19,7 @@ from rayclip.distributed.trials import Trial, Workers, run_trials
 from rayclip.evaluation import Evaluator, Protocol, Shard, Store, chosen_positions, collect_rows, make_cells
 from rayclip.evaluation.front import Score
 from rayclip.models import load_model
+from rayclip.models.clip import WEIGHTS_FILE
 from rayclip.progress import Display
 from rayclip.types import Tracker
 
@@ -42,7 +43,7 @@ class Validation:
 
     def __call__(self, folder: Path, device: torch.device) -> dict[str, float]:
         """`clean` and `robust` accuracy in percent, and their mean `score`."""
-        spec = f"local-dir:{folder}"
+        spec = f"{'local-dir' if (folder / WEIGHTS_FILE).is_file() else 'prompted'}:{folder}"
         data = open_data(self.data, "test", self.protocol.names)
         models = [(spec, load_model(spec).fingerprint())]
         cells = make_cells(models, [(self.data, data)], self.attacks, self.protocol)

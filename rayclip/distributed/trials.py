@@ -89,7 +89,11 @@ class Trial:
     @property
     def model(self) -> str:
         """What the finished checkpoint is called as a model."""
-        return f"{'prompted' if self.config.method.trains == 'prompt' else 'local-dir'}:{self.out}"
+        return self.model_at(self.config.recipe.epochs)
+
+    def model_at(self, epoch: int) -> str:
+        """What the checkpoint after so many epochs, one of `keep_epochs` or the last, is called as a model."""
+        return f"{'prompted' if self.config.method.trains == 'prompt' else 'local-dir'}:{self.at_epoch(epoch)}"
 
     def is_finished(self) -> bool:
         """Whether `out` holds this very configuration's checkpoint.

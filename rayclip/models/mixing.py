@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rayclip.models.clip import Clip, load_model
+from rayclip.models.prompts import Prompted
 from rayclip.types import UserError
 
 PREFIX = "mix:"
@@ -48,6 +49,9 @@ def load_mix(spec: str, device: torch.device | str = "cpu") -> Clip:
     """
     first, second, a = parse_mix(spec)
     start, end = load_model(first, device), load_model(second, device)
+    for name, clip in ((first, start), (second, end)):
+        if isinstance(clip, Prompted):
+            raise UserError(f"'{spec}': {name} is a learned prompt, whose model has the weights that it had before.")
     if _architecture(start) != _architecture(end):
         raise UserError(
             f"'{spec}': {first} and {second} differ in architecture, activation or preprocessing; only a model and "

@@ -8,6 +8,7 @@ from rayclip.evaluation import Protocol
 from rayclip.models import load_model
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.models.mixing import mix_spec, parse_mix
+from rayclip.models.prompts import WithFrame
 from rayclip.types import UserError
 
 
@@ -76,6 +77,12 @@ def test_other_architectures_are_refused(ends, tmp_path, changes):
     save_checkpoint(tiny_clip(**({"quick_gelu": True} | changes)), tmp_path / "other", {})
     with pytest.raises(UserError, match="differ in architecture"):
         load_model(f"mix:{ends[0]}+local-dir:{tmp_path / 'other'}@0.5")
+
+
+def test_a_learned_prompt_is_no_end(ends, tmp_path):
+    save_checkpoint(WithFrame.begin(load_model(ends[0])), tmp_path / "frame", {})
+    with pytest.raises(UserError, match="is a learned prompt"):
+        load_model(f"mix:{ends[0]}+prompted:{tmp_path / 'frame'}@0.5")
 
 
 @pytest.mark.parametrize(

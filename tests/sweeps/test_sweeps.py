@@ -111,6 +111,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(here, monkeypatch, capsy
         ("mmcoa_iterations", ["--every", "0"], "Invalid value for '--every'"),
         ("mmcoa_retrieval", ["--pairs", "nowhere.parquet"], "nowhere.parquet"),
         ("joint_search", ["--reduction", "1"], "--reduction 1 must be more than 1"),
+        ("mmcoa_partial", ["--parts", "text"], "all, image, or last-N"),
         ("saft_captions", ["--sets", "1,0"], "--sets 1,0 holds something else"),
         ("saft_captions", ["--sources", "templates", "--sets", "99"], "fewer sets"),
         ("saft_captions", ["--data", "own.parquet"], "--sources is missing"),
@@ -161,6 +162,14 @@ def test_in_distribution(plan):
     assert part[2] == ["own.parquet#holdout"] and part[0][0].config.data == "own.parquet#holdout"
 
 
+def test_prompts(plan):
+    (part,) = plan("mmcoa_prompts")
+    assert names(part) == ["advpt", "vp", "tecoa", "mmcoa"] and part[1:3] == (USUAL, ["digits"])
+    assert [t.model.split(":")[0] for t in part[0]] == ["prompted", "prompted", "local-dir", "local-dir"]
+    assert part[0][0].config.recipe.optimizer == part[0][0].config.method.small.optimizer
+    assert [p[2] for p in plan("mmcoa_prompts", "--scale", "paper")] == [["cifar10"], ["cifar100"]]
+
+
 def test_losses(plan):
     (part,) = plan("mmcoa_losses")
     weights = {t.name: (t.config.method.lambda_img, t.config.method.lambda_txt) for t in part[0]}
@@ -180,6 +189,8 @@ def test_partial(plan):
     (part,) = plan("mmcoa_partial")
     assert [t.config.method.trains for t in part[0]] == ["image", "all"] * 4
     assert names(part)[:2] == ["tecoa 5-shot image", "tecoa 5-shot whole"]
+    (part,) = plan("mmcoa_partial", "--parts", "last-1", "--shots", "5")
+    assert names(part) == ["tecoa last-1", "mmcoa last-1"]
 
 
 def test_eps(plan):
