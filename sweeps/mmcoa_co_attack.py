@@ -4,8 +4,8 @@
     python sweeps/mmcoa_co_attack.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
     ray job submit --working-dir . -- python sweeps/mmcoa_co_attack.py --scale paper
 
-Cost: `digits` at most 5 minutes on two CPU cores. `paper` has not been run by us; training costs what it does in
-`mmcoa_in_distribution.py` and `mmcoa_shots.py`, whose checkpoints `--models` shares.
+Cost: `digits` about 5 minutes on two CPU cores, by estimate. `paper` has not been run by us; training costs what it
+does in `mmcoa_in_distribution.py` and `mmcoa_shots.py`, whose checkpoints `--models` shares.
 
 Numbers to expect at the scale `paper` (MMCoA, table V, top-1 in percent under Co-Attack):
 

@@ -4,8 +4,8 @@
     python sweeps/saft_captions.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --sources T.csv
     ray job submit --working-dir . -- python sweeps/saft_captions.py --scale paper --sources L.parquet,M.parquet
 
-Cost: `digits` about 8 minutes on two CPU cores. `paper` has not been run by us: as many trainings of SAFT as there are
-numbers of captions times sources, and as many models attacked on 16 data sets.
+Cost: `digits` about 8 minutes on two CPU cores, by estimate. `paper` has not been run by us: as many trainings of SAFT
+as there are numbers of captions times sources, and as many models attacked on 16 data sets.
 
 To expect at the scale `paper`: our source (SAFT's summary, arXiv 2602.12461) prints no numbers. M = 5 is the paper's
 choice; sources are a language model (SAFT-L) and one that sees images (SAFT-M), each a table of `rayclip captions

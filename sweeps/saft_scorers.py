@@ -4,8 +4,8 @@
     python sweeps/saft_scorers.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --captions T.csv
     ray job submit --working-dir . -- python sweeps/saft_scorers.py --scale paper --captions TABLE
 
-Cost: `digits` about 8 minutes on two CPU cores. `paper` has not been run by us: two trainings on TinyImageNet, and
-three models attacked on 16 data sets under three scorers; WCA takes 60 crops of an image.
+Cost: `digits` about 8 minutes on two CPU cores, by estimate. `paper` has not been run by us: two trainings on
+TinyImageNet, and three models attacked on 16 data sets under three scorers; WCA takes 60 crops of an image.
 
 To expect at the scale `paper`: our source (SAFT's summary, arXiv 2602.12461) prints no numbers. It claims that examples
 made against the template may fail to fool CLIP when captions score, and that training on them therefore protects less.
