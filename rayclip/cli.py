@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rayclip import cli_captions, cli_data, cli_retrieval
+from rayclip import cli_captions, cli_data, cli_models, cli_retrieval
 from rayclip.cli_options import (
     ClassNames,
     Cluster,
@@ -376,6 +376,8 @@ def ui(
 
 
 app.command()(cli_retrieval.retrieval)
+app.command("import")(cli_models.import_)
+app.command()(cli_models.interpolate)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_captions.app, name="captions")
 

@@ -1,20 +1,19 @@
 """The command line: instant help, and one clear sentence with exit code 2 for whatever cannot work."""
 
-import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import tiny_clip
 from data.test_data import png, write
 from rayclip import cli
 from rayclip.models.checkpoint import save_checkpoint
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def call(monkeypatch, capsys, *args, app=None, program="rayclip"):
@@ -55,11 +54,20 @@ def here(tmp_path, monkeypatch):
     config = json.loads((inputs / "shape" / "open_clip_config.json").read_text())
     config["model_cfg"]["embed_dim"] = 24
     (inputs / "shape" / "open_clip_config.json").write_text(json.dumps(config))
+    torch.save(tiny_clip(1).model.visual.state_dict(), inputs / "tower.pt")
+    torch.save({"vision_encoder_state_dict": _Evil()}, inputs / "evil.pt")
     return inputs
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
 
 
 EVAL = {"--model": "local-dir:{i}/model", "--data": "{i}/good.parquet", "--out": "out", "--eps": "1/255"}
 TRAIN = EVAL | {"--method": "tecoa", "--eps": "1/255"}
+MIX = {"--from": "local-dir:{i}/model", "--to": "local-dir:{i}/model"} | {k: EVAL[k] for k in EVAL if k != "--model"}
+IMPORT = {"--allow-gelu": "{i}/tower.pt", "--base": "local-dir:{i}/model", "--out": "out"}
 
 
 @pytest.mark.parametrize(
@@ -120,12 +128,33 @@ TRAIN = EVAL | {"--method": "tecoa", "--eps": "1/255"}
         ("train", {"--tracking-uri": "http://127.0.0.1:9"}, "cannot be reached"),
         ("train", {"--out": "{i}/model"}, "holds a checkpoint of other settings"),
         ("ui", {"--experiment": "x"}, "there is no MLflow store"),
+        ("interpolate", {"--a": "0,half"}, "--a 0,half holds something else"),
+        ("interpolate", {"--a": "0,2"}, "from 0 to 1"),
+        ("interpolate", {"--to": "digits"}, "differ in architecture"),
+        ("interpolate", {"--from": "resnet50"}, "unknown model 'resnet50'"),
+        ("interpolate", {"--eps": None}, "give --eps"),
+        ("interpolate", {"--json": "no/folder/rows.json"}, "there is no folder"),
+        ("interpolate", {"--out": "{i}/good.parquet"}, "is a file"),
+        ("import", {"--allow-gelu": "{i}/evil.pt"}, "is refused: reading it would call posix.system"),
+        ("import", {"--allow-gelu": "{i}/good.parquet"}, "no file of weights"),
+        (
+            "import",
+            {"--base": "digits"},
+            "does not fit --base digits",
+        ),
+        ("import", {"--base": None}, "--base is missing"),
+        ("import", {"--out": "{i}/good.parquet"}, "is a file"),
+        (
+            "import",
+            {"--out": "{i}/model"},
+            "holds another checkpoint",
+        ),
     ],
 )
 def test_bad_arguments_get_one_sentence_and_leave_nothing(here, monkeypatch, capsys, command, changes, says):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    options = {"eval": EVAL, "train": TRAIN, "ui": {}}[command] | changes
+    options = {"eval": EVAL, "train": TRAIN, "ui": {}, "interpolate": MIX, "import": IMPORT}[command] | changes
     args = [part.format(i=here) for k, v in options.items() if v is not None for part in (k, v)]
     before = sorted(p for p in here.rglob("*"))
     code, out, err = call(monkeypatch, capsys, command, *args)
@@ -136,36 +165,14 @@ def test_bad_arguments_get_one_sentence_and_leave_nothing(here, monkeypatch, cap
     assert sorted(p for p in here.rglob("*")) == before
 
 
-@pytest.fixture(scope="module")
-def sweep():
-    spec = importlib.util.spec_from_file_location("mmcoa_shots", ROOT / "sweeps" / "mmcoa_shots.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mmcoa_shots"] = module  # its dataclass looks itself up
-    spec.loader.exec_module(module)
-    import typer
-
-    app = typer.Typer(add_completion=False)
-    app.command()(module.main)
-    return app
-
-
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        (["--scale", "paper"], "'imagenet' is not prepared"),
-        (["--scale", "pocket"], "needs --model"),
-        (["--scale", "huge"], "'huge' is not one of"),
-        (["--methods", "tecoa,foo"], "unknown method 'foo'"),
-        (["--shots", "1,5000"], "--shots 5000 is more than class"),
-        (["--eps", "32"], "32/255"),
-        (["--test", "nowhere.parquet"], "no such data file"),
-    ],
-)
-def test_the_sweep_explains_what_is_missing(here, sweep, monkeypatch, capsys, args, says):
-    monkeypatch.setenv("RAYCLIP_DATA", str(here / "no-data"))
-    code, out, err = call(monkeypatch, capsys, *args, app=sweep, program="mmcoa_shots.py")
-    assert code == 2 and says in err and err.count("\n") == 1 and out == ""
-    assert list(Path.cwd().iterdir()) == []
+def test_import_writes_a_checkpoint_once(here, monkeypatch, capsys):
+    command = ["import", here / "tower.pt", "--base", f"local-dir:{here}/model", "--allow-gelu", "--out", "out"]
+    code, out, _ = call(monkeypatch, capsys, *command)
+    assert code == 0 and "the image tower" in out and "rayclip eval --model local-dir:out" in out
+    written = (Path("out") / "open_clip_model.safetensors").stat().st_mtime_ns
+    code, out, _ = call(monkeypatch, capsys, *command)
+    assert code == 0 and "nothing to do" in out
+    assert (Path("out") / "open_clip_model.safetensors").stat().st_mtime_ns == written
 
 
 def test_version(monkeypatch, capsys):

@@ -15,6 +15,7 @@ from rayclip.store import Store
 from rayclip.types import UserError
 
 HOLDOUT = "#holdout"
+VALIDATION = "#validation"
 _FILES = {"train": ("train",), "test": ("test", "val", "validation")}  # of folders without a manifest
 
 
@@ -25,12 +26,12 @@ def data_root() -> str:
 
 def locate(spec: str) -> str:
     """A prepared data set's name with its root before it, since workers may have another environment."""
-    name, mark, _ = spec.partition(HOLDOUT)
+    name = spec.removesuffix(VALIDATION).partition(HOLDOUT)[0]
     if name in ("", "digits") or "/" in name or name.endswith(".parquet") or Path(name).exists():
         return spec
     folder = Store(data_root()).child(name)
     there = name in ROWS or (folder.path("").is_dir() if folder.is_local else folder.size(MANIFEST) is not None)
-    return folder.root + mark if there else spec
+    return folder.root + spec[len(name) :] if there else spec
 
 
 def open_data(spec: str, role: str, names: Names = "curated") -> ImageSet:
@@ -39,7 +40,8 @@ def open_data(spec: str, role: str, names: Names = "curated") -> ImageSet:
     Args:
         spec: `digits`; a prepared data set's name, folder or URI; a `.parquet` file, taken whole; or a folder with
             `train*.parquet` and `test*.parquet` (or `val*`, `validation*`). With `#holdout` after it, every fifth
-            image of each class of its only split is the test split, the others are for training.
+            image of each class of its only split is the test split, the others are for training. With `#validation`
+            last, the same of its train split: for choices in which the test split has no say.
         role: `test` is the split that the papers evaluate, where the data set is one of theirs; `train`. A prepared
             data set's other splits go by their names.
         names: spelling of the classes, where the data set knows two.
@@ -47,6 +49,8 @@ def open_data(spec: str, role: str, names: Names = "curated") -> ImageSet:
     Raises:
         UserError: unknown name, missing file, or no labelled images.
     """
+    if spec.endswith(VALIDATION):
+        return _held_out(open_data(spec.removesuffix(VALIDATION), "train", names), role)
     if spec == "digits":
         if role not in ("train", "test"):
             raise UserError(f"'digits' has no split '{role}': it has train and test.")

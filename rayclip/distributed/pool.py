@@ -50,6 +50,7 @@ def evaluate(
     Raises:
         UserError: from an actor, as it is; or a shard whose actor was lost `_ATTEMPTS` times.
     """
+    cells = list({cell.id: cell for cell in cells}.values())  # two names of one model
     todo = [s for cell in cells for s in missing_shards(cell, positions[cell.data], store, size.shard_size)]
     if not todo:
         return

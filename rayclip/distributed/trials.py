@@ -20,6 +20,7 @@ import torch
 from ray import tune
 from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import TrialScheduler
 
 from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display
@@ -28,6 +29,8 @@ from rayclip.types import Tracker, UserError
 
 _DRIVER_CPUS = 0.1  # of the Tune function that waits for a Train run
 _RETRIES = 3  # of a Train run whose worker or node was lost
+
+Measure = Callable[[Path, torch.device], dict[str, float]]  # of a checkpoint's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +73,27 @@ class Trial:
         name: for tables, runs and progress.
         out: folder of the finished checkpoint, on storage that driver and workers share.
         run: the tracker's run to log to.
+        keep_epochs: epochs whose checkpoints are kept too, as `OUT/epoch-N`; the configuration must save them.
     """
 
     name: str
     config: TrainConfig
     out: Path
     run: str | None = None
+    keep_epochs: tuple[int, ...] = ()
+
+    def at_epoch(self, epoch: int) -> Path:
+        """The folder of the checkpoint after so many epochs."""
+        return self.out if epoch == self.config.recipe.epochs else self.out / f"epoch-{epoch}"
 
     @property
     def model(self) -> str:
         """What the finished checkpoint is called as a model."""
-        return f"{'prompted' if self.config.method.trains == 'prompt' else 'local-dir'}:{self.out}"
+        return self.model_at(self.config.recipe.epochs)
+
+    def model_at(self, epoch: int) -> str:
+        """What the checkpoint after so many epochs, one of `keep_epochs` or the last, is called as a model."""
+        return f"{'prompted' if self.config.method.trains == 'prompt' else 'local-dir'}:{self.at_epoch(epoch)}"
 
     def is_finished(self) -> bool:
         """Whether `out` holds this very configuration's checkpoint.
@@ -106,24 +119,29 @@ def run_trials(
     tracker: Tracker | None,
     display: Display,
     on_finish: Callable[[Trial, str | None], None] = lambda trial, error: None,
+    measure: Measure | None = None,
+    on_measure: Callable[[Trial, dict[str, Any]], None] = lambda trial, result: None,
+    scheduler: TrialScheduler | None = None,
 ) -> dict[str, str]:
     """Run what is not finished yet, as many trials at a time as the cluster holds; why trials failed, by name.
 
     Args:
         storage: folder for unfinished runs; emptied trial by trial.
         on_finish: called in the driver as soon as a trial ends, with its error if it failed.
+        measure: adds metrics to the report of every checkpoint, by which `scheduler` may stop a trial.
+        on_measure: called in the driver with such a report.
     """
     todo = sorted((t for t in trials if not t.is_finished()), key=_length, reverse=True)
     for trial in todo:
         display.update(trial.name, 0, 0, "waiting")
     shutil.rmtree(storage / "tune", ignore_errors=True)  # Tune's own notes of an earlier start; ours are elsewhere
     storage.mkdir(parents=True, exist_ok=True)
-    watcher = _Watcher(todo, display, on_finish)
+    watcher = _Watcher(todo, display, on_finish, on_measure, may_stop=scheduler is not None)
     tuner = tune.Tuner(
         # Closures, not parameters: Tune would try to write the trials into its own JSON.
-        tune.with_resources(_driver(todo, workers, storage, tracker), {"CPU": _DRIVER_CPUS}),
+        tune.with_resources(_driver(todo, workers, storage, tracker, measure), {"CPU": _DRIVER_CPUS}),
         param_space={"index": tune.grid_search(list(range(len(todo))))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=workers.trials_at_once()),
+        tune_config=tune.TuneConfig(max_concurrent_trials=workers.trials_at_once(), scheduler=scheduler),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(storage),
@@ -145,7 +163,7 @@ def _length(trial: Trial) -> tuple[float, int]:
 
 
 def _driver(
-    trials: Sequence[Trial], workers: Workers, storage: Path, tracker: Tracker | None
+    trials: Sequence[Trial], workers: Workers, storage: Path, tracker: Tracker | None, measure: Measure | None
 ) -> Callable[[dict], None]:
     """The function that Tune runs for each trial: it drives a Train run and keeps its last checkpoint."""
     threads = workers.threads(len(trials))
@@ -166,6 +184,7 @@ def _driver(
                 "tracker": tracker,
                 "threads": threads,
                 "failure_note": note,
+                "measure": measure,
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=resources
@@ -175,7 +194,7 @@ def _driver(
                 storage_path=str(storage),
                 callbacks=[TuneReportCallback()],
                 failure_config=ray.train.FailureConfig(max_failures=_RETRIES),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=None if trial.keep_epochs else 1),
             ),
         )
         try:
@@ -189,6 +208,10 @@ def _driver(
             lineage = read_lineage(Path(folder)) or {}
             if lineage.get("step") != lineage.get("total_steps"):  # the worker gave up, and has reported why
                 return
+            for saved, metrics in result.best_checkpoints or []:
+                if metrics["epoch"] in trial.keep_epochs and saved != result.checkpoint:
+                    with saved.as_directory() as earlier:  # the last of an epoch is its end
+                        _export(Path(earlier), trial.at_epoch(metrics["epoch"]))
             _export(Path(folder), trial.out)
         shutil.rmtree(storage / name, ignore_errors=True)
 
@@ -205,7 +228,7 @@ def _export(checkpoint: Path, out: Path) -> None:
 
 
 def _train_worker(args: dict[str, Any]) -> None:
-    host = _RayHost(args["tracker"], args["run"])
+    host = _RayHost(args["tracker"], args["run"], args["measure"])
     if host.device.type == "cpu":  # Ray sets one thread for a worker of less than two CPUs
         torch.set_num_threads(min(args["threads"], os.cpu_count() or 1))
     note: Path = args["failure_note"]
@@ -224,10 +247,11 @@ def _train_worker(args: dict[str, Any]) -> None:
 class _RayHost:
     """A Ray Train worker as the train loop sees it."""
 
-    def __init__(self, tracker: Tracker | None, run: str | None) -> None:
+    def __init__(self, tracker: Tracker | None, run: str | None, measure: Measure | None) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = torch.device(get_device())
+        self._measure = measure
         self._tracker, self._run = (tracker, run) if self.rank == 0 else (None, None)
 
     @contextlib.contextmanager
@@ -250,6 +274,8 @@ class _RayHost:
             return
         with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
             save(Path(folder) / "checkpoint")
+            if self._measure is not None:
+                metrics |= self._measure(Path(folder) / "checkpoint", self.device)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
 
 
@@ -261,10 +287,17 @@ class _Watcher(tune.Callback):
     """
 
     def __init__(
-        self, trials: Sequence[Trial], display: Display, on_finish: Callable[[Trial, str | None], None]
+        self,
+        trials: Sequence[Trial],
+        display: Display,
+        on_finish: Callable[[Trial, str | None], None],
+        on_measure: Callable[[Trial, dict[str, Any]], None],
+        *,
+        may_stop: bool,
     ) -> None:
         self.errors: dict[str, str] = {}
-        self._trials, self._display, self._on_finish = trials, display, on_finish
+        self._trials, self._display, self._may_stop = trials, display, may_stop
+        self._on_finish, self._on_measure = on_finish, on_measure
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return tune.Callback, ()  # Tune writes its callbacks to disk; a terminal and a closure stay behind
@@ -275,11 +308,14 @@ class _Watcher(tune.Callback):
             note = f"{epoch}  loss {result['loss']:.3f}  {result['images_per_second']:.0f} img/s"
             name = self._trials[trial.config["index"]].name
             self._display.update(name, result["step"], result["total_steps"], note)
+            if "checkpoint_path" in result:
+                self._on_measure(self._trials[trial.config["index"]], result)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         mine = self._trials[trial.config["index"]]
         failure = (trial.last_result or {}).get("failure")
-        self._end(mine, failure or (None if mine.is_finished() else "it ended early; run again to go on"))
+        early = None if self._may_stop or mine.is_finished() else "it ended early; run again to go on"
+        self._end(mine, failure or early)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._end(self._trials[trial.config["index"]], _last_line(trial.get_error()))

@@ -235,7 +235,8 @@ def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
 
     Args:
         spec: `digits` (bundled), `local-dir:PATH`, `hf-hub:ORG/NAME`, or an open_clip `NAME:TAG` such as
-            `ViT-B-32:openai` (TAG may be a weights file); or `prompted:DIR` with a learned prompt (`prompts`).
+            `ViT-B-32:openai` (TAG may be a weights file); `prompted:DIR` with a learned prompt (`prompts`); or
+            `mix:START+END@a` between two of these (`mixing`).
 
     Raises:
         UserError: no such model, files missing or unreachable, or weights of another shape.
@@ -244,6 +245,10 @@ def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
         from rayclip.models.checkpoint import load_prompted
 
         return load_prompted(spec, device)
+    if spec.startswith("mix:"):
+        from rayclip.models.mixing import load_mix
+
+        return load_mix(spec, device)
     source, tag = _parse(spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

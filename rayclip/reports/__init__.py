@@ -2,6 +2,7 @@
 
 from rayclip.reports.grid import example_grid
 from rayclip.reports.retrieval import retrieval_tables
+from rayclip.reports.search import search_table
 from rayclip.reports.table import Table, result_tables
 
-__all__ = ["Table", "example_grid", "result_tables", "retrieval_tables"]
+__all__ = ["Table", "example_grid", "result_tables", "retrieval_tables", "search_table"]

@@ -1,0 +1,145 @@
+"""`rayclip import` and `rayclip interpolate`: other people's checkpoints, and the way from one model to another."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayclip.cli_options import (
+    ClassNames,
+    Cluster,
+    Eps,
+    Experiment,
+    Model,
+    NoTracking,
+    Quiet,
+    Resolution,
+    StepSize,
+    Substitutes,
+    Tracking,
+    Verbose,
+)
+from rayclip.types import UserError
+
+
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A .pth.tar of TeCoA's, PMG-AFT's, TGA-ZSR's or SAFT's code, a checkpoint of MMCoA's, a state dict of "
+            "RobustVLM's (FARE, TeCoA), or hf-hub:ORG/NAME.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
+    base: Annotated[
+        str | None, typer.Option(help="The model that FILE was fine-tuned from, such as ViT-B-32:openai.")
+    ] = None,
+    allow_gelu: Annotated[
+        bool, typer.Option("--allow-gelu", help="FILE was fine-tuned from this base, which is no OpenAI model.")
+    ] = False,
+) -> None:
+    """Write another code's checkpoint as one of ours (`local-dir:OUT`); a file that would run code is refused."""
+    if out.is_file():
+        raise UserError(f"--out {out} is a file: give a folder.")
+
+    from rayclip.models.checkpoint import read_lineage, save_checkpoint
+    from rayclip.models.imports import import_model
+
+    clip, lineage = import_model(source, base, allow_gelu=allow_gelu)
+    there = read_lineage(out)
+    if there is not None and there.get("imported") != lineage["imported"]:
+        raise UserError(f"{out} holds another checkpoint: choose another --out, or delete it.")
+    if there is not None:
+        print(f"{out} already holds this checkpoint; nothing to do.")
+        return
+    save_checkpoint(clip, out, lineage)
+    found = lineage["imported"]
+    if "layout" in found:
+        part = "the image tower" if found["part"] == "image" else "the whole CLIP"
+        left = f"; left: {', '.join(found['left'])}" if found["left"] else ""
+        print(f"{source}: {part}, {found['keys']} tensors of '{found['layout']}'{left}")
+    print(f"checkpoint: {out}")
+    print(f"evaluate it: rayclip eval --model local-dir:{out} --data TEST.parquet --eps 1/255 --out {out}/eval")
+
+
+def interpolate(
+    start: Annotated[str, typer.Option("--from", help=f"The model at a = 0. {Model}")],
+    end: Annotated[str, typer.Option("--to", help="The model at a = 1, fine-tuned from that one.")],
+    data: Annotated[str, typer.Option(help="Data set names or Parquet files (Hugging Face layout), commas between.")],
+    out: Annotated[str, typer.Option(help="Folder or URI of the results; what is there is not computed again.")],
+    a: Annotated[str, typer.Option("--a", help="Numbers from 0 to 1, commas between.")] = "0,0.25,0.5,0.75,1",
+    attacks: Annotated[
+        str, typer.Option(help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.")
+    ] = "clean,pgd",
+    eps: Eps = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the attacks that do not name their own.")] = 10,
+    step_size: StepSize = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each data set.")] = None,
+    substitutes: Substitutes = "default",
+    resolution: Resolution = "native",
+    class_names: ClassNames = "curated",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    cluster: Cluster = False,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write the rows to FILE; - is standard output.")
+    ] = None,
+    tracking_uri: Tracking = None,
+    no_tracking: NoTracking = False,
+    experiment: Experiment = "rayclip-interpolate",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Evaluate the weights (1-a)·FROM + a·TO at each a: the curve from clean to robust accuracy."""
+    if json not in (None, "-") and not Path(json).absolute().parent.is_dir():
+        raise UserError(f"--json {json}: there is no folder {Path(json).absolute().parent}.")
+    if Path(out).is_file():
+        raise UserError(f"--out {out} is a file: give a folder.")
+
+    from rayclip import api
+    from rayclip.attacks import parse_attacks
+    from rayclip.cli import default_step
+    from rayclip.evaluation import Protocol
+    from rayclip.units import parse_budget
+
+    budget = None if eps is None else parse_budget(eps)
+    defaults = {"steps": steps, "step": default_step(step_size, budget, steps), "substitutes": substitutes}
+    evaluation = api.Evaluation(
+        data=[d.strip() for d in data.split(",") if d.strip()],
+        attacks=parse_attacks(attacks, defaults),
+        protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=class_names),
+        limit=limit,
+    )
+    models = mixes(start, end, a)
+    where = api.Where(
+        out=out,
+        tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
+        cluster=cluster,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    rows = api.compare(f"interpolate {start} to {end}", models, [evaluation], where)
+    if json == "-":
+        print(api.rows_json(rows), end="")
+        return
+    if json is not None:
+        Path(json).write_text(api.rows_json(rows))
+    api.show(rows, models)
+    print(f"results: {out}")
+
+
+def mixes(start: str, end: str, a: str, label: str = "") -> dict[str, str]:
+    """Specifications of the interpolated models, in order of a, with the labels of their rows: `LABEL a = 0.25`.
+
+    Raises:
+        UserError: `a` holds no numbers from 0 to 1.
+    """
+    from rayclip.models.mixing import mix_spec
+
+    try:
+        values = sorted({float(part) for part in a.split(",")})
+    except ValueError:
+        values = [-1.0]
+    if not all(0 <= value <= 1 for value in values):
+        raise UserError(f"--a {a} holds something else than numbers from 0 to 1: write 0,0.25,0.5,0.75,1.")
+    return {mix_spec(start, end, value): f"{label} a = {value:g}".strip() for value in values}
