@@ -30,6 +30,7 @@ class AdvPT(PromptMethod):
     recipe: ClassVar[Recipe] = Recipe(
         optimizer="sgd", lr=2e-3, momentum=0.9, weight_decay=5e-4, batch_size=32, epochs=100
     )
+    # The learning rate was chosen on the digits' train split
     small: ClassVar[Recipe] = Recipe(optimizer="adam", lr=0.02, batch_size=128, epochs=20)
     prepares: ClassVar[bool] = True
 

@@ -13,6 +13,7 @@ from rayclip.attacks.bert import TextSettings
 from rayclip.data.captions import BUNDLED
 from rayclip.data.digits import CLASS_NAMES
 from rayclip.methods import METHODS, SMALL_MODEL, Recipe, make_method
+from rayclip.methods.advpt import AdvPT
 from rayclip.methods.ft_standard import FTStandard
 from rayclip.methods.tecoa import TeCoA
 from rayclip.models import load_model
@@ -56,16 +57,21 @@ def config(name="mmcoa", **changes):
 def test_every_method_lowers_its_loss_and_touches_what_it_trains(name, tmp_path):
     host = LocalHost(tmp_path)
     base = config(name)
-    clip = train(replace(base, recipe=replace(base.recipe, epochs=6)), host)
+    if base.method.trains == "prompt":
+        base = replace(base, recipe=base.method.small)
+    clip = train(replace(base, recipe=replace(base.recipe, epochs=6, batch_size=16)), host)
     losses = [host.curve[s]["loss"] for s in sorted(host.curve)]
     assert len(losses) == 12 and sum(losses[-3:]) < sum(losses[:3])
     before = load_model("digits").model.state_dict()
     changed = {n for n, p in clip.model.state_dict().items() if not torch.equal(p, before[n])}
+    if base.method.trains == "prompt":
+        assert not changed and not torch.equal(clip.learned, base.method.dressed(load_model("digits"), 0).learned)
+        return
     assert any(n.startswith("visual") for n in changed)
     assert any(n.startswith("transformer") for n in changed) == (base.method.trains == "all")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].trains != "prompt"])
 def test_the_last_blocks_alone_are_trained(name, tmp_path):
     settings = config(name)
     settings = replace(settings, method=replace(settings.method, trains="last-2"))
@@ -99,6 +105,8 @@ RESUMED = [
     *(("mmcoa", "none", until) for until in (1, 2)),
     *(("tecoa", option, until) for option in OPTIONS if option != "none" for until in (1, 2)),
     *((name, "none", 2) for name in METHODS if METHODS[name].needs_original),
+    ("advpt", "ema", 1),
+    ("vp", "accumulate", 1),
 ]
 
 
@@ -134,6 +142,18 @@ def test_all_options_together_survive_an_interruption_at_any_step(tmp_path, name
         resumed = train(settings, second)
         assert len(first.curve) == until and first.curve | second.curve == whole.curve
         assert resumed.fingerprint() == reference.fingerprint()
+
+
+def test_what_is_made_before_training_is_made_once(tmp_path, monkeypatch):
+    """AdvPT attacks each image once, whatever the number of epochs."""
+    seen = []
+    prepare = AdvPT.prepare
+    monkeypatch.setattr(AdvPT, "prepare", lambda *args: (seen.append(args[2].keys_B), prepare(*args))[1])
+    train(config("advpt"), LocalHost(tmp_path))
+    keys = torch.cat(seen).tolist()
+    assert len(keys) == len(set(keys)) == 30
+    with pytest.raises(UserError, match="once, before training: leave --eps-warmup away"):
+        config("advpt", eps_warmup=1)
 
 
 @pytest.mark.parametrize("name", METHODS)

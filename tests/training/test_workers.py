@@ -8,11 +8,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from rayclip.models.prompts import Prompted
 from rayclip.training import train
 from training.test_loop import LocalHost, config
 
 OPTIONS = {
     "mmcoa in parts": ("mmcoa", {"accumulate": 2}),
+    "advpt": ("advpt", {"ema": 0.5}),
     "everything": ("tecoa", {"accumulate": 3, "ema": 0.9, "eps_warmup": 1.5}),
 }
 
@@ -22,9 +24,13 @@ def settings(option):
     base = config(name, **changes)
     return replace(
         base,
-        method=replace(base.method, trains="all" if name == "mmcoa" else "last-2"),
+        method=replace(base.method, trains={"mmcoa": "all", "tecoa": "last-2", "advpt": "prompt"}[name]),
         recipe=replace(base.recipe, optimizer="sgd", lr=1e-3),
     )
+
+
+def watched(clip):
+    return (clip.learned if isinstance(clip, Prompted) else clip.model.visual.proj).detach()
 
 
 def worker(rank, option, folder, port, queue):
@@ -35,7 +41,7 @@ def worker(rank, option, folder, port, queue):
     host.rank, host.world_size = rank, 2
     clip = train(settings(option), host)
     if rank == 0:
-        queue.put((host.curve, clip.model.visual.proj.detach().numpy()))
+        queue.put((host.curve, watched(clip).numpy()))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -49,7 +55,7 @@ def test_two_workers_give_one_workers_curve(option, tmp_path, free_port):
     ]
     for p in processes:
         p.start()
-    curve, proj = queue.get(timeout=240)
+    curve, weights = queue.get(timeout=240)
     for p in processes:
         p.join(60)
         assert p.exitcode == 0
@@ -58,4 +64,4 @@ def test_two_workers_give_one_workers_curve(option, tmp_path, free_port):
     assert set(curve) == set(alone.curve) == set(range(1, 7))
     for step, row in alone.curve.items():
         assert curve[step] == pytest.approx(row, rel=1e-3)
-    assert torch.allclose(torch.from_numpy(proj), clip.model.visual.proj, atol=1e-5)
+    assert torch.allclose(torch.from_numpy(weights), watched(clip), atol=1e-5)
