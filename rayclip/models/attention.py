@@ -57,7 +57,9 @@ def text_guided_attention(clip: Clip, patches_BTD: Tensor, text_BMD: Tensor) -> 
     Args:
         patches_BTD, text_BMD: normalised embeddings; the texts are of the image's true class.
     """
-    scores_BMT = text_BMD @ patches_BTD.transpose(1, 2)
+    wide = torch.promote_types(patches_BTD.dtype, torch.float32)
+    with torch.autocast(patches_BTD.device.type, enabled=False):  # scaling would magnify what bf16 rounds
+        scores_BMT = text_BMD.to(wide) @ patches_BTD.to(wide).transpose(1, 2)
     low, high = scores_BMT.amin(2, keepdim=True), scores_BMT.amax(2, keepdim=True)
     scaled_BMT = (scores_BMT - low) / (high - low).clamp_min(torch.finfo(scores_BMT.dtype).eps)
     grid = patch_tower(clip).grid_size

@@ -34,7 +34,7 @@ from rayclip.training.loop import make_optimizer
 class Plain:
     """One step of a method, as a script of the field would do it."""
 
-    def __init__(self, method: Method, clip: Clip, batch: Batch) -> None:
+    def __init__(self, method: Method, clip: Clip, batch: Batch, args: argparse.Namespace) -> None:
         assert batch.original is not None
         self.method, self.clip, self.batch, self.original = method, clip, batch, batch.original.clip
         self.x, self.y = batch.pixels_BCHW, batch.labels_B
@@ -156,8 +156,8 @@ class Plain:
 class Ours:
     """One step as the train loop does it."""
 
-    def __init__(self, method: Method, clip: Clip, batch: Batch, precision: str) -> None:
-        self.method, self.clip, self.batch, self.precision = method, clip, batch, precision
+    def __init__(self, method: Method, clip: Clip, batch: Batch, args: argparse.Namespace) -> None:
+        self.method, self.clip, self.batch, self.precision = method, clip, batch, args.precision
         clip.requires_grad_(False).train()
         trained: list[nn.Parameter] = list(clip.parameters()) if method.trains == "all" else clip.parameters_of("image")
         for p in trained:
@@ -202,20 +202,18 @@ def timed(step: Callable[[], float], args: argparse.Namespace) -> tuple[float, f
 def compare(name: str, base: Clip, original: Clip, args: argparse.Namespace, names: list[str]) -> None:
     settings = {"captions": "templates", "text": TextSettings(substitutes="clip-table")}
     method = make_method(name, eps=1 / 255, step=1 / 255, **settings)
-    ours, seconds = [], []
-    for repeat in range(args.repeats + 1):  # the first warms up
+
+    def once(kind: type[Plain] | type[Ours]) -> tuple[float, float]:
         clip = copy.deepcopy(base)
-        made = Ours(method, clip, make_batch(method, clip, original, args.batch, names), args.precision)
-        loss, took = timed(made.step, args)
-        ours.append(loss)
-        seconds += [took] if repeat else []
-    clip = copy.deepcopy(base)
-    script = Plain(method, clip, make_batch(method, clip, original, args.batch, names))
-    loss, took = timed(script.step, args)
-    middle = statistics.median(seconds)
-    difference = abs(loss - ours[0]) / abs(loss)
+        return timed(kind(method, clip, make_batch(method, clip, original, args.batch, names), args).step, args)
+
+    once(Ours)  # warm
+    found = [once(Ours) for _ in range(args.repeats)]
+    ours, seconds = found[0][0], statistics.median(took for _, took in found)
+    plain, plain_seconds = once(Plain)
     print(
-        f"{name:<12}{took:>10.2f}{middle:>10.2f}{took / middle:>8.1f}×{loss:>11.5f}{ours[0]:>11.5f}{difference:>10.1e}",
+        f"{name:<12}{plain_seconds:>10.2f}{seconds:>10.2f}{plain_seconds / seconds:>8.1f}×{plain:>11.5f}{ours:>11.5f}"
+        f"{abs(plain - ours) / abs(plain):>10.1e}",
         flush=True,
     )
 

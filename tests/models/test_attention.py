@@ -71,6 +71,14 @@ def test_a_flat_map_has_finite_gradients():
     assert torch.equal(attention, torch.zeros(2, 64)) and patches.grad.isfinite().all()
 
 
+def test_scores_are_not_rounded_under_autocast():
+    clip = tiny_clip()
+    patches, texts = (torch.nn.functional.normalize(torch.randn(2, n, 16), dim=-1) for n in (4, 1))
+    exact = text_guided_attention(clip, patches, texts)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(text_guided_attention(clip, patches, texts), exact)
+
+
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16}
 POOLED = {**FINE["vision_cfg"], "attentional_pool": True, "attn_pooler_heads": 2}
 DROPPED = {**FINE["vision_cfg"], "patch_dropout": 0.5}
