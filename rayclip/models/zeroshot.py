@@ -111,7 +111,7 @@ class SeveralPrompts(ZeroShot):
         self, clip: Clip, class_names: Sequence[str], texts: Sequence[Sequence[str]], template: str = TEMPLATE
     ) -> None:
         self.clip = clip.eval().requires_grad_(False)
-        self.class_names, self.template = tuple(class_names), template
+        self.class_names, self.template = tuple(class_names), clip.template or template
         self._ends = list(itertools.accumulate(len(own) for own in texts))
         self.counts = torch.tensor([len(own) for own in texts], device=clip.device)
         self.owners = torch.arange(len(texts), device=clip.device).repeat_interleave(self.counts)
