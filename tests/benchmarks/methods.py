@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ from rayclip.models import TEMPLATE, Clip
 from rayclip.models.clip import frozen
 from rayclip.rng import sample_keys, uniform
 from rayclip.training.loop import make_optimizer
+
+_TOKENIZER = open_clip.get_tokenizer("ViT-B-32")
 
 
 class Plain:
@@ -51,7 +54,12 @@ class Plain:
         return loss.item()
 
     def texts(self, clip: Clip) -> Tensor:
-        return clip.encode_text(clip.tokenize(self.prompts))
+        return self.encode(clip, self.prompts)
+
+    def encode(self, clip: Clip, prompts: list[str]) -> Tensor:
+        """All 77 positions of each prompt, whatever the package would leave out."""
+        model: Any = clip.model
+        return model.encode_text(_TOKENIZER(prompts).to(clip.device), normalize=True)
 
     def pgd(self, raise_loss: Callable[[Tensor], None]) -> Tensor:
         """`raise_loss(pixels)` runs the backward pass of the loss, summed over the batch."""
@@ -132,7 +140,7 @@ class Plain:
         def raise_loss(pixels: Tensor) -> None:
             image = self.clip.encode_image(pixels)
             for i in range(sets):  # one set's graph at a time: all five want 20 GB
-                texts = self.clip.encode_text(self.clip.tokenize(self.prompts[i * own : (i + 1) * own]))
+                texts = self.encode(self.clip, self.prompts[i * own : (i + 1) * own])
                 loss = F.cross_entropy(self.clip.scale * image @ texts.T, self.y, reduction="sum") / sets
                 loss.backward(retain_graph=i + 1 < sets)
 
@@ -150,7 +158,7 @@ class Plain:
         adversarial = self.pgd(lambda pixels: self.contrast(pixels, self.texts(self.clip)[self.y], "sum").backward())
         changed = plain_bert(self.clip, [self.prompts[c] for c in self.y.tolist()])
         images = self.contrast(adversarial, self.texts(self.clip)[self.y])
-        return 0.5 * images + 0.5 * self.contrast(self.x, self.clip.encode_text(self.clip.tokenize(changed)))
+        return 0.5 * images + 0.5 * self.contrast(self.x, self.encode(self.clip, changed))
 
 
 class Ours:
@@ -220,7 +228,7 @@ def compare(name: str, base: Clip, original: Clip, args: argparse.Namespace, nam
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=",".join(n for n in METHODS if hasattr(Plain, n.replace("-", "_"))))
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of our step")
