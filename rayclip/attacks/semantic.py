@@ -100,7 +100,7 @@ class SemanticEnsemble(GradientAttack):
             logits_AMK = victim.logits(features, text_MKD.flatten(0, 1)).view(-1, sets, classes)
             return ensemble_loss(logits_AMK, labels, self.objective), victim.logits(features).argmax(1) != labels
 
-        images, steps, queries = self.ascend(forward, samples, eps=eps)
+        images, steps, queries = self.ascend(forward, samples, eps=eps, constant=victim.deterministic)
         return Adversarial(images, None, steps, queries)
 
     def _embed(self, victim: ZeroShot) -> Tensor:

@@ -4,6 +4,7 @@ Shapes: B batch, K classes, D embedding.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +28,12 @@ class ZeroShot:
 
     `classifier(pixels)` gives logits; `embed` and `logits` are its two halves, so that an attack on several text sets
     pays for one image forward.
+
+    Attributes:
+        deterministic: whether the logits are a function of the pixels alone; attacks use that (`GradientAttack`).
     """
+
+    deterministic: ClassVar[bool] = True
 
     def __init__(self, clip: Clip, class_names: Sequence[str], template: str = TEMPLATE) -> None:
         self.clip = clip.eval().requires_grad_(False)
