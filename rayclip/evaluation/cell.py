@@ -14,7 +14,7 @@ from rayclip.attacks.semantic import SemanticEnsemble
 from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
 from rayclip.data.captions import read_captions
-from rayclip.models import TEMPLATE
+from rayclip.models import TEMPLATE, Precision
 from rayclip.types import UserError
 from rayclip.units import format_budget, in_255ths
 
@@ -31,6 +31,7 @@ class Protocol:
         resolution: `native` or `model` (see `data.images`).
         names: spelling of the classes: CLIP's curated one, or the data's own (the reference code's).
         template: the class prompts.
+        precision: of the model that is attacked; verdicts are always the fp32 model's (`evaluation.confirm`).
     """
 
     eps: float | None = None
@@ -38,6 +39,7 @@ class Protocol:
     resolution: Resolution = "native"
     names: Names = "curated"
     template: str = TEMPLATE
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,11 @@ class Cell:
         return self.protocol.eps if self.attack.needs_eps else None
 
     @property
+    def precision(self) -> Precision:
+        """Of the model that is attacked; fp32 where no image is."""
+        return self.protocol.precision if self.attack.needs_eps else "fp32"
+
+    @property
     def attack_label(self) -> str:
         """The attack in metric names: `pgd-100_eps1`, `bert`."""
         return label_with_eps(self.attack, self.eps)
@@ -90,7 +97,7 @@ class Cell:
             "template": self.protocol.template,
             "scorer": "template",
             "defense": "none",
-            "precision": "fp32",
+            "precision": self.precision,
             "protocol": PROTOCOL,
         }
 

@@ -18,8 +18,9 @@ from rayclip.attacks.base import margin
 from rayclip.attacks.rng import sample_keys
 from rayclip.data import ImageSet, batch_pixels, open_data
 from rayclip.evaluation.cell import Cell
+from rayclip.evaluation.confirm import run_confirmed
 from rayclip.evaluation.plan import Shard
-from rayclip.models import Clip, ZeroShot, load_model
+from rayclip.models import Clip, ZeroShot, fast_copy, load_model
 from rayclip.store import Store
 from rayclip.types import check_same
 
@@ -32,16 +33,21 @@ class Evaluator:
 
     Args:
         store: where results go.
-        device: where models run; always in fp32, TF32 off.
+        device: where models run; they judge in fp32, TF32 off.
         batch_size: images per forward.
+        compiled: attack a compiled copy of the model (`models.fast`).
     """
 
-    def __init__(self, store: Store, device: torch.device | str = "cpu", batch_size: int = 128) -> None:
-        self.store, self.device, self.batch_size = store, torch.device(device), batch_size
+    def __init__(
+        self, store: Store, device: torch.device | str = "cpu", batch_size: int = 128, *, compiled: bool = False
+    ) -> None:
+        self.store, self.device, self.batch_size, self._compiled = store, torch.device(device), batch_size, compiled
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
         self._models: OrderedDict[str, Clip] = OrderedDict()
         self._victims: OrderedDict[tuple[str, ...], ZeroShot] = OrderedDict()
+        self._fast_models: OrderedDict[tuple[str, str], Clip] = OrderedDict()
+        self._fast_victims: OrderedDict[tuple[str, ...], ZeroShot] = OrderedDict()
         self._data: OrderedDict[str, ImageSet] = OrderedDict()
         self._prompts: OrderedDict[str, tuple[str, ...]] = OrderedDict()
 
@@ -72,7 +78,11 @@ class Evaluator:
         with torch.no_grad():
             clean_logits = victim(images)
         samples = Samples(images, labels, keys, todo_B=clean_logits.argmax(1) == labels)
-        result = cell.attack.run(victim, samples, eps=cell.eps or 0.0, prompts=prompts)
+        fast = self._fast(cell, victim)
+        if fast is victim:
+            result = cell.attack.run(victim, samples, eps=cell.eps or 0.0, prompts=prompts)
+        else:
+            result = run_confirmed(cell.attack, victim, fast, samples, eps=cell.eps or 0.0, prompts=prompts)
         with torch.no_grad():
             adv_logits = result.logits(victim, labels)
         self._check_logits(cell, ids, clean_logits, adv_logits)
@@ -132,6 +142,22 @@ class Evaluator:
             lambda: ZeroShot(
                 _warm(self._models, cell.model_fingerprint, load), cell.class_names, cell.protocol.template
             ),
+        )
+
+    def _fast(self, cell: Cell, victim: ZeroShot) -> ZeroShot:
+        """What an attack on images runs on: the victim itself, or a fast copy of it."""
+        compiled = self._compiled and cell.attack.needs_eps
+        if cell.precision == "fp32" and not compiled:
+            return victim
+
+        def copy() -> Clip:
+            return fast_copy(victim.clip, cell.precision, compiled=compiled)
+
+        key = (cell.model_fingerprint, cell.precision)
+        return _warm(
+            self._fast_victims,
+            (*key, cell.protocol.template, *cell.class_names),
+            lambda: victim.seen_by(_warm(self._fast_models, key, copy)),
         )
 
     def _adversarial_prompts(self, cell: Cell, victim: ZeroShot) -> tuple[str, ...] | None:

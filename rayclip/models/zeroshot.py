@@ -3,8 +3,9 @@
 Shapes: B batch, K classes, D embedding.
 """
 
+import copy
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -64,6 +65,12 @@ class ZeroShot:
 
     def prompts_of(self, label: int) -> list[str]:
         return [self.prompts[label]]
+
+    def seen_by(self, clip: Clip) -> Self:
+        """The same classifier, with the same class weights, that looks at images through another model."""
+        other = copy.copy(self)
+        other.clip = clip
+        return other
 
     def embed(self, pixels_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
         return self.clip.encode_image(pixels_BCHW, normalize=normalize)
