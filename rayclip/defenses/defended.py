@@ -59,6 +59,7 @@ class Defended(OtherEyes):
     def __init__(self, victim: ZeroShot, chain: Chain, keys_B: Tensor, aim: Aim | None = None) -> None:
         super().__init__(victim)
         self._chain, self._aim = chain, aim
+        self.deterministic = victim.deterministic and not is_random(chain)
         draws = 1 if aim is None else aim.draws
         self._draws = rng.Draws(keys_B.to(victim.clip.device), attacked=aim is not None, count=draws)
 

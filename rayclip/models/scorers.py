@@ -196,6 +196,8 @@ class CropsAgainstTexts(SeveralPrompts):
 class WeightedCrops(OtherEyes):
     """WCA's image side: an image is embedded as the weighted sum of its crops, for one batch."""
 
+    deterministic = False
+
     def __init__(self, classifier: ZeroShot, draws: rng.Draws, crops: int, alpha: float) -> None:
         super().__init__(classifier)
         self._draws, self._crops, self._alpha = draws, crops, alpha

@@ -3,9 +3,11 @@
 Shapes: B batch, V views of an image, K classes, D embedding.
 """
 
+import copy
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +34,12 @@ class ZeroShot:
     pays for one image forward. A classifier behind a test-time defence (`defenses.Defended`) is one too: it may look at
     several views of an image, and its randomness belongs to the samples, hence the `index` of each image in the batch
     that is being attacked, without which it takes the images for the whole batch.
+
+    Attributes:
+        deterministic: whether the logits are a function of the pixels alone; attacks use that (`GradientAttack`).
     """
+
+    deterministic: bool = True
 
     def __init__(self, clip: Clip, class_names: Sequence[str], template: str = TEMPLATE) -> None:
         self.clip = clip.eval().requires_grad_(False)
@@ -72,6 +79,12 @@ class ZeroShot:
 
     def prompts_of(self, label: int) -> list[str]:
         return [self.prompts[label]]
+
+    def seen_by(self, clip: Clip) -> Self:
+        """The same classifier, with the same class weights, that looks at images through another model."""
+        other = copy.copy(self)
+        other.clip = clip
+        return other
 
     def embed(self, pixels_BCHW: Tensor, index: Tensor | None = None, *, normalize: bool = True) -> Tensor:
         """`(B, D)`; `(B, V, D)` of a classifier that looks at several views.

@@ -26,7 +26,7 @@ def naive(clip, names, captions, keep):
 
     def embed(texts):
         with torch.no_grad():
-            rows = clip.model.encode_text(clip.tokenize(texts), normalize=False).double()
+            rows = clip.encode_text(clip.tokenize(texts), normalize=False).double()
         return [row / row.square().sum().sqrt() for row in rows]
 
     chosen = []
