@@ -9,18 +9,23 @@ import typer
 
 from rayclip import cli_captions, cli_data, cli_models, cli_retrieval
 from rayclip.cli_options import (
+    AttackSteps,
     ClassNames,
     Cluster,
     Eps,
     Experiment,
+    Json,
     Model,
     NoTracking,
+    Out,
     Quiet,
     Resolution,
     StepSize,
     Substitutes,
     Tracking,
     Verbose,
+    check_places,
+    wrote_json,
 )
 from rayclip.types import UserError
 
@@ -51,7 +56,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def evaluate(
     model: Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}")],
     data: Annotated[str, typer.Option(help="Data set names or Parquet files (Hugging Face layout), commas between.")],
-    out: Annotated[str, typer.Option(help="Folder or URI of the results; what is there is not computed again.")],
+    out: Out,
     attacks: Annotated[
         str, typer.Option(help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.")
     ] = "clean,pgd",
@@ -85,7 +90,7 @@ def evaluate(
         ),
     ] = "own",
     eps: Eps = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the attacks that do not name their own.")] = 10,
+    steps: AttackSteps = 10,
     step_size: StepSize = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each data set.")] = None,
     substitutes: Substitutes = "default",
@@ -113,9 +118,7 @@ def evaluate(
         ),
     ] = False,
     cluster: Cluster = False,
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Also write the rows to FILE; - is standard output.")
-    ] = None,
+    json: Json = None,
     tracking_uri: Tracking = None,
     no_tracking: NoTracking = False,
     experiment: Experiment = "rayclip-eval",
@@ -123,10 +126,7 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Attack a model and print a table of what is left of its accuracy."""
-    if json not in (None, "-") and not Path(json).absolute().parent.is_dir():
-        raise UserError(f"--json {json}: there is no folder {Path(json).absolute().parent}.")
-    if Path(out).is_file():
-        raise UserError(f"--out {out} is a file: give a folder.")
+    check_places(out, json)
 
     from rayclip import api
     from rayclip.attacks import parse_attacks
@@ -162,11 +162,8 @@ def evaluate(
             verbose=verbose,
         ),
     )
-    if json == "-":
-        print(api.rows_json(rows), end="")
+    if wrote_json(json, api.rows_json(rows)):
         return
-    if json is not None:
-        Path(json).write_text(api.rows_json(rows))
     api.show(rows)
     print(f"results: {out}")
 

@@ -6,18 +6,23 @@ from typing import Annotated
 import typer
 
 from rayclip.cli_options import (
+    AttackSteps,
     ClassNames,
     Cluster,
     Eps,
     Experiment,
+    Json,
     Model,
     NoTracking,
+    Out,
     Quiet,
     Resolution,
     StepSize,
     Substitutes,
     Tracking,
     Verbose,
+    check_places,
+    wrote_json,
 )
 from rayclip.types import UserError
 
@@ -67,13 +72,13 @@ def interpolate(
     start: Annotated[str, typer.Option("--from", help=f"The model at a = 0. {Model}")],
     end: Annotated[str, typer.Option("--to", help="The model at a = 1, fine-tuned from that one.")],
     data: Annotated[str, typer.Option(help="Data set names or Parquet files (Hugging Face layout), commas between.")],
-    out: Annotated[str, typer.Option(help="Folder or URI of the results; what is there is not computed again.")],
+    out: Out,
     a: Annotated[str, typer.Option("--a", help="Numbers from 0 to 1, commas between.")] = "0,0.25,0.5,0.75,1",
     attacks: Annotated[
         str, typer.Option(help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.")
     ] = "clean,pgd",
     eps: Eps = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the attacks that do not name their own.")] = 10,
+    steps: AttackSteps = 10,
     step_size: StepSize = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each data set.")] = None,
     substitutes: Substitutes = "default",
@@ -81,9 +86,7 @@ def interpolate(
     class_names: ClassNames = "curated",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     cluster: Cluster = False,
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Also write the rows to FILE; - is standard output.")
-    ] = None,
+    json: Json = None,
     tracking_uri: Tracking = None,
     no_tracking: NoTracking = False,
     experiment: Experiment = "rayclip-interpolate",
@@ -91,10 +94,7 @@ def interpolate(
     verbose: Verbose = False,
 ) -> None:
     """Evaluate the weights (1-a)·FROM + a·TO at each a: the curve from clean to robust accuracy."""
-    if json not in (None, "-") and not Path(json).absolute().parent.is_dir():
-        raise UserError(f"--json {json}: there is no folder {Path(json).absolute().parent}.")
-    if Path(out).is_file():
-        raise UserError(f"--out {out} is a file: give a folder.")
+    check_places(out, json)
 
     from rayclip import api
     from rayclip.attacks import parse_attacks
@@ -119,11 +119,8 @@ def interpolate(
         verbose=verbose,
     )
     rows = api.compare(f"interpolate {start} to {end}", models, [evaluation], where)
-    if json == "-":
-        print(api.rows_json(rows), end="")
+    if wrote_json(json, api.rows_json(rows)):
         return
-    if json is not None:
-        Path(json).write_text(api.rows_json(rows))
     api.show(rows, models)
     print(f"results: {out}")
 

@@ -1,12 +1,23 @@
 """`rayclip retrieval`: text for an image and an image for a text."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from rayclip.cli_options import Eps, Experiment, Model, NoTracking, Quiet, Substitutes, Tracking
-from rayclip.types import UserError
+from rayclip.cli_options import (
+    AttackSteps,
+    Eps,
+    Experiment,
+    Json,
+    Model,
+    NoTracking,
+    Out,
+    Quiet,
+    Substitutes,
+    Tracking,
+    check_places,
+    wrote_json,
+)
 
 
 def retrieval(
@@ -17,12 +28,12 @@ def retrieval(
             help="Parquet with image and captions: a file, a folder with test*.parquet, or a prepared data set's name."
         ),
     ],
-    out: Annotated[str, typer.Option(help="Folder or URI of the results; what is there is not computed again.")],
+    out: Out,
     attacks: Annotated[
         str, typer.Option(help="Names with settings: clean,bert,pgd,sep,co-attack,sga:steps=10,step=0.5/255.")
     ] = "clean",
     eps: Eps = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the attacks that do not name their own.")] = 10,
+    steps: AttackSteps = 10,
     step_size: Annotated[
         str | None, typer.Option("--step-size", help="Length of an attack step.  [default: 1.25·eps/steps]")
     ] = None,
@@ -34,19 +45,14 @@ def retrieval(
         typer.Option(help="model: resize and take the centre; native: the images' own size, which must then be one."),
     ] = "model",
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Also write the rows to FILE; - is standard output.")
-    ] = None,
+    json: Json = None,
     tracking_uri: Tracking = None,
     no_tracking: NoTracking = False,
     experiment: Experiment = "rayclip-retrieval",
     quiet: Quiet = False,
 ) -> None:
     """Recall at 1, 5, 10 of images' captions (TR) and captions' images (IR), clean and attacked."""
-    if json not in (None, "-") and not Path(json).absolute().parent.is_dir():
-        raise UserError(f"--json {json}: there is no folder {Path(json).absolute().parent}.")
-    if Path(out).is_file():
-        raise UserError(f"--out {out} is a file: give a folder.")
+    check_places(out, json)
 
     from rayclip import api
     from rayclip.attacks import parse_attacks
@@ -73,10 +79,7 @@ def retrieval(
         eps=budget,
         seed=seed,
     )
-    if json == "-":
-        print(api.rows_json(rows), end="")
+    if wrote_json(json, api.rows_json(rows)):
         return
-    if json is not None:
-        Path(json).write_text(api.rows_json(rows))
     api.show_retrieval(rows)
     print(f"results: {out}")
