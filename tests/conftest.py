@@ -1,5 +1,6 @@
 """What all tests share: small random models that are built in milliseconds, and the optional folder of real data."""
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -47,6 +48,21 @@ def tiny_clip(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: obje
                 p.mul_(20)
     tokenizer = open_clip.SimpleTokenizer(context_length=16)
     return Clip(model, config, tokenizer, "tiny").to(dtype).eval()
+
+
+@contextlib.contextmanager
+def text_rows(clip: Clip) -> Iterator[list[tuple[int, int]]]:
+    """Rows and their length at each forward of the text tower within the block."""
+    seen: list[tuple[int, int]] = []
+
+    def note(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append((inputs[0].shape[0], inputs[0].shape[1]))
+
+    handle = clip.model.transformer.register_forward_pre_hook(note)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 @pytest.fixture(autouse=True, scope="session")

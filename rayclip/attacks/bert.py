@@ -42,11 +42,13 @@ class Ranked(NamedTuple):
         words: in lower case.
         order: the positions that may change, most important first.
         options: for each word, what may stand in its place.
+        clean_D: the unchanged prompt's normalised embedding.
     """
 
     words: list[str]
     order: list[int]
     options: list[list[str]]
+    clean_D: Tensor
 
 
 # (owners_M: the prompt that each sentence came from, embeddings_MD, normalised) -> gain_M; the largest is taken
@@ -66,15 +68,14 @@ def divergence(clean_D: Tensor, other_D: Tensor) -> Tensor:
 def bert_attack(clip: Clip, prompts: Sequence[str], source: SubstituteSource, *, changes: int = 1) -> list[TextChange]:
     """Attack any number of texts, long ones included, in batches.
 
-    1. Importance of a word: the divergence when `[UNK]` stands in its place.
+    1. Importance of a word: the divergence when `[UNK]` stands in its place. Asked only where it decides.
     2. For the most important word that is no stop word and has substitutes, try them all.
     3. Take the one with the largest divergence from the clean prompt; go on until `changes` words are changed.
     """
     found: list[TextChange] = []
     for start in range(0, len(prompts), _TOGETHER):
         ranked = rank_words(clip, prompts[start : start + _TOGETHER], source)
-        with torch.no_grad():
-            clean_PD = _embed(clip, [" ".join(r.words) for r in ranked])
+        clean_PD = torch.stack([r.clean_D for r in ranked])
         found += change_words(clip, ranked, partial(_away, clean_PD), changes)
     return found
 
@@ -89,17 +90,17 @@ def rank_words(clip: Clip, prompts: Sequence[str], source: SubstituteSource) -> 
     """Step 1 of the attack, and the substitutes of step 2."""
     words = [split_words(prompt) for prompt in prompts]
     options = source.candidates(words)
-    clean_PD = _embed(clip, [" ".join(w) for w in words])
-    masked = [(p, i) for p, sentence in enumerate(words) for i in range(len(sentence))]
+    may_change = [
+        [i for i, word in enumerate(w) if word not in STOP_WORDS and any(map(str.isalnum, word)) and o[i]]
+        for w, o in zip(words, options, strict=True)
+    ]
+    masked = [(p, i) for p, places in enumerate(may_change) if len(places) > 1 for i in places]
+    embedded = _embed(clip, [" ".join(w) for w in words] + [_with(words[p], i, UNKNOWN) for p, i in masked])
+    clean_PD, masked_MD = embedded.split([len(words), len(masked)])
     owners = torch.tensor([p for p, _ in masked], dtype=torch.int64, device=clip.device)
-    importance_M = divergence(clean_PD[owners], _embed(clip, [_with(words[p], i, UNKNOWN) for p, i in masked]))
-    order: list[list[int]] = [[] for _ in words]
-    for m in importance_M.argsort(descending=True, stable=True).tolist():
-        p, i = masked[m]
-        word = words[p][i]
-        if word not in STOP_WORDS and any(map(str.isalnum, word)) and options[p][i]:
-            order[p].append(i)
-    return [Ranked(*one) for one in zip(words, order, options, strict=True)]
+    importance = dict(zip(masked, divergence(clean_PD[owners], masked_MD).tolist(), strict=True))
+    order = [sorted(places, key=lambda i: -importance.get((p, i), 0.0)) for p, places in enumerate(may_change)]
+    return [Ranked(*one) for one in zip(words, order, options, clean_PD, strict=True)]
 
 
 @torch.no_grad()
@@ -135,13 +136,9 @@ def _with(sentence: list[str], position: int, word: str) -> str:
 
 
 def _embed(clip: Clip, sentences: Sequence[str]) -> Tensor:
-    """Normalised embeddings, `(M, D)`; equal sentences are embedded once."""
-    if not sentences:
-        return torch.zeros(0, 1, device=clip.device)
-    rows = {sentence: row for row, sentence in enumerate(dict.fromkeys(sentences))}
+    """Normalised embeddings, `(M, D)`."""
     with torch.autocast(clip.device.type, enabled=False):  # divergences are small: half precision would blur them
-        embedded = clip.embed_texts(list(rows))
-    return embedded[torch.tensor([rows[s] for s in sentences], device=clip.device)]
+        return clip.embed_texts(sentences)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rayclip.models.text import Packed, causal_tower, encode_causal, encode_packed, end_marks, pack
 from rayclip.types import UserError, check_same
 
 CONFIG_FILE = "open_clip_config.json"
@@ -99,10 +100,14 @@ class Clip(nn.Module):
         return (pixels_BCHW - self.mean) / self.std
 
     def encode_text(self, tokens_BL: Tensor, *, normalize: bool = True) -> Tensor:
-        """Embed token rows. `(B, L)` int64 -> `(B, D)`."""
+        """Embed token rows, as long as `tokenize` makes them or longer. `(B, L)` int64 -> `(B, D)`."""
         if 0 < self._chunk < len(tokens_BL):
             return self._by_chunk(Clip.encode_text, tokens_BL, normalize)
-        return self.model.encode_text(tokens_BL, normalize=normalize)  # type: ignore[operator]
+        tower = causal_tower(self.model)
+        if tower is None:
+            return self.model.encode_text(tokens_BL, normalize=normalize)  # type: ignore[operator]
+        raw_BD = encode_causal(tower, tokens_BL)
+        return F.normalize(raw_BD, dim=-1) if normalize else raw_BD
 
     @contextmanager
     def in_chunks(self, size: int) -> Iterator[None]:
@@ -122,13 +127,42 @@ class Clip(nn.Module):
         return torch.cat([checkpoint(encode, self, part, normalize=normalize, use_reentrant=False) for part in parts])
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token rows of the texts on the model's device, `(B, L)` int64; longer texts are cut."""
-        return self._tokenizer(list(texts)).to(self.device)
+        """Token rows of the texts on the model's device, `(B, L)` int64; longer texts than its context are cut.
 
-    def embed_texts(self, texts: Sequence[str], *, chunk: int = 1024) -> Tensor:
-        """Normalised embeddings of any number of texts, encoded `chunk` at a time. `(len(texts), D)`."""
-        tokens = self.tokenize(texts)
-        return torch.cat([self.encode_text(part) for part in tokens.split(chunk)])
+        L is the context length, or with a causal text tower only what the longest of the texts needs. That is known
+        before the rows are on a device, for which nobody then has to wait.
+        """
+        tokens_BL, tower = self._tokenizer(list(texts)), causal_tower(self.model)
+        if tower is not None and len(tokens_BL):
+            tokens_BL = tokens_BL[:, : int(end_marks(tower, tokens_BL).max()) + 1]
+        return tokens_BL.to(self.device)
+
+    def embed_texts(self, texts: Sequence[str], *, chunk: int = 256) -> Tensor:
+        """Normalised embeddings of any number of texts, `(len(texts), D)`.
+
+        Equal texts are encoded once, `chunk` rows at a time; with a causal text tower, what texts begin with in common
+        is too (`models.text`).
+        """
+        place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        tokens_TL, tower = self._tokenizer(list(place)), causal_tower(self.model)
+        if tower is None or not place:
+            order = list(range(len(place)))
+            parts = [self.encode_text(part.to(self.device)) for part in tokens_TL.split(chunk)]
+        else:
+            ends = (end_marks(tower, tokens_TL) + 1).tolist()
+            rows = [row[:end] for row, end in zip(tokens_TL.tolist(), ends, strict=True)]
+            packed = pack(rows, tokens_TL.shape[1], min(chunk, self._chunk or chunk))
+            order = [t for part in packed for t in part.texts_B]
+            parts = [self._encode_packed(part.to(self.device)) for part in packed]
+        found = {t: row for row, t in enumerate(order)}
+        index = torch.tensor([found[place[text]] for text in texts], dtype=torch.int64)
+        return torch.cat(parts)[index.to(self.device)]
+
+    def _encode_packed(self, packed: Packed) -> Tensor:
+        def encode(part: Packed) -> Tensor:
+            return F.normalize(encode_packed(causal_tower(self.model), part), dim=-1)
+
+        return checkpoint(encode, packed, use_reentrant=False) if self._chunk else encode(packed)
 
     @property
     def vocabulary(self) -> dict[str, int]:

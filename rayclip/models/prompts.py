@@ -125,7 +125,7 @@ class WithContext(Prompted):
         finally:
             handle.remove()
 
-    def embed_texts(self, texts: Sequence[str], *, chunk: int = 1024) -> Tensor:
+    def embed_texts(self, texts: Sequence[str], *, chunk: int = 256) -> Tensor:
         """As `Clip.embed_texts`, each text in a row of its own."""
         return torch.cat([self.encode_text(part) for part in self.tokenize(texts).split(chunk)])
 

@@ -1,0 +1,144 @@
+"""A causal text tower, run no further than its texts reach.
+
+In CLIP's text tower a token sees only those before it, and the text's embedding is read at its end mark: whatever
+stands behind the longest text's end mark changes nothing. "This is a photo of a cat" ends at the ninth of 77 positions.
+For the same reason texts that begin alike share what they begin with: the prompts of all classes, or a prompt and its
+substitutes, stand in one row as one beginning and many ends that do not see each other.
+
+Shapes: B texts, R rows, L positions, W width, D embedding.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+def causal_tower(model: nn.Module) -> Any:
+    """The module that holds an open_clip model's text tower if that is causal and read at an end mark, else None.
+
+    None: towers of transformers, SigLIP's (not causal), CoCa's (read at a token appended after the padding).
+    """
+    from open_clip.model import CLIP
+    from open_clip.transformer import TextTransformer
+
+    tower = model if isinstance(model, CLIP) else getattr(model, "text", None)
+    if not isinstance(tower, CLIP | TextTransformer) or getattr(tower, "cls_emb", None) is not None:
+        return None
+    return tower if tower.attn_mask is not None and _pooling(tower)[0] in ("argmax", "eos") else None
+
+
+def end_marks(tower: Any, tokens_BL: Tensor) -> Tensor:
+    """The position that a text's embedding is read at, `(B,)`: its highest token, or its first `eos`."""
+    kind, eos = _pooling(tower)
+    return (tokens_BL if kind == "argmax" else tokens_BL.eq(eos).int()).argmax(1)
+
+
+def encode_causal(tower: Any, tokens_BL: Tensor) -> Tensor:
+    """Un-normalised embeddings `(B, D)` of token rows that reach as far as the last end mark, or beyond."""
+    length = tokens_BL.shape[1]
+    x_BLW = tower.token_embedding(tokens_BL) + tower.positional_embedding[:length]
+    x_BLW = tower.transformer(x_BLW, attn_mask=tower.attn_mask[:length, :length])
+    return _project(tower, x_BLW[torch.arange(len(tokens_BL), device=x_BLW.device), end_marks(tower, tokens_BL)])
+
+
+class Packed(NamedTuple):
+    """Texts that share rows. All tensors but `texts_B` are int64 and may be moved to a device.
+
+    Attributes:
+        texts_B: which texts these are.
+        tokens_RL: each row a beginning, the ends of its texts one after the other, and padding.
+        positions_RL: a token's position in its own text.
+        parts_RL: 0 for the beginning, 1, 2, ... for the ends, -1 for the padding.
+        marks_B2: row and column of each text's end mark.
+    """
+
+    texts_B: list[int]
+    tokens_RL: Tensor
+    positions_RL: Tensor
+    parts_RL: Tensor
+    marks_B2: Tensor
+
+    def to(self, device: torch.device) -> "Packed":
+        tokens, positions, parts, marks = (tensor.to(device) for tensor in self[1:])
+        return Packed(self.texts_B, tokens, positions, parts, marks)
+
+
+def pack(texts: Sequence[list[int]], longest: int, rows: int) -> list[Packed]:
+    """Batches of up to `rows` rows of about the same length, none over `longest` unless a text is.
+
+    Args:
+        texts: each one's tokens up to its end mark.
+    """
+    shared: list[tuple[int, list[int]]] = []  # of each row, the length of its beginning, and its texts
+    width = 0
+    for t in sorted(range(len(texts)), key=lambda t: texts[t]):
+        if shared:
+            begin, members = shared[-1]
+            common = min(begin, _alike(texts[members[0]], texts[t]), len(texts[t]) - 1)
+            # A shorter beginning is repeated in every end: worth it if that is less than the beginning itself
+            repeated = (begin - common) * len(members) if len(members) > 1 else 0
+            longer = width + repeated + len(texts[t]) - common
+            if repeated < common and longer <= longest:
+                shared[-1], width = (common, [*members, t]), longer
+                continue
+        shared.append((len(texts[t]) - 1, [t]))
+        width = len(texts[t])
+    shared.sort(key=lambda row: sum(len(texts[t]) - row[0] for t in row[1]) + row[0])
+    return [_batch(texts, shared[i : i + rows]) for i in range(0, len(shared), rows)]
+
+
+def _batch(texts: Sequence[list[int]], shared: Sequence[tuple[int, list[int]]]) -> Packed:
+    columns: list[list[list[int]]] = [[], [], []]  # tokens, positions, parts
+    members_B, marks = [], []
+    for row, (begin, members) in enumerate(shared):
+        tokens, positions, parts = texts[members[0]][:begin], list(range(begin)), [0] * begin
+        for part, t in enumerate(members, start=1):
+            end = texts[t][begin:]
+            tokens, positions = tokens + end, positions + list(range(begin, begin + len(end)))
+            parts += [part] * len(end)
+            members_B.append(t)
+            marks.append((row, len(tokens) - 1))
+        for column, values in zip(columns, (tokens, positions, parts), strict=True):
+            column.append(values)
+    length = max(map(len, columns[0]))
+    tokens_RL, positions_RL, parts_RL = (
+        torch.tensor([values + [filler] * (length - len(values)) for values in column])
+        for column, filler in zip(columns, (0, 0, -1), strict=True)
+    )
+    return Packed(members_B, tokens_RL, positions_RL, parts_RL, torch.tensor(marks))
+
+
+def _alike(one: list[int], other: list[int]) -> int:
+    """How many tokens two texts begin with in common."""
+    differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differ, min(len(one), len(other)))
+
+
+def encode_packed(tower: Any, packed: Packed) -> Tensor:
+    """Un-normalised embeddings of `packed.texts_B`, `(B, D)`."""
+    texts_B, tokens_RL, positions_RL, parts_RL, marks_B2 = packed
+    x_RLW = tower.token_embedding(tokens_RL) + tower.positional_embedding[positions_RL]
+    length = tokens_RL.shape[1]
+    mask = tower.attn_mask[:length, :length]
+    if len(texts_B) > len(tokens_RL):
+        unseen_RLL = (parts_RL[:, None, :] != parts_RL[:, :, None]) & (parts_RL[:, None, :] != 0)
+        heads = tower.transformer.resblocks[0].attn.num_heads
+        mask = mask.masked_fill(unseen_RLL, -torch.inf).repeat_interleave(heads, 0)
+    x_RLW = tower.transformer(x_RLW, attn_mask=mask)
+    return _project(tower, x_RLW[marks_B2[:, 0], marks_B2[:, 1]])
+
+
+def _project(tower: Any, x_BW: Tensor) -> Tensor:
+    projection, x_BW = tower.text_projection, tower.ln_final(x_BW)
+    if projection is None:
+        return x_BW
+    return projection(x_BW) if isinstance(projection, nn.Linear) else x_BW @ projection
+
+
+def _pooling(tower: Any) -> tuple[str, int]:
+    """`argmax` or another way of reading the embedding, and the end mark where it is searched by its number."""
+    if hasattr(tower, "text_pool_type"):
+        return tower.text_pool_type, tower.text_eos_id
+    return tower.pool_type, tower.eos_id
