@@ -74,6 +74,9 @@ class Adversarial(NamedTuple):
         return cls(images_BCHW, text_KD, zeros, zeros.clone())
 
 
+_WATCH = 8  # where nobody is judged, so many steps lie between two looks at who has come back to a former perturbation
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
     """An attack with its settings; epsilon comes at call time. Subclasses are frozen dataclasses, one file a family."""
@@ -169,11 +172,18 @@ class GradientAttack(Attack):
     def cost(self) -> int:
         return 2 * self.steps
 
-    def ascend(self, forward: Forward, samples: Samples, *, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def ascend(
+        self, forward: Forward, samples: Samples, *, eps: float, constant: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The loop. Returns adversarial images, steps and queries.
 
         Decided samples leave: each step runs on the undecided ones only. The scalar that is differentiated is the sum
         over samples: its sign is the mean's, and a mean underflows in half precision.
+
+        Args:
+            constant: whether `forward` is a function of the pixels alone, without noise of its own. Then a
+                perturbation that was met before has a known future, and its sample is decided too: signed steps in a
+                small ball soon go to and fro between two images.
         """
         images_BCHW, _, keys_B, todo_B = samples
         adversarial = images_BCHW.clone()
@@ -183,24 +193,35 @@ class GradientAttack(Attack):
         clean, keys = images_BCHW[active], keys_B.to(images_BCHW.device)[active]
         delta = torch.zeros_like(clean) if self.start == "zero" else random_start(clean, keys, eps, self.norm)
         direction = torch.zeros_like(clean)
+        before = earlier = torch.full_like(clean, torch.nan)  # the perturbations of one and of two steps ago
+        judge, repeats = self.stop == "first_success", constant and self.variant in ("plain", "si")
         for done in range(self.steps + 1):
             pixels = (clean + delta).clamp(0, 1)  # adding may round a hair beyond the range
             adversarial[active], steps_B[active] = pixels, done
             if done == self.steps or not len(active):
                 break
-            look = views(self.variant, forward, keys, done, judge=self.stop == "first_success")
+            look = views(self.variant, forward, keys, done, judge=judge)
             with torch.enable_grad():
                 loss_A, broken_A, forwards = look(pixels.requires_grad_(), active)
             queries_B[active] += forwards
+            decided_A = broken_A if judge else torch.zeros_like(broken_A)
+            watch = repeats and (judge or (done > 0 and done % _WATCH == 0))
+            if watch:
+                turns_A = (delta == earlier).flatten(1).all(1) & ~decided_A
+                last = delta if (self.steps - done) % 2 == 0 else before
+                adversarial[active] = torch.where(wide(turns_A), (clean + last).clamp(0, 1), pixels.detach())
+                steps_B[active] = torch.where(turns_A, self.steps, done)
+                decided_A = decided_A | turns_A
             kept: slice | Tensor = slice(None)
-            if self.stop == "first_success":  # looking at who is broken waits for the device; `final` never does
-                kept = (~broken_A).nonzero().squeeze(1)
+            if judge or watch:  # looking at who is decided waits for the device
+                kept = (~decided_A).nonzero().squeeze(1)
                 if not len(kept):
                     break
             (gradient,) = torch.autograd.grad(loss_A[kept].sum(), pixels)
             active, clean, keys = active[kept], clean[kept], keys[kept]
             direction = accumulate(self.variant, direction[kept], gradient[kept])
-            delta = project(delta[kept] + self.step * steepest(direction, self.norm), clean, eps, self.norm)
+            earlier, before = before[kept], delta[kept]
+            delta = project(before + self.step * steepest(direction, self.norm), clean, eps, self.norm)
         return adversarial, steps_B, queries_B
 
 

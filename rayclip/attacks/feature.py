@@ -62,5 +62,5 @@ class FeatureAttack(GradientAttack):
             broken = victim.logits(F.normalize(features, dim=-1)).argmax(1) != samples.labels_B[index]
             return feature_distance(clean_AD[place_B[index]], features, self.objective), broken
 
-        adversarial, steps, queries = self.ascend(forward, samples, eps=eps)
+        adversarial, steps, queries = self.ascend(forward, samples, eps=eps, constant=victim.deterministic)
         return Adversarial(adversarial, None, steps, queries + todo_B)

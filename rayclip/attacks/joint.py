@@ -44,5 +44,5 @@ class JointAttack(TextAttack, GradientAttack):
             features, loss = objective(pixels, index)
             return loss, victim.logits(features, text_KD).argmax(1) != samples.labels_B[index]
 
-        images, steps, queries = self.ascend(forward, samples, eps=eps)
+        images, steps, queries = self.ascend(forward, samples, eps=eps, constant=victim.deterministic)
         return Adversarial(images, text_KD, steps, queries)

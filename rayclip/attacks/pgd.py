@@ -27,7 +27,7 @@ class PGD(GradientAttack):
             logits, labels = victim(pixels, index), samples.labels_B[index]
             return self.loss(logits, labels), logits.argmax(1) != labels
 
-        images, steps, queries = self.ascend(forward, samples, eps=eps)
+        images, steps, queries = self.ascend(forward, samples, eps=eps, constant=victim.deterministic)
         return Adversarial(images, None, steps, queries)
 
 

@@ -125,7 +125,7 @@ class SemanticEnsemble(GradientAttack):
             logits_AMK = torch.stack([victim.logits(features, text_KD) for text_KD in text_MKD], 1)
             return ensemble_loss(logits_AMK, labels, self.objective), victim.logits(features).argmax(1) != labels
 
-        images, steps, queries = self.ascend(forward, samples, eps=eps)
+        images, steps, queries = self.ascend(forward, samples, eps=eps, constant=victim.deterministic)
         return Adversarial(images, None, steps, queries)
 
     def _embed(self, victim: ZeroShot) -> Tensor:

@@ -6,6 +6,7 @@ Shapes: B batch, V views of an image, K classes, D embedding.
 import itertools
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,12 @@ class ZeroShot:
     pays for one image forward. A classifier behind a test-time defence (`defenses.Defended`) is one too: it may look at
     several views of an image, and its randomness belongs to the samples, hence the `index` of each image in the batch
     that is being attacked, without which it takes the images for the whole batch.
+
+    Attributes:
+        deterministic: whether the logits are a function of the pixels alone; attacks use that (`GradientAttack`).
     """
+
+    deterministic: ClassVar[bool] = True
 
     def __init__(self, clip: Clip, class_names: Sequence[str], template: str = TEMPLATE) -> None:
         self.clip = clip.eval().requires_grad_(False)
@@ -133,7 +139,10 @@ class SeveralPrompts(ZeroShot):
 
 
 class OtherEyes(ZeroShot):
-    """A classifier that shares another's texts and sees images in its own way; subclasses define `embed`."""
+    """A classifier that shares another's texts and sees images in its own way, perhaps in another one each time;
+    subclasses define `embed`."""
+
+    deterministic: ClassVar[bool] = False
 
     def __init__(self, inner: ZeroShot) -> None:
         vars(self).update(vars(inner))  # class weights and prompts

@@ -1,5 +1,6 @@
 """Every registered attack keeps its promises; PGD agrees with the formula written out sample by sample."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -156,6 +157,21 @@ def test_decided_images_leave_the_batch(victim, name, norm):
     result = attack.run(counting, Samples(images, labels, keys, todo), eps=eps / 8 if name == "fab-t" else eps)
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0]
     assert sum(sizes) == result.queries_B.sum()
+
+
+@pytest.mark.parametrize("stop", ["first_success", "final"])
+@pytest.mark.parametrize("steps", [39, 40, 41])
+@pytest.mark.parametrize("name", ["pgd", "feature", "semantic", "sep", "co-attack"])
+def test_who_comes_back_to_a_former_image_is_decided(name, steps, stop):
+    """The same images and steps as of a victim that is not known to answer equal pixels equally, for fewer forwards."""
+    victim = balanced(torch.float64)
+    forgetful = copy.copy(victim)
+    forgetful.deterministic = False
+    images, labels, todo, keys = batch(victim)
+    attack = build({"name": name, "steps": steps, "step": 2 / 255, "stop": stop})
+    ours, plain = (run(attack, v, images, labels, todo, keys, 2 / 255) for v in (victim, forgetful))
+    assert torch.equal(ours.images_BCHW, plain.images_BCHW) and torch.equal(ours.steps_B, plain.steps_B)
+    assert (plain.steps_B == steps).any() and ours.queries_B.sum() < 0.7 * plain.queries_B.sum()
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
