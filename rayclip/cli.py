@@ -98,6 +98,20 @@ def evaluate(
     gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="May be a fraction, such as 0.25.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     shard_size: Annotated[int, typer.Option(min=1, help="Images per result file.")] = 256,
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(
+            help="Of the model that is attacked: bf16 is worth it on GPUs with bf16 matrix units, not on most CPUs. "
+            "What breaks that model counts only if it breaks the fp32 model."
+        ),
+    ] = "fp32",
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Attack a compiled model: minutes of compilation first, worth it for long attacks on GPUs.",
+        ),
+    ] = False,
     cluster: Cluster = False,
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Also write the rows to FILE; - is standard output.")
@@ -126,14 +140,16 @@ def evaluate(
     evaluation = api.Evaluation(
         data=[d.strip() for d in data.split(",") if d.strip()],
         attacks=parse_attacks(attacks, defaults),
-        protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=class_names),
+        protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=class_names, precision=precision),
         limit=limit,
         defenses=parse_defenses(defense),
         aims=parse_aims(aim, draws or DRAWS),
         scorers=parse_scorers(scorer),
         made_against=_made_against(made_against),
     )
-    pool = PoolSize(workers=workers, gpus=gpus_per_worker, batch_size=batch_size, shard_size=shard_size)
+    pool = PoolSize(
+        workers=workers, gpus=gpus_per_worker, batch_size=batch_size, shard_size=shard_size, compiled=compiled
+    )
     rows = api.evaluate_models(
         model,
         evaluation,

@@ -18,12 +18,16 @@ _ATTEMPTS = 3  # of a shard whose actor was lost
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSize:
-    """The pool's actors. None is chosen from the cluster: an actor a GPU, or on CPUs an actor a core."""
+    """The pool's actors. None is chosen from the cluster: an actor a GPU, or on CPUs an actor a core.
+
+    `compiled`: they attack compiled models.
+    """
 
     workers: int | None = None
     gpus: float | None = None
     batch_size: int = 128
     shard_size: int = 256
+    compiled: bool = False
 
     def resolve(self) -> tuple[int, float, float]:
         """(actors, CPUs of one, GPUs of one) on the connected cluster."""
@@ -78,7 +82,7 @@ class _Pool:
         workers, cpus, gpus = size.resolve()
         self._workers = min(workers, len(shards))
         self._actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Actor)
-        self._settings = (store, size.batch_size, max(1, int(cpus)))
+        self._settings = (store, size.batch_size, max(1, int(cpus)), size.compiled)
         self._attempts: dict[str, int] = {}
         self._warm: dict[Any, str] = {}  # actor -> fingerprint of the model it ran last
 
@@ -139,11 +143,11 @@ class _Pool:
 class _Actor:
     """Holds one evaluator."""
 
-    def __init__(self, store: Store, batch_size: int, threads: int) -> None:
+    def __init__(self, store: Store, batch_size: int, threads: int, compiled: bool) -> None:
         device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         if device == "cpu":
             torch.set_num_threads(threads)
-        self._evaluator = Evaluator(store, device, batch_size)
+        self._evaluator = Evaluator(store, device, batch_size, compiled=compiled)
 
     def run(self, shard: Shard) -> int:
         return self._evaluator.run(shard)

@@ -18,7 +18,7 @@ from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
 from rayclip.data.captions import BUNDLED, read_captions
 from rayclip.defenses import IGNORE, Aim, Chain, describe_chain, is_random
-from rayclip.models import TEMPLATE
+from rayclip.models import TEMPLATE, Precision
 from rayclip.models.scorers import DEFAULT, WCA, Described, Scorer
 from rayclip.types import UserError
 from rayclip.units import format_budget, in_255ths
@@ -38,6 +38,7 @@ class Protocol:
         resolution: `native` or `model` (see `data.images`).
         names: spelling of the classes: CLIP's curated one, or the data's own (the reference code's).
         template: the class prompts.
+        precision: of the model that is attacked; verdicts are always the fp32 model's (`evaluation.confirm`).
     """
 
     eps: float | None = None
@@ -45,6 +46,7 @@ class Protocol:
     resolution: Resolution = "native"
     names: Names = "curated"
     template: str = TEMPLATE
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,11 @@ class Cell:
         return self.protocol.eps if self.attack.needs_eps else None
 
     @property
+    def precision(self) -> Precision:
+        """Of the model that is attacked; fp32 where no image is."""
+        return self.protocol.precision if self.attack.needs_eps else "fp32"
+
+    @property
     def attack_label(self) -> str:
         """The attack in metric names: `pgd-100_eps1`, `bert`; `pgd-100_eps1_bpda` through a defence."""
         elsewhere = "" if self.attacked == self.scorer else f"_on-{self.attacked.name}"
@@ -106,7 +113,7 @@ class Cell:
             **({} if self.attacked == self.scorer else {"attacked_scorer": self.attacked.describe()}),
             "defense": describe_chain(self.defense),
             **(self.aim.describe() if self.defense else {}),
-            "precision": "fp32",
+            "precision": self.precision,
             "protocol": PROTOCOL,
         }
 

@@ -18,8 +18,9 @@ from rayclip.attacks.base import margin
 from rayclip.data import ImageSet, batch_pixels, open_data
 from rayclip.defenses import IGNORE, Defended
 from rayclip.evaluation.cell import Cell
+from rayclip.evaluation.confirm import run_confirmed
 from rayclip.evaluation.plan import Shard
-from rayclip.models import Clip, ZeroShot, load_model
+from rayclip.models import Clip, ZeroShot, fast_copy, load_model
 from rayclip.models.scorers import Scorer
 from rayclip.rng import sample_keys
 from rayclip.store import Store
@@ -34,16 +35,21 @@ class Evaluator:
 
     Args:
         store: where results go.
-        device: where models run; always in fp32, TF32 off.
+        device: where models run; they judge in fp32, TF32 off.
         batch_size: images per forward.
+        compiled: attack a compiled copy of the model (`models.fast`).
     """
 
-    def __init__(self, store: Store, device: torch.device | str = "cpu", batch_size: int = 128) -> None:
-        self.store, self.device, self.batch_size = store, torch.device(device), batch_size
+    def __init__(
+        self, store: Store, device: torch.device | str = "cpu", batch_size: int = 128, *, compiled: bool = False
+    ) -> None:
+        self.store, self.device, self.batch_size, self._compiled = store, torch.device(device), batch_size, compiled
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
         self._models: OrderedDict[str, Clip] = OrderedDict()
         self._victims: OrderedDict[tuple[str, ...], ZeroShot] = OrderedDict()
+        self._fast_models: OrderedDict[tuple[str, str], Clip] = OrderedDict()
+        self._fast_victims: OrderedDict[tuple[str, ...], ZeroShot] = OrderedDict()
         self._data: OrderedDict[str, ImageSet] = OrderedDict()
         self._prompts: OrderedDict[str, tuple[str, ...]] = OrderedDict()
 
@@ -71,11 +77,14 @@ class Evaluator:
         # The noise of a sample must not depend on how the attack is spelled beyond its kind: eps and steps may vary
         # along a curve, and the same start makes the curve smooth.
         keys = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, cell.attack.name)
-        judge, target = self._classifiers(cell, victim, ids)
+        judge, target, fast = self._classifiers(cell, victim, ids)
         with torch.no_grad():
             clean_logits = judge(images)
         samples = Samples(images, labels, keys, todo_B=clean_logits.argmax(1) == labels)
-        result = cell.attack.run(target, samples, eps=cell.eps or 0.0, prompts=prompts)
+        if fast is None:
+            result = cell.attack.run(target, samples, eps=cell.eps or 0.0, prompts=prompts)
+        else:
+            result = run_confirmed(cell.attack, target, fast, samples, eps=cell.eps or 0.0, prompts=prompts)
         with torch.no_grad():
             adv_logits = result.logits(judge, labels)
         self._check_logits(cell, ids, clean_logits, adv_logits)
@@ -98,15 +107,23 @@ class Evaluator:
         }
         return {name: column.cpu().numpy() for name, column in columns.items()}
 
-    def _classifiers(self, cell: Cell, victim: ZeroShot, ids: np.ndarray) -> tuple[ZeroShot, ZeroShot]:
-        """For these samples, what judges and what is attacked."""
+    def _classifiers(self, cell: Cell, victim: ZeroShot, ids: np.ndarray) -> tuple[ZeroShot, ZeroShot, ZeroShot | None]:
+        """For these samples, what judges, what is attacked, and a fast copy of that where one is wanted."""
         drawn = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, "defense")
         judge = cell.scorer.bind(victim, drawn, attacked=False)
-        target = cell.attacked.bind(self._victim(cell, cell.attacked), drawn, attacked=True)
-        if not cell.defense:
-            return judge, target
-        defended = Defended(target, cell.defense, drawn, cell.aim)
-        return Defended(judge, cell.defense, drawn), target if cell.aim == IGNORE else defended
+        attacked = self._victim(cell, cell.attacked)
+
+        def aimed(classifier: ZeroShot) -> ZeroShot:
+            target = cell.attacked.bind(classifier, drawn, attacked=True)
+            ignored = not cell.defense or cell.aim == IGNORE
+            return target if ignored else Defended(target, cell.defense, drawn, cell.aim)
+
+        fast = self._fast(cell, attacked)
+        return (
+            Defended(judge, cell.defense, drawn) if cell.defense else judge,
+            aimed(attacked),
+            None if fast is None else aimed(fast),
+        )
 
     @staticmethod
     def _check_logits(cell: Cell, ids: np.ndarray, *logits_BK: Tensor) -> None:
@@ -144,6 +161,19 @@ class Evaluator:
 
         key = (cell.model_fingerprint, cell.protocol.template, scorer.describe(), *cell.class_names)
         return _warm(self._victims, key, make)
+
+    def _fast(self, cell: Cell, attacked: ZeroShot) -> ZeroShot | None:
+        """A fast copy of what is attacked; None where the attack runs on the model itself."""
+        compiled = self._compiled and cell.attack.needs_eps
+        if cell.precision == "fp32" and not compiled:
+            return None
+
+        def copy() -> Clip:
+            return fast_copy(attacked.clip, cell.precision, compiled=compiled)
+
+        model = (cell.model_fingerprint, cell.precision)
+        key = (*model, cell.protocol.template, cell.attacked.describe(), *cell.class_names)
+        return _warm(self._fast_victims, key, lambda: attacked.seen_by(_warm(self._fast_models, model, copy)))
 
     def _adversarial_prompts(self, cell: Cell, victim: ZeroShot) -> tuple[str, ...] | None:
         """Once per (model, class set, settings): from memory, from the store, or made here and kept there."""

@@ -3,10 +3,11 @@
 Shapes: B batch, V views of an image, K classes, D embedding.
 """
 
+import copy
 import itertools
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +79,12 @@ class ZeroShot:
 
     def prompts_of(self, label: int) -> list[str]:
         return [self.prompts[label]]
+
+    def seen_by(self, clip: Clip) -> Self:
+        """The same classifier, with the same class weights, that looks at images through another model."""
+        other = copy.copy(self)
+        other.clip = clip
+        return other
 
     def embed(self, pixels_BCHW: Tensor, index: Tensor | None = None, *, normalize: bool = True) -> Tensor:
         """`(B, D)`; `(B, V, D)` of a classifier that looks at several views.

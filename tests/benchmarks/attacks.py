@@ -5,8 +5,8 @@
 
 MODEL of `--robust` is an adversarially trained one; for pocket-clip a minute or two of training makes it:
 
-    rayclip train --method tecoa --model local-dir:POCKET_CLIP --data cifar10-train.parquet --shots 50 --epochs 4 \\
-        --eps 1/255 --steps 3 --out ROBUST                # then --robust local-dir:ROBUST
+    rayclip train --method tecoa --model local-dir:POCKET_CLIP --data cifar10-train.parquet --shots 100 --epochs 4 \\
+        --eps 1/255 --steps 3 --lr 1e-4 --trains image --out ROBUST                # then --robust local-dir:ROBUST
 
 The plain loops do what public code does, on the plain open_clip model: class prompts go through the text encoder at its
 full length at every step, `loss.backward()` computes the gradients of all weights, every image takes every step,

@@ -1,0 +1,49 @@
+"""Attacks on a fast copy of the model, of which only what the model itself confirms counts.
+
+Shapes: B batch.
+"""
+
+import torch
+
+from rayclip.attacks import Adversarial, Attack, Samples
+from rayclip.attacks.base import GradientAttack, wide
+from rayclip.models import ZeroShot
+
+
+def run_confirmed(
+    attack: Attack, exact: ZeroShot, fast: ZeroShot, samples: Samples, *, eps: float, prompts: tuple[str, ...] | None
+) -> Adversarial:
+    """Attack `fast`, then `exact`, of which it is a copy, again with what only fooled `fast`.
+
+    The verdict is the fp32 model's on the final image. A sample that left the attack early because it fooled `fast`,
+    and does not fool `exact`, is attacked once more from the start on `exact`: nobody counts as robust because a
+    rounding error stopped the attack. That holds for searches for the nearest boundary too (FAB), which end on
+    `fast`'s. Where the last iterate counts (gradient attacks under `final`) it counts as it is.
+    """
+    found = attack.run(fast, samples, eps=eps, prompts=prompts)
+    if isinstance(attack, GradientAttack) and attack.stop == "final":
+        return found
+    labels_B = samples.labels_B
+    with torch.no_grad():
+        again_B = found.logits(exact, labels_B).argmax(1).eq(labels_B)
+        again_B &= found.logits(fast, labels_B).argmax(1).ne(labels_B)
+    if samples.todo_B is not None:
+        again_B &= samples.todo_B
+    if not again_B.any():
+        return found
+    second = attack.run(exact, samples._replace(todo_B=again_B), eps=eps, prompts=prompts)
+    texts = None
+    if found.own_texts is not None and second.own_texts is not None:
+        pairs = zip(again_B.tolist(), found.own_texts, second.own_texts, strict=True)
+        texts = tuple(new if again else old for again, old, new in pairs)
+    parts = None
+    if found.part_B is not None and second.part_B is not None:
+        parts = torch.where(again_B, second.part_B, found.part_B)
+    return Adversarial(
+        torch.where(wide(again_B), second.images_BCHW, found.images_BCHW),
+        second.text_KD,
+        torch.where(again_B, second.steps_B, found.steps_B),
+        found.queries_B + second.queries_B,
+        parts,
+        texts,
+    )

@@ -1,0 +1,104 @@
+"""A copy of a model for attacks: its image tower in reduced precision, or compiled, or both.
+
+The copy's weights are cast once (autocast would cast frozen ones again at every call). Pixels come and embeddings go
+in fp32: normalisation, text tower, class weights, logits, losses and perturbations stay what they are. What an attack
+finds on such a copy is worth something once the model itself has confirmed it (`evaluation.confirm`).
+
+Shapes: B batch, C channels, H W image, D embedding.
+"""
+
+import copy
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rayclip.models.clip import Clip
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SMALLEST = 8  # images in a batch of a compiled tower, at least and in steps of at least
+
+
+def fast_copy(clip: Clip, precision: Precision = "fp32", *, compiled: bool = False, backend: str = "inductor") -> Clip:
+    """`clip` with an image tower of its own for attacks; all else is shared. Gradients reach the pixels only.
+
+    Args:
+        compiled: the tower goes through torch.compile at its first use, with CUDA graphs on a GPU.
+        backend: of torch.compile.
+    """
+    copied, model = _shallow(clip), _shallow(clip.model)
+    model.visual = _Tower(clip.model.visual, _DTYPES[precision], compiled, backend)  # type: ignore[arg-type]
+    copied.model = model
+    return copied
+
+
+def _shallow(module: Any) -> Any:
+    """A module with the same children, of which some may then be replaced."""
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    return copied
+
+
+class _Tower(nn.Module):
+    """An image tower of another precision behind fp32 doors."""
+
+    def __init__(self, visual: nn.Module, dtype: torch.dtype, compiled: bool, backend: str) -> None:
+        super().__init__()
+        self.visual = copy.deepcopy(visual).to(dtype).eval().requires_grad_(False)
+        self.dtype, self.compiled = dtype, compiled
+        if compiled:
+            graphs = backend == "inductor" and next(visual.parameters()).is_cuda
+            self.visual.compile(backend=backend, mode="reduce-overhead" if graphs else None)
+
+    def forward(self, pixels_BCHW: Tensor) -> Any:
+        count, sizes = len(pixels_BCHW), list[Tensor]()
+        if self.compiled:
+            pixels_BCHW = F.pad(pixels_BCHW, (0, 0, 0, 0, 0, 0, 0, padded(count) - count))
+        reduced = _Enter.apply(pixels_BCHW, self.dtype, sizes)
+        if self.compiled:  # one graph for all sizes; CUDA graphs are recorded once for each
+            torch._dynamo.maybe_mark_dynamic(reduced, 0)
+        out = self.visual(reduced)
+        if isinstance(out, tuple):  # CoCa's tower gives its tokens too
+            return _Leave.apply(out[0], sizes)[:count], *(rest[:count] for rest in out[1:])
+        return _Leave.apply(out, sizes)[:count]
+
+
+def padded(count: int) -> int:
+    """The size to which a batch is filled up: decided images leave an attack one by one, and a graph wants few sizes.
+
+    Four sizes between a power of two and the next, so that at most a quarter is filled up beyond the smallest sizes.
+    """
+    step = max(_SMALLEST, 1 << max(0, (count - 1).bit_length() - 3))
+    return -(-count // step) * step
+
+
+class _Enter(torch.autograd.Function):
+    """Into the tower's precision; the gradient comes back in fp32 and gets back the size that `_Leave` took off."""
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, dtype: torch.dtype, sizes: list[Tensor]) -> Tensor:
+        ctx.sizes = sizes
+        return pixels.to(dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.float() * ctx.sizes[-1].view(-1, 1, 1, 1), None, None
+
+
+class _Leave(torch.autograd.Function):
+    """Out of the tower's precision, in memory that the tower will not use again; each image's gradient is brought to
+    size 1 on its way in, where half precision would lose the small gradients of images that are far from broken."""
+
+    @staticmethod
+    def forward(ctx: Any, embedded_BD: Tensor, sizes: list[Tensor]) -> Tensor:
+        ctx.sizes, ctx.dtype = sizes, embedded_BD.dtype
+        return embedded_BD.to(torch.float32, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BD: Tensor) -> tuple[Tensor, None]:
+        size_B1 = gradient_BD.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        ctx.sizes[:] = [size_B1]
+        return (gradient_BD / size_B1).to(ctx.dtype), None

@@ -1,0 +1,74 @@
+"""Copies of a model for attacks, in other precision or compiled: the same function up to rounding, no trace on it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from conftest import tiny_clip
+from rayclip.models import fast_copy
+from rayclip.models.fast import padded
+
+PIXELS = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+ROUNDING = {"fp32": 1e-6, "bf16": 0.05, "fp16": 0.005}
+
+
+def embedding_and_gradient(clip, weight=1.0):
+    pixels = PIXELS.clone().requires_grad_()
+    embedded = clip.encode_image(pixels)
+    (gradient,) = torch.autograd.grad((weight * embedded[:, 0]).sum(), pixels)
+    return embedded.detach(), gradient
+
+
+@pytest.mark.parametrize("precision", ROUNDING)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_copy_is_the_model_up_to_rounding(precision, compiled):
+    """Compiled without code generation: what is tested is the padding and the way through dynamo and autograd."""
+    clip = tiny_clip()
+    before = clip.fingerprint()
+    fast = fast_copy(clip, precision, compiled=compiled, backend="aot_eager")
+    (expected, slope), (found, fast_slope) = embedding_and_gradient(clip), embedding_and_gradient(fast)
+    assert found.dtype == fast_slope.dtype == torch.float32 and found.shape == expected.shape
+    assert (found - expected).abs().max() < ROUNDING[precision]
+    assert F.cosine_similarity(slope.flatten(1), fast_slope.flatten(1)).min() > 1 - ROUNDING[precision]
+    assert torch.allclose(
+        slope.flatten(1).norm(dim=1), fast_slope.flatten(1).norm(dim=1), rtol=10 * ROUNDING[precision]
+    )
+    assert clip.fingerprint() == before and all(p.requires_grad for p in clip.model.parameters())
+    with torch.no_grad():
+        assert torch.equal(fast.embed_texts(["a cat"]), clip.embed_texts(["a cat"]))
+
+
+def test_the_precision_is_what_was_asked_for():
+    """Rounding of bf16 is seen in the embedding, and the tower's own matrix products are in bf16."""
+    clip, seen = tiny_clip(), []
+    fast = fast_copy(clip, "bf16")
+    fast.model.visual.visual.transformer.register_forward_hook(lambda _, inputs, out: seen.append(out.dtype))
+    with torch.no_grad():
+        assert (fast.encode_image(PIXELS) - clip.encode_image(PIXELS)).abs().max() > 1e-4
+    assert seen == [torch.bfloat16]
+
+
+def test_small_gradients_survive_half_precision():
+    """Of an image that is far from broken the loss has a slope of 1e-9, which fp16 has no number for."""
+    clip = tiny_clip()
+    _, gradient = embedding_and_gradient(fast_copy(clip, "fp16"), weight=1e-9)
+    _, expected = embedding_and_gradient(clip, weight=1e-9)
+    assert F.cosine_similarity(gradient.flatten(1) * 1e9, expected.flatten(1) * 1e9).min() > 0.99
+
+
+def test_few_batch_sizes_reach_a_compiled_tower():
+    sizes = {padded(count) for count in range(1, 257)}
+    assert all(count <= padded(count) <= max(1.25 * count + 1, count + 7) for count in range(1, 257))
+    assert len(sizes) <= 20
+
+
+def test_a_compiled_tower_is_compiled_once_for_all_batch_sizes():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    fast = fast_copy(tiny_clip(), compiled=True, backend=counter)
+    clip = tiny_clip()
+    for count in (40, 33, 17, 9, 5, 1):
+        pixels = PIXELS.repeat(8, 1, 1, 1)[:count]
+        with torch.no_grad():
+            assert torch.allclose(fast.encode_image(pixels), clip.encode_image(pixels), atol=1e-6)
+    assert counter.frame_count == 1
