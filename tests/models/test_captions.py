@@ -111,4 +111,4 @@ def test_progress_ends_at_the_number_of_different_texts(clip):
 
 def test_the_bundled_models_context_holds_the_bundled_captions():
     tokens = load_model("digits").tokenize([text for own in read_captions("digits") for text in own])
-    assert tokens.shape == (80, 16) and not tokens[:, -1].any()
+    assert len(tokens) == 80 and tokens.shape[1] < 16
