@@ -11,27 +11,27 @@ from rayclip.models import ZeroShot
 
 
 def run_confirmed(
-    attack: Attack, judge: ZeroShot, fast: ZeroShot, samples: Samples, *, eps: float, prompts: tuple[str, ...] | None
+    attack: Attack, exact: ZeroShot, fast: ZeroShot, samples: Samples, *, eps: float, prompts: tuple[str, ...] | None
 ) -> Adversarial:
-    """Attack `fast`, then `judge` again with what only fooled `fast`.
+    """Attack `fast`, then `exact`, of which it is a copy, again with what only fooled `fast`.
 
-    The verdict is `judge`'s on the final image. A sample that left the attack early because it fooled `fast`, and does
-    not fool `judge`, is attacked once more from the start on `judge`: nobody counts as robust because a rounding error
-    stopped the attack. That holds for searches for the nearest boundary too (FAB), which end on `fast`'s. Where the
-    last iterate counts (gradient attacks under `final`) it counts as it is.
+    The verdict is the fp32 model's on the final image. A sample that left the attack early because it fooled `fast`,
+    and does not fool `exact`, is attacked once more from the start on `exact`: nobody counts as robust because a
+    rounding error stopped the attack. That holds for searches for the nearest boundary too (FAB), which end on
+    `fast`'s. Where the last iterate counts (gradient attacks under `final`) it counts as it is.
     """
     found = attack.run(fast, samples, eps=eps, prompts=prompts)
     if isinstance(attack, GradientAttack) and attack.stop == "final":
         return found
     labels_B = samples.labels_B
     with torch.no_grad():
-        again_B = found.logits(judge, labels_B).argmax(1).eq(labels_B)
+        again_B = found.logits(exact, labels_B).argmax(1).eq(labels_B)
         again_B &= found.logits(fast, labels_B).argmax(1).ne(labels_B)
     if samples.todo_B is not None:
         again_B &= samples.todo_B
     if not again_B.any():
         return found
-    second = attack.run(judge, samples._replace(todo_B=again_B), eps=eps, prompts=prompts)
+    second = attack.run(exact, samples._replace(todo_B=again_B), eps=eps, prompts=prompts)
     texts = None
     if found.own_texts is not None and second.own_texts is not None:
         pairs = zip(again_B.tolist(), found.own_texts, second.own_texts, strict=True)

@@ -81,7 +81,7 @@ class Evaluator:
         with torch.no_grad():
             clean_logits = judge(images)
         samples = Samples(images, labels, keys, todo_B=clean_logits.argmax(1) == labels)
-        if fast is target:
+        if fast is None:
             result = cell.attack.run(target, samples, eps=cell.eps or 0.0, prompts=prompts)
         else:
             result = run_confirmed(cell.attack, target, fast, samples, eps=cell.eps or 0.0, prompts=prompts)
@@ -107,22 +107,23 @@ class Evaluator:
         }
         return {name: column.cpu().numpy() for name, column in columns.items()}
 
-    def _classifiers(self, cell: Cell, victim: ZeroShot, ids: np.ndarray) -> tuple[ZeroShot, ZeroShot, ZeroShot]:
-        """For these samples: what judges, what is attacked, and what stands in for that, which may be the same."""
+    def _classifiers(self, cell: Cell, victim: ZeroShot, ids: np.ndarray) -> tuple[ZeroShot, ZeroShot, ZeroShot | None]:
+        """For these samples, what judges, what is attacked, and a fast copy of that where one is wanted."""
         drawn = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, "defense")
-
-        def aimed(attacked: ZeroShot) -> ZeroShot:
-            target = cell.attacked.bind(attacked, drawn, attacked=True)
-            if not cell.defense or cell.aim == IGNORE:
-                return target
-            return Defended(target, cell.defense, drawn, cell.aim)
-
         judge = cell.scorer.bind(victim, drawn, attacked=False)
-        if cell.defense:
-            judge = Defended(judge, cell.defense, drawn)
         attacked = self._victim(cell, cell.attacked)
-        target, fast = aimed(attacked), self._fast(cell, attacked)
-        return judge, target, target if fast is attacked else aimed(fast)
+
+        def aimed(classifier: ZeroShot) -> ZeroShot:
+            target = cell.attacked.bind(classifier, drawn, attacked=True)
+            ignored = not cell.defense or cell.aim == IGNORE
+            return target if ignored else Defended(target, cell.defense, drawn, cell.aim)
+
+        fast = self._fast(cell, attacked)
+        return (
+            Defended(judge, cell.defense, drawn) if cell.defense else judge,
+            aimed(attacked),
+            None if fast is None else aimed(fast),
+        )
 
     @staticmethod
     def _check_logits(cell: Cell, ids: np.ndarray, *logits_BK: Tensor) -> None:
@@ -161,21 +162,18 @@ class Evaluator:
         key = (cell.model_fingerprint, cell.protocol.template, scorer.describe(), *cell.class_names)
         return _warm(self._victims, key, make)
 
-    def _fast(self, cell: Cell, victim: ZeroShot) -> ZeroShot:
-        """What an attack on images runs on: the victim itself, or a fast copy of it."""
+    def _fast(self, cell: Cell, attacked: ZeroShot) -> ZeroShot | None:
+        """A fast copy of what is attacked; None where the attack runs on the model itself."""
         compiled = self._compiled and cell.attack.needs_eps
         if cell.precision == "fp32" and not compiled:
-            return victim
+            return None
 
         def copy() -> Clip:
-            return fast_copy(victim.clip, cell.precision, compiled=compiled)
+            return fast_copy(attacked.clip, cell.precision, compiled=compiled)
 
-        key = (cell.model_fingerprint, cell.precision)
-        return _warm(
-            self._fast_victims,
-            (*key, cell.protocol.template, cell.attacked.describe(), *cell.class_names),
-            lambda: victim.seen_by(_warm(self._fast_models, key, copy)),
-        )
+        model = (cell.model_fingerprint, cell.precision)
+        key = (*model, cell.protocol.template, cell.attacked.describe(), *cell.class_names)
+        return _warm(self._fast_victims, key, lambda: attacked.seen_by(_warm(self._fast_models, model, copy)))
 
     def _adversarial_prompts(self, cell: Cell, victim: ZeroShot) -> tuple[str, ...] | None:
         """Once per (model, class set, settings): from memory, from the store, or made here and kept there."""

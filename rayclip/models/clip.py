@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rayclip.models.text import causal_tower, encode_causal, encode_packed, end_marks, pack
+from rayclip.models.text import Packed, causal_tower, encode_causal, encode_packed, end_marks, pack
 from rayclip.types import UserError, check_same
 
 CONFIG_FILE = "open_clip_config.json"
@@ -151,12 +151,18 @@ class Clip(nn.Module):
         else:
             ends = (end_marks(tower, tokens_TL) + 1).tolist()
             rows = [row[:end] for row, end in zip(tokens_TL.tolist(), ends, strict=True)]
-            packed = pack(rows, tokens_TL.shape[1], chunk)
+            packed = pack(rows, tokens_TL.shape[1], min(chunk, self._chunk or chunk))
             order = [t for part in packed for t in part.texts_B]
-            parts = [F.normalize(encode_packed(tower, part.to(self.device)), dim=-1) for part in packed]
+            parts = [self._encode_packed(part.to(self.device)) for part in packed]
         found = {t: row for row, t in enumerate(order)}
         index = torch.tensor([found[place[text]] for text in texts], dtype=torch.int64)
         return torch.cat(parts)[index.to(self.device)]
+
+    def _encode_packed(self, packed: Packed) -> Tensor:
+        def encode(part: Packed) -> Tensor:
+            return F.normalize(encode_packed(causal_tower(self.model), part), dim=-1)
+
+        return checkpoint(encode, packed, use_reentrant=False) if self._chunk else encode(packed)
 
     @property
     def vocabulary(self) -> dict[str, int]:
