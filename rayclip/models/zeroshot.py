@@ -149,7 +149,7 @@ class OtherEyes(ZeroShot):
     """A classifier that shares another's texts and sees images in its own way, perhaps in another one each time;
     subclasses define `embed`."""
 
-    deterministic: ClassVar[bool] = False
+    deterministic = False
 
     def __init__(self, inner: ZeroShot) -> None:
         vars(self).update(vars(inner))  # class weights and prompts
