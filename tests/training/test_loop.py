@@ -164,7 +164,8 @@ def test_a_run_in_parts_has_the_curve_of_whole_batches(tmp_path, name):
     for host, parts in zip(hosts, (1, 4), strict=True):
         train(replace(config(name), recipe=recipe, accumulate=parts), host)
     for step, row in hosts[0].curve.items():
-        assert hosts[1].curve[step] == pytest.approx(row, rel=1e-3)
+        # PMG-AFT's distance from the original is 0 but for rounding as long as the model is the original
+        assert hosts[1].curve[step] == pytest.approx(row, rel=1e-3, abs=1e-7)
     assert config(accumulate=4).digest() == config().digest(), "a run out of memory goes on in parts"
 
 
