@@ -15,8 +15,8 @@ from rayclip.methods import METHODS
 
 pytestmark = pytest.mark.e2e
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/methods_digits.json").read_text())
-POINTS = 4.0  # 18 of 445 images: what another CPU's rounding may move in a run of a few hundred steps
-ROBUST = ("fgsm", "pgd-10", "cw-10", "autoattack-seeds")
+POINTS = 4.0  # 18 of 445 images: what another CPU's rounding may move in a run; or what another seed moves, if more
+STRONG = ("pgd-10", "cw-10", "autoattack-seeds")
 
 
 def mean(method, column):
@@ -36,7 +36,9 @@ def test_a_methods_numbers_are_those_of_the_golden_file(measured, method):
     found, golden = measured[method], GOLDEN[method][0]
     assert found.keys() == golden.keys()
     for column, value in golden.items():
-        assert found[column] == pytest.approx(value, abs=0.03 if column == "cosine" else POINTS), column
+        values = [run[column] for run in GOLDEN[method]]
+        allowed = max(max(values) - min(values), 0.03 if column == "cosine" else POINTS)
+        assert found[column] == pytest.approx(value, abs=allowed), column
 
 
 def test_the_file_holds_every_method_and_three_seeds():
@@ -44,11 +46,18 @@ def test_the_file_holds_every_method_and_three_seeds():
     assert all(len(runs) == 3 for method, runs in GOLDEN.items() if method != UNTOUCHED)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "ft-standard"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("ft-standard", "advpt")])
 def test_adversarial_methods_improve_robust_accuracy(method):
-    for attack in ROBUST:
-        assert mean(method, attack) > mean(UNTOUCHED, attack) + 3, attack
-    assert mean(method, "clean") > 90
+    """Weights that are trained hold nearly two thirds of the images, a frame around a frozen model some."""
+    for attack in STRONG:
+        assert mean(method, attack) > mean(UNTOUCHED, attack) + (8 if method == "vp" else 40), attack
+    assert mean(method, "clean") > 95
+
+
+def test_a_context_on_frozen_encoders_helps_against_weak_attacks_only():
+    assert mean("advpt", "fgsm") > mean(UNTOUCHED, "fgsm") + 5
+    assert mean("advpt", "pgd-10") > mean(UNTOUCHED, "pgd-10") + 1
+    assert mean("advpt", "cosine") == 1.0
 
 
 def test_what_the_papers_say_of_each_other():
