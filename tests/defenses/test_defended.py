@@ -124,6 +124,15 @@ def test_every_query_draws_anew_and_the_judge_never(victim):
         judge(images[rows])
 
 
+def test_attacks_through_a_defence_that_draws_take_every_step(victim):
+    """They never know what a former image would bring; without the defence the same attack is over sooner."""
+    images, labels, _, keys = batch(victim, 6)
+    attack = build({"name": "pgd", "steps": 33, "step": 2 / 255, "stop": "final"})
+    samples, targets = Samples(images, labels, keys), (victim, aimed(victim, "rn", keys))
+    spent = [attack.run(target, samples, eps=2 / 255).queries_B for target in targets]
+    assert (spent[0] < 33).any() and (spent[1] == 33).all()
+
+
 def test_a_chain_passes_images_on(victim):
     images, _, _, keys = batch(victim, n=5)
     with torch.no_grad():
