@@ -129,7 +129,7 @@ def test_a_resumed_run_continues_the_same_curve(tmp_path, name, option, until):
     assert resumed.fingerprint() == reference.fingerprint()
 
 
-@pytest.mark.parametrize(("name", "stops"), [("tecoa", range(1, 6)), ("mmcoa", [3])])
+@pytest.mark.parametrize(("name", "stops"), [("tecoa", [1, 4]), ("mmcoa", [3])])
 def test_all_options_together_survive_an_interruption_at_any_step(tmp_path, name, stops):
     settings = config(name, save_every_steps=1, ema=0.9, eps_warmup=1.5, accumulate=2)
     whole = LocalHost(tmp_path / "whole")
@@ -156,9 +156,10 @@ def test_what_is_made_before_training_is_made_once(tmp_path, monkeypatch):
         config("advpt", eps_warmup=1)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["mmcoa", "pmg-aft", "vp"])
 def test_a_run_in_parts_has_the_curve_of_whole_batches(tmp_path, name):
-    """Up to fp32 rounding, which the attack's signs and Adam magnify from step to step."""
+    """Up to fp32 rounding, which the attack's signs magnify from step to step; every method's gradient is compared in
+    `tests/methods`."""
     hosts = [LocalHost(tmp_path / str(parts)) for parts in (1, 4)]
     recipe = replace(config().recipe, optimizer="sgd", lr=1e-3)
     for host, parts in zip(hosts, (1, 4), strict=True):
