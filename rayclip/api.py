@@ -24,29 +24,17 @@ from rayclip.data import ImageSet, Names, PairSet, Resolution, few_shot, locate,
 from rayclip.data.fewshot import draw_record
 from rayclip.data.images import mixed_sizes
 from rayclip.defenses import DRAWS, Aim, Chain, chain_label
-from rayclip.distributed import (
-    PoolSize,
-    Trial,
-    Validation,
-    Workers,
-    evaluate,
-    ray_cluster,
-    run_search,
-    run_trials,
-    waiting,
-)
+from rayclip.distributed import PoolSize, Trial, Workers, evaluate, ray_cluster, run_trials
 from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, collect_rows, make_cells, missing_shards
 from rayclip.evaluation.alarms import alarms
-from rayclip.evaluation.cell import MadeAgainst, default_substitutes, label_with_eps
-from rayclip.evaluation.front import Score, pareto_front
+from rayclip.evaluation.cell import MadeAgainst, default_substitutes
 from rayclip.evaluation.retrieval import RecallRow, make_task, read_recalls, run_task
 from rayclip.logbook import Logbook, markdown, rows_json
 from rayclip.methods import SMALL_BELOW, Method, Recipe
 from rayclip.models import Clip, load_model
 from rayclip.models.scorers import DEFAULT, Scorer
 from rayclip.progress import Display
-from rayclip.reports import result_tables, retrieval_tables, search_table
-from rayclip.reports.table import heading
+from rayclip.reports import result_tables, retrieval_tables
 from rayclip.tracking import MlflowTracker, default_uri
 from rayclip.training import TrainConfig
 from rayclip.training.captions import with_captions
@@ -409,91 +397,6 @@ def sweep(
     return SweepResult(rows=rows, labels=labels, errors=errors)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a search found.
-
-    Attributes:
-        scores: of every trial on the validation data, where it ended.
-        front: the trials that ran to their end and that none of these beats in both accuracies, best clean first.
-        robust: the attacks that the second accuracy withstands.
-        rows, labels: of the untouched model and the front on the test data, as in `SweepResult`.
-        errors: why trials failed, by name.
-    """
-
-    scores: dict[str, Score]
-    front: list[str]
-    robust: str
-    rows: list[Row]
-    labels: dict[str, str]
-    errors: dict[str, str]
-
-
-def search(
-    name: str,
-    trials: Sequence[Trial],
-    validation: Validation,
-    evaluations: Sequence[Evaluation],
-    base: str,
-    where: Where,
-    *,
-    reduction: float = 3,
-) -> Found:
-    """Run trials against each other (ASHA), and evaluate the Pareto front of clean and robust accuracy.
-
-    Args:
-        name: of the tracker's parent run.
-        validation: decides; its data are to be kept out of the trials' and the evaluations'.
-        reduction: about one of so many trials passes each rung.
-
-    Raises:
-        UserError: bad arguments, before anything is written.
-    """
-    opened = Opened(quiet=where.quiet)
-    trials = [dataclasses.replace(t, config=check_training(t.config, where.train_workers, opened)) for t in trials]
-    choice = Evaluation(data=[validation.data], attacks=validation.attacks, protocol=validation.protocol)
-    _plan([base], [choice, *evaluations], opened)
-    validation = dataclasses.replace(validation, data=locate(validation.data))
-    store = Store(where.out)
-    logbook = where.logbook(store)
-    root = logbook.open(name, tags={"rayclip.kind": "search"})
-    trials = [_with_run(t, logbook, root, opened) for t in trials]
-    with contextlib.ExitStack() as stack:
-        if waiting(trials, store):
-            stack.enter_context(ray_cluster(cluster=where.cluster, verbose=where.verbose))  # also for the evaluation
-        with Display(quiet=where.quiet) as display:
-            scores, errors = run_search(
-                trials,
-                validation,
-                store=store,
-                reduction=reduction,
-                workers=where.train_workers,
-                tracker=logbook.tracker,
-                display=display,
-                on_finish=functools.partial(_ended, logbook),
-            )
-        whole = [t for t in trials if t.name in scores and t.is_finished()]
-        on_front = pareto_front([(scores[t.name].clean, scores[t.name].robust) for t in whole])
-        front = [trial for trial, best in zip(whole, on_front, strict=True) if best]
-        front.sort(key=lambda trial: -scores[trial.name].clean)
-        labels = {base: f"untouched {base}"}
-        runs: dict[str, str | None] = {}
-        for trial in front:
-            labels |= itself(trial)
-            runs |= dict.fromkeys(itself(trial), trial.run)
-        rows = _compare(root, labels, runs, evaluations, opened, logbook, store, where)
-    budget = validation.protocol.eps
-    withstood = [label_with_eps(a, budget if a.needs_eps else None) for a in validation.attacks if a.name != "clean"]
-    return Found(
-        scores=scores,
-        front=[t.name for t in front],
-        robust=" and ".join(map(heading, withstood)),
-        rows=rows,
-        labels=labels,
-        errors=errors,
-    )
-
-
 def _plan(
     models: Sequence[str], evaluations: Sequence[Evaluation], opened: Opened
 ) -> tuple[list[Cell], dict[str, np.ndarray]]:
@@ -537,11 +440,6 @@ def show(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> None:
         console.print(table.rich())
 
 
-def show_search(found: Found) -> None:
-    """Print where every trial ended on the validation data, the best first; * marks the Pareto front."""
-    Console(highlight=False).print(search_table(found.scores, found.front, found.robust).rich())
-
-
 def show_retrieval(rows: Sequence[RecallRow]) -> None:
     """Print the tables to standard output."""
     console = Console(highlight=False)
@@ -561,6 +459,12 @@ def _with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened
 
 def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook) -> dict[str, str]:
     """Run the unfinished trials; why they failed, by name."""
+
+    def ended(trial: Trial, error: str | None) -> None:
+        if error is None:
+            logbook.artifact(trial.run, trial.out, "checkpoint")
+        logbook.finish(trial.run, failed=error is not None)
+
     display = Display(quiet=where.quiet)
     with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
         return run_trials(
@@ -569,15 +473,8 @@ def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook
             storage=Path(store.root) / "unfinished",
             tracker=logbook.tracker,
             display=display,
-            on_finish=functools.partial(_ended, logbook),
+            on_finish=ended,
         )
-
-
-def _ended(logbook: Logbook, trial: Trial, error: str | None) -> None:
-    """Close a trial's run, with its checkpoint if it has left one."""
-    if error is None and trial.is_finished():
-        logbook.artifact(trial.run, trial.out, "checkpoint")
-    logbook.finish(trial.run, failed=error is not None)
 
 
 def _evaluate(cells: Sequence[Cell], positions: dict[str, np.ndarray], store: Store, where: Where) -> list[Row]:

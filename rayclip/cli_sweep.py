@@ -16,7 +16,7 @@ from rayclip.cli import run as run_app
 from rayclip.types import UserError
 
 if TYPE_CHECKING:  # `--help` is instant
-    from rayclip.api import Evaluation, Found, SweepResult, Where
+    from rayclip.api import Evaluation, SweepResult, Where
     from rayclip.attacks import Attack
     from rayclip.distributed import Trial
     from rayclip.evaluation.cell import MadeAgainst
@@ -433,7 +433,7 @@ class Run:
             self.show(found)
         return found
 
-    def show(self, found: "SweepResult | Found") -> None:
+    def show(self, found: "SweepResult") -> None:
         """Print a table, and remember what failed."""
         from rayclip import api
 

@@ -2,17 +2,13 @@
 
 from rayclip.distributed.connect import ray_cluster
 from rayclip.distributed.pool import PoolSize, evaluate
-from rayclip.distributed.search import Validation, run_search, waiting
 from rayclip.distributed.trials import Trial, Workers, run_trials
 
 __all__ = [
     "PoolSize",
     "Trial",
-    "Validation",
     "Workers",
     "evaluate",
     "ray_cluster",
-    "run_search",
     "run_trials",
-    "waiting",
 ]

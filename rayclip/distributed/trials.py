@@ -20,7 +20,6 @@ import torch
 from ray import tune
 from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import TrialScheduler
 
 from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display
@@ -29,8 +28,6 @@ from rayclip.types import Tracker, UserError
 
 _DRIVER_CPUS = 0.1  # of the Tune function that waits for a Train run
 _RETRIES = 3  # of a Train run whose worker or node was lost
-
-Measure = Callable[[Path, torch.device], dict[str, float]]  # of a checkpoint's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,29 +116,24 @@ def run_trials(
     tracker: Tracker | None,
     display: Display,
     on_finish: Callable[[Trial, str | None], None] = lambda trial, error: None,
-    measure: Measure | None = None,
-    on_measure: Callable[[Trial, dict[str, Any]], None] = lambda trial, result: None,
-    scheduler: TrialScheduler | None = None,
 ) -> dict[str, str]:
     """Run what is not finished yet, as many trials at a time as the cluster holds; why trials failed, by name.
 
     Args:
         storage: folder for unfinished runs; emptied trial by trial.
         on_finish: called in the driver as soon as a trial ends, with its error if it failed.
-        measure: adds metrics to the report of every checkpoint, by which `scheduler` may stop a trial.
-        on_measure: called in the driver with such a report.
     """
     todo = sorted((t for t in trials if not t.is_finished()), key=_length, reverse=True)
     for trial in todo:
         display.update(trial.name, 0, 0, "waiting")
     shutil.rmtree(storage / "tune", ignore_errors=True)  # Tune's own notes of an earlier start; ours are elsewhere
     storage.mkdir(parents=True, exist_ok=True)
-    watcher = _Watcher(todo, display, on_finish, on_measure, may_stop=scheduler is not None)
+    watcher = _Watcher(todo, display, on_finish)
     tuner = tune.Tuner(
         # Closures, not parameters: Tune would try to write the trials into its own JSON.
-        tune.with_resources(_driver(todo, workers, storage, tracker, measure), {"CPU": _DRIVER_CPUS}),
+        tune.with_resources(_driver(todo, workers, storage, tracker), {"CPU": _DRIVER_CPUS}),
         param_space={"index": tune.grid_search(list(range(len(todo))))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=workers.trials_at_once(), scheduler=scheduler),
+        tune_config=tune.TuneConfig(max_concurrent_trials=workers.trials_at_once()),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(storage),
@@ -163,7 +155,7 @@ def _length(trial: Trial) -> tuple[float, int]:
 
 
 def _driver(
-    trials: Sequence[Trial], workers: Workers, storage: Path, tracker: Tracker | None, measure: Measure | None
+    trials: Sequence[Trial], workers: Workers, storage: Path, tracker: Tracker | None
 ) -> Callable[[dict], None]:
     """The function that Tune runs for each trial: it drives a Train run and keeps its last checkpoint."""
     threads = workers.threads(len(trials))
@@ -184,7 +176,6 @@ def _driver(
                 "tracker": tracker,
                 "threads": threads,
                 "failure_note": note,
-                "measure": measure,
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=resources
@@ -228,7 +219,7 @@ def _export(checkpoint: Path, out: Path) -> None:
 
 
 def _train_worker(args: dict[str, Any]) -> None:
-    host = _RayHost(args["tracker"], args["run"], args["measure"])
+    host = _RayHost(args["tracker"], args["run"])
     if host.device.type == "cpu":  # Ray sets one thread for a worker of less than two CPUs
         torch.set_num_threads(min(args["threads"], os.cpu_count() or 1))
     note: Path = args["failure_note"]
@@ -247,11 +238,10 @@ def _train_worker(args: dict[str, Any]) -> None:
 class _RayHost:
     """A Ray Train worker as the train loop sees it."""
 
-    def __init__(self, tracker: Tracker | None, run: str | None, measure: Measure | None) -> None:
+    def __init__(self, tracker: Tracker | None, run: str | None) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = torch.device(get_device())
-        self._measure = measure
         self._tracker, self._run = (tracker, run) if self.rank == 0 else (None, None)
 
     @contextlib.contextmanager
@@ -274,8 +264,6 @@ class _RayHost:
             return
         with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
             save(Path(folder) / "checkpoint")
-            if self._measure is not None:
-                metrics |= self._measure(Path(folder) / "checkpoint", self.device)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
 
 
@@ -287,17 +275,10 @@ class _Watcher(tune.Callback):
     """
 
     def __init__(
-        self,
-        trials: Sequence[Trial],
-        display: Display,
-        on_finish: Callable[[Trial, str | None], None],
-        on_measure: Callable[[Trial, dict[str, Any]], None],
-        *,
-        may_stop: bool,
+        self, trials: Sequence[Trial], display: Display, on_finish: Callable[[Trial, str | None], None]
     ) -> None:
         self.errors: dict[str, str] = {}
-        self._trials, self._display, self._may_stop = trials, display, may_stop
-        self._on_finish, self._on_measure = on_finish, on_measure
+        self._trials, self._display, self._on_finish = trials, display, on_finish
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return tune.Callback, ()  # Tune writes its callbacks to disk; a terminal and a closure stay behind
@@ -308,14 +289,11 @@ class _Watcher(tune.Callback):
             note = f"{epoch}  loss {result['loss']:.3f}  {result['images_per_second']:.0f} img/s"
             name = self._trials[trial.config["index"]].name
             self._display.update(name, result["step"], result["total_steps"], note)
-            if "checkpoint_path" in result:
-                self._on_measure(self._trials[trial.config["index"]], result)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         mine = self._trials[trial.config["index"]]
         failure = (trial.last_result or {}).get("failure")
-        early = None if self._may_stop or mine.is_finished() else "it ended early; run again to go on"
-        self._end(mine, failure or early)
+        self._end(mine, failure or (None if mine.is_finished() else "it ended early; run again to go on"))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._end(self._trials[trial.config["index"]], _last_line(trial.get_error()))

@@ -2,7 +2,6 @@
 
 from rayclip.reports.grid import example_grid
 from rayclip.reports.retrieval import retrieval_tables
-from rayclip.reports.search import search_table
 from rayclip.reports.table import Table, result_tables
 
-__all__ = ["Table", "example_grid", "result_tables", "retrieval_tables", "search_table"]
+__all__ = ["Table", "example_grid", "result_tables", "retrieval_tables"]

@@ -155,3 +155,12 @@ def test_real_images(shared):
         data = open_data(str(shared / f"data/{name}.parquet"), "test")
         assert (len(data), len(data.class_names)) == (5000, classes)
         assert batch_pixels(data, [0, 2500, 4999], "native", 32).float().std() > 20
+
+
+def test_validation_images_are_of_the_training_split_and_nobody_trains_on_them():
+    whole, train = open_data("digits", "train"), open_data("digits#validation", "train")
+    kept = open_data("digits#validation", "test")
+    assert not set(train.ids) & set(kept.ids) and set(train.ids) | set(kept.ids) == set(whole.ids)
+    assert not set(kept.ids) & set(open_data("digits", "test").ids)
+    assert len(kept) == sum((whole.labels == label).sum() // 5 for label in range(10))
+    assert len({whole.fingerprint, train.fingerprint, kept.fingerprint}) == 3

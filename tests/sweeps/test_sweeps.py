@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from rayclip.api import Found, SweepResult
+from rayclip.api import SweepResult
 from rayclip.cli_sweep import Run, start, sweep
 from rayclip.types import Row
 from test_cli import call, here  # noqa: F401  (a fixture)
@@ -110,7 +110,6 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(here, monkeypatch, capsy
         ("mmcoa_eps", ["--test-eps", "1/255,2"], "2/255"),
         ("mmcoa_iterations", ["--every", "0"], "Invalid value for '--every'"),
         ("mmcoa_retrieval", ["--pairs", "nowhere.parquet"], "nowhere.parquet"),
-        ("joint_search", ["--reduction", "1"], "--reduction 1 must be more than 1"),
         ("mmcoa_partial", ["--parts", "text"], "all, image, or last-N"),
         ("saft_captions", ["--sets", "1,0"], "--sets 1,0 holds something else"),
         ("saft_captions", ["--sources", "templates", "--sets", "99"], "fewer sets"),
@@ -119,7 +118,6 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(here, monkeypatch, capsy
         ("saft_scorers", ["--crops", "0"], "Invalid value for '--crops'"),
         ("ttc_defenses", ["--defense-eps", "4"], "4/255"),
         ("ttc_settings", ["--tau", "low"], "tau"),
-        ("joint_search", ["--samples", "1"], "Invalid value for '--samples'"),
     ],
 )
 def test_wrong_values_of_its_own_options(here, monkeypatch, capsys, name, args, says):  # noqa: F811
@@ -285,29 +283,6 @@ def test_ttc_settings(plan):
     settings = [(c[0].tau, c[0].beta, c[0].steps) for c in part[4].defenses[1:]]
     assert part[0] == [] and part[4].defenses[0] == ()
     assert len(settings) == len(set(settings)) == 9 and (0.2, 2, 2) in settings and (0.2, 2, 4) in settings
-
-
-def test_the_joint_search_draws_the_same_settings_for_the_same_seed(monkeypatch, capsys, tmp_path):
-    seen = []
-
-    def note(name, trials, validation, evaluations, base, where, *, reduction):
-        seen.append((trials, validation))
-        return Found(scores={}, front=[], robust="", rows=[], labels={}, errors={})
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rayclip.api.search", note)
-    monkeypatch.setattr("rayclip.api.show", lambda rows, labels: None)
-    for args in (["--samples", "6"], ["--samples", "12"], ["--samples", "6", "--seed", "1"]):
-        assert run_sweep(monkeypatch, capsys, "joint_search", *args)[0] == 0
-    (short, validation), (long, _), (other, _) = seen
-    assert short == long[:6] and {t.name for t in short}.isdisjoint(t.name for t in other)
-    assert len({t.out for t in long}) == 12 and all(t.config.data == "digits#validation" for t in long)
-    assert validation.data == "digits#validation"
-    for trial in long:
-        method = trial.config.method
-        assert 0.5 <= method.eps / (32 / 255) <= 2 and method.lambda_img + method.lambda_txt == pytest.approx(1)
-        assert 3e-4 < trial.config.recipe.lr < 3.2e-3 and trial.config.shots in (1, 5, None)
-        assert trial.config.save_every_epochs == 1, "ASHA sees every epoch"
 
 
 def test_models_can_be_shared_by_sweeps(plan, tmp_path):
