@@ -231,9 +231,10 @@ def _runs(
             for target in dict.fromkeys(targets):
                 attacked = scorer if target == "own" else DEFAULT
                 sees_the_judge = not chain and attacked == scorer and not scorer.random
+                chosen: Attack = attack
                 if isinstance(attack, GradientAttack | FABT) and not sees_the_judge:
-                    attack = replace(attack, stop="final")
-                runs.append((attack, aim, attacked))
+                    chosen = replace(attack, stop="final")
+                runs.append((chosen, aim, attacked))
     return runs
 
 

@@ -150,6 +150,8 @@ def test_scorers_judge_and_are_attacked_or_not():
     assert stops == ["first_success", "first_success", "final", "final", "final"]
     assert len({c.id for c in cells}) == len(cells)
     assert {c.id for c in cells[:3]} == {c.id for c in cells_of("none")}
+    other_way_round = scored("template,cupl,wca:crops=3", against=("template", "own"))
+    assert {c.id for c in other_way_round} == {c.id for c in cells}
 
 
 def test_examples_made_against_the_template_are_judged_by_the_others(tmp_path):
