@@ -19,17 +19,27 @@ def settable(kind: type) -> dict[str, Any]:
     return {f.name: f.type for f in fields(kind) if not f.metadata.get("filled_in")}
 
 
+def written(key: str, value: Any) -> Any:
+    """A setting's value as a user would write it, budgets as fractions."""
+    return format_budget(value) if key in BUDGETS and value is not None else value
+
+
+def with_changes(owner: Any) -> str:
+    """The name of a dataclass that has one, and its settings that are not the defaults: `ttc:eps=2/255,steps=3`."""
+    changed = [f for f in fields(owner) if f.name in settable(type(owner)) and getattr(owner, f.name) != f.default]
+    settings = ",".join(f"{f.name}={written(f.name, getattr(owner, f.name))}" for f in changed)
+    return f"{owner.name}:{settings}" if settings else owner.name
+
+
 def shown_defaults(kind: type) -> dict[str, str]:
     """What a user may set, with its default as a user would write it; `…` where there is none."""
 
-    def written(key: str, value: Any) -> str:
+    def shown(key: str, value: Any) -> str:
         if isinstance(value, tuple):
             return "+".join(map(str, value))
-        if value in ("", None):
-            return "…"
-        return format_budget(value) if key in BUDGETS else str(value)
+        return "…" if value in ("", None) else str(written(key, value))
 
-    return {f.name: written(f.name, f.default) for f in fields(kind) if f.name in settable(kind)}
+    return {f.name: shown(f.name, f.default) for f in fields(kind) if f.name in settable(kind)}
 
 
 def split_names(text: str, option: str, example: str) -> list[tuple[str, dict[str, str]]]:

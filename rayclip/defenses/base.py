@@ -4,14 +4,13 @@ Shapes: B batch, V views of an image, C H W image.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from rayclip.models import ZeroShot
-from rayclip.settings import BUDGETS, settable
-from rayclip.units import format_budget
+from rayclip.settings import settable, with_changes, written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +35,12 @@ class Defense(ABC):
 
     def describe(self) -> dict[str, Any]:
         """The settings that a result's protocol must state."""
-        return {name: self._written(name, getattr(self, name)) for name in self.settings()}
+        return {name: written(name, getattr(self, name)) for name in self.settings()}
 
     @property
     def label(self) -> str:
         """Its name, and the settings that are not the defaults, as a user would write them."""
-        changed = [f for f in fields(self) if f.name in self.settings() and getattr(self, f.name) != f.default]
-        settings = ",".join(f"{f.name}={self._written(f.name, getattr(self, f.name))}" for f in changed)
-        return f"{self.name}:{settings}" if settings else self.name
-
-    @staticmethod
-    def _written(name: str, value: Any) -> Any:
-        return format_budget(value) if name in BUDGETS and value is not None else value
+        return with_changes(self)
 
     @property
     def cost(self) -> int:

@@ -10,7 +10,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from rayclip import rng
 from rayclip.models.clip import Clip
 from rayclip.models.zeroshot import OtherEyes, SeveralPrompts, ZeroShot, class_prompts, clean_name
-from rayclip.settings import FILLED_IN, convert_all, settable, split_names
+from rayclip.settings import FILLED_IN, convert_all, settable, split_names, with_changes
 from rayclip.types import UserError
 
 Texts = tuple[tuple[str, ...], ...]
@@ -42,9 +42,7 @@ class Scorer(ABC):
     @property
     def label(self) -> str:
         """Its name, and the settings that are not the defaults, as a user would write them."""
-        changed = [f for f in fields(self) if f.name in self.settings() and getattr(self, f.name) != f.default]
-        settings = ",".join(f"{f.name}={getattr(self, f.name)}" for f in changed)
-        return f"{self.name}:{settings}" if settings else self.name
+        return with_changes(self)
 
     @property
     def cost(self) -> int:
