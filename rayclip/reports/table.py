@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 from rayclip.types import Row
 
 # Of an attack's settings, those that the line below a table names; labels say the rest, the results all
-_SHOWN = (
+SHOWN = (
     "parts iterations restarts targets queries steps step norm start stop substitutes k changes offset objective sets "
     "captions source scales noise"
 ).split()
@@ -119,7 +119,7 @@ def _protocol(rows: Sequence[Row]) -> str:
     described: dict[str, dict[bool, str]] = {}
     defenses: dict[str, str] = {}
     for row in (row for row in rows if row.attack != "worst"):
-        kept = ", ".join(f"{k} {v}" for k, v in row.protocol.items() if k in _SHOWN)
+        kept = ", ".join(f"{k} {v}" for k, v in row.protocol.items() if k in SHOWN)
         described.setdefault(row.attack, {}).setdefault(row.defense != "none", kept)
         if row.defense != "none":
             defenses[row.defense] = str(row.protocol["defense"])

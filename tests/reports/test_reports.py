@@ -4,7 +4,7 @@ import pyarrow as pa
 from PIL import Image
 from rich.console import Console
 
-from rayclip.evaluation.shard import _pngs
+from rayclip.evaluation.examples import pngs
 from rayclip.reports import example_grid, result_tables
 from rayclip.types import Row
 
@@ -75,9 +75,9 @@ def test_the_grid_shows_images_in_three_rows():
             "label": [0, 1],
             "clean_pred": [0, 1],
             "adv_pred": [1, 1],
-            "clean": _pngs(red),
-            "difference": _pngs(red * 0 + 0.5),
-            "adversarial": _pngs(green),
+            "clean": pngs(red),
+            "difference": pngs(red * 0 + 0.5),
+            "adversarial": pngs(green),
         }
     )
     image = Image.open(io.BytesIO(example_grid(examples, ["cat", "dog"], "title"))).convert("RGB")

@@ -1,0 +1,134 @@
+"""What a cell keeps besides verdicts, for people to look at: its first images before and after the attack, where the
+model looks, embeddings, and changed prompts. Small files, written with the batch that holds the first sample.
+
+Shapes: B batch, D embedding, C H W image.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rayclip.attacks import Adversarial
+from rayclip.models import Clip, ZeroShot
+from rayclip.models.attention import encode_with_patches, text_guided_attention
+from rayclip.store import Store
+from rayclip.types import UserError
+
+EXAMPLES = 8  # images kept per cell for the grid of clean, adversarial, difference
+EMBEDDED = 128  # images at most whose embeddings are kept, in half precision: 260 kB for 512 dimensions
+PROMPTS = 16  # changed prompts kept per cell
+
+
+def keep_examples(
+    store: Store,
+    folder: str,
+    victim: ZeroShot,
+    *,
+    ids: np.ndarray,
+    images_BCHW: Tensor,
+    labels_B: Tensor,
+    clean_logits: Tensor,
+    adv_logits: Tensor,
+    result: Adversarial,
+    prompts: Sequence[str] | None,
+    eps: float,
+) -> None:
+    """Write a cell's examples below `folder`: `texts.json` where prompts were changed; where images were, also
+    `images.parquet`, `features.parquet` and, of models that have such maps, `attention.parquet`.
+
+    Args:
+        victim: what is attacked, without defences; its model gives embeddings and maps.
+        prompts: adversarial class prompts; None where they were left alone.
+        eps: the budget that the difference is magnified to fill.
+    """
+    changed = changed_prompts(victim, labels_B, result, prompts)
+    if changed:
+        store.write_json(f"{folder}/texts.json", changed)
+    if result.images_BCHW is images_BCHW:
+        return
+    few = slice(0, EXAMPLES)
+    difference = (result.images_BCHW[few] - images_BCHW[few]) / (2 * max(eps, 1e-9)) + 0.5
+    store.write_table(
+        f"{folder}/images.parquet",
+        {
+            "sample_id": ids[few],
+            "label": labels_B[few].cpu().numpy(),
+            "clean_pred": clean_logits[few].argmax(1).cpu().numpy(),
+            "adv_pred": adv_logits[few].argmax(1).cpu().numpy(),
+            "clean": pngs(images_BCHW[few]),
+            "adversarial": pngs(result.images_BCHW[few]),
+            "difference": pngs(difference),
+        },
+    )
+    many = slice(0, EMBEDDED)
+    store.write_table(
+        f"{folder}/features.parquet",
+        {
+            "sample_id": ids[many],
+            "label": labels_B[many].cpu().numpy(),
+            "clean": _features(victim.clip, images_BCHW[many]),
+            "adversarial": _features(victim.clip, result.images_BCHW[many]),
+        },
+    )
+    maps = [attention_maps(victim, x[few], labels_B[few]) for x in (images_BCHW, result.images_BCHW)]
+    if maps[0] is not None:
+        store.write_table(
+            f"{folder}/attention.parquet", {"sample_id": ids[few], "clean": maps[0], "adversarial": maps[1]}
+        )
+
+
+def changed_prompts(
+    victim: ZeroShot, labels_B: Tensor, result: Adversarial, prompts: Sequence[str] | None
+) -> list[dict[str, str]]:
+    """The first prompts that an attack changed, with their classes: of the classes, or of the first images' classes
+    where every image has texts of its own."""
+    if prompts is not None:
+        owners = [name for i, name in enumerate(victim.class_names) for _ in victim.prompts_of(i)]
+        pairs = list(zip(owners, victim.prompts, prompts, strict=True))
+    else:
+        own = result.own_texts or ()
+        labels = labels_B.tolist()[: len(own)]
+        pairs = [
+            (victim.class_names[label], clean, adversarial)
+            for label, texts in zip(labels, own, strict=True)
+            for clean, adversarial in zip(victim.prompts_of(label), texts, strict=False)
+        ]
+    changed = [{"class": c, "clean": p, "adversarial": a} for c, p, a in dict.fromkeys(pairs) if p != a]
+    return changed[:PROMPTS]
+
+
+@torch.no_grad()
+def attention_maps(victim: ZeroShot, images_BCHW: Tensor, labels_B: Tensor) -> list[bytes] | None:
+    """Where images resemble their true class's prompts (`models.attention`), as grey PNGs of the model's input size;
+    None of a model without such maps."""
+    clip = victim.clip
+    texts = [clip.embed_texts(victim.prompts_of(label))[:1] for label in labels_B.tolist()]
+    try:
+        _, patches_BTD = encode_with_patches(clip, images_BCHW)
+        maps = text_guided_attention(clip, patches_BTD, torch.stack(texts))
+    except UserError:
+        return None
+    side = clip.image_size
+    return [_png(np.asarray(x)) for x in (maps.reshape(-1, side, side) * 255).round().byte().cpu().numpy()]
+
+
+@torch.no_grad()
+def _features(clip: Clip, images_BCHW: Tensor) -> pa.Array:
+    features = clip.encode_image(images_BCHW).to(torch.float16).cpu().numpy()
+    return pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
+
+
+def pngs(images_BCHW: Tensor) -> list[bytes]:
+    """RGB images in [0, 1] as PNG files."""
+    return [_png(x) for x in (images_BCHW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()

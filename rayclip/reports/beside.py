@@ -1,0 +1,265 @@
+"""Our numbers beside published ones: every CSV file in `published/` is a paper.
+
+Columns: `paper, table, method, train_dataset, shots, attack, dataset, metric, value`, and `protocol`: what the number
+stands on, as `KEY=VALUE` with blanks between, under the names that our results have for it. `model` is the untouched
+model, `datasets` those that an average is over. What a paper does not say is left out and not compared.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import PurePosixPath
+from typing import Any
+
+from rayclip.data.registry import find
+from rayclip.reports.build import accuracy, signed
+from rayclip.reports.document import Cell, Grid, Part
+from rayclip.reports.numbers import Attack, Number, Section, Subject, average
+from rayclip.reports.results import Model
+from rayclip.reports.table import heading
+from rayclip.types import UserError
+
+_COLUMNS = "paper table method train_dataset shots attack dataset metric value".split()
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_NOT_OURS = ("datasets", "attack", "model")  # of a protocol, what is compared by itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One number of a paper, in percent."""
+
+    table: str
+    method: str
+    train_dataset: str
+    shots: str
+    attack: str
+    dataset: str
+    metric: str
+    value: float
+    protocol: Mapping[str, str]
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        return tuple(self.protocol["datasets"].split("+")) if "datasets" in self.protocol else (self.dataset,)
+
+
+def papers() -> list[str]:
+    """The papers that have a file."""
+    folder = resources.files("rayclip.reports") / "published"
+    return sorted(entry.name.removesuffix(".csv") for entry in folder.iterdir() if entry.name.endswith(".csv"))
+
+
+def read_paper(text: str, name: str) -> list[Published]:
+    """The numbers of a paper's CSV.
+
+    Raises:
+        UserError: a column is missing, or a value is no number.
+    """
+    rows = csv.DictReader(io.StringIO(text))
+    missing = [column for column in _COLUMNS if column not in (rows.fieldnames or ())]
+    if missing:
+        raise UserError(f"published numbers '{name}' lack the column {missing[0]}: write {', '.join(_COLUMNS)}.")
+    try:
+        return [
+            Published(
+                **{k: row[k] for k in _COLUMNS[1:-1]},
+                value=float(row["value"]),
+                protocol=dict(pair.split("=", 1) for pair in (row.get("protocol") or "").split()),
+            )
+            for row in rows
+        ]
+    except ValueError as error:
+        raise UserError(f"published numbers '{name}', line {rows.line_num}: {error}.") from None
+
+
+def beside(sections: Sequence[Section], wanted: Sequence[str]) -> list[Part]:
+    """A part for each `PAPER:TABLE`, or for every table of `PAPER`.
+
+    Raises:
+        UserError: there is no such paper or table.
+    """
+    return [_part(sections, paper, table, rows) for choice in wanted for paper, table, rows in _chosen(choice)]
+
+
+def _chosen(choice: str) -> Iterator[tuple[str, str, list[Published]]]:
+    paper, _, table = choice.partition(":")
+    if paper not in papers():
+        raise UserError(f"--against '{choice}': there is no paper '{paper}', only {', '.join(papers())}.")
+    file = resources.files("rayclip.reports") / "published" / f"{paper}.csv"
+    rows = read_paper(file.read_text(encoding="utf-8"), paper)
+    tables = list(dict.fromkeys(row.table for row in rows))
+    if table and table not in tables:
+        raise UserError(f"--against '{choice}': {paper} has no table {table}, only {', '.join(tables)}.")
+    for name in [table] if table else tables:
+        yield paper, name, [row for row in rows if row.table == name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Match:
+    subject: Subject
+    dataset: str
+    attack: Attack
+    ours: Number
+    theirs: Published
+    differs: str
+
+
+def _part(sections: Sequence[Section], paper: str, table: str, rows: Sequence[Published]) -> Part:
+    found = [match for row in rows for section in sections for match in _matches(section, row)]
+    title = f"Beside {paper}, table {table}"
+    if not found:
+        return Part(title=title, text=(_nothing(sections, rows),))
+    letters: dict[str, str] = {}
+    for match in (m for m in found if m.differs):
+        letters.setdefault(match.differs, _letter(len(letters)))
+    alike = sum(not match.differs for match in found)
+    lines = [
+        (
+            m.subject.name,
+            (
+                Cell(text=m.dataset),
+                Cell(text=heading(m.attack.label)),
+                accuracy(m.ours),
+                Cell(text=f"{m.theirs.value:.2f}", value=m.theirs.value),
+                _difference(m),
+                Cell(text=letters.get(m.differs, "")),
+            ),
+        )
+        for m in found
+    ]
+    grid = Grid(
+        name=f"{paper}-{table}",
+        title=f"ours and those of {paper}, table {table}: accuracy in %",
+        header=("model", "data set", "attack", "ours", "theirs", "difference", "differs"),
+        rows=tuple(lines),
+        notes=(
+            f"the protocol matches in {alike} of {len(found)} numbers; there the difference is ours minus theirs",
+            *(f"{letter}: {what}" for what, letter in letters.items()),
+        ),
+    )
+    return Part(title=title, grids=(grid,))
+
+
+def _difference(match: _Match) -> Cell:
+    if match.differs:
+        return Cell()
+    gap = match.ours.top1 - match.theirs.value
+    return Cell(text=signed(gap), value=gap)
+
+
+def _letter(index: int) -> str:
+    turns, place = divmod(index, len(_LETTERS))
+    return _LETTERS[place] * (turns + 1)
+
+
+def _matches(section: Section, row: Published) -> Iterator[_Match]:
+    """Of each model that the row is about, the attack that is the most like the paper's."""
+    if row.metric != "top1":
+        return
+    by_name = {plain_dataset(d): d for d in section.datasets}
+    if not all(d in by_name for d in row.datasets):
+        return
+    for subject in section.subjects:
+        if not _is_about(row, subject):
+            continue
+        candidates = []
+        for attack in section.attacks:
+            if not _same_kind(row, attack):
+                continue
+            numbers = [section.number(subject, by_name[d], attack) for d in row.datasets]
+            present = [number for number in numbers if number is not None]
+            if len(present) == len(numbers):
+                ours = present[0] if len(present) == 1 and "datasets" not in row.protocol else average(present)
+                candidates.append((_differences(section, subject, attack, row, by_name, numbers), attack, ours))
+        if candidates:
+            differences, attack, ours = min(candidates, key=lambda c: len(c[0]))
+            yield _Match(
+                subject=subject,
+                dataset=row.dataset,
+                attack=attack,
+                ours=ours,
+                theirs=row,
+                differs=", ".join(differences),
+            )
+
+
+def _is_about(row: Published, subject: Subject) -> bool:
+    if subject.defense != "none" or subject.scorer != "template" or subject.model.spec.startswith("mix:"):
+        return False
+    model = subject.model
+    if model.method is None:
+        return row.train_dataset == "none" and model.lineage is None
+    shots = "full" if model.shots is None else str(model.shots)
+    trained_on = plain_dataset(model.trained_on or "")
+    return (_letters(row.method), row.shots, row.train_dataset) == (_letters(_method(model)), shots, trained_on)
+
+
+def _method(model: Model) -> str:
+    """Its name as papers write it: an ablation of MMCoA's losses is not MMCoA."""
+    settings = model.config.get("method") or {}
+    if settings.get("lambda_txt") == 0:
+        return f"{model.method} (image loss only)"
+    return f"{model.method} (text loss only)" if settings.get("lambda_img") == 0 else str(model.method)
+
+
+def _same_kind(row: Published, attack: Attack) -> bool:
+    wanted = row.protocol.get("attack")
+    return attack.settings["attack"] == wanted if wanted else attack.kind == row.attack
+
+
+def _differences(
+    section: Section,
+    subject: Subject,
+    attack: Attack,
+    row: Published,
+    by_name: Mapping[str, str],
+    numbers: Sequence[Number | None],
+) -> list[str]:
+    """What of the published protocol ours is not, each as `steps 10, theirs 100`."""
+    entry = section.get(subject, by_name[row.datasets[0]], attack)
+    ours: dict[str, Any] = {**section.shared, **attack.settings, **(entry.cells[0].protocol if entry else {})}
+    found = []
+    base = str(subject.model.config.get("model") or subject.model.spec)
+    if "model" in row.protocol and base != row.protocol["model"]:
+        found.append(f"model {PurePosixPath(base).name if '/' in base else base}, theirs {row.protocol['model']}")
+    for key, theirs in row.protocol.items():
+        if key not in _NOT_OURS and str(ours.get(key, "none")) != theirs:
+            found.append(f"{key.replace('_', ' ')} {ours.get(key, 'none')}, theirs {theirs}")
+    for name, number in zip(row.datasets, numbers, strict=True):
+        size = _evaluated(name)
+        if number is not None and size is not None and number.n != size:
+            found.append(f"{number.n:,} of the {size:,} images of {name}")
+    return found
+
+
+def _evaluated(dataset: str) -> int | None:
+    """How many images the papers evaluate of a data set; None of one that we do not know."""
+    try:
+        known = find(dataset)
+    except UserError:
+        return None
+    return known.splits.get(known.evaluated)
+
+
+def _nothing(sections: Sequence[Section], rows: Sequence[Published]) -> str:
+    theirs = sorted({d for row in rows for d in row.datasets})
+    ours = sorted({d for section in sections for d in section.datasets})
+    if not {plain_dataset(d) for d in ours} & set(theirs):
+        return f"Nothing to compare: the table is about {', '.join(theirs)}, these results about {', '.join(ours)}."
+    kinds = sorted({f"{r.method} ({r.train_dataset}, {r.shots})" for r in rows if r.train_dataset != "none"})
+    return (
+        f"Nothing to compare: no model here is one of the table's. It has the untouched model and {', '.join(kinds)}."
+    )
+
+
+def plain_dataset(name: str) -> str:
+    """A data set's name without the file, split or part that was taken of it: `cifar10` of `cifar10-test`."""
+    stem = PurePosixPath(name.partition("#")[0]).name.removesuffix(".parquet")
+    return re.sub(r"[-_](train|test|val|validation)$", "", stem)
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())

@@ -1,0 +1,316 @@
+"""A report from results: tables in the papers' shape, what they stand on, and who differs from whom."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rayclip.reports.document import Cell, Document, Figure, Grid, Part
+from rayclip.reports.numbers import AVERAGE, Attack, Entry, Number, Section, Subject, sections
+from rayclip.reports.results import Results, natural
+from rayclip.reports.table import SHOWN, heading
+from rayclip.types import UserError
+
+SIGNIFICANT = 0.05
+_ALL_PAIRS = 60_000  # so many comparisons are embedded in a page; of more models only those with the baseline
+
+
+def build(
+    results: Results,
+    *,
+    baseline: str | None = None,
+    against: Callable[[Sequence[Section]], Sequence[Part]] = lambda found: (),
+    figures: Callable[[Section], Sequence[Figure]] = lambda section: (),
+    pairs: bool = False,
+) -> Document:
+    """The report of everything in `results`.
+
+    Args:
+        baseline: the model that others are compared with; the best one where it is None.
+        against: makes the parts that stand beside published numbers (`beside.beside`).
+        figures: makes a section's figures.
+        pairs: also count what a page needs to compare any two models.
+
+    Raises:
+        UserError: there is no model `baseline`.
+    """
+    found = sections(results)
+    parts: list[Part] = []
+    for i, section in enumerate(found, 1):
+        title = "Results" if len(found) == 1 else f"Results: {said(section.shared)}"
+        parts.append(Part(title=title, grids=tuple(accuracy_grids(section))))
+        with_whom = _baseline(section, baseline)
+        if with_whom is not None and len(section.subjects) > 1:
+            parts.append(Part(title=f"Compared with {with_whom.name}", grids=(significance_grid(section, with_whom),)))
+        drawn = tuple(f if i == 1 else replace(f, name=f"{f.name}-section{i}") for f in figures(section))
+        if drawn:
+            parts.append(Part(title="Figures", figures=drawn))
+    if baseline is not None and not any(_baseline(s, baseline) for s in found):
+        names = sorted({s.name for section in found for s in section.subjects}, key=natural)
+        raise UserError(f"there is no model '{baseline}' in these results: they have {', '.join(names[:12])}.")
+    parts += against(found)
+    return Document(
+        title="Robustness report",
+        summary=(_summary(found), *results.notes),
+        parts=tuple(parts),
+        lines=tuple(line for section in found for line in _lines(section, _baseline(section, baseline))),
+        pairs=tuple(_pairs(section, _baseline(section, baseline)) for section in found) if pairs else (),
+    )
+
+
+def accuracy_grids(section: Section) -> Iterator[Grid]:
+    """One data set: a column an attack. Several: the averages, then for each attack a column a data set."""
+    overall = section.overall
+    several = overall == AVERAGE
+    title = f"average over {len(section.datasets)} data sets" if several else overall
+    yield _grid(
+        section,
+        name=f"accuracy-{'average' if several else overall}",
+        title=f"{title}: accuracy in %",
+        columns=[(heading(a.label), overall, a) for a in section.attacks],
+        notes=["the average gives every data set the same weight"] if several else [],
+    )
+    if several:
+        for attack in section.attacks:
+            yield _grid(
+                section,
+                name=f"accuracy-{attack.label}",
+                title=f"{heading(attack.label)}: accuracy in %",
+                columns=[(dataset, dataset, attack) for dataset in section.columns],
+                notes=[],
+            )
+
+
+def _grid(
+    section: Section, *, name: str, title: str, columns: Sequence[tuple[str, str, Attack]], notes: Sequence[str]
+) -> Grid:
+    numbers = {
+        subject: [section.number(subject, dataset, attack) for _, dataset, attack in columns]
+        for subject in section.subjects
+    }
+    ranked = [[x.top1 for x in column if x is not None] for column in zip(*numbers.values(), strict=True)]
+    rows, partial = [], False
+    for subject, row in numbers.items():
+        cells = []
+        for number, values, (_, dataset, attack) in zip(row, ranked, columns, strict=True):
+            entry = section.get(subject, dataset, attack)
+            fewer = entry is not None and entry.partial
+            partial |= fewer
+            best = len(values) > 1 and number is not None and number.top1 == max(values)
+            cells.append(accuracy(number, best=best, mark="†" if fewer else ""))
+        rows.append((subject.name, tuple(cells)))
+    attacks = list(dict.fromkeys(attack for _, _, attack in columns))
+    used = [e for s in section.subjects for d in section.datasets for a in attacks if (e := section.get(s, d, a))]
+    return Grid(
+        name=name,
+        title=title,
+        header=("model", *(column for column, _, _ in columns)),
+        rows=tuple(rows),
+        notes=(
+            *_sizes(used),
+            *notes,
+            *(["† over fewer attacks than the others of its column"] if partial else []),
+            *attack_notes(section, attacks),
+            *_defense_notes(section),
+            said(section.shared),
+        ),
+    )
+
+
+def accuracy(number: Number | None, *, best: bool = False, mark: str = "") -> Cell:
+    """`70.8` with its interval `66–75`."""
+    if number is None:
+        return Cell()
+    text = "100" if number.top1 == 100 else f"{number.top1:.1f}"
+    return Cell(text=text + mark, note=f"{number.low:.0f}–{number.high:.0f}", value=number.top1, best=best)
+
+
+def significance_grid(section: Section, baseline: Subject) -> Grid:
+    """Each model minus the baseline, with McNemar's test: a column an attack, or on several data sets a column a data
+    set under the main attack."""
+    several = len(section.datasets) > 1
+    columns = (
+        [(d, d, section.main) for d in section.datasets]
+        if several
+        else [(heading(a.label), section.datasets[0], a) for a in section.attacks]
+    )
+    rows = []
+    for subject in (s for s in section.subjects if s != baseline):
+        cells = []
+        for _, dataset, attack in columns:
+            found = section.compare(subject, baseline, dataset, attack)
+            if found is None:
+                cells.append(Cell())
+                continue
+            cells.append(
+                Cell(
+                    text=signed(found.difference),
+                    note=spell_p(found.p),
+                    value=found.difference,
+                    best=found.p < SIGNIFICANT,
+                )
+            )
+        rows.append((subject.name, tuple(cells)))
+    under = f" under {heading(section.main.label)}" if several else ""
+    return Grid(
+        name=f"mcnemar-{section.main.label if several else section.datasets[0]}",
+        title=f"difference to {baseline.name}{under} in percentage points",
+        header=("model", *(column for column, _, _ in columns)),
+        rows=tuple(rows),
+        notes=(
+            "on the same samples; p of McNemar's exact test, two-sided, not corrected for the number of comparisons",
+            f"bold: p < {SIGNIFICANT}",
+        ),
+    )
+
+
+def signed(difference: float) -> str:
+    """`+3.1`, `−0.4`, `0.0`."""
+    text = f"{difference:+.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text
+
+
+def spell_p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _baseline(section: Section, name: str | None) -> Subject | None:
+    if name is None:
+        return section.best()
+    return next((s for s in section.subjects if name in (s.name, s.model.spec)), None)
+
+
+def said(shared: Mapping[str, Any]) -> str:
+    return (
+        f"prompt '{shared['template']}', {shared.get('class_names') or 'curated'} class names, "
+        f"{shared['resolution']} resolution, seed {shared['seed']}"
+    )
+
+
+def _sizes(entries: Iterable[Entry]) -> list[str]:
+    sizes = sorted({entry.number.n for entry in entries})
+    if not sizes:
+        return []
+    spelled = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    return [f"n = {spelled} samples, 95 % Wilson intervals, best in bold"]
+
+
+def attack_notes(section: Section, attacks: Sequence[Attack]) -> list[str]:
+    """The settings of each attack, and where they differ on defended models."""
+    notes = []
+    for attack in attacks:
+        if attack.kind == "worst":
+            of = ", ".join(heading(label) for label in attack.settings["of"] if label != "clean")
+            notes.append(f"{heading(attack.label)}: right under every one of {of}, per sample")
+            continue
+        described: dict[str, list[str]] = {}
+        for subject in section.subjects:
+            for dataset in section.datasets:
+                entry = section.get(subject, dataset, attack)
+                if entry is None:
+                    continue
+                protocol = entry.cells[0].protocol
+                kept = ", ".join(f"{k} {v}" for k, v in protocol.items() if k in SHOWN)
+                kept += f", {protocol['precision']}" if kept and protocol.get("precision", "fp32") != "fp32" else ""
+                where = "defended models" if subject.defense != "none" else "undefended models"
+                if where not in described.setdefault(kept, []):
+                    described[kept].append(where)
+        for kept, whom in described.items():
+            only = f" on {whom[0]}" if len(described) > 1 and len(whom) == 1 else ""
+            notes += [f"{heading(attack.label)}{only}: {kept}"] if kept else []
+    return notes
+
+
+def _defense_notes(section: Section) -> list[str]:
+    described = {e.cells[0].defense: str(e.cells[0].protocol.get("defense")) for e in section.entries.values()}
+    del_none = {label: whole for label, whole in described.items() if label != "none"}
+    if not del_none:
+        return []
+    notes = [f"{label}: {whole}" for label, whole in del_none.items() if whole != label]
+    draws = max(e.cells[0].protocol.get("draws", 1) for e in section.entries.values())
+    notes.append("attacks ignore the defence unless a column says how they go through it")
+    return notes + ([f"through a random defence each query averages {draws} draws"] if draws > 1 else [])
+
+
+def _summary(found: Sequence[Section]) -> str:
+    def several(count: int, what: str) -> str:
+        return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+    models = len({s.key for section in found for s in section.subjects})
+    datasets = len({d for section in found for d in section.datasets})
+    attacks = len({a.label for section in found for a in section.attacks if a.kind not in ("clean", "worst")})
+    verdicts = sum(e.number.n for section in found for e in section.entries.values() if len(e.cells) == 1)
+    return (
+        f"{several(models, 'model')} on {several(datasets, 'data set')} under {several(attacks, 'attack')}: "
+        f"{several(verdicts, 'verdict')}."
+    )
+
+
+def _lines(section: Section, baseline: Subject | None) -> Iterator[dict[str, Any]]:
+    """One line a number, averages and worst cases included."""
+    for subject in section.subjects:
+        for attack in section.attacks:
+            for dataset in section.columns:
+                number = section.number(subject, dataset, attack)
+                if number is None:
+                    continue
+                entry = section.get(subject, dataset, attack)
+                settings = attack.settings if entry is None or len(entry.cells) != 1 else entry.cells[0].protocol
+                versus = None
+                if entry is not None and baseline is not None and subject != baseline:
+                    versus = section.compare(subject, baseline, dataset, attack)
+                yield {
+                    "model": subject.name,
+                    "spec": subject.model.spec,
+                    "fingerprint": subject.model.fingerprint,
+                    "method": subject.model.method or "",
+                    "trained_on": subject.model.trained_on or "",
+                    "shots": _shots(subject),
+                    "scorer": subject.scorer,
+                    "defense": subject.defense,
+                    "dataset": dataset,
+                    "attack": attack.label,
+                    "kind": attack.kind,
+                    "eps": settings.get("eps", ""),
+                    "norm": attack.norm if attack.eps is not None else "",
+                    "n": number.n,
+                    "top1": f"{number.top1:.4f}",
+                    "ci_low": f"{number.low:.4f}",
+                    "ci_high": f"{number.high:.4f}",
+                    "baseline": "" if versus is None or baseline is None else baseline.name,
+                    "only_this_right": "" if versus is None else versus.first,
+                    "only_baseline_right": "" if versus is None else versus.second,
+                    "p": "" if versus is None else f"{versus.p:.3g}",
+                    "protocol": json.dumps({**section.shared, **settings}),
+                    "cells": "" if entry is None else "+".join(cell.id for cell in entry.cells),
+                }
+
+
+def _shots(subject: Subject) -> str:
+    if subject.model.method is None:
+        return ""
+    return "full" if subject.model.shots is None else str(subject.model.shots)
+
+
+def _pairs(section: Section, baseline: Subject | None) -> dict[str, Any]:
+    """Counts of samples that only one of two models gets right, `[first, second, only first, only second, n]` by
+    column; every pair, or where those are too many each model with the baseline."""
+    columns = [(d, a) for d in section.datasets for a in section.attacks]
+    subjects = section.subjects
+    index = {s: i for i, s in enumerate(subjects)}
+    if len(subjects) * (len(subjects) - 1) // 2 * len(columns) <= _ALL_PAIRS:
+        chosen = [(a, b) for i, a in enumerate(subjects) for b in subjects[i + 1 :]]
+    else:
+        chosen = [(s, baseline) for s in subjects if baseline is not None and s != baseline]
+    counts = []
+    for one, two in chosen:
+        for c, (dataset, attack) in enumerate(columns):
+            found = section.compare(one, two, dataset, attack)
+            if found is not None:
+                counts.append([index[one], index[two], c, found.first, found.second, found.n])
+    return {
+        "models": [s.name for s in subjects],
+        "columns": [[d, heading(a.label)] for d, a in columns],
+        "counts": counts,
+        "baseline": None if baseline is None else index[baseline],
+    }

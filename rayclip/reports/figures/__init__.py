@@ -1,0 +1,22 @@
+"""Figures of a report, each only where its data are there. One file a kind; `style` draws and writes them."""
+
+from rayclip.reports.document import Figure
+from rayclip.reports.figures.bars import bars
+from rayclip.reports.figures.curves import over_eps, over_shots, over_steps
+from rayclip.reports.figures.embeddings import tsne
+from rayclip.reports.figures.pictures import attention, grids
+from rayclip.reports.figures.style import Kept, as_svg, write_figure
+from rayclip.reports.figures.texts import changed_prompts
+from rayclip.reports.figures.tradeoff import tradeoff
+from rayclip.reports.numbers import Section
+from rayclip.reports.results import Results
+
+__all__ = ["as_svg", "section_figures", "write_figure"]
+
+
+def section_figures(results: Results, section: Section) -> list[Figure]:
+    """Everything that can be drawn of a section."""
+    kept = Kept(results, section)
+    makers = (over_shots, over_eps, over_steps, tradeoff, bars)
+    drawn = [figure for make in makers for figure in make(section)]
+    return drawn + [f for make in (tsne, grids, attention, changed_prompts) for f in make(kept)]

@@ -1,0 +1,192 @@
+"""Accuracy over shots, over eps and over training steps: one panel an attack, one line a model or method."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from rayclip.reports.document import Figure
+from rayclip.reports.figures.style import MARKERS, MUTED, SERIES, few, label_ends, panels, percent_axis, short
+from rayclip.reports.numbers import AVERAGE, Attack, Number, Section, Subject
+from rayclip.reports.table import heading
+
+Line = list[tuple[float, Number]]  # x and y of one line's points, x ascending
+_MOST = 7  # lines of a panel
+
+
+def over_shots(section: Section) -> list[Figure]:
+    """Methods that were trained on different numbers of images a class."""
+    series: dict[str, dict[int | None, Subject]] = {}
+    for subject in section.subjects:
+        if subject.model.method is not None and "mix:" not in subject.model.spec:
+            name = " ".join(re.sub(r"\b(\d+-shot|full)(?= |$)", "", subject.name).split()) or str(subject.model.method)
+            series.setdefault(name, {})[subject.model.shots] = subject
+    series = {name: members for name, members in series.items() if len(members) > 1}
+    if not series:
+        return []
+    shots = sorted({s for m in series.values() for s in m}, key=lambda s: (s is None, s))
+    ticks = {float(i): "full" if s is None else str(s) for i, s in enumerate(shots)}
+    at = {s: float(i) for i, s in enumerate(shots)}
+    lines = {
+        name: {at[s]: subject for s, subject in sorted(members.items(), key=lambda item: at[item[0]])}
+        for name, members in series.items()
+    }
+    return [
+        _figure(
+            section,
+            "shots",
+            "Accuracy over training images a class",
+            "training images a class",
+            lines,
+            ticks,
+            flat=_untouched(section),
+        )
+    ]
+
+
+def over_steps(section: Section) -> list[Figure]:
+    """Checkpoints of one training run; its start is the model that it fine-tuned."""
+    runs: dict[str, dict[float, Subject]] = {}
+    names: dict[str, str] = {}
+    by_fingerprint = {s.model.fingerprint: s for s in section.subjects if s.defense == "none"}
+    for subject in section.subjects:
+        lineage = subject.model.lineage or {}
+        if subject.defense != "none" or "step" not in lineage or "digest" not in lineage:
+            continue
+        run = f"{lineage['digest']} {subject.scorer}"
+        runs.setdefault(run, {})[float(lineage["step"])] = subject
+        names[run] = re.sub(r" epoch \d+$", "", subject.name)
+        start = by_fingerprint.get(subject.model.config.get("model_fingerprint", ""))
+        if start is not None:
+            runs[run][0.0] = start
+    lines = {names[r]: dict(sorted(members.items())) for r, members in runs.items() if sum(x > 0 for x in members) > 1}
+    if not lines:
+        return []
+    return [_figure(section, "steps", "Accuracy over training steps", "training step", lines, {})]
+
+
+def over_eps(section: Section) -> list[Figure]:
+    """Attacks that were run within several budgets; at 0 stands the clean accuracy."""
+    families: dict[str, dict[float, Attack]] = {}
+    clean = next((a for a in section.attacks if a.kind == "clean"), None)
+    for attack in section.attacks:
+        if attack.eps is not None:
+            families.setdefault(re.sub(r"_eps[\d.]+", "", attack.label), {})[_in_255ths(attack.eps)] = attack
+    families = {name: members for name, members in families.items() if len(members) > 1}
+    if not families:
+        return []
+    subjects = few(section, _MOST)
+
+    def line(subject: Subject, members: Mapping[float, Attack]) -> Line:
+        wanted = {**({0.0: clean} if clean is not None else {}), **dict(sorted(members.items()))}
+        return [(x, n) for x, a in wanted.items() if (n := section.number(subject, section.overall, a)) is not None]
+
+    def draw() -> Canvas:
+        canvas, axes = panels(len(families))
+        for ax, (name, members) in zip(axes, families.items(), strict=True):
+            _lines(ax, {s.name: line(s, members) for s in subjects}, label=ax is axes[-1])
+            ax.set_title(name.replace("_", " "))
+            ax.set_xlabel("budget in 1/255")
+        axes[0].set_ylabel("accuracy in %")
+        return canvas
+
+    return [
+        Figure(
+            name="eps",
+            title=f"Accuracy over the attack's budget, {where(section)}",
+            caption=f"Bands are 95 % intervals.{left_out(section, subjects)}",
+            alt=f"Lines of {len(subjects)} models, accuracy against the attack's budget, a panel for each of "
+            f"{', '.join(name.replace('_', ' ') for name in families)}. The tables hold the numbers.",
+            draw=draw,
+        )
+    ]
+
+
+def _figure(
+    section: Section,
+    name: str,
+    title: str,
+    xlabel: str,
+    lines: Mapping[str, Mapping[float, Subject]],
+    ticks: Mapping[float, str],
+    flat: Subject | None = None,
+) -> Figure:
+    shown = dict(list(lines.items())[:_MOST])
+    attacks = _panel_attacks(section)
+
+    def points(members: Mapping[float, Subject], attack: Attack) -> Line:
+        return [(x, n) for x, s in members.items() if (n := section.number(s, section.overall, attack)) is not None]
+
+    def draw() -> Canvas:
+        canvas, axes = panels(len(attacks))
+        across = min(3, len(attacks))
+        for i, (ax, attack) in enumerate(zip(axes, attacks, strict=True)):
+            level = section.number(flat, section.overall, attack) if flat is not None else None
+            found = {name: points(members, attack) for name, members in shown.items()}
+            _lines(ax, found, label=True, level=None if level is None else level.top1)
+            ax.set_title(heading(attack.label))
+            if ticks:
+                ax.set_xticks(list(ticks), list(ticks.values()))
+            if i >= len(attacks) - across:
+                ax.set_xlabel(xlabel)
+            if i % across == 0:
+                ax.set_ylabel("accuracy in %")
+        return canvas
+
+    note = f" Dotted: {flat.name}." if flat is not None else ""
+    more = f" {len(lines) - _MOST} more are in the tables." if len(lines) > _MOST else ""
+    return Figure(
+        name=name,
+        title=f"{title}, {where(section)}",
+        caption=f"Bands are 95 % intervals.{note}{more}",
+        alt=f"Lines of {', '.join(shown)}: accuracy against {xlabel}, a panel for each of "
+        f"{', '.join(heading(a.label) for a in attacks)}. The tables hold the numbers.",
+        draw=draw,
+    )
+
+
+def _lines(ax: Axes, lines: Mapping[str, Line], *, label: bool, level: float | None = None) -> None:
+    ends, values = [], [level or 0.0]
+    for i, (name, points) in enumerate(lines.items()):
+        if not points:
+            continue
+        x, y = [p[0] for p in points], [p[1].top1 for p in points]
+        colour, marker = SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
+        ax.fill_between(
+            x, [p[1].low for p in points], [p[1].high for p in points], color=colour, alpha=0.13, linewidth=0
+        )
+        ax.plot(x, y, color=colour, marker=marker, markeredgecolor="none")
+        ends.append((x[-1], y[-1], short(name), colour))
+        values += [p[1].high for p in points]
+    if level is not None:
+        ax.axhline(level, color=MUTED, linestyle=":", linewidth=1.4)
+    percent_axis(ax, values)
+    ax.grid(visible=False, axis="x")
+    if label:
+        label_ends(ax, ends)
+
+
+def _panel_attacks(section: Section) -> list[Attack]:
+    """At most six: clean, worst cases, and of the rest the first."""
+    ends = [a for a in section.attacks if a.kind in ("clean", "worst")]
+    rest = [a for a in section.attacks if a not in ends][: max(0, 6 - len(ends))]
+    return [a for a in section.attacks if a in ends[:6] or a in rest]
+
+
+def _untouched(section: Section) -> Subject | None:
+    return next((s for s in section.subjects if s.model.method is None and s.defense == "none"), None)
+
+
+def where(section: Section) -> str:
+    return f"average of {len(section.datasets)} data sets" if section.overall == AVERAGE else section.overall
+
+
+def left_out(section: Section, subjects: Sequence[Subject]) -> str:
+    more = len(section.subjects) - len(subjects)
+    return f" {more} more models are in the tables." if more else ""
+
+
+def _in_255ths(eps: str) -> float:
+    numerator, _, denominator = eps.partition("/")
+    return 255 * float(numerator) / float(denominator or 1)

@@ -1,0 +1,190 @@
+"""How every figure looks, and how it becomes a file or a part of a page.
+
+Colours are Okabe and Ito's, darkened until each has a contrast of 4.5 on white; every series has a marker too, so that
+nothing hangs on colour alone. A page gives the same names lighter values in the dark (`static/page.css`).
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from rayclip.reports.document import Figure
+from rayclip.reports.numbers import Attack, Entry, Section, Subject
+from rayclip.reports.results import Results
+from rayclip.store import Store
+
+INK, MUTED, GRID, PAPER = "#1b1f24", "#57606a", "#e3e7eb", "#ffffff"
+SERIES = ("#0072b2", "#c44e00", "#007d5c", "#a4447d", "#8a6500", "#3f4a55", "#2b83ba")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+RIGHT, WRONG = SERIES[2], SERIES[1]
+_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {c: f"c{i}" for i, c in enumerate(SERIES, 1)}
+_RC = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.0,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": "cycler('color', ['#0072b2'])",
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5.5,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "figure.constrained_layout.use": True,
+    "image.interpolation": "nearest",
+}
+
+
+def style() -> Any:
+    """The context that figures are made in."""
+    return rc_context(_RC)
+
+
+def panels(count: int, *, columns: int = 3, width: float = 3.0, height: float = 2.6) -> tuple[Canvas, list[Axes]]:
+    """A canvas with `count` axes in rows of at most `columns`. Inches."""
+    across = min(count, columns)
+    down = -(-count // across)
+    canvas = Canvas(figsize=(max(4.2, width * across), height * down))
+    grid = canvas.subplots(down, across, squeeze=False)
+    axes = list(grid.flat)
+    for spare in axes[count:]:
+        spare.remove()
+    return canvas, axes[:count]
+
+
+def percent_axis(axes: Axes, values: Sequence[float], label: str = "") -> None:
+    """From 0 to a little above the highest value, in percent."""
+    axes.set_ylim(0, min(104, max([*values, 5]) * 1.12))
+    axes.set_ylabel(label)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Names at the right ends of lines, moved apart where they would touch. `ends` are (x, y, name, colour)."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * 0.075
+    placed: list[tuple[float, float, str, str, float]] = []
+    for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
+        at = max(y, placed[-1][4] + gap) if placed else y
+        placed.append((x, y, name, colour, at))
+    over = max((p[4] for p in placed), default=low) - high
+    for x, _, name, colour, at in placed:
+        axes.annotate(
+            name,
+            (x, at - max(0.0, over)),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=8.5,
+            annotation_clip=False,
+        )
+
+
+def short(name: str, length: int = 22) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def few(section: Section, most: int) -> list[Subject]:
+    """The subjects to draw where all would be too many: those without training first, then the best."""
+    if len(section.subjects) <= most:
+        return list(section.subjects)
+
+    def value(subject: Subject) -> float:
+        number = section.number(subject, section.overall, section.main)
+        return -1.0 if number is None else number.top1
+
+    untouched = [s for s in section.subjects if s.model.method is None and s.defense == "none"][:1]
+    best = sorted((s for s in section.subjects if s not in untouched), key=value, reverse=True)
+    chosen = {*untouched, *best[: most - len(untouched)]}
+    return [s for s in section.subjects if s in chosen]
+
+
+class Kept:
+    """Which cell's examples to show: of an untouched model and of the best one, on the first data set, under the
+    strongest attack on images that examples were kept of."""
+
+    def __init__(self, results: Results, section: Section) -> None:
+        self.results, self.section = results, section
+        self.subjects = few(section, 2)
+
+    def entries(self, kinds: Sequence[str]) -> list[tuple[Subject, str, Attack, Entry]]:
+        """One for each subject: the first data set and the last attack of the first of these kinds."""
+        for kind in kinds:
+            for attack in reversed([a for a in self.section.attacks if a.kind == kind]):
+                for dataset in self.section.datasets:
+                    found = [
+                        (s, dataset, attack, e) for s in self.subjects if (e := self.section.get(s, dataset, attack))
+                    ]
+                    if found:
+                        return found
+        return []
+
+
+def as_svg(figure: Figure) -> str:
+    """A figure as an `<svg>` element that takes its colours from the page, with text as text."""
+    svg = _bytes(figure, "svg", {"svg.fonttype": "none"}, transparent=True).decode()
+    svg = svg[svg.index("<svg") :]
+    for colour, name in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    svg = svg.replace("'DejaVu Sans'", "system-ui, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans'")
+    prefix = re.sub(r"\W+", "-", figure.name)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = svg.replace("url(#", f"url(#{prefix}-").replace('href="#', f'href="#{prefix}-')
+    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+
+
+def write_figure(figure: Figure, folder: Path) -> dict[str, Path]:
+    """SVG, PDF and PNG below `folder`, each there whole or not at all; their paths by ending."""
+    store = Store(str(folder.absolute()))
+    paths = {}
+    for form in ("svg", "pdf", "png"):
+        name = f"{figure.name}.{form}"
+        store.write(name, _bytes(figure, form, {"svg.fonttype": "path"}))
+        paths[form] = store.path(name)
+    return paths
+
+
+def _bytes(figure: Figure, form: str, rc: dict[str, Any], *, transparent: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    with style(), rc_context({**rc, "svg.hashsalt": figure.name}):
+        canvas = figure.draw()
+        canvas.savefig(
+            buffer,
+            format=form,
+            dpi=200,
+            bbox_inches="tight",
+            pad_inches=0.05,
+            transparent=transparent,
+            metadata=dates[form],
+        )
+    return buffer.getvalue()
+
+
+def decode(png: bytes) -> np.ndarray:
+    """An image file as pixels."""
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(png)))

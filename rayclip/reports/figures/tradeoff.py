@@ -1,0 +1,183 @@
+"""Clean against robust accuracy: what a point of robustness costs."""
+
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure as Canvas
+
+from rayclip.models.mixing import PREFIX, parse_mix
+from rayclip.reports.document import Figure
+from rayclip.reports.figures.curves import where
+from rayclip.reports.figures.style import INK, MARKERS, MUTED, PAPER, SERIES, short
+from rayclip.reports.numbers import Number, Section, Subject
+from rayclip.reports.table import heading
+
+_TYPE = 8.0  # size of the names
+_OFFSETS = tuple(  # of a name from its point, in points; nearest first
+    (dx * far, dy * far)
+    for far in (8, 13)
+    for dx, dy in ((1, 0), (-1, 0), (0, 1.2), (0, -1.2), (1, 1), (-1, 1), (1, -1), (-1, -1))
+)
+Box = tuple[float, float, float, float]
+
+
+def tradeoff(section: Section) -> list[Figure]:
+    """Every model as a point, the Pareto front, and a curve through the weights between two models."""
+    clean = next((a for a in section.attacks if a.kind == "clean"), None)
+    robust = section.main
+    if clean is None or robust.kind == "clean":
+        return []
+    found = {
+        s: (section.number(s, section.overall, clean), section.number(s, section.overall, robust))
+        for s in section.subjects
+    }
+    points = {s: (c, r) for s, (c, r) in found.items() if c is not None and r is not None}
+    if len(points) < 2:
+        return []
+    front = pareto_front({s: (c.top1, r.top1) for s, (c, r) in points.items()})
+    curves = interpolations(list(points))
+    methods = list(dict.fromkeys(s.model.method for s in points if s.model.method is not None))
+
+    def draw() -> Canvas:
+        canvas = Canvas(figsize=(6.4, 4.6))
+        ax = canvas.subplots()
+        stairs = [(points[s][0].top1, points[s][1].top1) for s in front]
+        _stairs(ax, stairs)
+        for i, (_, members) in enumerate(curves.items()):
+            colour = SERIES[-1 - i % len(SERIES)]
+            ax.plot(
+                *zip(*[(points[s][0].top1, points[s][1].top1) for s in members], strict=True),
+                color=colour,
+                linewidth=1.4,
+            )
+        for i, (subject, (c, r)) in enumerate(points.items()):
+            colour, marker = _look(subject, methods, curves)
+            ax.errorbar(
+                c.top1,
+                r.top1,
+                xerr=_arms(c),
+                yerr=_arms(r),
+                color=colour,
+                marker=marker,
+                markersize=10 if marker == "*" else 7,
+                markeredgecolor=PAPER,
+                markeredgewidth=0.6,
+                ecolor=(*to_rgb(colour), 0.3),
+                elinewidth=1.0,
+                linestyle="none",
+                zorder=3 + i / 1000,
+            )
+        ax.set_xlabel(f"clean accuracy in % ({where(section)})")
+        ax.set_ylabel(f"{heading(robust.label)} accuracy in %")
+        _limits(ax, [points[s] for s in points])
+        first = sorted(points, key=lambda s: (s not in front, s.model.method is not None, -points[s][1].top1))
+        _name(ax, [(points[s][0].top1, points[s][1].top1, short(s.name, 26)) for s in first])
+        return canvas
+
+    more = " Lines join models whose weights lie between two others." if curves else ""
+    return [
+        Figure(
+            name="tradeoff",
+            title=f"Clean against robust accuracy, {where(section)}",
+            caption=f"Dashed: the Pareto front; no model is better at both than one on it. Whiskers are 95 % "
+            f"intervals.{more}",
+            alt=f"{len(points)} models as points, clean accuracy to the right, {heading(robust.label)} accuracy "
+            f"upward. On the Pareto front: {', '.join(s.name for s in front)}.",
+            draw=draw,
+        )
+    ]
+
+
+def pareto_front(points: "dict[Subject, tuple[float, float]]") -> list[Subject]:
+    """Those that nobody beats in one coordinate without losing in the other, by the first coordinate ascending."""
+    front: list[Subject] = []
+    highest = -1.0
+    for subject, (_, y) in sorted(points.items(), key=lambda item: (-item[1][0], -item[1][1])):
+        if y > highest:
+            front.append(subject)
+            highest = y
+    return front[::-1]
+
+
+def interpolations(subjects: list[Subject]) -> dict[tuple[str, str, str, str], list[Subject]]:
+    """Models `mix:START+END@a` with their two ends, by (start, end, scorer, defence), in order of a."""
+    found: dict[tuple[str, str, str, str], dict[float, Subject]] = {}
+    for subject in subjects:
+        if subject.model.spec.startswith(PREFIX):
+            start, end, a = parse_mix(subject.model.spec)
+            found.setdefault((start, end, subject.scorer, subject.defense), {})[a] = subject
+    for (start, end, scorer, defense), members in found.items():
+        for subject in subjects:
+            if (subject.scorer, subject.defense) == (scorer, defense):
+                members.setdefault({start: 0.0, end: 1.0}.get(subject.model.spec, 2.0), subject)
+        members.pop(2.0, None)
+    return {key: [m for _, m in sorted(members.items())] for key, members in found.items() if len(members) > 1}
+
+
+def _look(
+    subject: Subject, methods: list[str], curves: dict[tuple[str, str, str, str], list[Subject]]
+) -> tuple[str, str]:
+    """Colour and marker: of the curve that it lies on, else of its method."""
+    for i, members in enumerate(curves.values()):
+        if subject in members and subject.model.spec.startswith(PREFIX):
+            return SERIES[-1 - i % len(SERIES)], MARKERS[-1 - i % len(MARKERS)]
+    if subject.model.method is None:
+        return INK, "*"
+    i = methods.index(subject.model.method) % len(SERIES)
+    return SERIES[i], MARKERS[i]
+
+
+def _limits(ax: Axes, points: list[tuple[Number, Number]]) -> None:
+    """Around the points with room for names; whiskers may leave."""
+    x, y = [c.top1 for c, _ in points], [r.top1 for _, r in points]
+    wide, tall = max(max(x) - min(x), 4.0), max(max(y) - min(y), 4.0)
+    ax.set_xlim(min(x) - 0.12 * wide, min(max(x) + 0.12 * wide, 102))
+    ax.set_ylim(max(min(y) - 0.08 * tall, -4), min(max(y) + 0.12 * tall, 102))
+
+
+def _arms(number: Number) -> list[list[float]]:
+    return [[number.top1 - number.low], [number.high - number.top1]]
+
+
+def _stairs(ax: Axes, corners: list[tuple[float, float]]) -> None:
+    x, y = zip(*corners, strict=True)
+    ax.step([*x], [*y], where="pre", color=MUTED, linestyle="--", linewidth=1.2, zorder=1)
+
+
+def _name(ax: Axes, points: list[tuple[float, float, str]]) -> None:
+    """A name beside each point where it covers no other point and no other name; what fits nowhere goes unnamed, since
+    the tables have it. `points` come in the order of their importance."""
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout decides where points lie
+    scale = 72 / ax.figure.dpi  # pixels to points, in which type is measured
+    places = [tuple(ax.transData.transform((x, y)) * scale) for x, y, _ in points]
+    taken = [(px - 5, py - 5, px + 5, py + 5) for px, py in places]
+    frame = ax.get_window_extent()
+    low, high = frame.y0 * scale, frame.y1 * scale
+    for (x, y, name), (px, py) in zip(points, places, strict=True):
+        width, height = 0.62 * _TYPE * len(name), 1.25 * _TYPE
+        for dx, dy in _OFFSETS:
+            left = px + dx if dx > 0 else px + dx - width if dx < 0 else px - width / 2
+            box = (left, py + dy - height / 2, left + width, py + dy + height / 2)
+            inside = box[0] > frame.x0 * scale and box[1] > low and box[3] < high + height
+            if inside and not any(_overlap(box, other) for other in taken):
+                side: Literal["left", "right", "center"] = "left" if dx > 0 else "right" if dx < 0 else "center"
+                ax.annotate(
+                    name,
+                    (x, y),
+                    xytext=(dx, dy),
+                    textcoords="offset points",
+                    ha=side,
+                    va="center",
+                    fontsize=_TYPE,
+                    color=INK,
+                    annotation_clip=False,
+                    zorder=5,
+                    bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
+                )
+                taken.append(box)
+                break
+
+
+def _overlap(one: Box, two: Box) -> bool:
+    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]

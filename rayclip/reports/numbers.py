@@ -1,0 +1,333 @@
+"""From verdicts to the numbers of tables: accuracies, averages, worst cases, and whether two models differ.
+
+Shapes: N samples.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import binom
+
+from rayclip.evaluation.aggregate import wilson
+from rayclip.reports.results import JudgedCell, Model, Results, Verdicts, natural, shared, short_names
+
+WORST = "worst"
+AVERAGE = "average"
+Kind = Literal["clean", "image", "text", "multimodal", "worst"]
+_KINDS: tuple[Kind, ...] = ("clean", "image", "text", "multimodal", "worst")
+# What every number of a section shares; other settings belong to one attack and stand below the tables
+_SHARED = ("resolution", "class_names", "template", "seed", "protocol")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """An accuracy with its 95 % interval, all in percent, over `n` samples."""
+
+    top1: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, right: int, n: int) -> "Number":
+        low, high = wilson(right, n)
+        top1 = 100 * right / n
+        return cls(top1=top1, low=min(low, top1), high=max(high, top1), n=n)  # at 0 and 100 % rounding may cross
+
+
+def average(numbers: Sequence[Number]) -> Number:
+    """The papers' average: every data set weighs the same.
+
+    The interval adds the squared distances to the Wilson limits (MOVER: Zou & Donner, Statistics in Medicine 2008).
+    """
+    mean = sum(x.top1 for x in numbers) / len(numbers)
+    below = math.sqrt(sum((x.top1 - x.low) ** 2 for x in numbers)) / len(numbers)
+    above = math.sqrt(sum((x.high - x.top1) ** 2 for x in numbers)) / len(numbers)
+    return Number(top1=mean, low=mean - below, high=mean + above, n=sum(x.n for x in numbers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """Two models on the same samples: right only for the first, only for the second, and McNemar's exact p value."""
+
+    first: int
+    second: int
+    n: int
+
+    @property
+    def difference(self) -> float:
+        """First minus second, in percentage points."""
+        return 100 * (self.first - self.second) / self.n
+
+    @property
+    def p(self) -> float:
+        """Two-sided, exact: of the samples that only one gets right, as many go to either side by chance (McNemar
+        1947; the binomial test of the discordant pairs)."""
+        discordant = self.first + self.second
+        return min(1.0, 2 * float(binom.cdf(min(self.first, self.second), discordant, 0.5))) if discordant else 1.0
+
+
+def paired(first: Verdicts, second: Verdicts) -> Paired | None:
+    """On the samples that both have; None where they share none."""
+    if first.positions_N is second.positions_N:
+        ones, twos = first.packed & ~second.packed, second.packed & ~first.packed
+        return Paired(first=int(np.bitwise_count(ones).sum()), second=int(np.bitwise_count(twos).sum()), n=first.n)
+    positions, (a_N, b_N) = shared([first, second])
+    if not len(positions):
+        return None
+    return Paired(first=int((a_N & ~b_N).sum()), second=int((b_N & ~a_N).sum()), n=len(positions))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """What a row of a table is about: a model with the way it scores and the defence that it stands behind. A section
+    has one object for each."""
+
+    model: Model
+    scorer: str
+    defense: str
+    name: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.model.fingerprint, self.scorer, self.defense
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """A column: an attack with its settings, or the worst case over those of one budget.
+
+    Attributes:
+        label: as in metric names, `pgd-10_eps32`.
+        settings: those of one cell; an attack may differ from data set to data set in what is not in its label.
+    """
+
+    label: str
+    kind: Kind
+    settings: Mapping[str, Any] = field(hash=False, compare=False)
+
+    @property
+    def eps(self) -> str | None:
+        """The budget as it is written: `1/255`."""
+        return self.settings.get("eps")
+
+    @property
+    def norm(self) -> str:
+        return self.settings.get("norm", "linf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One number, the verdicts behind it and the cells that they lie in.
+
+    `partial`: a worst case over fewer attacks than others of its column.
+    """
+
+    number: Number
+    verdicts: Verdicts
+    cells: tuple[JudgedCell, ...]
+    partial: bool = False
+
+
+@dataclass(kw_only=True)
+class Section:
+    """Numbers that may stand in one table: everything that all attacks share is equal."""
+
+    shared: Mapping[str, Any]
+    subjects: list[Subject]
+    datasets: list[str]
+    attacks: list[Attack]
+    entries: dict[tuple[Subject, str, str], Entry]
+
+    def get(self, subject: Subject, dataset: str, attack: Attack) -> Entry | None:
+        return self.entries.get((subject, dataset, attack.label))
+
+    def number(self, subject: Subject, dataset: str, attack: Attack) -> Number | None:
+        """`dataset` may be `AVERAGE`, which there is where no data set is missing."""
+        if dataset != AVERAGE:
+            entry = self.get(subject, dataset, attack)
+            return None if entry is None else entry.number
+        found = [entry.number for d in self.datasets if (entry := self.get(subject, d, attack)) is not None]
+        return average(found) if found and len(found) == len(self.datasets) else None
+
+    @property
+    def columns(self) -> list[str]:
+        """Data sets, and their average where there are several."""
+        return [*self.datasets, *([AVERAGE] if len(self.datasets) > 1 else [])]
+
+    @property
+    def main(self) -> Attack:
+        """The attack that models are ranked by: the worst case, else the last attack."""
+        return self.attacks[-1]
+
+    @property
+    def overall(self) -> str:
+        """What models are ranked on: the average, or the one data set."""
+        return self.columns[-1]
+
+    def best(self) -> Subject | None:
+        """The subject with the highest main number; None where nobody has one."""
+        found = [(number.top1, i) for i, s in enumerate(self.subjects) if (number := self._main(s)) is not None]
+        return self.subjects[max(found, key=lambda f: (f[0], -f[1]))[1]] if found else None
+
+    def _main(self, subject: Subject) -> Number | None:
+        return self.number(subject, self.overall, self.main)
+
+    def compare(self, subject: Subject, other: Subject, dataset: str, attack: Attack) -> Paired | None:
+        one, two = self.get(subject, dataset, attack), self.get(other, dataset, attack)
+        return None if one is None or two is None else paired(one.verdicts, two.verdicts)
+
+
+def kind_of(protocol: Mapping[str, Any]) -> Kind:
+    """What an attack changes."""
+    if protocol["attack"] == "clean":
+        return "clean"
+    changes_text = "substitutes" in protocol
+    if "eps" in protocol:
+        return "multimodal" if changes_text else "image"
+    return "text" if changes_text else "image"
+
+
+def sections(results: Results) -> list[Section]:
+    """The results in parts whose numbers may be compared, the largest first."""
+    groups: dict[str, list[JudgedCell]] = {}
+    for cell in results.cells:
+        groups.setdefault(json.dumps({k: cell.protocol.get(k) for k in _SHARED}), []).append(cell)
+    names = short_names(list({c.model.fingerprint: c.model for c in results.cells}.values()))
+    found = [_section(json.loads(key), cells, names, results.order) for key, cells in groups.items()]
+    return sorted(found, key=lambda s: -len(s.entries))
+
+
+def _section(
+    common: Mapping[str, Any], cells: Sequence[JudgedCell], names: Mapping[str, str], order: Sequence[str]
+) -> Section:
+    datasets = _dataset_names(cells)
+    labels = _attack_labels(cells)
+    subjects: dict[tuple[str, str, str], Subject] = {}
+    attacks: dict[str, Attack] = {}
+    entries: dict[tuple[Subject, str, str], Entry] = {}
+    for cell in cells:
+        subject = _subject(cell, names)
+        subject = subjects.setdefault(subject.key, subject)
+        label = labels[cell.id]
+        attacks.setdefault(label, Attack(label=label, kind=kind_of(cell.protocol), settings=cell.protocol))
+        number = Number.of(cell.verdicts.count, cell.verdicts.n)
+        entries[subject, datasets[cell.data_fingerprint], label] = Entry(
+            number=number, verdicts=cell.verdicts, cells=(cell,)
+        )
+    rank = {name: i for i, name in enumerate(order)}
+    section = Section(
+        shared=common,
+        subjects=sorted(subjects.values(), key=lambda s: _place(s, rank)),
+        datasets=sorted(dict.fromkeys(datasets.values()), key=natural),
+        attacks=sorted(attacks.values(), key=lambda a: (_KINDS.index(a.kind), _budget(a), natural(a.label))),
+        entries=entries,
+    )
+    _add_worst(section)
+    return section
+
+
+def _subject(cell: JudgedCell, names: Mapping[str, str]) -> Subject:
+    name = names[cell.model.fingerprint]
+    if cell.scorer != "template":
+        name = f"{name}, {cell.scorer}"
+    if cell.defense != "none":
+        name = f"{name} + {cell.defense}"
+    return Subject(model=cell.model, scorer=cell.scorer, defense=cell.defense, name=name)
+
+
+def _place(subject: Subject, rank: Mapping[str, int]) -> tuple[Any, ...]:
+    """Where a run has printed a table, its order; what it does not have last."""
+    model = subject.model
+    shots = model.shots if model.shots is not None else math.inf
+    own = (model.method is not None, model.method or "", shots, natural(subject.name))
+    return rank.get(model.spec, len(rank)), *own
+
+
+def _dataset_names(cells: Iterable[JudgedCell]) -> dict[str, str]:
+    """A name by data fingerprint; two data sets of one name are told apart."""
+    names = {cell.data_fingerprint: cell.dataset for cell in cells}
+    taken = list(names.values())
+    return {f: f"{name} ({f[:6]})" if taken.count(name) > 1 else name for f, name in names.items()}
+
+
+def _attack_labels(cells: Sequence[JudgedCell]) -> dict[str, str]:
+    """A column by cell id: its attack's label, and what tells it from others of that label in the same row."""
+    rows: dict[tuple[str, ...], list[JudgedCell]] = {}
+    for c in cells:
+        rows.setdefault((c.model.fingerprint, c.scorer, c.defense, c.data_fingerprint, c.attack), []).append(c)
+    differing: dict[str, set[str]] = {}
+    for members in (m for m in rows.values() if len(m) > 1):
+        keys = {k for c in members for k in c.protocol if any(c.protocol.get(k) != m.protocol.get(k) for m in members)}
+        differing.setdefault(members[0].attack, set()).update(keys)
+    return {
+        c.id: " ".join([c.attack, *(f"{k} {c.protocol.get(k, 'none')}" for k in sorted(differing.get(c.attack, ())))])
+        for c in cells
+    }
+
+
+def _budget(attack: Attack) -> float:
+    numerator, _, denominator = (attack.eps or "0").partition("/")
+    return float(numerator) / float(denominator or 1)
+
+
+def _in_255ths(eps: str | None) -> str:
+    return str(eps).removesuffix("/255")
+
+
+def _add_worst(section: Section) -> None:
+    """For every budget the worst case over all that was attacked within it, and over attacks without one (text)."""
+    found = [(a.norm, a.eps) for a in section.attacks if a.eps is not None]
+    budgets: list[tuple[str, str | None]] = list(dict.fromkeys(found)) or [("linf", None)]
+    added = []
+    for norm, eps in budgets:
+        within = [a for a in section.attacks if a.eps is None or (a.norm, a.eps) == (norm, eps)]
+        if sum(a.kind != "clean" for a in within) < 2:
+            continue
+        label = WORST if len(budgets) == 1 else f"{WORST}{'' if norm == 'linf' else f'_{norm}'}_eps{_in_255ths(eps)}"
+        budget = {} if eps is None else {"eps": eps}
+        settings = {"attack": WORST, "norm": norm, "of": [a.label for a in within], **budget}
+        worst = Attack(label=label, kind="worst", settings=settings)
+        before = len(section.entries)
+        for subject in section.subjects:
+            for dataset in section.datasets:
+                _add_worst_of(section, subject, dataset, within, worst)
+        if len(section.entries) > before:
+            added.append(worst)
+    section.attacks += added
+
+
+def _add_worst_of(section: Section, subject: Subject, dataset: str, within: Sequence[Attack], worst: Attack) -> None:
+    if sum(a.kind != "clean" and section.get(subject, dataset, a) is not None for a in within) < 2:
+        return
+    entry = worst_over(section, subject, dataset, within)
+    if entry is not None:
+        section.entries[subject, dataset, worst.label] = entry
+
+
+def worst_over(section: Section, subject: Subject, dataset: str, attacks: Sequence[Attack]) -> Entry | None:
+    """The worst case over those of some attacks that were run, on the samples that all of them have."""
+    found = {a: entry for a in attacks if (entry := section.get(subject, dataset, a)) is not None}
+    if not found:
+        return None
+    positions, rights = shared([entry.verdicts for entry in found.values()])
+    if not len(positions):
+        return None
+    verdicts = Verdicts.of(positions, np.logical_and.reduce(rights))
+    wanted = {_aimless(a) for a in attacks if a.kind != "clean"}
+    return Entry(
+        number=Number.of(verdicts.count, verdicts.n),
+        verdicts=verdicts,
+        cells=tuple(cell for entry in found.values() for cell in entry.cells),
+        partial=not wanted <= {_aimless(a) for a in found},
+    )
+
+
+def _aimless(attack: Attack) -> str:
+    """An attack's label without how it goes through a defence, which only defended models have."""
+    aim = attack.settings.get("aim", "ignore")
+    return attack.label if aim == "ignore" else attack.label.replace(f"_{aim}", "")

@@ -1,0 +1,328 @@
+"""What result folders hold, cell by cell: records as they are written, verdicts as one bit a sample.
+
+Shapes: N samples of a cell.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rayclip.store import Store
+from rayclip.types import UserError
+
+_COLUMNS = ["position", "label", "clean_pred", "adv_pred"]
+_RECORD = ("model", "model_fingerprint", "dataset", "data_fingerprint", "class_names", "protocol")
+_MANY = 1000  # cells from which several processes read
+LINEAGE = "lineage"  # folder of the records of models, beside `cells`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdicts:
+    """For each sample whether it is right before and after the attack.
+
+    Attributes:
+        positions_N: in the data set, ascending; cells of the same samples share the array.
+        packed: eight verdicts a byte (`numpy.packbits`).
+    """
+
+    positions_N: np.ndarray
+    packed: np.ndarray
+
+    @classmethod
+    def of(cls, positions_N: np.ndarray, right_N: np.ndarray) -> "Verdicts":
+        return cls(positions_N=positions_N, packed=np.packbits(right_N))
+
+    @property
+    def n(self) -> int:
+        return len(self.positions_N)
+
+    @property
+    def right(self) -> np.ndarray:
+        """`(N,)` bool."""
+        return np.unpackbits(self.packed, count=self.n).view(bool)
+
+    @property
+    def count(self) -> int:
+        """How many are right."""
+        return int(np.bitwise_count(self.packed).sum())
+
+
+def shared(verdicts: Sequence[Verdicts]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The samples that all have, and for each of `verdicts` whether those are right (bool)."""
+    positions = verdicts[0].positions_N
+    if all(v.positions_N is positions for v in verdicts):
+        return positions, [v.right for v in verdicts]
+    for v in verdicts[1:]:
+        positions = np.intersect1d(positions, v.positions_N, assume_unique=True)
+    return positions, [v.right[np.searchsorted(v.positions_N, positions)] for v in verdicts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What is known of a model: how it was named, and where a checkpoint comes from (`rayclip.json`)."""
+
+    fingerprint: str
+    spec: str
+    label: str
+    lineage: Mapping[str, Any] | None = None
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Of the training; empty for a model that we did not train."""
+        return (self.lineage or {}).get("config") or {}
+
+    @property
+    def method(self) -> str | None:
+        return (self.config.get("method") or {}).get("name")
+
+    @property
+    def shots(self) -> int | None:
+        """Images a class of its training; None for all of them, or no training."""
+        return self.config.get("shots")
+
+    @property
+    def trained_on(self) -> str | None:
+        """Name of the training data."""
+        return ((self.lineage or {}).get("data") or {}).get("name") or self.config.get("data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedCell:
+    """One cell: what it is (`Cell.record`), its verdicts, and the store that holds them."""
+
+    id: str
+    store: Store
+    model: Model
+    dataset: str
+    data: str
+    data_fingerprint: str
+    attack: str
+    defense: str
+    scorer: str
+    protocol: Mapping[str, Any]
+    verdicts: Verdicts
+
+
+@dataclass(kw_only=True)
+class Results:
+    """Everything that some folders hold.
+
+    Attributes:
+        cells: in no particular order.
+        class_names: by data fingerprint.
+        order: names of models in the order of the tables that runs have printed.
+        notes: what a reader should know about the folders.
+    """
+
+    cells: list[JudgedCell] = field(default_factory=list)
+    class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_results(
+    places: Sequence[str],
+    tell: Callable[[int, int], None] = lambda done, total: None,
+    only: Mapping[str, set[str]] | None = None,
+) -> Results:
+    """Read result folders (or URIs), and the parts of a sweep below them.
+
+    Args:
+        only: by place the fingerprints of the models to read; all where a place is not named.
+        tell: is told how many cells of how many have been read.
+
+    Raises:
+        UserError: no results there, or a damaged file.
+    """
+    stores = [(store, (only or {}).get(place)) for place in dict.fromkeys(places) for store in _with_cells(place)]
+    todo = [(store, cell, models) for store, models in stores for cell in store.child("cells").folders()]
+    gathered = _Gathered()
+    for store, _ in stores:
+        gathered.results.order += _printed_order(store)
+    with _fetched(todo) as fetched:
+        for done, ((store, cell, _), found) in enumerate(zip(todo, fetched, strict=True), 1):
+            gathered.add(store, cell, found)
+            tell(done, len(todo))
+    if not gathered.found:
+        raise UserError(f"{', '.join(places)} holds no verdicts yet: run rayclip eval --out {places[0]} to its end.")
+    gathered.results.cells = list(gathered.found.values())
+    return gathered.results
+
+
+def _with_cells(place: str) -> list[Store]:
+    store = Store(place)
+    try:
+        folders = store.folders()
+        if "cells" in folders:
+            return [store]
+        parts = [store.child(name) for name in folders]
+        found = [part for part in parts if "cells" in part.folders()]
+    except OSError as error:
+        raise UserError(f"'{place}' cannot be read: {error}") from error
+    if not found:
+        raise UserError(f"'{place}' holds no results: give a folder that rayclip eval or a sweep has written.")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fetched:
+    """A cell as it comes from its files, small enough to be sent between processes.
+
+    `positions` is a count where they are 0, 1, 2 …; without verdicts both arrays are None, and `note` says why.
+    """
+
+    record: Mapping[str, Any] = field(default_factory=dict)
+    positions: np.ndarray | int | None = None
+    packed: np.ndarray | None = None
+    note: str | None = None
+
+
+def _fetch(job: tuple[Store, str, set[str] | None]) -> _Fetched:
+    store, cell, models = job
+    record = _json(store, f"cells/{cell}/cell.json")
+    if record is None:
+        return _Fetched(note=f"{store.root}/cells/{cell} has no cell.json and is left out")
+    absent = [key for key in _RECORD if key not in record]
+    if absent:
+        raise UserError(f"{store.root}/cells/{cell}/cell.json is damaged (no {absent[0]}): delete it and run again.")
+    if models is not None and record["model_fingerprint"] not in models:
+        return _Fetched()
+    table = store.read_tables(store.names(f"cells/{cell}", ".parquet"), _COLUMNS)
+    if table is None or not len(table):
+        return _Fetched(note=f"{record['dataset']} under {record['protocol']['attack']} has no verdicts yet")
+    position, label, clean, adversarial = (table[name].to_numpy() for name in _COLUMNS)
+    right = (clean == label) & (adversarial == label)
+    if not (np.diff(position) > 0).all():  # shards of several runs; a sample may be in two of them
+        position, first = np.unique(position, return_index=True)
+        right = right[first]
+    whole = position[0] == 0 and position[-1] == len(position) - 1
+    return _Fetched(record=record, positions=len(position) if whole else position, packed=np.packbits(right))
+
+
+@contextlib.contextmanager
+def _fetched(todo: Sequence[tuple[Store, str, set[str] | None]]) -> Iterator[Iterator[_Fetched]]:
+    """The cells in their order; many of them on this machine are read by a process a core."""
+    cores = min(os.cpu_count() or 1, 8)
+    if len(todo) < _MANY or cores == 1 or not all(store.is_local for store, _, _ in todo):
+        yield map(_fetch, todo)
+        return
+    with multiprocessing.get_context("fork").Pool(cores) as pool:
+        yield pool.imap(_fetch, todo, chunksize=32)
+
+
+class _Gathered:
+    """Keeps one copy of what many cells share."""
+
+    def __init__(self) -> None:
+        self.results = Results()
+        self.found: dict[str, JudgedCell] = {}
+        self._positions: dict[bytes, np.ndarray] = {}
+        self._counted: dict[int, np.ndarray] = {}
+        self._models: dict[str, Model] = {}
+        self._asked: set[tuple[str, str]] = set()
+
+    def add(self, store: Store, cell: str, fetched: _Fetched) -> None:
+        if fetched.note is not None:
+            self.results.notes.append(fetched.note)
+        if fetched.positions is None or fetched.packed is None:
+            return
+        verdicts = Verdicts(positions_N=self._shared(fetched.positions), packed=fetched.packed)
+        if cell in self.found:
+            verdicts = self._union(self.found[cell].verdicts, verdicts)
+        record, protocol = fetched.record, fetched.record["protocol"]
+        self.results.class_names.setdefault(record["data_fingerprint"], tuple(record["class_names"]))
+        self.found[cell] = JudgedCell(
+            id=cell,
+            store=store,
+            model=self._model(store, record["model_fingerprint"], record["model"]),
+            dataset=record["dataset"],
+            data=record.get("data", record["dataset"]),
+            data_fingerprint=record["data_fingerprint"],
+            attack=record.get("attack_label") or _label(protocol),
+            defense=record.get("defense_label") or protocol.get("defense", "none"),
+            scorer=record.get("scorer_label") or protocol.get("scorer", "template"),
+            protocol=protocol,
+            verdicts=verdicts,
+        )
+
+    def _shared(self, positions: np.ndarray | int) -> np.ndarray:
+        if isinstance(positions, int):
+            if positions not in self._counted:
+                self._counted[positions] = self._shared(np.arange(positions))
+            return self._counted[positions]
+        return self._positions.setdefault(positions.tobytes(), positions)
+
+    def _union(self, one: Verdicts, two: Verdicts) -> Verdicts:
+        position, first = np.unique(np.concatenate([one.positions_N, two.positions_N]), return_index=True)
+        return Verdicts.of(self._shared(position), np.concatenate([one.right, two.right])[first])
+
+    def _model(self, store: Store, fingerprint: str, spec: str) -> Model:
+        """Folders may know one model under several names: the first that labels it wins."""
+        known = self._models.get(fingerprint)
+        if (store.root, fingerprint) not in self._asked and (known is None or known.label == known.spec):
+            self._asked.add((store.root, fingerprint))
+            record = _json(store, f"{LINEAGE}/{fingerprint}.json") or {}
+            spec = known.spec if known is not None else spec
+            lineage = record.get("lineage") or (known.lineage if known is not None else None)
+            known = Model(fingerprint=fingerprint, spec=spec, label=record.get("label") or spec, lineage=lineage)
+            self._models[fingerprint] = known
+        return self._models[fingerprint]
+
+
+def _json(store: Store, name: str) -> Any:
+    try:
+        return store.read_json(name)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{store.root}/{name} is damaged: delete it and run again.") from error
+
+
+def _printed_order(store: Store) -> list[str]:
+    rows = _json(store, "results.json") or []
+    return list(dict.fromkeys(row["model"] for row in rows if "model" in row))
+
+
+def _label(protocol: Mapping[str, Any]) -> str:
+    """An attack's label where its record has none."""
+    steps = f"-{protocol['steps']}" if "steps" in protocol else ""
+    eps = f"_eps{str(protocol['eps']).removesuffix('/255')}" if "eps" in protocol else ""
+    return f"{protocol['attack']}{steps}{eps}"
+
+
+def examples(cell: JudgedCell, kind: str) -> pa.Table | None:
+    """What the evaluator kept of a cell's first samples: `images`, `features`, `attention`; None where it kept none."""
+    name = f"cells/{cell.id}/examples/{kind}.parquet"
+    return cell.store.read_tables([name]) if cell.store.size(name) is not None else None
+
+
+def texts(cell: JudgedCell) -> list[dict[str, str]]:
+    """Prompts before and after a text attack (`class`, `clean`, `adversarial`), those that the evaluator kept."""
+    return _json(cell.store, f"cells/{cell.id}/examples/texts.json") or []
+
+
+def short_names(models: Sequence[Model]) -> dict[str, str]:
+    """A name for each model's fingerprint: its label, a folder's own name instead of its path, and no two alike."""
+    wanted = {m.fingerprint: m.label if m.label != m.spec else _tail(m.spec) for m in models}
+    for again in (lambda m: m.spec, lambda m: f"{m.spec} ({m.fingerprint[:6]})"):
+        names = list(wanted.values())
+        alike = {f for f, name in wanted.items() if names.count(name) > 1}
+        wanted |= {m.fingerprint: again(m) for m in models if m.fingerprint in alike}
+    return wanted
+
+
+def _tail(spec: str) -> str:
+    kind, colon, path = spec.partition(":")
+    return PurePosixPath(path).name if colon and kind in ("local-dir", "prompted") else spec
+
+
+def natural(text: str) -> list[Any]:
+    """A key that sorts `5-shot` before `50-shot`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]

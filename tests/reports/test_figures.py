@@ -1,0 +1,170 @@
+"""Figures: there where their data are, and saying what the data say."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rayclip.reports.figures import as_svg, section_figures, write_figure
+from rayclip.reports.figures.embeddings import mean_cosine
+from rayclip.reports.figures.texts import marked
+from rayclip.reports.figures.tradeoff import interpolations, pareto_front
+from rayclip.reports.numbers import sections
+from rayclip.reports.results import read_results
+from reports.made import BERT, CLEAN, bits, describe, fingerprint, pgd, put
+
+
+def drawn(root):
+    results = read_results([str(root)])
+    (section,) = sections(results)
+    return {figure.name: figure for figure in section_figures(results, section)}
+
+
+def shown(figure):
+    """The words of a figure, as its SVG has them."""
+    return [text.strip() for text in re.findall(r"<text[^>]*>([^<]+)</text>", as_svg(figure))]
+
+
+def lines(figure, panel=0):
+    """The (x, y) points of each line of a panel."""
+    ax = figure.draw().axes[panel]
+    return [np.round(line.get_xydata(), 4).tolist() for line in ax.get_lines() if line.get_marker() not in ("", "None")]
+
+
+def test_one_model_under_one_attack_has_nothing_to_draw(tmp_path):
+    put(tmp_path, "m", pgd(), bits(1))
+    assert drawn(tmp_path) == {}
+
+
+def test_accuracy_over_shots(tmp_path):
+    values = {}
+    for method in ("tecoa", "mmcoa"):
+        for i, shots in enumerate((5, 50, 1, None)):
+            model = f"local-dir:/{method}-{shots}"
+            values[method, shots] = bits(10 * (method == "mmcoa") + i)
+            put(tmp_path, model, CLEAN, values[method, shots])
+            describe(
+                tmp_path,
+                model,
+                label=f"{method} {shots}-shot" if shots else f"{method} full",
+                method=method,
+                shots=shots,
+            )
+    put(tmp_path, "digits", CLEAN, bits(1))
+    figure = drawn(tmp_path)["shots"]
+    order = (1, 5, 50, None)
+    ours = {tuple(map(tuple, line)) for line in lines(figure)}
+    assert ours == {
+        tuple((float(i), round(100 * values[m, s].mean(), 4)) for i, s in enumerate(order)) for m in ("tecoa", "mmcoa")
+    }
+    assert {"1", "5", "50", "full", "tecoa", "mmcoa"} <= set(shown(figure))
+
+
+def test_accuracy_over_eps_begins_clean(tmp_path):
+    put(tmp_path, "m", CLEAN, bits(1, p=0.9))
+    for eps in (4, 1, 2):
+        put(tmp_path, "m", pgd(f"{eps}/255"), bits(eps, p=0.4))
+    expected = [[0.0, 100 * bits(1, p=0.9).mean()]] + [[float(e), 100 * bits(e, p=0.4).mean()] for e in (1, 2, 4)]
+    assert lines(drawn(tmp_path)["eps"]) == [np.round(expected, 4).tolist()]
+
+
+def test_accuracy_over_training_steps_begins_untouched(tmp_path):
+    put(tmp_path, "digits", CLEAN, bits(9))
+    for step in (200, 100):
+        put(tmp_path, f"local-dir:/x/epoch-{step}", CLEAN, bits(step))
+        describe(
+            tmp_path,
+            f"local-dir:/x/epoch-{step}",
+            label=f"tecoa epoch {step // 100}",
+            method="tecoa",
+            step=step,
+            digest="d",
+        )
+    from rayclip.store import Store
+
+    store = Store(str(tmp_path))
+    for name in store.names("lineage", ".json"):
+        record = store.read_json(name)
+        record["lineage"]["config"]["model_fingerprint"] = fingerprint("digits")
+        store.write_json(name, record)
+    expected = [[0.0, 100 * bits(9).mean()], [100.0, 100 * bits(100).mean()], [200.0, 100 * bits(200).mean()]]
+    figure = drawn(tmp_path)["steps"]
+    assert lines(figure) == [np.round(expected, 4).tolist()]
+    assert "tecoa" in shown(figure)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_pareto_front_is_whom_nobody_beats(seed):
+    points = {i: tuple(xy) for i, xy in enumerate(np.random.default_rng(seed).integers(0, 12, (20, 2)).tolist())}
+    front = pareto_front(points)
+    beaten = {
+        i for i, (x, y) in points.items() if any((u >= x and v >= y) and (u, v) != (x, y) for u, v in points.values())
+    }
+    assert {points[i] for i in front} == {points[i] for i in points if i not in beaten}
+    assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
+
+
+def test_the_tradeoff_joins_the_weights_between_two_models(tmp_path):
+    for i, model in enumerate(
+        ("digits", "local-dir:/x", *(f"mix:digits+local-dir:/x@{a}" for a in ("0.75", "0.25", "0.5")))
+    ):
+        put(tmp_path, model, CLEAN, bits(i, p=0.9))
+        put(tmp_path, model, pgd(), bits(i + 10, p=0.4))
+    describe(tmp_path, "local-dir:/x", method="tecoa")
+    (section,) = sections(read_results([str(tmp_path)]))
+    (curve,) = interpolations(section.subjects).values()
+    assert [s.model.spec.rpartition("@")[2] for s in curve] == ["digits", "0.25", "0.5", "0.75", "local-dir:/x"]
+    figure = drawn(tmp_path)["tradeoff"]
+    assert "weights lie between two others" in figure.caption and "x" in shown(figure)
+
+
+def test_bars_by_attack_or_by_data_set(tmp_path):
+    for model in ("a", "b"):
+        put(tmp_path, model, CLEAN, bits(1))
+        put(tmp_path, model, pgd(), bits(2))
+    assert {"clean", "pgd-10 1/255", "a", "b"} <= set(shown(drawn(tmp_path)["bars"]))
+    for model in ("a", "b"):
+        put(tmp_path, model, CLEAN, bits(1), dataset="other")
+        put(tmp_path, model, pgd(), bits(2), dataset="other")
+    assert {"set", "other", "average"} <= set(shown(drawn(tmp_path)["bars"]))
+
+
+def test_only_the_best_of_many_models_are_drawn(tmp_path):
+    for i in range(12):
+        put(tmp_path, f"m{i:02}", CLEAN, bits(1))
+        put(tmp_path, f"m{i:02}", BERT, np.arange(50) < 4 * i)
+    figure = drawn(tmp_path)["bars"]
+    assert [text for text in shown(figure) if text.startswith("m")] == ["m00", "m08", "m09", "m10", "m11"]
+    assert "7 more models" in figure.caption
+
+
+def test_changed_words_are_marked():
+    before, after = marked("This is a photo of a zero", "this is a photo of one deline")
+    assert [word for word, changed in before if changed] == ["a", "zero"]
+    assert [word for word, changed in after if changed] == ["one", "deline"]
+    assert marked("a b", "a b") == ([("a", False), ("b", False)],) * 2
+    assert [w for w, changed in marked("a cat", "a big cat")[1] if changed] == ["big"]
+
+
+def test_the_mean_cosine_is_over_pairs():
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(2, 7, 5))
+    expected = sum(x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, b, strict=True)) / 7
+    assert mean_cosine(a, b) == pytest.approx(expected)
+
+
+def test_a_figure_is_vector_and_png_the_same_every_time_and_themed_in_pages(tmp_path):
+    for model in ("a", "b"):
+        put(tmp_path / "results", model, CLEAN, bits(1))
+        put(tmp_path / "results", model, pgd(), bits(2))
+    figure = drawn(tmp_path / "results")["bars"]
+    paths = write_figure(figure, tmp_path / "figures")
+    assert paths["svg"].read_text().startswith("<?xml") and paths["pdf"].read_bytes().startswith(b"%PDF")
+    assert min(Image.open(paths["png"]).size) > 400
+    first = {form: path.read_bytes() for form, path in paths.items()}
+    assert {form: path.read_bytes() for form, path in write_figure(figure, tmp_path / "figures").items()} == first
+    assert not list((tmp_path / "figures").glob("*.partial"))
+    page = as_svg(figure)
+    assert page == as_svg(figure) and page.startswith("<svg")
+    assert "var(--c1)" in page and "var(--ink)" in page and not re.search(r"#[0-9a-f]{6}\b", page)

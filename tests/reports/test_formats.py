@@ -1,0 +1,188 @@
+"""A report as Markdown, LaTeX, CSV and HTML."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from rayclip.reports import make_leaderboard, make_report
+from rayclip.reports.build import build
+from rayclip.reports.numbers import sections
+from rayclip.reports.plain import comma_separated, latex, markdown
+from rayclip.reports.results import read_results
+from rayclip.types import UserError
+from reports.made import BERT, CLEAN, SEP, bits, describe, pgd, put
+
+NASTY = "a_b & <script>alert(1)</script> 100% #1 | $x^2$ \\ {é} 模型"
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Three models on two data sets under four attacks."""
+    strength = {"untouched": 0.2, NASTY: 0.5, "best": 0.9}
+    for m, (model, p) in enumerate(strength.items()):
+        for d, dataset in enumerate(("one", "two")):
+            put(tmp_path, model, CLEAN, bits(90 + m, p=0.95), dataset=dataset)
+            for a, attack in enumerate((pgd(), BERT, SEP)):
+                put(tmp_path, model, attack, bits(10 * m + 3 * d + a, p=p), dataset=dataset)
+    describe(tmp_path, "best", method="mmcoa", shots=5)
+    return read_results([str(tmp_path)])
+
+
+def test_csv_holds_every_number_once(results):
+    lines = list(csv.DictReader(io.StringIO(comma_separated(build(results)))))
+    (section,) = sections(results)
+    found = {(line["model"], line["dataset"], line["attack"]): line for line in lines}
+    assert len(found) == len(lines) == 3 * 3 * 5
+    for subject in section.subjects:
+        for dataset in section.columns:
+            for attack in section.attacks:
+                line, number = found[subject.name, dataset, attack.label], section.number(subject, dataset, attack)
+                values = [float(line[k]) for k in ("top1", "ci_low", "ci_high")]
+                assert values == pytest.approx([number.top1, number.low, number.high], abs=1e-4)
+                assert int(line["n"]) == number.n
+    line = found["best", "one", "pgd-10_eps1"]
+    assert (line["method"], line["shots"], line["eps"], line["kind"]) == ("mmcoa", "5", "1/255", "image")
+    assert json.loads(line["protocol"])["steps"] == 10
+
+
+def test_csv_compares_with_the_baseline(results):
+    lines = list(csv.DictReader(io.StringIO(comma_separated(build(results, baseline="untouched")))))
+    (section,) = sections(results)
+    by_name = {s.name: s for s in section.subjects}
+    line = next(x for x in lines if (x["model"], x["dataset"], x["attack"]) == ("best", "two", "worst"))
+    pair = section.compare(by_name["best"], by_name["untouched"], "two", section.main)
+    assert (int(line["only_this_right"]), int(line["only_baseline_right"])) == (pair.first, pair.second)
+    assert float(line["p"]) == pytest.approx(pair.p, rel=1e-2)
+
+
+def test_the_best_of_each_column_is_bold(results):
+    text = markdown(build(results), {})
+    table = text.split("**average over 2 data sets")[1].split("\n\n")[1]
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    best = next(row for row in rows if row.startswith("| best"))
+    assert best.count("**") >= 2 * 4  # under every attack; clean may be another's
+    assert "95 % Wilson intervals" in text and "per sample" in text and "prompt 'a {}'" in text
+    assert all(line.count("|") - line.count("\\|") == rows[0].count("|") for line in rows)
+
+
+def test_an_unknown_baseline_is_refused(results):
+    with pytest.raises(UserError, match="there is no model 'nobody'"):
+        build(results, baseline="nobody")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex")
+def test_latex_compiles(results, tmp_path):
+    text = make_report(results, "tex", figures=tmp_path / "figures", beside=tmp_path, against=["mmcoa:II"])
+    assert r"\toprule" in text and text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") > 5
+    assert "includegraphics" in text
+    (tmp_path / "report.tex").write_text(text)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex")
+def test_latex_of_many_models_and_data_sets_compiles(tmp_path):
+    for m in range(45):
+        for d in range(9):
+            put(tmp_path / "results", f"model {m}", pgd(), bits(m + d, 10), dataset=f"set{d}")
+    (tmp_path / "report.tex").write_text(latex(build(read_results([str(tmp_path / "results")])), {}))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and what stands open."""
+
+    VOID = frozenset(("meta", "link", "input", "br", "img", "path", "use", "rect", "image"))
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self._open = [], []
+        self.feed(text)
+        assert not self._open, self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self._open.pop() == tag
+
+
+def pages(results, tmp_path):
+    report = make_report(results, "html", beside=tmp_path)
+    return report, make_leaderboard(results, "Board")["index.html"]
+
+
+def test_pages_are_self_contained(results, tmp_path):
+    for text in pages(results, tmp_path):
+        page = Page(text)
+        for tag, attrs in page.tags:
+            for name in ("src", "href", "xlink:href", "action"):
+                target = attrs.get(name) or ""
+                assert re.match(r"(#|data:|leaderboard\.csv$|$)", target), (tag, target)
+        styles = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
+        assert "@import" not in styles and not re.search(r"url\((?!#)", styles)
+        assert "<script>alert" not in text
+
+
+def test_pages_have_landmarks_captions_and_scopes(results, tmp_path):
+    for text in pages(results, tmp_path):
+        page = Page(text)
+        tags = [tag for tag, _ in page.tags]
+        assert tags.count("main") == tags.count("header") == tags.count("h1") == 1
+        assert tags.count("caption") == tags.count("table")
+        assert all(attrs.get("scope") in ("row", "col") for tag, attrs in page.tags if tag == "th")
+        ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+        assert len(ids) == len(set(ids))
+        for _, attrs in page.tags:
+            for name in (attrs.get("aria-labelledby") or "").split():
+                assert name in ids
+        labels = sum(tag == "label" for tag, _ in page.tags)
+        assert labels == sum(tag in ("input", "select") for tag, _ in page.tags)
+
+
+def test_parts_with_other_settings_keep_their_figures(results, tmp_path):
+    put(tmp_path, "other", CLEAN, bits(1), resolution="model")
+    put(tmp_path, "other", pgd(), bits(2), resolution="model")
+    text = make_report(read_results([str(tmp_path)]), "md", figures=tmp_path / "figures", beside=tmp_path)
+    assert "## Results: prompt 'a {}', curated class names, model resolution" in text
+    assert {"bars.svg", "bars-section2.svg"} <= {p.name for p in (tmp_path / "figures").iterdir()}
+    pages(read_results([str(tmp_path)]), tmp_path)
+
+
+def test_the_leaderboard_ranks_by_the_worst_case_within_a_threat(results):
+    text = make_leaderboard(results, "Board")["index.html"]
+    rows = re.findall(r"<tr data-id=.*?</tr>", text)
+    (section,) = sections(results)
+    number = {s.name: section.number(s, "average", section.main).top1 for s in section.subjects}
+    mine = [r for r in rows if 'data-threat="l∞ 1/255, all attacks"' in r and 'data-dataset="average"' in r]
+    shown = [float(re.findall(r'data-value="([\d.]+)"', row)[1]) for row in mine]
+    assert shown == pytest.approx(sorted(number.values(), reverse=True), rel=1e-5)
+    assert {re.search('data-threat="(.*?)"', row)[1] for row in rows} == {
+        "l∞ 1/255, all attacks",
+        "l∞ 1/255, images",
+        "l∞ 1/255, images and texts at once",
+        "texts",
+    }
+
+
+def test_a_model_without_all_data_sets_has_no_average_on_the_leaderboard(results, tmp_path):
+    put(tmp_path, "guest", pgd(), bits(1), dataset="one")
+    rows = re.findall(r"<tr data-id=.*?</tr>", make_leaderboard(read_results([str(tmp_path)]), "Board")["index.html"])
+    guest = [re.search('data-dataset="(.*?)"', row)[1] for row in rows if "guest" in row]
+    assert set(guest) == {"one"}
