@@ -1,153 +1,305 @@
-"""Evaluation actors: a pool that takes shards from any cell and keeps models warm."""
+"""Evaluation actors: a pool that takes shards from any cell and keeps models warm.
 
+`evaluation.schedule` decides who runs what; here are the actors that do it, and what can happen to them.
+"""
+
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 import torch
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
-from rayclip.evaluation import Cell, Evaluator, Shard, Store, missing_shards
+from rayclip.distributed.resources import PoolSize, Share
+from rayclip.evaluation import Evaluator, Shard, Shards, Store
+from rayclip.evaluation.costs import Costs, Hardware
+from rayclip.evaluation.plan import cut
+from rayclip.evaluation.schedule import Schedule, ShardId
+from rayclip.evaluation.shard import Done
 from rayclip.progress import Display
+from rayclip.store import no_room
 from rayclip.types import UserError
 
-_ATTEMPTS = 3  # of a shard whose actor was lost
+_ATTEMPTS = 5  # of a shard whose actor was lost, or that met a file system out of order
+_STARTING = 256  # actors that are asked for at once, before any is there
+_NODE_DIED = "its node has died"  # in Ray's words: an autoscaler may take a node away before an actor is up
+_STARTS = 3  # actors that may fail to start one after the other
+_LOOK_S = 2.0  # between two looks at the cluster, and at late shards, while nothing happens
+_SAY_S = 10.0  # without a worker
+_REPRICE = 1.25  # times as many shards are done as when cells were last ordered by what their samples take
+_SPARE = 10  # running shards for each idle worker that is kept for late or lost ones
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolSize:
-    """The pool's actors. None is chosen from the cluster: an actor a GPU, or on CPUs an actor a core.
+class Ran:
+    """What an evaluation took.
 
-    `compiled`: they attack compiled models.
+    Attributes:
+        hardware: of its first worker.
+        workers: at most at work at once.
+        wall: seconds from submission to the last shard's end.
+        waited: seconds from submission to the first shard's start.
+        busy: workers' seconds, without loading.
+        loading: workers' seconds for models, class embeddings and data.
+        copies: shards that were started once more because they were late.
+        lost: shards that were started again.
     """
 
-    workers: int | None = None
-    gpus: float | None = None
-    batch_size: int = 128
-    shard_size: int = 256
-    compiled: bool = False
-
-    def resolve(self) -> tuple[int, float, float]:
-        """(actors, CPUs of one, GPUs of one) on the connected cluster."""
-        resources = ray.cluster_resources()
-        gpus = resources.get("GPU", 0.0)
-        per_actor = self.gpus if self.gpus is not None else (1.0 if gpus >= 1 else 0.0)
-        if per_actor > gpus:
-            raise UserError(
-                f"an evaluation worker wants {per_actor:g} GPUs but the cluster has {gpus:g}: lower --gpus-per-worker."
-            )
-        cpus = resources.get("CPU", 1.0)
-        workers = self.workers or max(1, int(gpus / per_actor) if per_actor else int(cpus))
-        return workers, max(1.0, cpus // workers) if cpus >= workers else cpus / workers, per_actor
+    hardware: Hardware
+    workers: int
+    wall: float
+    waited: float
+    busy: float
+    loading: float
+    copies: int
+    lost: int
 
 
-def evaluate(
-    cells: Sequence[Cell], positions: dict[str, np.ndarray], store: Store, *, size: PoolSize, display: Display
-) -> None:
-    """Compute every verdict that the store does not hold yet.
+def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: Display, total: int) -> Ran:
+    """Compute the verdicts of all shards.
 
     Args:
-        positions: the samples to evaluate, by data specification.
+        work: what the store does not hold yet (`evaluation.outstanding`), of different cells; not nothing.
+        total: samples of the whole evaluation, those that are there already included.
 
     Raises:
         UserError: from an actor, as it is; or a shard whose actor was lost `_ATTEMPTS` times.
     """
-    cells = list({cell.id: cell for cell in cells}.values())  # two names of one model
-    todo = [s for cell in cells for s in missing_shards(cell, positions[cell.data], store, size.shard_size)]
-    if not todo:
-        return
-    pool = _Pool(todo, store, size, display, total=sum(len(positions[c.data]) for c in cells))
-    for cell in cells:
-        store.write_json(
-            f"cells/{cell.id}/cell.json",
-            {
-                "model": cell.model,
-                "model_fingerprint": cell.model_fingerprint,
-                "dataset": cell.dataset,
-                "data_fingerprint": cell.data_fingerprint,
-                "class_names": cell.class_names,
-                "protocol": cell.describe(),
-            },
-        )
-    pool.run()
+    for cell in (shards.cell for shards in work):
+        store.write_json(f"cells/{cell.id}/cell.json", cell.record())
+    return _Pool(work, store, size, display, total).run()
+
+
+@dataclass(eq=False)
+class _Hand:
+    """An actor as the driver sees it."""
+
+    actor: Any
+    ref: Any = None  # what it was asked for last
+    ready: bool = False
+    rests_until: float = 0.0
 
 
 class _Pool:
-    def __init__(self, shards: list[Shard], store: Store, size: PoolSize, display: Display, total: int) -> None:
-        self._queue = sorted(shards, key=lambda s: -s.cost)  # longest first: no straggler starts last
-        self._store, self._display, self._total = store, display, total
-        self._done = total - sum(len(s.positions) for s in shards)
-        workers, cpus, gpus = size.resolve()
-        self._workers = min(workers, len(shards))
-        self._actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Actor)
-        self._settings = (store, size.batch_size, max(1, int(cpus)), size.compiled)
-        self._attempts: dict[str, int] = {}
-        self._warm: dict[Any, str] = {}  # actor -> fingerprint of the model it ran last
+    def __init__(self, work: Sequence[Shards], store: Store, size: PoolSize, display: Display, total: int) -> None:
+        self._work, self._store, self._size, self._display = list(work), store, size, display
+        self._total = total
+        self._samples_done = total - sum(len(shards.positions) for shards in work)
+        self._share = Share.of(size)
+        self._hands: list[_Hand] = []
+        self._free: list[_Hand] = []
+        self._waiting: dict[Any, _Hand] = {}
+        self._costs = Costs()
+        self._schedule: Schedule | None = None  # once a worker says what it computes with
+        self._hardware: Hardware | None = None
+        self._failed_starts = self._shards_done = self._priced_at = self._most = 0
+        self._began = time.monotonic()
+        self._waited = self._busy = self._loading = self._looked = 0.0
 
-    def run(self) -> None:
-        running: dict[Any, tuple[Any, Shard]] = {}
+    def run(self) -> Ran:
         try:
-            for _ in range(self._workers):
-                self._start(self._new_actor(), running)
-            while running:
-                (ready, *_), _ = ray.wait(list(running), num_returns=1)
-                actor, shard = running.pop(ready)
-                if self._collect(ready, shard):
-                    self._start(actor, running)
-                else:
-                    self._warm.pop(actor)
-                    self._start(self._new_actor(), running)
+            while self._schedule is None or not self._schedule.done:
+                self._resize()
+                for ref in self._next_ready():
+                    self._collect(self._waiting.pop(ref), ref)
+                self._feed()
         finally:
-            for actor in self._warm:
-                ray.kill(actor)
+            for hand in self._hands:
+                ray.kill(hand.actor)
+        assert self._hardware is not None
+        return Ran(
+            hardware=self._hardware,
+            workers=self._most,
+            wall=self._now(),
+            waited=self._waited,
+            busy=self._busy,
+            loading=self._loading,
+            copies=self._schedule.copies,
+            lost=self._schedule.lost,
+        )
 
-    def _new_actor(self) -> Any:
-        actor = self._actor.remote(*self._settings)
-        self._warm[actor] = ""
-        return actor
+    def _now(self) -> float:
+        return time.monotonic() - self._began
 
-    def _start(self, actor: Any, running: dict[Any, tuple[Any, Shard]]) -> None:
-        """Give an actor the longest shard of the model it has loaded, else the longest of all."""
-        if not self._queue:
+    # ---------------------------------------------------------------------------------------- growing and shrinking
+
+    def _resize(self) -> None:
+        """Ask for actors while shards wait; one that does not fit yet is what makes an autoscaler add a node."""
+        if self._now() - self._looked >= _LOOK_S or not self._hands:
+            self._looked = self._now()
+            self._share.look()
+        queued = self._schedule.queued if self._schedule else sum(len(shards) for shards in self._work)
+        busy = len(self._waiting) - len(self._starting())
+        ready = len(self._hands) - len(self._starting())
+        most = min(self._share.wanted, busy + queued, ready + max(_STARTING, ready))
+        for _ in range(most - len(self._hands)):
+            hand = _Hand(actor=make_actor(self._store, self._size, self._share))
+            self._hands.append(hand)
+            self._ask(hand, hand.actor.hello.remote())
+        if not queued and self._schedule:
+            spares = math.ceil(self._schedule.running / _SPARE)
+            for hand in [*self._starting(), *self._free[spares:]]:
+                self._release(hand)
+        if not any(hand.ready for hand in self._hands) and self._now() > _SAY_S:
+            note = f"waiting for a worker with {self._share}"
+            self._display.update("evaluating", self._samples_done, self._total, note)
+
+    def _starting(self) -> list[_Hand]:
+        return [hand for hand in self._hands if not hand.ready]
+
+    def _release(self, hand: _Hand) -> None:
+        """Let an actor go, and its place in the cluster."""
+        self._hands.remove(hand)
+        self._waiting.pop(hand.ref, None)
+        if hand.ready and self._schedule:
+            self._free.remove(hand)
+            self._schedule.leave(hand)
+        ray.kill(hand.actor)
+
+    # ------------------------------------------------------------------------------------------- giving and receiving
+
+    def _ask(self, hand: _Hand, ref: Any) -> None:
+        hand.ref = ref
+        self._waiting[ref] = hand
+
+    def _next_ready(self) -> list[Any]:
+        """What has come back: waits for something, then takes all that is there."""
+        refs = list(self._waiting)
+        if not refs:
+            time.sleep(0.1)  # all workers rest
+            return []
+        ready, _ = ray.wait(refs, num_returns=1, timeout=_LOOK_S)
+        if ready and len(refs) > 1:
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        return ready
+
+    def _feed(self) -> None:
+        if self._schedule is None:
             return
-        warm = (i for i, s in enumerate(self._queue) if s.cell.model_fingerprint == self._warm[actor])
-        shard = self._queue.pop(next(warm, 0))
-        self._warm[actor] = shard.cell.model_fingerprint
-        running[actor.run.remote(shard)] = actor, shard
+        now = self._now()
+        for hand in [hand for hand in self._free if hand.rests_until <= now]:
+            shard = self._schedule.start(hand, now)
+            if shard is None:
+                return
+            self._waited = self._waited or now
+            self._free.remove(hand)
+            # A worker that was lost may have run out of memory without being able to say so
+            batch_size = max(1, self._size.batch_size >> self._schedule.losses(shard))
+            self._ask(hand, hand.actor.run.remote(self._work[shard.cell][shard.number], batch_size))
+            self._most = max(self._most, len(self._waiting) - len(self._starting()))
 
-    def _collect(self, ready: Any, shard: Shard) -> bool:
-        """Take note of a finished shard; False if its actor was lost and the shard went back to the queue."""
+    def _collect(self, hand: _Hand, ref: Any) -> None:
+        """Take note of what an actor answers, or of its end."""
         try:
-            right = ray.get(ready)
+            answer = ray.get(ref)
         except RayTaskError as error:
-            if isinstance(error.cause, UserError | FloatingPointError):
-                raise UserError(str(error.cause)) from None
-            raise
-        except (RayActorError, ActorDiedError, ActorUnavailableError) as error:
-            self._attempts[shard.name] = self._attempts.get(shard.name, 0) + 1
-            if self._attempts[shard.name] >= _ATTEMPTS:
-                raise UserError(
-                    f"a shard of '{shard.cell.dataset}' lost its worker {_ATTEMPTS} times (out of memory? "
-                    "try a smaller --batch-size); run again to go on from here."
-                ) from error
-            self._queue.insert(0, shard)
-            return False
-        self._done += len(shard.positions)
-        note = f"{shard.cell.attack_label} {100 * right / len(shard.positions):.0f} %"
-        self._display.update("evaluating", self._done, self._total, note)
-        return True
+            self._failed(hand, error)
+        except RayActorError as error:
+            self._gone(hand, error)
+        else:
+            if isinstance(answer, Hardware):
+                self._joined(hand, answer)
+            else:
+                self._finished(hand, answer)
+
+    def _joined(self, hand: _Hand, hardware: Hardware) -> None:
+        self._failed_starts = 0
+        if self._schedule is None:
+            self._hardware = hardware
+            self._costs.read((shards.cell for shards in self._work), self._store, hardware)
+            self._work = cut(self._work, self._costs, self._share.wanted, self._size.smallest_shard)
+            self._schedule = Schedule([shards.queue(self._costs.seconds(shards.cell)) for shards in self._work])
+        hand.ready = True
+        self._schedule.join(hand)
+        self._free.append(hand)
+
+    def _finished(self, hand: _Hand, done: Done) -> None:
+        assert self._schedule is not None
+        shard = self._schedule.finish(hand)
+        self._free.append(hand)
+        self._loading += done.loading
+        if shard is None:
+            return
+        cell = self._work[shard.cell].cell
+        self._costs.add(cell, done.samples, done.seconds)
+        self._busy += done.seconds
+        self._shards_done += 1
+        if self._shards_done >= _REPRICE * self._priced_at:
+            self._priced_at = self._shards_done
+            self._schedule.reprice([self._costs.seconds(shards.cell) for shards in self._work])
+        self._samples_done += done.samples
+        note = f"{cell.attack_label} {100 * done.right / done.samples:.0f} %"
+        self._display.update("evaluating", self._samples_done, self._total, note)
+
+    def _failed(self, hand: _Hand, error: RayTaskError) -> None:
+        """An actor raised something; it lives."""
+        cause = error.cause
+        if not isinstance(cause, OSError) or not hand.ready:
+            raise shown_cause(error) from None
+        explained = no_room(cause)
+        if explained is not None:
+            raise explained from error
+        assert self._schedule is not None
+        loss = self._schedule.fail(hand)
+        self._free.append(hand)
+        if loss is not None:
+            self._check(loss.shard, loss.times, f"could not be read or written ({str(cause).splitlines()[0][:200]})")
+            hand.rests_until = self._now() + 2**loss.times
+
+    def _gone(self, hand: _Hand, error: RayActorError) -> None:
+        """An actor is lost: its process, its node, or the way to it."""
+        self._hands.remove(hand)
+        ray.kill(hand.actor)
+        if not hand.ready:
+            self._failed_starts += _NODE_DIED not in str(error)
+            if self._failed_starts >= _STARTS:
+                lines = [line for line in str(error).splitlines() if line.strip()]
+                raise UserError(f"evaluation workers do not start: {lines[-1].strip()[:300]}") from error
+            return
+        assert self._schedule is not None
+        loss = self._schedule.leave(hand)
+        if loss is not None:
+            why = "lost its worker (out of memory? try a smaller --batch-size)"
+            self._check(loss.shard, loss.times, why)
+
+    def _check(self, shard: ShardId, times: int, why: str) -> None:
+        if times >= _ATTEMPTS:
+            dataset = self._work[shard.cell].cell.dataset
+            raise UserError(f"a shard of '{dataset}' {why} {times} times; run again to go on from here.")
+
+
+def make_actor(store: Store, size: PoolSize, share: Share) -> Any:
+    """An actor that will be there when the cluster has room for it; returns at once."""
+    options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0}
+    return ray.remote(**options)(_Actor).remote(store, size, share)
+
+
+def shown_cause(error: Exception) -> Exception:
+    """What to raise for what an actor raised: what the user can mend as one sentence, anything else as it is."""
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    return UserError(str(cause)) if isinstance(cause, UserError | FloatingPointError) else error
 
 
 class _Actor:
-    """Holds one evaluator."""
+    """Holds one evaluator. Made in `hello`: an error in a constructor would look like a lost actor."""
 
-    def __init__(self, store: Store, batch_size: int, threads: int, compiled: bool) -> None:
-        device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-        if device == "cpu":
-            torch.set_num_threads(threads)
-        self._evaluator = Evaluator(store, device, batch_size, compiled=compiled)
+    def __init__(self, store: Store, size: PoolSize, share: Share) -> None:
+        self._store, self._size, self._share = store, size, share
 
-    def run(self, shard: Shard) -> int:
-        return self._evaluator.run(shard)
+    def hello(self) -> Hardware:
+        device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+        if device.type == "cpu":
+            torch.set_num_threads(max(1, int(self._share.cpus)))
+        hardware = Hardware.here(device, self._share.gpus)
+        size = self._size
+        self._evaluator = Evaluator(self._store, device, size.batch_size, compiled=size.compiled, hardware=hardware)
+        return hardware
+
+    def run(self, shard: Shard, batch_size: int) -> Done:
+        return self._evaluator.run(shard, batch_size)
+
+    def measure(self, shard: Shard) -> Done:
+        return self._evaluator.measure(shard)

@@ -2,7 +2,7 @@
 
 from rayclip.evaluation.aggregate import collect_rows, wilson
 from rayclip.evaluation.cell import Cell, Protocol, make_cells
-from rayclip.evaluation.plan import Shard, chosen_positions, missing_shards
+from rayclip.evaluation.plan import Shard, Shards, chosen_positions, missing_shards, outstanding
 from rayclip.evaluation.shard import Evaluator
 from rayclip.store import Store
 
@@ -11,10 +11,12 @@ __all__ = [
     "Evaluator",
     "Protocol",
     "Shard",
+    "Shards",
     "Store",
     "chosen_positions",
     "collect_rows",
     "make_cells",
     "missing_shards",
+    "outstanding",
     "wilson",
 ]

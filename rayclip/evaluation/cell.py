@@ -17,7 +17,7 @@ from rayclip.attacks.sga import SGA
 from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
 from rayclip.data.captions import BUNDLED, read_captions
-from rayclip.defenses import IGNORE, Aim, Chain, describe_chain, is_random
+from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, is_random
 from rayclip.models import TEMPLATE, Precision
 from rayclip.models.scorers import DEFAULT, WCA, Described, Scorer
 from rayclip.types import UserError
@@ -115,6 +115,21 @@ class Cell:
             **(self.aim.describe() if self.defense else {}),
             "precision": self.precision,
             "protocol": PROTOCOL,
+        }
+
+    def record(self) -> dict[str, Any]:
+        """What `cells/<id>/cell.json` says: all that a report of this cell needs besides its verdicts."""
+        return {
+            "model": self.model,
+            "model_fingerprint": self.model_fingerprint,
+            "data": self.data,
+            "dataset": self.dataset,
+            "data_fingerprint": self.data_fingerprint,
+            "class_names": self.class_names,
+            "attack_label": self.attack_label,
+            "defense_label": chain_label(self.defense),
+            "scorer_label": self.scorer.label,
+            "protocol": self.describe(),
         }
 
     @property

@@ -1,13 +1,18 @@
 """What is still to do: shards of the samples that no result file holds yet."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rayclip.evaluation.cell import Cell
+from rayclip.evaluation.costs import Costs
+from rayclip.evaluation.schedule import Queue
 from rayclip.store import Store
+
+_LARGE, _SMALL = 1 / 4, 1 / 48  # of what each worker has to do: the longest shards, and those for the end
+_TAIL = 1 / 3  # of a cell's samples: cut into small shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +28,37 @@ class Shard:
         digest = hashlib.sha256(np.asarray(self.positions, dtype=np.int64).tobytes()).hexdigest()[:8]
         return f"cells/{self.cell.id}/{self.positions[0]:08d}-{self.positions[-1]:08d}-{digest}.parquet"
 
-    @property
-    def cost(self) -> int:
-        return self.cell.cost * len(self.positions)
+
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """Samples of a cell that want a result, in pieces of `size`; a piece is made when it is asked for.
+
+    Cells with nothing done share one array of positions: a million shards are a few megabytes.
+    """
+
+    cell: Cell
+    positions: np.ndarray
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.positions) // self.size)
+
+    def __getitem__(self, number: int) -> Shard:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        mine = self.positions[number * self.size : (number + 1) * self.size]
+        return Shard(cell=self.cell, positions=tuple(mine.tolist()))
+
+    def __iter__(self) -> Iterator[Shard]:
+        return (self[number] for number in range(len(self)))
+
+    def queue(self, seconds: float) -> Queue:
+        """For the schedule; what a worker keeps loaded is the model, and the model with a class set."""
+        cell = self.cell
+        victim = (cell.protocol.template, cell.scorer.describe(), cell.data_fingerprint)
+        return Queue(
+            samples=len(self.positions), size=self.size, needs=(cell.model_fingerprint, victim), seconds=seconds
+        )
 
 
 def chosen_positions(count: int, limit: int | None) -> np.ndarray:
@@ -35,9 +68,63 @@ def chosen_positions(count: int, limit: int | None) -> np.ndarray:
     return np.arange(limit) * count // limit
 
 
-def missing_shards(cell: Cell, positions: Sequence[int] | np.ndarray, store: Store, shard_size: int) -> list[Shard]:
+def missing_shards(cell: Cell, positions: Sequence[int] | np.ndarray, store: Store, shard_size: int) -> Shards:
     """The positions that no result file of the cell holds, cut into shards. Any shard size resumes any other's work."""
     done = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), ["position"])
-    have = set() if done is None else set(done["position"].to_pylist())
-    todo = [int(p) for p in positions if p not in have]
-    return [Shard(cell=cell, positions=tuple(todo[i : i + shard_size])) for i in range(0, len(todo), shard_size)]
+    left = np.asarray(positions)
+    if done is not None:
+        left = left[~np.isin(left, done["position"].to_numpy())].astype(np.int32)
+    return Shards(cell=cell, positions=left, size=shard_size)
+
+
+def outstanding(
+    cells: Sequence[Cell], positions: Mapping[str, np.ndarray], store: Store, shard_size: int
+) -> list[Shards]:
+    """What is missing of each cell that misses something; two names of one model are one cell.
+
+    Args:
+        positions: the samples that count, by data specification.
+    """
+    different = {cell.id: cell for cell in cells}.values()
+    found = (missing_shards(cell, positions[cell.data], store, shard_size) for cell in different)
+    return [shards for shards in found if len(shards)]
+
+
+def cut(work: Sequence[Shards], costs: Costs, workers: int, smallest: int) -> list[Shards]:
+    """Smaller shards for cells whose shards would be long beside what each worker has to do (`cut_cells`).
+
+    Args:
+        smallest: samples below which nothing is cut: a shard should fill a batch or so.
+    """
+    samples = [len(shards.positions) for shards in work]
+    seconds = [costs.seconds(shards.cell) for shards in work]
+    pieces = cut_cells(samples, seconds, [shards.size for shards in work], workers, smallest)
+    found = []
+    for shards, parts in zip(work, pieces, strict=True):
+        start = 0
+        for count, size in parts:
+            found.append(Shards(cell=shards.cell, positions=shards.positions[start : start + count], size=size))
+            start += count
+    return found
+
+
+def cut_cells(
+    samples: Sequence[int], seconds: Sequence[float], sizes: Sequence[int], workers: int, smallest: int
+) -> list[list[tuple[int, int]]]:
+    """For each cell (samples, shard size) of its parts, where `sizes` would leave workers waiting for each other.
+
+    No shard takes more than a part of total/workers; and the last samples of a cell come in shards that are smaller
+    still, so that there is something left to fill the ends with.
+    """
+    share = sum(n * s for n, s in zip(samples, seconds, strict=True)) / workers
+    pieces = []
+    for count, each, size in zip(samples, seconds, sizes, strict=True):
+        least = max(1, min(size, smallest))
+        large, small = (
+            max(least, min(size, int(part * share / each)) if each > 0 else size) for part in (_LARGE, _SMALL)
+        )
+        if workers == 1:
+            large = small = size
+        tail = int(count * _TAIL) if small < large < count else 0
+        pieces.append([(n, size) for n, size in ((count - tail, large), (tail, small)) if n])
+    return pieces

@@ -3,31 +3,43 @@
 Shapes: B batch, K classes.
 """
 
-import io
+import gc
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from rayclip.attacks import Adversarial, Samples
+from rayclip.attacks import Samples
 from rayclip.attacks.base import margin
 from rayclip.data import ImageSet, batch_pixels, open_data
 from rayclip.defenses import IGNORE, Defended
 from rayclip.evaluation.cell import Cell
 from rayclip.evaluation.confirm import run_confirmed
+from rayclip.evaluation.costs import Hardware, timing
+from rayclip.evaluation.examples import keep_examples
 from rayclip.evaluation.plan import Shard
+from rayclip.evaluation.schedule import KEPT
 from rayclip.models import Clip, ZeroShot, fast_copy, load_model
 from rayclip.models.scorers import Scorer
 from rayclip.rng import sample_keys
 from rayclip.store import Store
-from rayclip.types import check_same
+from rayclip.types import UserError, check_same
 
-EXAMPLES = 8  # images kept per cell for the grid of clean, adversarial, difference
-_WARM = 4  # models, and class sets, that an evaluator keeps loaded
+_NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_ROOM = "use fewer workers on a GPU (--gpus-per-worker), a larger GPU, or a smaller model"
+
+
+class Done(NamedTuple):
+    """A shard's end: how many of its samples are right after the attack, the seconds that loading and running took."""
+
+    right: int
+    samples: int
+    loading: float
+    seconds: float
 
 
 class Evaluator:
@@ -36,14 +48,23 @@ class Evaluator:
     Args:
         store: where results go.
         device: where models run; they judge in fp32, TF32 off.
-        batch_size: images per forward.
+        batch_size: images per forward; halved for a model that it is too large for.
         compiled: attack a compiled copy of the model (`models.fast`).
+        hardware: what results say they were computed with; None is this process's.
     """
 
     def __init__(
-        self, store: Store, device: torch.device | str = "cpu", batch_size: int = 128, *, compiled: bool = False
+        self,
+        store: Store,
+        device: torch.device | str = "cpu",
+        batch_size: int = 128,
+        *,
+        compiled: bool = False,
+        hardware: Hardware | None = None,
     ) -> None:
         self.store, self.device, self.batch_size, self._compiled = store, torch.device(device), batch_size, compiled
+        self.hardware = hardware or Hardware.here(self.device)
+        self._fits: dict[str, int] = {}  # batch size by model, once it had to be halved
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
         self._models: OrderedDict[str, Clip] = OrderedDict()
@@ -53,22 +74,84 @@ class Evaluator:
         self._data: OrderedDict[str, ImageSet] = OrderedDict()
         self._prompts: OrderedDict[str, tuple[str, ...]] = OrderedDict()
 
-    def run(self, shard: Shard) -> int:
-        """Evaluate and write a shard; returns how many samples are right after the attack."""
+    def run(self, shard: Shard, batch_size: int | None = None) -> Done:
+        """Evaluate and write a shard.
+
+        Args:
+            batch_size: at most so many images per forward.
+
+        Raises:
+            UserError: not even one image fits into memory; or what the shard's files are is not what was planned.
+            FloatingPointError: the model gives no prediction.
+        """
+        done, columns = self._evaluate(shard, batch_size)
+        self.store.write_table(shard.name, columns, timing(done.seconds, self.hardware))
+        return done
+
+    def measure(self, shard: Shard) -> Done:
+        """Evaluate a shard to see what it takes; nothing is written, and nothing counts."""
+        return self._evaluate(shard, None, keep=False)[0]
+
+    def _evaluate(
+        self, shard: Shard, batch_size: int | None, *, keep: bool = True
+    ) -> tuple[Done, dict[str, np.ndarray]]:
         cell, positions = shard.cell, shard.positions
-        data = self._images(cell)
-        victim = self._victim(cell, cell.scorer)
-        prompts = self._adversarial_prompts(cell, victim)
-        parts = [
-            self._batch(cell, data, victim, prompts, positions[i : i + self.batch_size])
-            for i in range(0, len(positions), self.batch_size)
-        ]
+        began = time.perf_counter()
+        data, victim, prompts = self._load(cell)
+        loaded = time.perf_counter()
+        parts, start = [], 0
+        size = min(self._fits.get(cell.model_fingerprint, self.batch_size), batch_size or self.batch_size)
+        while start < len(positions):
+            now = positions[start : start + size]
+            try:
+                parts.append(self._batch(cell, data, victim, prompts, now, keep=keep))
+                start += size
+                continue
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise UserError(
+                        f"not even one image of '{cell.dataset}' under {cell.attack_label} fits into {self.hardware} "
+                        f"beside model '{cell.model}': {_ROOM}."
+                    ) from error
+            # After the except block, whose error keeps the batch's tensors alive
+            size = self._fits[cell.model_fingerprint] = max(1, min(size, len(now)) // 2)
+            _free_memory()
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        self.store.write_table(shard.name, columns)
-        return int(((columns["clean_pred"] == columns["label"]) & (columns["adv_pred"] == columns["label"])).sum())
+        right = (columns["clean_pred"] == columns["label"]) & (columns["adv_pred"] == columns["label"])
+        ended = time.perf_counter()
+        return Done(int(right.sum()), len(positions), loaded - began, ended - loaded), columns
+
+    def _load(self, cell: Cell) -> tuple[ImageSet, ZeroShot, tuple[str, ...] | None]:
+        """What every sample of a cell needs; other models make room for it."""
+        while True:
+            try:
+                victim = self._victim(cell, cell.scorer)
+                return self._images(cell), victim, self._adversarial_prompts(cell, victim)
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                others = self._models.keys() - {cell.model_fingerprint}
+                if not others:
+                    raise UserError(f"model '{cell.model}' does not fit into {self.hardware}: {_ROOM}.") from error
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop every model that is kept warm."""
+        for warm in (self._models, self._victims, self._fast_models, self._fast_victims):
+            warm.clear()
+        _free_memory()
 
     def _batch(
-        self, cell: Cell, data: ImageSet, victim: ZeroShot, prompts: tuple[str, ...] | None, positions: Sequence[int]
+        self,
+        cell: Cell,
+        data: ImageSet,
+        victim: ZeroShot,
+        prompts: tuple[str, ...] | None,
+        positions: Sequence[int],
+        *,
+        keep: bool = True,
     ) -> dict[str, np.ndarray]:
         ids = data.ids[list(positions)]
         labels = torch.from_numpy(data.labels[list(positions)]).to(self.device)
@@ -88,8 +171,20 @@ class Evaluator:
         with torch.no_grad():
             adv_logits = result.logits(judge, labels)
         self._check_logits(cell, ids, clean_logits, adv_logits)
-        if 0 in positions:
-            self._keep_examples(cell, ids, images, labels, clean_logits, adv_logits, result)
+        if keep and 0 in positions:
+            keep_examples(
+                self.store,
+                f"cells/{cell.id}/examples",
+                victim,
+                ids=ids,
+                images_BCHW=images,
+                labels_B=labels,
+                clean_logits=clean_logits,
+                adv_logits=adv_logits,
+                result=result,
+                prompts=prompts,
+                eps=cell.eps or 0.0,
+            )
         delta = (result.images_BCHW - images).flatten(1)
         columns = {
             "position": torch.tensor(positions),
@@ -196,49 +291,23 @@ class Evaluator:
 
         return _warm(self._prompts, cell.texts_id, make)
 
-    def _keep_examples(
-        self,
-        cell: Cell,
-        ids: np.ndarray,
-        images: Tensor,
-        labels: Tensor,
-        clean_logits: Tensor,
-        adv_logits: Tensor,
-        result: Adversarial,
-    ) -> None:
-        """The first images of the data set with what the attack made of them, as PNG bytes."""
-        if result.images_BCHW is images:
-            return
-        few = slice(0, EXAMPLES)
-        difference = (result.images_BCHW[few] - images[few]) / (2 * max(cell.eps or 0.0, 1e-9)) + 0.5
-        self.store.write_table(
-            f"cells/{cell.id}/examples/images.parquet",
-            {
-                "sample_id": ids[few],
-                "label": labels[few].cpu().numpy(),
-                "clean_pred": clean_logits[few].argmax(1).cpu().numpy(),
-                "adv_pred": adv_logits[few].argmax(1).cpu().numpy(),
-                "clean": _pngs(images[few]),
-                "adversarial": _pngs(result.images_BCHW[few]),
-                "difference": _pngs(difference),
-            },
-        )
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short, on the GPU or beside it: torch has a class for the one and a sentence for the other."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in _NO_MEMORY)
 
 
-def _pngs(images_BCHW: Tensor) -> list[bytes]:
-    encoded = []
-    for image in (images_BCHW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "png")
-        encoded.append(buffer.getvalue())
-    return encoded
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _warm(cache: OrderedDict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
     """The cached value, made on first use; the least recently used goes when there are too many."""
     if key not in cache:
         cache[key] = make()
-        while len(cache) > _WARM:
+        while len(cache) > KEPT:
             cache.popitem(last=False)
     cache.move_to_end(key)
     return cache[key]

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest
 
 from conftest import tiny_clip
@@ -18,8 +19,11 @@ from rayclip.evaluation import (
     collect_rows,
     make_cells,
     missing_shards,
+    outstanding,
     wilson,
 )
+from rayclip.evaluation.costs import Costs, Hardware, read_timings
+from rayclip.evaluation.plan import cut
 from rayclip.models import load_model
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.types import UserError
@@ -185,3 +189,97 @@ def test_damaged_result_files_are_named(cells, tmp_path):
 def test_an_unknown_kind_of_uri_is_explained():
     with pytest.raises(UserError, match="cannot be opened"):
         Store("nonsense://x/y").read("z")
+
+
+def test_shards_are_made_when_they_are_asked_for(cells, tmp_path):
+    many = np.arange(2_560_000)
+    store = Store(str(tmp_path))
+    work = outstanding([cells[0], replace(cells[0], model="another name"), cells[1]], {"digits": many}, store, 256)
+    assert [shards.cell for shards in work] == [replace(cells[0], model="another name"), cells[1]]
+    assert sum(map(len, work)) == 20_000
+    assert all(np.shares_memory(shards.positions, many) for shards in work), "a million shards are a few megabytes"
+    assert work[0][9_999].positions == tuple(range(2_559_744, 2_560_000))
+    costs = Costs()
+    costs.add(cells[0], 10, 10.0)
+    parts = cut(work, costs, workers=2000, smallest=16)
+    assert all(np.shares_memory(part.positions, many) for part in parts)
+    for cell in {part.cell.id for part in parts}:
+        samples = np.concatenate([part.positions for part in parts if part.cell.id == cell])
+        assert np.array_equal(samples, many)
+
+
+class Short(Evaluator):
+    """Memory for so many images at once; torch raises the same class and says the same."""
+
+    room = 0
+    seen = ()
+
+    def _batch(self, cell, data, victim, prompts, positions, **options):
+        self.seen = (*self.seen, len(positions))
+        if len(positions) > self.room:
+            raise self.error
+        return super()._batch(cell, data, victim, prompts, positions, **options)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_short_memory_halves_the_batch_and_changes_no_verdict(cells, tmp_path, error):
+    positions = chosen_positions(445, 40)
+    enough, short = Store(str(tmp_path / "a")), Store(str(tmp_path / "b"))
+    run_all(cells[1:2], positions, enough, 40)
+    evaluator = Short(short, batch_size=32)
+    evaluator.error, evaluator.room = error, 5
+    (shard,) = missing_shards(cells[1], positions, short, 40)
+    evaluator.run(shard)
+    assert evaluator.seen == (32, 16, 8, *[4] * 10), "what is done stays done"
+    evaluator.run(shard)
+    assert evaluator.seen[13:] == (4,) * 10, "it is remembered"
+    a, b = (verdicts(s, cells[1]) for s in (enough, short))
+    for exact in ("position", "sample_id", "label", "clean_pred", "adv_pred", "steps", "queries"):
+        assert np.array_equal(a[exact], b[exact]), exact
+    evaluator.room = 0
+    with pytest.raises(UserError, match="not even one image of 'digits' under pgd-4_eps32 fits into cpu"):
+        evaluator.run(shard)
+
+
+def test_other_errors_are_not_taken_for_short_memory(cells, tmp_path):
+    evaluator = Short(Store(str(tmp_path)), batch_size=32)
+    evaluator.error = RuntimeError("shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes"):
+        evaluator.run(missing_shards(cells[0], [0, 1], evaluator.store, 2)[0])
+    assert evaluator.seen == (2,)
+
+
+def test_results_say_what_they_took_and_costs_are_estimated_from_kin(cells, tmp_path):
+    store, positions = Store(str(tmp_path)), chosen_positions(445, 64)
+    clean, pgd, bert, sep = cells
+    run_all([pgd], positions, store, 32)
+    timings = read_timings(pgd.id, store)
+    assert [t.samples for t in timings] == [32, 32] and all(t.seconds > 0 for t in timings)
+    assert {t.hardware for t in timings} == {Hardware.here(torch.device("cpu"))}
+    assert timings[0].hardware.unit == "core"
+    costs = Costs()
+    assert not costs.measured and costs.seconds(sep) == sep.cost and costs.basis(sep) == "forwards"
+    costs.read([clean, pgd], store, Hardware(name="another GPU", gpus=1.0, cores=1))
+    assert not costs.measured, "other hardware says nothing"
+    costs.read([clean, pgd], store, timings[0].hardware)
+    mean = sum(t.seconds for t in timings) / 64
+    assert costs.seconds(pgd) == pytest.approx(mean) and costs.basis(pgd) == "measured"
+    assert costs.seconds(sep) == pytest.approx(mean / pgd.cost * sep.cost) and costs.basis(sep) == "same model"
+    elsewhere = replace(pgd, data_fingerprint="other", data="other")
+    assert costs.seconds(elsewhere) == pytest.approx(mean) and costs.basis(elsewhere) == "same kind"
+    assert costs.basis(replace(clean, model_fingerprint="other")) == "forwards"
+    costs.add(bert, 10, 20.0)
+    assert costs.seconds(bert) == 2.0
+
+
+def test_measuring_leaves_nothing(cells, tmp_path):
+    store = Store(str(tmp_path / "none"))
+    done = Evaluator(store).measure(missing_shards(cells[0], [0, 1, 2], store, 3)[0])
+    assert done.samples == 3 and done.seconds > 0 and not (tmp_path / "none").exists()

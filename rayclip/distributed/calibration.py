@@ -1,0 +1,102 @@
+"""A short look at what samples take, on one evaluation actor of the cluster that is to do the work."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from rayclip.distributed.pool import make_actor, shown_cause
+from rayclip.distributed.resources import PoolSize, Share
+from rayclip.evaluation import Cell, Shard, Shards, Store, chosen_positions
+from rayclip.evaluation.costs import Costs, Hardware
+from rayclip.evaluation.shard import Done
+from rayclip.progress import Display
+from rayclip.types import UserError
+
+_SAMPLES = 8  # of a cell on CPUs; GPUs get a whole batch, which takes them hardly longer than one image
+_MORE, _PART = 4, 10  # then so many times as many, but no more than one sample in ten
+_WARM_UP = 2
+_NODE_S = 600.0  # an autoscaler may have to start a machine first
+_PATIENCE = 3  # times the allowed time, for one measurement that nothing could foretell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What was found beside the costs: the hardware of a worker, the seconds until it is there, and until it has loaded
+    a model, by fingerprint; `wanted` workers are what the cluster holds."""
+
+    hardware: Hardware
+    start: float
+    wanted: int
+    loading: dict[str, float] = field(default_factory=dict)
+
+
+def calibrate(
+    work: Sequence[Shards],
+    cells: Sequence[Cell],
+    costs: Costs,
+    store: Store,
+    size: PoolSize,
+    *,
+    seconds: float,
+    display: Display,
+) -> Calibration:
+    """Add to `costs` what earlier results say, and measure a few samples of what they say nothing about.
+
+    Each kind of cell (all but the data) comes first, the cheap ones before the dear ones; then other data; then more
+    samples of all. What is foreseen to take longer than the time that is left is left to its kin.
+
+    Args:
+        work: what is left to do.
+        cells: those with earlier results, finished ones too.
+        seconds: for all measurements together, about.
+    """
+    began = time.monotonic()
+    share = Share.of(size)
+    actor = make_actor(store, size, share)
+    try:
+        try:
+            hardware = ray.get(actor.hello.remote(), timeout=_NODE_S)
+        except GetTimeoutError:
+            raise UserError(f"no worker with {share} came within {_NODE_S / 60:.0f} minutes.") from None
+        except RayError as error:
+            raise shown_cause(error) from error
+        found = Calibration(hardware=hardware, start=time.monotonic() - began, wanted=share.wanted)
+        costs.read({cell.id: cell for cell in cells}.values(), store, hardware)
+        end = time.monotonic() + seconds
+        few = size.batch_size if hardware.gpus else _SAMPLES
+        for skip, some in ((("measured", "same kind"), False), (("measured",), False), ((), True)):
+            for number, shards in enumerate(sorted(work, key=lambda shards: shards.cell.cost)):
+                cell, left = shards.cell, end - time.monotonic()
+                count = min(_MORE * few, len(shards.positions) // _PART) if some else min(few, len(shards.positions))
+                if costs.basis(cell) in skip or not count or left <= 0:
+                    continue
+                if costs.measured and costs.seconds(cell) * count > left:
+                    continue
+                display.update("calibrating", number, len(work), cell.attack_label)
+                if cell.model_fingerprint not in found.loading:  # what the first forwards take is no rate
+                    ready = _measure(actor, shards, _WARM_UP, seconds)
+                    if ready is None:
+                        return found
+                    found.loading[cell.model_fingerprint] = ready.loading
+                done = _measure(actor, shards, count, seconds)
+                if done is None:
+                    return found
+                costs.add(cell, done.samples, done.seconds)
+        return found
+    finally:
+        ray.kill(actor)
+
+
+def _measure(actor: object, shards: Shards, count: int, seconds: float) -> Done | None:
+    """What samples from everywhere take; None if the patience for it is over."""
+    chosen = shards.positions[chosen_positions(len(shards.positions), count)]
+    shard = Shard(cell=shards.cell, positions=tuple(chosen.tolist()))
+    try:
+        return ray.get(actor.measure.remote(shard), timeout=max(30.0, _PATIENCE * seconds))  # type: ignore[attr-defined]
+    except GetTimeoutError:
+        return None
+    except RayError as error:
+        raise shown_cause(error) from error

@@ -1,0 +1,144 @@
+"""What samples take: measured where there are measurements, estimated from kin elsewhere."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from rayclip.evaluation.cell import Cell
+from rayclip.store import Store
+
+Basis = Literal["measured", "same kind", "same model", "forwards"]
+
+_FILES = 4  # result files of a cell that an estimate looks into
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What one worker computes with. Two workers share a GPU as 0.5 each.
+
+    Attributes:
+        name: of the GPU, or `cpu`.
+        gpus: 0 on CPUs.
+        cores: threads that it computes with.
+    """
+
+    name: str
+    gpus: float
+    cores: int
+
+    @classmethod
+    def here(cls, device: torch.device, gpus: float | None = None) -> "Hardware":
+        """This process on `device`; `gpus` is its share of a GPU, by default all of it."""
+        if device.type == "cuda":
+            return cls(name=torch.cuda.get_device_name(device), gpus=gpus or 1.0, cores=1)
+        return cls(name="cpu", gpus=0.0, cores=torch.get_num_threads())
+
+    @property
+    def units(self) -> float:
+        """GPUs, or cores: what an hour of this worker is paid by."""
+        return self.gpus or float(self.cores)
+
+    @property
+    def unit(self) -> str:
+        return "GPU" if self.gpus else "core"
+
+    def __str__(self) -> str:
+        share = "" if self.gpus in (0.0, 1.0) else f"{self.gpus:g} of "
+        return f"{share}{self.name}" if self.gpus else f"cpu, {self.cores} thread{'s' if self.cores > 1 else ''}"
+
+
+def timing(seconds: float, hardware: Hardware) -> dict[str, Any]:
+    """What a result file notes beside its rows (`read_timing`)."""
+    return {"seconds": round(seconds, 6), "hardware": asdict(hardware)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """`samples` took `seconds` of one worker on `hardware`."""
+
+    samples: int
+    seconds: float
+    hardware: Hardware
+
+
+def read_timings(cell: str, store: Store, files: int | None = _FILES) -> list[Timing]:
+    """Of up to `files` result files of the cell with this id; those written before there were timings have none."""
+    found = []
+    for name in store.names(f"cells/{cell}", ".parquet")[:files]:
+        samples, note = store.read_note(name)
+        if "seconds" in note:
+            found.append(Timing(samples=samples, seconds=note["seconds"], hardware=Hardware(**note["hardware"])))
+    return found
+
+
+class _Mean:
+    def __init__(self) -> None:
+        self.amount = self.seconds = 0.0
+
+    def add(self, amount: float, seconds: float) -> None:
+        self.amount, self.seconds = self.amount + amount, self.seconds + seconds
+
+    @property
+    def value(self) -> float | None:
+        return self.seconds / self.amount if self.amount else None
+
+
+class Costs:
+    """Seconds of one sample of any cell.
+
+    Where a cell was not measured: the mean of its kind (same model, attack, protocol) on other data; else its forwards
+    times what a forward of the same model takes, or of any. Where nothing was, forwards stand for seconds.
+    """
+
+    def __init__(self) -> None:
+        self._cells: dict[str, _Mean] = defaultdict(_Mean)
+        self._kinds: dict[str, _Mean] = defaultdict(_Mean)
+        self._models: dict[str, _Mean] = defaultdict(_Mean)
+        self._all = _Mean()
+        self._known_kinds: dict[str, str] = {}
+
+    def add(self, cell: Cell, samples: int, seconds: float) -> None:
+        """One measurement."""
+        self._cells[cell.id].add(samples, seconds)
+        self._kinds[self.kind(cell)].add(samples, seconds)
+        self._models[cell.model_fingerprint].add(samples * cell.cost, seconds)
+        self._all.add(samples * cell.cost, seconds)
+
+    def read(self, cells: Iterable[Cell], store: Store, hardware: Hardware | None) -> None:
+        """Add what earlier results say about this hardware."""
+        for cell in cells:
+            for found in read_timings(cell.id, store):
+                if found.hardware == hardware:
+                    self.add(cell, found.samples, found.seconds)
+
+    @property
+    def measured(self) -> bool:
+        """Whether `seconds` are seconds."""
+        return bool(self._all.amount)
+
+    def seconds(self, cell: Cell) -> float:
+        return self._estimate(cell)[0]
+
+    def basis(self, cell: Cell) -> Basis:
+        """What `seconds` rests on."""
+        return self._estimate(cell)[1]
+
+    def kind(self, cell: Cell) -> str:
+        """Equal for cells that differ in their data alone."""
+        if cell.id not in self._known_kinds:
+            decisive = [cell.model_fingerprint, cell.describe()]
+            self._known_kinds[cell.id] = json.dumps(decisive, sort_keys=True)
+        return self._known_kinds[cell.id]
+
+    def _estimate(self, cell: Cell) -> tuple[float, Basis]:
+        if (own := self._cells[cell.id].value) is not None:
+            return own, "measured"
+        if (kin := self._kinds[self.kind(cell)].value) is not None:
+            return kin, "same kind"
+        if (rate := self._models[cell.model_fingerprint].value) is not None:
+            return rate * cell.cost, "same model"
+        return (self._all.value or 1.0) * cell.cost, "forwards"

@@ -1,0 +1,236 @@
+"""What an evaluation will take, before anything is spent; and beside it, afterwards, what it took."""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rayclip.defenses import chain_label
+from rayclip.evaluation.cell import Cell
+from rayclip.evaluation.costs import Basis, Costs, Hardware, read_timings
+from rayclip.evaluation.plan import Shards, cut
+from rayclip.evaluation.simulate import Workers, simulate
+from rayclip.store import Store
+from rayclip.types import UserError
+
+PLAN = "plan.json"
+RUNS = "evaluations.json"
+_SIMULATED = 100_000  # shards; of more the wall time is total/N, or the longest shard: they fill any cluster evenly
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCell:
+    """What is left to do of one cell. `before`: samples and seconds that its results had noted when it was planned."""
+
+    model: str
+    dataset: str
+    attack: str
+    samples: int
+    shards: int
+    seconds: float
+    basis: Basis
+    before: tuple[int, float] = (0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnWorkers:
+    """What it takes on so many workers: seconds from start to end, hours of GPUs (cores) that are held meanwhile, and
+    their price."""
+
+    workers: int
+    wall: float
+    hours: float
+    cost: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """A plan.
+
+    Attributes:
+        hardware: of one worker.
+        cells: with something left to do, by id.
+        finished: cells that have every result.
+        loading: seconds that each model with its class embeddings takes to load, by fingerprint.
+        workers: what it takes on as many workers.
+        price: of an hour of one GPU (core).
+    """
+
+    hardware: Hardware
+    cells: Mapping[str, PlannedCell]
+    finished: int
+    loading: Mapping[str, float] = field(default_factory=dict)
+    workers: Sequence[OnWorkers] = ()
+    price: float | None = None
+
+    @property
+    def shards(self) -> int:
+        return sum(cell.shards for cell in self.cells.values())
+
+    @property
+    def samples(self) -> int:
+        return sum(cell.samples for cell in self.cells.values())
+
+    @property
+    def seconds(self) -> float:
+        """One worker's time, without loading."""
+        return sum(cell.seconds for cell in self.cells.values())
+
+    @property
+    def hours(self) -> float:
+        """Of GPUs, or cores, at work."""
+        return self.seconds * self.hardware.units / 3600
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Forecast":
+        return cls(
+            hardware=Hardware(**stored["hardware"]),
+            cells={
+                name: PlannedCell(**{**cell, "before": tuple(cell["before"])}) for name, cell in stored["cells"].items()
+            },
+            finished=stored["finished"],
+            loading=stored["loading"],
+            workers=[OnWorkers(**each) for each in stored["workers"]],
+            price=stored["price"],
+        )
+
+
+def forecast(
+    work: Sequence[Shards],
+    costs: Costs,
+    hardware: Hardware,
+    *,
+    workers: Sequence[int],
+    finished: int,
+    smallest: int,
+    loading: Mapping[str, float] | None = None,
+    start: float = 0.0,
+    price: float | None = None,
+    before: Callable[[Cell], tuple[int, float]] = lambda cell: (0, 0.0),
+) -> Forecast:
+    """Price the work and run it on simulated workers.
+
+    Args:
+        work: what is left (`outstanding`).
+        costs: with measurements.
+        smallest: see `plan.cut`.
+        start: seconds until a worker is there.
+        before: samples and seconds that a cell's results have noted already.
+    """
+    loads = dict(loading or {})
+    found = []
+    for count in workers:
+        pieces = cut(work, costs, count, smallest)
+        wall = start + _wall(pieces, costs, count, lambda model: loads.get(str(model), 0.0))
+        hours = count * hardware.units * wall / 3600
+        cost = None if price is None else price * hours
+        found.append(OnWorkers(workers=count, wall=wall, hours=hours, cost=cost))
+    first = cut(work, costs, workers[0], smallest)
+    cells = {}
+    for shards in work:
+        cell = shards.cell
+        cells[cell.id] = PlannedCell(
+            model=cell.model if not cell.defense else f"{cell.model} + {chain_label(cell.defense)}",
+            dataset=cell.dataset,
+            attack=cell.attack_label,
+            samples=len(shards.positions),
+            shards=sum(len(piece) for piece in first if piece.cell.id == cell.id),
+            seconds=costs.seconds(cell) * len(shards.positions),
+            basis=costs.basis(cell),
+            before=before(cell),
+        )
+    return Forecast(hardware=hardware, cells=cells, finished=finished, loading=loads, workers=found, price=price)
+
+
+def _wall(pieces: Sequence[Shards], costs: Costs, workers: int, load: Callable[[Hashable], float]) -> float:
+    queues = [piece.queue(costs.seconds(piece.cell)) for piece in pieces]
+    if not queues:
+        return 0.0
+    if sum(map(len, queues)) > _SIMULATED:
+        total = sum(queue.seconds * queue.samples for queue in queues)
+        return max(total / workers, max(queue.seconds * queue.samples_of(0) for queue in queues))
+    return simulate(queues, Workers(count=workers, load=load)).makespan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """Of the cells of one model under one attack: samples, and worker seconds, planned and noted since by results."""
+
+    model: str
+    attack: str
+    cells: int
+    samples: int
+    planned: float
+    done: int
+    actual: float
+
+
+def spent(plan: Forecast, store: Store) -> list[Spent]:
+    """Planned and actual side by side, model by model and attack by attack."""
+    groups: dict[tuple[str, str], list[Spent]] = {}
+    for name, cell in plan.cells.items():
+        rows, seconds = noted(name, store)
+        one = Spent(
+            model=cell.model,
+            attack=cell.attack,
+            cells=1,
+            samples=cell.samples,
+            planned=cell.seconds,
+            done=max(0, min(rows - cell.before[0], cell.samples)),
+            actual=max(0.0, seconds - cell.before[1]),
+        )
+        groups.setdefault((cell.model, cell.attack), []).append(one)
+    return [_sum(model, attack, parts) for (model, attack), parts in groups.items()]
+
+
+def noted(cell: str, store: Store) -> tuple[int, float]:
+    """Samples of a cell that have results, and the seconds that those note."""
+    timings = read_timings(cell, store, files=None)
+    return sum(timing.samples for timing in timings), sum(timing.seconds for timing in timings)
+
+
+def _sum(model: str, attack: str, parts: Sequence[Spent]) -> Spent:
+    return Spent(
+        model=model,
+        attack=attack,
+        cells=len(parts),
+        samples=sum(part.samples for part in parts),
+        planned=sum(part.planned for part in parts),
+        done=sum(part.done for part in parts),
+        actual=sum(part.actual for part in parts),
+    )
+
+
+def keep_plan(plan: Forecast, store: Store) -> None:
+    """Write it for later comparison. Of a cell that is begun, what was planned first stays."""
+    if not plan.cells:
+        return
+    earlier = read_plan(store)
+    cells = dict(earlier.cells) if earlier else {}
+    begun = {name for name, cell in cells.items() if noted(name, store)[0] > cell.before[0]}
+    cells |= {name: cell for name, cell in plan.cells.items() if name not in begun}
+    store.write_json(PLAN, {**plan.to_json(), "cells": {name: asdict(cell) for name, cell in cells.items()}})
+
+
+def read_plan(store: Store) -> Forecast | None:
+    """The kept plan.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        stored = store.read_json(PLAN)
+        return None if stored is None else Forecast.from_json(stored)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{store.root}/{PLAN} is damaged: delete it and plan again.") from error
+
+
+def common_hardware(cells: Iterable[Cell], store: Store) -> Hardware | None:
+    """What most of the earlier results were computed with."""
+    seconds: dict[Hardware, float] = {}
+    for cell in cells:
+        for timing in read_timings(cell.id, store):
+            seconds[timing.hardware] = seconds.get(timing.hardware, 0.0) + timing.seconds
+    return max(seconds, key=lambda hardware: seconds[hardware], default=None)

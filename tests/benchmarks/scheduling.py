@@ -1,0 +1,121 @@
+"""The schedule against simulated workers: what the driver of a large cluster would need, and how well it fills it.
+
+    python tests/benchmarks/scheduling.py                 # a minute
+    python tests/benchmarks/scheduling.py --shards 10000 --workers 2000
+
+Nothing is attacked here: shards are durations. Cells are models × data sets × attacks; what a sample takes is spread
+log-normally over the models (sigma 0.8), the data sets (0.4) and the attacks (1.0), so that a shard of 256 images takes
+5 minutes on average; what it really takes is spread around what was planned (0.2). The planner cuts long shards, so
+that there are more of them in the end. One worker in a hundred vanishes at a random time, which is noticed 10 s later,
+and is replaced another 120 s later. Loading a model takes 10 s, which the lower bound max(total/N, longest) does not
+know.
+"""
+
+import argparse
+import itertools
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rayclip.evaluation.plan import cut_cells
+from rayclip.evaluation.schedule import Queue, ShardId
+from rayclip.evaluation.simulate import Outcome, Workers, simulate
+
+DRIVER_BYTES = 2e9 / 1e6  # of the driver for each shard
+OVERHEAD = 0.01  # of the simulated time
+BOUND = 1.05  # × max(total/N, longest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    outcome: Outcome
+    bound: float
+    real: float
+
+    @property
+    def over_bound(self) -> float:
+        return self.outcome.makespan / self.bound
+
+    @property
+    def overhead(self) -> float:
+        """Of the makespan: the driver decides while all workers run."""
+        return self.real / self.outcome.makespan
+
+
+def make_queues(
+    shards: int,
+    rng: np.random.Generator,
+    *,
+    workers: int,
+    size: int = 256,
+    mean_s: float = 300.0,
+    kinds: Sequence[int] = (10, 16, 8),
+) -> list[Queue]:
+    """About `shards` shards of `mean_s` seconds on average, before long ones are cut as the planner does."""
+    spread = [rng.lognormal(0, sigma, n) for sigma, n in zip((0.8, 0.4, 1.0), kinds, strict=True)]
+    cells = list(itertools.product(*(range(n) for n in kinds)))
+    seconds = np.array([np.prod([s[i] for s, i in zip(spread, cell, strict=True)]) for cell in cells])
+    sets = rng.lognormal(0, 0.5, kinds[1])  # how large the data sets are
+    samples = np.array([sets[cell[1]] for cell in cells])
+    samples = np.maximum(1, samples / samples.sum() * (shards - len(cells) / 2) * size).astype(int)
+    seconds *= mean_s * shards / (seconds * samples).sum()
+    pieces = cut_cells(samples.tolist(), seconds.tolist(), [size] * len(cells), workers, size // 16)
+    return [
+        Queue(samples=n, size=each, needs=(cell[0], cell[1]), seconds=float(s))
+        for cell, s, parts in zip(cells, seconds, pieces, strict=True)
+        for n, each in parts
+    ]
+
+
+def measure(queues: Sequence[Queue], count: int, rng: np.random.Generator, *, loss: float = 0.01) -> Result:
+    noise = [rng.lognormal(0, 0.2, len(queue)).astype(np.float32) for queue in queues]
+
+    def duration(shard: ShardId, worker: int) -> float:
+        queue = queues[shard.cell]
+        return queue.seconds * queue.samples_of(shard.number) * float(noise[shard.cell][shard.number])
+
+    every = [duration(ShardId(c, n), 0) for c, queue in enumerate(queues) for n in range(len(queue))]
+    total, longest = sum(every), max(every)
+    bound = max(total / count, longest)
+    del every
+    lost = rng.choice(count, round(loss * count), replace=False)
+    workers = Workers(
+        count=count,
+        load=lambda model: 10.0,
+        vanish={int(w): float(rng.uniform(0, bound)) for w in lost},
+        replace=120.0,
+    )
+    began = time.perf_counter()
+    outcome = simulate(queues, workers, duration)
+    return Result(outcome=outcome, bound=bound, real=time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--seeds", type=int, default=5)
+    args = parser.parse_args()
+    cases = [(10_000, 100), (10_000, 500), (10_000, 1000), (10_000, 2000), (1_000_000, 2000)]
+    if args.shards or args.workers:
+        cases = [(args.shards or 10_000, args.workers or 2000)]
+    print("shards     workers  makespan     /bound        deciding      loop     lost  copies  peak memory")
+    for shards, count in cases:
+        for seed in range(args.seeds if shards < 100_000 else 1):
+            rng = np.random.default_rng(seed)
+            queues = make_queues(shards, rng, workers=count)
+            r = measure(queues, count, rng)
+            o = r.outcome
+            assert all(set(ends) == {1} for ends in o.ends), "every shard counts once"
+            print(
+                f"{sum(map(len, queues)):<10} {count:<8} {o.makespan:<9.0f} s  {r.over_bound:<7.4f}  "
+                f"{o.deciding:6.2f} s ({o.deciding / o.makespan:.3%})  {r.real:6.2f} s  {o.losses:<5} {o.copies:<6}  "
+                f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB"
+            )
+
+
+if __name__ == "__main__":
+    main()
