@@ -7,7 +7,9 @@ import dataclasses
 import hashlib
 import json
 import re
+import sys
 import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from rayclip.attacks.bert import TextSettings
 from rayclip.evaluation import Cell, Store
 from rayclip.evaluation.retrieval import RecallRow, Task
 from rayclip.reports import example_grid, result_tables
+from rayclip.spool import Spool
 from rayclip.types import Row, Tracker
 
 TABLE = "results_table.json"
@@ -34,6 +37,34 @@ class Logbook:
         saved = store.read_json(self.FILE) or {}
         same = tracker is not None and saved.get("tracker") == tracker.address
         self._runs: dict[str, str] = saved["runs"] if same else {}
+        self._logged: list[str] = saved["logged"] if same else []
+
+    @classmethod
+    def has_logged_to(cls, store: Store, address: str) -> bool:
+        """Whether an earlier start has logged what is in this store to this tracker."""
+        return (store.read_json(cls.FILE) or {}).get("tracker") == address
+
+    @property
+    def spool(self) -> Spool | None:
+        """Where workers leave what is to be logged."""
+        return None if self.tracker is None else Spool(self._store)
+
+    def deliver(self) -> None:
+        """Send what workers have left."""
+        if self.tracker is not None:
+            self.tracker.deliver()
+
+    def __enter__(self) -> "Logbook":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        left = 0 if self.tracker is None else self.tracker.close()
+        if left:
+            print(
+                f"note: MLflow does not answer: {left} entries wait in {self._store.root}/spool and are delivered by "
+                "the same command, or by the next one with the same results folder.",
+                file=sys.stderr,
+            )
 
     def open(
         self,
@@ -49,12 +80,29 @@ class Logbook:
             return None
         key = key or name
         if not self._knows(key):
-            self._runs[key] = self.tracker.start(name, parent=parent, params=params, tags=tags)
-            self._store.write_json(self.FILE, {"tracker": self.tracker.address, "runs": self._runs})
+            self._runs[key] = uuid.uuid4().hex
+            self._save()  # first: a start that is cut off here goes on in the same run
+            tags = {"rayclip.results": self._store.root, **(tags or {})}
+            self.tracker.start(self._runs[key], name, parent=parent, params=params, tags=tags)
         return self._runs[key]
 
     def _knows(self, key: str) -> bool:
         return self.tracker is not None and key in self._runs and self.tracker.exists(self._runs[key])
+
+    def _has_logged(self, key: str) -> bool:
+        """Whether a run got all that belongs in it."""
+        return key in self._logged and self._knows(key)
+
+    def _end(self, key: str) -> None:
+        """A run has got all that belongs in it."""
+        self.finish(self._runs[key])
+        self._logged.append(key)
+        self._save()
+
+    def _save(self) -> None:
+        assert self.tracker is not None
+        kept = {"tracker": self.tracker.address, "runs": self._runs, "logged": self._logged}
+        self._store.write_json(self.FILE, kept)
 
     def finish(self, run: str | None, *, failed: bool = False) -> None:
         if self.tracker is not None and run is not None:
@@ -83,7 +131,7 @@ class Logbook:
             return
         digest = hashlib.sha256(json.dumps([[r.cell for r in rows], rows[0].n]).encode()).hexdigest()[:12]
         key = f"{name} {digest}"
-        if self._knows(key):
+        if self._has_logged(key):
             return
         run = self.open(
             name,
@@ -102,13 +150,13 @@ class Logbook:
         if warnings:
             files["warnings.txt"] = "".join(f"{w}\n" for w in warnings)
         self._files(run, files | self._pictures_and_texts(name, cells))
-        self.finish(run)
+        self._end(key)
 
     def retrieval(self, task: Task, rows: Sequence[RecallRow]) -> None:
         """One model's retrieval under one attack as a run: metrics and the table. Logged once."""
         name = f"retrieval {task.model}" + ("" if task.attack_label == "clean" else f" {task.attack_label}")
         key = f"{name} {task.id}"
-        if self.tracker is None or self._knows(key):
+        if self.tracker is None or self._has_logged(key):
             return
         run = self.open(
             name,
@@ -121,7 +169,7 @@ class Logbook:
         assert run is not None
         self.tracker.metrics(run, [(metric, value, 0) for metric, value in recall_names(rows).items()])
         self.tracker.table(run, [flat_row(r, {}) for r in rows], TABLE)
-        self.finish(run)
+        self._end(key)
 
     def summary(self, run: str | None, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
         """A sweep's table, in its own run."""
@@ -133,8 +181,9 @@ class Logbook:
     def _pictures_and_texts(self, name: str, cells: Sequence[Cell]) -> dict[str, bytes | str]:
         files: dict[str, bytes | str] = {}
         for cell in cells:
-            examples = self._store.read_tables(self._store.names(f"cells/{cell.id}/examples", ".parquet"))
-            if examples is not None:
+            images = f"cells/{cell.id}/examples/images.parquet"
+            if self._store.size(images) is not None:
+                examples = self._store.read_tables([images])
                 title = f"{name.removeprefix('eval ')} on {cell.dataset}: {cell.attack_label}"
                 picture = example_grid(examples, cell.class_names, title)
                 files[f"images/{cell.dataset}-{cell.attack_label}.png"] = picture

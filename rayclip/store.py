@@ -3,45 +3,83 @@
 A file is there whole or not at all.
 """
 
+import errno
+import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 from pyarrow import fs
 
-from rayclip.types import UserError
+from rayclip.types import UserError, has_secret
 
 _CHUNK = 8 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_NOTE = b"rayclip"
+
+
+def no_room(error: BaseException) -> UserError | None:
+    """What to say of an error of a file system that is full or may not be written; None for any other."""
+    if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+        return None
+    where = f", {error.filename}" if error.filename else ""
+    return UserError(
+        f"a file cannot be written or read ({error.strerror or error}{where}): make room or mend the rights; run again "
+        "to go on from here."
+    )
+
+
+def cache_root() -> Path:
+    """`RAYCLIP_CACHE`, or `~/.cache/rayclip/files`. On a cluster: a fast disk of each node."""
+    return Path(os.environ.get("RAYCLIP_CACHE", "~/.cache/rayclip/files")).expanduser()
 
 
 class Store:
-    """Files below a root. Picklable.
+    """Files below a root, and never elsewhere: a name that leads out of it is refused. Picklable.
 
     Results have the layout `cells/<cell>/<shard>.parquet`, `cells/<cell>/cell.json`, `texts/`; prepared data
     `<name>/manifest.json` and its shards.
+
+    Raises:
+        UserError: the root holds a password or a key, which would come into logs and results.
     """
 
     def __init__(self, root: str) -> None:
+        if "://" in root and has_secret(root):
+            raise UserError(
+                f"'{root}' holds a secret, and addresses are written into results and logs: take it out and set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or your store's own variables, or a role) on every node."
+            )
         self.root = root if "://" in root else str(Path(root).expanduser().absolute())
 
     @property
     def is_local(self) -> bool:
         return "://" not in self.root or self.root.startswith("file://")
 
+    @property
+    def name(self) -> str:
+        """The last part of the root."""
+        return self.root.partition("?")[0].rstrip("/").rpartition("/")[2]
+
     def child(self, name: str) -> "Store":
         """The folder `name` below this one; a URI keeps its options (`?endpoint_override=…`)."""
+        _check(name, self.root)
         base, mark, options = self.root.partition("?") if "://" in self.root else (self.root, "", "")
-        return Store(f"{base.rstrip('/')}/{name}{mark}{options}")
+        part = quote(name) if "://" in self.root else name  # a name is no option of an address
+        return Store(f"{base.rstrip('/')}/{part}{mark}{options}")
 
     def path(self, name: str) -> Path:
         """Where a file of a local store is."""
-        return Path(self._open()[1]) / name
+        return Path(self._at(name)[1])
 
     def _open(self) -> tuple[fs.FileSystem, str]:
         try:
@@ -49,10 +87,15 @@ class Store:
         except (pa.ArrowInvalid, OSError, ValueError) as error:
             raise UserError(f"'{self.root}' cannot be opened: {str(error).splitlines()[0]}") from error
 
+    def _at(self, name: str) -> tuple[fs.FileSystem, str]:
+        """The file system, and the path of `name` on it ("" is the root's)."""
+        _check(name, self.root)
+        system, base = self._open()
+        return system, f"{base}/{name}".rstrip("/") or "/"
+
     def write(self, name: str, data: bytes) -> None:
         """Object stores put a file at once; on file systems it is written aside and renamed."""
-        system, base = self._open()
-        target = f"{base}/{name}"
+        system, target = self._at(name)
         if isinstance(system, fs.LocalFileSystem):
             aside = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
             aside.parent.mkdir(parents=True, exist_ok=True)
@@ -67,13 +110,57 @@ class Store:
 
     def upload(self, local: Path, name: str) -> None:
         """Put a finished local file in its place; below a local root it is moved there."""
-        system, base = self._open()
+        system, place = self._at(name)
         if isinstance(system, fs.LocalFileSystem):
-            os.replace(local, f"{base}/{name}")
+            os.replace(local, place)
             return
-        with local.open("rb") as source, system.open_output_stream(f"{base}/{name}") as target:
-            shutil.copyfileobj(source, target, _CHUNK)
+        self.copy_in(local, name)
         local.unlink()
+
+    def copy_in(self, local: Path, name: str) -> None:
+        """Put a copy of a local file in its place, whatever its size."""
+        system, target = self._at(name)
+        if isinstance(system, fs.LocalFileSystem):
+            aside = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                shutil.copyfile(local, aside)
+                os.replace(aside, target)
+            finally:
+                aside.unlink(missing_ok=True)
+            return
+        with local.open("rb") as source, system.open_output_stream(target) as sink:
+            shutil.copyfileobj(source, sink, _CHUNK)
+
+    def node_copy(self, names: Sequence[str]) -> Path:
+        """A local folder with those of the named files that are there: this one, or this node's own copy of it.
+
+        A copy is made once for the same names, sizes and times of change, whole or not at all; the processes of a node
+        wait for the one that makes it.
+        """
+        if self.is_local:
+            return self.path("")
+        system, _ = self._open()
+        places = [self._at(name)[1] for name in names]
+        found = [i for i in system.get_file_info(places) if i.type == fs.FileType.File]
+        about = json.dumps([self.root, [(i.base_name, i.size, i.mtime_ns) for i in found]])
+        copy = cache_root() / "folders" / hashlib.sha256(about.encode()).hexdigest()[:24]
+        if not copy.is_dir():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(copy.with_suffix(".lock")):
+                if not copy.is_dir():
+                    with tempfile.TemporaryDirectory(dir=copy.parent) as aside:
+                        for info in found:
+                            with (Path(aside) / info.base_name).open("wb") as target:
+                                target.writelines(self.chunks(info.base_name))
+                        os.chmod(aside, 0o755)
+                        os.replace(aside, copy)
+                        os.mkdir(aside)  # for the context manager to remove
+        return copy
+
+    def filesystem(self) -> tuple[fs.FileSystem, str]:
+        """For libraries that take one: the file system, and the root's path on it."""
+        return self._open()
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """A file's bytes, some at a time.
@@ -81,34 +168,47 @@ class Store:
         Raises:
             FileNotFoundError: there is no such file.
         """
-        system, base = self._open()
-        with system.open_input_stream(f"{base}/{name}") as stream:
+        system, place = self._at(name)
+        with system.open_input_stream(place) as stream:
             while chunk := stream.read(_CHUNK):
                 yield chunk
 
     def size(self, name: str) -> int | None:
         """A file's bytes, None where there is none."""
-        system, base = self._open()
-        return system.get_file_info(f"{base}/{name}").size
+        system, place = self._at(name)
+        return system.get_file_info(place).size
 
     def delete(self, name: str) -> None:
         """Remove a file if it is there."""
-        system, base = self._open()
-        if system.get_file_info(f"{base}/{name}").type == fs.FileType.File:
-            system.delete_file(f"{base}/{name}")
+        system, place = self._at(name)
+        if system.get_file_info(place).type == fs.FileType.File:
+            system.delete_file(place)
+
+    def delete_folder(self, name: str) -> None:
+        """Remove a folder and all it holds if it is there."""
+        system, place = self._at(name)
+        if system.get_file_info(place).type == fs.FileType.Directory:
+            system.delete_dir(place)
 
     def read(self, name: str) -> bytes | None:
         """A file's bytes, None where there is none."""
-        system, base = self._open()
-        if system.get_file_info(f"{base}/{name}").type != fs.FileType.File:
+        system, place = self._at(name)
+        if system.get_file_info(place).type != fs.FileType.File:
             return None
-        with system.open_input_stream(f"{base}/{name}") as stream:
+        with system.open_input_stream(place) as stream:
             return stream.read()
 
     def names(self, folder: str, ending: str) -> list[str]:
         """The files of a folder ("" is the root) with this ending, sorted."""
-        system, base = self._open()
-        selector = fs.FileSelector(f"{base}/{folder}", allow_not_found=True)
+        system, place = self._at(folder)
+        if isinstance(system, fs.LocalFileSystem):  # without a look at each file, of which there may be many
+            try:
+                with os.scandir(place) as entries:
+                    local = [entry.name for entry in entries if entry.name.endswith(ending) and entry.is_file()]
+            except FileNotFoundError:
+                return []
+            return sorted(f"{folder}/{name}".lstrip("/") for name in local)
+        selector = fs.FileSelector(place, allow_not_found=True)
         found = (info.base_name for info in system.get_file_info(selector) if info.type == fs.FileType.File)
         return sorted(f"{folder}/{name}".lstrip("/") for name in found if name.endswith(ending))
 
@@ -120,8 +220,8 @@ class Store:
 
     def open(self, name: str) -> Any:
         """A file to be read anywhere in it. Raises `FileNotFoundError`."""
-        system, base = self._open()
-        return system.open_input_file(f"{base}/{name}")
+        system, place = self._at(name)
+        return system.open_input_file(place)
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, (json.dumps(value, indent=1) + "\n").encode())
@@ -130,18 +230,55 @@ class Store:
         data = self.read(name)
         return None if data is None else json.loads(data)
 
-    def write_table(self, name: str, table: pa.Table | Mapping[str, Any]) -> None:
+    def write_table(
+        self, name: str, table: pa.Table | Mapping[str, Any], note: Mapping[str, Any] | None = None
+    ) -> None:
+        """A Parquet file; `note` goes into its metadata, where `read_note` finds it."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table if isinstance(table, pa.Table) else pa.table(dict(table)), sink)
+        table = table if isinstance(table, pa.Table) else pa.table(dict(table))
+        if note is not None:
+            table = table.replace_schema_metadata({**(table.schema.metadata or {}), _NOTE: json.dumps(note)})
+        pq.write_table(table, sink)
         self.write(name, sink.getvalue().to_pybytes())
 
+    def read_note(self, name: str) -> tuple[int, dict[str, Any]]:
+        """A Parquet file's number of rows and its note, from its end alone; an empty note where there is none."""
+        try:
+            with self.open(name) as file:
+                found = pq.read_metadata(file)
+                return found.num_rows, json.loads((found.metadata or {}).get(_NOTE, b"{}"))
+        except (pa.ArrowException, ValueError) as error:
+            raise UserError(f"result file {self.root}/{name} is damaged: delete it and run again.") from error
+
     def read_tables(self, names: list[str], columns: list[str] | None = None) -> pa.Table | None:
-        """The rows of several files, None for no files."""
+        """The rows of several files, None for no files.
+
+        Cheap enough for hundreds of thousands of small files: the store is opened once, a file is read whole.
+
+        Raises:
+            UserError: a file is damaged, or gone.
+        """
+        system, base = self._open()
+        is_local = isinstance(system, fs.LocalFileSystem)
         tables = []
         for name in names:
-            data = self.read(name)
+            _check(name, self.root)
             try:
-                tables.append(pq.read_table(pa.BufferReader(data), columns=columns))
+                if is_local:
+                    with open(f"{base}/{name}", "rb") as file:
+                        data = file.read()
+                else:
+                    with system.open_input_stream(f"{base}/{name}") as stream:
+                        data = stream.read()
+                tables.append(pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False))
+                if columns is not None and tables[-1].num_columns < len(columns):
+                    raise ValueError("columns are missing")
             except (pa.ArrowException, TypeError, ValueError, OSError) as error:
                 raise UserError(f"result file {self.root}/{name} is damaged: delete it and run again.") from error
         return pa.concat_tables(tables) if tables else None
+
+
+def _check(name: str, root: str) -> None:
+    """Names come from manifests, journals and the like, which anybody may have written."""
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise UserError(f"'{name}' leads out of {root}: the file that names it is damaged or was made to do harm.")

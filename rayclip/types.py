@@ -1,13 +1,37 @@
 """Small types that every room shares. Imports nothing of ours."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+# `user:password@` ahead of a host, and the options of an address that open a door
+_PASSWORD = re.compile(r"(?<=://)([^\s/?#@:]*):[^\s/?#]*@")
+_KEY = re.compile(
+    r"(?i)(?<=[?&])((?:[\w.%-]*(?:access_?key|secret|token|passw|credential|signature|api_?key)[\w.%-]*|sig|key)=)"
+    r"[^\s&#]*?(?=[\"'.,;:)]*(?:[\s&#]|$))"
+)
+
+
+def redacted(text: str) -> str:
+    """A text with the secrets of the addresses in it taken out: passwords, keys and tokens."""
+    return _KEY.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
+
+
+def has_secret(address: str) -> bool:
+    """Whether an address holds a password or a key; a user's name alone is none."""
+    return redacted(address) != address
+
 
 class UserError(Exception):
-    """Something the user can mend: one clear sentence that says what to do. The command line exits with 2."""
+    """Something the user can mend: one clear sentence that says what to do. The command line exits with 2.
+
+    Secrets of the addresses in the sentence are left out.
+    """
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(redacted(sentence))
 
 
 def check_same(what: str, spec: str, found: str, planned: str) -> None:
@@ -46,24 +70,25 @@ class Row:
 
 
 class Tracker(Protocol):
-    """Where runs are logged. Picklable: drivers hand it to workers. `tracking.MlflowTracker` is the real one."""
+    """Where the driver logs runs. `tracking.SpooledTracker` is the real one."""
 
     @property
     def address(self) -> str:
         """Store and experiment: equal for trackers whose runs are the same."""
 
     def exists(self, run: str) -> bool:
-        """Whether a run of an earlier start is still there to be continued."""
+        """Whether a run was started, and is still there to be continued."""
 
     def start(
         self,
+        run: str,
         name: str,
         *,
         parent: str | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
-    ) -> str:
-        """Open a run and return its id."""
+    ) -> None:
+        """Open a run, once; `run` and `parent` are keys of the caller's choice, by which it is called from now on."""
 
     def metrics(self, run: str, values: Sequence[tuple[str, float, int]]) -> None:
         """Log (name, value, step) triples."""
@@ -76,3 +101,9 @@ class Tracker(Protocol):
 
     def finish(self, run: str, *, failed: bool = False) -> None:
         """Close a run."""
+
+    def deliver(self) -> int:
+        """Send what waits (also what workers have left) if the tracker answers; how many entries are left."""
+
+    def close(self) -> int:
+        """The same with some patience, at the end of a command."""

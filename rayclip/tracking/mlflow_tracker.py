@@ -5,16 +5,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rayclip import __version__
-from rayclip.types import UserError
+from rayclip.types import UserError, has_secret, redacted
 
 # MLflow's limits on one request
 _METRICS_AT_ONCE = 1000
 _PARAMS_AT_ONCE = 100
+
+KEY = "rayclip.key"  # the tag of a run by which we know it
 
 
 def default_uri() -> str:
@@ -22,43 +26,102 @@ def default_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
 
 
+def look(uri: str) -> int | None:
+    """How many experiments a store holds; None for an SQLite file that is not there yet.
+
+    Raises:
+        UserError: it cannot be reached, or refuses us.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return None
+    return MlflowTracker(uri, "").count_experiments()
+
+
 def quiet_client(uri: str) -> Any:
     """MLflow's client, without the narration of its database migrations."""
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("urllib3", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
 
 
+def is_away(error: Exception) -> bool:
+    """Whether an error says that MLflow cannot take anything now, and not that it will never take this."""
+    from mlflow.exceptions import MlflowException
+
+    if not isinstance(error, MlflowException):
+        return isinstance(error, OSError)  # those of `requests` too
+    status = error.get_http_status_code()
+    return not 400 <= status < 500 or status in (401, 403, 408, 429)  # a password can be mended, too
+
+
 class MlflowTracker:
-    """An experiment to log to; see `types.Tracker` for the methods. Picklable: it holds names, not connections.
+    """An experiment to log to; see `types.Tracker` for the methods.
 
     Raises:
-        UserError: the store cannot be reached.
+        UserError: its address holds a password, which would come into logs and results.
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
+        if has_secret(uri):
+            raise UserError(
+                f"the MLflow address '{uri}' holds a secret: take it out and set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD; ahead of a database that asks for a password, start an MLflow server."
+            )
         if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
             uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
         self.uri, self.experiment = uri, experiment
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # for the first contact; a dead server shows soon
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a dead server shows soon, and nothing is lost
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for our tables
+        self._experiment_id: str | None = None
+
+    def contact(self) -> None:
+        """Reach the store.
+
+        Raises:
+            UserError: it cannot be reached, or refuses us.
+        """
+        with self._explained():
+            _ = self.experiment_id
+
+    def count_experiments(self) -> int:
+        """Raises as `contact` does; makes no experiment."""
+        with self._explained():
+            return len(self._client().search_experiments())
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         from mlflow.exceptions import MlflowException
 
         try:
-            client = self._client()
-            found = client.get_experiment_by_name(experiment)
-            self.experiment_id = (
-                found.experiment_id
-                if found
-                else client.create_experiment(experiment, artifact_location=self._artifact_location())
-            )
+            yield
         except (MlflowException, OSError) as error:
+            if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
+                raise UserError(
+                    f"MLflow at '{self.uri}' refuses us: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
+                    "to a user that may write there."
+                ) from error
             raise UserError(
-                f"MLflow at '{uri}' cannot be reached: start it, or give another --tracking-uri "
+                f"MLflow at '{self.uri}' cannot be reached: start it, or give another --tracking-uri "
                 f"({str(error).splitlines()[0][:160]})."
             ) from error
+
+    @property
+    def experiment_id(self) -> str:
+        """Of the experiment, which is made if there is none."""
+        if self._experiment_id is None:
+            client = self._client()
+            found = client.get_experiment_by_name(self.experiment)
+            if found:
+                self._experiment_id = found.experiment_id
+            else:
+                self._experiment_id = client.create_experiment(
+                    self.experiment, artifact_location=self._artifact_location()
+                )
+        assert self._experiment_id is not None
+        return self._experiment_id
 
     @property
     def address(self) -> str:
@@ -80,15 +143,19 @@ class MlflowTracker:
         parent: str | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
+        time_ms: int | None = None,
     ) -> str:
+        """`time_ms` is when it started, now unless given."""
         from mlflow.entities import Param
 
-        all_tags = {"rayclip.version": __version__, **_code_version(), **(tags or {})}
+        all_tags = dict(tags or {})
         if parent:
             all_tags["mlflow.parentRunId"] = parent
         client = self._client()
-        run = client.create_run(self.experiment_id, run_name=name, tags=all_tags).info.run_id
-        entries = [Param(key, str(value)) for key, value in (params or {}).items()]
+        all_tags = {key: redacted(value) for key, value in all_tags.items()}
+        made = client.create_run(self.experiment_id, run_name=redacted(name), tags=all_tags, start_time=time_ms)
+        run = made.info.run_id
+        entries = [Param(key, redacted(str(value))) for key, value in (params or {}).items()]
         for i in range(0, len(entries), _PARAMS_AT_ONCE):
             client.log_batch(run, params=entries[i : i + _PARAMS_AT_ONCE])
         return run
@@ -98,32 +165,56 @@ class MlflowTracker:
 
         try:
             return self._client().get_run(run).info.lifecycle_stage == "active"
-        except MlflowException:
+        except MlflowException as error:
+            if is_away(error):
+                raise
             return False
 
-    def metrics(self, run: str, values: Sequence[tuple[str, float, int]]) -> None:
+    def find(self, key: str) -> str | None:
+        """The run that was started with this key as its tag."""
+        found = self._client().search_runs([self.experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
+        return found[0].info.run_id if found else None
+
+    def metrics(self, run: str, values: Sequence[tuple[str, float, int]], *, time_ms: int | None = None) -> None:
+        """`time_ms` is when they were measured; MLflow takes the same value of the same time once."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        now = time_ms or int(time.time() * 1000)
         entries = [Metric(name, value, now, step) for name, value, step in values]
         for i in range(0, len(entries), _METRICS_AT_ONCE):
             self._client().log_batch(run, metrics=entries[i : i + _METRICS_AT_ONCE])
+
+    def names(self, run: str) -> set[str]:
+        """Of the metrics that a run has."""
+        return set(self._client().get_run(run).data.metrics)
+
+    def last_step(self, run: str, name: str) -> int:
+        """The last step of a metric, -1 before the first."""
+        return max((m.step for m in self._client().get_metric_history(run, name)), default=-1)
 
     def artifact(self, run: str, path: Path, folder: str = "") -> None:
         log = self._client().log_artifacts if path.is_dir() else self._client().log_artifact
         log(run, str(path), folder or None)
 
     def table(self, run: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        columns: dict[str, list[Any]] = {key: [row[key] for row in rows] for key in rows[0]}
-        self._client().log_table(run, data=columns, artifact_file=name)
+        """In the place of one of that name, to which MLflow itself would append."""
+        client = self._client()
+        if any(f.path == name for f in client.list_artifacts(run)):
+            client.log_dict(run, {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}, name)
+        else:
+            columns: dict[str, list[Any]] = {key: [row[key] for row in rows] for key in rows[0]}
+            client.log_table(run, data=columns, artifact_file=name)
 
-    def finish(self, run: str, *, failed: bool = False) -> None:
-        self._client().set_terminated(run, "FAILED" if failed else "FINISHED")
+    def finish(self, run: str, *, failed: bool = False, time_ms: int | None = None) -> None:
+        """`time_ms` is when it ended, now unless given."""
+        self._client().set_terminated(run, "FAILED" if failed else "FINISHED", end_time=time_ms)
 
 
-def _code_version() -> dict[str, str]:
-    """The commit of the checkout that the package runs from, if it runs from one."""
+@cache
+def code_version() -> dict[str, str]:
+    """The package's version, and the commit of the checkout that it runs from, if it runs from one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    tags = {"mlflow.source.name": " ".join(Path(sys.argv[0]).parts[-2:]), "mlflow.source.type": "LOCAL"}
+    program = " ".join(Path(sys.argv[0]).parts[-2:])
+    tags = {"rayclip.version": __version__, "mlflow.source.name": program, "mlflow.source.type": "LOCAL"}
     return tags | ({"mlflow.source.git.commit": result.stdout.strip()} if result.returncode == 0 else {})

@@ -9,7 +9,7 @@ import webbrowser
 from pathlib import Path
 
 from rayclip.tracking.mlflow_tracker import default_uri, quiet_client
-from rayclip.types import UserError
+from rayclip.types import UserError, redacted
 
 _START_S = 60.0
 
@@ -79,6 +79,6 @@ def _answers(base: str) -> bool:
 
 
 def _show(address: str, browser: bool) -> None:
-    print(f"MLflow: {address}", flush=True)
+    print(f"MLflow: {redacted(address)}", flush=True)
     if browser:
         webbrowser.open(address)

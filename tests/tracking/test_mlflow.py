@@ -1,6 +1,6 @@
 """The tracker against a real MLflow store."""
 
-import pickle
+import json
 from pathlib import Path
 
 import pytest
@@ -37,21 +37,33 @@ def test_runs_nest_and_hold_params_metrics_tags_and_files(tracker, tmp_path):
     assert "mlruns" in client.get_experiment(tracker.experiment_id).artifact_location
 
 
-def test_a_tracker_travels_to_workers(tracker):
-    copy = pickle.loads(pickle.dumps(tracker))
-    run = copy.start("elsewhere")
+def test_a_run_is_known_by_its_id_and_by_its_key(tracker):
+    run = tracker.start("elsewhere", tags={"rayclip.key": "key-1"})
     assert tracker.exists(run) and not tracker.exists("0" * 32)
+    assert tracker.find("key-1") == run and tracker.find("key-2") is None
+
+
+def test_a_table_takes_the_place_of_the_one_before(tracker):
+    run = tracker.start("sweep that went on")
+    for rows in ([{"model": "m", "top1": 5.0}], [{"model": "m", "top1": 5.0}, {"model": "n", "top1": 6.0}]):
+        tracker.table(run, rows, "results_table.json")
+        client = MlflowClient(tracker.uri)
+        table = json.loads(Path(client.download_artifacts(run, "results_table.json")).read_text())
+        assert table == {"columns": ["model", "top1"], "data": [list(row.values()) for row in rows]}
+        assert "results_table.json" in client.get_run(run).data.tags["mlflow.loggedArtifacts"], "the UI shows it"
 
 
 def test_a_relative_store_means_the_same_in_every_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert MlflowTracker("sqlite:///here.db", "x").uri == f"sqlite:///{tmp_path / 'here.db'}"
+    tracker = MlflowTracker("sqlite:///here.db", "x")
+    tracker.contact()
+    assert tracker.uri == f"sqlite:///{tmp_path / 'here.db'}"
     assert (tmp_path / "here.db").is_file()
 
 
 def test_a_store_out_of_reach_is_explained(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match="cannot be reached"):
-        MlflowTracker("http://127.0.0.1:9", "study")
+        MlflowTracker("http://127.0.0.1:9", "study").contact()
     with pytest.raises(UserError, match="cannot be reached"):
-        MlflowTracker(f"sqlite:///{Path('/proc/none/x.db')}", "study")
+        MlflowTracker(f"sqlite:///{Path('/proc/none/x.db')}", "study").contact()

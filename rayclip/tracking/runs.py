@@ -1,0 +1,33 @@
+"""From a run in MLflow back to the result files that it logged."""
+
+import re
+
+from rayclip.tracking.mlflow_tracker import default_uri, quiet_client
+from rayclip.types import UserError
+
+RESULTS, MODEL = "rayclip.results", "rayclip.model"  # tags: the results' folder; of one model's evaluation, which
+
+
+def is_run(text: str) -> bool:
+    """Whether it is a run's id, `runs:/` before it or not."""
+    return re.fullmatch(r"(runs:/)?[0-9a-f]{32}", text) is not None
+
+
+def results_of(run: str, uri: str | None) -> tuple[str, str | None]:
+    """The folder of the results that a run stands on, and the fingerprint of its model; None for all models there.
+
+    Raises:
+        UserError: no such run at `uri`, or it says nothing of results.
+    """
+    from mlflow.exceptions import MlflowException
+
+    where = uri or default_uri()
+    try:
+        tags = quiet_client(where).get_run(run.removeprefix("runs:/")).data.tags
+    except (MlflowException, OSError) as error:
+        raise UserError(
+            f"there is no run '{run}' at {where}: give --tracking-uri, or the folder of results."
+        ) from error
+    if RESULTS not in tags:
+        raise UserError(f"run '{run}' does not say where its results lie: give the folder instead.")
+    return tags[RESULTS], tags.get(MODEL)

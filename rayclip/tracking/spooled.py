@@ -1,0 +1,191 @@
+"""A tracker that may be away: what it does not take now waits on disk and is delivered later, once."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rayclip.spool import Spool
+from rayclip.store import Store, no_room
+from rayclip.tracking.mlflow_tracker import KEY, MlflowTracker, code_version, is_away
+from rayclip.types import UserError, redacted
+
+_RETRY_S = 30.0  # between attempts while the server is away
+_PATIENCE_S = 10.0  # for the last entries of a command
+_IDS = "mlflow_ids.json"
+
+
+class SpooledTracker:
+    """`types.Tracker` for the driver, over `MlflowTracker`; entries that workers leave in the spool go the same way.
+
+    Everything may be sent twice (a driver that was killed cannot know what has arrived) and counts once: runs are
+    looked up by their key before they are created again, a metric's steps only go forward, and files and tables are
+    overwritten.
+    """
+
+    def __init__(self, mlflow: MlflowTracker, spool: Spool, *, known: bool) -> None:
+        """
+        Args:
+            known: an earlier start has logged from this folder to this tracker, so that it may be away now.
+
+        Raises:
+            UserError: the first contact fails.
+        """
+        self.spool, self._mlflow = spool, mlflow
+        self._ids: dict[str, str] = spool.store.read_json(_IDS) or {}  # MLflow's of each run it has taken
+        waiting = dict(spool.entries())
+        self._old = set(waiting)  # may have been sent by an earlier driver
+        self._starting = {entry["run"] for entry in waiting.values() if entry["kind"] == "start"}
+        self._names: dict[str, set[str]] = {}  # of the metrics that a run had when this driver came to it
+        self._steps: dict[tuple[str, str], int] = {}
+        self._quiet_until = 0.0
+        try:
+            mlflow.contact()
+        except UserError:
+            if not known:
+                raise
+            self._lost()
+        self.deliver()
+
+    @property
+    def address(self) -> str:
+        return self._mlflow.address
+
+    def exists(self, run: str) -> bool:
+        if run not in self._ids:
+            return run in self._starting
+        try:
+            return self._mlflow.exists(self._ids[run])
+        except Exception as error:
+            if not is_away(error):
+                raise
+            self._lost()
+            return True  # nothing else is known of it
+
+    def start(
+        self,
+        run: str,
+        name: str,
+        *,
+        parent: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        written = {name: redacted(str(value)) for name, value in (params or {}).items()}
+        told = {name: redacted(value) for name, value in {**code_version(), **(tags or {})}.items()}
+        self.spool.add("start", run, {"name": redacted(name), "parent": parent, "params": written, "tags": told})
+        self._starting.add(run)
+        self.deliver()
+
+    def metrics(self, run: str, values: Sequence[tuple[str, float, int]]) -> None:
+        self.spool.metrics(run, values)
+        self.deliver()
+
+    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+        if self.deliver() == 0 and not self._resting():  # straight from where it is: checkpoints are large
+            try:
+                self._mlflow.artifact(self._ids[run], path, folder)
+                return
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                self._lost()
+        self.spool.add("artifact", run, {"folder": folder, "files": self.spool.files(path)})
+
+    def table(self, run: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        self.spool.add("table", run, {"name": name, "rows": [dict(row) for row in rows]})
+        self.deliver()
+
+    def finish(self, run: str, *, failed: bool = False) -> None:
+        self.spool.add("finish", run, failed)
+        self.deliver()
+
+    def deliver(self) -> int:
+        """Send what waits unless MLflow was away a moment ago; how many entries are left."""
+        if self._resting():
+            return len(self.spool.names())
+        left = 0
+        for name, entry in self.spool.entries():
+            run, is_start = entry["run"], entry["kind"] == "start"
+            if not is_start and run not in self._ids and run in self._starting:
+                left += 1  # its start was written by a machine whose clock is ahead
+                continue
+            try:
+                if is_start:
+                    self._begin(run, entry, again=name in self._old)
+                elif run in self._ids:
+                    self._send(self._ids[run], entry)
+                else:
+                    raise ValueError("its run was refused")
+            except Exception as error:
+                self._old.add(name)
+                if no_room(error):
+                    raise
+                if is_away(error):
+                    self._lost()
+                    return len(self.spool.names())
+                self._starting -= {run} if is_start else set()
+                self.spool.refuse(name, entry, str(error))
+                print(f"warning: MLflow refuses what was to be logged ({redacted(str(error))[:160]})", file=sys.stderr)
+            else:
+                self.spool.done(name, entry)
+        return left
+
+    def close(self) -> int:
+        """Try for some seconds to get rid of what waits; how many entries are left."""
+        deadline = time.monotonic() + _PATIENCE_S
+        left = self.deliver()
+        while left and time.monotonic() < deadline:
+            time.sleep(1.0)
+            self._quiet_until = 0.0
+            left = self.deliver()
+        return left
+
+    def _resting(self) -> bool:
+        return time.monotonic() < self._quiet_until
+
+    def _lost(self) -> None:
+        self._quiet_until = time.monotonic() + _RETRY_S
+
+    def _begin(self, run: str, entry: dict[str, Any], *, again: bool) -> None:
+        content = entry["content"]
+        found = self._mlflow.find(run) if again else None
+        if found is None:
+            found = self._mlflow.start(
+                content["name"],
+                parent=self._ids.get(content["parent"]),
+                params=content["params"],
+                tags=content["tags"] | {KEY: run},
+                time_ms=entry["time_ms"],
+            )
+            self._names[found] = set()
+        self._ids[run] = found
+        self.spool.store.write_json(_IDS, self._ids)
+
+    def _send(self, run: str, entry: dict[str, Any]) -> None:
+        """`run` is MLflow's id."""
+        content, log = entry["content"], self._mlflow
+        match entry["kind"]:
+            case "metrics":
+                values = [(name, value, step) for name, value, step in content if self._is_new(run, name, step)]
+                log.metrics(run, values, time_ms=entry["time_ms"])
+                self._steps |= {(run, name): step for name, _, step in values}
+            case "table":
+                log.table(run, content["rows"], content["name"])
+            case "artifact":
+                with tempfile.TemporaryDirectory(prefix="rayclip-") as place:
+                    for name, copy in content["files"].items():
+                        Store(place).write(name, self.spool.store.read(copy) or b"")
+                    log.artifact(run, Path(place), content["folder"])
+            case "finish":
+                log.finish(run, failed=content, time_ms=entry["time_ms"])
+
+    def _is_new(self, run: str, name: str, step: int) -> bool:
+        """Training that goes on from a checkpoint measures some steps again, with the same values."""
+        if run not in self._names:
+            self._names[run] = self._mlflow.names(run)
+        if (run, name) not in self._steps:
+            self._steps[run, name] = self._mlflow.last_step(run, name) if name in self._names[run] else -1
+        return step > self._steps[run, name]

@@ -1,0 +1,77 @@
+"""A store's names stay below its root, whoever wrote them."""
+
+import pytest
+
+from rayclip.spool import Spool
+from rayclip.store import Store
+from rayclip.tracking import MlflowTracker, SpooledTracker
+from rayclip.types import UserError
+
+OUTSIDE = ["../secret", "a/../../secret", "/etc/passwd", "..", "a/..", "a\0b"]
+USES = {
+    "read": lambda store, name: store.read(name),
+    "read_json": lambda store, name: store.read_json(name),
+    "read_tables": lambda store, name: store.read_tables([name]),
+    "write": lambda store, name: store.write(name, b"x"),
+    "write_json": lambda store, name: store.write_json(name, {}),
+    "delete_folder": lambda store, name: store.delete_folder(name),
+    "delete": lambda store, name: store.delete(name),
+    "size": lambda store, name: store.size(name),
+    "open": lambda store, name: store.open(name),
+    "chunks": lambda store, name: list(store.chunks(name)),
+    "names": lambda store, name: store.names(name, ""),
+    "path": lambda store, name: store.path(name),
+    "child": lambda store, name: store.child(name),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("use", USES)
+def test_a_name_that_leads_out_of_the_root_is_refused(tmp_path, use, name):
+    secret, root = tmp_path / "secret", tmp_path / "root"
+    root.mkdir()
+    secret.write_bytes(b"secret")
+    for store in (Store(str(root)), Store(root.as_uri())):
+        with pytest.raises(UserError, match="leads out of"):
+            USES[use](store, name)
+    assert secret.read_bytes() == b"secret" and {f.name for f in tmp_path.iterdir()} == {"root", "secret"}
+
+
+def test_an_upload_stays_below_the_root(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    with pytest.raises(UserError, match="leads out of"):
+        Store(str(tmp_path / "root")).upload(file, "../elsewhere")
+    assert file.is_file() and not (tmp_path / "elsewhere").exists()
+
+
+def test_a_childs_name_is_no_part_of_an_address(tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "root").mkdir()
+    root = Store((tmp_path / "root").as_uri())
+    assert root.child("%2e%2e").read("secret") is None
+    child = Store("s3://bucket/p?region=eu").child("x?endpoint_override=evil.example#")
+    assert child.root == "s3://bucket/p/x%3Fendpoint_override%3Devil.example%23?region=eu"
+
+
+def test_names_with_dots_and_folders_below_are_names(tmp_path):
+    store = Store(str(tmp_path))
+    for name in ("..a", "a..b/c...json", "a/b/c.d"):
+        store.write(name, b"x")
+        assert store.read(name) == b"x" and store.path(name) == tmp_path / name
+    assert store.path("") == tmp_path and store.names("", "") == ["..a"]
+
+
+def test_a_spool_that_somebody_wrote_reaches_no_file_outside(tmp_path):
+    """Entries lie in the folder of results, which may come from elsewhere."""
+    tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "study")
+    run, spool = "key", Spool(Store(str(tmp_path / "results")))
+    SpooledTracker(tracker, spool, known=False).start(run, "run")
+    (tmp_path / "secret").write_bytes(b"secret")
+    spool.store.write("spool/files/x", b"x")
+    spool.add("artifact", run, {"folder": "", "files": {f"{tmp_path}/planted": "spool/files/x"}})
+    spool.add("artifact", run, {"folder": "", "files": {"../planted": "spool/files/x"}})
+    spool.add("artifact", run, {"folder": "", "files": {"taken": "../secret"}})
+    SpooledTracker(tracker, spool, known=False)
+    assert spool.names() == [] and len(spool.store.names("spool/refused", ".json")) == 3
+    assert not list(tmp_path.rglob("planted")) and not list(tmp_path.rglob("taken"))
