@@ -1,14 +1,41 @@
 """Ray carries the work: the only room where `ray` is imported."""
 
-from rayclip.distributed.connect import ray_cluster
-from rayclip.distributed.pool import PoolSize, evaluate
-from rayclip.distributed.trials import Trial, Workers, run_trials
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from rayclip.distributed.calibration import calibrate
+from rayclip.distributed.connect import cluster_holds, ray_cluster
+from rayclip.distributed.pool import Ran, evaluate
+from rayclip.distributed.resources import PoolSize
+
+if TYPE_CHECKING:
+    from rayclip.distributed.search import Validation, run_search, waiting
+    from rayclip.distributed.trials import Trial, Workers, run_trials
 
 __all__ = [
     "PoolSize",
+    "Ran",
     "Trial",
+    "Validation",
     "Workers",
+    "calibrate",
+    "cluster_holds",
     "evaluate",
     "ray_cluster",
+    "run_search",
     "run_trials",
+    "waiting",
 ]
+
+
+_TRAINING = {
+    **dict.fromkeys(("Validation", "run_search", "waiting"), "rayclip.distributed.search"),
+    **dict.fromkeys(("Trial", "Workers", "run_trials"), "rayclip.distributed.trials"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Ray Train and Tune are a third of what there is to import, and evaluation actors have no use for them."""
+    if name not in _TRAINING:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(importlib.import_module(_TRAINING[name]), name)

@@ -1,10 +1,13 @@
 """Connecting to Ray: a private one on this machine, or a running cluster."""
 
+import json
 import logging
 import os
+import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rayclip.types import UserError
 
@@ -14,6 +17,7 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command; what is done is on disk
     "RAY_AIR_NEW_OUTPUT": "0",  # our own progress is shown instead of Tune's
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a report between two measurements has no score
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 # A private Ray lives in one process tree: it needs no watch for preempted nodes and can look more often.
@@ -22,6 +26,10 @@ _LOCAL_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
+# Where Ray looks for a token, and whether it asks for one.
+_TOKEN_MODE, _TOKEN_SOURCES = "RAY_AUTH_MODE", ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_TOLD = ("RAYCLIP_MODELS",)  # which models a checkpoint may name
 _LOCAL_OBJECT_STORE = 256 << 20  # bytes; our data go through files, not through the object store
 
 
@@ -29,17 +37,20 @@ _LOCAL_OBJECT_STORE = 256 << 20  # bytes; our data go through files, not through
 def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[None]:
     """A Ray to work with; a private one ends with the block.
 
+    A private Ray asks everyone for a token that only its own processes know, unless another `RAY_AUTH_MODE` or a token
+    is set.
+
     Args:
         cluster: connect to a running cluster: `RAY_ADDRESS`, or the one this machine belongs to. Inside `ray job
             submit` it is used without being asked for.
         verbose: let Ray print what its workers print.
 
     Raises:
-        UserError: no cluster answers.
+        UserError: no cluster answers, or it refuses our token.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # set by Ray for a submitted job's entry point
+    in_job = _JOB in os.environ  # set by Ray for a submitted job's entry point
     local = not cluster and not in_job
     if local:
         for name, value in _LOCAL_SETTINGS.items():
@@ -54,26 +65,112 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
         yield
         return
     quiet = {"log_to_driver": verbose, "logging_level": level}
-    if local:
-        ray.init(address="local", include_dashboard=False, object_store_memory=_LOCAL_OBJECT_STORE, **quiet)
-    else:
-        address = os.environ.get("RAY_ADDRESS", "auto")
+    with _private_token() if local else _known_token():
         try:
-            _knock(address)
-            ray.init(address=address, **quiet)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(
-                "no Ray cluster answers: start one (ray start --head), set RAY_ADDRESS to its address, or "
-                f"leave --cluster out to use this machine alone ({str(error).splitlines()[0][:120]})."
-            ) from error
+            if local:
+                ray.init(address="local", include_dashboard=False, object_store_memory=_LOCAL_OBJECT_STORE, **quiet)
+            else:
+                _join(os.environ.get("RAY_ADDRESS", "auto"), quiet)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def cluster_holds() -> tuple[int, str]:
+    """Nodes of the connected Ray, and what they have, in words."""
+    import ray
+
+    found = ray.cluster_resources()
+    said = [f"{found.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU")]
+    return sum(node["Alive"] for node in ray.nodes()), ", ".join([*said, f"{found.get('memory', 0) / 2**30:.0f} GiB"])
+
+
+def _join(address: str, quiet: Mapping[str, Any]) -> None:
+    import ray
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray.exceptions import AuthenticationError, RayError
+
+    try:
+        ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one, what follows ends the process
+        _knock(address)
+        ray.init(address=address, runtime_env=_runtime_env(), **quiet)
+    except AuthenticationError as error:
+        raise UserError(
+            "the Ray cluster refuses this machine's token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what "
+            "`ray get-auth-token` prints on the cluster's head."
+        ) from error
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise UserError(
+            "no Ray cluster answers: start one (ray start --head), set RAY_ADDRESS to its address, or "
+            f"leave --cluster out to use this machine alone ({str(error).splitlines()[0][:120]})."
+        ) from error
+
+
+def _runtime_env() -> dict[str, Any] | None:
+    """What the workers of a running cluster, whose environment is another, have to know of ours."""
+    settings = {name: os.environ[name] for name in _TOLD if name in os.environ}
+    told = json.loads(os.environ.get(_JOB) or "{}").get("runtime_env", {}).get("env_vars", {})  # Ray takes none twice
+    settings = {name: value for name, value in settings.items() if name not in told}
+    return {"env_vars": settings} if settings else None
+
+
+@contextmanager
+def _private_token() -> Iterator[None]:
+    """A token of its own for the Ray that starts in this block; it is in the environment and on no disk."""
+    chosen = os.environ.get(_TOKEN_MODE, "token").lower() != "token" or any(s in os.environ for s in _TOKEN_SOURCES)
+    own = {_TOKEN_MODE: "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with _known_token() if chosen else _environment(own):
+        yield
+
+
+@contextmanager
+def _known_token() -> Iterator[None]:
+    """Ray with the token that this machine holds, if it holds one: Ray alone would send it only if told to."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+    from ray.exceptions import AuthenticationError
+
+    _read_again()
+    try:
+        has_token = AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+    except AuthenticationError as error:
+        raise UserError("RAY_AUTH_TOKEN_PATH names no file that holds a token: correct or unset it.") from error
+    with _environment({_TOKEN_MODE: "token"} if has_token and _TOKEN_MODE not in os.environ else {}):
+        yield
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Variables that Ray has to read again: it read them when it was imported."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    _read_again()
     try:
         yield
     finally:
-        ray.shutdown()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        _read_again()
+
+
+def _read_again() -> None:
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _knock(address: str) -> None:
-    """Raise an OSError if nobody listens at `host:port`: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    """Raise at once if nobody listens at `host:port` or we are refused: Ray itself would try for long."""
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    client = address.startswith("ray://")
+    address = address.removeprefix("ray://") if client else canonicalize_bootstrap_address(address) or ""
+    host, _, port = address.rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=5).close()
+        if not client:
+            GcsClient(address=address)

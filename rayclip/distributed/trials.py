@@ -7,27 +7,33 @@ finished trials on disk and lets unfinished ones go on from their last checkpoin
 import contextlib
 import dataclasses
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.train
 import torch
 from ray import tune
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import TrialScheduler
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display
+from rayclip.spool import Spool
+from rayclip.store import Store, no_room
 from rayclip.training import Progress, TrainConfig, train
-from rayclip.types import Tracker, UserError
+from rayclip.types import UserError
 
 _DRIVER_CPUS = 0.1  # of the Tune function that waits for a Train run
 _RETRIES = 3  # of a Train run whose worker or node was lost
+
+Measure = Callable[[Path, torch.device], dict[str, float]]  # of a checkpoint's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,20 +74,21 @@ class Trial:
 
     Attributes:
         name: for tables, runs and progress.
-        out: folder of the finished checkpoint, on storage that driver and workers share.
+        out: folder or URI of the finished checkpoint, which driver and workers share.
         run: the tracker's run to log to.
         keep_epochs: epochs whose checkpoints are kept too, as `OUT/epoch-N`; the configuration must save them.
     """
 
     name: str
     config: TrainConfig
-    out: Path
+    out: str
     run: str | None = None
     keep_epochs: tuple[int, ...] = ()
 
-    def at_epoch(self, epoch: int) -> Path:
-        """The folder of the checkpoint after so many epochs."""
-        return self.out if epoch == self.config.recipe.epochs else self.out / f"epoch-{epoch}"
+    def at_epoch(self, epoch: int) -> Store:
+        """Where the checkpoint after so many epochs is."""
+        out = Store(self.out)
+        return out if epoch == self.config.recipe.epochs else out.child(f"epoch-{epoch}")
 
     @property
     def model(self) -> str:
@@ -90,7 +97,7 @@ class Trial:
 
     def model_at(self, epoch: int) -> str:
         """What the checkpoint after so many epochs, one of `keep_epochs` or the last, is called as a model."""
-        return f"{'prompted' if self.config.method.trains == 'prompt' else 'local-dir'}:{self.at_epoch(epoch)}"
+        return f"{'prompted' if self.config.method.trains == 'prompt' else 'local-dir'}:{self.at_epoch(epoch).root}"
 
     def is_finished(self) -> bool:
         """Whether `out` holds this very configuration's checkpoint.
@@ -112,39 +119,54 @@ def run_trials(
     trials: Sequence[Trial],
     *,
     workers: Workers,
-    storage: Path,
-    tracker: Tracker | None,
+    storage: Store,
+    spool: Spool | None,
     display: Display,
     on_finish: Callable[[Trial, str | None], None] = lambda trial, error: None,
+    on_report: Callable[[], None] = lambda: None,
+    measure: Measure | None = None,
+    on_measure: Callable[[Trial, dict[str, Any]], None] = lambda trial, result: None,
+    scheduler: Callable[[Callable[[int], None]], TrialScheduler] | None = None,
 ) -> dict[str, str]:
     """Run what is not finished yet, as many trials at a time as the cluster holds; why trials failed, by name.
 
     Args:
-        storage: folder for unfinished runs; emptied trial by trial.
+        storage: for unfinished runs, on storage that driver and workers share; emptied trial by trial.
+        spool: where rank 0 of each trial leaves its training metrics.
         on_finish: called in the driver as soon as a trial ends, with its error if it failed.
+        on_report: called in the driver when a trial has reported.
+        measure: adds metrics to the report of every checkpoint, by which a scheduler may stop a trial.
+        on_measure: called in the driver with such a report.
+        scheduler: makes one from a call that asks a trial, by its number, to stop at its next report. It must not let
+            Tune stop trials: that kills the driver only, and Ray keeps what its Train run has reserved.
     """
     todo = sorted((t for t in trials if not t.is_finished()), key=_length, reverse=True)
     for trial in todo:
         display.update(trial.name, 0, 0, "waiting")
-    shutil.rmtree(storage / "tune", ignore_errors=True)  # Tune's own notes of an earlier start; ours are elsewhere
-    storage.mkdir(parents=True, exist_ok=True)
-    watcher = _Watcher(todo, display, on_finish)
-    tuner = tune.Tuner(
-        # Closures, not parameters: Tune would try to write the trials into its own JSON.
-        tune.with_resources(_driver(todo, workers, storage, tracker), {"CPU": _DRIVER_CPUS}),
-        param_space={"index": tune.grid_search(list(range(len(todo))))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=workers.trials_at_once()),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(storage),
-            verbose=0,
-            callbacks=[watcher],
-            failure_config=tune.FailureConfig(max_failures=_RETRIES),
-        ),
-    )
-    tuner.fit()
+    watcher = _Watcher(todo, display, on_finish, on_report, on_measure, may_stop=scheduler is not None)
+
+    def ask_to_stop(index: int) -> None:
+        _Notes.of(todo[index], storage).write("stop", "")
+
+    with tempfile.TemporaryDirectory(prefix="rayclip-tune-") as notes:  # Tune's own; ours are in `storage`
+        tuner = tune.Tuner(
+            # Closures, not parameters: Tune would try to write the trials into its own JSON.
+            tune.with_resources(_driver(todo, workers, storage, spool, measure), {"CPU": _DRIVER_CPUS}),
+            param_space={"index": tune.grid_search(list(range(len(todo))))},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=workers.trials_at_once(), scheduler=scheduler and scheduler(ask_to_stop)
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=notes,
+                verbose=0,
+                callbacks=[watcher],
+                failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            ),
+        )
+        tuner.fit()
     if not watcher.errors:
-        shutil.rmtree(storage, ignore_errors=True)
+        storage.delete_folder("")
     return watcher.errors
 
 
@@ -155,16 +177,18 @@ def _length(trial: Trial) -> tuple[float, int]:
 
 
 def _driver(
-    trials: Sequence[Trial], workers: Workers, storage: Path, tracker: Tracker | None
+    trials: Sequence[Trial], workers: Workers, storage: Store, spool: Spool | None, measure: Measure | None
 ) -> Callable[[dict], None]:
     """The function that Tune runs for each trial: it drives a Train run and keeps its last checkpoint."""
     threads = workers.threads(len(trials))
 
     def drive(params: dict[str, Any]) -> None:
         trial = trials[params["index"]]
-        name = f"train-{trial.config.digest()}"
-        note = storage / f"{name}.failure"
-        note.unlink(missing_ok=True)
+        name = _run_name(trial)
+        notes = _Notes.of(trial, storage)
+        notes.clear("failure")
+        _release(notes)  # of an earlier driver that was lost
+        filesystem, place = storage.filesystem()
         resources: dict[str, float] = {"CPU": workers.cpus}
         if workers.gpus:
             resources["GPU"] = workers.gpus
@@ -173,16 +197,18 @@ def _driver(
             train_loop_config={
                 "config": trial.config,
                 "run": trial.run,
-                "tracker": tracker,
+                "spool": spool,
                 "threads": threads,
-                "failure_note": note,
+                "notes": notes,
+                "measure": measure,
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=resources
             ),
             run_config=ray.train.RunConfig(
                 name=name,
-                storage_path=str(storage),
+                storage_path=place,
+                storage_filesystem=None if storage.is_local else filesystem,
                 callbacks=[TuneReportCallback()],
                 failure_config=ray.train.FailureConfig(max_failures=_RETRIES),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=None if trial.keep_epochs else 1),
@@ -203,46 +229,94 @@ def _driver(
                 if metrics["epoch"] in trial.keep_epochs and saved != result.checkpoint:
                     with saved.as_directory() as earlier:  # the last of an epoch is its end
                         _export(Path(earlier), trial.at_epoch(metrics["epoch"]))
-            _export(Path(folder), trial.out)
-        shutil.rmtree(storage / name, ignore_errors=True)
+            _export(Path(folder), Store(trial.out))
+        storage.delete_folder(name)
 
     return drive
 
 
-def _export(checkpoint: Path, out: Path) -> None:
-    """Move a checkpoint's files to `out`, the lineage last: a folder with `rayclip.json` is whole."""
-    out.mkdir(parents=True, exist_ok=True)
+def _run_name(trial: Trial) -> str:
+    """Of its Train run."""
+    return f"train-{trial.config.digest()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Notes:
+    """What the processes of a trial tell each other, beside its unfinished run."""
+
+    storage: Store
+    run: str
+
+    @classmethod
+    def of(cls, trial: Trial, storage: Store) -> "_Notes":
+        return cls(storage=storage, run=_run_name(trial))
+
+    def read(self, kind: Literal["failure", "reservation", "stop"]) -> str | None:
+        """`failure`: what trying again does not mend; `reservation`: resources of the Train run; `stop`: a request."""
+        note = self.storage.read(f"{self.run}.{kind}")
+        return None if note is None else note.decode()
+
+    def write(self, kind: Literal["failure", "reservation", "stop"], text: str) -> None:
+        self.storage.write(f"{self.run}.{kind}", text.encode())
+
+    def clear(self, kind: Literal["failure", "reservation", "stop"]) -> None:
+        self.storage.delete(f"{self.run}.{kind}")
+
+
+def _release(notes: _Notes) -> None:
+    """Give back what a trial's Train run has reserved, if its driver was killed and could not.
+
+    Ray keeps an actor's placement groups until the whole job ends, and Train's own cleaner needs the dashboard, which a
+    private Ray has not: without this, a driver that is started again waits for its own resources for ever.
+    """
+    group = notes.read("reservation")
+    if group is not None:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+        notes.clear("reservation")
+
+
+def _export(checkpoint: Path, out: Store) -> None:
+    """Copy a checkpoint's files to `out`, the lineage last: a folder with `rayclip.json` is whole."""
     for name in (name for name in FILES if (checkpoint / name).exists()):
-        aside = out / f".{name}.partial"
-        shutil.copyfile(checkpoint / name, aside)
-        aside.replace(out / name)
+        out.copy_in(checkpoint / name, name)
 
 
 def _train_worker(args: dict[str, Any]) -> None:
-    host = _RayHost(args["tracker"], args["run"])
+    notes: _Notes = args["notes"]
+    host = _RayHost(args["spool"], args["run"], args["measure"], notes)
     if host.device.type == "cpu":  # Ray sets one thread for a worker of less than two CPUs
         torch.set_num_threads(min(args["threads"], os.cpu_count() or 1))
-    note: Path = args["failure_note"]
-    if note.exists():  # a rank of an earlier attempt found what trying again does not mend
-        ray.train.report({"failure": note.read_text()})
+    group = get_current_placement_group()
+    if host.rank == 0 and group is not None:
+        notes.write("reservation", group.id.hex())
+    failure = notes.read("failure")
+    if failure is not None:  # a rank of an earlier attempt found what trying again does not mend
+        ray.train.report({"failure": failure})
         return
     try:
         train(args["config"], host)
-    except (UserError, FloatingPointError) as error:
-        if host.world_size > 1:  # the other ranks wait for this one: only raising ends them
-            note.write_text(str(error))
+    except _StopError:
+        return
+    except (UserError, FloatingPointError, OSError) as error:
+        explained = no_room(error) if isinstance(error, OSError) else error
+        if explained is None:
             raise
-        ray.train.report({"failure": str(error)})
+        if host.world_size > 1:  # the other ranks wait for this one: only raising ends them
+            with contextlib.suppress(OSError):
+                notes.write("failure", str(explained))
+            raise explained from error
+        ray.train.report({"failure": str(explained)})
 
 
 class _RayHost:
     """A Ray Train worker as the train loop sees it."""
 
-    def __init__(self, tracker: Tracker | None, run: str | None) -> None:
+    def __init__(self, spool: Spool | None, run: str | None, measure: Measure | None, notes: _Notes) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = torch.device(get_device())
-        self._tracker, self._run = (tracker, run) if self.rank == 0 else (None, None)
+        self._measure, self._notes = measure, notes
+        self._spool, self._run = (spool, run) if self.rank == 0 else (None, None)
 
     @contextlib.contextmanager
     def resume_from(self) -> Iterator[Path | None]:
@@ -254,17 +328,30 @@ class _RayHost:
             yield Path(folder)
 
     def report(self, progress: Progress, save: Callable[[Path], None] | None) -> None:
-        if self._tracker is not None and self._run is not None:
+        if self._spool is not None and self._run is not None:
             values = [(f"train/{name}", value, step) for step, row in progress.curve for name, value in row.items()]
             values.append(("train/images_per_second", progress.images_per_second, progress.step))
-            self._tracker.metrics(self._run, values)
+            self._spool.metrics(self._run, values)
         metrics = {k: v for k, v in dataclasses.asdict(progress).items() if k != "curve"}
         if save is None:
             ray.train.report(metrics)
+            self._stop_if_asked()
             return
         with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
             save(Path(folder) / "checkpoint")
+            if self._measure is not None:
+                metrics |= self._measure(Path(folder) / "checkpoint", self.device)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """On all ranks at once."""
+        if self._measure is not None and broadcast_from_rank_zero(self._notes.read("stop") is not None):
+            raise _StopError
+
+
+class _StopError(Exception):
+    """A trial was asked to stop."""
 
 
 class _Watcher(tune.Callback):
@@ -275,25 +362,37 @@ class _Watcher(tune.Callback):
     """
 
     def __init__(
-        self, trials: Sequence[Trial], display: Display, on_finish: Callable[[Trial, str | None], None]
+        self,
+        trials: Sequence[Trial],
+        display: Display,
+        on_finish: Callable[[Trial, str | None], None],
+        on_report: Callable[[], None],
+        on_measure: Callable[[Trial, dict[str, Any]], None],
+        *,
+        may_stop: bool,
     ) -> None:
         self.errors: dict[str, str] = {}
-        self._trials, self._display, self._on_finish = trials, display, on_finish
+        self._trials, self._display, self._may_stop = trials, display, may_stop
+        self._on_finish, self._on_report, self._on_measure = on_finish, on_report, on_measure
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return tune.Callback, ()  # Tune writes its callbacks to disk; a terminal and a closure stay behind
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self._on_report()
         if "epoch" in result:
             epoch = f"epoch {result['epoch']}/{result['epochs']}"
             note = f"{epoch}  loss {result['loss']:.3f}  {result['images_per_second']:.0f} img/s"
             name = self._trials[trial.config["index"]].name
             self._display.update(name, result["step"], result["total_steps"], note)
+            if "checkpoint_path" in result:
+                self._on_measure(self._trials[trial.config["index"]], result)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         mine = self._trials[trial.config["index"]]
         failure = (trial.last_result or {}).get("failure")
-        self._end(mine, failure or (None if mine.is_finished() else "it ended early; run again to go on"))
+        early = None if self._may_stop or mine.is_finished() else "it ended early; run again to go on"
+        self._end(mine, failure or early)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._end(self._trials[trial.config["index"]], _last_line(trial.get_error()))

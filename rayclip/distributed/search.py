@@ -1,0 +1,152 @@
+"""A joint search for two ends at once, clean and robust accuracy: ASHA stops what lags behind, a Pareto front remains.
+
+ASHA (Li et al. 2020, arXiv 1810.05934) compares the trials that have come as far as a rung and lets the best of them
+go on. It wants one number: the mean of the two accuracies. The front is drawn from both.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.tune.schedulers import ASHAScheduler
+
+from rayclip.attacks import Attack
+from rayclip.data import open_data
+from rayclip.distributed.trials import Trial, Workers, run_trials
+from rayclip.evaluation import Evaluator, Protocol, Shard, Store, chosen_positions, collect_rows, make_cells
+from rayclip.evaluation.front import Score
+from rayclip.models import load_model
+from rayclip.models.clip import WEIGHTS_FILE
+from rayclip.progress import Display
+from rayclip.spool import Spool
+
+SCORES = "search.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Measures a checkpoint on data that nobody trains on; picklable, it runs in the Train workers.
+
+    Attributes:
+        data: its split `test` is used: give `NAME#validation`.
+        attacks: `clean` first; under several others a sample has to be right under all of them.
+        limit: at most so many samples.
+    """
+
+    data: str
+    attacks: Sequence[Attack]
+    protocol: Protocol
+    limit: int | None = None
+
+    def __call__(self, folder: Path, device: torch.device) -> dict[str, float]:
+        """`clean` and `robust` accuracy in percent, and their mean `score`."""
+        spec = f"{'local-dir' if (folder / WEIGHTS_FILE).is_file() else 'prompted'}:{folder}"
+        data = open_data(self.data, "test", self.protocol.names)
+        models = [(spec, load_model(spec).fingerprint())]
+        cells = make_cells(models, [(self.data, data)], self.attacks, self.protocol)
+        positions = chosen_positions(len(data), self.limit)
+        with tempfile.TemporaryDirectory(prefix="rayclip-") as place:
+            store = Store(place)
+            evaluator = Evaluator(store, device)
+            for cell in cells:
+                evaluator.run(Shard(cell=cell, positions=tuple(positions.tolist())))
+            rows = collect_rows(cells, {self.data: positions}, store)
+        clean, robust = rows[0].top1, rows[-1].top1
+        return {"clean": clean, "robust": robust, "score": (clean + robust) / 2}
+
+
+class _AskingASHA(ASHAScheduler):
+    """ASHA whose stop is a request, which the trial's workers follow at their next report."""
+
+    def __init__(self, ask_to_stop: Callable[[int], None], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._ask_to_stop, self._asked = ask_to_stop, set[str]()
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if trial.trial_id not in self._asked and super().on_trial_result(tune_controller, trial, result) == self.STOP:
+            self._asked.add(trial.trial_id)
+            self._ask_to_stop(trial.config["index"])
+        return self.CONTINUE
+
+
+def read_scores(trials: Sequence[Trial], store: Store) -> dict[str, Score]:
+    """What is known of the trials, by name."""
+    saved = store.read_json(SCORES) or {}
+    digests = {trial.name: trial.config.digest() for trial in trials}
+    return {name: Score(**saved[digest]) for name, digest in digests.items() if digest in saved}
+
+
+def waiting(trials: Sequence[Trial], store: Store) -> list[Trial]:
+    """The trials that have neither run to their end nor been stopped."""
+    scores = read_scores(trials, store)
+    return [trial for trial in trials if not (trial.name in scores and scores[trial.name].ended)]
+
+
+def run_search(
+    trials: Sequence[Trial],
+    validation: Validation,
+    *,
+    store: Store,
+    reduction: float,
+    workers: int,
+    spool: Spool | None,
+    display: Display,
+    on_finish: Callable[[Trial, str | None], None],
+    on_report: Callable[[], None],
+) -> tuple[dict[str, Score], dict[str, str]]:
+    """Run trials against each other; the last score of each and why trials failed, by name.
+
+    What ended in an earlier start is remembered in `store` and not run again; the others go on from their last
+    checkpoints.
+
+    Args:
+        workers: Train workers of each trial.
+        reduction: ASHA's η: about one of so many trials passes each rung.
+    """
+    digests = {trial.name: trial.config.digest() for trial in trials}
+    saved, scores = store.read_json(SCORES) or {}, read_scores(trials, store)
+
+    def write() -> None:
+        store.write_json(SCORES, saved | {digests[name]: asdict(score) for name, score in scores.items()})
+
+    def measured(trial: Trial, result: dict[str, Any]) -> None:
+        scores[trial.name] = Score(epoch=result["epoch"], clean=result["clean"], robust=result["robust"])
+        if spool is not None and trial.run is not None:
+            values = [(f"search/{name}", result[name], result["step"]) for name in ("clean", "robust", "score")]
+            spool.metrics(trial.run, values)
+        write()
+
+    def ended(trial: Trial, error: str | None) -> None:
+        if error is None and trial.name in scores:
+            scores[trial.name] = Score(**asdict(scores[trial.name]) | {"ended": True})
+            write()
+        on_finish(trial, error)
+
+    todo = waiting(trials, store)
+    errors: dict[str, str] = {}
+    if todo:
+        errors = run_trials(
+            todo,
+            workers=Workers.for_cluster(workers),
+            storage=store.child("unfinished"),
+            spool=spool,
+            display=display,
+            on_finish=ended,
+            on_report=on_report,
+            measure=validation,
+            on_measure=measured,
+            # A trial ends by itself: one that ASHA stopped at its last epoch would not leave its checkpoint.
+            scheduler=lambda ask_to_stop: _AskingASHA(
+                ask_to_stop,
+                time_attr="epoch",
+                metric="score",
+                mode="max",
+                max_t=max(t.config.recipe.epochs for t in trials),
+                reduction_factor=reduction,
+                stop_last_trials=False,
+            ),
+        )
+    return scores, errors

@@ -1,0 +1,17 @@
+"""What the workers of a cluster are told; the rest of connecting is tested on a real Ray (e2e)."""
+
+import json
+
+from rayclip.distributed.connect import _runtime_env
+
+
+def test_workers_are_told_which_models_a_checkpoint_may_name_unless_the_job_told_them(monkeypatch):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.delenv("RAYCLIP_MODELS", raising=False)
+    assert _runtime_env() is None, "a worker that is there already need not start anew"
+    monkeypatch.setenv("RAYCLIP_MODELS", "/models")
+    told = {"env_vars": {"RAYCLIP_MODELS": "/models"}}
+    assert _runtime_env() == told
+    for job, expected in (({}, told), ({"runtime_env": {}}, told), ({"runtime_env": told}, None)):
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+        assert _runtime_env() == expected

@@ -1,0 +1,58 @@
+"""What a search measures and what it calls the front; the search itself is in e2e/test_search.py."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from rayclip.api import Evaluation, Opened, plan_cells
+from rayclip.attacks import parse_attacks
+from rayclip.distributed import Validation
+from rayclip.evaluation import Evaluator, Protocol, Shard, Store, collect_rows
+from rayclip.evaluation.front import Score, pareto_front
+from rayclip.models.clip import BUNDLED
+from rayclip.reports import search_table
+
+
+@pytest.mark.parametrize("attacks", ["clean,pgd", "clean,pgd,fgsm"])
+def test_it_measures_what_an_evaluation_measures(tmp_path, attacks):
+    """Under two attacks a sample has to be right under both."""
+    chosen = parse_attacks(attacks, {"steps": 2, "step": 8 / 255})
+    protocol = Protocol(eps=16 / 255)
+    validation = Validation(data="digits#validation", attacks=chosen, protocol=protocol, limit=40)
+    found = pickle.loads(pickle.dumps(validation))(BUNDLED["digits"], torch.device("cpu"))
+    evaluation = Evaluation(data=["digits#validation"], attacks=chosen, protocol=protocol, limit=40)
+    cells, positions = plan_cells(["digits"], evaluation, Opened(quiet=True))
+    store = Store(str(tmp_path))
+    for cell in cells:
+        Evaluator(store).run(Shard(cell=cell, positions=tuple(positions[cell.data])))
+    rows = collect_rows(cells, positions, store)
+    assert found["clean"] == rows[0].top1 and found["robust"] == rows[-1].top1 < rows[0].top1
+    assert found["score"] == pytest.approx((found["clean"] + found["robust"]) / 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_front_is_what_nothing_beats(seed):
+    points = [tuple(p) for p in np.random.default_rng(seed).integers(0, 6, (30, 2)).tolist()]
+    for point, on_front in zip(points, pareto_front(points), strict=True):
+        beaten = False
+        for other in points:
+            both = other[0] >= point[0] and other[1] >= point[1]
+            better = other[0] > point[0] or other[1] > point[1]
+            beaten = beaten or (both and better)
+        assert on_front == (not beaten)
+
+
+def test_the_table_lists_the_furthest_first_and_marks_the_front():
+    scores = {
+        "a": Score(epoch=1, clean=99, robust=50, ended=True),
+        "b": Score(epoch=9, clean=90, robust=30),
+        "c": Score(epoch=9, clean=80.04, robust=60),
+    }
+    table = search_table(scores, ["c"], "pgd")
+    assert table.body == (
+        ("c", "9", "80.0", "60.0", "*"),
+        ("b", "9", "90.0", "30.0", ""),
+        ("a", "1", "99.0", "50.0", ""),
+    )
