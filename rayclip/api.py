@@ -6,39 +6,60 @@ Everything that can be wrong in the arguments is found before Ray starts and bef
 import contextlib
 import dataclasses
 import functools
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from rayclip.attacks import Attack
+from rayclip.attacks import Attack, attack_as_described
 from rayclip.attacks.bert import TextSettings
 from rayclip.attacks.clean import Clean
 from rayclip.data import ImageSet, Names, PairSet, Resolution, few_shot, locate, open_data, open_pairs
 from rayclip.data.fewshot import draw_record
 from rayclip.data.images import mixed_sizes
 from rayclip.defenses import DRAWS, Aim, Chain, chain_label
-from rayclip.distributed import PoolSize, Trial, Workers, evaluate, ray_cluster, run_trials
-from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, collect_rows, make_cells, missing_shards
+from rayclip.distributed import (
+    PoolSize,
+    Trial,
+    Validation,
+    Workers,
+    calibrate,
+    evaluate,
+    ray_cluster,
+    run_search,
+    run_trials,
+    waiting,
+)
+from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, collect_rows, make_cells, outstanding
+from rayclip.evaluation import forecast as forecasts
 from rayclip.evaluation.alarms import alarms
-from rayclip.evaluation.cell import MadeAgainst, default_substitutes
+from rayclip.evaluation.cell import MadeAgainst, default_substitutes, label_with_eps
+from rayclip.evaluation.costs import Costs
+from rayclip.evaluation.forecast import Forecast
+from rayclip.evaluation.front import Score, pareto_front
 from rayclip.evaluation.retrieval import RecallRow, make_task, read_recalls, run_task
 from rayclip.logbook import Logbook, markdown, rows_json
 from rayclip.methods import SMALL_BELOW, Method, Recipe
 from rayclip.models import Clip, load_model
+from rayclip.models.checkpoint import FILES, model_record
+from rayclip.models.named import allow as allow_named
 from rayclip.models.scorers import DEFAULT, Scorer
 from rayclip.progress import Display
-from rayclip.reports import result_tables, retrieval_tables
-from rayclip.tracking import MlflowTracker, default_uri
+from rayclip.reports import result_tables, retrieval_tables, search_table
+from rayclip.reports.results import Results
+from rayclip.reports.table import heading
+from rayclip.spool import Spool
+from rayclip.tracking import MlflowTracker, SpooledTracker, default_uri
 from rayclip.training import TrainConfig
 from rayclip.training.captions import with_captions
 from rayclip.types import Row, UserError
+from rayclip.units import parse_budget
 
 _SILENT_S = 2.0  # a check that is over sooner is not worth a line
 
@@ -80,8 +101,14 @@ class Tracking:
         """`uri`, or `MLFLOW_TRACKING_URI`, or an SQLite file in the working directory."""
         return cls(uri=uri or default_uri(), experiment=experiment)
 
-    def connect(self) -> MlflowTracker:
-        return MlflowTracker(self.uri, self.experiment)
+    def connect(self, store: Store) -> SpooledTracker:
+        """What MLflow does not take now waits in the store.
+
+        Raises:
+            UserError: it cannot be reached and has not been before.
+        """
+        mlflow = MlflowTracker(self.uri, self.experiment)
+        return SpooledTracker(mlflow, Spool(store), known=Logbook.has_logged_to(store, mlflow.address))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +135,7 @@ class Where:
 
     def logbook(self, store: Store) -> Logbook:
         """Connects to the tracker; the first thing that is done once the arguments are known to be good."""
-        return Logbook(store, self.tracking.connect() if self.tracking else None)
+        return Logbook(store, self.tracking.connect(store) if self.tracking else None)
 
 
 # ------------------------------------------------------------------------------------------------ checks before work
@@ -181,6 +208,8 @@ def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainCo
         raise UserError(f"{len(drawn)} training images cannot be dealt out to {workers} workers: use fewer workers.")
     method = with_captions(method, config.data, data.class_names)
     method.check(opened.model(config.model))
+    if method.trains == "prompt":
+        allow_named(config.model)  # the prompt that is learned will name it
     return dataclasses.replace(
         config,
         method=method,
@@ -237,13 +266,69 @@ def evaluate_models(models: Sequence[str], evaluation: Evaluation, where: Where)
     """
     cells, positions = plan_cells(models, evaluation, Opened(quiet=where.quiet))
     store = Store(where.out)
-    logbook = where.logbook(store)
-    rows = _evaluate(cells, positions, store, where)
-    found = _alarms(cells, rows, positions, store)
-    for model in dict.fromkeys(models):
-        _log_evaluations(logbook, model, model, None, rows, cells, found[model])
-    _write_results(store, rows, {})
+    with where.logbook(store) as logbook:
+        rows = _evaluate(cells, positions, store, where)
+        found = _alarms(cells, rows, positions, store)
+        for model in dict.fromkeys(models):
+            _log_evaluations(logbook, model, model, None, rows, cells, found[model])
+        _write_results(store, rows, {}, cells)
     return rows
+
+
+def plan_evaluation(
+    models: Sequence[str],
+    evaluation: Evaluation,
+    where: Where,
+    *,
+    workers: Sequence[int] = (),
+    calibrate_s: float = 60.0,
+    price: float | None = None,
+) -> Forecast:
+    """What `evaluate_models` would take with the same arguments; also kept beside the results, to be compared with what
+    it took (`forecast.spent`).
+
+    Args:
+        workers: how many to foresee wall times for; none is as many as the cluster holds.
+        calibrate_s: seconds to measure in what earlier results say nothing about; 0 starts no Ray.
+        price: of an hour of one GPU, or of one core where there are none.
+
+    Raises:
+        UserError: bad arguments; or nothing is known and nothing may be measured.
+    """
+    cells, positions = plan_cells(models, evaluation, Opened(quiet=where.quiet))
+    store, costs, found = Store(where.out), Costs(), None
+    work = outstanding(cells, positions, store, where.pool.shard_size)
+    hardware = forecasts.common_hardware(cells, store)
+    if hardware is not None:
+        costs.read({cell.id: cell for cell in cells}.values(), store, hardware)
+    if calibrate_s > 0 and any(costs.basis(shards.cell) != "measured" for shards in work):
+        costs = Costs()
+        with ray_cluster(cluster=where.cluster, verbose=where.verbose), Display(quiet=where.quiet) as display:
+            found = calibrate(work, cells, costs, store, where.pool, seconds=calibrate_s, display=display)
+        hardware = found.hardware
+    if hardware is None or (work and not costs.measured):
+        raise UserError("no earlier results say what this takes: let --calibrate measure for some seconds.")
+    plan = forecasts.forecast(
+        work,
+        costs,
+        hardware,
+        workers=list(workers) or [found.wanted if found else 1],
+        finished=len({cell.id for cell in cells}) - len(work),
+        smallest=where.pool.smallest_shard,
+        loading=found.loading if found else None,
+        start=found.start if found else 0.0,
+        price=price,
+        before=lambda cell: forecasts.noted(cell.id, store),
+    )
+    forecasts.keep_plan(plan, store)
+    return plan
+
+
+def spent(out: str) -> tuple[Forecast | None, list[forecasts.Spent], list[dict[str, Any]]]:
+    """The kept plan of a folder of results; what its cells took, beside what was planned; and each evaluation's run."""
+    store = Store(out)
+    plan = forecasts.read_plan(store)
+    return plan, [] if plan is None else forecasts.spent(plan, store), store.read_json(forecasts.RUNS) or []
 
 
 def evaluate_retrieval(
@@ -285,10 +370,9 @@ def evaluate_retrieval(
             attack.source(opened.model(specs[-1]))
     store = Store(where.out)
     found = [read_recalls(task, store) for task in tasks]
-    logbook = where.logbook(store)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows: list[RecallRow] = []
-    with Display(quiet=where.quiet) as display:
+    with where.logbook(store) as logbook, Display(quiet=where.quiet) as display:
         for task, mine in zip(tasks, found, strict=True):
             if mine is None:
                 clip = opened.model(task.model).to(device)
@@ -311,9 +395,9 @@ def fine_tune(trial: Trial, where: Where) -> bool:
     trial = dataclasses.replace(trial, config=check_training(trial.config, where.train_workers, opened))
     if trial.is_finished():
         return False
-    store = Store(str(trial.out / ".rayclip"))
-    logbook = where.logbook(store)
-    errors = _train([_with_run(trial, logbook, None, opened)], store, where, logbook)
+    store = Store(trial.out).child(".rayclip")
+    with where.logbook(store) as logbook:
+        errors = _train([_with_run(trial, logbook, None, opened)], store, where, logbook)
     if errors:
         raise UserError(f"training failed: {errors[trial.name]}")
     return True
@@ -347,9 +431,9 @@ def compare(name: str, models: Mapping[str, str], evaluations: Sequence[Evaluati
     opened = Opened(quiet=where.quiet)
     _plan(list(models), evaluations, opened)
     store = Store(where.out)
-    logbook = where.logbook(store)
-    root = logbook.open(name, tags={"rayclip.kind": "comparison"})
-    return _compare(root, models, {}, evaluations, opened, logbook, store, where)
+    with where.logbook(store) as logbook:
+        root = logbook.open(name, tags={"rayclip.kind": "comparison"})
+        return _compare(root, models, {}, evaluations, opened, logbook, store, where)
 
 
 def itself(trial: Trial) -> dict[str, str]:
@@ -379,10 +463,10 @@ def sweep(
     _plan([base], evaluations, opened)
     unfinished = [t for t in trials if not t.is_finished()]
     store = Store(where.out)
-    logbook = where.logbook(store)
-    root = logbook.open(name, tags={"rayclip.kind": "sweep"})
-    trials = [_with_run(t, logbook, root, opened) for t in trials]
     with contextlib.ExitStack() as stack:
+        logbook = stack.enter_context(where.logbook(store))
+        root = logbook.open(name, tags={"rayclip.kind": "sweep"})
+        trials = [_with_run(t, logbook, root, opened) for t in trials]
         errors: dict[str, str] = {}
         if unfinished:
             stack.enter_context(ray_cluster(cluster=where.cluster, verbose=where.verbose))  # also for the evaluation
@@ -395,6 +479,92 @@ def sweep(
             runs |= dict.fromkeys(results(trial), trial.run)
         rows = _compare(root, labels, runs, evaluations, opened, logbook, store, where)
     return SweepResult(rows=rows, labels=labels, errors=errors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        scores: of every trial on the validation data, where it ended.
+        front: the trials that ran to their end and that none of these beats in both accuracies, best clean first.
+        robust: the attacks that the second accuracy withstands.
+        rows, labels: of the untouched model and the front on the test data, as in `SweepResult`.
+        errors: why trials failed, by name.
+    """
+
+    scores: dict[str, Score]
+    front: list[str]
+    robust: str
+    rows: list[Row]
+    labels: dict[str, str]
+    errors: dict[str, str]
+
+
+def search(
+    name: str,
+    trials: Sequence[Trial],
+    validation: Validation,
+    evaluations: Sequence[Evaluation],
+    base: str,
+    where: Where,
+    *,
+    reduction: float = 3,
+) -> Found:
+    """Run trials against each other (ASHA), and evaluate the Pareto front of clean and robust accuracy.
+
+    Args:
+        name: of the tracker's parent run.
+        validation: decides; its data are to be kept out of the trials' and the evaluations'.
+        reduction: about one of so many trials passes each rung.
+
+    Raises:
+        UserError: bad arguments, before anything is written.
+    """
+    opened = Opened(quiet=where.quiet)
+    trials = [dataclasses.replace(t, config=check_training(t.config, where.train_workers, opened)) for t in trials]
+    choice = Evaluation(data=[validation.data], attacks=validation.attacks, protocol=validation.protocol)
+    _plan([base], [choice, *evaluations], opened)
+    validation = dataclasses.replace(validation, data=locate(validation.data))
+    store = Store(where.out)
+    with contextlib.ExitStack() as stack:
+        logbook = stack.enter_context(where.logbook(store))
+        root = logbook.open(name, tags={"rayclip.kind": "search"})
+        trials = [_with_run(t, logbook, root, opened) for t in trials]
+        if waiting(trials, store):
+            stack.enter_context(ray_cluster(cluster=where.cluster, verbose=where.verbose))  # also for the evaluation
+        with Display(quiet=where.quiet) as display:
+            scores, errors = run_search(
+                trials,
+                validation,
+                store=store,
+                reduction=reduction,
+                workers=where.train_workers,
+                spool=logbook.spool,
+                display=display,
+                on_finish=functools.partial(_ended, logbook),
+                on_report=logbook.deliver,
+            )
+        whole = [t for t in trials if t.name in scores and t.is_finished()]
+        on_front = pareto_front([(scores[t.name].clean, scores[t.name].robust) for t in whole])
+        front = [trial for trial, best in zip(whole, on_front, strict=True) if best]
+        front.sort(key=lambda trial: -scores[trial.name].clean)
+        labels = {base: f"untouched {base}"}
+        runs: dict[str, str | None] = {}
+        for trial in front:
+            labels |= itself(trial)
+            runs |= dict.fromkeys(itself(trial), trial.run)
+        rows = _compare(root, labels, runs, evaluations, opened, logbook, store, where)
+    budget = validation.protocol.eps
+    withstood = [label_with_eps(a, budget if a.needs_eps else None) for a in validation.attacks if a.name != "clean"]
+    return Found(
+        scores=scores,
+        front=[t.name for t in front],
+        robust=" and ".join(map(heading, withstood)),
+        rows=rows,
+        labels=labels,
+        errors=errors,
+    )
 
 
 def _plan(
@@ -428,9 +598,38 @@ def _compare(
         run = runs.get(model) or logbook.open(label, parent=root, tags={"rayclip.kind": "untouched"})
         _log_evaluations(logbook, model, label, run, rows, cells, found[model])
         logbook.finish(run)
-    _write_results(store, rows, labels)
+    _write_results(store, rows, labels, cells)
     logbook.summary(root, rows, labels)
     return rows
+
+
+def evaluations_of(results: Results) -> list[Evaluation]:
+    """How the models of some results were evaluated without a defence, by the template: for another to be like them.
+
+    Raises:
+        UserError: an attack's settings cannot be told from the results.
+    """
+    plain = [cell for cell in results.cells if cell.scorer == "template" and cell.defense == "none"]
+    sizes: dict[str, int] = {}
+    for cell in plain:
+        sizes[cell.data] = max(sizes.get(cell.data, 0), cell.verdicts.n)
+    found: dict[tuple[str, Protocol], dict[str, Attack]] = {}
+    for cell in plain:
+        said = cell.protocol
+        protocol = Protocol(
+            eps=parse_budget(said["eps"]) if "eps" in said else None,
+            seed=said["seed"],
+            resolution=said["resolution"],
+            names=said["class_names"],
+            template=said["template"],
+            precision=said["precision"],
+        )
+        attack = attack_as_described(said)
+        found.setdefault((cell.data, protocol), {})[json.dumps(attack.describe(), sort_keys=True)] = attack
+    return [
+        Evaluation(data=[data], attacks=list(attacks.values()), protocol=protocol, limit=sizes[data])
+        for (data, protocol), attacks in found.items()
+    ]
 
 
 def show(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> None:
@@ -438,6 +637,11 @@ def show(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> None:
     console = Console(highlight=False)
     for table in result_tables(rows, labels):
         console.print(table.rich())
+
+
+def show_search(found: Found) -> None:
+    """Print where every trial ended on the validation data, the best first; * marks the Pareto front."""
+    Console(highlight=False).print(search_table(found.scores, found.front, found.robust).rich())
 
 
 def show_retrieval(rows: Sequence[RecallRow]) -> None:
@@ -459,29 +663,34 @@ def _with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened
 
 def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook) -> dict[str, str]:
     """Run the unfinished trials; why they failed, by name."""
-
-    def ended(trial: Trial, error: str | None) -> None:
-        if error is None:
-            logbook.artifact(trial.run, trial.out, "checkpoint")
-        logbook.finish(trial.run, failed=error is not None)
-
     display = Display(quiet=where.quiet)
     with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
         return run_trials(
             trials,
             workers=Workers.for_cluster(where.train_workers),
-            storage=Path(store.root) / "unfinished",
-            tracker=logbook.tracker,
+            storage=store.child("unfinished"),
+            spool=logbook.spool,
             display=display,
-            on_finish=ended,
+            on_finish=functools.partial(_ended, logbook),
+            on_report=logbook.deliver,
         )
 
 
+def _ended(logbook: Logbook, trial: Trial, error: str | None) -> None:
+    """Close a trial's run, with its checkpoint if it has left one."""
+    if error is None and trial.is_finished():
+        logbook.artifact(trial.run, Store(trial.out).node_copy(FILES), "checkpoint")
+    logbook.finish(trial.run, failed=error is not None)
+
+
 def _evaluate(cells: Sequence[Cell], positions: dict[str, np.ndarray], store: Store, where: Where) -> list[Row]:
-    if any(missing_shards(cell, positions[cell.data], store, where.pool.shard_size) for cell in cells):
+    work = outstanding(cells, positions, store, where.pool.shard_size)
+    if work:
         display = Display(quiet=where.quiet)
+        total = sum(len(positions[cell.data]) for cell in {cell.id: cell for cell in cells}.values())
         with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
-            evaluate(cells, positions, store, size=where.pool, display=display)
+            ran = evaluate(work, store, size=where.pool, display=display, total=total)
+        store.write_json(forecasts.RUNS, [*(store.read_json(forecasts.RUNS) or []), dataclasses.asdict(ran)])
     return collect_rows(cells, positions, store)
 
 
@@ -513,7 +722,9 @@ def _log_evaluations(
         logbook.evaluation(f"eval {mine[0].who({model: label})}", parent, mine, own, warnings)
 
 
-def _write_results(store: Store, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
-    """`results.json` and `table.md` beside the cells."""
+def _write_results(store: Store, rows: Sequence[Row], labels: Mapping[str, str], cells: Sequence[Cell]) -> None:
+    """`results.json`, `table.md` and a record of each model, with where it comes from, beside the cells."""
+    for spec, fingerprint in {(cell.model, cell.model_fingerprint) for cell in cells}:
+        store.write_json(f"lineage/{fingerprint}.json", model_record(spec, labels.get(spec)))
     store.write("results.json", rows_json(rows).encode())
     store.write("table.md", markdown(rows, labels).encode())

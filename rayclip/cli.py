@@ -2,22 +2,18 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from rayclip import cli_captions, cli_data, cli_models, cli_retrieval
+from rayclip import cli_captions, cli_data, cli_doctor, cli_models, cli_plan, cli_report, cli_retrieval
 from rayclip.cli_options import (
-    AttackSteps,
     ClassNames,
     Cluster,
     Eps,
     Experiment,
-    Json,
     Model,
     NoTracking,
-    Out,
     Quiet,
     Resolution,
     StepSize,
@@ -27,6 +23,7 @@ from rayclip.cli_options import (
     check_places,
     wrote_json,
 )
+from rayclip.cli_request import Request, with_request
 from rayclip.types import UserError
 
 # Typer brings its own click: its exceptions are reached through the one that Typer makes public.
@@ -53,119 +50,30 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command("eval")
+@with_request
 def evaluate(
-    model: Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}")],
-    data: Annotated[str, typer.Option(help="Data set names or Parquet files (Hugging Face layout), commas between.")],
-    out: Out,
-    attacks: Annotated[
-        str, typer.Option(help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.")
-    ] = "clean,pgd",
-    defense: Annotated[
-        str,
-        typer.Option(help="Test-time defences to put each model behind: none,ttc:eps=4/255,rn+tte (+ chains them)."),
-    ] = "none",
-    aim: Annotated[
-        str,
-        typer.Option(
-            help="Attacks on a defended model: ignore (do not see the defence), straight (differentiate it), bpda "
-            "(identity in its place on the way back)."
-        ),
-    ] = "ignore,bpda",
-    draws: Annotated[
+    asked: Request,
+    workers: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="EOT: draws of a random defence averaged at each query of an attack through it.  [default: 4]",
-            show_default=False,
+            help="Evaluation actors, at most; a cluster's autoscaler is asked for their nodes.  [default: a GPU, else "
+            "a core, each, of all that the cluster has or may have]",
         ),
     ] = None,
-    scorer: Annotated[
-        str,
-        typer.Option(help="Ways to score: template, ensemble, cupl:captions=FILE, wca:captions=FILE,crops=60."),
-    ] = "template",
-    made_against: Annotated[
-        str,
-        typer.Option(
-            help="What image attacks attack where the scorer is another: own (the scorer itself), template, or both."
-        ),
-    ] = "own",
-    eps: Eps = None,
-    steps: AttackSteps = 10,
-    step_size: StepSize = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each data set.")] = None,
-    substitutes: Substitutes = "default",
-    resolution: Resolution = "native",
-    class_names: ClassNames = "curated",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Evaluation actors.  [default: a GPU, else a core, each]")
-    ] = None,
-    gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="May be a fraction, such as 0.25.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 128,
-    shard_size: Annotated[int, typer.Option(min=1, help="Images per result file.")] = 256,
-    precision: Annotated[
-        Literal["fp32", "bf16", "fp16"],
-        typer.Option(
-            help="Of the model that is attacked: bf16 is worth it on GPUs with bf16 matrix units, not on most CPUs. "
-            "What breaks that model counts only if it breaks the fp32 model."
-        ),
-    ] = "fp32",
-    compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="Attack a compiled model: minutes of compilation first, worth it for long attacks on GPUs.",
-        ),
-    ] = False,
-    cluster: Cluster = False,
-    json: Json = None,
-    tracking_uri: Tracking = None,
-    no_tracking: NoTracking = False,
-    experiment: Experiment = "rayclip-eval",
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> None:
     """Attack a model and print a table of what is left of its accuracy."""
-    check_places(out, json)
+    import dataclasses
 
     from rayclip import api
-    from rayclip.attacks import parse_attacks
-    from rayclip.defenses import DRAWS, parse_aims, parse_defenses
-    from rayclip.distributed.pool import PoolSize
-    from rayclip.evaluation import Protocol
-    from rayclip.models.scorers import parse_scorers
 
-    budget = _budget(eps)
-    defaults = {"steps": steps, "step": default_step(step_size, budget, steps), "substitutes": substitutes}
-    evaluation = api.Evaluation(
-        data=[d.strip() for d in data.split(",") if d.strip()],
-        attacks=parse_attacks(attacks, defaults),
-        protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=class_names, precision=precision),
-        limit=limit,
-        defenses=parse_defenses(defense),
-        aims=parse_aims(aim, draws or DRAWS),
-        scorers=parse_scorers(scorer),
-        made_against=_made_against(made_against),
-    )
-    pool = PoolSize(
-        workers=workers, gpus=gpus_per_worker, batch_size=batch_size, shard_size=shard_size, compiled=compiled
-    )
-    rows = api.evaluate_models(
-        model,
-        evaluation,
-        api.Where(
-            out=out,
-            tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
-            cluster=cluster,
-            pool=pool,
-            quiet=quiet,
-            verbose=verbose,
-        ),
-    )
-    if wrote_json(json, api.rows_json(rows)):
+    where = dataclasses.replace(asked.where, pool=dataclasses.replace(asked.where.pool, workers=workers))
+    rows = api.evaluate_models(asked.models, asked.evaluation, where)
+    if wrote_json(asked.json, api.rows_json(rows)):
         return
     api.show(rows)
-    print(f"results: {out}")
+    print(f"results: {where.out}")
+    cli_plan.say_spent(where.out)
 
 
 @app.command()
@@ -173,7 +81,7 @@ def train(
     method: Annotated[str, typer.Option(help="ft-standard, tecoa, pmg-aft, fare, tga-zsr, saft, mmcoa, advpt or vp.")],
     model: Annotated[str, typer.Option(help=Model)],
     data: Annotated[str, typer.Option(help="Data set name, or a Parquet file in the Hugging Face layout.")],
-    out: Annotated[Path, typer.Option(help="Folder of the checkpoint; an interrupted run there goes on.")],
+    out: Annotated[str, typer.Option(help="Folder or URI of the checkpoint; an interrupted run there goes on.")],
     shots: Annotated[str, typer.Option(help="Images a class, or full.")] = "full",
     eps: Eps = "1/255",
     steps: Annotated[
@@ -262,8 +170,7 @@ def train(
     The result is a checkpoint that `rayclip eval --model local-dir:OUT` and open_clip load; a prompt is loaded onto its
     model with `--model prompted:OUT`.
     """
-    if out.is_file():
-        raise UserError(f"--out {out} is a file: give a folder.")
+    check_places(out, None)
     if lr is not None and not 0 < lr < float("inf"):
         raise UserError(f"--lr {lr} must be a positive number.")
 
@@ -273,6 +180,7 @@ def train(
     from rayclip.attacks.bert import TextSettings
     from rayclip.distributed import Trial
     from rayclip.methods import make_method
+    from rayclip.store import Store
     from rayclip.training import TrainConfig
 
     budget = _budget(eps)
@@ -319,11 +227,12 @@ def train(
         data_workers=data_workers,
         accumulate=accumulate,
     )
-    trial = Trial(name=out.name, config=config, out=out.absolute())
+    place = Store(out)
+    trial = Trial(name=place.name, config=config, out=place.root)
     did_something = api.fine_tune(
         trial,
         api.Where(
-            out=str(out),
+            out=out,
             tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
             cluster=cluster,
             train_workers=workers,
@@ -336,7 +245,7 @@ def train(
         return
     test = "TEST.parquet" if data.endswith(".parquet") else data
     print(f"checkpoint: {out}")
-    print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {eps} --out {out}/eval")
+    print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {eps} --out {place.child('eval').root}")
 
 
 @app.command()
@@ -388,8 +297,12 @@ def ui(
     serve(tracking_uri, experiment, port=port, browser=browser)
 
 
+app.command()(cli_plan.plan)
 app.command()(cli_retrieval.retrieval)
+app.command()(cli_report.report)
+app.command()(cli_report.leaderboard)
 app.command("import")(cli_models.import_)
+app.command()(cli_doctor.doctor)
 app.command()(cli_models.interpolate)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_captions.app, name="captions")
@@ -399,14 +312,6 @@ def _budget(eps: str | None) -> float | None:
     from rayclip.units import parse_budget
 
     return None if eps is None else parse_budget(eps)
-
-
-def _made_against(text: str) -> list[Any]:
-    words = [word.strip() for word in text.split(",")]
-    for word in words:
-        if word not in ("own", "template"):
-            raise UserError(f"--made-against '{word}' is none: use own, template, or both with a comma between.")
-    return words
 
 
 def default_step(written: str | None, eps: float | None, steps: int) -> float:
@@ -450,6 +355,13 @@ def run(command: Callable[..., Any], program: str) -> None:
         sys.exit(_complain(error.format_message() + hint))
     except UserError as error:
         sys.exit(_complain(str(error)))
+    except OSError as error:
+        from rayclip.store import no_room
+
+        explained = no_room(error)
+        if explained is None:
+            raise
+        sys.exit(_complain(str(explained)))
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:  # Typer turns Ctrl-C into this code by itself

@@ -56,7 +56,7 @@ def retrieval(
 
     from rayclip import api
     from rayclip.attacks import parse_attacks
-    from rayclip.distributed.pool import PoolSize
+    from rayclip.distributed.resources import PoolSize
     from rayclip.units import parse_budget
 
     budget = None if eps is None else parse_budget(eps)

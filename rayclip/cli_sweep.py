@@ -16,11 +16,12 @@ from rayclip.cli import run as run_app
 from rayclip.types import UserError
 
 if TYPE_CHECKING:  # `--help` is instant
-    from rayclip.api import Evaluation, SweepResult, Where
+    from rayclip.api import Evaluation, Found, SweepResult, Where
     from rayclip.attacks import Attack
     from rayclip.distributed import Trial
     from rayclip.evaluation.cell import MadeAgainst
     from rayclip.methods import Method, Recipe
+    from rayclip.store import Store
 
 MMCOA_METHODS = "ft-standard,tecoa,mmcoa"
 ZERO_SHOT_METHODS = "ft-standard,tecoa,pmg-aft,fare,tga-zsr,saft"
@@ -35,7 +36,10 @@ class ScaleName(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Everything that differs between the scales. Budgets in pixel units; None epochs are each method's own."""
+    """Everything that differs between the scales.
+
+    Budgets in pixel units; None epochs are each method's own, a limit of None is all test images.
+    """
 
     model: str | None
     data: tuple[str, ...]
@@ -50,6 +54,7 @@ class Scale:
     epochs: int | None = None
     save_every_epochs: int = 1
     resolution: Literal["native", "model"] = "native"
+    limit: int | None = None
 
 
 def _scales() -> dict[ScaleName, Scale]:
@@ -145,9 +150,9 @@ class Options:
         ),
     ] = "default"
     seed: Annotated[int, typer.Option(min=0)] = 0
-    out: Annotated[Path | None, typer.Option(help="Results.  [default: runs/THIS_SWEEP-SCALE]")] = None
+    out: Annotated[str | None, typer.Option(help="Folder or URI.  [default: runs/THIS_SWEEP-SCALE]")] = None
     models: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="Checkpoints that sweeps share: what one has trained another does not.  [default: OUT/models]"
         ),
@@ -167,6 +172,7 @@ def sweep(
     *,
     every: Mapping[str, Any] | None = None,
     paper: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+    small: Mapping[str, Any] | None = None,
     omit: Iterable[str] = (),
     **defaults: Any,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -174,7 +180,8 @@ def sweep(
 
     Args:
         name: of the experiment; `mmcoa-shots` is the file `mmcoa_shots.py`.
-        every, paper: what differs (`Scale`) at every scale, and at the scale `paper`; or a function that gives it.
+        every, paper, small: what differs (`Scale`) at every scale, at `paper` (or a function that gives it), and at the
+            two smaller ones.
         omit: options that have no meaning here.
         defaults: of options, where they are not those of `Options`.
     """
@@ -189,8 +196,9 @@ def sweep(
 
         def command(**values: Any) -> None:
             mine = {p.name: values.pop(p.name) for p in own}
-            differs = paper() if callable(paper) else paper or {}
-            run = Run(name, Options(**{**defaults, **values}), every or {}, differs)
+            options = Options(**{**defaults, **values})
+            differs = (paper() if callable(paper) else paper) if options.scale == ScaleName.paper else small
+            run = Run(name, options, {**(every or {}), **(differs or {})})
             question(run, **mine)
             run.end()
 
@@ -218,15 +226,15 @@ class Run:
         model: the untouched model's specification.
         data, tests: specifications of the training and test data.
         substitutes: source of BERT-Attack's words; `default` is each data set's.
-        out: absolute.
+        out: of all results.
     """
 
-    def __init__(self, name: str, options: Options, every: Mapping[str, Any], paper: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, options: Options, differs: Mapping[str, Any]) -> None:
         from rayclip import api
+        from rayclip.store import Store
         from rayclip.units import parse_budget
 
         self.name, self.options = name, options
-        differs = {**every, **(paper if options.scale == ScaleName.paper else {})}
         setting = dataclasses.replace(_scales()[options.scale], **differs)
         self.setting = dataclasses.replace(
             setting, eps=parse_budget(options.eps) if options.eps else setting.eps, shots=options.shots or setting.shots
@@ -243,7 +251,7 @@ class Run:
         # A part of the digits is no other data
         bundled = options.substitutes == "default" and data == ("digits",)
         self.substitutes = "clip-table" if bundled else options.substitutes
-        self.out = (options.out or Path("runs") / f"{name.replace('-', '_')}-{options.scale}").absolute()
+        self.out = Store(options.out or f"runs/{name.replace('-', '_')}-{options.scale}")
         self._errors: dict[str, str] = {}
         self.tracking = api.Tracking.choose(options.tracking_uri, name)
 
@@ -323,10 +331,13 @@ class Run:
             config: other fields of `TrainConfig`.
         """
         from rayclip.distributed import Trial
+        from rayclip.store import Store
         from rayclip.training import TrainConfig
 
         base = self.recipe(method)
-        length = self.options.epochs or (self.setting.few_shot_epochs if shots else self.setting.epochs) or base.epochs
+        few, all_ = self.setting.few_shot_epochs, self.setting.epochs
+        given = None if method.trains == "prompt" else few if shots else all_  # a prompt needs its epochs, and is cheap
+        length = self.options.epochs or given or base.epochs
         chosen = dataclasses.replace(base, **{"epochs": length, **(recipe or {})})
         settings: dict[str, Any] = {
             "model": self.model,
@@ -337,10 +348,10 @@ class Run:
         }
         full = TrainConfig(method=method, recipe=chosen, shots=shots, **{**settings, **config})
         if self.options.models:
-            place = self.options.models.absolute() / f"{method.name}-{full.digest()}"
+            place = Store(self.options.models).child(f"{method.name}-{full.digest()}")
         else:
-            place = self.out / part / "models" / label.replace(" ", "-")
-        return Trial(name=label, config=full, out=place)
+            place = self.results(part).child("models").child(label.replace(" ", "-"))
+        return Trial(name=label, config=full, out=place.root)
 
     def looked_at(self, trial: "Trial", every: int | None) -> "Trial":
         """The trial with a checkpoint kept after `every` epochs, a fifth of all unless given, and at the end."""
@@ -389,19 +400,23 @@ class Run:
         return Evaluation(
             data=tests or self.tests,
             attacks=self.attacks(attacks, budget),
-            limit=self.options.limit,
+            limit=self.options.limit or self.setting.limit,
             defenses=parse_defenses(defenses),
             scorers=parse_scorers(scorers),
             made_against=made_against,
             protocol=Protocol(eps=budget, seed=self.options.seed, resolution=self.setting.resolution),
         )
 
+    def results(self, part: str = "") -> "Store":
+        """Where a part of the sweep leaves its results."""
+        return self.out.child(part) if part else self.out
+
     def where(self, part: str = "") -> "Where":
         """Where a part of the sweep runs and leaves its results."""
         from rayclip.api import Where
 
         return Where(
-            out=str(self.out / part),
+            out=self.results(part).root,
             tracking=self.tracking,
             cluster=self.options.cluster,
             train_workers=self.options.workers,
@@ -433,7 +448,7 @@ class Run:
             self.show(found)
         return found
 
-    def show(self, found: "SweepResult") -> None:
+    def show(self, found: "SweepResult | Found") -> None:
         """Print a table, and remember what failed."""
         from rayclip import api
 
@@ -442,7 +457,7 @@ class Run:
 
     def end(self) -> None:
         """Say where the results are; failed trials make exit code 1."""
-        print(f"results: {self.out}")
+        print(f"results: {self.out.root}")
         print(f"MLflow:  rayclip ui --experiment {self.name} --tracking-uri {self.tracking.uri}")
         for name, error in self._errors.items():
             print(f"error: {name} failed: {error}", file=sys.stderr)

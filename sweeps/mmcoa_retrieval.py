@@ -18,7 +18,7 @@ Numbers to expect at the scale `paper` (MMCoA, table VI, COCO 5k under Co-Attack
 
 import dataclasses
 import io
-from pathlib import Path
+import tempfile
 from typing import Annotated
 
 import typer
@@ -53,21 +53,21 @@ def main(
     if not bundled:
         open_pairs(pairs or "mscoco_captions")
     found = run.go(run.trials(), [run.evaluation("clean")])
-    source = write_digits(run.out / "digits-pairs.parquet") if bundled else pairs or "mscoco_captions"
-    rows = api.evaluate_retrieval(
-        list(found.labels),
-        str(source),
-        run.where(),
-        limit=run.options.limit,
-        resolution=run.setting.resolution if bundled else "model",
-        attacks=attacks,
-        eps=eps,
-        seed=run.options.seed,
-    )
+    with tempfile.TemporaryDirectory(prefix="rayclip-") as place:
+        rows = api.evaluate_retrieval(
+            list(found.labels),
+            write_digits(f"{place}/digits-pairs.parquet") if bundled else pairs or "mscoco_captions",
+            run.where(),
+            limit=run.options.limit,
+            resolution=run.setting.resolution if bundled else "model",
+            attacks=attacks,
+            eps=eps,
+            seed=run.options.seed,
+        )
     api.show_retrieval([dataclasses.replace(row, model=found.labels[row.model]) for row in rows])
 
 
-def write_digits(path: Path) -> Path:
+def write_digits(path: str) -> str:
     """The first test image of each digit, with its captions."""
     import pyarrow as pa
     import pyarrow.parquet as pq

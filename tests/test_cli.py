@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -97,6 +98,11 @@ IMPORT = {"--allow-gelu": "{i}/tower.pt", "--base": "local-dir:{i}/model", "--ou
         ("eval", {"--out": "{i}/good.parquet"}, "is a file"),
         ("eval", {"--bogus": "1"}, "--bogus"),
         ("eval", {"--model": None}, "Missing option '--model'"),
+        ("plan", {"--eps": None}, "give --eps"),
+        ("plan", {"--out": "{i}/good.parquet"}, "is a file"),
+        ("plan", {"--workers": "4,none"}, "write 8, or 1,8,64"),
+        ("plan", {"--price": "-1"}, "Invalid value for '--price'"),
+        ("plan", {"--calibrate": "0"}, "let --calibrate measure"),
         ("train", {"--method": "tecoo"}, "unknown method 'tecoo'"),
         ("train", {"--eps": "8"}, "8/255"),
         ("train", {"--shots": "7"}, "--shots 7 is more than class 'cat' of 'good' has (3 images)"),
@@ -157,7 +163,9 @@ IMPORT = {"--allow-gelu": "{i}/tower.pt", "--base": "local-dir:{i}/model", "--ou
 def test_bad_arguments_get_one_sentence_and_leave_nothing(here, monkeypatch, capsys, command, changes, says):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    options = {"eval": EVAL, "train": TRAIN, "ui": {}, "interpolate": MIX, "import": IMPORT}[command] | changes
+    options = {"eval": EVAL, "plan": EVAL, "train": TRAIN, "ui": {}, "interpolate": MIX, "import": IMPORT}[
+        command
+    ] | changes
     args = [part.format(i=here) for k, v in options.items() if v is not None for part in (k, v)]
     before = sorted(p for p in here.rglob("*"))
     code, out, err = call(monkeypatch, capsys, command, *args)
@@ -176,6 +184,13 @@ def test_import_writes_a_checkpoint_once(here, monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, *command)
     assert code == 0 and "nothing to do" in out
     assert (Path("out") / "open_clip_model.safetensors").stat().st_mtime_ns == written
+
+
+def test_plan_takes_whatever_eval_takes(monkeypatch, capsys):
+    helps = [call(monkeypatch, capsys, command, "--help")[1] for command in ("eval", "plan")]
+    options = [set(re.findall(r"--[a-z-]+", text)) for text in helps]
+    assert {"--gpus-per-worker", "--defense", "--cluster", "--workers"} < options[0] < options[1]
+    assert options[1] - options[0] == {"--price", "--calibrate"}
 
 
 def test_version(monkeypatch, capsys):

@@ -1,6 +1,6 @@
 """Attacks on CLIP: one file a family, one loop for all that follow a gradient."""
 
 from rayclip.attacks.base import Adversarial, Attack, Samples
-from rayclip.attacks.registry import ATTACKS, make_attack, parse_attacks
+from rayclip.attacks.registry import ATTACKS, attack_as_described, make_attack, parse_attacks
 
-__all__ = ["ATTACKS", "Adversarial", "Attack", "Samples", "make_attack", "parse_attacks"]
+__all__ = ["ATTACKS", "Adversarial", "Attack", "Samples", "attack_as_described", "make_attack", "parse_attacks"]

@@ -1,5 +1,6 @@
 """Attacks by name, and the text form in which users write them: `pgd:steps=100,step=1/255`."""
 
+import json
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
@@ -101,6 +102,27 @@ def make_attack(name: str, **settings: Any) -> Attack:
         if key not in known:
             raise UserError(f"attack '{name}' has no setting '{key}': it has {', '.join(sorted(known)) or 'none'}.")
     return kind(**settings)
+
+
+def attack_as_described(protocol: Mapping[str, Any]) -> Attack:
+    """The attack of a result's protocol: the inverse of `Attack.describe`.
+
+    Raises:
+        UserError: it is not known, or what it was does not stand there in full (such as a file's contents).
+    """
+    name = protocol["attack"]
+    types = attack_class(name).settings()
+    spelled = {k: v for k in types if k != "attack" and (v := protocol.get(k)) not in (None, "")}
+    written = {k: "+".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for k, v in spelled.items()}
+    try:
+        attack = make_attack(name, **convert_all("attack", name, written, types))
+        described = attack.describe()
+    except (UserError, ValueError):
+        described = {"attack": None}
+    said, ours = (json.loads(json.dumps(dict(d))) for d in (protocol, described))
+    if any(said[key] != value for key, value in ours.items() if key in said):
+        raise UserError(f"attack '{name}' cannot be repeated from its results alone: use rayclip eval instead.")
+    return attack
 
 
 def parse_attacks(text: str, defaults: Mapping[str, Any]) -> list[Attack]:

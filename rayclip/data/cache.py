@@ -8,13 +8,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from rayclip.data.manifest import File
-from rayclip.store import Store
+from rayclip.store import Store, cache_root
 from rayclip.types import UserError
-
-
-def cache_root() -> Path:
-    """`RAYCLIP_CACHE`, or `~/.cache/rayclip/files`. On a cluster: a fast disk of each node."""
-    return Path(os.environ.get("RAYCLIP_CACHE", "~/.cache/rayclip/files")).expanduser()
 
 
 def local_path(store: Store, file: File) -> Path:

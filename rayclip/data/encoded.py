@@ -10,12 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from rayclip.data.cache import cache_root
 from rayclip.data.intake import BadImageError, decode, in_order, take_in
 from rayclip.data.mapped import MappedImages
 from rayclip.data.registry import ROWS
 from rayclip.data.rowgroups import RowGroups
-from rayclip.store import Store
+from rayclip.store import Store, cache_root
 from rayclip.types import UserError
 
 

@@ -17,6 +17,7 @@ RECIPE = 1  # raise with any change to what `prepare` writes for the same source
 Kind = Literal["classification", "captions"]
 Names = Literal["curated", "raw"]
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a plain name: a manifest never reaches out of its folder
+_NAME = re.compile(r"[^./\\\0][^/\\\0]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SUM = "sha256"
 
@@ -149,8 +150,11 @@ def _manifest(raw: Any) -> Manifest:
     splits = {str(k): _split(v, str(k), len(class_names)) for k, v in _is(raw["splits"], dict, "splits").items()}
     if not splits:
         raise ValueError("it has no splits")
+    for name in (raw["name"], *splits):  # files are called after them
+        if not _NAME.fullmatch(_is(name, str, "name")):
+            raise ValueError(f"'{name}' cannot be the name of a data set or a split")
     manifest = Manifest(
-        name=_is(raw["name"], str, "name"),
+        name=raw["name"],
         kind=kind,
         class_names=class_names,
         raw_names=raw_names,

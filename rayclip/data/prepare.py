@@ -204,8 +204,8 @@ class _Journal:
                     splits = {k: _Progress(**v) for k, v in raw["splits"].items()}
                     if all(_is_there(store, s) for p in splits.values() for s in p.shards):
                         return cls(store, identity, splits)
-            except (ValueError, TypeError, KeyError, AttributeError):
-                pass  # a journal that cannot be read is as good as none
+            except (ValueError, TypeError, KeyError, AttributeError, UserError):
+                pass  # a journal that cannot be read, or names files elsewhere, is as good as none
             before = read_manifest(store)
             kept = {f.file for s in before.splits.values() for f in s.files} if before is not None else set()
             for name in [*store.names("", ".parquet"), *store.names("", ".npy")]:  # of a run that began differently

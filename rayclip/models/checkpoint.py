@@ -15,7 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rayclip.models.clip import CONFIG_FILE, WEIGHTS_FILE, Clip, load_model
+from rayclip.models.named import check_named
 from rayclip.models.prompts import KINDS, Prompted
+from rayclip.store import Store
 from rayclip.types import UserError
 
 LINEAGE_FILE = "rayclip.json"
@@ -62,22 +64,23 @@ def load_prompted(spec: str, device: torch.device | str = "cpu") -> Clip:
     """A learned prompt on its model, `prompted:DIR`.
 
     Raises:
-        UserError: no prompt there, or its model is not where it was, or not what it was.
+        UserError: no prompt there, or its model is not where it was, not what it was, or not its to name (`named`).
     """
-    folder = Path(spec.removeprefix("prompted:"))
+    folder = spec.removeprefix("prompted:")
     about = (read_lineage(folder) or {}).get("prompt")
-    if about is None or about.get("kind") not in KINDS:
+    if not isinstance(about, dict) or about.get("kind") not in KINDS or not isinstance(about.get("base"), str):
         raise UserError(f"model '{spec}': {folder} holds no learned prompt; give a folder that advpt or vp wrote.")
+    check_named(about["base"], folder)
     try:
         base = load_model(about["base"], device)
     except UserError as error:
         raise UserError(f"the prompt in {folder} stands on a model that is not there: {error}") from error
-    if base.fingerprint() != about["base_fingerprint"]:
+    if base.fingerprint() != about.get("base_fingerprint"):
         raise UserError(
             f"the prompt in {folder} was learned on another model than '{about['base']}' is now: bring that back."
         )
     try:
-        learned = load_file(folder / PROMPT_FILE)[about["kind"]]
+        learned = load_file(Store(folder).node_copy((PROMPT_FILE,)) / PROMPT_FILE)[about["kind"]]
     except (SafetensorError, OSError, KeyError) as error:
         raise UserError(f"model '{spec}': {PROMPT_FILE} is missing or damaged; copy it again.") from error
     clip = KINDS[about["kind"]](base, learned)
@@ -85,9 +88,24 @@ def load_prompted(spec: str, device: torch.device | str = "cpu") -> Clip:
     return clip.eval()
 
 
-def read_lineage(folder: Path) -> dict[str, Any] | None:
-    """The lineage of a complete checkpoint, None where there is none."""
+def read_lineage(folder: Path | str) -> dict[str, Any] | None:
+    """The lineage of a complete checkpoint, in a folder or at a URI; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    store = Store(str(folder))
     try:
-        return json.loads((folder / LINEAGE_FILE).read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        found = store.read_json(LINEAGE_FILE)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{store.root}/{LINEAGE_FILE} is damaged: copy it again.") from error
+    if found is not None and not isinstance(found, dict):
+        raise UserError(f"{store.root}/{LINEAGE_FILE} is no lineage of a checkpoint: copy it again.")
+    return found
+
+
+def model_record(spec: str, label: str | None = None) -> dict[str, Any]:
+    """What results say of a model: its name, its label in tables, and where its weights come from if that is known."""
+    kind, _, path = spec.partition(":")
+    lineage = read_lineage(path) if kind in ("local-dir", "prompted") else None
+    return {"model": spec, "label": label, "lineage": lineage}

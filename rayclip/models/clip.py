@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rayclip.models.text import Packed, causal_tower, encode_causal, encode_packed, end_marks, pack
+from rayclip.store import Store
 from rayclip.types import UserError, check_same
 
 CONFIG_FILE = "open_clip_config.json"
@@ -268,8 +269,8 @@ def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
     """Load a model in fp32.
 
     Args:
-        spec: `digits` (bundled), `local-dir:PATH`, `hf-hub:ORG/NAME`, or an open_clip `NAME:TAG` such as
-            `ViT-B-32:openai` (TAG may be a weights file); `prompted:DIR` with a learned prompt (`prompts`); or
+        spec: `digits` (bundled), `local-dir:PLACE` (a folder or a URI), `hf-hub:ORG/NAME`, or an open_clip `NAME:TAG`
+            such as `ViT-B-32:openai` (TAG may be a weights file); `prompted:DIR` with a learned prompt (`prompts`); or
             `mix:START+END@a` between two of these (`mixing`).
 
     Raises:
@@ -312,14 +313,15 @@ def _parse(spec: str) -> tuple[str, str | None]:
     if spec in BUNDLED:
         return f"local-dir:{BUNDLED[spec]}", None
     if spec.startswith("local-dir:"):
-        folder = Path(spec.removeprefix("local-dir:"))
+        place = spec.removeprefix("local-dir:")
+        folder = Store(place).node_copy((CONFIG_FILE, WEIGHTS_FILE))
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise UserError(
-                    f"model '{spec}': no file {name} in {folder}; give a folder that holds {CONFIG_FILE} "
+                    f"model '{spec}': no file {name} in {place}; give a folder that holds {CONFIG_FILE} "
                     f"and {WEIGHTS_FILE}."
                 )
-        return spec, None
+        return f"local-dir:{folder}", None
     if spec.startswith("hf-hub:"):
         return spec, None
     import open_clip  # seconds of imports that the processes which only drive others are spared

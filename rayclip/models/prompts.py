@@ -9,13 +9,13 @@ that the frame covers.
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from rayclip.models.clip import Clip
+from rayclip.store import Store
 from rayclip.types import UserError
 
 FRAME_SHARE = 30 / 224  # Bahng et al. 2022: 30 pixels of 224
@@ -77,7 +77,7 @@ class Prompted(Clip):
         """What a checkpoint says of the prompt: enough to put it onto its model again."""
         base = self.spec
         if base.startswith("local-dir:"):
-            base = f"local-dir:{Path(base.removeprefix('local-dir:')).absolute()}"
+            base = f"local-dir:{Store(base.removeprefix('local-dir:')).root}"
         return {"kind": self.kind, "base": base, "base_fingerprint": self.base_fingerprint}
 
 

@@ -116,7 +116,7 @@ def test_a_table_of_captions_reaches_the_workers_and_the_cells_identity(tmp_path
     path.unlink()  # the cell has what a worker needs
     store = Store(str(tmp_path / "out"))
     (shard,) = missing_shards(cell, range(8), store, 8)
-    assert 0 <= Evaluator(store).run(shard) < 8
+    assert 0 <= Evaluator(store).run(shard).right < 8
 
 
 def test_the_bundled_captions_go_by_a_name():

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from attacks import plain_bert, two_hundred_names, vit_b_32
 from rayclip.attacks.bert import TextSettings
+from rayclip.attacks.substitutes import substitute_source
 from rayclip.methods import METHODS, Batch, ClassTexts, Method, Original, make_method
 from rayclip.models import TEMPLATE, Clip
 from rayclip.models.clip import frozen
@@ -156,7 +157,9 @@ class Plain:
 
     def mmcoa(self) -> Tensor:
         adversarial = self.pgd(lambda pixels: self.contrast(pixels, self.texts(self.clip)[self.y], "sum").backward())
-        changed = plain_bert(self.clip, [self.prompts[c] for c in self.y.tolist()])
+        prompts = [self.prompts[c] for c in self.y.tolist()]
+        source = substitute_source(self.clip, "clip-table", k=10, threshold=0.3, offset="correct")
+        changed = plain_bert(self.clip, prompts, source.candidates([prompt.lower().split() for prompt in prompts]))
         images = self.contrast(adversarial, self.texts(self.clip)[self.y])
         return 0.5 * images + 0.5 * self.contrast(self.x, self.encode(self.clip, changed))
 

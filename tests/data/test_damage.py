@@ -669,6 +669,19 @@ def test_a_manifest_never_reaches_out_of_its_folder(folder, to, what):
             read()
 
 
+@pytest.mark.parametrize("name", ["../outside", "a/b", "..", ".hidden", "", "a\0b", "a\\b"])
+@pytest.mark.parametrize("what", ["data set", "split"])
+def test_a_manifest_gives_no_name_that_reaches_out_of_a_folder(folder, name, what):
+    """Pictures and cells are called after the data set, indices after the split."""
+    raw = json.loads((folder / MANIFEST).read_text())
+    if what == "split":
+        raw["splits"][name] = raw["splits"].pop("test")
+    else:
+        raw["name"] = name
+    with pytest.raises(UserError, match="cannot be the name of a data set or a split"):
+        Manifest.from_json(json.dumps(seal(raw)), "here")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

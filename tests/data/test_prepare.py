@@ -172,10 +172,11 @@ def _journal(folder: Path, change) -> None:
         lambda f: _journal(f, lambda j: j.update(splits=[])),
         lambda f: _journal(f, lambda j: j["splits"]["train"].pop("converted")),
         lambda f: _journal(f, lambda j: j["splits"]["train"].update(more=1)),
+        lambda f: _journal(f, lambda j: j["splits"]["train"]["shards"][0].update(file="../outside.parquet")),
         lambda f: (f / "train-00001.parquet").unlink(),
         lambda f: (f / "train-00001.parquet").write_bytes(b"PAR1"),
     ],
-    ids="empty cut list null bytes gone other splits missing unknown shard-gone shard-cut".split(),
+    ids="empty cut list null bytes gone other splits missing unknown outside shard-gone shard-cut".split(),
 )
 def test_a_damaged_journal_costs_time_only(damage, whole, tmp_path):
     folder = interrupted(tmp_path, "test", 22)

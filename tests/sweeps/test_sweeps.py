@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from rayclip.api import SweepResult
+from rayclip.api import Found, SweepResult
 from rayclip.cli_sweep import Run, start, sweep
 from rayclip.types import Row
 from test_cli import call, here  # noqa: F401  (a fixture)
@@ -110,6 +110,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(here, monkeypatch, capsy
         ("mmcoa_eps", ["--test-eps", "1/255,2"], "2/255"),
         ("mmcoa_iterations", ["--every", "0"], "Invalid value for '--every'"),
         ("mmcoa_retrieval", ["--pairs", "nowhere.parquet"], "nowhere.parquet"),
+        ("joint_search", ["--reduction", "1"], "--reduction 1 must be more than 1"),
         ("mmcoa_partial", ["--parts", "text"], "all, image, or last-N"),
         ("saft_captions", ["--sets", "1,0"], "--sets 1,0 holds something else"),
         ("saft_captions", ["--sources", "templates", "--sets", "99"], "fewer sets"),
@@ -118,6 +119,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(here, monkeypatch, capsy
         ("saft_scorers", ["--crops", "0"], "Invalid value for '--crops'"),
         ("ttc_defenses", ["--defense-eps", "4"], "4/255"),
         ("ttc_settings", ["--tau", "low"], "tau"),
+        ("joint_search", ["--samples", "1"], "Invalid value for '--samples'"),
     ],
 )
 def test_wrong_values_of_its_own_options(here, monkeypatch, capsys, name, args, says):  # noqa: F811
@@ -235,7 +237,7 @@ def test_iterations(plan):
     (part,) = plan("mmcoa_iterations", "--epochs", "7", "--every", "3")
     assert part[0][0].keep_epochs == (3, 6, 7)
     trial = part[0][0]
-    assert trial.at_epoch(3) == trial.out / "epoch-3" and trial.at_epoch(7) == trial.out
+    assert trial.at_epoch(3).root == f"{trial.out}/epoch-3" and trial.at_epoch(7).root == trial.out
 
 
 def test_saft_methods(plan):
@@ -285,11 +287,34 @@ def test_ttc_settings(plan):
     assert len(settings) == len(set(settings)) == 9 and (0.2, 2, 2) in settings and (0.2, 2, 4) in settings
 
 
+def test_the_joint_search_draws_the_same_settings_for_the_same_seed(monkeypatch, capsys, tmp_path):
+    seen = []
+
+    def note(name, trials, validation, evaluations, base, where, *, reduction):
+        seen.append((trials, validation))
+        return Found(scores={}, front=[], robust="", rows=[], labels={}, errors={})
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rayclip.api.search", note)
+    monkeypatch.setattr("rayclip.api.show", lambda rows, labels: None)
+    for args in (["--samples", "6"], ["--samples", "12"], ["--samples", "6", "--seed", "1"]):
+        assert run_sweep(monkeypatch, capsys, "joint_search", *args)[0] == 0
+    (short, validation), (long, _), (other, _) = seen
+    assert short == long[:6] and {t.name for t in short}.isdisjoint(t.name for t in other)
+    assert len({t.out for t in long}) == 12 and all(t.config.data == "digits#validation" for t in long)
+    assert validation.data == "digits#validation"
+    for trial in long:
+        method = trial.config.method
+        assert 0.5 <= method.eps / (32 / 255) <= 2 and method.lambda_img + method.lambda_txt == pytest.approx(1)
+        assert 3e-4 < trial.config.recipe.lr < 3.2e-3 and trial.config.shots in (1, 5, None)
+        assert trial.config.save_every_epochs == 1, "ASHA sees every epoch"
+
+
 def test_models_can_be_shared_by_sweeps(plan, tmp_path):
     """The same training is the same folder, another one is another."""
     shots, eps = plan("mmcoa_shots", "--models", "m")[0], plan("mmcoa_eps", "--models", "m")[0]
     places = {t.name: t.out for t in shots[0]}
-    assert places["mmcoa full"] == eps[0][0].out and places["mmcoa full"].parent == tmp_path / "m"
+    assert places["mmcoa full"] == eps[0][0].out and places["mmcoa full"].startswith(f"{tmp_path}/m/")
     other = plan("mmcoa_eps", "--models", "m", "--eps", "16/255")[0]
     assert other[0][0].out not in places.values()
 
@@ -310,14 +335,14 @@ def test_a_sweep_of_another_package(monkeypatch, capsys, tmp_path):
     @sweep("my-question", every={"shots": "2"}, methods="tecoa", omit=["shots"])
     def main(run, *, depth: int = 3) -> None:
         """How deep?"""
-        seen.append((depth, run.methods, run.shots, run.out))
+        seen.append((depth, run.methods, run.shots, run.out.root))
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["x", "--depth", "5"])
     with pytest.raises(SystemExit) as stop:
         start(main)
     assert stop.value.code == 0
-    assert seen == [(5, ("tecoa",), [2], tmp_path / "runs" / "my_question-digits")]
+    assert seen == [(5, ("tecoa",), [2], f"{tmp_path}/runs/my_question-digits")]
     monkeypatch.setattr("sys.argv", ["x", "--help"])
     with pytest.raises(SystemExit):
         start(main)

@@ -1,0 +1,138 @@
+"""`rayclip report` and `rayclip leaderboard`: what result folders say, for people."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from rayclip.cli_options import Cluster, Model, Quiet, Tracking
+from rayclip.types import UserError
+
+if TYPE_CHECKING:  # `--help` is instant
+    from rayclip.reports.results import Results
+
+Places = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DIR_OR_RUN...",
+        help="Folders or URIs that rayclip eval, interpolate or a sweep has written, or ids of MLflow runs.",
+    ),
+]
+Format = Literal["md", "html", "tex", "csv"]
+
+
+def report(
+    places: Places,
+    form: Annotated[
+        Format | None, typer.Option("--format", help="[default: what --out ends in, else md]", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="[default: standard output]")] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PAPER:TABLE",
+            help="Published numbers beside ours: mmcoa:II; repeat for several; a paper alone is all its tables.",
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Compare the others with this one (McNemar).  [default: the best]"),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the figures there, as SVG, PDF and PNG; html has them inside anyway."),
+    ] = None,
+    tracking_uri: Tracking = None,
+    quiet: Quiet = False,
+) -> None:
+    """Tables and figures from result files: accuracies with intervals, averages, worst cases, McNemar's test."""
+    form = form or _form(out)
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}.")
+    if out is not None and out.is_dir():
+        raise UserError(f"--out {out} is a folder: give a file such as {out / f'report.{form}'}.")
+    if figures is not None and figures.is_file():
+        raise UserError(f"--figures {figures} is a file: give a folder.")
+
+    from rayclip.reports import make_report
+
+    text = make_report(
+        _read(places, tracking_uri, quiet=quiet),
+        form,
+        against=against or (),
+        baseline=baseline,
+        figures=figures,
+        beside=out.absolute().parent if out is not None else Path.cwd(),
+    )
+    if out is None:
+        sys.stdout.write(text)
+        return
+    _write(out, text)
+    print(f"report: {out}")
+
+
+def leaderboard(
+    places: Places,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the page, index.html, and of what --add finds.")],
+    add: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help=f"Evaluate this checkpoint as the models of the first DIR were (data, attacks, budgets), and append "
+            f"it; the verdicts stay in --out, and later boards there have it too. Repeat for several. {Model}",
+        ),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Robustness leaderboard",
+    cluster: Cluster = False,
+    tracking_uri: Tracking = None,
+    quiet: Quiet = False,
+) -> None:
+    """Collect results into one page that sorts and filters: a row a model, by threat model, defence and data set.
+
+    An external checkpoint joins with one command: rayclip leaderboard DIR --out BOARD --add local-dir:CHECKPOINT
+    """
+    if out.is_file():
+        raise UserError(f"--out {out} is a file: give a folder.")
+
+    from rayclip.reports import make_leaderboard
+    from rayclip.store import Store
+
+    own = str(out / "results")
+    if add:
+        from rayclip import api
+
+        again = api.evaluations_of(_read(places[:1], tracking_uri, quiet=quiet))
+        where = api.Where(out=own, cluster=cluster, quiet=quiet)
+        api.compare("leaderboard", {model: model for model in add}, again, where)
+    folders = [*places, *([own] if (out / "results" / "cells").is_dir() and own not in places else [])]
+    store = Store(str(out))
+    for name, text in make_leaderboard(_read(folders, tracking_uri, quiet=quiet), title).items():
+        store.write(name, text.encode())
+    print(f"leaderboard: {out / 'index.html'}")
+
+
+def _form(out: Path | None) -> Format:
+    known: dict[str, Format] = {".html": "html", ".htm": "html", ".tex": "tex", ".csv": "csv"}
+    return known.get(out.suffix.lower(), "md") if out is not None else "md"
+
+
+def _read(places: list[str], tracking_uri: str | None, *, quiet: bool) -> "Results":
+    from rayclip.progress import Display
+    from rayclip.reports.results import read_results
+    from rayclip.tracking.runs import is_run, results_of
+
+    chosen: dict[str, set[str] | None] = {}  # by folder the models to read, None for all
+    for place in places:
+        folder, model = results_of(place, tracking_uri) if is_run(place) and not Path(place).exists() else (place, None)
+        before = chosen.setdefault(folder, set())
+        chosen[folder] = None if model is None or before is None else before | {model}
+    only = {folder: models for folder, models in chosen.items() if models is not None}
+    with Display(quiet=quiet or not sys.stderr.isatty()) as display:
+        return read_results(list(chosen), lambda done, total: display.update("reading cells", done, total), only)
+
+
+def _write(path: Path, text: str) -> None:
+    from rayclip.store import Store
+
+    Store(str(path.absolute().parent)).write(path.name, text.encode())

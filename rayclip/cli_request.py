@@ -1,0 +1,168 @@
+"""What `rayclip eval` and `rayclip plan` ask alike: the options, and what they stand for."""
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import typer
+
+from rayclip.cli_options import (
+    AttackSteps,
+    ClassNames,
+    Cluster,
+    Eps,
+    Experiment,
+    Json,
+    Model,
+    NoTracking,
+    Out,
+    Quiet,
+    Resolution,
+    StepSize,
+    Substitutes,
+    Tracking,
+    Verbose,
+    check_places,
+)
+from rayclip.types import UserError
+
+if TYPE_CHECKING:
+    from rayclip.api import Evaluation, Where
+
+
+class Request(NamedTuple):
+    """Models, what to evaluate them on, where; and the place of the answer."""
+
+    models: list[str]
+    evaluation: "Evaluation"
+    where: "Where"
+    json: str | None
+
+
+def request(
+    model: Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}")],
+    data: Annotated[str, typer.Option(help="Data set names or Parquet files (Hugging Face layout), commas between.")],
+    out: Out,
+    attacks: Annotated[
+        str, typer.Option(help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.")
+    ] = "clean,pgd",
+    defense: Annotated[
+        str,
+        typer.Option(help="Test-time defences to put each model behind: none,ttc:eps=4/255,rn+tte (+ chains them)."),
+    ] = "none",
+    aim: Annotated[
+        str,
+        typer.Option(
+            help="Attacks on a defended model: ignore (do not see the defence), straight (differentiate it), bpda "
+            "(identity in its place on the way back)."
+        ),
+    ] = "ignore,bpda",
+    draws: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="EOT: draws of a random defence averaged at each query of an attack through it.  [default: 4]",
+            show_default=False,
+        ),
+    ] = None,
+    scorer: Annotated[
+        str,
+        typer.Option(help="Ways to score: template, ensemble, cupl:captions=FILE, wca:captions=FILE,crops=60."),
+    ] = "template",
+    made_against: Annotated[
+        str,
+        typer.Option(
+            help="What image attacks attack where the scorer is another: own (the scorer itself), template, or both."
+        ),
+    ] = "own",
+    eps: Eps = None,
+    steps: AttackSteps = 10,
+    step_size: StepSize = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each data set.")] = None,
+    substitutes: Substitutes = "default",
+    resolution: Resolution = "native",
+    class_names: ClassNames = "curated",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="May be a fraction, such as 0.25.")] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images per forward; halved where memory is short, which changes no verdict.")
+    ] = 128,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images per result file, at most.")] = 256,
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(
+            help="Of the model that is attacked: bf16 is worth it on GPUs with bf16 matrix units, not on most CPUs. "
+            "What breaks that model counts only if it breaks the fp32 model."
+        ),
+    ] = "fp32",
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Attack a compiled model: minutes of compilation first, worth it for long attacks on GPUs.",
+        ),
+    ] = False,
+    cluster: Cluster = False,
+    json: Json = None,
+    tracking_uri: Tracking = None,
+    no_tracking: NoTracking = False,
+    experiment: Experiment = "rayclip-eval",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> Request:
+    """What the options stand for."""
+    check_places(out, json)
+
+    from rayclip import api
+    from rayclip.attacks import parse_attacks
+    from rayclip.cli import default_step
+    from rayclip.defenses import DRAWS, parse_aims, parse_defenses
+    from rayclip.distributed.resources import PoolSize
+    from rayclip.evaluation import Protocol
+    from rayclip.models.scorers import parse_scorers
+    from rayclip.units import parse_budget
+
+    budget = None if eps is None else parse_budget(eps)
+    defaults = {"steps": steps, "step": default_step(step_size, budget, steps), "substitutes": substitutes}
+    evaluation = api.Evaluation(
+        data=[d.strip() for d in data.split(",") if d.strip()],
+        attacks=parse_attacks(attacks, defaults),
+        protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=class_names, precision=precision),
+        limit=limit,
+        defenses=parse_defenses(defense),
+        aims=parse_aims(aim, draws or DRAWS),
+        scorers=parse_scorers(scorer),
+        made_against=_made_against(made_against),
+    )
+    where = api.Where(
+        out=out,
+        tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
+        cluster=cluster,
+        pool=PoolSize(gpus=gpus_per_worker, batch_size=batch_size, shard_size=shard_size, compiled=compiled),
+        quiet=quiet,
+        verbose=verbose,
+    )
+    return Request(model, evaluation, where, json)
+
+
+def with_request(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose first argument is a `Request`: Typer sees that one's options before the command's own."""
+
+    def run(**options: Any) -> None:
+        asked = {name: options.pop(name) for name in inspect.signature(request).parameters}
+        command(request(**asked), **options)
+
+    _, *own = inspect.signature(command).parameters.values()
+    shared = inspect.signature(request).parameters.values()
+    both = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shared, *own)]
+    run.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+def _made_against(text: str) -> list[Any]:
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in ("own", "template"):
+            raise UserError(f"--made-against '{word}' is none: use own, template, or both with a comma between.")
+    return words

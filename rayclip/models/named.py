@@ -1,0 +1,72 @@
+"""Which models a checkpoint may name: its file may come from anywhere, and must not open whatever it likes.
+
+A learned prompt says which model it stands on. That model's files have to lie beside the prompt's folder, below the
+working directory, or below a place of `RAYCLIP_MODELS` (several with commas between). What the user names is not asked.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from rayclip.store import Store
+from rayclip.types import UserError
+
+ROOTS = "RAYCLIP_MODELS"
+_LOCAL = "local-dir:"
+_HUB = re.compile(r"hf-hub:[\w-][\w.-]*/[\w-][\w.-]*(@[\w.-]+)?")
+_TAGGED = re.compile(r"[\w-][\w./-]*:(?P<tag>[\w.-]+)")  # an open_clip model with published weights, no file
+
+
+def check_named(spec: str, folder: str | Path) -> None:
+    """Raise a `UserError` unless the checkpoint in `folder` (or at that URI) may name the model `spec`."""
+    if spec == "digits" or _HUB.fullmatch(spec):
+        return
+    if spec.startswith("mix:"):
+        from rayclip.models.mixing import parse_mix
+
+        for end in parse_mix(spec)[:2]:
+            check_named(end, folder)
+        return
+    if spec.startswith(_LOCAL):
+        place = _place(spec.removeprefix(_LOCAL))
+        named = filter(None, os.environ.get(ROOTS, "").split(","))
+        if not any(_below(place, root) for root in (_parent(_place(str(folder))), *map(_place, (".", *named)))):
+            raise UserError(
+                f"the prompt in {folder} names a model outside of its surroundings, {place}: if you trust it, set "
+                f"{ROOTS}={_parent(place)}."
+            )
+        return
+    tagged = None if spec.startswith(("prompted:", "hf-hub:")) else _TAGGED.fullmatch(spec)
+    if tagged is None or Path(tagged["tag"]).exists():
+        raise UserError(f"the prompt in {folder} names '{spec}', which no checkpoint may name as its model.")
+
+
+def allow(spec: str) -> None:
+    """Let checkpoints name a model that the user has named; the workers of a Ray that starts later know it too."""
+    for part in spec.removeprefix("mix:").rpartition("@")[0].split("+") if spec.startswith("mix:") else [spec]:
+        known = list(filter(None, os.environ.get(ROOTS, "").split(",")))
+        if part.startswith(_LOCAL) and (place := _place(part.removeprefix(_LOCAL))) not in known:
+            os.environ[ROOTS] = ",".join([*known, place])
+
+
+def _place(where: str) -> str:
+    """An absolute path without links, or a URI."""
+    store = Store(where)
+    return str(store.path("").resolve()) if store.is_local else store.root
+
+
+def _parent(place: str) -> str:
+    if "://" not in place:
+        return str(Path(place).parent)
+    address, mark, options = place.partition("?")
+    scheme, _, path = address.rstrip("/").partition("://")
+    return f"{scheme}://{path.rpartition('/')[0] or path}{mark}{options}"
+
+
+def _below(place: str, root: str) -> bool:
+    if "://" not in place:
+        return "://" not in root and Path(place).is_relative_to(root)
+    (address, _, options), (base, _, own) = place.partition("?"), root.partition("?")
+    inside = address.removeprefix(base.rstrip("/"))
+    # The endpoint is among the options; `%2e%2e` is `..` to whoever opens the address.
+    return options == own and inside != address and inside[:1] in ("", "/") and not re.search(r"\.\.|%", inside)

@@ -1,0 +1,204 @@
+"""What is killed in the middle of work, and what has to hold afterwards.
+
+Every round starts a real command on a real cluster, breaks something at a random time, and compares the end with that
+of an undisturbed run, sample by sample and step by step.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+
+from e2e.local_cluster import Cluster
+from e2e.mlflow_server import Server
+from e2e.test_commands import RAYCLIP, verdicts, wait_for
+
+EVAL = ["eval", "--cluster", "--model", "digits", "--data", "digits", "--attacks", "clean,pgd,bert,sep", "--eps"]
+EVAL += ["32/255", "--steps", "20", "--limit", "160", "--shard-size", "5"]
+TRAIN = ["train", "--cluster", "--method", "tecoa", "--model", "digits", "--data", "digits", "--shots", "5", "--eps"]
+TRAIN += ["32/255", "--batch-size", "10", "--epochs", "8", "--save-every-steps", "8", "--workers", "2"]
+_LIMIT_S = 420
+
+KINDS = ("actor", "raylet", "client", "mlflow", "disk", "train-worker", "tune-driver", "train-raylet", "train-client")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a round went.
+
+    Attributes:
+        after: seconds into the work at which the fault came; None if the work was over before.
+        again: the command had to be given once more.
+        said: what it said then, in one line.
+        seconds: of the whole round.
+    """
+
+    kind: str
+    after: float | None
+    again: bool
+    said: str
+    seconds: float
+
+
+class Faults:
+    """Rounds on one cluster with one MLflow server."""
+
+    def __init__(self, cluster: Cluster, server: Server, folder: Path, seed: int = 0) -> None:
+        self.cluster, self.server, self.folder = cluster, server, folder
+        self._random = random.Random(seed)
+        self._env = cluster.env | server.client_env
+        os.environ.update(server.client_env)  # for the client that looks
+        self._round = 0
+        self.eval = self._finish(EVAL, folder / "eval")
+        self.eval_s = self._worked
+        self.train = self._finish(TRAIN, folder / "train")
+        self.train_s = self._worked
+
+    def _start(self, command: list[str], out: Path) -> subprocess.Popen[str]:
+        whole = [*RAYCLIP, *command, "--out", str(out), "--experiment", out.name, "--quiet"]
+        return subprocess.Popen(
+            whole, cwd=self.folder, env=self._env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def _finish(self, command: list[str], out: Path) -> Path:
+        """An undisturbed run; `_worked` is how long it was at work."""
+        process = self._start(command, out)
+        wait_for(lambda: self._at_work(command, out) or process.poll() is not None, _LIMIT_S)
+        began = time.monotonic()
+        _, stderr = process.communicate(timeout=_LIMIT_S)
+        assert process.returncode == 0, stderr[-3000:]
+        self._worked = time.monotonic() - began
+        return out
+
+    @staticmethod
+    def _at_work(command: list[str], out: Path) -> bool:
+        done = "cells/*/*.parquet" if command is EVAL else ".rayclip/unfinished/train-*/checkpoint_*"
+        return any(out.glob(done))
+
+    def round(self, kind: str) -> Outcome:
+        """Break something of this kind at a random time.
+
+        Raises:
+            AssertionError: something is lost, counted twice, or another than in the undisturbed run.
+        """
+        self._round += 1
+        began = time.monotonic()
+        training = kind.startswith(("train", "tune"))
+        command, length = (TRAIN, self.train_s) if training else (EVAL, self.eval_s)
+        out = self.folder / f"{self._round:03d}-{kind}"
+        with self._small_disk(out) if kind == "disk" else contextlib.nullcontext():
+            process = self._start(command, out)
+            wait_for(lambda: self._at_work(command, out) or process.poll() is not None, _LIMIT_S)
+            time.sleep(self._random.random() * 0.8 * length)
+            after = time.monotonic() - began if process.poll() is None else None
+            mend = self._break(kind, process, out)
+            _, stderr = process.communicate(timeout=_LIMIT_S)
+            mend()
+            again = process.returncode != 0
+            if again:
+                if "client" not in kind:
+                    assert process.returncode == 2 and stderr.count("\n") == 1, stderr[-3000:]
+                    assert "run again" in stderr or "go on" in stderr, stderr
+                self._finish(command, out)
+            elif self._waiting(out):  # MLflow was away to the end: the next command with these results delivers
+                assert kind == "mlflow" and "MLflow does not answer" in stderr, stderr[-3000:]
+                again = True
+                self._finish(command, out)
+            self._check_training(out) if training else self._check_verdicts(out)
+            self._check_runs(out, self.train if training else self.eval)
+        return Outcome(kind=kind, after=after, again=again, said=stderr.strip()[:160], seconds=time.monotonic() - began)
+
+    def _break(self, kind, process, out):
+        """Do the damage; what has to be called to mend it."""
+        match kind:
+            case "actor":
+                self._kill_one("ray::_Actor")
+            case "train-worker":
+                self._kill_one("ray::RayTrainWorker")
+            case "tune-driver":
+                self._kill_one("ray::ImplicitFunc")
+            case "raylet" | "train-raylet":
+                self.cluster.kill_node(self._random.randrange(len(self.cluster.nodes)))
+                self.cluster.add_node()
+            case "client" | "train-client":
+                os.killpg(process.pid, signal.SIGKILL)
+            case "mlflow":
+                self.server.kill()
+                return self.server.start
+            case "disk":
+                return self._fill(out)
+        return lambda: None
+
+    def _kill_one(self, title: str) -> None:
+        found = self.cluster.workers(title)
+        if found:
+            with contextlib.suppress(psutil.Error):
+                self._random.choice(found).send_signal(signal.SIGKILL)
+
+    @contextmanager
+    def _small_disk(self, out: Path) -> Iterator[None]:
+        """The results directory on a file system of 8 MB."""
+        out.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", out], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "--lazy", out], check=True)
+
+    @staticmethod
+    def _fill(out: Path):
+        ballast = out / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        return ballast.unlink
+
+    def _check_verdicts(self, out: Path) -> None:
+        assert verdicts(out) == verdicts(self.eval), "sample by sample what the undisturbed run gave"
+        assert (out / "results.json").read_text() == (self.eval / "results.json").read_text()
+        assert not list(out.rglob("*.partial")), "nothing half-written"
+
+    def _check_training(self, out: Path) -> None:
+        mine, reference = (load_file(place / "open_clip_model.safetensors") for place in (out, self.train))
+        assert mine.keys() == reference.keys()
+        for name, tensor in reference.items():
+            torch.testing.assert_close(mine[name], tensor, rtol=1e-5, atol=1e-6)
+
+    def _check_runs(self, out: Path, reference: Path) -> None:
+        """In MLflow there is what an undisturbed run leaves: the same runs, metrics and steps, once."""
+        assert not self._waiting(out)
+        assert self._logged(out.name) == self._logged(reference.name)
+
+    @staticmethod
+    def _waiting(out: Path) -> list[Path]:
+        """What was not delivered to MLflow."""
+        return [*out.glob("spool/*.json"), *out.glob(".rayclip/spool/*.json")]
+
+    @staticmethod
+    def _logged(experiment: str) -> list[object]:
+        client = MlflowClient()
+        found = client.get_experiment_by_name(experiment)
+        assert found is not None
+        runs = []
+        for run in client.search_runs([found.experiment_id]):
+            metrics = {}
+            for name in run.data.metrics:
+                history = client.get_metric_history(run.info.run_id, name)
+                if name == "train/images_per_second":
+                    continue
+                metrics[name] = sorted((m.step, round(m.value, 4)) for m in history)
+            runs.append((run.info.status, metrics))
+        return sorted(runs, key=str)

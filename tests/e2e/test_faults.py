@@ -1,0 +1,64 @@
+"""A head and three nodes, tokens on, MLflow on PostgreSQL: work from elsewhere, and work that is broken in the middle.
+
+`tests/benchmarks/faults.py` does the same for many rounds.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from e2e.faults import KINDS, Faults
+from e2e.local_cluster import local_cluster
+from e2e.mlflow_server import mlflow_server
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    before = dict(os.environ)
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def faults(server, tmp_path_factory):
+    with local_cluster(3) as cluster:
+        yield Faults(cluster, server, tmp_path_factory.mktemp("work"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_lost_or_counted_twice(faults, kind):
+    if kind == "disk" and os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    outcome = faults.round(kind)
+    again = kind in ("client", "train-client", "disk", "mlflow")
+    assert outcome.again <= again and (outcome.again or not again or outcome.after is None)
+
+
+def test_a_sweep_is_submitted_as_a_job(server, tmp_path):
+    """From a machine that has only the dashboard's address and the token; two nodes."""
+    os.environ.update(server.client_env)
+    secrets = {k: v for k, v in server.client_env.items() if k != "MLFLOW_TRACKING_URI"}
+    with local_cluster(2, secrets) as cluster:
+        env = {k: v for k, v in cluster.env.items() if k != "RAY_ADDRESS" and k not in secrets}
+        ray = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", cluster.dashboard]
+        sweep = ["--working-dir", str(ROOT), "--", "python", "sweeps/mmcoa_shots.py", "--methods", "tecoa"]
+        sweep += ["--shots", "1", "--epochs", "1", "--limit", "40", "--out", str(tmp_path / "out"), "--quiet"]
+        sweep += ["--tracking-uri", server.uri]
+        done = subprocess.run([*ray, *sweep], env=env, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "untouched digits" in done.stdout, done.stdout[-3000:]
+    assert server.password not in done.stdout + done.stderr
+    client = MlflowClient()
+    found = client.get_experiment_by_name("mmcoa-shots")
+    assert found is not None
+    runs = client.search_runs([found.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"} and len(runs) == 5
