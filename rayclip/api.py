@@ -91,15 +91,20 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """An MLflow experiment, by name: the connection is made when the arguments have been checked."""
+    """An MLflow experiment, by name: the connection is made when the arguments have been checked.
+
+    Attributes:
+        about: what the study asks, in Markdown.
+    """
 
     uri: str
     experiment: str
+    about: str = ""
 
     @classmethod
-    def choose(cls, uri: str | None, experiment: str) -> "Tracking":
+    def choose(cls, uri: str | None, experiment: str, about: str = "") -> "Tracking":
         """`uri`, or `MLFLOW_TRACKING_URI`, or an SQLite file in the working directory."""
-        return cls(uri=uri or default_uri(), experiment=experiment)
+        return cls(uri=uri or default_uri(), experiment=experiment, about=about)
 
     def connect(self, store: Store) -> SpooledTracker:
         """What MLflow does not take now waits in the store.
@@ -135,7 +140,9 @@ class Where:
 
     def logbook(self, store: Store) -> Logbook:
         """Connects to the tracker; the first thing that is done once the arguments are known to be good."""
-        return Logbook(store, self.tracking.connect(store) if self.tracking else None)
+        if self.tracking is None:
+            return Logbook(store, None)
+        return Logbook(store, self.tracking.connect(store), self.tracking.about)
 
 
 # ------------------------------------------------------------------------------------------------ checks before work
@@ -655,9 +662,9 @@ def _with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened
     config = trial.config
     tags = {"rayclip.kind": "train", "rayclip.digest": config.digest()}
     run = logbook.open(trial.name, parent=parent, params=config.flat(), tags=tags)
-    if config.shots:
-        data = opened.data(config.data, "train", config.resolution, config.names)
-        logbook.draw(run, draw_record(few_shot(data, config.shots, config.seed), config.shots, config.seed))
+    data = opened.data(config.data, "train", config.resolution, config.names)
+    drawn = draw_record(few_shot(data, config.shots, config.seed), config.shots, config.seed) if config.shots else None
+    logbook.trains_on(run, data, config.data, drawn)
     return dataclasses.replace(trial, run=run)
 
 
@@ -679,7 +686,10 @@ def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook
 def _ended(logbook: Logbook, trial: Trial, error: str | None) -> None:
     """Close a trial's run, with its checkpoint if it has left one."""
     if error is None and trial.is_finished():
-        logbook.artifact(trial.run, Store(trial.out).node_copy(FILES), "checkpoint")
+        for epoch in sorted({*trial.keep_epochs, trial.config.recipe.epochs}):
+            last = epoch == trial.config.recipe.epochs
+            name, folder = (trial.name, "checkpoint") if last else (f"{trial.name} epoch {epoch}", f"epoch-{epoch}")
+            logbook.checkpoint(trial.run, trial.at_epoch(epoch).node_copy(FILES), trial.model_at(epoch), name, folder)
     logbook.finish(trial.run, failed=error is not None)
 
 

@@ -198,7 +198,8 @@ def sweep(
             mine = {p.name: values.pop(p.name) for p in own}
             options = Options(**{**defaults, **values})
             differs = (paper() if callable(paper) else paper) if options.scale == ScaleName.paper else small
-            run = Run(name, options, {**(every or {}), **(differs or {})})
+            about = inspect.getdoc(inspect.getmodule(question)) or ""
+            run = Run(name, options, {**(every or {}), **(differs or {})}, about)
             question(run, **mine)
             run.end()
 
@@ -229,7 +230,7 @@ class Run:
         out: of all results.
     """
 
-    def __init__(self, name: str, options: Options, differs: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, options: Options, differs: Mapping[str, Any], about: str = "") -> None:
         from rayclip import api
         from rayclip.store import Store
         from rayclip.units import parse_budget
@@ -253,7 +254,7 @@ class Run:
         self.substitutes = "clip-table" if bundled else options.substitutes
         self.out = Store(options.out or f"runs/{name.replace('-', '_')}-{options.scale}")
         self._errors: dict[str, str] = {}
-        self.tracking = api.Tracking.choose(options.tracking_uri, name)
+        self.tracking = api.Tracking.choose(options.tracking_uri, name, about)
 
     @property
     def is_paper(self) -> bool:

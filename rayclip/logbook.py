@@ -15,13 +15,30 @@ from pathlib import Path
 from typing import Any
 
 from rayclip.attacks.bert import TextSettings
+from rayclip.data import ImageSet
 from rayclip.evaluation import Cell, Store
 from rayclip.evaluation.retrieval import RecallRow, Task
+from rayclip.models import load_model
+from rayclip.models.checkpoint import read_lineage
+from rayclip.models.zeroshot import TEMPLATE
 from rayclip.reports import example_grid, result_tables
-from rayclip.spool import Spool
-from rayclip.types import Row, Tracker
+from rayclip.spool import RUNS, Spool
+from rayclip.types import Row, Tracker, redacted
 
 TABLE = "results_table.json"
+HOW_TO_READ = """
+**Runs**: a sweep is the parent of its trials, a trial the parent of the evaluations of its checkpoint. Tags:
+`rayclip.kind` (`sweep`, `train`, `eval`, `retrieval`, …), `rayclip.model` (fingerprint of the weights),
+`rayclip.data.NAME` (of the data), `rayclip.results` (the folder with every sample's verdict).
+
+**Metrics**, in percent: `clean/DATA`, `robust/ATTACK_epsN/DATA`, `worst/DATA` (right under every attack, per sample),
+`avg/…` over the data sets.
+
+- Compare: mark runs, *Compare*, parallel coordinates over `method.name`, `shots`, `method.attack.eps` and `worst/…`.
+- Search: `tags."rayclip.kind" = 'eval' and metrics."worst/digits" > 30`.
+- Tables of several runs side by side: *Evaluation*, `results_table.json`. Pictures: *Model metrics*, image grids.
+- Checkpoints: *Models*, a version each; `champion` has the best worst-case accuracy.
+""".strip()
 
 
 class Logbook:
@@ -30,19 +47,22 @@ class Logbook:
     Without a tracker every method does nothing, and runs are None.
     """
 
-    FILE = "runs.json"
-
-    def __init__(self, store: Store, tracker: Tracker | None) -> None:
-        self.tracker, self._store = tracker, store
-        saved = store.read_json(self.FILE) or {}
+    def __init__(self, store: Store, tracker: Tracker | None, about: str = "") -> None:
+        """
+        Args:
+            about: what the study asks, in Markdown.
+        """
+        self.tracker, self._store, self._about = tracker, store, about
+        saved = store.read_json(RUNS) or {}
         same = tracker is not None and saved.get("tracker") == tracker.address
         self._runs: dict[str, str] = saved["runs"] if same else {}
         self._logged: list[str] = saved["logged"] if same else []
+        self._cells: dict[str, str] = saved["cells"] if same else {}  # the run that logged each last
 
     @classmethod
     def has_logged_to(cls, store: Store, address: str) -> bool:
         """Whether an earlier start has logged what is in this store to this tracker."""
-        return (store.read_json(cls.FILE) or {}).get("tracker") == address
+        return (store.read_json(RUNS) or {}).get("tracker") == address
 
     @property
     def spool(self) -> Spool | None:
@@ -84,6 +104,8 @@ class Logbook:
             self._save()  # first: a start that is cut off here goes on in the same run
             tags = {"rayclip.results": self._store.root, **(tags or {})}
             self.tracker.start(self._runs[key], name, parent=parent, params=params, tags=tags)
+            if parent is None:
+                self.tracker.describe(self._runs[key], f"{self._about}\n\n{HOW_TO_READ}".strip(), study=True)
         return self._runs[key]
 
     def _knows(self, key: str) -> bool:
@@ -101,23 +123,49 @@ class Logbook:
 
     def _save(self) -> None:
         assert self.tracker is not None
-        kept = {"tracker": self.tracker.address, "runs": self._runs, "logged": self._logged}
-        self._store.write_json(self.FILE, kept)
+        kept = {"tracker": self.tracker.address, "runs": self._runs, "logged": self._logged, "cells": self._cells}
+        self._store.write_json(RUNS, kept)
 
     def finish(self, run: str | None, *, failed: bool = False) -> None:
         if self.tracker is not None and run is not None:
             self.tracker.finish(run, failed=failed)
 
-    def artifact(self, run: str | None, path: Path, folder: str) -> None:
-        if self.tracker is not None and run is not None:
-            self.tracker.artifact(run, path, folder)
+    def trains_on(self, run: str | None, data: ImageSet, spec: str, drawn: Mapping[str, Any] | None = None) -> None:
+        """The training data; of a few-shot run also which images, as the artifact `data/drawn.json`."""
+        if self.tracker is None or run is None:
+            return
+        about = {"spec": spec, "images": len(data), "classes": len(data.class_names)}
+        self.tracker.data(run, data.name, data.fingerprint, "training", about)
+        if drawn is not None:
+            self._files(run, {"data/drawn.json": json.dumps(drawn, indent=1, ensure_ascii=False) + "\n"})
 
-    def draw(self, run: str | None, record: Mapping[str, Any]) -> None:
-        """Which images a few-shot run trains on, as the artifact `data/drawn.json`."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "drawn.json"
-            path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-            self.artifact(run, path, "data")
+    def checkpoint(self, run: str | None, path: Path, spec: str, name: str, folder: str = "checkpoint") -> None:
+        """A finished checkpoint: its files with the run, and a version of the study's registered model.
+
+        Args:
+            path: local folder of its files.
+            spec: how it is called as a model.
+            name: of the version.
+        """
+        if self.tracker is None or run is None:
+            return
+        lineage = read_lineage(path) or {}
+        data, config = lineage.get("data") or {}, lineage.get("config") or {}
+        kind = spec.partition(":")[0]
+        tags = {
+            "rayclip.model": load_model(f"{kind}:{path}").fingerprint(),
+            "rayclip.name": name,
+            "rayclip.method": (config.get("method") or {}).get("name", ""),
+            "rayclip.data": data.get("fingerprint", ""),
+            "rayclip.spec": redacted(spec),
+        }
+        about = {
+            "class_names": data.get("class_names", []),
+            "template": config.get("template", TEMPLATE),
+            "description": f"`{name}`: {tags['rayclip.method']} on {data.get('name')}, from `{config.get('model')}`",
+            "tags": tags,
+        }
+        self.tracker.checkpoint(run, path, folder, about)
 
     def evaluation(
         self, name: str, parent: str | None, rows: Sequence[Row], cells: Sequence[Cell], warnings: Sequence[str] = ()
@@ -146,10 +194,21 @@ class Logbook:
         assert run is not None
         self.tracker.metrics(run, [(metric, value, 0) for metric, value in metric_names(rows).items()])
         self.tracker.table(run, [flat_row(r, {}) for r in rows], TABLE)
-        files: dict[str, bytes | str] = {"results.json": rows_json(rows)}
+        self.tracker.describe(run, markdown(rows, {}))
+        for cell in {cell.dataset: cell for cell in cells}.values():
+            images = max(row.n for row in rows if row.dataset == cell.dataset)
+            about = {"spec": cell.data, "images": images, "classes": len(cell.class_names)}
+            self.tracker.data(run, cell.dataset, cell.data_fingerprint, "evaluation", about)
+        for picture, png in self._pictures(name, cells).items():
+            self.tracker.image(run, picture, png)
+        files = {"results.json": rows_json(rows)} | self._texts(cells)
         if warnings:
             files["warnings.txt"] = "".join(f"{w}\n" for w in warnings)
-        self._files(run, files | self._pictures_and_texts(name, cells))
+        self._files(run, files)
+        accuracies = worst_case(rows)
+        if accuracies is not None:
+            self.tracker.rank(run, _shared_protocol(rows), {cells[0].model_fingerprint: accuracies})
+        self._cells |= {cell.id: run for cell in cells}
         self._end(key)
 
     def retrieval(self, task: Task, rows: Sequence[RecallRow]) -> None:
@@ -175,30 +234,37 @@ class Logbook:
         """A sweep's table, in its own run."""
         if self.tracker is not None and run is not None:
             self.tracker.table(run, [flat_row(r, labels) for r in rows], TABLE)
+            self.tracker.describe(run, markdown(rows, labels))
             self._files(run, {"table.md": markdown(rows, labels), "results.json": rows_json(rows)})
             self.finish(run)
 
-    def _pictures_and_texts(self, name: str, cells: Sequence[Cell]) -> dict[str, bytes | str]:
-        files: dict[str, bytes | str] = {}
+    def _pictures(self, name: str, cells: Sequence[Cell]) -> dict[str, bytes]:
+        """Grids of adversarial images by what they show."""
+        pictures = {}
         for cell in cells:
             images = f"cells/{cell.id}/examples/images.parquet"
             if self._store.size(images) is not None:
-                examples = self._store.read_tables([images])
                 title = f"{name.removeprefix('eval ')} on {cell.dataset}: {cell.attack_label}"
-                picture = example_grid(examples, cell.class_names, title)
-                files[f"images/{cell.dataset}-{cell.attack_label}.png"] = picture
+                grid = example_grid(self._store.read_tables([images]), cell.class_names, title)
+                pictures[f"{_plain(cell.dataset)}-{cell.attack_label}"] = grid
+        return pictures
+
+    def _texts(self, cells: Sequence[Cell]) -> dict[str, str]:
+        """The files of adversarial prompts."""
+        files = {}
+        for cell in cells:
             texts = self._store.read(f"texts/{cell.texts_id}.json") if isinstance(cell.attack, TextSettings) else None
             if texts is not None:
-                files[f"texts/{cell.dataset}-{cell.attack.name}.json"] = texts
+                files[f"texts/{cell.dataset}-{cell.attack.name}.json"] = texts.decode()
         return files
 
-    def _files(self, run: str, files: Mapping[str, bytes | str]) -> None:
+    def _files(self, run: str, files: Mapping[str, str]) -> None:
         assert self.tracker is not None
         with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
             for name, content in files.items():
                 path = Path(folder) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content.encode() if isinstance(content, str) else content)
+                path.write_text(content)
             self.tracker.artifact(run, Path(folder))
 
 
@@ -213,6 +279,24 @@ def metric_names(rows: Sequence[Row]) -> dict[str, float]:
     if len({row.dataset for row in rows}) > 1:
         values |= {f"avg/{attack}": sum(v) / len(v) for attack, v in by_attack.items()}
     return values
+
+
+def worst_case(rows: Sequence[Row]) -> float | None:
+    """Accuracy in the worst case that was looked at, averaged over data sets; None where nothing was attacked, and for
+    a model behind a defence or with a scorer of its own, which is more than its checkpoint."""
+    if any((row.defense, row.scorer) != ("none", "template") for row in rows):
+        return None
+    lowest: dict[str, float] = {}
+    for row in rows:
+        if row.attack != "clean":
+            lowest[row.dataset] = min(row.top1, lowest.get(row.dataset, row.top1))
+    return sum(lowest.values()) / len(lowest) if lowest else None
+
+
+def _shared_protocol(rows: Sequence[Row]) -> str:
+    """A name for what one model's numbers stand on, the model aside."""
+    stands_on = sorted([r.dataset, r.attack, r.n, json.dumps(r.protocol, sort_keys=True)] for r in rows)
+    return hashlib.sha256(json.dumps(stands_on).encode()).hexdigest()[:12]
 
 
 def recall_names(rows: Sequence[RecallRow]) -> dict[str, float]:

@@ -17,6 +17,18 @@ _FOLDER = "spool"
 _REFUSED = f"{_FOLDER}/refused"
 
 
+IDS = "mlflow_ids.json"  # MLflow's id of each run that it has taken, by our key
+RUNS = "runs.json"  # what the driver remembers of its runs (`logbook.Logbook`)
+
+
+def logged_runs(store: Store) -> tuple[str, dict[str, str]]:
+    """Where a folder's results were logged (store or server and experiment; "" for nowhere), and MLflow's id of the run
+    that logged each cell, by the cell's id."""
+    saved, ids = store.read_json(RUNS) or {}, store.read_json(IDS) or {}
+    cells = {cell: ids[run] for cell, run in saved.get("cells", {}).items() if run in ids}
+    return saved.get("tracker", ""), cells
+
+
 @dataclass(frozen=True)
 class Spool:
     """The entries of a result folder. Picklable."""
@@ -38,9 +50,14 @@ class Spool:
         kept = {}
         for file in sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]:
             name = str(file.relative_to(path if path.is_dir() else path.parent))
-            kept[name] = f"{_FOLDER}/files/{uuid.uuid4().hex}"
-            self.store.write(kept[name], file.read_bytes())
+            kept[name] = _place()
+            self.store.copy_in(file, kept[name])
         return kept
+
+    def keep(self, content: bytes) -> str:
+        """Keep a file's content; where the copy is."""
+        self.store.write(place := _place(), content)
+        return place
 
     def names(self) -> list[str]:
         """Of the entries that wait, oldest first."""
@@ -56,11 +73,15 @@ class Spool:
     def done(self, name: str, entry: dict[str, Any]) -> None:
         """An entry was delivered."""
         self.store.delete(name)
-        if entry["kind"] == "artifact":
-            for copy in entry["content"]["files"].values():
+        if isinstance(entry["content"], dict):
+            for copy in entry["content"].get("files", {}).values():
                 self.store.delete(copy)
 
     def refuse(self, name: str, entry: dict[str, Any], reason: str) -> None:
         """Set an entry aside that the tracker will never take."""
         self.store.write_json(f"{_REFUSED}/{Path(name).name}", entry | {"reason": reason})
         self.store.delete(name)
+
+
+def _place() -> str:
+    return f"{_FOLDER}/files/{uuid.uuid4().hex}"

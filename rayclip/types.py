@@ -93,8 +93,29 @@ class Tracker(Protocol):
     def metrics(self, run: str, values: Sequence[tuple[str, float, int]]) -> None:
         """Log (name, value, step) triples."""
 
+    def describe(self, run: str, text: str, *, study: bool = False) -> None:
+        """Say in Markdown what a run found, or what the study is to which it belongs."""
+
     def artifact(self, run: str, path: Path, folder: str = "") -> None:
         """Store a file, or a folder with all it holds."""
+
+    def image(self, run: str, key: str, png: bytes) -> None:
+        """Store a picture for the UI's gallery."""
+
+    def data(self, run: str, name: str, digest: str, context: str, about: Mapping[str, Any]) -> None:
+        """Note a data set that a run has used, for what (`context`), and plain facts about it."""
+
+    def checkpoint(self, run: str, path: Path, folder: str, about: Mapping[str, Any]) -> None:
+        """Store a checkpoint's files and register it as a model that can be loaded and served.
+
+        Args:
+            folder: of the run's artifacts.
+            about: `class_names`, `template`, `description`, and `tags` of the registered version.
+        """
+
+    def rank(self, run: str, protocol: str, accuracies: Mapping[str, float]) -> None:
+        """Note worst-case accuracies (percent) of registered checkpoints, by the fingerprint of their weights, that a
+        run measured by one protocol."""
 
     def table(self, run: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Store rows as a table that the UI shows."""

@@ -4,11 +4,12 @@ import errno
 import itertools
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
 
+from rayclip.attacks import parse_attacks
+from rayclip.evaluation import Cell, Protocol
 from rayclip.logbook import Logbook
 from rayclip.spool import Spool
 from rayclip.store import Store
@@ -19,7 +20,10 @@ ROW = Row(
     model="m", dataset="digits", attack="clean", eps=None, steps=None, n=8, top1=50.0, ci_low=40.0, ci_high=60.0,
     protocol={"seed": 0, "template": "a photo of {}.", "resolution": 32, "precision": "fp32"}, cell="c",
 )  # fmt: skip
-CELL = SimpleNamespace(id="c", dataset="digits", attack=None, model_fingerprint="f", data_fingerprint="g")
+CELL = Cell(
+    model="m", model_fingerprint="f", data="digits", dataset="digits", data_fingerprint="g", class_names=("a", "b"),
+    attack=parse_attacks("clean", {})[0], protocol=Protocol(),
+)  # fmt: skip
 
 
 def log(tracker: MlflowTracker, store: Store) -> None:

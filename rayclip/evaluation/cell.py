@@ -22,6 +22,7 @@ from rayclip.models import TEMPLATE, Precision
 from rayclip.models.scorers import DEFAULT, WCA, Described, Scorer
 from rayclip.types import UserError
 from rayclip.units import format_budget, in_255ths
+from rayclip.version import code_version
 
 MadeAgainst = Literal["own", "template"]
 
@@ -130,6 +131,7 @@ class Cell:
             "defense_label": chain_label(self.defense),
             "scorer_label": self.scorer.label,
             "protocol": self.describe(),
+            "code": code_version(),
         }
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 
 from rayclip.reports.document import Cell, Document, Figure, Grid, Part
 from rayclip.reports.numbers import AVERAGE, Attack, Entry, Number, Section, Subject, sections
+from rayclip.reports.origins import joined, origins
 from rayclip.reports.results import Results, natural
 from rayclip.reports.table import SHOWN, heading
 from rayclip.types import UserError
@@ -48,7 +49,7 @@ def build(
     if baseline is not None and not any(_baseline(s, baseline) for s in found):
         names = sorted({s.name for section in found for s in section.subjects}, key=natural)
         raise UserError(f"there is no model '{baseline}' in these results: they have {', '.join(names[:12])}.")
-    parts += against(found)
+    parts += [*against(found), origins(results)]
     return Document(
         title="Robustness report",
         summary=(_summary(found), *results.notes),
@@ -283,6 +284,9 @@ def _lines(section: Section, baseline: Subject | None) -> Iterator[dict[str, Any
                     "p": "" if versus is None else f"{versus.p:.3g}",
                     "protocol": json.dumps({**section.shared, **settings}),
                     "cells": "" if entry is None else "+".join(cell.id for cell in entry.cells),
+                    "data": "" if entry is None else entry.cells[0].data_fingerprint,
+                    "code": "" if entry is None else entry.cells[0].code,
+                    "run": "" if entry is None else joined(cell.run for cell in entry.cells),
                 }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rayclip.spool import logged_runs
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -97,7 +98,12 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedCell:
-    """One cell: what it is (`Cell.record`), its verdicts, and the store that holds them."""
+    """One cell: what it is (`Cell.record`), its verdicts, and the store that holds them.
+
+    Attributes:
+        code: version and commit that computed it.
+        run: of MLflow, that logged it; empty where it is not known.
+    """
 
     id: str
     store: Store
@@ -110,6 +116,8 @@ class JudgedCell:
     scorer: str
     protocol: Mapping[str, Any]
     verdicts: Verdicts
+    code: str = ""
+    run: str = ""
 
 
 @dataclass(kw_only=True)
@@ -121,12 +129,14 @@ class Results:
         class_names: by data fingerprint.
         order: names of models in the order of the tables that runs have printed.
         notes: what a reader should know about the folders.
+        trackers: where MLflow has the runs of the cells, store or server and experiment.
     """
 
     cells: list[JudgedCell] = field(default_factory=list)
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    trackers: list[str] = field(default_factory=list)
 
 
 def read_results(
@@ -229,6 +239,7 @@ class _Gathered:
         self._counted: dict[int, np.ndarray] = {}
         self._models: dict[str, Model] = {}
         self._asked: set[tuple[str, str]] = set()
+        self._runs: dict[str, dict[str, str]] = {}
 
     def add(self, store: Store, cell: str, fetched: _Fetched) -> None:
         if fetched.note is not None:
@@ -252,7 +263,17 @@ class _Gathered:
             scorer=record.get("scorer_label") or protocol.get("scorer", "template"),
             protocol=protocol,
             verdicts=verdicts,
+            code=" ".join([*record.get("code", {}).values()]),
+            run=self._run(store, cell),
         )
+
+    def _run(self, store: Store, cell: str) -> str:
+        if store.root not in self._runs:
+            address, runs = logged_runs(store)
+            self._runs[store.root] = runs
+            if runs and address not in self.results.trackers:
+                self.results.trackers.append(address)
+        return self._runs[store.root].get(cell, "")
 
     def _shared(self, positions: np.ndarray | int) -> np.ndarray:
         if isinstance(positions, int):

@@ -1,24 +1,26 @@
 """Runs in MLflow, through its client and explicit run ids: nothing depends on a process's active run."""
 
+import io
+import json
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rayclip import __version__
 from rayclip.types import UserError, has_secret, redacted
+from rayclip.version import code_version
 
 # MLflow's limits on one request
 _METRICS_AT_ONCE = 1000
 _PARAMS_AT_ONCE = 100
+_TEXT = 5000  # characters of a tag
 
 KEY = "rayclip.key"  # the tag of a run by which we know it
+NOTE = "mlflow.note.content"  # the tag that the UI shows as a description, in Markdown
 
 
 def default_uri() -> str:
@@ -89,7 +91,7 @@ class MlflowTracker:
     def count_experiments(self) -> int:
         """Raises as `contact` does; makes no experiment."""
         with self._explained():
-            return len(self._client().search_experiments())
+            return len(self.client().search_experiments())
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -112,7 +114,7 @@ class MlflowTracker:
     def experiment_id(self) -> str:
         """Of the experiment, which is made if there is none."""
         if self._experiment_id is None:
-            client = self._client()
+            client = self.client()
             found = client.get_experiment_by_name(self.experiment)
             if found:
                 self._experiment_id = found.experiment_id
@@ -133,7 +135,7 @@ class MlflowTracker:
             return None
         return (Path(self.uri.removeprefix("sqlite:///")).parent / "mlruns").as_uri()
 
-    def _client(self) -> Any:
+    def client(self) -> Any:
         return quiet_client(self.uri)
 
     def start(
@@ -151,7 +153,7 @@ class MlflowTracker:
         all_tags = dict(tags or {})
         if parent:
             all_tags["mlflow.parentRunId"] = parent
-        client = self._client()
+        client = self.client()
         all_tags = {key: redacted(value) for key, value in all_tags.items()}
         made = client.create_run(self.experiment_id, run_name=redacted(name), tags=all_tags, start_time=time_ms)
         run = made.info.run_id
@@ -164,7 +166,7 @@ class MlflowTracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            return self._client().get_run(run).info.lifecycle_stage == "active"
+            return self.client().get_run(run).info.lifecycle_stage == "active"
         except MlflowException as error:
             if is_away(error):
                 raise
@@ -172,7 +174,7 @@ class MlflowTracker:
 
     def find(self, key: str) -> str | None:
         """The run that was started with this key as its tag."""
-        found = self._client().search_runs([self.experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
+        found = self.client().search_runs([self.experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
         return found[0].info.run_id if found else None
 
     def metrics(self, run: str, values: Sequence[tuple[str, float, int]], *, time_ms: int | None = None) -> None:
@@ -182,39 +184,62 @@ class MlflowTracker:
         now = time_ms or int(time.time() * 1000)
         entries = [Metric(name, value, now, step) for name, value, step in values]
         for i in range(0, len(entries), _METRICS_AT_ONCE):
-            self._client().log_batch(run, metrics=entries[i : i + _METRICS_AT_ONCE])
+            self.client().log_batch(run, metrics=entries[i : i + _METRICS_AT_ONCE])
 
     def names(self, run: str) -> set[str]:
         """Of the metrics that a run has."""
-        return set(self._client().get_run(run).data.metrics)
+        return set(self.client().get_run(run).data.metrics)
 
     def last_step(self, run: str, name: str) -> int:
         """The last step of a metric, -1 before the first."""
-        return max((m.step for m in self._client().get_metric_history(run, name)), default=-1)
+        return max((m.step for m in self.client().get_metric_history(run, name)), default=-1)
 
     def artifact(self, run: str, path: Path, folder: str = "") -> None:
-        log = self._client().log_artifacts if path.is_dir() else self._client().log_artifact
+        log = self.client().log_artifacts if path.is_dir() else self.client().log_artifact
         log(run, str(path), folder or None)
 
     def table(self, run: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """In the place of one of that name, to which MLflow itself would append."""
-        client = self._client()
+        client = self.client()
         if any(f.path == name for f in client.list_artifacts(run)):
             client.log_dict(run, {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}, name)
         else:
             columns: dict[str, list[Any]] = {key: [row[key] for row in rows] for key in rows[0]}
             client.log_table(run, data=columns, artifact_file=name)
 
+    def describe(self, run: str | None, text: str) -> None:
+        """What the UI says of a run, or of the experiment (None) where nobody has said anything, in Markdown."""
+        if len(text) > _TEXT:
+            text = f"{text[: _TEXT - 40].rpartition(chr(10))[0]}\n\n(The whole is in the artifacts.)"
+        client = self.client()
+        if run is not None:
+            client.set_tag(run, NOTE, text)
+        elif NOTE not in client.get_experiment(self.experiment_id).tags:
+            client.set_experiment_tag(self.experiment_id, NOTE, text)
+
+    def image(self, run: str, key: str, png: bytes) -> None:
+        """A picture for the UI's image gallery, once under each key."""
+        from PIL import Image
+
+        client = self.client()
+        if not any(f.path.startswith(f"images/{key}%") for f in client.list_artifacts(run, "images")):
+            client.log_image(run, Image.open(io.BytesIO(png)), key=key, step=0)
+
+    def data(self, run: str, name: str, digest: str, context: str, about: Mapping[str, Any]) -> None:
+        """A data set that a run has used, as the UI's dataset."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = json.dumps({"spec": about.get("spec", name)})
+        dataset = Dataset(name, digest, "rayclip", source, profile=json.dumps(dict(about)))
+        self.client().log_inputs(run, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
     def finish(self, run: str, *, failed: bool = False, time_ms: int | None = None) -> None:
         """`time_ms` is when it ended, now unless given."""
-        self._client().set_terminated(run, "FAILED" if failed else "FINISHED", end_time=time_ms)
+        self.client().set_terminated(run, "FAILED" if failed else "FINISHED", end_time=time_ms)
 
 
-@cache
-def code_version() -> dict[str, str]:
-    """The package's version, and the commit of the checkout that it runs from, if it runs from one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    program = " ".join(Path(sys.argv[0]).parts[-2:])
-    tags = {"rayclip.version": __version__, "mlflow.source.name": program, "mlflow.source.type": "LOCAL"}
-    return tags | ({"mlflow.source.git.commit": result.stdout.strip()} if result.returncode == 0 else {})
+def source_tags() -> dict[str, str]:
+    """Tags that say which program logs, and which code it runs; the UI shows them as a run's source."""
+    code, program = code_version(), " ".join(Path(sys.argv[0]).parts[-2:])
+    tags = {"rayclip.version": code["version"], "mlflow.source.name": program, "mlflow.source.type": "LOCAL"}
+    return tags | ({"mlflow.source.git.commit": code["commit"]} if "commit" in code else {})

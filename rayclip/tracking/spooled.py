@@ -3,18 +3,19 @@
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rayclip.spool import Spool
+from rayclip.spool import IDS, Spool
 from rayclip.store import Store, no_room
-from rayclip.tracking.mlflow_tracker import KEY, MlflowTracker, code_version, is_away
+from rayclip.tracking.mlflow_tracker import KEY, MlflowTracker, is_away, source_tags
+from rayclip.tracking.registry import rank, register
 from rayclip.types import UserError, redacted
 
 _RETRY_S = 30.0  # between attempts while the server is away
 _PATIENCE_S = 10.0  # for the last entries of a command
-_IDS = "mlflow_ids.json"
 
 
 class SpooledTracker:
@@ -34,7 +35,7 @@ class SpooledTracker:
             UserError: the first contact fails.
         """
         self.spool, self._mlflow = spool, mlflow
-        self._ids: dict[str, str] = spool.store.read_json(_IDS) or {}  # MLflow's of each run it has taken
+        self._ids: dict[str, str] = spool.store.read_json(IDS) or {}  # MLflow's of each run it has taken
         waiting = dict(spool.entries())
         self._old = set(waiting)  # may have been sent by an earlier driver
         self._starting = {entry["run"] for entry in waiting.values() if entry["kind"] == "start"}
@@ -74,7 +75,7 @@ class SpooledTracker:
         tags: Mapping[str, str] | None = None,
     ) -> None:
         written = {name: redacted(str(value)) for name, value in (params or {}).items()}
-        told = {name: redacted(value) for name, value in {**code_version(), **(tags or {})}.items()}
+        told = {name: redacted(value) for name, value in {**source_tags(), **(tags or {})}.items()}
         self.spool.add("start", run, {"name": redacted(name), "parent": parent, "params": written, "tags": told})
         self._starting.add(run)
         self.deliver()
@@ -83,16 +84,37 @@ class SpooledTracker:
         self.spool.metrics(run, values)
         self.deliver()
 
+    def describe(self, run: str, text: str, *, study: bool = False) -> None:
+        self.spool.add("describe", run, {"text": text, "study": study})
+        self.deliver()
+
     def artifact(self, run: str, path: Path, folder: str = "") -> None:
-        if self.deliver() == 0 and not self._resting():  # straight from where it is: checkpoints are large
-            try:
-                self._mlflow.artifact(self._ids[run], path, folder)
-                return
-            except Exception as error:
-                if not is_away(error):
-                    raise
-                self._lost()
         self.spool.add("artifact", run, {"folder": folder, "files": self.spool.files(path)})
+        self.deliver()
+
+    def image(self, run: str, key: str, png: bytes) -> None:
+        self.spool.add("image", run, {"key": key, "files": {"png": self.spool.keep(png)}})
+        self.deliver()
+
+    def data(self, run: str, name: str, digest: str, context: str, about: Mapping[str, Any]) -> None:
+        self.spool.add("data", run, {"name": name, "digest": digest, "context": context, "about": dict(about)})
+        self.deliver()
+
+    def checkpoint(self, run: str, path: Path, folder: str, about: Mapping[str, Any]) -> None:
+        if self.deliver() == 0 and run in self._ids and not self._resting():
+            try:  # straight from where it is, for it is large
+                register(self._mlflow, self._ids[run], path, folder, about)
+                return
+            except Exception as error:  # the spool sorts the others out
+                if no_room(error):
+                    raise
+                if is_away(error):
+                    self._lost()
+        self.spool.add("checkpoint", run, {"folder": folder, "about": dict(about), "files": self.spool.files(path)})
+
+    def rank(self, run: str, protocol: str, accuracies: Mapping[str, float]) -> None:
+        self.spool.add("rank", run, {"protocol": protocol, "accuracies": dict(accuracies)})
+        self.deliver()
 
     def table(self, run: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         self.spool.add("table", run, {"name": name, "rows": [dict(row) for row in rows]})
@@ -162,7 +184,7 @@ class SpooledTracker:
             )
             self._names[found] = set()
         self._ids[run] = found
-        self.spool.store.write_json(_IDS, self._ids)
+        self.spool.store.write_json(IDS, self._ids)
 
     def _send(self, run: str, entry: dict[str, Any]) -> None:
         """`run` is MLflow's id."""
@@ -174,13 +196,30 @@ class SpooledTracker:
                 self._steps |= {(run, name): step for name, _, step in values}
             case "table":
                 log.table(run, content["rows"], content["name"])
+            case "describe":
+                log.describe(None if content["study"] else run, content["text"])
             case "artifact":
-                with tempfile.TemporaryDirectory(prefix="rayclip-") as place:
-                    for name, copy in content["files"].items():
-                        Store(place).write(name, self.spool.store.read(copy) or b"")
-                    log.artifact(run, Path(place), content["folder"])
+                with self._copies(content["files"]) as place:
+                    log.artifact(run, place, content["folder"])
+            case "image":
+                log.image(run, content["key"], self.spool.store.read(content["files"]["png"]) or b"")
+            case "data":
+                log.data(run, content["name"], content["digest"], content["context"], content["about"])
+            case "checkpoint":
+                with self._copies(content["files"]) as place:
+                    register(log, run, place, content["folder"], content["about"])
+            case "rank":
+                rank(log, content["protocol"], content["accuracies"])
             case "finish":
                 log.finish(run, failed=content, time_ms=entry["time_ms"])
+
+    @contextmanager
+    def _copies(self, files: Mapping[str, str]) -> Iterator[Path]:
+        """A folder with what the spool keeps under other names."""
+        with tempfile.TemporaryDirectory(prefix="rayclip-") as place:
+            for name, copy in files.items():
+                Store(place).write(name, self.spool.store.read(copy) or b"")
+            yield Path(place)
 
     def _is_new(self, run: str, name: str, step: int) -> bool:
         """Training that goes on from a checkpoint measures some steps again, with the same values."""

@@ -339,7 +339,12 @@ def lineage(config: TrainConfig, data: ImageSet, step: int, total_steps: int) ->
         "weights": f"moving average, decay {config.ema:g}" if config.ema else "last step",
         "digest": config.digest(),
         "config": config.describe(),
-        "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "images": len(data),
+            "class_names": list(data.class_names),
+        },
     }
 
 

@@ -1,0 +1,102 @@
+"""Checkpoints as versions of registered models: with a signature, served without unpickling, the best one named."""
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rayclip import __version__
+from rayclip.tracking.mlflow_tracker import MlflowTracker
+
+LOADER = "rayclip.serving"
+CHAMPION = "champion"
+FINGERPRINT, PROTOCOL, WORST = "rayclip.model", "rayclip.protocol", "rayclip.worst"  # tags of a version
+
+
+def register(tracker: MlflowTracker, run: str, checkpoint: Path, folder: str, content: Mapping[str, Any]) -> None:
+    """Store a checkpoint with its run, as an MLflow model in `folder` of its artifacts, and register it, once.
+
+    The registered model has the experiment's name: a study's checkpoints are its versions.
+
+    Args:
+        checkpoint: the folder of its files.
+        content: `class_names`, `template`, `description`, and `tags` of the version.
+    """
+    client = tracker.client()
+    name = _model_name(tracker.experiment)
+    if any(v.source.endswith(f"/{folder}") for v in client.search_model_versions(f"run_id = '{run}'")):
+        return
+    tracker.artifact(run, checkpoint, f"{folder}/data")
+    with tempfile.TemporaryDirectory(prefix="rayclip-") as place:
+        _write_model(Path(place), run, folder, content["class_names"], content["template"])
+        tracker.artifact(run, Path(place), folder)
+    _make_registered(client, name, tracker.experiment)
+    source = f"{client.get_run(run).info.artifact_uri}/{folder}"
+    client.create_model_version(
+        name, source, run_id=run, tags=content["tags"], description=content["description"], await_creation_for=0
+    )
+
+
+def rank(tracker: MlflowTracker, protocol: str, accuracies: Mapping[str, float]) -> None:
+    """Note worst-case accuracies with the versions that have them, and call the best of each model its champion.
+
+    Args:
+        protocol: what the accuracies stand on; only versions that were measured by the same one are compared.
+        accuracies: in percent, by the fingerprint of the weights.
+    """
+    client = tracker.client()
+    names = set()
+    for fingerprint, accuracy in accuracies.items():
+        for version in client.search_model_versions(f"tags.`{FINGERPRINT}` = '{fingerprint}'"):
+            client.set_model_version_tag(version.name, version.version, WORST, f"{accuracy:.4f}")
+            client.set_model_version_tag(version.name, version.version, PROTOCOL, protocol)
+            names.add(version.name)
+    for name in names:
+        measured = client.search_model_versions(f"name = '{name}' and tags.`{PROTOCOL}` = '{protocol}'")
+        best = max(measured, key=lambda v: (float(v.tags[WORST]), -int(v.version)))  # the older of two equal ones
+        client.set_registered_model_alias(name, CHAMPION, best.version)
+
+
+def _model_name(experiment: str) -> str:
+    return re.sub(r"[/:]", "-", experiment)
+
+
+def _make_registered(client: Any, name: str, experiment: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    about = (
+        f"Checkpoints of the study '{experiment}', a version each. `{CHAMPION}` is the one with the best worst-case "
+        f"accuracy (tag `{WORST}`, percent) of those that were measured by one protocol (tag `{PROTOCOL}`).\n\n"
+        f'`mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}")` classifies images zero-shot; '
+        f"`mlflow models serve -m models:/{name}@{CHAMPION} --env-manager local` does so over HTTP."
+    )
+    try:
+        client.create_registered_model(name, description=about)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _write_model(place: Path, run: str, folder: str, class_names: Sequence[str], template: str) -> None:
+    """MLflow's description of a model whose files are in `data` beside it."""
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    outputs = [
+        ColSpec(DataType.string, "label"),
+        ColSpec(DataType.double, "probability"),
+        ColSpec(Array(DataType.double), "probabilities"),
+    ]
+    params = [
+        ParamSpec("class_names", DataType.string, list(class_names), shape=(-1,)),
+        ParamSpec("template", DataType.string, template),
+    ]
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema(outputs), params=ParamSchema(params)
+    )
+    model = Model(artifact_path=folder, run_id=run, signature=signature)
+    pyfunc.add_to_model(model, loader_module=LOADER, data="data")
+    model.save(str(place / "MLmodel"))
+    (place / "requirements.txt").write_text(f"rayclip=={__version__}\n")

@@ -1,0 +1,19 @@
+"""Which code made something."""
+
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from rayclip import __version__
+
+
+@cache
+def code_version() -> dict[str, str]:
+    """`version` of the package, and `commit` of the checkout that it runs from, if it runs from one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return {"version": __version__}
+    commit = result.stdout.strip()
+    return {"version": __version__} | ({"commit": commit} if result.returncode == 0 and commit else {})
