@@ -19,6 +19,8 @@ _METRICS_AT_ONCE = 1000
 _PARAMS_AT_ONCE = 100
 _TEXT = 5000  # characters of a tag
 
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens it as model training, not as GenAI
+
 KEY = "rayclip.key"  # the tag of a run by which we know it
 NOTE = "mlflow.note.content"  # the tag that the UI shows as a description, in Markdown
 
@@ -120,7 +122,7 @@ class MlflowTracker:
                 self._experiment_id = found.experiment_id
             else:
                 self._experiment_id = client.create_experiment(
-                    self.experiment, artifact_location=self._artifact_location()
+                    self.experiment, artifact_location=self._artifact_location(), tags=_KIND
                 )
         assert self._experiment_id is not None
         return self._experiment_id
