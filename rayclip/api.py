@@ -601,9 +601,11 @@ def _compare(
     cells, positions = _plan(list(labels), evaluations, opened)
     rows = _evaluate(cells, positions, store, where)
     found = _alarms(cells, rows, positions, store)
+    last = {run: model for model, run in runs.items()}  # of several checkpoints or mixtures the trained model itself
     for model, label in labels.items():
         run = runs.get(model) or logbook.open(label, parent=root, tags={"rayclip.kind": "untouched"})
-        _log_evaluations(logbook, model, label, run, rows, cells, found[model])
+        trial = run if last.get(run) == model else None
+        _log_evaluations(logbook, model, label, run, rows, cells, found[model], trial)
         logbook.finish(run)
     _write_results(store, rows, labels, cells)
     logbook.summary(root, rows, labels)
@@ -724,12 +726,18 @@ def _log_evaluations(
     rows: Sequence[Row],
     cells: Sequence[Cell],
     warnings: Sequence[str],
+    trial: str | None = None,
 ) -> None:
-    """A run for the model itself, and one for each scorer that judges it and each defence that it stands behind."""
+    """A run for the model itself, and one for each scorer that judges it and each defence that it stands behind.
+
+    Args:
+        trial: the run that trained the model, which gets its numbers, too.
+    """
     for kind in dict.fromkeys((row.scorer, row.defense) for row in rows if row.model == model):
         mine = [row for row in rows if (row.model, row.scorer, row.defense) == (model, *kind)]
         own = [c for c in cells if c.model == model and (c.scorer.label, chain_label(c.defense)) == kind]
-        logbook.evaluation(f"eval {mine[0].who({model: label})}", parent, mine, own, warnings)
+        itself = trial if kind == ("template", "none") else None
+        logbook.evaluation(f"eval {mine[0].who({model: label})}", parent, mine, own, warnings, itself)
 
 
 def _write_results(store: Store, rows: Sequence[Row], labels: Mapping[str, str], cells: Sequence[Cell]) -> None:

@@ -168,12 +168,19 @@ class Logbook:
         self.tracker.checkpoint(run, path, folder, about)
 
     def evaluation(
-        self, name: str, parent: str | None, rows: Sequence[Row], cells: Sequence[Cell], warnings: Sequence[str] = ()
+        self,
+        name: str,
+        parent: str | None,
+        rows: Sequence[Row],
+        cells: Sequence[Cell],
+        warnings: Sequence[str] = (),
+        trial: str | None = None,
     ) -> None:
         """One model's evaluation as a run: metrics, the table, adversarial texts and pictures. Logged once.
 
         Args:
             warnings: about the measurement; their number is a tag, so that such runs can be searched for.
+            trial: the run that trained the model, which shows the numbers beside its settings.
         """
         if self.tracker is None:
             return
@@ -192,9 +199,10 @@ class Logbook:
             | {"rayclip.warnings": str(len(warnings))},
         )
         assert run is not None
-        self.tracker.metrics(run, [(metric, value, 0) for metric, value in metric_names(rows).items()])
-        self.tracker.table(run, [flat_row(r, {}) for r in rows], TABLE)
-        self.tracker.describe(run, markdown(rows, {}))
+        for place in [run] if trial is None else [run, trial]:
+            self.tracker.metrics(place, [(metric, value, 0) for metric, value in metric_names(rows).items()])
+            self.tracker.table(place, [flat_row(r, {}) for r in rows], TABLE)
+            self.tracker.describe(place, markdown(rows, {}))
         for cell in {cell.dataset: cell for cell in cells}.values():
             images = max(row.n for row in rows if row.dataset == cell.dataset)
             about = {"spec": cell.data, "images": images, "classes": len(cell.class_names)}

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -97,13 +98,8 @@ class Store:
         """Object stores put a file at once; on file systems it is written aside and renamed."""
         system, target = self._at(name)
         if isinstance(system, fs.LocalFileSystem):
-            aside = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            try:
+            with _aside(target) as aside:
                 aside.write_bytes(data)
-                os.replace(aside, target)
-            finally:
-                aside.unlink(missing_ok=True)
         else:
             with system.open_output_stream(target) as stream:
                 stream.write(data)
@@ -121,13 +117,8 @@ class Store:
         """Put a copy of a local file in its place, whatever its size."""
         system, target = self._at(name)
         if isinstance(system, fs.LocalFileSystem):
-            aside = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            try:
+            with _aside(target) as aside:
                 shutil.copyfile(local, aside)
-                os.replace(aside, target)
-            finally:
-                aside.unlink(missing_ok=True)
             return
         with local.open("rb") as source, system.open_output_stream(target) as sink:
             shutil.copyfileobj(source, sink, _CHUNK)
@@ -149,13 +140,15 @@ class Store:
             copy.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(copy.with_suffix(".lock")):
                 if not copy.is_dir():
-                    with tempfile.TemporaryDirectory(dir=copy.parent) as aside:
+                    aside = Path(tempfile.mkdtemp(dir=copy.parent))
+                    try:
                         for info in found:
-                            with (Path(aside) / info.base_name).open("wb") as target:
+                            with (aside / info.base_name).open("wb") as target:
                                 target.writelines(self.chunks(info.base_name))
-                        os.chmod(aside, 0o755)
+                        aside.chmod(0o755)
                         os.replace(aside, copy)
-                        os.mkdir(aside)  # for the context manager to remove
+                    finally:
+                        shutil.rmtree(aside, ignore_errors=True)
         return copy
 
     def filesystem(self) -> tuple[fs.FileSystem, str]:
@@ -276,6 +269,18 @@ class Store:
             except (pa.ArrowException, TypeError, ValueError, OSError) as error:
                 raise UserError(f"result file {self.root}/{name} is damaged: delete it and run again.") from error
         return pa.concat_tables(tables) if tables else None
+
+
+@contextmanager
+def _aside(target: str) -> Iterator[Path]:
+    """A name to write a file under, which then takes its place whole."""
+    aside = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield aside
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _check(name: str, root: str) -> None:

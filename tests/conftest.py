@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from moto.server import ThreadedMotoServer
 from open_clip.model import CLIP
 from pyarrow import fs
 
+import servers
 from rayclip.models import Clip
 from rayclip.models.checkpoint import save_checkpoint
 
@@ -94,9 +94,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    return servers.free_port()
 
 
 @pytest.fixture

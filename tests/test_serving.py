@@ -1,14 +1,10 @@
 """A registered checkpoint is loaded by MLflow alone, answers as the model does, and the best one is the champion."""
 
 import base64
-import contextlib
 import io
 import json
 import os
-import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -27,6 +23,7 @@ from rayclip.models.checkpoint import save_checkpoint
 from rayclip.spool import Spool
 from rayclip.store import Store
 from rayclip.tracking import MlflowTracker, SpooledTracker
+from servers import HttpServer
 
 LINEAGE = {"config": {"method": {"name": "tecoa"}, "model": "digits", "template": "This is a photo of a {}"}}
 
@@ -130,34 +127,26 @@ def test_the_best_under_one_protocol_is_the_champion(study, client):
     assert tracker.close() == 0
 
 
-def test_it_is_served_over_http(study, client, digits, free_port, tmp_path):
+class ServedModel(HttpServer):
     """`mlflow models serve`, as the description of the registered model says."""
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/a study/1", "--env-manager", "local"]
-    environment = {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [*command, "--port", str(free_port), "--workers", "1"],
-            env=os.environ | environment, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+
+    def command(self):
+        command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/a study/1"]
+        env = {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        return [*command, "--env-manager", "local", "--port", str(self.port), "--workers", "1"], os.environ | env
+
+
+def test_it_is_served_over_http(study, client, digits, tmp_path):
+    server = ServedModel(tmp_path)
     try:
+        server.start()
         rows = files(digits, [0, 1, 2])["image"]
         body = {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(r).decode()] for r in rows]}}
         request = urllib.request.Request(
-            f"http://127.0.0.1:{free_port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            f"{server.uri}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(request, timeout=60) as response:
-                    answers = json.load(response)["predictions"]
-                break
-            except urllib.error.HTTPError as error:
-                raise AssertionError(error.read().decode()) from error
-            except OSError:
-                assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
-                time.sleep(0.5)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answers = json.load(response)["predictions"]
         assert [a["label"] for a in answers] == [digits.class_names[digits.labels[i]] for i in range(3)]
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, 9)
-        server.wait()
+        server.kill()

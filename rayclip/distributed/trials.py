@@ -189,6 +189,7 @@ def _driver(
         notes.clear("failure")
         _release(notes)  # of an earlier driver that was lost
         filesystem, place = storage.filesystem()
+        reports = Reports()
         resources: dict[str, float] = {"CPU": workers.cpus}
         if workers.gpus:
             resources["GPU"] = workers.gpus
@@ -209,7 +210,7 @@ def _driver(
                 name=name,
                 storage_path=place,
                 storage_filesystem=None if storage.is_local else filesystem,
-                callbacks=[TuneReportCallback()],
+                callbacks=[reports],
                 failure_config=ray.train.FailureConfig(max_failures=_RETRIES),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=None if trial.keep_epochs else 1),
             ),
@@ -217,8 +218,10 @@ def _driver(
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:  # Train has tried again itself; Tune must not
+            reports.drain()
             tune.report({"failure": _last_line(error)})
             return
+        reports.drain()
         if result.checkpoint is None:
             return
         with result.checkpoint.as_directory() as folder:
@@ -233,6 +236,20 @@ def _driver(
         storage.delete_folder(name)
 
     return drive
+
+
+class Reports(TuneReportCallback):
+    """What the workers report, on its way to Tune: it waits in a queue that holds one report."""
+
+    def drain(self) -> None:
+        """Return when Tune has taken every report.
+
+        Its main thread passes a report on by a second queue of one place, into which Tune also puts a trial's end when
+        its function returns: if that comes first, the thread waits for itself, and the trial never ends. It ignores
+        what is empty; when it has taken the first of two empty reports, it is done with all before.
+        """
+        for _ in range(2):
+            self._training_actor_item_queue.put({})
 
 
 def _run_name(trial: Trial) -> str:

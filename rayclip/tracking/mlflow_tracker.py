@@ -192,9 +192,11 @@ class MlflowTracker:
         """Of the metrics that a run has."""
         return set(self.client().get_run(run).data.metrics)
 
-    def last_step(self, run: str, name: str) -> int:
-        """The last step of a metric, -1 before the first."""
-        return max((m.step for m in self.client().get_metric_history(run, name)), default=-1)
+    def last(self, run: str, name: str) -> tuple[int, float]:
+        """A metric's last step, and its last value there; (-1, 0) before the first."""
+        history = self.client().get_metric_history(run, name)
+        newest = max(history, key=lambda m: (m.step, m.timestamp), default=None)
+        return (-1, 0.0) if newest is None else (newest.step, newest.value)
 
     def artifact(self, run: str, path: Path, folder: str = "") -> None:
         log = self.client().log_artifacts if path.is_dir() else self.client().log_artifact

@@ -40,7 +40,7 @@ class SpooledTracker:
         self._old = set(waiting)  # may have been sent by an earlier driver
         self._starting = {entry["run"] for entry in waiting.values() if entry["kind"] == "start"}
         self._names: dict[str, set[str]] = {}  # of the metrics that a run had when this driver came to it
-        self._steps: dict[tuple[str, str], int] = {}
+        self._last: dict[tuple[str, str], tuple[int, float]] = {}  # step and value of each metric
         self._quiet_until = 0.0
         try:
             mlflow.contact()
@@ -191,9 +191,9 @@ class SpooledTracker:
         content, log = entry["content"], self._mlflow
         match entry["kind"]:
             case "metrics":
-                values = [(name, value, step) for name, value, step in content if self._is_new(run, name, step)]
+                values = [(name, value, step) for name, value, step in content if self._is_new(run, name, value, step)]
                 log.metrics(run, values, time_ms=entry["time_ms"])
-                self._steps |= {(run, name): step for name, _, step in values}
+                self._last |= {(run, name): (step, value) for name, value, step in values}
             case "table":
                 log.table(run, content["rows"], content["name"])
             case "describe":
@@ -221,10 +221,12 @@ class SpooledTracker:
                 Store(place).write(name, self.spool.store.read(copy) or b"")
             yield Path(place)
 
-    def _is_new(self, run: str, name: str, step: int) -> bool:
-        """Training that goes on from a checkpoint measures some steps again, with the same values."""
+    def _is_new(self, run: str, name: str, value: float, step: int) -> bool:
+        """Training that goes on from a checkpoint measures some steps again, with the same values up to rounding; any
+        other metric may get another value."""
         if run not in self._names:
             self._names[run] = self._mlflow.names(run)
-        if (run, name) not in self._steps:
-            self._steps[run, name] = self._mlflow.last_step(run, name) if name in self._names[run] else -1
-        return step > self._steps[run, name]
+        if (run, name) not in self._last:
+            self._last[run, name] = self._mlflow.last(run, name) if name in self._names[run] else (-1, 0.0)
+        last_step, last_value = self._last[run, name]
+        return step > last_step or (step == last_step and value != last_value and not name.startswith("train/"))

@@ -12,6 +12,7 @@ from rayclip.tracking.mlflow_tracker import default_uri, quiet_client
 from rayclip.types import UserError, redacted
 
 _START_S = 60.0
+_WORKFLOW = "workflowType=machine_learning"  # the UI shows runs and models, not what belongs to agents
 
 
 def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) -> None:
@@ -23,14 +24,14 @@ def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) 
     uri = uri or default_uri()
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise UserError(f"there is no MLflow store at '{uri}' yet: run something first, or give --tracking-uri.")
-    page = "/#/experiments"
+    page = f"/#/experiments?{_WORKFLOW}"
     if experiment is not None:
         client = quiet_client(uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
             known = ", ".join(e.name for e in client.search_experiments())
             raise UserError(f"MLflow at '{uri}' has no experiment '{experiment}': it has {known}.")
-        page = f"/#/experiments/{found.experiment_id}/runs"
+        page = f"/#/experiments/{found.experiment_id}/runs?{_WORKFLOW}"
     if uri.startswith("http"):
         _show(uri.rstrip("/") + page, browser)
         return

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from e2e.local_cluster import Cluster
 from e2e.mlflow_server import Server
-from e2e.test_commands import RAYCLIP, verdicts, wait_for
+from e2e.test_commands import RAYCLIP, verdicts
+from servers import wait_for
 
 EVAL = ["eval", "--cluster", "--model", "digits", "--data", "digits", "--attacks", "clean,pgd,bert,sep", "--eps"]
 EVAL += ["32/255", "--steps", "20", "--limit", "160", "--shard-size", "5"]
@@ -133,7 +134,8 @@ class Faults:
                 self.cluster.kill_node(self._random.randrange(len(self.cluster.nodes)))
                 self.cluster.add_node()
             case "client" | "train-client":
-                os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it may just have ended
+                    os.killpg(process.pid, signal.SIGKILL)
             case "mlflow":
                 self.server.kill()
                 return self.server.start

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from e2e.test_commands import wait_for
+from servers import free_port, wait_for
 
 _OBJECT_STORE = 80 << 20  # the least that Ray takes
 
@@ -28,8 +28,6 @@ class Cluster:
     """
 
     def __init__(self, nodes: int, env: Mapping[str, str]) -> None:
-        from e2e.mlflow_server import free_port
-
         self._folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))  # Ray's sockets want a short path
         self._port, dashboard = free_port(), free_port()
         self.dashboard = f"http://127.0.0.1:{dashboard}"
@@ -52,8 +50,6 @@ class Cluster:
             self.add_node()
 
     def _start(self, *options: object) -> subprocess.Popen[bytes]:
-        from e2e.mlflow_server import free_port
-
         command = [Path(sys.executable).with_name("ray"), "start", "--block", "--node-ip-address", "127.0.0.1"]
         command += ["--object-store-memory", _OBJECT_STORE, "--disable-usage-stats"]
         # A folder of its own, as on a machine of its own: what one node clears away another may be using

@@ -7,20 +7,17 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from cluster.files import CLUSTER, read
-from e2e.test_commands import wait_for
+from servers import HttpServer, free_port, wait_for
 
 
 def postgres_tools() -> Path:
@@ -31,12 +28,6 @@ def postgres_tools() -> Path:
         if (place / "initdb").exists() and (place / "postgres").exists():
             return place
     pytest.skip("no PostgreSQL on this machine: initdb and postgres are not on PATH or in /usr/lib/postgresql")
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @contextmanager
@@ -86,17 +77,15 @@ def postgres(password: str) -> Iterator[int]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class Server:
-    """An MLflow server with users. `kill` and `start` may be called again and again; the runs stay.
+class Server(HttpServer):
+    """An MLflow server with users; its runs outlive it.
 
     Attributes:
-        uri: its address, without a secret.
         username, password: of the first user.
     """
 
     def __init__(self, folder: Path, postgres_port: int, postgres_password: str) -> None:
-        self.folder, self.port = folder, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
+        super().__init__(folder)
         self.username, self.password = "admin", secrets.token_hex(16)
         store = f"postgresql+psycopg2://mlflow@127.0.0.1:{postgres_port}/mlflow"
         auth = configparser.ConfigParser()
@@ -116,7 +105,6 @@ class Server:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def client_env(self) -> dict[str, str]:
@@ -124,43 +112,23 @@ class Server:
         names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
         return dict(zip(names, (self.uri, self.username, self.password), strict=True))
 
-    def start(self) -> None:
-        """The command of the image, on another port and address."""
+    def command(self) -> tuple[Sequence[str], Mapping[str, str]]:
+        """That of the image, on another port and address."""
         (command,) = re.findall(r'(?m)^CMD \["sh", "-c", "(.*mlflow server.*)"\]$', read("Dockerfile"))
         command = command.replace('\\"', '"').replace(
             "--host 0.0.0.0 --port 5000", f"--host 127.0.0.1 --port {self.port}"
         )
         assert str(self.port) in command
-        with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                ["sh", "-c", command], env=self._env, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
-            )
-        wait_for(self._answers)
-
-    def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, (self.folder / "server.log").read_text()[-3000:]
-        try:
-            urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
-        except (urllib.error.URLError, OSError):
-            return False
-        return True
+        return ["sh", "-c", command], self._env
 
     def command_lines(self) -> str:
         """Of all its processes, as everyone on the machine can read them."""
         found = []
         for place in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
-                if os.getpgid(int(place.parent.name)) == self._process.pid:
+                if os.getpgid(int(place.parent.name)) == self.process.pid:
                     found.append(place.read_bytes().replace(b"\0", b" ").decode())
         return "\n".join(found)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
 
 
 @contextmanager

@@ -8,9 +8,10 @@ import subprocess
 import pytest
 
 import tiny_generators
-from e2e.test_commands import RAYCLIP, kill_tree, run, wait_for
+from e2e.test_commands import RAYCLIP, kill_tree, run
 from rayclip.data import open_data
 from rayclip.data.captions import read_captions
+from servers import wait_for
 
 pytestmark = pytest.mark.e2e
 

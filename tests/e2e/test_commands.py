@@ -17,6 +17,7 @@ import torch
 from mlflow import MlflowClient
 
 from rayclip.models import load_model
+from servers import wait_for
 
 pytestmark = pytest.mark.e2e
 NO_RAY = {"RAY_ADDRESS": "127.0.0.1:9"}  # nobody listens there
@@ -39,13 +40,6 @@ def verdicts(out):
             assert key not in found, "no sample is counted twice"
             found[key] = r["clean_pred"], r["adv_pred"], r["steps"]
     return found
-
-
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def kill_tree(process):
@@ -177,8 +171,8 @@ def test_a_training_run_is_in_mlflow(trained):
     assert found.info.status == "FINISHED" and sorted(losses) == list(range(1, 49))
     assert found.data.params["method.name"] == "mmcoa" and found.data.params["shots"] == "5"
     client = MlflowClient(f"sqlite:///{trained}/mlflow.db")
-    files = {f.path for f in client.list_artifacts(found.info.run_id, "checkpoint")}
-    assert "checkpoint/open_clip_model.safetensors" in files
+    files = {f.path for f in client.list_artifacts(found.info.run_id, "checkpoint/data")}
+    assert "checkpoint/data/open_clip_model.safetensors" in files
     drawn = json.loads(Path(client.download_artifacts(found.info.run_id, "data/drawn.json")).read_text())
     assert [len(c["ids"]) for c in drawn["ids"]] == [5] * 10 and drawn["data"] == "digits"
 
@@ -219,99 +213,6 @@ def test_two_train_workers_follow_one_workers_curve(trained, tmp_path):
     assert early == pytest.approx({s: expected[s] for s in early}, rel=1e-3)
 
 
-def test_a_small_sweep_fills_mlflow_as_designed(tmp_path, free_port):
-    """Parent, children, grandchildren; against a server, whose UI is then fetched."""
-    server = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(free_port),
-            "--workers",
-            "1",
-            "--backend-store-uri",
-            f"sqlite:///{tmp_path}/server.db",
-            "--artifacts-destination",
-            str(tmp_path / "artifacts"),
-        ],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-    )
-    uri = f"http://127.0.0.1:{free_port}"
-    try:
-        wait_for(lambda: answers(uri + "/health"))
-        script = Path(__file__).resolve().parents[2] / "sweeps" / "mmcoa_shots.py"
-        command = [
-            sys.executable,
-            str(script),
-            "--shots",
-            "1,2",
-            "--methods",
-            "tecoa",
-            "--epochs",
-            "2",
-            "--limit",
-            "40",
-            "--out",
-            "sweep",
-            "--tracking-uri",
-            uri,
-        ]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "untouched digits" in done.stdout and "tecoa 2-shot" in done.stdout and "rayclip ui" in done.stdout
-        client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name("mmcoa-shots").experiment_id
-        runs = {r.info.run_name: r for r in client.search_runs([experiment])}
-        assert set(runs) == {
-            "mmcoa-shots digits",
-            "tecoa 1-shot",
-            "tecoa 2-shot",
-            "untouched digits",
-            "eval tecoa 1-shot",
-            "eval tecoa 2-shot",
-            "eval untouched digits",
-        }
-        assert all(r.info.status == "FINISHED" for r in runs.values())
-
-        def parent(name):
-            return runs[name].data.tags.get("mlflow.parentRunId")
-
-        top = runs["mmcoa-shots digits"].info.run_id
-        assert parent("tecoa 1-shot") == parent("untouched digits") == top
-        assert parent("eval tecoa 1-shot") == runs["tecoa 1-shot"].info.run_id
-        metrics = runs["eval tecoa 1-shot"].data.metrics
-        assert set(metrics) == {
-            "clean/digits",
-            "robust/pgd-10_eps32/digits",
-            "robust/bert/digits",
-            "robust/sep_pgd-10_eps32/digits",
-            "worst/digits",
-        }
-        assert len(client.get_metric_history(runs["tecoa 1-shot"].info.run_id, "train/loss")) == 2
-        paths = {f.path for f in client.list_artifacts(runs["eval tecoa 1-shot"].info.run_id, "images")}
-        assert paths == {"images/digits-pgd-10_eps32.png", "images/digits-sep_pgd-10_eps32.png"}
-        assert {f.path for f in client.list_artifacts(top)} >= {"results_table.json", "table.md", "results.json"}
-        assert "<html" in urllib.request.urlopen(uri).read().decode().lower()
-
-        again = subprocess.run(
-            [*command, "--cluster"], cwd=tmp_path, capture_output=True, text=True, env=os.environ | NO_RAY
-        )
-        assert again.returncode == 0, again.stderr[-3000:]
-        assert again.stdout == done.stdout, "a finished sweep prints its table again"
-        assert len(client.search_runs([experiment])) == 7, "and opens no new runs"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
-
-
 def answers(address):
     try:
         urllib.request.urlopen(address, timeout=1).close()
@@ -336,7 +237,10 @@ def test_the_ui_opens_at_the_experiment(trained, free_port):
             assert line or process.poll() is None
         client = MlflowClient(f"sqlite:///{trained}/mlflow.db")
         expected = client.get_experiment_by_name("rayclip-train").experiment_id
-        assert line.strip() == f"MLflow: http://127.0.0.1:{free_port}/#/experiments/{expected}/runs"
+        assert (
+            line.strip()
+            == f"MLflow: http://127.0.0.1:{free_port}/#/experiments/{expected}/runs?workflowType=machine_learning"
+        )
         assert answers(f"http://127.0.0.1:{free_port}/health")
     finally:
         os.killpg(process.pid, signal.SIGTERM)

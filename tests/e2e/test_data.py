@@ -11,8 +11,9 @@ import urllib.request
 import pytest
 from pyarrow import fs
 
-from e2e.test_commands import run, verdicts, wait_for
+from e2e.test_commands import run, verdicts
 from rayclip.data import open_data
+from servers import wait_for
 
 pytestmark = pytest.mark.e2e
 

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from data.test_data import png, write
-from e2e.test_commands import RAYCLIP, TRAIN, run, wait_for
+from e2e.test_commands import RAYCLIP, TRAIN, run
+from servers import wait_for
 
 pytestmark = pytest.mark.e2e
 

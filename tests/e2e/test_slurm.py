@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.files import CLUSTER
-from e2e.test_commands import wait_for
+from servers import wait_for
 
 pytestmark = pytest.mark.e2e
 

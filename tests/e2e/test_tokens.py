@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.test_commands import wait_for
+from servers import wait_for
 
 pytestmark = pytest.mark.e2e
 

@@ -1,12 +1,6 @@
 """What happens to entries while a real MLflow server is away, comes back, or was killed in the middle."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -16,47 +10,12 @@ from rayclip.spool import Spool
 from rayclip.store import Store
 from rayclip.tracking import MlflowTracker, SpooledTracker
 from rayclip.types import UserError
-
-
-class Server:
-    """An MLflow server that can be killed and started again over the same store."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        options = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination"]
-        options += [str(self.folder / "artifacts"), "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *options],
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
-                return
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError("the server did not start")
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, 9)
-            self.process.wait()
-            self.process = None
+from servers import MlflowServer
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"))
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
     server.start()
     yield server
     server.kill()
@@ -76,7 +35,7 @@ def away(server, monkeypatch):
         server.start()
 
 
-def make(server: Server, store: Store, study: str, *, known: bool = False) -> SpooledTracker:
+def make(server: MlflowServer, store: Store, study: str, *, known: bool = False) -> SpooledTracker:
     return SpooledTracker(MlflowTracker(server.uri, study), Spool(store), known=known)
 
 
@@ -94,7 +53,7 @@ def log_everything(tracker: SpooledTracker, folder: Path) -> str:
     return child
 
 
-def made_runs(server: Server, study: str) -> dict[str, str]:
+def made_runs(server: MlflowServer, study: str) -> dict[str, str]:
     """MLflow's ids by name; every name is there once."""
     client = MlflowClient(server.uri)
     experiment = client.get_experiment_by_name(study)
@@ -103,7 +62,7 @@ def made_runs(server: Server, study: str) -> dict[str, str]:
     return {r.info.run_name: r.info.run_id for r in runs}
 
 
-def what_is_there(server: Server, study: str) -> dict[str, object]:
+def what_is_there(server: MlflowServer, study: str) -> dict[str, object]:
     client = MlflowClient(server.uri)
     (experiment,) = [e for e in client.search_experiments() if e.name == study]
     runs = client.search_runs([experiment.experiment_id])
