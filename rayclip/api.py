@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ from rayclip.models import Clip, load_model
 from rayclip.models.checkpoint import FILES, model_record
 from rayclip.models.named import allow as allow_named
 from rayclip.models.scorers import DEFAULT, Scorer
-from rayclip.progress import Display
+from rayclip.progress import Display, say
 from rayclip.reports import result_tables, retrieval_tables, search_table
 from rayclip.reports.results import Results
 from rayclip.reports.table import heading
@@ -168,7 +167,7 @@ class Opened:
             data = open_data(spec, role, names)
             self.check(data)
             for note in data.notes:
-                print(f"note: {data.name}: {note}", file=sys.stderr)
+                say("note", f"{data.name}: {note}")
             self._data[key] = data
         if resolution == "native" and self._data[key].native_size is None:
             raise mixed_sizes(self._data[key])
@@ -702,7 +701,7 @@ def _alarms(
     for model in dict.fromkeys(c.model for c in cells):
         found[model] = alarms([c for c in cells if c.model == model], rows, positions, store)
         for sentence in found[model]:
-            print(f"warning: {sentence}", file=sys.stderr)
+            say("warning", sentence)
     return found
 
 
