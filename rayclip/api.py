@@ -51,7 +51,7 @@ from rayclip.models.named import allow as allow_named
 from rayclip.models.scorers import DEFAULT, Scorer
 from rayclip.progress import Display, say
 from rayclip.reports import result_tables, retrieval_tables, search_table
-from rayclip.reports.results import Results
+from rayclip.reports.results import LINEAGE, Results
 from rayclip.reports.table import heading
 from rayclip.spool import Spool
 from rayclip.tracking import MlflowTracker, SpooledTracker, default_uri
@@ -372,6 +372,10 @@ def evaluate_retrieval(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows: list[RecallRow] = []
     with where.logbook(store) as logbook, Display(quiet=where.quiet) as display:
+        for spec in specs:
+            name = f"{LINEAGE}/{opened.fingerprint(spec)}.json"
+            if store.size(name) is None:  # an evaluation in the same folder may have given it a label
+                store.write_json(name, model_record(spec, None))
         for task, mine in zip(tasks, found, strict=True):
             if mine is None:
                 clip = opened.model(task.model).to(device)
@@ -724,6 +728,6 @@ def _log_evaluations(
 def _write_results(store: Store, rows: Sequence[Row], labels: Mapping[str, str], cells: Sequence[Cell]) -> None:
     """`results.json`, `table.md` and a record of each model, with where it comes from, beside the cells."""
     for spec, fingerprint in {(cell.model, cell.model_fingerprint) for cell in cells}:
-        store.write_json(f"lineage/{fingerprint}.json", model_record(spec, labels.get(spec)))
+        store.write_json(f"{LINEAGE}/{fingerprint}.json", model_record(spec, labels.get(spec)))
     store.write("results.json", rows_json(rows).encode())
     store.write("table.md", markdown(rows, labels).encode())

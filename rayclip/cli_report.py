@@ -16,7 +16,7 @@ Places = Annotated[
     list[str],
     typer.Argument(
         metavar="DIR_OR_RUN...",
-        help="Folders or URIs that rayclip eval, interpolate or a sweep has written, or ids of MLflow runs.",
+        help="Folders or URIs that rayclip eval, retrieval, interpolate or a sweep has written, or ids of MLflow runs.",
     ),
 ]
 Format = Literal["md", "html", "tex", "csv"]
