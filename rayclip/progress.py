@@ -29,6 +29,14 @@ _AT_WORK = 8  # bars of parts, or of tasks at work, at most
 _BAR = 10  # columns of 80
 _NAME = 24  # characters that notes leave to a task's name
 
+# What libraries read when they are imported, where they do not leave it to Python's logging what is printed
+_SILENT = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
 _as_json = False  # of the whole process, chosen once by the command line
 
 
@@ -41,7 +49,7 @@ def log_as_json() -> None:
     """
     global _as_json
     _as_json = True
-    os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # read when libraries are imported
+    os.environ |= _SILENT
     logging.captureWarnings(True)
     logging.basicConfig(handlers=[_JsonHandler()], level=logging.WARNING, force=True)
     sys.excepthook = _write_traceback

@@ -109,6 +109,19 @@ def test_runs_of_one_name_are_told_apart_by_what_differs(tmp_path):
     assert {"tecoa seed 0", "tecoa seed 1"} <= set(shown(figure)) and len(lines(figure)) == 2
 
 
+def test_of_a_run_the_last_checkpoint_stands_over_its_shots(tmp_path):
+    for shots in (1, 5):
+        for step in (1, 2):
+            model = f"local-dir:/{shots}/epoch-{step}"
+            put(tmp_path, model, CLEAN, bits(10 * shots + step))
+            label = f"tecoa {shots}-shot epoch {step}"
+            describe(tmp_path, model, label=label, method="tecoa", shots=shots, step=step, digest=f"d{shots}")
+    figures = drawn(tmp_path)
+    ends = [[float(i), 100 * bits(10 * shots + 2).mean()] for i, shots in enumerate((1, 5))]
+    assert lines(figures["shots"]) == [np.round(ends, 4).tolist()] and "tecoa" in shown(figures["shots"])
+    assert len(lines(figures["steps"])) == 2
+
+
 def test_six_panels_hold_every_kind_of_attack(tmp_path):
     attacks = [CLEAN, *(pgd(steps=steps) for steps in (1, 2, 3, 4, 5)), BERT, SEP]
     for step in (1, 2):

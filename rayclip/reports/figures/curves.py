@@ -17,11 +17,13 @@ _MOST = 7  # lines of a panel
 
 
 def over_shots(section: Section) -> list[Figure]:
-    """Methods that were trained on different numbers of images a class."""
+    """Methods that were trained on different numbers of images a class; of a training run its last checkpoint."""
     series: dict[str, dict[int | None, Subject]] = {}
-    for subject in section.subjects:
+    earlier = {s for run in _runs(section).values() for step, s in run.items() if step < max(run)}
+    for subject in (s for s in section.subjects if s not in earlier):
         if subject.model.method is not None and "mix:" not in subject.model.spec:
-            name = " ".join(re.sub(r"\b(\d+-shot|full)(?= |$)", "", subject.name).split()) or str(subject.model.method)
+            plain = re.sub(r"\b(\d+-shot|full|epoch \d+)(?= |$)", "", subject.name)
+            name = " ".join(plain.split()) or str(subject.model.method)
             series.setdefault(name, {})[subject.model.shots] = subject
     series = {name: members for name, members in series.items() if len(members) > 1}
     if not series:
@@ -48,24 +50,28 @@ def over_shots(section: Section) -> list[Figure]:
 
 def over_steps(section: Section) -> list[Figure]:
     """Checkpoints of one training run; its start is the model that it fine-tuned."""
-    runs: dict[str, dict[float, Subject]] = {}
-    known = {(s.model.fingerprint, s.scorer): s for s in section.subjects if s.defense == "none"}
-    for subject in section.subjects:
-        lineage = subject.model.lineage or {}
-        if subject.defense != "none" or "step" not in lineage or "digest" not in lineage:
-            continue
-        run = runs.setdefault(f"{lineage['digest']} {subject.scorer}", {})
-        run[float(lineage["step"])] = subject
-        start = known.get((subject.model.config.get("model_fingerprint", ""), subject.scorer))
-        if start is not None:
-            run[0.0] = start
-    runs = {run: dict(sorted(members.items())) for run, members in runs.items() if sum(x > 0 for x in members) > 1}
-    names = _run_names({run: members[max(members)] for run, members in runs.items()})
-    lines = {names[run]: members for run, members in runs.items()}
-    if not lines:
+    runs = {run: members for run, members in _runs(section).items() if len(members) > 1}
+    if not runs:
         return []
+    known = {(s.model.fingerprint, s.scorer): s for s in section.subjects if s.defense == "none"}
+    names = _run_names({run: members[max(members)] for run, members in runs.items()})
+    lines = {}
+    for run, members in runs.items():
+        last = members[max(members)]
+        start = known.get((last.model.config.get("model_fingerprint", ""), last.scorer))
+        lines[names[run]] = {**({} if start is None else {0.0: start}), **members}
     note = " Step 0 is the model before the training." if any(0.0 in members for members in lines.values()) else ""
     return [_figure(section, "steps", "Accuracy over training steps", "training step", lines, {}, note=note)]
+
+
+def _runs(section: Section) -> dict[str, dict[float, Subject]]:
+    """The checkpoints of each training run by their step, ascending; judged without a defence, by one scorer."""
+    runs: dict[str, dict[float, Subject]] = {}
+    for subject in section.subjects:
+        lineage = subject.model.lineage or {}
+        if subject.defense == "none" and "step" in lineage and "digest" in lineage:
+            runs.setdefault(f"{lineage['digest']} {subject.scorer}", {})[float(lineage["step"])] = subject
+    return {run: dict(sorted(members.items())) for run, members in runs.items()}
 
 
 def _run_names(ends: Mapping[str, Subject]) -> dict[str, str]:
