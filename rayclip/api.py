@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,9 +49,9 @@ from rayclip.models import Clip, load_model
 from rayclip.models.checkpoint import FILES, model_record
 from rayclip.models.named import allow as allow_named
 from rayclip.models.scorers import DEFAULT, Scorer
-from rayclip.progress import Display
+from rayclip.progress import Display, say
 from rayclip.reports import result_tables, retrieval_tables, search_table
-from rayclip.reports.results import Results
+from rayclip.reports.results import LINEAGE, Results
 from rayclip.reports.table import heading
 from rayclip.spool import Spool
 from rayclip.tracking import MlflowTracker, SpooledTracker, default_uri
@@ -175,7 +174,7 @@ class Opened:
             data = open_data(spec, role, names)
             self.check(data)
             for note in data.notes:
-                print(f"note: {data.name}: {note}", file=sys.stderr)
+                say("note", f"{data.name}: {note}")
             self._data[key] = data
         if resolution == "native" and self._data[key].native_size is None:
             raise mixed_sizes(self._data[key])
@@ -380,6 +379,10 @@ def evaluate_retrieval(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows: list[RecallRow] = []
     with where.logbook(store) as logbook, Display(quiet=where.quiet) as display:
+        for spec in specs:
+            name = f"{LINEAGE}/{opened.fingerprint(spec)}.json"
+            if store.size(name) is None:  # an evaluation in the same folder may have given it a label
+                store.write_json(name, model_record(spec, None))
         for task, mine in zip(tasks, found, strict=True):
             if mine is None:
                 clip = opened.model(task.model).to(device)
@@ -714,7 +717,7 @@ def _alarms(
     for model in dict.fromkeys(c.model for c in cells):
         found[model] = alarms([c for c in cells if c.model == model], rows, positions, store)
         for sentence in found[model]:
-            print(f"warning: {sentence}", file=sys.stderr)
+            say("warning", sentence)
     return found
 
 
@@ -743,6 +746,6 @@ def _log_evaluations(
 def _write_results(store: Store, rows: Sequence[Row], labels: Mapping[str, str], cells: Sequence[Cell]) -> None:
     """`results.json`, `table.md` and a record of each model, with where it comes from, beside the cells."""
     for spec, fingerprint in {(cell.model, cell.model_fingerprint) for cell in cells}:
-        store.write_json(f"lineage/{fingerprint}.json", model_record(spec, labels.get(spec)))
+        store.write_json(f"{LINEAGE}/{fingerprint}.json", model_record(spec, labels.get(spec)))
     store.write("results.json", rows_json(rows).encode())
     store.write("table.md", markdown(rows, labels).encode())

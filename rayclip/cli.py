@@ -12,6 +12,7 @@ from rayclip.cli_options import (
     Cluster,
     Eps,
     Experiment,
+    JsonLogs,
     Model,
     NoTracking,
     Quiet,
@@ -21,9 +22,13 @@ from rayclip.cli_options import (
     Tracking,
     Verbose,
     check_places,
+    complete_data,
+    complete_methods,
+    complete_models,
     wrote_json,
 )
 from rayclip.cli_request import Request, with_request
+from rayclip.names import METHODS
 from rayclip.types import UserError
 
 # Typer brings its own click: its exceptions are reached through the one that Typer makes public.
@@ -32,7 +37,6 @@ _ClickException: Any = _UsageError.__base__
 _INTERRUPTED = 130
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -78,9 +82,12 @@ def evaluate(
 
 @app.command()
 def train(
-    method: Annotated[str, typer.Option(help="ft-standard, tecoa, pmg-aft, fare, tga-zsr, saft, mmcoa, advpt or vp.")],
-    model: Annotated[str, typer.Option(help=Model)],
-    data: Annotated[str, typer.Option(help="Data set name, or a Parquet file in the Hugging Face layout.")],
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.", autocompletion=complete_methods)],
+    model: Annotated[str, typer.Option(help=Model, autocompletion=complete_models)],
+    data: Annotated[
+        str,
+        typer.Option(help="Data set name, or a Parquet file in the Hugging Face layout.", autocompletion=complete_data),
+    ],
     out: Annotated[str, typer.Option(help="Folder or URI of the checkpoint; an interrupted run there goes on.")],
     shots: Annotated[str, typer.Option(help="Images a class, or full.")] = "full",
     eps: Eps = "1/255",
@@ -163,6 +170,7 @@ def train(
     no_tracking: NoTracking = False,
     experiment: Experiment = "rayclip-train",
     quiet: Quiet = False,
+    json_logs: JsonLogs = False,
     verbose: Verbose = False,
 ) -> None:
     """Fine-tune a model, or learn a prompt for it.
@@ -345,6 +353,10 @@ def parse_betas(text: str | None) -> tuple[float, float] | None:
 
 def run(command: Callable[..., Any], program: str) -> None:
     """Run a Typer application; what the user can mend ends in one sentence and exit code 2."""
+    if "--json-logs" in sys.argv:  # ahead of Typer, whose own complaints are among what is logged
+        from rayclip.progress import log_as_json
+
+        log_as_json()
     try:
         code = command(prog_name=program, standalone_mode=False)
     except _ClickException as error:
@@ -365,12 +377,16 @@ def run(command: Callable[..., Any], program: str) -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:  # Typer turns Ctrl-C into this code by itself
-        print("\nstopped; the same command goes on from here.", file=sys.stderr)
+        from rayclip.progress import say
+
+        say("note", "stopped; the same command goes on from here.")
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _complain(sentence: str) -> int:
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    from rayclip.progress import say
+
+    say("error", " ".join(sentence.split()))
     return 2
 
 

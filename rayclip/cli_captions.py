@@ -1,13 +1,12 @@
 """`rayclip captions`: sentences about classes, from a file or from a generator, filtered and kept as a table."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rayclip.cli_options import Cluster, Quiet, Verbose
+from rayclip.cli_options import Cluster, JsonLogs, Quiet, Verbose, complete_data, complete_models
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +28,12 @@ Source = Annotated[
         metavar="JSON", help="File or http(s) address: one object, class name to list of sentences (CuPL's form)."
     ),
 ]
-Data = Annotated[str | None, typer.Option(help="Data set whose classes are meant: a name, a Parquet file, a folder.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Data set whose classes are meant: a name, a Parquet file, a folder.", autocompletion=complete_data
+    ),
+]
 Classes = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Instead of --data: class names in label order, one a line.")
 ]
@@ -39,7 +43,11 @@ Classes = Annotated[
 def filter_captions(
     json: Source,
     model: Annotated[
-        str, typer.Option(help="CLIP whose text encoder measures: digits, local-dir:PATH, hf-hub:ORG/NAME or NAME:TAG.")
+        str,
+        typer.Option(
+            help="CLIP whose text encoder measures: digits, local-dir:PATH, hf-hub:ORG/NAME or NAME:TAG.",
+            autocompletion=complete_models,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Table to write: .parquet, or .csv for a spreadsheet.")],
     data: Data = None,
@@ -51,6 +59,7 @@ def filter_captions(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table, edits and all.")] = False,
     quiet: Quiet = False,
+    json_logs: JsonLogs = False,
 ) -> None:
     """Keep the captions of each class that are nearest to its name by CLIP's text encoder (SAFT's filter)."""
     from rayclip.data.captions import Caption, check_table_name, write_captions
@@ -68,7 +77,7 @@ def filter_captions(
     import torch
 
     from rayclip.models import load_model
-    from rayclip.progress import Display
+    from rayclip.progress import Display, say
 
     clip = load_model(model, "cuda" if torch.cuda.is_available() else "cpu")
     if not quiet:
@@ -106,7 +115,7 @@ def filter_captions(
     write_captions(out, rows, made_from)
     filled = {row.class_index for row in rows if row.source == "template"}
     if filled and not quiet:
-        print(f"{_count(len(filled), 'class', 'classes')} filled up with templates", file=sys.stderr)
+        say("note", f"{_count(len(filled), 'class', 'classes')} filled up with templates")
     print(f"captions: {out} ({_count(len(names), 'class', 'classes')}, {keep} each)")
 
 
@@ -145,6 +154,7 @@ def generate(
     ] = None,
     cluster: Cluster = False,
     quiet: Quiet = False,
+    json_logs: JsonLogs = False,
     verbose: Verbose = False,
 ) -> None:
     """Let a language or image-text model describe the classes; `rayclip captions filter` chooses from the result."""
@@ -160,7 +170,7 @@ def generate(
     from rayclip.distributed import ray_cluster
     from rayclip.distributed.captioning import CaptionJob, generate_captions, open_parts
     from rayclip.models.generators import IMAGE_QUESTIONS, QUESTIONS, GeneratorSettings, generator_kind
-    from rayclip.progress import Display
+    from rayclip.progress import Display, say
 
     kind = generator_kind(generator)
     images = (3 if kind.sees else 0) if images is None else images
@@ -195,10 +205,10 @@ def generate(
     _write_json(out, found)
     few = [name for name in names if len(found[name]) < per_class]
     if few and not quiet:
-        print(
+        say(
+            "note",
             f"{_count(len(few), 'class', 'classes')} with fewer than {per_class} sentences, because answers were "
             f"repeats or unfinished: {_listed([f'{name} ({len(found[name])})' for name in few], _FEW)}",
-            file=sys.stderr,
         )
     print(f"captions: {out} ({sum(map(len, found.values()))} sentences of {_count(len(found), 'class', 'classes')})")
     meant = f"--data {data}" if data else f"--classes {classes}"
@@ -294,8 +304,9 @@ def _write_json(path: Path, value: dict[str, list[str]]) -> None:
 
 
 def _report(described: "Descriptions", matching: "Matching", names: Sequence[str], limit: int | None) -> None:
-    """What matches and what does not; to standard error where it accompanies other work (`limit`)."""
-    stream = sys.stdout if limit is None else sys.stderr
+    """What matches and what does not; a note where it accompanies other work (`limit`)."""
+    from rayclip.progress import say
+
     counts = [len(own) for own in matching.captions if own]
     lines = [f"{len(names) - len(matching.unmatched)} of {_count(len(names), 'class', 'classes')} matched"]
     if counts:
@@ -311,7 +322,11 @@ def _report(described: "Descriptions", matching: "Matching", names: Sequence[str
         lines.append(f"names that differ in spelling only: {', '.join(group)}")
     lines += _names("classes without captions", list(matching.unmatched.values()), limit)
     lines += _names("descriptions that no class uses", matching.unused, limit)
-    print("\n".join(lines), file=stream)
+    text = "\n".join(lines)
+    if limit is None:
+        print(text)
+    else:
+        say("note", text)
 
 
 def _names(title: str, found: "Sequence[Unmatched]", limit: int | None) -> list[str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rayclip.cli_options import Quiet
+from rayclip.cli_options import JsonLogs, Quiet, complete_data
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ def list_(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A data set of `rayclip data list`, or a .parquet file.")],
+    name: Annotated[
+        str, typer.Argument(help="A data set of `rayclip data list`, or a .parquet file.", autocompletion=complete_data)
+    ],
     root: Root = None,
     split: Annotated[
         str | None, typer.Option(help="Of the contact sheet.  [default: the split that the papers evaluate]")
@@ -108,7 +110,9 @@ def prepare(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="NAME...", help="Data sets; a path or ORG/NAME among them is where --source takes them from."
+            metavar="NAME...",
+            help="Data sets; a path or ORG/NAME among them is where --source takes them from.",
+            autocompletion=complete_data,
         ),
     ],
     root: Root = None,
@@ -127,6 +131,7 @@ def prepare(
     force: Annotated[bool, typer.Option("--force", help="Replace what is prepared already.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Threads that check images.  [default: one a core]")] = None,
     quiet: Quiet = False,
+    json_logs: JsonLogs = False,
 ) -> None:
     """Write data sets as Parquet with a manifest, from torchvision, the Hugging Face hub, folders or Parquet files.
 
@@ -176,10 +181,14 @@ def prepare(
 @app.command()
 def verify(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Data sets, or .parquet files.  [default: all that is prepared]")
+        list[str] | None,
+        typer.Argument(
+            help="Data sets, or .parquet files.  [default: all that is prepared]", autocompletion=complete_data
+        ),
     ] = None,
     root: Root = None,
     quiet: Quiet = False,
+    json_logs: JsonLogs = False,
 ) -> None:
     """Hash every file and count every image again; of a .parquet file of your own, decode every image."""
     from rayclip.data.catalog import prepared

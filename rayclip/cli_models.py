@@ -12,6 +12,7 @@ from rayclip.cli_options import (
     Eps,
     Experiment,
     Json,
+    JsonLogs,
     Model,
     NoTracking,
     Out,
@@ -22,6 +23,9 @@ from rayclip.cli_options import (
     Tracking,
     Verbose,
     check_places,
+    complete_attacks,
+    complete_data,
+    complete_models,
     wrote_json,
 )
 from rayclip.types import UserError
@@ -69,13 +73,23 @@ def import_(
 
 
 def interpolate(
-    start: Annotated[str, typer.Option("--from", help=f"The model at a = 0. {Model}")],
-    end: Annotated[str, typer.Option("--to", help="The model at a = 1, fine-tuned from that one.")],
-    data: Annotated[str, typer.Option(help="Data set names or Parquet files (Hugging Face layout), commas between.")],
+    start: Annotated[str, typer.Option("--from", help=f"The model at a = 0. {Model}", autocompletion=complete_models)],
+    end: Annotated[
+        str, typer.Option("--to", help="The model at a = 1, fine-tuned from that one.", autocompletion=complete_models)
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Data set names or Parquet files (Hugging Face layout), commas between.", autocompletion=complete_data
+        ),
+    ],
     out: Out,
     a: Annotated[str, typer.Option("--a", help="Numbers from 0 to 1, commas between.")] = "0,0.25,0.5,0.75,1",
     attacks: Annotated[
-        str, typer.Option(help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.")
+        str,
+        typer.Option(
+            help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.", autocompletion=complete_attacks
+        ),
     ] = "clean,pgd",
     eps: Eps = None,
     steps: AttackSteps = 10,
@@ -91,6 +105,7 @@ def interpolate(
     no_tracking: NoTracking = False,
     experiment: Experiment = "rayclip-interpolate",
     quiet: Quiet = False,
+    json_logs: JsonLogs = False,
     verbose: Verbose = False,
 ) -> None:
     """Evaluate the weights (1-a)·FROM + a·TO at each a: the curve from clean to robust accuracy."""

@@ -1,10 +1,13 @@
 """Options that several commands have."""
 
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from rayclip.names import ATTACKS_ABOUT, DATASETS, DEFENSES_ABOUT, METHODS
 from rayclip.types import UserError
 
 Model = (
@@ -26,6 +29,9 @@ Tracking = Annotated[
 NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Log nothing to MLflow.")]
 Experiment = Annotated[str, typer.Option(help="MLflow experiment.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+JsonLogs = Annotated[  # `cli.run` looks for it
+    bool, typer.Option("--json-logs", help="Progress, notes and errors as JSON objects, one a line, on standard error.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also print what Ray and its workers say.")]
 Substitutes = Annotated[
     str,
@@ -52,6 +58,25 @@ Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Also write the rows to FILE; - is standard output.")
 ]
 AttackSteps = Annotated[int, typer.Option(min=1, help="Steps of the attacks that do not name their own.")]
+
+
+def _names(known: Iterable[str], group: str = "") -> Callable[[str], list[str]]:
+    """What a shell offers: names, in lists and chains too, and those of other packages in an entry-point group."""
+
+    def complete(incomplete: str) -> list[str]:
+        from importlib.metadata import entry_points
+
+        before = "".join(re.findall(r"^.*[,+]", incomplete))
+        return [before + name for name in (*known, *(e.name for e in entry_points(group=f"rayclip.{group}")))]
+
+    return complete
+
+
+complete_models = _names(["digits"])
+complete_data = _names(DATASETS, "datasets")
+complete_attacks = _names(ATTACKS_ABOUT, "attacks")
+complete_defenses = _names(["none", *DEFENSES_ABOUT], "defenses")
+complete_methods = _names(METHODS, "methods")
 
 
 def check_places(out: str, json: str | None) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rayclip.cli_options import Cluster, Model, Quiet, Tracking
+from rayclip.cli_options import Cluster, JsonLogs, Model, Quiet, Tracking, complete_models
 from rayclip.types import UserError
 
 if TYPE_CHECKING:  # `--help` is instant
@@ -16,7 +16,7 @@ Places = Annotated[
     list[str],
     typer.Argument(
         metavar="DIR_OR_RUN...",
-        help="Folders or URIs that rayclip eval, interpolate or a sweep has written, or ids of MLflow runs.",
+        help="Folders or URIs that rayclip eval, retrieval, interpolate or a sweep has written, or ids of MLflow runs.",
     ),
 ]
 Format = Literal["md", "html", "tex", "csv"]
@@ -45,6 +45,7 @@ def report(
     ] = None,
     tracking_uri: Tracking = None,
     quiet: Quiet = False,
+    json_logs: JsonLogs = False,
 ) -> None:
     """Tables and figures from result files: accuracies with intervals, averages, worst cases, McNemar's test."""
     form = form or _form(out)
@@ -79,6 +80,7 @@ def leaderboard(
         list[str] | None,
         typer.Option(
             metavar="MODEL",
+            autocompletion=complete_models,
             help=f"Evaluate this checkpoint as the models of the first DIR were (data, attacks, budgets), and append "
             f"it; the verdicts stay in --out, and later boards there have it too. Repeat for several. {Model}",
         ),
@@ -87,6 +89,7 @@ def leaderboard(
     cluster: Cluster = False,
     tracking_uri: Tracking = None,
     quiet: Quiet = False,
+    json_logs: JsonLogs = False,
 ) -> None:
     """Collect results into one page that sorts and filters: a row a model, by threat model, defence and data set.
 

@@ -13,6 +13,7 @@ from rayclip.cli_options import (
     Eps,
     Experiment,
     Json,
+    JsonLogs,
     Model,
     NoTracking,
     Out,
@@ -23,6 +24,10 @@ from rayclip.cli_options import (
     Tracking,
     Verbose,
     check_places,
+    complete_attacks,
+    complete_data,
+    complete_defenses,
+    complete_models,
 )
 from rayclip.types import UserError
 
@@ -40,15 +45,26 @@ class Request(NamedTuple):
 
 
 def request(
-    model: Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}")],
-    data: Annotated[str, typer.Option(help="Data set names or Parquet files (Hugging Face layout), commas between.")],
+    model: Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}", autocompletion=complete_models)],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Data set names or Parquet files (Hugging Face layout), commas between.", autocompletion=complete_data
+        ),
+    ],
     out: Out,
     attacks: Annotated[
-        str, typer.Option(help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.")
+        str,
+        typer.Option(
+            help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.", autocompletion=complete_attacks
+        ),
     ] = "clean,pgd",
     defense: Annotated[
         str,
-        typer.Option(help="Test-time defences to put each model behind: none,ttc:eps=4/255,rn+tte (+ chains them)."),
+        typer.Option(
+            help="Test-time defences to put each model behind: none,ttc:eps=4/255,rn+tte (+ chains them).",
+            autocompletion=complete_defenses,
+        ),
     ] = "none",
     aim: Annotated[
         str,
@@ -108,6 +124,7 @@ def request(
     no_tracking: NoTracking = False,
     experiment: Experiment = "rayclip-eval",
     quiet: Quiet = False,
+    json_logs: JsonLogs = False,
     verbose: Verbose = False,
 ) -> Request:
     """What the options stand for."""

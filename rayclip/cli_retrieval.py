@@ -9,6 +9,7 @@ from rayclip.cli_options import (
     Eps,
     Experiment,
     Json,
+    JsonLogs,
     Model,
     NoTracking,
     Out,
@@ -16,21 +17,29 @@ from rayclip.cli_options import (
     Substitutes,
     Tracking,
     check_places,
+    complete_attacks,
+    complete_data,
+    complete_models,
     wrote_json,
 )
 
 
 def retrieval(
-    model: Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}")],
+    model: Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}", autocompletion=complete_models)],
     data: Annotated[
         str,
         typer.Option(
-            help="Parquet with image and captions: a file, a folder with test*.parquet, or a prepared data set's name."
+            help="Parquet with image and captions: a file, a folder with test*.parquet, or a prepared data set's name.",
+            autocompletion=complete_data,
         ),
     ],
     out: Out,
     attacks: Annotated[
-        str, typer.Option(help="Names with settings: clean,bert,pgd,sep,co-attack,sga:steps=10,step=0.5/255.")
+        str,
+        typer.Option(
+            help="Names with settings: clean,bert,pgd,sep,co-attack,sga:steps=10,step=0.5/255.",
+            autocompletion=complete_attacks,
+        ),
     ] = "clean",
     eps: Eps = None,
     steps: AttackSteps = 10,
@@ -50,6 +59,7 @@ def retrieval(
     no_tracking: NoTracking = False,
     experiment: Experiment = "rayclip-retrieval",
     quiet: Quiet = False,
+    json_logs: JsonLogs = False,
 ) -> None:
     """Recall at 1, 5, 10 of images' captions (TR) and captions' images (IR), clean and attacked."""
     check_places(out, json)

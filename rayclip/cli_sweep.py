@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,6 +12,7 @@ import typer
 
 from rayclip.cli import default_step, parse_shots
 from rayclip.cli import run as run_app
+from rayclip.cli_options import JsonLogs, Quiet
 from rayclip.types import UserError
 
 if TYPE_CHECKING:  # `--help` is instant
@@ -163,7 +163,8 @@ class Options:
         str | None,
         typer.Option(help="MLflow store or server.  [default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here]"),
     ] = None
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False
+    quiet: Quiet = False
+    json_logs: JsonLogs = False
     verbose: Annotated[bool, typer.Option("--verbose", help="Also print what Ray and its workers say.")] = False
 
 
@@ -458,10 +459,12 @@ class Run:
 
     def end(self) -> None:
         """Say where the results are; failed trials make exit code 1."""
+        from rayclip.progress import say
+
         print(f"results: {self.out.root}")
         print(f"MLflow:  rayclip ui --experiment {self.name} --tracking-uri {self.tracking.uri}")
         for name, error in self._errors.items():
-            print(f"error: {name} failed: {error}", file=sys.stderr)
+            say("error", f"{name} failed: {error}")
         if self._errors:
             raise typer.Exit(1)
 

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import sys
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from rayclip.evaluation.retrieval import RecallRow, Task
 from rayclip.models import load_model
 from rayclip.models.checkpoint import read_lineage
 from rayclip.models.zeroshot import TEMPLATE
+from rayclip.progress import say
 from rayclip.reports import example_grid, result_tables
 from rayclip.spool import RUNS, Spool
 from rayclip.types import Row, Tracker, redacted
@@ -80,10 +80,10 @@ class Logbook:
     def __exit__(self, *error: object) -> None:
         left = 0 if self.tracker is None else self.tracker.close()
         if left:
-            print(
-                f"note: MLflow does not answer: {left} entries wait in {self._store.root}/spool and are delivered by "
-                "the same command, or by the next one with the same results folder.",
-                file=sys.stderr,
+            say(
+                "note",
+                f"MLflow does not answer: {left} entries wait in {self._store.root}/spool and are delivered by the "
+                "same command, or by the next one with the same results folder.",
             )
 
     def open(

@@ -1,67 +1,237 @@
-"""Progress of several pieces of work at once: bars on a terminal, a line now and then elsewhere."""
+"""What a command says while it works, all of it on standard error: how far it is, notes, warnings and errors.
 
+Progress of several pieces of work at once is bars on a terminal and a line now and then elsewhere. After `log_as_json`
+all of it is JSON, one object a line.
+"""
+
+import json
+import logging
+import math
+import os
+import sys
 import time
+import traceback
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 _LINE_EVERY_S = 15.0  # between two lines of one task where there is no terminal
+_JSON_EVERY_S = 1.0  # between two objects of one task
+_ALL = 12  # so many tasks are all shown; of more only those at work
+_AT_WORK = 8  # bars of parts, or of tasks at work, at most
+_BAR = 10  # columns of 80
+_NAME = 24  # characters that notes leave to a task's name
+
+# What libraries read when they are imported, where they do not leave it to Python's logging what is printed
+_SILENT = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+_as_json = False  # of the whole process, chosen once by the command line
+
+
+def log_as_json() -> None:
+    """From now on standard error holds JSON objects only, one a line.
+
+    Each has `time` (ISO 8601, UTC) and `level`: `progress` with `task`, `completed`, `total`, `per_second`,
+    `seconds_left` and `note`, the others (`note`, `warning`, `error`) with `message`. What libraries warn of is among
+    them, and an error that nobody foresaw, with its `traceback`.
+    """
+    global _as_json
+    _as_json = True
+    os.environ |= _SILENT
+    logging.captureWarnings(True)
+    logging.basicConfig(handlers=[_JsonHandler()], level=logging.WARNING, force=True)
+    sys.excepthook = _write_traceback
+
+
+def say(level: Literal["note", "warning", "error"], message: str) -> None:
+    """One sentence (or some lines) on standard error."""
+    if _as_json:
+        _write(level, message=message)
+    else:
+        print(f"{level}: {message}", file=sys.stderr)
+
+
+def _write(level: str, **fields: Any) -> None:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    print(json.dumps({"time": now, "level": level, **fields}), file=sys.stderr, flush=True)
+
+
+def _write_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    _write("error", message=f"{kind.__name__}: {error}", traceback="".join(traceback.format_exception(error)))
+
+
+class _JsonHandler(logging.Handler):
+    """For what libraries log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        _write(level, message=record.getMessage().strip(), logger=record.name)
+
+
+@dataclass
+class _Task:
+    """Something of which `completed` of `total` are done; a total of 0 is not known yet."""
+
+    name: str
+    completed: int = 0
+    total: int = 0
+    note: str = ""
+    began: float = 0.0
+    before: int = 0
+    at: float = 0.0
+    told: float = -math.inf
+
+    def update(self, completed: int, total: int, note: str) -> None:
+        self.at = time.monotonic()
+        if (
+            not self.begun or completed <= self.before
+        ):  # neither waiting nor what an earlier run did is work of this one
+            self.began, self.before = self.at, completed
+        self.completed, self.total, self.note = completed, total, note
+
+    @property
+    def done(self) -> bool:
+        return 0 < self.total <= self.completed
+
+    @property
+    def begun(self) -> bool:
+        return self.completed + self.total > 0
+
+    @property
+    def rate(self) -> float | None:
+        """Of this run, a second; None while nothing is known of it."""
+        elapsed = self.at - self.began
+        return (self.completed - self.before) / elapsed if elapsed > 0 and self.completed > self.before else None
+
+    @property
+    def left(self) -> float | None:
+        """Seconds at that rate."""
+        return (self.total - self.completed) / self.rate if self.rate and self.total and not self.done else None
 
 
 class Display:
-    """Use as a context manager; `update` creates a task the first time it is named. Writes to standard error."""
+    """Use as a context manager; `update` creates a task the first time it is named."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-        self._bars = Progress(
-            TextColumn("{task.description:<22}"),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}"),
-            console=self._console,
-            disable=quiet or not self._console.is_terminal,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._lines = _Lines(self._console)
+        self._tasks: dict[str, _Task] = {}
+        self._parts: dict[str, _Task] = {}
+        self._began = time.monotonic()
+        self._quiet = quiet
+        self._console = Console(stderr=True, highlight=False, markup=False)
+        bars = self._console.is_terminal and not quiet and not _as_json
+        self._live = Live(console=self._console, get_renderable=self._picture) if bars else None
 
     def __enter__(self) -> "Display":
-        self._bars.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        self._parts.clear()
+        if self._live:
+            self._live.stop()
 
     def update(self, name: str, completed: int, total: int, note: str = "") -> None:
         """`completed` of `total` of the task `name` are done; a total of 0 is not known yet."""
-        if not self._console.is_terminal:
-            self._lines.update(name, completed, total, note)
+        task = self._tasks.setdefault(name, _Task(name))
+        task.update(completed, total, note)
+        if not self._live and not self._quiet:
+            self._tell(task)
+
+    def part(self, key: str, name: str, total: int, more: int = 0) -> None:
+        """A part of the work has begun, or `more` of it are done. A terminal shows it below the tasks until all are.
+
+        Args:
+            key: tells it from others of the same name.
+        """
+        part = self._parts.setdefault(key, _Task(name))
+        part.update(part.completed + more, total, "")
+        if part.done:
+            del self._parts[key]
+
+    def _tell(self, task: _Task) -> None:
+        """A line or an object now and then, and one when a task is done."""
+        now = time.monotonic()
+        wait = _JSON_EVERY_S if _as_json else _LINE_EVERY_S
+        if not task.begun or task.told == math.inf or (not task.done and now - task.told < wait):
             return
-        if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name, total=total or None, note=note)
-        self._bars.update(self._tasks[name], completed=completed, total=total or None, note=note)
-
-
-class _Lines:
-    """One task's lines come at most every few seconds, and one when it is done."""
-
-    def __init__(self, console: Console) -> None:
-        self._console, self._began = console, time.monotonic()
-        self._first: dict[str, tuple[float, int]] = {}
-        self._last: dict[str, float] = {}
-
-    def update(self, name: str, completed: int, total: int, note: str) -> None:
-        now, done = time.monotonic(), 0 < total <= completed
-        if not total or self._last.get(name) == float("inf"):
+        task.told = math.inf if task.done else now
+        rate, left = task.rate, task.left
+        if _as_json:
+            _write(
+                "progress",
+                task=task.name,
+                completed=task.completed,
+                total=task.total or None,
+                per_second=rate and round(rate, 3),
+                seconds_left=0.0 if task.done else left and round(left, 1),
+                note=task.note,
+            )
             return
-        began, before = self._first.setdefault(name, (now, completed))
-        if not done and now - self._last.get(name, 0.0) < _LINE_EVERY_S:
-            return
-        self._last[name] = float("inf") if done else now
-        left = (total - completed) * (now - began) / (completed - before) if completed > before else 0.0
-        remaining = f"  {left:.0f} s left" if left else ""
-        line = f"[{now - self._began:4.0f} s] {name:<22} {completed}/{total}  {note}{remaining}"
-        self._console.print(line.rstrip(), markup=False)
+        parts = (f"{task.name:<22} {_count(task)}", _pace(rate), f"{_clock(left)} left" * bool(left), task.note)
+        line = "  ".join(part for part in parts if part)
+        self._console.print(f"[{now - self._began:4.0f} s] {line}", soft_wrap=True)
+
+    def _picture(self) -> Table:
+        """Bars, with what they stand for in the columns that are left."""
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column()
+        for justify in ("left", "right", "right", "right"):
+            grid.add_column(justify=justify, no_wrap=True)
+        tasks, parts = list(self._tasks.values()), list(self._parts.values())
+        at_work = tasks if len(tasks) <= _ALL else [t for t in tasks if t.begun and not t.done][:_AT_WORK]
+        width = min(_NAME, max((len(task.name) for task in at_work), default=0))
+        for task in at_work:
+            _add_row(grid, f"{task.name:<{width}}  {task.note}" if task.note else task.name, task)
+        if len(at_work) < len(tasks):
+            done = sum(task.done for task in tasks)
+            grid.add_row(_cut(f"and {len(tasks) - len(at_work)} more; {done} of {len(tasks)} are done"))
+        for part in parts[:_AT_WORK]:
+            _add_row(grid, f"  {part.name}", part)
+        if len(parts) > _AT_WORK:
+            grid.add_row(_cut(f"  and {len(parts) - _AT_WORK} more cells"))
+        return grid
+
+
+def _add_row(grid: Table, text: str, task: _Task) -> None:
+    bar = ProgressBar(total=task.total or (None if task.begun else 1), completed=task.completed, width=_BAR)
+    grid.add_row(_cut(text), bar, _count(task), _pace(task.rate), _clock(task.left))
+
+
+def _count(task: _Task) -> str:
+    return f"{task.completed}/{task.total or '?'}" if task.begun else ""
+
+
+def _cut(text: str) -> Text:
+    """Gives way where a row is too long."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
+def _pace(rate: float | None) -> str:
+    """`0.25/s`, `12.3/s`, `1234/s`."""
+    if rate is None:
+        return ""
+    return f"{rate:.2g}/s" if rate < 1 else f"{rate:.1f}/s" if rate < 100 else f"{rate:.0f}/s"
+
+
+def _clock(seconds: float | None) -> str:
+    """`0:07`, `12:34`, `1:02:03`."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 from conftest import tiny_clip
 from data.test_data import png, write
@@ -196,3 +197,42 @@ def test_plan_takes_whatever_eval_takes(monkeypatch, capsys):
 def test_version(monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, "--version")
     assert code == 0 and out.strip() == "0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["eval", "--model", "digits", "--data", "digits", "--out", "out", "--eps", "eight"], "is not a number"),
+        (["eval", "--nonsense"], "No such option"),
+        (["data", "prepare", "no-such-set"], "no-such-set"),
+    ],
+)
+def test_errors_are_json_too(tmp_path, args, says):
+    command = [sys.executable, "-m", "rayclip", *args, "--json-logs"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    (error,) = map(json.loads, done.stderr.splitlines())
+    assert (done.returncode, done.stdout, error["level"]) == (2, "", "error") and says in error["message"]
+
+
+def test_progress_is_json(here, tmp_path):
+    command = [sys.executable, "-m", "rayclip", "data", "verify", str(here / "good.parquet"), "--json-logs"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    *_, last = map(json.loads, done.stderr.splitlines())
+    assert (last["level"], last["task"], last["completed"], last["total"]) == ("progress", "verify good.parquet", 9, 9)
+
+
+@pytest.mark.parametrize("app", [cli.app, "sweeps/mmcoa_shots.py"])
+def test_every_command_with_quiet_has_json_logs(app):
+    if isinstance(app, str):
+        file = Path(__file__).parents[1] / app
+        done = subprocess.run([sys.executable, file, "--help"], capture_output=True, text=True, check=True)
+        assert "--quiet" in done.stdout and "--json-logs" in done.stdout
+        return
+    waiting, with_quiet = [typer.main.get_command(app)], 0
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        options = {word for p in command.params for word in p.opts}
+        assert ("--quiet" in options) == ("--json-logs" in options), command.name
+        with_quiet += "--quiet" in options
+    assert with_quiet == 11

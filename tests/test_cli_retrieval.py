@@ -42,14 +42,14 @@ def test_one_table_once(here, monkeypatch, capsys):
     rows = json.loads(Path("rows.json").read_text())
     assert len(rows) == 12 and {r["model"] for r in rows} == {f"local-dir:{here}/model{i}" for i in (0, 1)}
     assert all(r["ci_low"] <= r["recall"] <= r["ci_high"] for r in rows)
-    files = sorted(Path("out").rglob("*.json"))
+    files = sorted(Path("out/retrieval").glob("*.json"))
     assert len(files) == 2 and {f.stem for f in files} == {r["result"] for r in rows}
 
     before = [(f, f.stat().st_mtime_ns) for f in files]
     monkeypatch.setattr(retrieval, "embed_pairs", lambda *a, **k: pytest.fail("computed again"))
     code, again, err = call(monkeypatch, capsys, *args)
     assert (code, again, err) == (0, out, "")
-    assert [(f, f.stat().st_mtime_ns) for f in sorted(Path("out").rglob("*.json"))] == before
+    assert [(f, f.stat().st_mtime_ns) for f in sorted(Path("out/retrieval").glob("*.json"))] == before
 
 
 def test_limit_quiet_and_rows_to_standard_output(here, monkeypatch, capsys):

@@ -21,6 +21,7 @@ from rayclip.attacks.sep import SepAttack
 from rayclip.attacks.sga import SGA
 from rayclip.attacks.square import Square
 from rayclip.attacks.transfer import Transfer
+from rayclip.names import ATTACKS_ABOUT
 from rayclip.settings import convert_all, split_names
 from rayclip.types import UserError
 
@@ -60,29 +61,6 @@ def attack_class(name: str) -> type[Attack]:
     raise UserError(f"unknown attack '{name}': use one of {', '.join(sorted({*ATTACKS, *offered}))}.")
 
 
-_ABOUT = {
-    "clean": "no attack",
-    "fgsm": "one step of eps along the gradient's sign (Goodfellow et al. 2015)",
-    "pgd": "steps along the gradient of the cross-entropy, l_inf or l_2 (Madry et al. 2018)",
-    "pgd-l2": "PGD in an l_2 ball",
-    "cw": "PGD on the logit margin (Carlini & Wagner 2017)",
-    "apgd-ce": "PGD that chooses its step by itself, on the cross-entropy (Croce & Hein 2020)",
-    "apgd-dlr": "the same on the difference of logits ratio",
-    "apgd-t": "the same on the targeted DLR, toward each of the likeliest wrong classes",
-    "fab-t": "looks for the nearest misclassified image (Croce & Hein 2020)",
-    "square": "random search over square windows, by scores alone (Andriushchenko et al. 2020)",
-    "autoattack": "APGD-CE, APGD-T, FAB-T and Square, each on what survives (Croce & Hein 2020)",
-    "autoattack-seeds": "APGD-CE and APGD-DLR, as SAFT and TTC run it",
-    "feature": "moves the image's embedding away from the clean one (FARE, TTC; AdvPT)",
-    "semantic": "against several captions a class at once (SAFT)",
-    "transfer": "made on another model, judged on this one",
-    "bert": "BERT-Attack: changes words of the class prompts (Li et al. 2020)",
-    "co-attack": "prompts first, then the image away from itself and from them (Zhang et al. 2022)",
-    "sga": "prompts and image guided by each other, over scales (Lu et al. 2023)",
-    "sep": "image and prompts attacked on their own, judged together (MMCoA's multimodal attack)",
-}
-
-
 def known_attacks() -> dict[str, type[Attack]]:
     """Every attack by its name, those of other packages last."""
     offered = {e.name: e.load() for e in entry_points(group="rayclip.attacks") if e.name not in ATTACKS}
@@ -91,7 +69,7 @@ def known_attacks() -> dict[str, type[Attack]]:
 
 def about(name: str, kind: type[Attack]) -> str:
     """An attack in one line; of another package's, the first line of its docstring."""
-    return _ABOUT.get(name) or (kind.__doc__ or "").strip().split("\n")[0]
+    return ATTACKS_ABOUT.get(name) or (kind.__doc__ or "").strip().split("\n")[0]
 
 
 def make_attack(name: str, **settings: Any) -> Attack:

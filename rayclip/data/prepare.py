@@ -248,12 +248,10 @@ def _prepare_split(
     total = source.splits()[split] or 0
     classes = len(request.class_names)
 
-    began, before, told = time.monotonic(), progress.consumed, 0.0
+    told = 0.0
 
-    def tell(now: float) -> None:
-        remark = f"{(progress.consumed - before) / max(now - began, 1e-3):.0f} img/s"
-        if progress.rejected:
-            remark += f", {len(progress.rejected)} set aside"
+    def tell() -> None:
+        remark = f"{len(progress.rejected)} set aside" if progress.rejected else ""
         on_progress(split, progress.consumed, total, remark)
 
     with ExitStack() as stack:
@@ -286,7 +284,7 @@ def _prepare_split(
                     journal.write()
             if (now := time.monotonic()) - told > _TELL_S:
                 told = now
-                tell(now)
+                tell()
         if writer is not None:
             progress.shards.append(dataclasses.asdict(writer.commit()))
     if not progress.shards:
@@ -297,7 +295,7 @@ def _prepare_split(
     progress.done = True
     journal.write()
     total = progress.consumed
-    tell(time.monotonic())
+    tell()
 
 
 def _examine(record: Record, classes: int) -> Taken | str:

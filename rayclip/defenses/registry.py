@@ -8,6 +8,7 @@ from rayclip.defenses.rn import RandomNoise
 from rayclip.defenses.signed import AntiAdversary, Hedge
 from rayclip.defenses.ttc import TTC
 from rayclip.defenses.tte import TTE
+from rayclip.names import DEFENSES_ABOUT
 from rayclip.settings import convert_all, split_names
 from rayclip.types import UserError
 
@@ -15,14 +16,6 @@ NONE = "none"
 DRAWS = 4  # of EOT, where nobody says how many
 
 DEFENSES: dict[str, type[Defense]] = {d.name: d for d in (TTC, RandomNoise, TTE, AntiAdversary, Hedge)}
-
-_ABOUT = {
-    "ttc": "counterattacks images that an attack made falsely stable (Xing et al. 2025)",
-    "rn": "uniform noise",
-    "tte": "mean prediction over the image, four crops and their mirror images (Pérez et al. 2021)",
-    "anti-adversary": "two steps that make the predicted class surer (Alfarra et al. 2022)",
-    "hedge": "steps that raise the loss of all classes together (Wu et al. 2021)",
-}
 
 
 def known_defenses() -> dict[str, type[Defense]]:
@@ -33,7 +26,7 @@ def known_defenses() -> dict[str, type[Defense]]:
 
 def about(name: str, kind: type[Defense]) -> str:
     """A defence in one line; of another package's, the first line of its docstring."""
-    return _ABOUT.get(name) or (kind.__doc__ or "").strip().split("\n")[0]
+    return DEFENSES_ABOUT.get(name) or (kind.__doc__ or "").strip().split("\n")[0]
 
 
 def parse_defenses(text: str) -> list[Chain]:

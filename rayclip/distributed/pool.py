@@ -14,7 +14,7 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 
 from rayclip.distributed.resources import PoolSize, Share
-from rayclip.evaluation import Evaluator, Shard, Shards, Store
+from rayclip.evaluation import Cell, Evaluator, Shard, Shards, Store
 from rayclip.evaluation.costs import Costs, Hardware
 from rayclip.evaluation.plan import cut
 from rayclip.evaluation.schedule import Schedule, ShardId
@@ -87,7 +87,8 @@ class _Pool:
     def __init__(self, work: Sequence[Shards], store: Store, size: PoolSize, display: Display, total: int) -> None:
         self._work, self._store, self._size, self._display = list(work), store, size, display
         self._total = total
-        self._samples_done = total - sum(len(shards.positions) for shards in work)
+        self._missing = {shards.cell.id: len(shards.positions) for shards in work}
+        self._samples_done = total - sum(self._missing.values())
         self._share = Share.of(size)
         self._hands: list[_Hand] = []
         self._free: list[_Hand] = []
@@ -189,6 +190,7 @@ class _Pool:
             # A worker that was lost may have run out of memory without being able to say so
             batch_size = max(1, self._size.batch_size >> self._schedule.losses(shard))
             self._ask(hand, hand.actor.run.remote(self._work[shard.cell][shard.number], batch_size))
+            self._show(self._work[shard.cell].cell)
             self._most = max(self._most, len(self._waiting) - len(self._starting()))
 
     def _collect(self, hand: _Hand, ref: Any) -> None:
@@ -233,6 +235,11 @@ class _Pool:
         self._samples_done += done.samples
         note = f"{cell.attack_label} {100 * done.right / done.samples:.0f} %"
         self._display.update("evaluating", self._samples_done, self._total, note)
+        self._show(cell, done.samples)
+
+    def _show(self, cell: Cell, more: int = 0) -> None:
+        """A bar for a cell that is in work."""
+        self._display.part(cell.id, cell.title, self._missing[cell.id], more)
 
     def _failed(self, hand: _Hand, error: RayTaskError) -> None:
         """An actor raised something; it lives."""

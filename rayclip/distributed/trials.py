@@ -398,8 +398,7 @@ class _Watcher(tune.Callback):
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         self._on_report()
         if "epoch" in result:
-            epoch = f"epoch {result['epoch']}/{result['epochs']}"
-            note = f"{epoch}  loss {result['loss']:.3f}  {result['images_per_second']:.0f} img/s"
+            note = f"epoch {result['epoch']}/{result['epochs']}, loss {result['loss']:.3f}"
             name = self._trials[trial.config["index"]].name
             self._display.update(name, result["step"], result["total_steps"], note)
             if "checkpoint_path" in result:

@@ -100,6 +100,13 @@ class Cell:
         elsewhere = "" if self.attacked == self.scorer else f"_on-{self.attacked.name}"
         return label_with_eps(self.attack, self.eps) + elsewhere + self.aim.label
 
+    @property
+    def title(self) -> str:
+        """For progress: model (the end of a path), data set and attack."""
+        who = ", ".join([self.model.rpartition("/")[2], *([] if self.scorer == DEFAULT else [self.scorer.label])])
+        behind = f" + {chain_label(self.defense)}" if self.defense else ""
+        return f"{who}{behind} · {self.dataset} · {self.attack_label}"
+
     def describe(self) -> dict[str, Any]:
         """The protocol as every result row carries it."""
         return {

@@ -157,6 +157,17 @@ class Task:
             "protocol": PROTOCOL,
         }
 
+    def record(self) -> dict[str, Any]:
+        """What the result's file says besides the recalls: all that a report needs."""
+        return {
+            "model": self.model,
+            "model_fingerprint": self.model_fingerprint,
+            "dataset": self.dataset,
+            "data_fingerprint": self.data_fingerprint,
+            "attack_label": self.attack_label,
+            "protocol": self.describe(),
+        }
+
 
 # ------------------------------------------------------------------------------------------------------- pure numbers
 
@@ -341,8 +352,7 @@ def run_task(
         where = f"model '{task.model}' on '{task.dataset}' under {task.attack_label}"
         raise FloatingPointError(f"{where}: {error}.") from error
     found = [{"direction": r.direction, "k": r.k, "right": r.right, "n": r.n} for r in recalls]
-    fingerprints = {"model": task.model_fingerprint, "data": task.data_fingerprint}
-    store.write_json(task.file, {"fingerprints": fingerprints, "protocol": task.describe(), "recalls": found})
+    store.write_json(task.file, {**task.record(), "recalls": found})
 
 
 def _bind(task: Task, clip: Clip, pairs: PairSet, positions: Sequence[int], store: Store) -> PairAttack:

@@ -8,6 +8,7 @@ from rayclip.reports.grid import example_grid
 from rayclip.reports.retrieval import retrieval_tables
 from rayclip.reports.search import search_table
 from rayclip.reports.table import Table, result_tables
+from rayclip.types import UserError
 
 if TYPE_CHECKING:
     from rayclip.reports.results import Results
@@ -52,7 +53,7 @@ def make_report(
     document = build(
         results,
         baseline=baseline,
-        against=lambda found: beside_papers(found, against),
+        against=lambda found, tables: beside_papers(found, against, tables),
         figures=lambda section: section_figures(results, section),
         pairs=form == "html",
     )
@@ -72,13 +73,21 @@ def make_report(
 
 
 def make_leaderboard(results: "Results", title: str) -> dict[str, str]:
-    """A leaderboard's files by name: the page, and its numbers as CSV."""
+    """A leaderboard's files by name: the page, and its numbers as CSV.
+
+    Raises:
+        UserError: there are no accuracies to rank.
+    """
+    from dataclasses import replace
+
     from rayclip.reports.build import build
     from rayclip.reports.leaderboard import leaderboard
     from rayclip.reports.numbers import sections
     from rayclip.reports.plain import comma_separated
 
+    if not results.cells:
+        raise UserError("a leaderboard ranks accuracies, and here are recalls only: use rayclip report.")
     return {
-        "leaderboard.csv": comma_separated(build(results)),
+        "leaderboard.csv": comma_separated(build(replace(results, pairs=[]))),
         "index.html": leaderboard(sections(results), title),
     }

@@ -8,22 +8,24 @@ model, `datasets` those that an average is over. What a paper does not say is le
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
 
 from rayclip.data.registry import find
-from rayclip.reports.build import accuracy, signed
-from rayclip.reports.document import Cell, Grid, Part
+from rayclip.reports.build import signed
+from rayclip.reports.document import Cell, Grid, Part, accuracy
 from rayclip.reports.numbers import Attack, Number, Section, Subject, average
+from rayclip.reports.recalls import RecallTable, recall
 from rayclip.reports.results import Model
 from rayclip.reports.table import heading
 from rayclip.types import UserError
 
 _COLUMNS = "paper table method train_dataset shots attack dataset metric value".split()
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_RECALL = re.compile(r"(?P<direction>tr|ir)_r@(?P<k>\d+)")  # a metric
 _NOT_OURS = ("datasets", "attack", "model")  # of a protocol, what is compared by itself
 
 
@@ -75,13 +77,16 @@ def read_paper(text: str, name: str) -> list[Published]:
         raise UserError(f"published numbers '{name}', line {rows.line_num}: {error}.") from None
 
 
-def beside(sections: Sequence[Section], wanted: Sequence[str]) -> list[Part]:
+def beside(sections: Sequence[Section], wanted: Sequence[str], tables: Sequence[RecallTable] = ()) -> list[Part]:
     """A part for each `PAPER:TABLE`, or for every table of `PAPER`.
+
+    Args:
+        sections, tables: ours: accuracies, and recalls.
 
     Raises:
         UserError: there is no such paper or table.
     """
-    return [_part(sections, paper, table, rows) for choice in wanted for paper, table, rows in _chosen(choice)]
+    return [_part(sections, tables, paper, table, rows) for choice in wanted for paper, table, rows in _chosen(choice)]
 
 
 def _chosen(choice: str) -> Iterator[tuple[str, str, list[Published]]]:
@@ -100,19 +105,22 @@ def _chosen(choice: str) -> Iterator[tuple[str, str, list[Published]]]:
 @dataclass(frozen=True, kw_only=True)
 class _Match:
     subject: Subject
-    dataset: str
     attack: Attack
     ours: Number
     theirs: Published
-    differs: str
+    differs: tuple[str, ...]
 
 
-def _part(sections: Sequence[Section], paper: str, table: str, rows: Sequence[Published]) -> Part:
+def _part(
+    sections: Sequence[Section], tables: Sequence[RecallTable], paper: str, table: str, rows: Sequence[Published]
+) -> Part:
     found = [match for row in rows for section in sections for match in _matches(section, row)]
+    found += [match for row in rows for match in _recall_matches(tables, row)]
     title = f"Beside {paper}, table {table}"
     if not found:
-        return Part(title=title, text=(_nothing(sections, rows),))
-    letters: dict[str, str] = {}
+        ours = {d for section in sections for d in section.datasets} | {table.dataset for table in tables}
+        return Part(title=title, text=(_nothing(ours, rows),))
+    letters: dict[tuple[str, ...], str] = {}
     for match in (m for m in found if m.differs):
         letters.setdefault(match.differs, _letter(len(letters)))
     alike = sum(not match.differs for match in found)
@@ -120,8 +128,8 @@ def _part(sections: Sequence[Section], paper: str, table: str, rows: Sequence[Pu
         (
             m.subject.name,
             (
-                Cell(text=m.dataset),
-                Cell(text=heading(m.attack.label)),
+                Cell(text=m.theirs.dataset),
+                Cell(text=_column(m)),
                 accuracy(m.ours),
                 Cell(text=f"{m.theirs.value:.2f}", value=m.theirs.value),
                 _difference(m),
@@ -132,15 +140,26 @@ def _part(sections: Sequence[Section], paper: str, table: str, rows: Sequence[Pu
     ]
     grid = Grid(
         name=f"{paper}-{table}",
-        title=f"ours and those of {paper}, table {table}: accuracy in %",
+        title=f"ours and those of {paper}, table {table}: {_measure(found)} in %",
         header=("model", "data set", "attack", "ours", "theirs", "difference", "differs"),
         rows=tuple(lines),
         notes=(
             f"the protocol matches in {alike} of {len(found)} numbers; there the difference is ours minus theirs",
-            *(f"{letter}: {what}" for what, letter in letters.items()),
+            *(f"{letter}: {', '.join(what)}" for what, letter in letters.items()),
         ),
     )
     return Part(title=title, grids=(grid,))
+
+
+def _column(match: _Match) -> str:
+    """The attack, and the recall that is meant: `co-attack-10 2/255, TR@1`."""
+    where = _RECALL.fullmatch(match.theirs.metric)
+    return heading(match.attack.label) + (f", {where['direction'].upper()}@{where['k']}" if where else "")
+
+
+def _measure(found: Sequence[_Match]) -> str:
+    kinds = {"recall" if _RECALL.fullmatch(m.theirs.metric) else "accuracy" for m in found}
+    return " and ".join(sorted(kinds))
 
 
 def _difference(match: _Match) -> Cell:
@@ -163,7 +182,7 @@ def _matches(section: Section, row: Published) -> Iterator[_Match]:
     if not all(d in by_name for d in row.datasets):
         return
     for subject in section.subjects:
-        if not _is_about(row, subject):
+        if subject.defense != "none" or subject.scorer != "template" or not _is_about(row, subject.model):
             continue
         candidates = []
         for attack in section.attacks:
@@ -173,23 +192,41 @@ def _matches(section: Section, row: Published) -> Iterator[_Match]:
             present = [number for number in numbers if number is not None]
             if len(present) == len(numbers):
                 ours = present[0] if len(present) == 1 and "datasets" not in row.protocol else average(present)
-                candidates.append((_differences(section, subject, attack, row, by_name, numbers), attack, ours))
-        if candidates:
-            differences, attack, ours = min(candidates, key=lambda c: len(c[0]))
-            yield _Match(
-                subject=subject,
-                dataset=row.dataset,
-                attack=attack,
-                ours=ours,
-                theirs=row,
-                differs=", ".join(differences),
-            )
+                entry = section.get(subject, by_name[row.datasets[0]], attack)
+                protocol = {**section.shared, **attack.settings, **(entry.cells[0].protocol if entry else {})}
+                sizes = zip(row.datasets, [number.n for number in present], strict=True)
+                differs = _differences(row, subject.model, protocol, sizes)
+                candidates.append(_Match(subject=subject, attack=attack, ours=ours, theirs=row, differs=differs))
+        yield from _likest(candidates)
 
 
-def _is_about(row: Published, subject: Subject) -> bool:
-    if subject.defense != "none" or subject.scorer != "template" or subject.model.spec.startswith("mix:"):
+def _recall_matches(tables: Sequence[RecallTable], row: Published) -> Iterator[_Match]:
+    """Of each model that the row is about, the recall whose protocol is the most like the paper's."""
+    where = _RECALL.fullmatch(row.metric)
+    if where is None:
+        return
+    candidates: dict[str, list[_Match]] = {}
+    for table in tables:
+        if plain_dataset(table.dataset).removesuffix("_captions") != row.dataset or not _same_kind(row, table.attack):
+            continue
+        protocol = table.attack.settings
+        for subject, pairs in table.rows:
+            number = recall(pairs, where["direction"], int(where["k"]))
+            if number is not None and _is_about(row, subject.model):
+                differs = _differences(row, subject.model, protocol, [(row.dataset, protocol["images"])])
+                match = _Match(subject=subject, attack=table.attack, ours=number, theirs=row, differs=differs)
+                candidates.setdefault(subject.model.fingerprint, []).append(match)
+    for of_one_model in candidates.values():
+        yield from _likest(of_one_model)
+
+
+def _likest(candidates: Sequence[_Match]) -> Sequence[_Match]:
+    return [min(candidates, key=lambda match: len(match.differs))] if candidates else []
+
+
+def _is_about(row: Published, model: Model) -> bool:
+    if model.spec.startswith("mix:"):
         return False
-    model = subject.model
     if model.method is None:
         return row.train_dataset == "none" and model.lineage is None
     shots = "full" if model.shots is None else str(model.shots)
@@ -211,28 +248,25 @@ def _same_kind(row: Published, attack: Attack) -> bool:
 
 
 def _differences(
-    section: Section,
-    subject: Subject,
-    attack: Attack,
-    row: Published,
-    by_name: Mapping[str, str],
-    numbers: Sequence[Number | None],
-) -> list[str]:
-    """What of the published protocol ours is not, each as `steps 10, theirs 100`."""
-    entry = section.get(subject, by_name[row.datasets[0]], attack)
-    ours: dict[str, Any] = {**section.shared, **attack.settings, **(entry.cells[0].protocol if entry else {})}
+    row: Published, model: Model, ours: Mapping[str, Any], sizes: Iterable[tuple[str, int]]
+) -> tuple[str, ...]:
+    """What of the published protocol ours is not, each as `steps 10, theirs 100`.
+
+    Args:
+        sizes: how many images of each of the row's data sets ours stands on.
+    """
     found = []
-    base = str(subject.model.config.get("model") or subject.model.spec)
+    base = str(model.config.get("model") or model.spec)
     if "model" in row.protocol and base != row.protocol["model"]:
         found.append(f"model {PurePosixPath(base).name if '/' in base else base}, theirs {row.protocol['model']}")
     for key, theirs in row.protocol.items():
         if key not in _NOT_OURS and str(ours.get(key, "none")) != theirs:
             found.append(f"{key.replace('_', ' ')} {ours.get(key, 'none')}, theirs {theirs}")
-    for name, number in zip(row.datasets, numbers, strict=True):
-        size = _evaluated(name)
-        if number is not None and size is not None and number.n != size:
-            found.append(f"{number.n:,} of the {size:,} images of {name}")
-    return found
+    for name, images in sizes:
+        size = _evaluated(name) or _evaluated(f"{name}_captions")
+        if size is not None and images != size:
+            found.append(f"{images:,} of the {size:,} images of {name}")
+    return tuple(found)
 
 
 def _evaluated(dataset: str) -> int | None:
@@ -244,11 +278,11 @@ def _evaluated(dataset: str) -> int | None:
     return known.splits.get(known.evaluated)
 
 
-def _nothing(sections: Sequence[Section], rows: Sequence[Published]) -> str:
+def _nothing(ours: set[str], rows: Sequence[Published]) -> str:
     theirs = sorted({d for row in rows for d in row.datasets})
-    ours = sorted({d for section in sections for d in section.datasets})
-    if not {plain_dataset(d) for d in ours} & set(theirs):
-        return f"Nothing to compare: the table is about {', '.join(theirs)}, these results about {', '.join(ours)}."
+    if not {plain_dataset(d).removesuffix("_captions") for d in ours} & set(theirs):
+        about = ", ".join(sorted(ours))
+        return f"Nothing to compare: the table is about {', '.join(theirs)}, these results about {about}."
     kinds = sorted({f"{r.method} ({r.train_dataset}, {r.shots})" for r in rows if r.train_dataset != "none"})
     return (
         f"Nothing to compare: no model here is one of the table's. It has the untouched model and {', '.join(kinds)}."

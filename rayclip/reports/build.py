@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rayclip.reports.document import Cell, Document, Figure, Grid, Part
-from rayclip.reports.numbers import AVERAGE, Attack, Entry, Number, Section, Subject, sections
+from rayclip.reports.document import Cell, Document, Figure, Grid, Part, accuracy
+from rayclip.reports.numbers import AVERAGE, Attack, Entry, Section, Subject, sections
 from rayclip.reports.origins import joined, origins
+from rayclip.reports.recalls import RecallTable, recall_lines, recall_parts, recall_tables
 from rayclip.reports.results import Results, natural
 from rayclip.reports.table import SHOWN, heading
 from rayclip.types import UserError
@@ -20,7 +21,7 @@ def build(
     results: Results,
     *,
     baseline: str | None = None,
-    against: Callable[[Sequence[Section]], Sequence[Part]] = lambda found: (),
+    against: Callable[[Sequence[Section], Sequence[RecallTable]], Sequence[Part]] = lambda found, tables: (),
     figures: Callable[[Section], Sequence[Figure]] = lambda section: (),
     pairs: bool = False,
 ) -> Document:
@@ -35,7 +36,7 @@ def build(
     Raises:
         UserError: there is no model `baseline`.
     """
-    found = sections(results)
+    found, tables = sections(results), recall_tables(results)
     parts: list[Part] = []
     for i, section in enumerate(found, 1):
         title = "Results" if len(found) == 1 else f"Results: {said(section.shared)}"
@@ -46,15 +47,20 @@ def build(
         drawn = tuple(f if i == 1 else replace(f, name=f"{f.name}-section{i}") for f in figures(section))
         if drawn:
             parts.append(Part(title="Figures", figures=drawn))
-    if baseline is not None and not any(_baseline(s, baseline) for s in found):
-        names = sorted({s.name for section in found for s in section.subjects}, key=natural)
+    parts += recall_parts(tables)
+    subjects = [s for section in found for s in section.subjects] + [s for table in tables for s, _ in table.rows]
+    if baseline is not None and not any(baseline in (s.name, s.model.spec) for s in subjects):
+        names = sorted({s.name for s in subjects}, key=natural)
         raise UserError(f"there is no model '{baseline}' in these results: they have {', '.join(names[:12])}.")
-    parts += [*against(found), origins(results)]
+    parts += [*against(found, tables), origins(results)]
     return Document(
         title="Robustness report",
-        summary=(_summary(found), *results.notes),
+        summary=(*_summary(found, tables), *results.notes),
         parts=tuple(parts),
-        lines=tuple(line for section in found for line in _lines(section, _baseline(section, baseline))),
+        lines=(
+            *(line for section in found for line in _lines(section, _baseline(section, baseline))),
+            *recall_lines(tables),
+        ),
         pairs=tuple(_pairs(section, _baseline(section, baseline)) for section in found) if pairs else (),
     )
 
@@ -116,14 +122,6 @@ def _grid(
             said(section.shared),
         ),
     )
-
-
-def accuracy(number: Number | None, *, best: bool = False, mark: str = "") -> Cell:
-    """`70.8` with its interval `66–75`."""
-    if number is None:
-        return Cell()
-    text = "100" if number.top1 == 100 else f"{number.top1:.1f}"
-    return Cell(text=text + mark, note=f"{number.low:.0f}–{number.high:.0f}", value=number.top1, best=best)
 
 
 def significance_grid(section: Section, baseline: Subject) -> Grid:
@@ -233,7 +231,7 @@ def _defense_notes(section: Section) -> list[str]:
     return notes + ([f"through a random defence each query averages {draws} draws"] if draws > 1 else [])
 
 
-def _summary(found: Sequence[Section]) -> str:
+def _summary(found: Sequence[Section], tables: Sequence[RecallTable]) -> list[str]:
     def several(count: int, what: str) -> str:
         return f"{count:,} {what}{'' if count == 1 else 's'}"
 
@@ -241,10 +239,14 @@ def _summary(found: Sequence[Section]) -> str:
     datasets = len({d for section in found for d in section.datasets})
     attacks = len({a.label for section in found for a in section.attacks if a.kind not in ("clean", "worst")})
     verdicts = sum(e.number.n for section in found for e in section.entries.values() if len(e.cells) == 1)
-    return (
+    said = (
         f"{several(models, 'model')} on {several(datasets, 'data set')} under {several(attacks, 'attack')}: "
         f"{several(verdicts, 'verdict')}."
     )
+    searchers = len({s.key for table in tables for s, _ in table.rows})
+    pairs = len({table.dataset for table in tables})
+    searched = f"Retrieval: {several(searchers, 'model')} on {several(pairs, 'set')} of image-caption pairs."
+    return [said] * bool(found) + [searched] * bool(tables)
 
 
 def _lines(section: Section, baseline: Subject | None) -> Iterator[dict[str, Any]]:
@@ -261,14 +263,7 @@ def _lines(section: Section, baseline: Subject | None) -> Iterator[dict[str, Any
                 if entry is not None and baseline is not None and subject != baseline:
                     versus = section.compare(subject, baseline, dataset, attack)
                 yield {
-                    "model": subject.name,
-                    "spec": subject.model.spec,
-                    "fingerprint": subject.model.fingerprint,
-                    "method": subject.model.method or "",
-                    "trained_on": subject.model.trained_on or "",
-                    "shots": _shots(subject),
-                    "scorer": subject.scorer,
-                    "defense": subject.defense,
+                    **subject.described(),
                     "dataset": dataset,
                     "attack": attack.label,
                     "kind": attack.kind,
@@ -288,12 +283,6 @@ def _lines(section: Section, baseline: Subject | None) -> Iterator[dict[str, Any
                     "code": "" if entry is None else entry.cells[0].code,
                     "run": "" if entry is None else joined(cell.run for cell in entry.cells),
                 }
-
-
-def _shots(subject: Subject) -> str:
-    if subject.model.method is None:
-        return ""
-    return "full" if subject.model.shots is None else str(subject.model.shots)
 
 
 def _pairs(section: Section, baseline: Subject | None) -> dict[str, Any]:

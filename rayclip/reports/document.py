@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayclip.reports.numbers import Number
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -20,6 +22,14 @@ class Cell:
     note: str = ""
     value: float | None = None
     best: bool = False
+
+
+def accuracy(number: Number | None, *, best: bool = False, mark: str = "") -> Cell:
+    """A percentage: `70.8` with its interval `66–75`."""
+    if number is None:
+        return Cell()
+    text = "100" if number.top1 == 100 else f"{number.top1:.1f}"
+    return Cell(text=text + mark, note=f"{number.low:.0f}–{number.high:.0f}", value=number.top1, best=best)
 
 
 @dataclass(frozen=True, kw_only=True)

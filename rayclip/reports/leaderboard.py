@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from rayclip.reports.build import accuracy, attack_notes, said
-from rayclip.reports.document import Cell
+from rayclip.reports.build import attack_notes, said
+from rayclip.reports.document import Cell, accuracy
 from rayclip.reports.numbers import AVERAGE, Attack, Entry, Number, Section, Subject, average, worst_over
 from rayclip.reports.page import shell, sortable, table
 from rayclip.reports.results import natural

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import binom
 
 from rayclip.evaluation.aggregate import wilson
-from rayclip.reports.results import JudgedCell, Model, Results, Verdicts, natural, shared, short_names
+from rayclip.reports.results import JudgedCell, JudgedPairs, Model, Results, Verdicts, natural, shared
 
 WORST = "worst"
 AVERAGE = "average"
@@ -95,6 +95,21 @@ class Subject:
     @property
     def key(self) -> tuple[str, str, str]:
         return self.model.fingerprint, self.scorer, self.defense
+
+    def described(self) -> dict[str, Any]:
+        """For a line of a table of numbers."""
+        model = self.model
+        shots = "full" if model.shots is None else str(model.shots)
+        return {
+            "model": self.name,
+            "spec": model.spec,
+            "fingerprint": model.fingerprint,
+            "method": model.method or "",
+            "trained_on": model.trained_on or "",
+            "shots": "" if model.method is None else shots,
+            "scorer": self.scorer,
+            "defense": self.defense,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +212,7 @@ def sections(results: Results) -> list[Section]:
     groups: dict[str, list[JudgedCell]] = {}
     for cell in results.cells:
         groups.setdefault(json.dumps({k: cell.protocol.get(k) for k in _SHARED}), []).append(cell)
-    names = short_names(list({c.model.fingerprint: c.model for c in results.cells}.values()))
+    names = results.names
     found = [_section(json.loads(key), cells, names, results.order) for key, cells in groups.items()]
     return sorted(found, key=lambda s: -len(s.entries))
 
@@ -205,7 +220,7 @@ def sections(results: Results) -> list[Section]:
 def _section(
     common: Mapping[str, Any], cells: Sequence[JudgedCell], names: Mapping[str, str], order: Sequence[str]
 ) -> Section:
-    datasets = _dataset_names(cells)
+    datasets = dataset_names(cells)
     labels = _attack_labels(cells)
     subjects: dict[tuple[str, str, str], Subject] = {}
     attacks: dict[str, Attack] = {}
@@ -222,9 +237,9 @@ def _section(
     rank = {name: i for i, name in enumerate(order)}
     section = Section(
         shared=common,
-        subjects=sorted(subjects.values(), key=lambda s: _place(s, rank)),
+        subjects=sorted(subjects.values(), key=lambda s: subject_order(s, rank)),
         datasets=sorted(dict.fromkeys(datasets.values()), key=natural),
-        attacks=sorted(attacks.values(), key=lambda a: (_KINDS.index(a.kind), _budget(a), natural(a.label))),
+        attacks=sorted(attacks.values(), key=attack_order),
         entries=entries,
     )
     _add_worst(section)
@@ -240,7 +255,7 @@ def _subject(cell: JudgedCell, names: Mapping[str, str]) -> Subject:
     return Subject(model=cell.model, scorer=cell.scorer, defense=cell.defense, name=name)
 
 
-def _place(subject: Subject, rank: Mapping[str, int]) -> tuple[Any, ...]:
+def subject_order(subject: Subject, rank: Mapping[str, int]) -> tuple[Any, ...]:
     """Where a run has printed a table, its order; what it does not have last."""
     model = subject.model
     shots = model.shots if model.shots is not None else math.inf
@@ -248,7 +263,7 @@ def _place(subject: Subject, rank: Mapping[str, int]) -> tuple[Any, ...]:
     return rank.get(model.spec, len(rank)), *own
 
 
-def _dataset_names(cells: Iterable[JudgedCell]) -> dict[str, str]:
+def dataset_names(cells: Iterable[JudgedCell | JudgedPairs]) -> dict[str, str]:
     """A name by data fingerprint; two data sets of one name are told apart."""
     names = {cell.data_fingerprint: cell.dataset for cell in cells}
     taken = list(names.values())
@@ -268,6 +283,11 @@ def _attack_labels(cells: Sequence[JudgedCell]) -> dict[str, str]:
         c.id: " ".join([c.attack, *(f"{k} {c.protocol.get(k, 'none')}" for k in sorted(differing.get(c.attack, ())))])
         for c in cells
     }
+
+
+def attack_order(attack: Attack) -> tuple[Any, ...]:
+    """By kind, budget and name."""
+    return _KINDS.index(attack.kind), _budget(attack), natural(attack.label)
 
 
 def _budget(attack: Attack) -> float:

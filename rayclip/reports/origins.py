@@ -8,9 +8,10 @@ from rayclip.reports.results import JudgedCell, Model, Results, natural, short_n
 
 def origins(results: Results) -> Part:
     """A paragraph for each model and one for each data set."""
-    models = {cell.model.fingerprint: cell.model for cell in results.cells}
+    models = {judged.model.fingerprint: judged.model for judged in (*results.cells, *results.pairs)}
     names = short_names(list(models.values()))
-    data = {cell.data_fingerprint: cell for cell in results.cells}
+    data = {cell.data_fingerprint: f"{cell.dataset}: content {cell.data_fingerprint}" for cell in results.pairs}
+    data |= {c.data_fingerprint: f"{c.dataset}: content {c.data_fingerprint}, called {c.data}" for c in results.cells}
     return Part(
         title="Where the numbers come from",
         text=(
@@ -19,10 +20,7 @@ def origins(results: Results) -> Part:
                 f"{names[m.fingerprint]}: {'; '.join(_about_model(m, results.cells))}."
                 for m in sorted(models.values(), key=lambda model: natural(names[model.fingerprint]))
             ),
-            *(
-                f"Data {cell.dataset}: content {cell.data_fingerprint}, called {cell.data}."
-                for cell in sorted(data.values(), key=lambda cell: natural(cell.dataset))
-            ),
+            *(f"Data {about}." for about in sorted(data.values(), key=natural)),
             *(f"MLflow: {tracker}." for tracker in results.trackers),
         ),
     )

@@ -140,9 +140,10 @@ def _tex(text: str) -> str:
 
 
 def comma_separated(document: Document) -> str:
-    """One line a number."""
+    """One line a number; accuracies and recalls have some columns of their own."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(document.lines[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(name for line in document.lines for name in line))
+    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(document.lines)
     return buffer.getvalue()

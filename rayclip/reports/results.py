@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rayclip.evaluation.retrieval import Recall
 from rayclip.spool import logged_runs
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -24,6 +25,7 @@ _COLUMNS = ["position", "label", "clean_pred", "adv_pred"]
 _RECORD = ("model", "model_fingerprint", "dataset", "data_fingerprint", "class_names", "protocol")
 _MANY = 1000  # cells from which several processes read
 LINEAGE = "lineage"  # folder of the records of models, beside `cells`
+_PAIRS = "retrieval"  # folder of retrieval's results, likewise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +122,25 @@ class JudgedCell:
     run: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgedPairs:
+    """One retrieval result (`retrieval.Task.record`): a model on image-caption pairs under an attack."""
+
+    id: str
+    model: Model
+    dataset: str
+    data_fingerprint: str
+    attack: str
+    protocol: Mapping[str, Any]
+    recalls: tuple[Recall, ...]
+
+
 @dataclass(kw_only=True)
 class Results:
     """Everything that some folders hold.
 
     Attributes:
-        cells: in no particular order.
+        cells, pairs: in no particular order.
         class_names: by data fingerprint.
         order: names of models in the order of the tables that runs have printed.
         notes: what a reader should know about the folders.
@@ -133,10 +148,17 @@ class Results:
     """
 
     cells: list[JudgedCell] = field(default_factory=list)
+    pairs: list[JudgedPairs] = field(default_factory=list)
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     trackers: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """A name for each model's fingerprint."""
+        models = [cell.model for cell in self.cells] + [pairs.model for pairs in self.pairs]
+        return short_names(list({model.fingerprint: model for model in models}.values()))
 
 
 def read_results(
@@ -153,7 +175,7 @@ def read_results(
     Raises:
         UserError: no results there, or a damaged file.
     """
-    stores = [(store, (only or {}).get(place)) for place in dict.fromkeys(places) for store in _with_cells(place)]
+    stores = [(store, (only or {}).get(place)) for place in dict.fromkeys(places) for store in _with_results(place)]
     todo = [(store, cell, models) for store, models in stores for cell in store.child("cells").folders()]
     gathered = _Gathered()
     for store, _ in stores:
@@ -162,20 +184,23 @@ def read_results(
         for done, ((store, cell, _), found) in enumerate(zip(todo, fetched, strict=True), 1):
             gathered.add(store, cell, found)
             tell(done, len(todo))
-    if not gathered.found:
+    for store, models in stores:
+        for name in store.names(_PAIRS, ".json"):
+            gathered.add_pairs(store, name, models)
+    if not gathered.found and not gathered.results.pairs:
         raise UserError(f"{', '.join(places)} holds no verdicts yet: run rayclip eval --out {places[0]} to its end.")
     gathered.results.cells = list(gathered.found.values())
     return gathered.results
 
 
-def _with_cells(place: str) -> list[Store]:
-    store = Store(place)
+def _with_results(place: str) -> list[Store]:
+    store, kinds = Store(place), {"cells", _PAIRS}
     try:
         folders = store.folders()
-        if "cells" in folders:
+        if kinds & set(folders):
             return [store]
         parts = [store.child(name) for name in folders]
-        found = [part for part in parts if "cells" in part.folders()]
+        found = [part for part in parts if kinds & set(part.folders())]
     except OSError as error:
         raise UserError(f"'{place}' cannot be read: {error}") from error
     if not found:
@@ -274,6 +299,23 @@ class _Gathered:
             if runs and address not in self.results.trackers:
                 self.results.trackers.append(address)
         return self._runs[store.root].get(cell, "")
+
+    def add_pairs(self, store: Store, name: str, models: set[str] | None) -> None:
+        record = _json(store, name)
+        try:
+            if models is None or record["model_fingerprint"] in models:
+                pairs = JudgedPairs(
+                    id=PurePosixPath(name).stem,
+                    model=self._model(store, record["model_fingerprint"], record["model"]),
+                    dataset=record["dataset"],
+                    data_fingerprint=record["data_fingerprint"],
+                    attack=record["attack_label"],
+                    protocol=record["protocol"],
+                    recalls=tuple(Recall(**recall) for recall in record["recalls"]),
+                )
+                self.results.pairs += [pairs] * all(pairs.id != other.id for other in self.results.pairs)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{store.root}/{name} is damaged ({error}): delete it and run again.") from None
 
     def _shared(self, positions: np.ndarray | int) -> np.ndarray:
         if isinstance(positions, int):

@@ -29,8 +29,6 @@ def _table(rows: Sequence[RecallRow], first: str, title: str) -> Table:
     names = list(dict.fromkeys(getattr(row, first) for row in rows))
     described = {row.attack: row.protocol for row in rows}
     protocol = rows[0].protocol
-    changed = [heading(attack) for attack, p in described.items() if p["text"] != AS_WRITTEN]
-    text = f"{AS_WRITTEN}{', adversarial under ' + ', '.join(changed) if changed else ''}"
     return Table(
         title=f"{title}: recall in %, n = {protocol['images']} images (TR) and {protocol['captions']} captions (IR), "
         "95 % Wilson intervals",
@@ -38,15 +36,21 @@ def _table(rows: Sequence[RecallRow], first: str, title: str) -> Table:
         body=tuple(
             (heading(n) if first == "attack" else n, *(_number(found[n, d, k]) for d, k in columns)) for n in names
         ),
-        caption="TR: any caption of the image among the first k; IR: the caption's image among the first k; ties count "
-        f"{protocol['ties']}. {''.join(note + '. ' for note in _notes(described))}{text.capitalize()}, "
-        f"{protocol['resolution']} resolution, {protocol['precision']}.",
+        caption="".join(f"{note}. " for note in protocol_notes(described)).strip(),
     )
 
 
-def _notes(described: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The attacks' settings; those that share them in one breath."""
-    notes = []
+def protocol_notes(described: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What counts as found, the attacks' settings (those that share them in one breath), and what all have in common.
+
+    Args:
+        described: protocols by attack label, of one data set; not nothing.
+    """
+    protocol = next(iter(described.values()))
+    notes = [
+        "TR: any caption of the image among the first k; IR: the caption's image among the first k; ties count "
+        f"{protocol['ties']}"
+    ]
     for keys in _SETTINGS:
         sharing: dict[str, list[str]] = {}
         for attack, protocol in described.items():
@@ -54,7 +58,9 @@ def _notes(described: Mapping[str, Mapping[str, Any]]) -> list[str]:
             if settings:
                 sharing.setdefault(settings, []).append(heading(attack))
         notes += [f"{', '.join(attacks)}: {settings}" for settings, attacks in sharing.items()]
-    return notes
+    changed = [heading(attack) for attack, p in described.items() if p["text"] != AS_WRITTEN]
+    text = f"{AS_WRITTEN}{', adversarial under ' + ', '.join(changed) if changed else ''}"
+    return [*notes, f"{text.capitalize()}, {protocol['resolution']} resolution, {protocol['precision']}"]
 
 
 def _number(row: RecallRow) -> str:

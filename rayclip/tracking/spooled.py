@@ -1,6 +1,5 @@
 """A tracker that may be away: what it does not take now waits on disk and is delivered later, once."""
 
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rayclip.progress import say
 from rayclip.spool import IDS, Spool
 from rayclip.store import Store, no_room
 from rayclip.tracking.mlflow_tracker import KEY, MlflowTracker, is_away, source_tags
@@ -150,7 +150,7 @@ class SpooledTracker:
                     return len(self.spool.names())
                 self._starting -= {run} if is_start else set()
                 self.spool.refuse(name, entry, str(error))
-                print(f"warning: MLflow refuses what was to be logged ({redacted(str(error))[:160]})", file=sys.stderr)
+                say("warning", f"MLflow refuses what was to be logged ({redacted(str(error))[:160]})")
             else:
                 self.spool.done(name, entry)
         return left

@@ -635,7 +635,7 @@ def test_ctrl_c_stops_the_command_and_the_same_command_goes_on(tmp_path):
             time.sleep(0.002)
         first.send_signal(signal.SIGINT)
         out, err = first.communicate(timeout=60)
-    assert (first.returncode, out, err) == (130, "", "\nstopped; the same command goes on from here.\n")
+    assert (first.returncode, out, err) == (130, "", "note: stopped; the same command goes on from here.\n")
     assert not (tmp_path / "root/mine/manifest.json").exists()
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert "test: 1,200 images; 1 shard" in done.stdout and done.stderr == ""

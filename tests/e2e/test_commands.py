@@ -293,3 +293,16 @@ def test_a_cluster_that_does_not_answer_is_explained(tmp_path, free_port):
     )
     assert done.returncode == 2 and "no Ray cluster answers" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "r" / "cells").exists()
+
+
+def test_json_logs_are_all_that_a_command_writes_to_standard_error(tmp_path):
+    done = run(tmp_path, "eval", "--model", "digits", *ATTACK, "--limit", 60, "--out", "out", "--json-logs")
+    said = [json.loads(line) for line in done.stderr.splitlines()]
+    told = [each for each in said if each["level"] == "progress"]
+    assert (told[-1]["completed"], told[-1]["total"], told[-1]["seconds_left"]) == (240, 240, 0)
+    trained = run(
+        tmp_path, "train", "--method", "tecoa", "--model", "digits", "--data", "digits", "--shots", 2, "--epochs", 2,
+        "--batch-size", 10, "--eps", "32/255", "--out", "trained", "--json-logs",
+    )  # fmt: skip
+    said = [json.loads(line) for line in trained.stderr.splitlines()]
+    assert [(each["task"], each["completed"]) for each in said if each["level"] == "progress"][-1] == ("trained", 4)

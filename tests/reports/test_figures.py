@@ -8,11 +8,13 @@ from PIL import Image
 
 from rayclip.reports.figures import as_svg, section_figures, write_figure
 from rayclip.reports.figures.embeddings import mean_cosine
+from rayclip.reports.figures.style import apart
 from rayclip.reports.figures.texts import marked
 from rayclip.reports.figures.tradeoff import interpolations, pareto_front
 from rayclip.reports.numbers import sections
 from rayclip.reports.results import read_results
-from reports.made import BERT, CLEAN, bits, describe, fingerprint, pgd, put
+from rayclip.store import Store
+from reports.made import BERT, CLEAN, SEP, bits, describe, fingerprint, pgd, put
 
 
 def drawn(root):
@@ -81,8 +83,6 @@ def test_accuracy_over_training_steps_begins_untouched(tmp_path):
             step=step,
             digest="d",
         )
-    from rayclip.store import Store
-
     store = Store(str(tmp_path))
     for name in store.names("lineage", ".json"):
         record = store.read_json(name)
@@ -92,6 +92,61 @@ def test_accuracy_over_training_steps_begins_untouched(tmp_path):
     figure = drawn(tmp_path)["steps"]
     assert lines(figure) == [np.round(expected, 4).tolist()]
     assert "tecoa" in shown(figure)
+
+
+def test_runs_of_one_name_are_told_apart_by_what_differs(tmp_path):
+    store = Store(str(tmp_path))
+    for seed in (0, 1):
+        for step in (100, 200):
+            model = f"local-dir:/{seed}/epoch-{step}"
+            put(tmp_path, model, CLEAN, bits(10 * seed + step))
+            describe(tmp_path, model, label=f"tecoa epoch {step // 100}", method="tecoa", step=step, digest=f"d{seed}")
+            name = f"lineage/{fingerprint(model)}.json"
+            record = store.read_json(name)
+            record["lineage"]["config"] |= {"seed": seed, "model_fingerprint": "x"}
+            store.write_json(name, record)
+    figure = drawn(tmp_path)["steps"]
+    assert {"tecoa seed 0", "tecoa seed 1"} <= set(shown(figure)) and len(lines(figure)) == 2
+
+
+def test_of_a_run_the_last_checkpoint_stands_over_its_shots(tmp_path):
+    for shots in (1, 5):
+        for step in (1, 2):
+            model = f"local-dir:/{shots}/epoch-{step}"
+            put(tmp_path, model, CLEAN, bits(10 * shots + step))
+            label = f"tecoa {shots}-shot epoch {step}"
+            describe(tmp_path, model, label=label, method="tecoa", shots=shots, step=step, digest=f"d{shots}")
+    figures = drawn(tmp_path)
+    ends = [[float(i), 100 * bits(10 * shots + 2).mean()] for i, shots in enumerate((1, 5))]
+    assert lines(figures["shots"]) == [np.round(ends, 4).tolist()] and "tecoa" in shown(figures["shots"])
+    assert len(lines(figures["steps"])) == 2
+
+
+def test_six_panels_hold_every_kind_of_attack(tmp_path):
+    attacks = [CLEAN, *(pgd(steps=steps) for steps in (1, 2, 3, 4, 5)), BERT, SEP]
+    for step in (1, 2):
+        for attack in attacks:
+            put(tmp_path, f"m{step}", attack, bits(step))
+        describe(tmp_path, f"m{step}", label=f"tecoa epoch {step}", method="tecoa", step=step, digest="d")
+    titles = [ax.get_title() for ax in drawn(tmp_path)["steps"].draw().axes]
+    assert titles == ["clean", "pgd-1 1/255", "pgd-2 1/255", "bert", "sep pgd-10 1/255", "worst"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], []),
+        ([10, 50], [10, 50]),
+        ([50, 50], [45, 55]),
+        ([50, 52, 80], [46, 56, 80]),
+        ([10, 60, 61, 62], [10, 51, 61, 71]),
+        ([48, 52, 58], [42.667, 52.667, 62.667]),
+        ([97, 98, 99], [80, 90, 100]),
+        ([85, 99, 99], [80, 90, 100]),
+    ],
+)
+def test_names_at_the_ends_of_lines_do_not_touch(values, expected):
+    assert apart(values, 10, 100) == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(5))

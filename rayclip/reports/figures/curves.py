@@ -1,6 +1,7 @@
 """Accuracy over shots, over eps and over training steps: one panel an attack, one line a model or method."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -16,11 +17,13 @@ _MOST = 7  # lines of a panel
 
 
 def over_shots(section: Section) -> list[Figure]:
-    """Methods that were trained on different numbers of images a class."""
+    """Methods that were trained on different numbers of images a class; of a training run its last checkpoint."""
     series: dict[str, dict[int | None, Subject]] = {}
-    for subject in section.subjects:
+    earlier = {s for run in _runs(section).values() for step, s in run.items() if step < max(run)}
+    for subject in (s for s in section.subjects if s not in earlier):
         if subject.model.method is not None and "mix:" not in subject.model.spec:
-            name = " ".join(re.sub(r"\b(\d+-shot|full)(?= |$)", "", subject.name).split()) or str(subject.model.method)
+            plain = re.sub(r"\b(\d+-shot|full|epoch \d+)(?= |$)", "", subject.name)
+            name = " ".join(plain.split()) or str(subject.model.method)
             series.setdefault(name, {})[subject.model.shots] = subject
     series = {name: members for name, members in series.items() if len(members) > 1}
     if not series:
@@ -47,23 +50,50 @@ def over_shots(section: Section) -> list[Figure]:
 
 def over_steps(section: Section) -> list[Figure]:
     """Checkpoints of one training run; its start is the model that it fine-tuned."""
+    runs = {run: members for run, members in _runs(section).items() if len(members) > 1}
+    if not runs:
+        return []
+    known = {(s.model.fingerprint, s.scorer): s for s in section.subjects if s.defense == "none"}
+    names = _run_names({run: members[max(members)] for run, members in runs.items()})
+    lines = {}
+    for run, members in runs.items():
+        last = members[max(members)]
+        start = known.get((last.model.config.get("model_fingerprint", ""), last.scorer))
+        lines[names[run]] = {**({} if start is None else {0.0: start}), **members}
+    note = " Step 0 is the model before the training." if any(0.0 in members for members in lines.values()) else ""
+    return [_figure(section, "steps", "Accuracy over training steps", "training step", lines, {}, note=note)]
+
+
+def _runs(section: Section) -> dict[str, dict[float, Subject]]:
+    """The checkpoints of each training run by their step, ascending; judged without a defence, by one scorer."""
     runs: dict[str, dict[float, Subject]] = {}
-    names: dict[str, str] = {}
-    by_fingerprint = {s.model.fingerprint: s for s in section.subjects if s.defense == "none"}
     for subject in section.subjects:
         lineage = subject.model.lineage or {}
-        if subject.defense != "none" or "step" not in lineage or "digest" not in lineage:
-            continue
-        run = f"{lineage['digest']} {subject.scorer}"
-        runs.setdefault(run, {})[float(lineage["step"])] = subject
-        names[run] = re.sub(r" epoch \d+$", "", subject.name)
-        start = by_fingerprint.get(subject.model.config.get("model_fingerprint", ""))
-        if start is not None:
-            runs[run][0.0] = start
-    lines = {names[r]: dict(sorted(members.items())) for r, members in runs.items() if sum(x > 0 for x in members) > 1}
-    if not lines:
-        return []
-    return [_figure(section, "steps", "Accuracy over training steps", "training step", lines, {})]
+        if subject.defense == "none" and "step" in lineage and "digest" in lineage:
+            runs.setdefault(f"{lineage['digest']} {subject.scorer}", {})[float(lineage["step"])] = subject
+    return {run: dict(sorted(members.items())) for run, members in runs.items()}
+
+
+def _run_names(ends: Mapping[str, Subject]) -> dict[str, str]:
+    """A name for each training run, by one of its checkpoints: its label without the epoch, else its method; and of
+    several alike the settings in which they differ."""
+    names, settings = {}, {}
+    for run, subject in ends.items():
+        model = subject.model
+        name = str(model.method) if model.label == model.spec else re.sub(r" epoch \d+$", "", model.label)
+        names[run] = name if subject.scorer == "template" else f"{name}, {subject.scorer}"
+        parts = [model.config, model.config.get("method") or {}, model.config.get("recipe") or {}]
+        settings[run] = {k: v for part in parts for k, v in part.items() if not isinstance(v, Mapping)}
+    for name, count in Counter(names.values()).items():
+        alike = [run for run in names if names[run] == name] if count > 1 else []
+        differing = [
+            k for run in alike for k in settings[run] if any(settings[r].get(k) != settings[run][k] for r in alike)
+        ]
+        shown = [key for key in dict.fromkeys(differing) if not key.endswith("fingerprint")]
+        for run in alike:
+            own = [f"{key} {settings[run].get(key, 'none')}" for key in shown]
+            names[run] = " ".join([name, *(own or [run[:4]])])
+    return names
 
 
 def over_eps(section: Section) -> list[Figure]:
@@ -111,6 +141,7 @@ def _figure(
     lines: Mapping[str, Mapping[float, Subject]],
     ticks: Mapping[float, str],
     flat: Subject | None = None,
+    note: str = "",
 ) -> Figure:
     shown = dict(list(lines.items())[:_MOST])
     attacks = _panel_attacks(section)
@@ -134,7 +165,7 @@ def _figure(
                 ax.set_ylabel("accuracy in %")
         return canvas
 
-    note = f" Dotted: {flat.name}." if flat is not None else ""
+    note += f" Dotted: {flat.name}." if flat is not None else ""
     more = f" {len(lines) - _MOST} more are in the tables." if len(lines) > _MOST else ""
     return Figure(
         name=name,
@@ -157,7 +188,7 @@ def _lines(ax: Axes, lines: Mapping[str, Line], *, label: bool, level: float | N
             x, [p[1].low for p in points], [p[1].high for p in points], color=colour, alpha=0.13, linewidth=0
         )
         ax.plot(x, y, color=colour, marker=marker, markeredgecolor="none")
-        ends.append((x[-1], y[-1], short(name), colour))
+        ends.append((x[-1], y[-1], short(name), colour, marker))
         values += [p[1].high for p in points]
     if level is not None:
         ax.axhline(level, color=MUTED, linestyle=":", linewidth=1.4)
@@ -168,10 +199,12 @@ def _lines(ax: Axes, lines: Mapping[str, Line], *, label: bool, level: float | N
 
 
 def _panel_attacks(section: Section) -> list[Attack]:
-    """At most six: clean, worst cases, and of the rest the first."""
+    """At most six: clean and worst cases, then the first of each kind, then others."""
     ends = [a for a in section.attacks if a.kind in ("clean", "worst")]
-    rest = [a for a in section.attacks if a not in ends][: max(0, 6 - len(ends))]
-    return [a for a in section.attacks if a in ends[:6] or a in rest]
+    rest = [a for a in section.attacks if a not in ends]
+    firsts = list({a.kind: a for a in reversed(rest)}.values())
+    chosen = [*ends, *firsts, *(a for a in rest if a not in firsts)][:6]
+    return [a for a in section.attacks if a in chosen]
 
 
 def _untouched(section: Section) -> Subject | None:

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.transforms import offset_copy
 
 from rayclip.reports.document import Figure
 from rayclip.reports.numbers import Attack, Entry, Section, Subject
@@ -80,26 +81,42 @@ def percent_axis(axes: Axes, values: Sequence[float], label: str = "") -> None:
     axes.set_ylabel(label)
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names at the right ends of lines, moved apart where they would touch. `ends` are (x, y, name, colour)."""
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str, str]]) -> None:
+    """Names with their markers beside the right ends of lines, moved apart where they would touch. `ends` are (x, y,
+    name, colour, marker)."""
     low, high = axes.get_ylim()
-    gap = (high - low) * 0.075
-    placed: list[tuple[float, float, str, str, float]] = []
-    for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
-        at = max(y, placed[-1][4] + gap) if placed else y
-        placed.append((x, y, name, colour, at))
-    over = max((p[4] for p in placed), default=low) - high
-    for x, _, name, colour, at in placed:
+    ends = sorted(ends, key=lambda end: end[1])
+    right = max((x for x, *_ in ends), default=0.0)
+    places = apart([y for _, y, *_ in ends], 0.085 * (high - low), high)
+    beside = offset_copy(axes.transData, axes.figure, x=12, units="points")  # type: ignore[arg-type]
+    for (_, _, name, colour, marker), at in zip(ends, places, strict=True):
+        axes.scatter([right], [at], s=16, color=colour, marker=marker, linewidths=0, transform=beside, clip_on=False)
         axes.annotate(
             name,
-            (x, at - max(0.0, over)),
-            xytext=(7, 0),
+            (right, at),
+            xytext=(18, 0),
             textcoords="offset points",
             va="center",
             color=colour,
             fontsize=8.5,
             annotation_clip=False,
         )
+
+
+def apart(values: Sequence[float], gap: float, high: float) -> list[float]:
+    """Ascending values moved apart to distances of at least `gap` and below `high`, each crowd around its middle."""
+    crowds: list[tuple[float, int]] = []  # middle, and how many
+    for value in values:
+        middle, count = value, 1
+        while crowds and crowds[-1][0] + gap * (crowds[-1][1] + count) / 2 > middle:
+            before, many = crowds.pop()
+            middle = (before * many + middle * count) / (many + count)
+            count += many
+        crowds.append((middle, count))
+    found = [middle + gap * (i - (count - 1) / 2) for middle, count in crowds for i in range(count)]
+    for i in reversed(range(len(found))):
+        found[i] = min(found[i], high - gap * (len(found) - 1 - i))
+    return found
 
 
 def short(name: str, length: int = 22) -> str:
