@@ -8,7 +8,8 @@ from rayclip.reports.results import JudgedCell, Model, Results, natural, short_n
 
 def origins(results: Results) -> Part:
     """A paragraph for each model and one for each data set."""
-    models = {judged.model.fingerprint: judged.model for judged in (*results.cells, *results.pairs)}
+    known = [*(cell.model for cell in results.cells), *(pairs.model for pairs in results.pairs)]
+    models = {model.fingerprint: model for model in known}
     names = short_names(list(models.values()))
     data = {cell.data_fingerprint: f"{cell.dataset}: content {cell.data_fingerprint}" for cell in results.pairs}
     data |= {c.data_fingerprint: f"{c.dataset}: content {c.data_fingerprint}, called {c.data}" for c in results.cells}
