@@ -184,7 +184,7 @@ def train(
 
     import dataclasses
 
-    from rayclip import api
+    from rayclip import api, checks
     from rayclip.attacks.bert import TextSettings
     from rayclip.distributed import Trial
     from rayclip.methods import make_method
@@ -229,7 +229,7 @@ def train(
         seed=seed,
         resolution=resolution,
         names=class_names,
-        recipe=api.choose_recipe(chosen, model, recipe, {k: v for k, v in overrides.items() if v is not None}),
+        recipe=checks.choose_recipe(chosen, model, recipe, {k: v for k, v in overrides.items() if v is not None}),
         precision=precision,
         save_every_steps=save_every_steps,
         data_workers=data_workers,
@@ -239,9 +239,9 @@ def train(
     trial = Trial(name=place.name, config=config, out=place.root)
     did_something = api.fine_tune(
         trial,
-        api.Where(
+        checks.Where(
             out=out,
-            tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
+            tracking=None if no_tracking else checks.Tracking.choose(tracking_uri, experiment),
             cluster=cluster,
             train_workers=workers,
             quiet=quiet,

@@ -111,7 +111,7 @@ def interpolate(
     """Evaluate the weights (1-a)·FROM + a·TO at each a: the curve from clean to robust accuracy."""
     check_places(out, json)
 
-    from rayclip import api
+    from rayclip import api, checks
     from rayclip.attacks import parse_attacks
     from rayclip.cli import default_step
     from rayclip.evaluation import Protocol
@@ -119,16 +119,16 @@ def interpolate(
 
     budget = None if eps is None else parse_budget(eps)
     defaults = {"steps": steps, "step": default_step(step_size, budget, steps), "substitutes": substitutes}
-    evaluation = api.Evaluation(
+    evaluation = checks.Evaluation(
         data=[d.strip() for d in data.split(",") if d.strip()],
         attacks=parse_attacks(attacks, defaults),
         protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=class_names),
         limit=limit,
     )
     models = mixes(start, end, a)
-    where = api.Where(
+    where = checks.Where(
         out=out,
-        tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
+        tracking=None if no_tracking else checks.Tracking.choose(tracking_uri, experiment),
         cluster=cluster,
         quiet=quiet,
         verbose=verbose,

@@ -103,10 +103,10 @@ def leaderboard(
 
     own = str(out / "results")
     if add:
-        from rayclip import api
+        from rayclip import api, checks
 
-        again = api.evaluations_of(_read(places[:1], tracking_uri, quiet=quiet))
-        where = api.Where(out=own, cluster=cluster, quiet=quiet)
+        again = checks.evaluations_of(_read(places[:1], tracking_uri, quiet=quiet))
+        where = checks.Where(out=own, cluster=cluster, quiet=quiet)
         api.compare("leaderboard", {model: model for model in add}, again, where)
     folders = [*places, *([own] if (out / "results" / "cells").is_dir() and own not in places else [])]
     store = Store(str(out))

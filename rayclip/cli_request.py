@@ -32,7 +32,7 @@ from rayclip.cli_options import (
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
-    from rayclip.api import Evaluation, Where
+    from rayclip.checks import Evaluation, Where
 
 
 class Request(NamedTuple):
@@ -130,7 +130,7 @@ def request(
     """What the options stand for."""
     check_places(out, json)
 
-    from rayclip import api
+    from rayclip import checks
     from rayclip.attacks import parse_attacks
     from rayclip.cli import default_step
     from rayclip.defenses import DRAWS, parse_aims, parse_defenses
@@ -141,7 +141,7 @@ def request(
 
     budget = None if eps is None else parse_budget(eps)
     defaults = {"steps": steps, "step": default_step(step_size, budget, steps), "substitutes": substitutes}
-    evaluation = api.Evaluation(
+    evaluation = checks.Evaluation(
         data=[d.strip() for d in data.split(",") if d.strip()],
         attacks=parse_attacks(attacks, defaults),
         protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=class_names, precision=precision),
@@ -151,9 +151,9 @@ def request(
         scorers=parse_scorers(scorer),
         made_against=_made_against(made_against),
     )
-    where = api.Where(
+    where = checks.Where(
         out=out,
-        tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
+        tracking=None if no_tracking else checks.Tracking.choose(tracking_uri, experiment),
         cluster=cluster,
         pool=PoolSize(gpus=gpus_per_worker, batch_size=batch_size, shard_size=shard_size, compiled=compiled),
         quiet=quiet,

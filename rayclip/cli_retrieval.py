@@ -64,7 +64,7 @@ def retrieval(
     """Recall at 1, 5, 10 of images' captions (TR) and captions' images (IR), clean and attacked."""
     check_places(out, json)
 
-    from rayclip import api
+    from rayclip import api, checks
     from rayclip.attacks import parse_attacks
     from rayclip.distributed.resources import PoolSize
     from rayclip.units import parse_budget
@@ -73,9 +73,9 @@ def retrieval(
     # The papers' step for retrieval (Co-Attack's)
     step = parse_budget(step_size, "step-size") if step_size else 1.25 * (budget or 0.0) / steps
     defaults = {"steps": steps, "step": step, "substitutes": substitutes, "stop": "final"}
-    where = api.Where(
+    where = checks.Where(
         out=out,
-        tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
+        tracking=None if no_tracking else checks.Tracking.choose(tracking_uri, experiment),
         pool=PoolSize(batch_size=batch_size),
         quiet=quiet,
     )

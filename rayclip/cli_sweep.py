@@ -16,8 +16,9 @@ from rayclip.cli_options import JsonLogs, Quiet
 from rayclip.types import UserError
 
 if TYPE_CHECKING:  # `--help` is instant
-    from rayclip.api import Evaluation, Found, SweepResult, Where
+    from rayclip.api import Found, SweepResult
     from rayclip.attacks import Attack
+    from rayclip.checks import Evaluation, Where
     from rayclip.distributed import Trial
     from rayclip.evaluation.cell import MadeAgainst
     from rayclip.methods import Method, Recipe
@@ -232,7 +233,7 @@ class Run:
     """
 
     def __init__(self, name: str, options: Options, differs: Mapping[str, Any], about: str = "") -> None:
-        from rayclip import api
+        from rayclip import checks
         from rayclip.store import Store
         from rayclip.units import parse_budget
 
@@ -255,7 +256,7 @@ class Run:
         self.substitutes = "clip-table" if bundled else options.substitutes
         self.out = Store(options.out or f"runs/{name.replace('-', '_')}-{options.scale}")
         self._errors: dict[str, str] = {}
-        self.tracking = api.Tracking.choose(options.tracking_uri, name, about)
+        self.tracking = checks.Tracking.choose(options.tracking_uri, name, about)
 
     @property
     def is_paper(self) -> bool:
@@ -393,7 +394,7 @@ class Run:
             defenses, scorers: as `rayclip eval` takes them.
             made_against: what image attacks attack where the scorer is another than the template.
         """
-        from rayclip.api import Evaluation
+        from rayclip.checks import Evaluation
         from rayclip.defenses import parse_defenses
         from rayclip.evaluation import Protocol
         from rayclip.models.scorers import parse_scorers
@@ -415,7 +416,7 @@ class Run:
 
     def where(self, part: str = "") -> "Where":
         """Where a part of the sweep runs and leaves its results."""
-        from rayclip.api import Where
+        from rayclip.checks import Where
 
         return Where(
             out=self.results(part).root,

@@ -26,7 +26,7 @@ from PIL import Image
 
 from data import forms
 from data.test_data import NAMES, png, write
-from rayclip.api import Opened
+from rayclip.checks import Opened
 from rayclip.data import open_data
 from rayclip.data.manifest import MANIFEST, Manifest
 from rayclip.data.prepare import REJECTED, Layout, Request, prepare

@@ -1,0 +1,263 @@
+"""What is asked for, and whether it can be done: everything that can be wrong is found here, before anything starts."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from rayclip.attacks import Attack, attack_as_described
+from rayclip.attacks.bert import TextSettings
+from rayclip.data import ImageSet, Names, PairSet, Resolution, few_shot, locate, open_data
+from rayclip.data.images import mixed_sizes
+from rayclip.defenses import DRAWS, Aim, Chain
+from rayclip.distributed import (
+    PoolSize,
+)
+from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, make_cells
+from rayclip.evaluation.cell import MadeAgainst, default_substitutes
+from rayclip.logbook import Logbook
+from rayclip.methods import SMALL_BELOW, Method, Recipe
+from rayclip.models import Clip, load_model
+from rayclip.models.named import allow as allow_named
+from rayclip.models.scorers import DEFAULT, Scorer
+from rayclip.progress import Display, say
+from rayclip.reports.results import Results
+from rayclip.spool import Spool
+from rayclip.tracking import MlflowTracker, SpooledTracker, default_uri
+from rayclip.training import TrainConfig
+from rayclip.training.captions import with_captions
+from rayclip.types import UserError
+from rayclip.units import parse_budget
+
+_SILENT_S = 2.0  # a check that is over sooner is not worth a line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What to evaluate models on.
+
+    Attributes:
+        data: data specifications (`open_data`, split `test`).
+        attacks: with their settings.
+        protocol: budget, seed, resolution, template.
+        defenses: chains of test-time defences to put each model behind; the empty one is the model itself.
+        aims: what attacks on defended models are aimed at.
+        scorers: ways to score an image against a class.
+        made_against: what image attacks attack where the scorer is not the template: the scorer itself, the template.
+        limit: at most so many samples of each data set.
+    """
+
+    data: Sequence[str]
+    attacks: Sequence[Attack]
+    protocol: Protocol
+    limit: int | None = None
+    defenses: Sequence[Chain] = ((),)
+    aims: Sequence[Aim] = (Aim(), Aim(gradient="bpda", draws=DRAWS))
+    scorers: Sequence[Scorer] = (DEFAULT,)
+    made_against: Sequence[MadeAgainst] = ("own",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """An MLflow experiment, by name: the connection is made when the arguments have been checked.
+
+    Attributes:
+        about: what the study asks, in Markdown.
+    """
+
+    uri: str
+    experiment: str
+    about: str = ""
+
+    @classmethod
+    def choose(cls, uri: str | None, experiment: str, about: str = "") -> "Tracking":
+        """`uri`, or `MLFLOW_TRACKING_URI`, or an SQLite file in the working directory."""
+        return cls(uri=uri or default_uri(), experiment=experiment, about=about)
+
+    def connect(self, store: Store) -> SpooledTracker:
+        """What MLflow does not take now waits in the store.
+
+        Raises:
+            UserError: it cannot be reached and has not been before.
+        """
+        mlflow = MlflowTracker(self.uri, self.experiment)
+        return SpooledTracker(mlflow, Spool(store), known=Logbook.has_logged_to(store, mlflow.address))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where work runs and is logged.
+
+    Attributes:
+        out: folder (evaluations: or object-store URI) of all results.
+        tracking: store and experiment; None logs nothing.
+        cluster: a running Ray cluster instead of a private Ray.
+        pool: of the evaluation actors.
+        train_workers: Train workers of each trial.
+        quiet: show no progress.
+        verbose: let Ray and its workers print.
+    """
+
+    out: str
+    tracking: Tracking | None = None
+    cluster: bool = False
+    pool: PoolSize = dataclasses.field(default_factory=PoolSize)
+    train_workers: int = 1
+    quiet: bool = False
+    verbose: bool = False
+
+    def logbook(self, store: Store) -> Logbook:
+        """Connects to the tracker; the first thing that is done once the arguments are known to be good."""
+        if self.tracking is None:
+            return Logbook(store, None)
+        return Logbook(store, self.tracking.connect(store), self.tracking.about)
+
+
+# ------------------------------------------------------------------------------------------------ checks before work
+
+
+class Opened:
+    """Models and data that the checks of one call have opened: the trials of a sweep share their base model."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._model: tuple[str, Clip] | None = None
+        self._fingerprints: dict[str, str] = {}
+        self._data: dict[tuple[str, str, str], ImageSet] = {}
+
+    def model(self, spec: str) -> Clip:
+        """The last one stays in memory."""
+        if self._model is None or self._model[0] != spec:
+            self._model = spec, load_model(spec)
+        return self._model[1]
+
+    def fingerprint(self, spec: str) -> str:
+        if spec not in self._fingerprints:
+            self._fingerprints[spec] = self.model(spec).fingerprint()
+        return self._fingerprints[spec]
+
+    def data(self, spec: str, role: Literal["train", "test"], resolution: Resolution, names: Names) -> ImageSet:
+        """Damaged images and mixed sizes are met now; what a reader of the numbers should know is said."""
+        key = spec, role, names
+        if key not in self._data:
+            data = open_data(spec, role, names)
+            self.check(data)
+            for note in data.notes:
+                say("note", f"{data.name}: {note}")
+            self._data[key] = data
+        if resolution == "native" and self._data[key].native_size is None:
+            raise mixed_sizes(self._data[key])
+        return self._data[key]
+
+    def check(self, data: ImageSet | PairSet) -> None:
+        """Look at every image of files that nobody has looked at; shows progress where that takes long."""
+        began = time.monotonic()
+        with Display(quiet=self._quiet) as display:
+
+            def tell(done: int, total: int) -> None:
+                if time.monotonic() - began > _SILENT_S:
+                    display.update(f"check {data.name}", done, total)
+
+            data.check(tell)
+
+
+def choose_recipe(
+    method: Method, model: str, name: Literal["paper", "small"] | None, overrides: Mapping[str, Any]
+) -> Recipe:
+    """The method's published recipe or the one for small models, by default as the model's size asks for."""
+    small = name == "small" or (name is None and sum(p.numel() for p in load_model(model).parameters()) < SMALL_BELOW)
+    return dataclasses.replace(method.small if small else method.recipe, **overrides)
+
+
+def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainConfig:
+    """The configuration with its default substitutes and the fingerprints of model and data spelled out.
+
+    Raises:
+        UserError: whatever `train` would raise for these arguments.
+    """
+    method = config.method.with_default_substitutes(default_substitutes(bundled=config.data == "digits"))
+    config = dataclasses.replace(config, data=locate(config.data))
+    data = opened.data(config.data, "train", config.resolution, config.names)
+    drawn = few_shot(data, config.shots, config.seed)
+    if len(drawn) < workers:
+        raise UserError(f"{len(drawn)} training images cannot be dealt out to {workers} workers: use fewer workers.")
+    method = with_captions(method, config.data, data.class_names)
+    method.check(opened.model(config.model))
+    if method.trains == "prompt":
+        allow_named(config.model)  # the prompt that is learned will name it
+    return dataclasses.replace(
+        config,
+        method=method,
+        model_fingerprint=opened.fingerprint(config.model),
+        data_fingerprint=data.fingerprint,
+    )
+
+
+def plan_cells(
+    models: Sequence[str], evaluation: Evaluation, opened: Opened
+) -> tuple[list[Cell], dict[str, np.ndarray]]:
+    """Open every model and data set; the cells, and the positions to evaluate by data specification.
+
+    Raises:
+        UserError: a model, data set or attack that cannot work.
+    """
+    protocol = evaluation.protocol
+    if not evaluation.data:
+        raise UserError("no data set is named: give --data a name or a .parquet file.")
+    specs = [locate(spec) for spec in evaluation.data]
+    datasets = [(spec, opened.data(spec, "test", protocol.resolution, protocol.names)) for spec in specs]
+    names = [data.name for _, data in datasets]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"two data sets share the name '{twice[0]}', which tables could not tell apart: rename a file.")
+    cells: list[Cell] = []
+    for spec in dict.fromkeys(models):
+        new = make_cells(
+            [(spec, opened.fingerprint(spec))],
+            datasets,
+            evaluation.attacks,
+            protocol,
+            evaluation.defenses,
+            evaluation.aims,
+            evaluation.scorers,
+            evaluation.made_against,
+        )
+        if not cells:  # a source of substitutes that can be opened for one model can be opened for all
+            for attack in {c.attack for c in new}:
+                if isinstance(attack, TextSettings):
+                    attack.source(opened.model(spec))
+        cells += new
+    return cells, {spec: chosen_positions(len(data), evaluation.limit) for spec, data in datasets}
+
+
+def evaluations_of(results: Results) -> list[Evaluation]:
+    """How the models of some results were evaluated without a defence, by the template: for another to be like them.
+
+    Raises:
+        UserError: an attack's settings cannot be told from the results.
+    """
+    plain = [cell for cell in results.cells if cell.scorer == "template" and cell.defense == "none"]
+    sizes: dict[str, int] = {}
+    for cell in plain:
+        sizes[cell.data] = max(sizes.get(cell.data, 0), cell.verdicts.n)
+    found: dict[tuple[str, Protocol], dict[str, Attack]] = {}
+    for cell in plain:
+        said = cell.protocol
+        protocol = Protocol(
+            eps=parse_budget(said["eps"]) if "eps" in said else None,
+            seed=said["seed"],
+            resolution=said["resolution"],
+            names=said["class_names"],
+            template=said["template"],
+            precision=said["precision"],
+        )
+        attack = attack_as_described(said)
+        found.setdefault((cell.data, protocol), {})[json.dumps(attack.describe(), sort_keys=True)] = attack
+    return [
+        Evaluation(data=[data], attacks=list(attacks.values()), protocol=protocol, limit=sizes[data])
+        for (data, protocol), attacks in found.items()
+    ]
