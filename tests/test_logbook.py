@@ -1,12 +1,14 @@
 """A real MLflow store gets every run once and whole, wherever a command was cut off."""
 
 import errno
+import io
 import itertools
 import json
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from rayclip.attacks import parse_attacks
 from rayclip.evaluation import Cell, Protocol
@@ -24,6 +26,16 @@ CELL = Cell(
     model="m", model_fingerprint="f", data="digits", dataset="digits", data_fingerprint="g", class_names=("a", "b"),
     attack=parse_attacks("clean", {})[0], protocol=Protocol(),
 )  # fmt: skip
+
+
+def test_a_picture_is_in_the_gallery_once(mlflow):
+    tracker = MlflowTracker(mlflow, "gallery")
+    run = tracker.start("run")
+    Image.new("RGB", (4, 4), "red").save(png := io.BytesIO(), "PNG")
+    for key in ("digits-pgd", "digits-pgd", "digits-pgd-2"):
+        tracker.image(run, key, png.getvalue())
+    pictures = [f.path for f in MlflowClient(mlflow).list_artifacts(run, "images") if f.path.endswith(".png")]
+    assert len(pictures) == 2
 
 
 def log(tracker: MlflowTracker, store: Store) -> None:

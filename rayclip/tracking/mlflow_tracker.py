@@ -226,7 +226,8 @@ class MlflowTracker:
         from PIL import Image
 
         client = self.client()
-        if not any(f.path.startswith(f"images/{key}%") for f in client.list_artifacts(run, "images")):
+        there = (f"images/{key}+", f"images/{key}%")  # MLflow writes key+step+…, in some versions key%step%…
+        if not any(f.path.startswith(there) for f in client.list_artifacts(run, "images")):
             client.log_image(run, Image.open(io.BytesIO(png)), key=key, step=0)
 
     def data(self, run: str, name: str, digest: str, context: str, about: Mapping[str, Any]) -> None:

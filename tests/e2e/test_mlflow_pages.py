@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,9 @@ def test_a_sweep_fills_mlflow_as_designed(client, runs, done, command):
     trained = runs["tecoa 1-shot"].data
     assert metrics.items() <= trained.metrics.items() and trained.params["shots"] == "1", "settings beside numbers"
     assert len(client.get_metric_history(runs["tecoa 1-shot"].info.run_id, "train/loss")) == 2
-    pictures = {f.path.split("%")[0] for f in client.list_artifacts(runs["eval tecoa 1-shot"].info.run_id, "images")}
+    pictures = {
+        re.split("[+%]", f.path)[0] for f in client.list_artifacts(runs["eval tecoa 1-shot"].info.run_id, "images")
+    }
     assert pictures == {"images/digits-pgd-10_eps32", "images/digits-sep_pgd-10_eps32"}
     assert {f.path for f in client.list_artifacts(top)} >= {"results_table.json", "table.md", "results.json"}
     for name in trials:

@@ -1,0 +1,47 @@
+"""From a row of a report to its run, checkpoint, data and code."""
+
+import csv
+import io
+
+import pytest
+
+from rayclip.reports.build import build
+from rayclip.reports.plain import comma_separated, markdown
+from rayclip.reports.results import read_results
+from rayclip.store import Store
+from reports.made import BERT, CLEAN, bits, describe, fingerprint, put
+
+
+@pytest.fixture
+def results(tmp_path):
+    store, runs = Store(str(tmp_path)), {}
+    for model in ("digits", "local-dir:/trained"):
+        for attack in (CLEAN, BERT):
+            cell = put(tmp_path, model, attack, bits(1), dataset="letters")
+            record = store.read_json(f"cells/{cell}/cell.json")
+            store.write_json(f"cells/{cell}/cell.json", record | {"code": {"version": "9.8.7", "commit": "abc123"}})
+            runs[cell] = f"key of {model}"
+    describe(tmp_path, "digits")
+    describe(tmp_path, "local-dir:/trained", method="tecoa", digest="d1g3st", shots=5)
+    store.write_json("runs.json", {"tracker": "http://server study", "runs": {}, "logged": [], "cells": runs})
+    store.write_json("mlflow_ids.json", {"key of digits": "1" * 32, "key of local-dir:/trained": "2" * 32})
+    return read_results([str(tmp_path)])
+
+
+def test_a_paragraph_for_each_model_and_each_data_set(results):
+    said = markdown(build(results), {})
+    (trained,) = [line for line in said.splitlines() if line.startswith("trained: ")]
+    assert f"weights {fingerprint('local-dir:/trained')}, called local-dir:/trained" in trained
+    assert "trained with tecoa, settings d1g3st, on digits" in trained
+    assert "evaluated by rayclip 9.8.7 abc123" in trained and trained.endswith(f"MLflow runs {'2' * 32}.")
+    (plain,) = [line for line in said.splitlines() if line.startswith("digits: ")]
+    assert "trained with" not in plain and "1" * 32 in plain
+    assert f"Data letters: content {fingerprint('letters')}, called letters." in said
+    assert "MLflow: http://server study." in said
+
+
+def test_every_line_of_the_csv_names_them(results):
+    rows = list(csv.DictReader(io.StringIO(comma_separated(build(results)))))
+    assert {(row["model"], row["run"]) for row in rows} == {("digits", "1" * 32), ("trained", "2" * 32)}
+    assert {row["code"] for row in rows} == {"9.8.7 abc123"}
+    assert {row["data"] for row in rows} == {fingerprint("letters")}
