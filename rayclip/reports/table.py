@@ -14,6 +14,8 @@ SHOWN = (
     "captions source scales noise"
 ).split()
 
+_WIDTH = 80  # of a terminal
+
 
 @dataclass(frozen=True)
 class Table:
@@ -29,13 +31,16 @@ class Table:
         return "\n".join([*lines, *map(_line, self.body), "", self.caption, ""])
 
     def rich(self) -> RichTable:
+        columns = list(zip(self.header, *self.body, strict=True))
+        first = max(len(word) for cell in columns[0] for word in cell.split())
+        wide = first + sum(2 + max(map(len, cells)) for _, *cells in columns[1:]) > _WIDTH
         table = RichTable(
             title=self.title,
             caption=self.caption,
             title_justify="left",
             caption_justify="left",
             box=box.SIMPLE_HEAD,
-            padding=(0, 0, 0, 1),
+            padding=(0, 0, 0, 0 if wide else 1),  # rather close together than names broken in their middle
             show_edge=False,
             pad_edge=False,
         )

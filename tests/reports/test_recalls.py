@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from conftest import tiny_clip
 from data.test_pairs import CAPTIONS, write_pairs
 from rayclip.models.checkpoint import save_checkpoint
+from rayclip.reports.table import Table
 from rayclip.store import Store
 from reports.made import CLEAN, bits, describe, fingerprint, put
 from test_cli import call
@@ -175,3 +177,13 @@ def test_of_several_protocols_the_likest_is_taken(tmp_path, monkeypatch, capsys)
 def test_other_pairs_have_nothing_to_compare(tmp_path, monkeypatch, capsys):
     put_recalls(tmp_path, VIT, 100, dataset="flickr30k")
     assert "the table is about mscoco, these results about flickr30k" in beside(tmp_path, monkeypatch, capsys)
+
+
+def test_no_name_is_broken_where_the_columns_fill_a_terminal():
+    body = [(name, *["100 93–100"] * 6) for name in ("clean", "co-attack-10 64/255")]
+    table = Table("recall", ("attack", *(f"{d}@{k}" for d in ("TR", "IR") for k in KS)), tuple(body), "")
+    console = Console(width=80, file=io.StringIO(), highlight=False)
+    console.print(table.rich())
+    printed = console.file.getvalue()
+    assert "co-attack-10 " in printed and printed.count("100 93–100") == 12
+    assert all(len(line) <= 80 for line in printed.splitlines())
