@@ -118,7 +118,7 @@ def visit(server, runs):
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, headless=True, args=["--no-sandbox", "--disable-gpu"]
         )
-        page = browser.new_context(viewport={"width": 1600, "height": 1000}).new_page()
+        page = browser.new_context(viewport={"width": 1600, "height": 2600}).new_page()
         page.set_default_timeout(60_000)
         wrong: list[str] = []
         page.on("pageerror", lambda error: wrong.append(str(error)))
