@@ -22,6 +22,7 @@ from rayclip.cli_options import (
     Substitutes,
     Tracking,
     Verbose,
+    check_folder,
     check_places,
     complete_attacks,
     complete_data,
@@ -49,8 +50,7 @@ def import_(
     ] = False,
 ) -> None:
     """Write another code's checkpoint as one of ours (`local-dir:OUT`); a file that would run code is refused."""
-    if out.is_file():
-        raise UserError(f"--out {out} is a file: give a folder.")
+    check_folder("--out", str(out))
 
     from rayclip.models.checkpoint import read_lineage, save_checkpoint
     from rayclip.models.imports import import_model

@@ -83,8 +83,17 @@ def check_places(out: str, json: str | None) -> None:
     """Raise a `UserError` if results could not be written there."""
     if json not in (None, "-") and not Path(json).absolute().parent.is_dir():
         raise UserError(f"--json {json}: there is no folder {Path(json).absolute().parent}.")
-    if Path(out).is_file():
-        raise UserError(f"--out {out} is a file: give a folder.")
+    check_folder("--out", out)
+
+
+def check_folder(option: str, place: str) -> None:
+    """Raise a `UserError` if a folder could not be made there; an object store's URI may be anything."""
+    if "://" in place:
+        return
+    path = Path(place).expanduser().absolute()
+    there = next(p for p in (path, *path.parents) if p.exists())
+    if not there.is_dir():
+        raise UserError(f"{option} {place}: {'that' if there == path else there} is a file: give a folder.")
 
 
 def wrote_json(json: str | None, rows: str) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rayclip.cli_options import Cluster, JsonLogs, Model, Quiet, Tracking, complete_models
+from rayclip.cli_options import Cluster, JsonLogs, Model, Quiet, Tracking, check_folder, complete_models
 from rayclip.types import UserError
 
 if TYPE_CHECKING:  # `--help` is instant
@@ -53,8 +53,8 @@ def report(
         raise UserError(f"--out {out}: there is no folder {out.absolute().parent}.")
     if out is not None and out.is_dir():
         raise UserError(f"--out {out} is a folder: give a file such as {out / f'report.{form}'}.")
-    if figures is not None and figures.is_file():
-        raise UserError(f"--figures {figures} is a file: give a folder.")
+    if figures is not None:
+        check_folder("--figures", str(figures))
 
     from rayclip.reports import make_report
 
@@ -95,8 +95,7 @@ def leaderboard(
 
     An external checkpoint joins with one command: rayclip leaderboard DIR --out BOARD --add local-dir:CHECKPOINT
     """
-    if out.is_file():
-        raise UserError(f"--out {out} is a file: give a folder.")
+    check_folder("--out", str(out))
 
     from rayclip.reports import make_leaderboard
     from rayclip.store import Store

@@ -12,7 +12,7 @@ import typer
 
 from rayclip.cli import default_step, parse_shots
 from rayclip.cli import run as run_app
-from rayclip.cli_options import JsonLogs, Quiet
+from rayclip.cli_options import JsonLogs, Quiet, check_folder
 from rayclip.types import UserError
 
 if TYPE_CHECKING:  # `--help` is instant
@@ -254,6 +254,8 @@ class Run:
         # A part of the digits is no other data
         bundled = options.substitutes == "default" and data == ("digits",)
         self.substitutes = "clip-table" if bundled else options.substitutes
+        if options.out:
+            check_folder("--out", options.out)
         self.out = Store(options.out or f"runs/{name.replace('-', '_')}-{options.scale}")
         self._errors: dict[str, str] = {}
         self.tracking = checks.Tracking.choose(options.tracking_uri, name, about)

@@ -135,6 +135,7 @@ IMPORT = {"--allow-gelu": "{i}/tower.pt", "--base": "local-dir:{i}/model", "--ou
         ("train", {"--trains": "text"}, "all, image, or last-N"),
         ("train", {"--workers": "12"}, "9 training images cannot be dealt out to 12 workers"),
         ("train", {"--out": "{i}/good.parquet"}, "is a file"),
+        ("train", {"--out": "{i}/good.parquet/below"}, "is a file"),
         ("train", {"--tracking-uri": "http://127.0.0.1:9"}, "cannot be reached"),
         ("train", {"--out": "{i}/model"}, "holds a checkpoint of other settings"),
         ("ui", {"--experiment": "x"}, "there is no MLflow store"),

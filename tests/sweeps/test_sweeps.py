@@ -104,6 +104,8 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(here, monkeypatch, capsy
     [
         ("mmcoa_shots", ["--methods", "tecoa,foo"], "unknown method 'foo'"),
         ("mmcoa_shots", ["--shots", "1,5000"], "--shots 5000 is more than class"),
+        ("mmcoa_shots", ["--out", __file__], "is a file"),
+        ("joint_search", ["--out", f"{__file__}/below"], "is a file"),
         ("mmcoa_shots", ["--test", "nowhere.parquet"], "no such data file"),
         ("mmcoa_in_distribution", ["--test", "digits,digits"], "--data names 1 data sets and --test 2"),
         ("mmcoa_interpolation", ["--a", "0,2"], "from 0 to 1"),
