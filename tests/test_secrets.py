@@ -64,6 +64,9 @@ def test_params_tags_and_names_of_runs_hold_no_secrets(tmp_path):
 
     tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "study")
     source = "https://ann:pa55@host/cupl.json?token=pa55"
-    run = MlflowClient(tracker.uri).get_run(tracker.start(source, params={"captions": source}, tags={"from": source}))
+    started = tracker.start(source, params={"captions": source}, tags={"from": source})
+    tracker.describe(started, f"from {source}")
+    tracker.data(started, "digits", "abc", "training", {"spec": source})
+    run = MlflowClient(tracker.uri).get_run(started)
     assert "pa55" not in json.dumps(run.to_dictionary())
     assert run.data.params["captions"] == "https://ann:***@host/cupl.json?token=***"

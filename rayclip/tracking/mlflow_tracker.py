@@ -215,7 +215,7 @@ class MlflowTracker:
         """What the UI says of a run, or of the experiment (None) where nobody has said anything, in Markdown."""
         if len(text) > _TEXT:
             text = f"{text[: _TEXT - 40].rpartition(chr(10))[0]}\n\n(The whole is in the artifacts.)"
-        client = self.client()
+        client, text = self.client(), redacted(text)
         if run is not None:
             client.set_tag(run, NOTE, text)
         elif NOTE not in client.get_experiment(self.experiment_id).tags:
@@ -234,8 +234,8 @@ class MlflowTracker:
         """A data set that a run has used, as the UI's dataset."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        source = json.dumps({"spec": about.get("spec", name)})
-        dataset = Dataset(name, digest, "rayclip", source, profile=json.dumps(dict(about)))
+        source = redacted(json.dumps({"spec": about.get("spec", name)}))
+        dataset = Dataset(name, digest, "rayclip", source, profile=redacted(json.dumps(dict(about))))
         self.client().log_inputs(run, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
     def finish(self, run: str, *, failed: bool = False, time_ms: int | None = None) -> None:

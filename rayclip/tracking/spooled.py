@@ -85,7 +85,7 @@ class SpooledTracker:
         self.deliver()
 
     def describe(self, run: str, text: str, *, study: bool = False) -> None:
-        self.spool.add("describe", run, {"text": text, "study": study})
+        self.spool.add("describe", run, {"text": redacted(text), "study": study})
         self.deliver()
 
     def artifact(self, run: str, path: Path, folder: str = "") -> None:
@@ -97,7 +97,8 @@ class SpooledTracker:
         self.deliver()
 
     def data(self, run: str, name: str, digest: str, context: str, about: Mapping[str, Any]) -> None:
-        self.spool.add("data", run, {"name": name, "digest": digest, "context": context, "about": dict(about)})
+        told = {key: redacted(value) if isinstance(value, str) else value for key, value in about.items()}
+        self.spool.add("data", run, {"name": name, "digest": digest, "context": context, "about": told})
         self.deliver()
 
     def checkpoint(self, run: str, path: Path, folder: str, about: Mapping[str, Any]) -> None:
