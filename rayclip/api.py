@@ -45,7 +45,7 @@ from rayclip.logbook import Logbook, markdown, rows_json
 from rayclip.models.checkpoint import FILES, model_record
 from rayclip.progress import Display, say
 from rayclip.reports import result_tables, retrieval_tables, search_table
-from rayclip.reports.results import LINEAGE
+from rayclip.reports.results import LINEAGE, model_name
 from rayclip.reports.table import heading
 from rayclip.types import Row, UserError
 
@@ -268,7 +268,7 @@ def sweep(
             stack.enter_context(ray_cluster(cluster=where.cluster, verbose=where.verbose))  # also for the evaluation
             errors = _train(trials, store, where, logbook)
         trials = [t for t in trials if t.name not in errors]
-        labels = {base: f"untouched {base}"}
+        labels = {base: f"untouched {model_name(base)}"}
         runs: dict[str, str | None] = {}
         for trial in trials:
             labels |= results(trial)
@@ -345,7 +345,7 @@ def search(
         on_front = pareto_front([(scores[t.name].clean, scores[t.name].robust) for t in whole])
         front = [trial for trial, best in zip(whole, on_front, strict=True) if best]
         front.sort(key=lambda trial: -scores[trial.name].clean)
-        labels = {base: f"untouched {base}"}
+        labels = {base: f"untouched {model_name(base)}"}
         runs: dict[str, str | None] = {}
         for trial in front:
             labels |= itself(trial)

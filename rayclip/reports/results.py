@@ -373,7 +373,7 @@ def texts(cell: JudgedCell) -> list[dict[str, str]]:
 
 def short_names(models: Sequence[Model]) -> dict[str, str]:
     """A name for each model's fingerprint: its label, a folder's own name instead of its path, and no two alike."""
-    wanted = {m.fingerprint: m.label if m.label != m.spec else _tail(m.spec) for m in models}
+    wanted = {m.fingerprint: m.label if m.label != m.spec else model_name(m.spec) for m in models}
     for again in (lambda m: m.spec, lambda m: f"{m.spec} ({m.fingerprint[:6]})"):
         names = list(wanted.values())
         alike = {f for f, name in wanted.items() if names.count(name) > 1}
@@ -381,7 +381,8 @@ def short_names(models: Sequence[Model]) -> dict[str, str]:
     return wanted
 
 
-def _tail(spec: str) -> str:
+def model_name(spec: str) -> str:
+    """A checkpoint's folder by its own name instead of its path; other specifications as they are."""
     kind, colon, path = spec.partition(":")
     return PurePosixPath(path).name if colon and kind in ("local-dir", "prompted") else spec
 
