@@ -268,11 +268,7 @@ def sweep(
             stack.enter_context(ray_cluster(cluster=where.cluster, verbose=where.verbose))  # also for the evaluation
             errors = _train(trials, store, where, logbook)
         trials = [t for t in trials if t.name not in errors]
-        labels = {base: f"untouched {model_name(base)}"}
-        runs: dict[str, str | None] = {}
-        for trial in trials:
-            labels |= results(trial)
-            runs |= dict.fromkeys(results(trial), trial.run)
+        labels, runs = _named(base, trials, results)
         rows = _compare(root, labels, runs, evaluations, opened, logbook, store, where)
     return SweepResult(rows=rows, labels=labels, errors=errors)
 
@@ -345,11 +341,7 @@ def search(
         on_front = pareto_front([(scores[t.name].clean, scores[t.name].robust) for t in whole])
         front = [trial for trial, best in zip(whole, on_front, strict=True) if best]
         front.sort(key=lambda trial: -scores[trial.name].clean)
-        labels = {base: f"untouched {model_name(base)}"}
-        runs: dict[str, str | None] = {}
-        for trial in front:
-            labels |= itself(trial)
-            runs |= dict.fromkeys(itself(trial), trial.run)
+        labels, runs = _named(base, front, itself)
         rows = _compare(root, labels, runs, evaluations, opened, logbook, store, where)
     budget = validation.protocol.eps
     withstood = [label_with_eps(a, budget if a.needs_eps else None) for a in validation.attacks if a.name != "clean"]
@@ -361,6 +353,17 @@ def search(
         labels=labels,
         errors=errors,
     )
+
+
+def _named(
+    base: str, trials: Sequence[Trial], results: Callable[[Trial], Mapping[str, str]]
+) -> tuple[dict[str, str], dict[str, str | None]]:
+    """Labels of the untouched model and of what is to be evaluated of the trials; the run that trained each."""
+    labels, runs = {base: f"untouched {model_name(base)}"}, dict[str, str | None]()
+    for trial in trials:
+        labels |= results(trial)
+        runs |= dict.fromkeys(results(trial), trial.run)
+    return labels, runs
 
 
 def _plan(

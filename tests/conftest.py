@@ -111,3 +111,12 @@ def s3(monkeypatch: pytest.MonkeyPatch, free_port: int) -> Iterator[str]:
     system.create_dir(path)
     yield uri
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.MlflowServer]:
+    """An MLflow server of the module's own."""
+    server = servers.MlflowServer(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.kill()

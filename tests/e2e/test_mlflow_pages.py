@@ -13,19 +13,10 @@ import pytest
 from mlflow import MlflowClient
 
 from e2e.test_commands import NO_RAY
-from servers import MlflowServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SWEEP = Path(__file__).resolve().parents[2] / "sweeps" / "mmcoa_shots.py"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = MlflowServer(tmp_path_factory.mktemp("server"))
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture(scope="module")

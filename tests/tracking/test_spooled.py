@@ -13,14 +13,6 @@ from rayclip.types import UserError
 from servers import MlflowServer
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = MlflowServer(tmp_path_factory.mktemp("server"))
-    server.start()
-    yield server
-    server.kill()
-
-
 @pytest.fixture
 def away(server, monkeypatch):
     """The server is away until it is called."""
