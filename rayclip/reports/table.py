@@ -33,7 +33,7 @@ class Table:
     def rich(self) -> RichTable:
         columns = list(zip(self.header, *self.body, strict=True))
         first = max(len(word) for cell in columns[0] for word in cell.split())
-        wide = first + sum(2 + max(map(len, cells)) for _, *cells in columns[1:]) > _WIDTH
+        wide = first + sum(2 + max(map(len, cells), default=0) for _, *cells in columns[1:]) > _WIDTH
         table = RichTable(
             title=self.title,
             caption=self.caption,
