@@ -21,10 +21,12 @@ from rayclip.cli_options import (
     Substitutes,
     Tracking,
     Verbose,
+    budget_of,
     check_places,
     complete_data,
     complete_methods,
     complete_models,
+    default_step,
     wrote_json,
 )
 from rayclip.cli_request import Request, with_request
@@ -191,7 +193,7 @@ def train(
     from rayclip.store import Store
     from rayclip.training import TrainConfig
 
-    budget = _budget(eps)
+    budget = budget_of(eps)
     chosen = make_method(
         method,
         eps=budget,
@@ -314,19 +316,6 @@ app.command()(cli_doctor.doctor)
 app.command()(cli_models.interpolate)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_captions.app, name="captions")
-
-
-def _budget(eps: str | None) -> float | None:
-    from rayclip.units import parse_budget
-
-    return None if eps is None else parse_budget(eps)
-
-
-def default_step(written: str | None, eps: float | None, steps: int) -> float:
-    """The papers' 1/255; where that could not cross a larger ball, 2.5·eps/steps (Madry et al. 2018)."""
-    from rayclip.units import parse_budget
-
-    return parse_budget(written, "step-size") if written else max(1 / 255, 2.5 * (eps or 0.0) / steps)
 
 
 def parse_shots(text: str) -> int | None:

@@ -22,11 +22,13 @@ from rayclip.cli_options import (
     Substitutes,
     Tracking,
     Verbose,
+    budget_of,
     check_folder,
     check_places,
     complete_attacks,
     complete_data,
     complete_models,
+    default_step,
     wrote_json,
 )
 from rayclip.types import UserError
@@ -113,11 +115,9 @@ def interpolate(
 
     from rayclip import api, checks
     from rayclip.attacks import parse_attacks
-    from rayclip.cli import default_step
     from rayclip.evaluation import Protocol
-    from rayclip.units import parse_budget
 
-    budget = None if eps is None else parse_budget(eps)
+    budget = budget_of(eps)
     defaults = {"steps": steps, "step": default_step(step_size, budget, steps), "substitutes": substitutes}
     evaluation = checks.Evaluation(
         data=[d.strip() for d in data.split(",") if d.strip()],

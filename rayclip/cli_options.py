@@ -9,6 +9,7 @@ import typer
 
 from rayclip.names import ATTACKS_ABOUT, DATASETS, DEFENSES_ABOUT, METHODS
 from rayclip.types import UserError
+from rayclip.units import parse_budget
 
 Model = (
     "digits (bundled), local-dir:PATH, hf-hub:ORG/NAME, an open_clip NAME:TAG such as ViT-B-32:openai, or "
@@ -77,6 +78,16 @@ complete_data = _names(DATASETS, "datasets")
 complete_attacks = _names(ATTACKS_ABOUT, "attacks")
 complete_defenses = _names(["none", *DEFENSES_ABOUT], "defenses")
 complete_methods = _names(METHODS, "methods")
+
+
+def budget_of(eps: str | None) -> float | None:
+    """What `--eps` says; None where it was not given."""
+    return None if eps is None else parse_budget(eps)
+
+
+def default_step(written: str | None, eps: float | None, steps: int) -> float:
+    """The papers' 1/255; where that could not cross a larger ball, 2.5·eps/steps (Madry et al. 2018)."""
+    return parse_budget(written, "step-size") if written else max(1 / 255, 2.5 * (eps or 0.0) / steps)
 
 
 def check_places(out: str, json: str | None) -> None:

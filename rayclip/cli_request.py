@@ -23,11 +23,13 @@ from rayclip.cli_options import (
     Substitutes,
     Tracking,
     Verbose,
+    budget_of,
     check_places,
     complete_attacks,
     complete_data,
     complete_defenses,
     complete_models,
+    default_step,
 )
 from rayclip.types import UserError
 
@@ -132,14 +134,12 @@ def request(
 
     from rayclip import checks
     from rayclip.attacks import parse_attacks
-    from rayclip.cli import default_step
     from rayclip.defenses import DRAWS, parse_aims, parse_defenses
     from rayclip.distributed.resources import PoolSize
     from rayclip.evaluation import Protocol
     from rayclip.models.scorers import parse_scorers
-    from rayclip.units import parse_budget
 
-    budget = None if eps is None else parse_budget(eps)
+    budget = budget_of(eps)
     defaults = {"steps": steps, "step": default_step(step_size, budget, steps), "substitutes": substitutes}
     evaluation = checks.Evaluation(
         data=[d.strip() for d in data.split(",") if d.strip()],

@@ -16,6 +16,7 @@ from rayclip.cli_options import (
     Quiet,
     Substitutes,
     Tracking,
+    budget_of,
     check_places,
     complete_attacks,
     complete_data,
@@ -69,7 +70,7 @@ def retrieval(
     from rayclip.distributed.resources import PoolSize
     from rayclip.units import parse_budget
 
-    budget = None if eps is None else parse_budget(eps)
+    budget = budget_of(eps)
     # The papers' step for retrieval (Co-Attack's)
     step = parse_budget(step_size, "step-size") if step_size else 1.25 * (budget or 0.0) / steps
     defaults = {"steps": steps, "step": step, "substitutes": substitutes, "stop": "final"}

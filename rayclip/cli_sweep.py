@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rayclip.cli import default_step, parse_shots
+from rayclip.cli import parse_shots
 from rayclip.cli import run as run_app
-from rayclip.cli_options import JsonLogs, Quiet, check_folder
+from rayclip.cli_options import JsonLogs, Quiet, check_folder, default_step
 from rayclip.types import UserError
 
 if TYPE_CHECKING:  # `--help` is instant
