@@ -1,11 +1,13 @@
 """Evaluation workers on a warm Ray: what a second one adds, and how long the first shard waits.
 
-    python tests/benchmarks/workers.py [--images 445] [--steps 100]
+    OMP_NUM_THREADS=1 python tests/benchmarks/workers.py [--images 445] [--steps 100]
+    OMP_NUM_THREADS=1 python tests/benchmarks/workers.py --model local-dir:POCKET_CLIP --data cifar10-test.parquet \
+        --eps 1/255 --images 128 --steps 50
 
 The same cells are evaluated by one worker with one thread, and by two with one thread each, into empty folders. Each
-time Ray is there first, and a throw-away evaluation warms the file caches. The rate counts samples from
-the first shard's start to the last one's end; the wait is from submission to the first shard's start, worker processes,
-their imports included.
+time Ray is there first, and an evaluation of the clean cell warms the file caches. The rate counts samples from
+the first shard's start to the last one's end, the loading of models and data included; the wait is from submission to
+the first shard's start, worker processes and their imports included.
 """
 
 import argparse
@@ -16,9 +18,10 @@ import ray
 from rayclip.attacks import parse_attacks
 from rayclip.data import open_data
 from rayclip.distributed import PoolSize, Ran, evaluate
-from rayclip.evaluation import Protocol, Store, chosen_positions, make_cells, outstanding
+from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, make_cells, outstanding
 from rayclip.models import load_model
 from rayclip.progress import Display
+from rayclip.units import parse_budget
 
 WANTED = 1.8  # times the rate of one
 WAIT_S = 10.0
@@ -26,21 +29,25 @@ WAIT_S = 10.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="digits")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--eps", type=parse_budget, default=32 / 255)
     parser.add_argument("--images", type=int, default=445)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    data = open_data(args.data, "test")
     attacks = f"clean,pgd:stop=final,pgd:stop=final,steps={2 * args.steps}"
     cells = make_cells(
-        [("digits", load_model("digits").fingerprint())],
-        [("digits", open_data("digits", "test"))],
-        parse_attacks(attacks, {"steps": args.steps, "step": 2 / 255}),
-        Protocol(eps=32 / 255),
+        [(args.model, load_model(args.model).fingerprint())],
+        [(args.data, data)],
+        parse_attacks(attacks, {"steps": args.steps, "step": args.eps / 16}),
+        Protocol(eps=args.eps),
     )
-    positions = {"digits": chosen_positions(445, args.images)}
-    total = len(cells) * len(positions["digits"])
+    positions = {args.data: chosen_positions(len(data), args.images)}
+    total = len(cells) * len(positions[args.data])
 
-    def go() -> Ran:
+    def go(cells: list[Cell]) -> Ran:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(folder)
             work = outstanding(cells, positions, store, 256)
@@ -50,9 +57,9 @@ def main() -> None:
     best = {}
     for workers in (1, 2):
         ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
-        go()
+        go(cells[:1])
         for _ in range(args.rounds):
-            ran = go()
+            ran = go(cells)
             rate = total / (ran.wall - ran.waited)
             best[workers] = max(best.get(workers, 0.0), rate)
             print(

@@ -39,7 +39,7 @@ class Outcome:
     """How a round went.
 
     Attributes:
-        after: seconds into the work at which the fault came; None if the work was over before.
+        after: seconds into the round at which the (last) fault came; None if the work was over before.
         again: the command had to be given once more.
         said: what it said then, in one line.
         seconds: of the whole round.
@@ -89,7 +89,7 @@ class Faults:
         return any(out.glob(done))
 
     def round(self, kind: str) -> Outcome:
-        """Break something of this kind at a random time.
+        """Break something of this kind at a random time; or of several kinds, with + between, one after the other.
 
         Raises:
             AssertionError: something is lost, counted twice, or another than in the undisturbed run.
@@ -102,11 +102,14 @@ class Faults:
         with self._small_disk(out) if kind == "disk" else contextlib.nullcontext():
             process = self._start(command, out)
             wait_for(lambda: self._at_work(command, out) or process.poll() is not None, _LIMIT_S)
-            time.sleep(self._random.random() * 0.8 * length)
-            after = time.monotonic() - began if process.poll() is None else None
-            mend = self._break(kind, process, out)
+            after, mends = None, []
+            for each in kind.split("+"):
+                time.sleep(self._random.random() * 0.8 * length / len(kind.split("+")))
+                after = time.monotonic() - began if process.poll() is None else None
+                mends.append(self._break(each, process, out))
             _, stderr = process.communicate(timeout=_LIMIT_S)
-            mend()
+            for mend in mends:
+                mend()
             again = process.returncode != 0
             if again:
                 if "client" not in kind:
@@ -114,7 +117,7 @@ class Faults:
                     assert "run again" in stderr or "go on" in stderr, stderr
                 self._finish(command, out)
             elif self._waiting(out):  # MLflow was away to the end: the next command with these results delivers
-                assert kind == "mlflow" and "MLflow does not answer" in stderr, stderr[-3000:]
+                assert "mlflow" in kind and "MLflow does not answer" in stderr, stderr[-3000:]
                 again = True
                 self._finish(command, out)
             self._check_training(out) if training else self._check_verdicts(out)

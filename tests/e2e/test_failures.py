@@ -34,7 +34,7 @@ def test_a_damaged_image_ends_training_with_one_sentence(tmp_path, workers):
     assert done.returncode == 2
     assert done.stderr.startswith("error: training failed: image 15 of 'bad' is damaged on disk")
     assert done.stderr.count("\n") == 1
-    assert time.monotonic() - began < 120, "it is not tried again and again"
+    assert time.monotonic() - began < 240, "it is not tried again and again"
     assert not (tmp_path / "m" / "rayclip.json").exists(), "an unfinished model is not handed out as finished"
 
 
@@ -52,6 +52,6 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     unfinished = tmp_path / "model" / ".rayclip" / "unfinished"
     wait_for(lambda: any(unfinished.glob("train-*/checkpoint_*/training_state.pt")))
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=180)
     assert process.returncode == 130
     assert stderr.rstrip().endswith("the same command goes on from here.") and "Traceback" not in stderr

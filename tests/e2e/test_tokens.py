@@ -47,7 +47,7 @@ def who(tmp_path):
 
     def ask(how: str, **env: str) -> str:
         done = subprocess.run(
-            [sys.executable, script, how], env=clean | env, text=True, stdout=subprocess.PIPE, check=True, timeout=120
+            [sys.executable, script, how], env=clean | env, text=True, stdout=subprocess.PIPE, check=True, timeout=300
         )
         return done.stdout.strip()
 
