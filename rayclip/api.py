@@ -332,6 +332,7 @@ def search(
                 store=store,
                 reduction=reduction,
                 workers=where.train_workers,
+                least_workers=where.least_workers,
                 spool=logbook.spool,
                 display=display,
                 on_finish=functools.partial(_ended, logbook),
@@ -439,7 +440,7 @@ def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook
     with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
         return run_trials(
             trials,
-            workers=Workers.for_cluster(where.train_workers),
+            workers=Workers.for_cluster(where.train_workers, where.least_workers),
             storage=store.child("unfinished"),
             spool=logbook.spool,
             display=display,

@@ -98,6 +98,7 @@ class Where:
         cluster: a running Ray cluster instead of a private Ray.
         pool: of the evaluation actors.
         train_workers: Train workers of each trial.
+        least_workers: a trial goes on with so many while the cluster has no room for all; None waits for all.
         quiet: show no progress.
         verbose: let Ray and its workers print.
     """
@@ -107,6 +108,7 @@ class Where:
     cluster: bool = False
     pool: PoolSize = dataclasses.field(default_factory=PoolSize)
     train_workers: int = 1
+    least_workers: int | None = None
     quiet: bool = False
     verbose: bool = False
 

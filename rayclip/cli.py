@@ -13,6 +13,7 @@ from rayclip.cli_options import (
     Eps,
     Experiment,
     JsonLogs,
+    MinWorkers,
     Model,
     NoTracking,
     Quiet,
@@ -27,6 +28,7 @@ from rayclip.cli_options import (
     complete_methods,
     complete_models,
     default_step,
+    least_of,
     wrote_json,
 )
 from rayclip.cli_request import Request, with_request
@@ -167,6 +169,7 @@ def train(
     save_every_steps: Annotated[int, typer.Option(min=0, help="Checkpoint also every N steps.")] = 0,
     data_workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Train workers (one GPU each where there are GPUs).")] = 1,
+    min_workers: MinWorkers = None,
     cluster: Cluster = False,
     tracking_uri: Tracking = None,
     no_tracking: NoTracking = False,
@@ -246,6 +249,7 @@ def train(
             tracking=None if no_tracking else checks.Tracking.choose(tracking_uri, experiment),
             cluster=cluster,
             train_workers=workers,
+            least_workers=least_of(min_workers, workers),
             quiet=quiet,
             verbose=verbose,
         ),

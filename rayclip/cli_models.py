@@ -6,18 +6,22 @@ from typing import Annotated
 import typer
 
 from rayclip.cli_options import (
+    Attacks,
     AttackSteps,
     ClassNames,
     Cluster,
+    Data,
     Eps,
     Experiment,
     Json,
     JsonLogs,
+    Limit,
     Model,
     NoTracking,
     Out,
     Quiet,
     Resolution,
+    Seed,
     StepSize,
     Substitutes,
     Tracking,
@@ -25,8 +29,6 @@ from rayclip.cli_options import (
     budget_of,
     check_folder,
     check_places,
-    complete_attacks,
-    complete_data,
     complete_models,
     default_step,
     wrote_json,
@@ -79,28 +81,18 @@ def interpolate(
     end: Annotated[
         str, typer.Option("--to", help="The model at a = 1, fine-tuned from that one.", autocompletion=complete_models)
     ],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="Data set names or Parquet files (Hugging Face layout), commas between.", autocompletion=complete_data
-        ),
-    ],
+    data: Data,
     out: Out,
     a: Annotated[str, typer.Option("--a", help="Numbers from 0 to 1, commas between.")] = "0,0.25,0.5,0.75,1",
-    attacks: Annotated[
-        str,
-        typer.Option(
-            help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.", autocompletion=complete_attacks
-        ),
-    ] = "clean,pgd",
+    attacks: Attacks = "clean,pgd",
     eps: Eps = None,
     steps: AttackSteps = 10,
     step_size: StepSize = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each data set.")] = None,
+    limit: Limit = None,
     substitutes: Substitutes = "default",
     resolution: Resolution = "native",
     class_names: ClassNames = "curated",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     cluster: Cluster = False,
     json: Json = None,
     tracking_uri: Tracking = None,

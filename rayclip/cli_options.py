@@ -23,6 +23,15 @@ StepSize = Annotated[
     ),
 ]
 Cluster = Annotated[bool, typer.Option("--cluster", help="Use the running Ray cluster (RAY_ADDRESS or this node's).")]
+MinWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Go on from the last checkpoint with so many workers while the cluster has no room for all.  "
+        "[default: wait for all]",
+        show_default=False,
+    ),
+]
 Tracking = Annotated[
     str | None,
     typer.Option(help="MLflow store or server.  [default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here]"),
@@ -79,6 +88,20 @@ complete_attacks = _names(ATTACKS_ABOUT, "attacks")
 complete_defenses = _names(["none", *DEFENSES_ABOUT], "defenses")
 complete_methods = _names(METHODS, "methods")
 
+Models = Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}", autocompletion=complete_models)]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Data set names or Parquet files (Hugging Face layout), commas between.", autocompletion=complete_data
+    ),
+]
+Attacks = Annotated[
+    str,
+    typer.Option(help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.", autocompletion=complete_attacks),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many images of each data set.")]
+Seed = Annotated[int, typer.Option(min=0)]
+
 
 def budget_of(eps: str | None) -> float | None:
     """What `--eps` says; None where it was not given."""
@@ -88,6 +111,13 @@ def budget_of(eps: str | None) -> float | None:
 def default_step(written: str | None, eps: float | None, steps: int) -> float:
     """The papers' 1/255; where that could not cross a larger ball, 2.5·eps/steps (Madry et al. 2018)."""
     return parse_budget(written, "step-size") if written else max(1 / 255, 2.5 * (eps or 0.0) / steps)
+
+
+def least_of(min_workers: int | None, workers: int) -> int | None:
+    """What `--min-workers` says, which may not be more than `--workers`."""
+    if min_workers is not None and min_workers > workers:
+        raise UserError(f"--min-workers {min_workers} is more than --workers {workers}.")
+    return min_workers
 
 
 def check_places(out: str, json: str | None) -> None:

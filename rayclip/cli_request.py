@@ -7,28 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from rayclip.cli_options import (
+    Attacks,
     AttackSteps,
     ClassNames,
     Cluster,
+    Data,
     Eps,
     Experiment,
     Json,
     JsonLogs,
-    Model,
+    Limit,
+    Models,
     NoTracking,
     Out,
     Quiet,
     Resolution,
+    Seed,
     StepSize,
     Substitutes,
     Tracking,
     Verbose,
     budget_of,
     check_places,
-    complete_attacks,
-    complete_data,
     complete_defenses,
-    complete_models,
     default_step,
 )
 from rayclip.types import UserError
@@ -47,20 +48,10 @@ class Request(NamedTuple):
 
 
 def request(
-    model: Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}", autocompletion=complete_models)],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="Data set names or Parquet files (Hugging Face layout), commas between.", autocompletion=complete_data
-        ),
-    ],
+    model: Models,
+    data: Data,
     out: Out,
-    attacks: Annotated[
-        str,
-        typer.Option(
-            help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.", autocompletion=complete_attacks
-        ),
-    ] = "clean,pgd",
+    attacks: Attacks = "clean,pgd",
     defense: Annotated[
         str,
         typer.Option(
@@ -96,11 +87,11 @@ def request(
     eps: Eps = None,
     steps: AttackSteps = 10,
     step_size: StepSize = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images of each data set.")] = None,
+    limit: Limit = None,
     substitutes: Substitutes = "default",
     resolution: Resolution = "native",
     class_names: ClassNames = "curated",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="May be a fraction, such as 0.25.")] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images per forward; halved where memory is short, which changes no verdict.")

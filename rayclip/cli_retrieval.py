@@ -10,23 +10,23 @@ from rayclip.cli_options import (
     Experiment,
     Json,
     JsonLogs,
-    Model,
+    Models,
     NoTracking,
     Out,
     Quiet,
+    Seed,
     Substitutes,
     Tracking,
     budget_of,
     check_places,
     complete_attacks,
     complete_data,
-    complete_models,
     wrote_json,
 )
 
 
 def retrieval(
-    model: Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}", autocompletion=complete_models)],
+    model: Models,
     data: Annotated[
         str,
         typer.Option(
@@ -48,7 +48,7 @@ def retrieval(
         str | None, typer.Option("--step-size", help="Length of an attack step.  [default: 1.25·eps/steps]")
     ] = None,
     substitutes: Substitutes = "default",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many images, with all their captions.")] = None,
     resolution: Annotated[
         Literal["native", "model"],

@@ -12,7 +12,7 @@ import typer
 
 from rayclip.cli import parse_shots
 from rayclip.cli import run as run_app
-from rayclip.cli_options import JsonLogs, Quiet, check_folder, default_step
+from rayclip.cli_options import JsonLogs, MinWorkers, Quiet, check_folder, default_step, least_of
 from rayclip.types import UserError
 
 if TYPE_CHECKING:  # `--help` is instant
@@ -159,6 +159,7 @@ class Options:
         ),
     ] = None
     workers: Annotated[int, typer.Option(min=1, help="Train workers of each trial.")] = 1
+    min_workers: MinWorkers = None
     cluster: Annotated[bool, typer.Option("--cluster", help="Use the running Ray cluster.")] = False
     tracking_uri: Annotated[
         str | None,
@@ -425,6 +426,7 @@ class Run:
             tracking=self.tracking,
             cluster=self.options.cluster,
             train_workers=self.options.workers,
+            least_workers=least_of(self.options.min_workers, self.options.workers),
             quiet=self.options.quiet,
             verbose=self.options.verbose,
         )

@@ -92,6 +92,7 @@ def run_search(
     store: Store,
     reduction: float,
     workers: int,
+    least_workers: int | None,
     spool: Spool | None,
     display: Display,
     on_finish: Callable[[Trial, str | None], None],
@@ -103,7 +104,7 @@ def run_search(
     checkpoints.
 
     Args:
-        workers: Train workers of each trial.
+        workers, least_workers: of each trial (`Workers`).
         reduction: ASHA's η: about one of so many trials passes each rung.
     """
     digests = {trial.name: trial.config.digest() for trial in trials}
@@ -130,7 +131,7 @@ def run_search(
     if todo:
         errors = run_trials(
             todo,
-            workers=Workers.for_cluster(workers),
+            workers=Workers.for_cluster(workers, least_workers),
             storage=store.child("unfinished"),
             spool=spool,
             display=display,

@@ -42,18 +42,25 @@ class Workers:
 
     Attributes:
         count: Train workers (DDP ranks).
+        least: with how many a trial goes on, from its last checkpoint, while the cluster has no room for `count`; it
+            takes up the others within a minute of their coming back. None waits for all of them.
         gpus: of one worker; 0 runs on the CPU.
         cpus: of one worker. 0.9 lets two trials and Tune's own 0.1s fit on two cores.
     """
 
     count: int = 1
+    least: int | None = None
     gpus: float = 0.0
     cpus: float = 0.9
 
     @classmethod
-    def for_cluster(cls, count: int = 1) -> "Workers":
+    def for_cluster(cls, count: int = 1, least: int | None = None) -> "Workers":
         """One GPU a worker where the cluster has GPUs."""
-        return cls(count=count, gpus=1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0)
+        return cls(count=count, least=least, gpus=1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0)
+
+    @property
+    def elastic(self) -> bool:
+        return self.least is not None and self.least < self.count
 
     def threads(self, trials: int) -> int:
         """CPU threads of each worker when so many trials share the cluster's cores."""
@@ -143,7 +150,8 @@ def run_trials(
     todo = sorted((t for t in trials if not t.is_finished()), key=_length, reverse=True)
     for trial in todo:
         display.update(trial.name, 0, 0, "waiting")
-    watcher = _Watcher(todo, display, on_finish, on_report, on_measure, may_stop=scheduler is not None)
+    calls = on_finish, on_report, on_measure
+    watcher = _Watcher(todo, workers, storage, display, *calls, may_stop=scheduler is not None)
 
     def ask_to_stop(index: int) -> None:
         _Notes.of(todo[index], storage).write("stop", "")
@@ -204,7 +212,9 @@ def _driver(
                 "measure": measure,
             },
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=resources
+                num_workers=(workers.least, workers.count) if workers.elastic else workers.count,
+                use_gpu=bool(workers.gpus),
+                resources_per_worker=resources,
             ),
             run_config=ray.train.RunConfig(
                 name=name,
@@ -284,7 +294,8 @@ def _release(notes: _Notes) -> None:
     """Give back what a trial's Train run has reserved, if its driver was killed and could not.
 
     Ray keeps an actor's placement groups until the whole job ends, and Train's own cleaner needs the dashboard, which a
-    private Ray has not: without this, a driver that is started again waits for its own resources for ever.
+    private Ray has not: without this, a driver that is started again waits for its own resources for ever, and where a
+    node has gone for good, Ray looks for room for the lost part alone and places nothing else.
     """
     group = notes.read("reservation")
     if group is not None:
@@ -350,6 +361,7 @@ class _RayHost:
             values.append(("train/images_per_second", progress.images_per_second, progress.step))
             self._spool.metrics(self._run, values)
         metrics = {k: v for k, v in dataclasses.asdict(progress).items() if k != "curve"}
+        metrics["workers"] = self.world_size
         if save is None:
             ray.train.report(metrics)
             self._stop_if_asked()
@@ -381,6 +393,8 @@ class _Watcher(tune.Callback):
     def __init__(
         self,
         trials: Sequence[Trial],
+        workers: Workers,
+        storage: Store,
         display: Display,
         on_finish: Callable[[Trial, str | None], None],
         on_report: Callable[[], None],
@@ -389,7 +403,8 @@ class _Watcher(tune.Callback):
         may_stop: bool,
     ) -> None:
         self.errors: dict[str, str] = {}
-        self._trials, self._display, self._may_stop = trials, display, may_stop
+        self._trials, self._workers, self._storage = trials, workers, storage
+        self._display, self._may_stop = display, may_stop
         self._on_finish, self._on_report, self._on_measure = on_finish, on_report, on_measure
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
@@ -399,6 +414,8 @@ class _Watcher(tune.Callback):
         self._on_report()
         if "epoch" in result:
             note = f"epoch {result['epoch']}/{result['epochs']}, loss {result['loss']:.3f}"
+            if result["workers"] < self._workers.count:
+                note += f", {result['workers']} of {self._workers.count} workers"
             name = self._trials[trial.config["index"]].name
             self._display.update(name, result["step"], result["total_steps"], note)
             if "checkpoint_path" in result:
@@ -410,12 +427,17 @@ class _Watcher(tune.Callback):
         early = None if self._may_stop or mine.is_finished() else "it ended early; run again to go on"
         self._end(mine, failure or early)
 
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """The trial's driver was lost and will start again."""
+        _release(_Notes.of(self._trials[trial.config["index"]], self._storage))
+
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._end(self._trials[trial.config["index"]], _last_line(trial.get_error()))
 
     def _end(self, trial: Trial, error: str | None) -> None:
         if error is not None:
             self.errors[trial.name] = error
+            _release(_Notes.of(trial, self._storage))
         self._on_finish(trial, error)
 
 
