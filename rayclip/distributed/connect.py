@@ -65,12 +65,13 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
         yield
         return
     quiet = {"log_to_driver": verbose, "logging_level": level}
-    with _private_token() if local else _known_token():
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    with _private_token() if local else _token_for(address):
         try:
             if local:
                 ray.init(address="local", include_dashboard=False, object_store_memory=_LOCAL_OBJECT_STORE, **quiet)
             else:
-                _join(os.environ.get("RAY_ADDRESS", "auto"), quiet)
+                _join(address, quiet)
             yield
         finally:
             ray.shutdown()
@@ -121,6 +122,31 @@ def _private_token() -> Iterator[None]:
     own = {_TOKEN_MODE: "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with _known_token() if chosen else _environment(own):
         yield
+
+
+@contextmanager
+def _token_for(address: str) -> Iterator[None]:
+    """Ray with the token that this machine holds, if the cluster asks for one.
+
+    Where it asks for none it sends none either, and a driver with a token refuses its calls: no actor ever starts.
+    """
+    asks = _TOKEN_MODE in os.environ or not _is_open(address)
+    with _known_token() if asks else _environment({_TOKEN_MODE: "disabled"}):
+        yield
+
+
+def _is_open(address: str) -> bool:
+    """Whether a cluster answers there to whoever asks."""
+    from ray.exceptions import AuthenticationError, RayError
+
+    if address.startswith("ray://"):
+        return False  # not to be found out without a connection
+    with _environment({_TOKEN_MODE: "disabled"}):
+        try:
+            _knock(address)
+        except (AuthenticationError, OSError, RuntimeError, ValueError, RayError):
+            return False
+    return True
 
 
 @contextmanager

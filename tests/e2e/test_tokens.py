@@ -1,5 +1,6 @@
 """Token authentication: on by default in a private Ray, and explained where a cluster refuses us."""
 
+import contextlib
 import os
 import secrets
 import subprocess
@@ -18,20 +19,21 @@ from rayclip.distributed import ray_cluster
 from rayclip.types import UserError
 import ray
 
-def token():
-    return os.environ.get("RAY_AUTH_MODE"), os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAYCLIP_MODELS")
+class Actor:
+    def token(self):
+        return os.environ.get("RAY_AUTH_MODE"), os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAYCLIP_MODELS")
 
-before = token()
+before = Actor().token()
 try:
     with ray_cluster(cluster=sys.argv[1] == "cluster"):
-        print("worker", *ray.get(ray.remote(num_cpus=0)(token).remote()))
+        print("worker", *ray.get(ray.remote(num_cpus=0)(Actor).remote().token.remote()))
         address = ray.get_runtime_context().gcs_address
         if sys.argv[1] == "stranger":
             import subprocess
             env = {k: v for k, v in os.environ.items() if "AUTH" not in k} | {"RAY_ADDRESS": address}
             print("stranger", subprocess.run([sys.executable, __file__, "cluster"], env=env, text=True,
                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
-    assert token() == before, "the environment is as it was"
+    assert Actor().token() == before, "the environment is as it was"
 except UserError as error:
     print("refused", error)
 """
@@ -71,26 +73,32 @@ def test_what_the_user_sets_stays(who, tmp_path):
     assert who("local", RAY_AUTH_TOKEN_PATH=str(file)).startswith("worker token None")
 
 
-@pytest.fixture
-def head(tmp_path, free_port):
-    """A running head with a token: (address, token). It ends with its own process."""
-    token = secrets.token_hex(32)
-    folder = Path("/tmp") / f"rayclip-{secrets.token_hex(3)}"  # Ray's sockets want a short path
-    command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--port", free_port]
-    command += ["--node-ip-address", "127.0.0.1", "--temp-dir", folder, "--include-dashboard=false", "--num-cpus", "1"]
+@contextlib.contextmanager
+def running_head(folder, port, **auth):
+    """The address of a running head; it ends with its own process."""
+    place = Path("/tmp") / f"rayclip-{secrets.token_hex(3)}"  # Ray's sockets want a short path
+    command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--port", port]
+    command += ["--node-ip-address", "127.0.0.1", "--temp-dir", place, "--include-dashboard=false", "--num-cpus", "1"]
     command += ["--object-store-memory", 80 << 20, "--disable-usage-stats"]
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "HOME": str(tmp_path)}
-    log = tmp_path / "head.log"
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | auth | {"HOME": str(folder)}
+    log = folder / "head.log"
     with log.open("w") as out:
         process = subprocess.Popen([str(c) for c in command], env=env, stdout=out, stderr=subprocess.STDOUT)
     try:
         wait_for(lambda: "Ray runtime started" in log.read_text())
-        yield f"127.0.0.1:{free_port}", token
+        yield f"127.0.0.1:{port}"
     finally:
         process.terminate()  # with --block it takes its own processes along, and no other's
         process.wait(60)
-        subprocess.run(["rm", "-rf", folder], check=True)
+        subprocess.run(["rm", "-rf", place], check=True)
+
+
+@pytest.fixture
+def head(tmp_path, free_port):
+    """A running head with a token: (address, token)."""
+    token = secrets.token_hex(32)
+    with running_head(tmp_path, free_port, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token) as address:
+        yield address, token
 
 
 def test_a_cluster_that_refuses_us_says_what_to_do(who, head):
@@ -104,3 +112,9 @@ def test_a_cluster_that_refuses_us_says_what_to_do(who, head):
     assert who("cluster", RAY_ADDRESS=address, RAY_AUTH_TOKEN=token).startswith("worker token"), "the right one"
     told = who("cluster", RAY_ADDRESS=address, RAY_AUTH_TOKEN=token, RAYCLIP_MODELS="/models")
     assert told.endswith("/models"), "a node's worker knows which models a checkpoint may name"
+
+
+def test_a_token_is_kept_from_a_cluster_that_asks_for_none(who, tmp_path, free_port):
+    with running_head(tmp_path, free_port, RAY_AUTH_MODE="disabled") as address:
+        for known in ({}, {"RAY_AUTH_TOKEN": "0" * 64}):  # such as `ray get-auth-token --generate` leaves on a machine
+            assert who("cluster", RAY_ADDRESS=address, **known).startswith("worker ")
