@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rayclip.models.image import class_token_tower, encode_class_token
 from rayclip.models.text import Packed, causal_tower, encode_causal, encode_packed, end_marks, pack
 from rayclip.store import Store
 from rayclip.types import UserError, check_same
@@ -91,7 +92,11 @@ class Clip(nn.Module):
         """
         if 0 < self._chunk < len(pixels_BCHW):
             return self._by_chunk(Clip.encode_image, pixels_BCHW, normalize)
-        return self.model.encode_image(self.tower_input(pixels_BCHW), normalize=normalize)  # type: ignore[operator]
+        x_BCHW, tower = self.tower_input(pixels_BCHW), class_token_tower(cast(nn.Module, self.model.visual))
+        if tower is None:
+            return self.model.encode_image(x_BCHW, normalize=normalize)  # type: ignore[operator]
+        raw_BD = encode_class_token(tower, x_BCHW)
+        return F.normalize(raw_BD, dim=-1) if normalize else raw_BD
 
     def tower_input(self, pixels_BCHW: Tensor) -> Tensor:
         """What the image tower takes: resized and normalised, `(B, 3, image_size, image_size)`."""

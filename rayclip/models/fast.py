@@ -8,6 +8,8 @@ Shapes: B batch, C channels, H W image, D embedding.
 """
 
 import copy
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayclip.models.clip import Clip
+from rayclip.models.image import class_token_tower, encode_class_token
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -49,9 +52,12 @@ class _Tower(nn.Module):
         super().__init__()
         self.visual = copy.deepcopy(visual).to(dtype).eval().requires_grad_(False)
         self.dtype, self.compiled = dtype, compiled
+        by_token = class_token_tower(self.visual) is not None
+        embed: Callable[[Tensor], Any] = functools.partial(encode_class_token, self.visual) if by_token else self.visual
         if compiled:
             graphs = backend == "inductor" and next(visual.parameters()).is_cuda
-            self.visual.compile(backend=backend, mode="reduce-overhead" if graphs else None)
+            embed = torch.compile(embed, backend=backend, mode="reduce-overhead" if graphs else None)
+        self._embed = embed
 
     def forward(self, pixels_BCHW: Tensor) -> Any:
         count, sizes = len(pixels_BCHW), list[Tensor]()
@@ -60,7 +66,7 @@ class _Tower(nn.Module):
         reduced = _Enter.apply(pixels_BCHW, self.dtype, sizes)
         if self.compiled:  # one graph for all sizes; CUDA graphs are recorded once for each
             torch._dynamo.maybe_mark_dynamic(reduced, 0)
-        out = self.visual(reduced)
+        out = self._embed(reduced)
         if isinstance(out, tuple):  # CoCa's tower gives its tokens too
             return _Leave.apply(out[0], sizes)[:count], *(rest[:count] for rest in out[1:])
         return _Leave.apply(out, sizes)[:count]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
 
 from conftest import tiny_clip
@@ -42,7 +43,9 @@ def test_the_precision_is_what_was_asked_for():
     """Rounding of bf16 is seen in the embedding, and the tower's own matrix products are in bf16."""
     clip, seen = tiny_clip(), []
     fast = fast_copy(clip, "bf16")
-    fast.model.visual.visual.transformer.register_forward_hook(lambda _, inputs, out: seen.append(out.dtype))
+    fast.model.visual.visual.transformer.resblocks[0].register_forward_hook(
+        lambda _, inputs, out: seen.append(out.dtype)
+    )
     with torch.no_grad():
         assert (fast.encode_image(PIXELS) - clip.encode_image(PIXELS)).abs().max() > 1e-4
     assert seen == [torch.bfloat16]
