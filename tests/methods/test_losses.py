@@ -202,7 +202,7 @@ def one_step(name, targets, parts=1):
     if size > 1:
         module = DistributedDataParallel(module)
     widest = []
-    clip.model.visual.register_forward_pre_hook(lambda module, images: widest.append(len(images[0])))
+    clip.model.visual.conv1.register_forward_pre_hook(lambda module, images: widest.append(len(images[0])))
     metrics = attack_and_backward(module, clip, chosen, batch, parts)
     part = -(-len(batch.labels_B) // parts)
     assert max(widest, default=part) == part, "the image encoder's memory is that of a part"
