@@ -37,7 +37,7 @@ def main(
         trials.append(run.looked_at(run.trial(label, run.method(name), shots=shots, recipe=recipe), every or usual))
     run.go(
         trials,
-        [run.evaluation("clean,pgd,bert,sep")],
+        run.evaluations("clean,pgd,bert,sep"),
         results=lambda trial: {trial.model_at(epoch): f"{trial.name} epoch {epoch}" for epoch in trial.keep_epochs},
     )
 

@@ -32,7 +32,7 @@ def main(run: Run) -> None:
     }
     for data, test, part in run.pairs():
         trials = [run.trial(label, method, data=data, part=part) for label, method in variants.items()]
-        run.go(trials, [run.evaluation("clean,pgd,bert,sep", tests=[test])], part=part)
+        run.go(trials, run.evaluations("clean,pgd,bert,sep", tests=[test]), part=part)
 
 
 if __name__ == "__main__":

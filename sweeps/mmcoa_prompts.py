@@ -26,7 +26,7 @@ def main(run: Run) -> None:
     """Learn a prompt or fine-tune, and attack the results on the same data set."""
     for data, test, part in run.pairs():
         trials = [run.trial(name, run.method(name), data=data, part=part) for name in run.methods]
-        run.go(trials, [run.evaluation("clean,pgd,bert,sep", tests=[test])], part=part)
+        run.go(trials, run.evaluations("clean,pgd,bert,sep", tests=[test]), part=part)
 
 
 if __name__ == "__main__":
