@@ -256,7 +256,7 @@ def test_saft_methods(plan):
     (part,) = plan("saft_methods", "--scale", "paper", "--captions", "t.parquet")
     assert len(part[2]) == 16 and {t.config.data for t in part[0]} == {"tiny_imagenet"}
     assert set(part[5].values()) == {"model"} == {t.config.resolution for t in part[0]}, "SAFT and TTC resize first"
-    assert {t.config.method.trains for t in part[0]} == {"image"}
+    assert {(t.config.method.trains, t.config.method.step) for t in part[0]} == {("image", 1 / 255)}
     assert part[0][-1].config.method.captions == "t.parquet" and part[0][-1].config.method.steps == 2
 
 
