@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # `--help` is instant
 MMCOA_METHODS = "ft-standard,tecoa,mmcoa"
 ZERO_SHOT_METHODS = "ft-standard,tecoa,pmg-aft,fare,tga-zsr,saft"
 ONE_SIZE = ("cifar10", "cifar100", "stl10", "tiny_imagenet", "eurosat", "pcam")  # all images of these sets have one
+# Epochs at `paper` for the test on other data sets than the one trained on: MMCoA's paper has 10 to 28, and 30 else
+ELSEWHERE = {"mmcoa": 28}
 IN_DISTRIBUTION = {"data": ("cifar10", "cifar100", "tiny_imagenet", "imagenet"), "test": ()}  # of the scale `paper`
 
 
@@ -296,6 +298,12 @@ class Run:
             for name in self.methods
         ]
 
+    def own_trials(self, data: str, part: str = "") -> list["Trial"]:
+        """Every method on all images of a data set that it will be tested on."""
+        return [
+            self.trial(name, self.method(name), data=data, part=part, in_distribution=True) for name in self.methods
+        ]
+
     def image_trials(self, **settings: Any) -> list["Trial"]:
         """The same by SAFT's and TTC's protocol: only the image encoder is fine-tuned, by FT-standard too (CLIP-FT)."""
         return [
@@ -344,6 +352,7 @@ class Run:
         data: str | None = None,
         recipe: Mapping[str, Any] | None = None,
         part: str = "",
+        in_distribution: bool = False,
         **config: Any,
     ) -> "Trial":
         """A training run.
@@ -352,6 +361,7 @@ class Run:
             shots: images a class; None for all.
             data: to train on, the sweep's first unless given.
             recipe: what differs from the scale's recipe.
+            in_distribution: it will be tested on the data set that it trains on.
             part: as in `go`.
             config: other fields of `TrainConfig`.
         """
@@ -362,6 +372,8 @@ class Run:
         base = self.recipe(method)
         few, all_ = self.setting.few_shot_epochs, self.setting.epochs
         given = None if method.trains == "prompt" else few if shots else all_  # a prompt needs its epochs, and is cheap
+        if self.is_paper and not in_distribution:
+            given = ELSEWHERE.get(method.name)
         length = self.options.epochs or given or base.epochs
         chosen = dataclasses.replace(base, **{"epochs": length, **(recipe or {})})
         data = data or self.data[0]

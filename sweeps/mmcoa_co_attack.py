@@ -27,8 +27,7 @@ def main(run: Run) -> None:
     """Fine-tune with each method and attack image and text together."""
     attacks = "clean,co-attack"
     for data in OWN if run.is_paper else ():
-        trials = [run.trial(name, run.method(name), data=data, part=data) for name in run.methods]
-        run.go(trials, run.evaluations(attacks, tests=[data]), part=data)
+        run.go(run.own_trials(data, data), run.evaluations(attacks, tests=[data]), part=data)
     run.go(run.trials(), run.evaluations(attacks))
 
 

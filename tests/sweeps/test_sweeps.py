@@ -156,7 +156,8 @@ def test_shots(plan):
         ("ViT-B-32:openai", "imagenet", "model")
     }
     assert {(t.config.method.steps, t.config.method.eps) for t in part[0]} == {(10, 1 / 255)}
-    assert part[0][2].config.recipe == part[0][2].config.method.recipe, "the paper's own"
+    assert part[0][1].config.recipe == part[0][1].config.method.recipe, "the paper's own"
+    assert part[0][2].config.recipe == dataclasses.replace(part[0][2].config.method.recipe, epochs=28)
 
 
 def test_in_distribution(plan):
@@ -166,6 +167,7 @@ def test_in_distribution(plan):
     assert [p[2] for p in parts] == [[d] for d in ("cifar10", "cifar100", "tiny_imagenet", "imagenet")]
     assert [t.config.data for p in parts for t in p[0]] == [d for p in parts for d in p[2] * 3]
     assert len({t.out for p in parts for t in p[0]}) == 12
+    assert all(t.config.recipe == t.config.method.recipe for p in parts for t in p[0]), "30 epochs of MMCoA here"
     (part,) = plan("mmcoa_in_distribution", "--data", "own.parquet")
     assert part[2] == ["own.parquet#holdout"] and part[0][0].config.data == "own.parquet#holdout"
 
@@ -328,6 +330,11 @@ def test_the_joint_search_draws_the_same_settings_for_the_same_seed(monkeypatch,
 
 def test_models_can_be_shared_by_sweeps(plan, tmp_path):
     """The same training is the same folder, another one is another."""
+    paper = ["--scale", "paper", "--models", "m"]
+    own = {t.out for p in plan("mmcoa_in_distribution", *paper) for t in p[0]}
+    assert {t.out for p in plan("mmcoa_co_attack", *paper)[:3] for t in p[0]} < own
+    both = [t.out for p in plan("mmcoa_losses", *paper) for t in p[0] if t.name == "mmcoa"]
+    assert set(both) < own
     shots, eps = plan("mmcoa_shots", "--models", "m")[0], plan("mmcoa_eps", "--models", "m")[0]
     places = {t.name: t.out for t in shots[0]}
     assert places["mmcoa full"] == eps[0][0].out and places["mmcoa full"].startswith(f"{tmp_path}/m/")
