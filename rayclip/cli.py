@@ -94,6 +94,13 @@ def train(
     ],
     out: Annotated[str, typer.Option(help="Folder or URI of the checkpoint; an interrupted run there goes on.")],
     shots: Annotated[str, typer.Option(help="Images a class, or full.")] = "full",
+    attack: Annotated[
+        str,
+        typer.Option(
+            help="What the training attack raises: own (the method's objective), pgd (the cross-entropy), cw (the "
+            "logit margin) or feature (the distance from the clean image's embedding)."
+        ),
+    ] = "own",
     eps: Eps = "1/255",
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the training attack.  [default: the method's]")
@@ -199,6 +206,7 @@ def train(
     budget = budget_of(eps)
     chosen = make_method(
         method,
+        against=attack,
         eps=budget,
         steps=steps,
         norm=norm,

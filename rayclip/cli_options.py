@@ -19,7 +19,8 @@ Eps = Annotated[str | None, typer.Option(help="Budget in pixel units, as a fract
 StepSize = Annotated[
     str | None,
     typer.Option(
-        "--step-size", help="Length of an attack step.  [default: 1/255, or 2.5·eps/steps where that is larger]"
+        "--step-size",
+        help="Length of an attack step.  [default: 1/255, or 2.5·eps/steps in a ball that so many do not cross]",
     ),
 ]
 Cluster = Annotated[bool, typer.Option("--cluster", help="Use the running Ray cluster (RAY_ADDRESS or this node's).")]
@@ -109,8 +110,11 @@ def budget_of(eps: str | None) -> float | None:
 
 
 def default_step(written: str | None, eps: float | None, steps: int) -> float:
-    """The papers' 1/255; where that could not cross a larger ball, 2.5·eps/steps (Madry et al. 2018)."""
-    return parse_budget(written, "step-size") if written else max(1 / 255, 2.5 * (eps or 0.0) / steps)
+    """The papers' 1/255; in a ball that so many of those do not cross, 2.5·eps/steps (Madry et al. 2018)."""
+    if written:
+        return parse_budget(written, "step-size")
+    eps = eps or 0.0
+    return 1 / 255 if steps / 255 >= 2 * eps else 2.5 * eps / steps
 
 
 def least_of(min_workers: int | None, workers: int) -> int | None:

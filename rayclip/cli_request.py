@@ -76,7 +76,10 @@ def request(
     ] = None,
     scorer: Annotated[
         str,
-        typer.Option(help="Ways to score: template, ensemble, cupl:captions=FILE, wca:captions=FILE,crops=60."),
+        typer.Option(
+            help="Ways to score: template, ensemble, cupl:captions=FILE, wca:captions=FILE,crops=60. For several data "
+            "sets FILE is a folder of NAME.parquet."
+        ),
     ] = "template",
     made_against: Annotated[
         str,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # `--help` is instant
     from rayclip.api import Found, SweepResult
     from rayclip.attacks import Attack
     from rayclip.checks import Evaluation, Where
+    from rayclip.data import Resolution
     from rayclip.distributed import Trial
     from rayclip.evaluation.cell import MadeAgainst
     from rayclip.methods import Method, Recipe
@@ -26,6 +27,9 @@ if TYPE_CHECKING:  # `--help` is instant
 
 MMCOA_METHODS = "ft-standard,tecoa,mmcoa"
 ZERO_SHOT_METHODS = "ft-standard,tecoa,pmg-aft,fare,tga-zsr,saft"
+ONE_SIZE = ("cifar10", "cifar100", "stl10", "tiny_imagenet", "eurosat", "pcam")  # all images of these sets have one
+# Epochs at `paper` for the test on other data sets than the one trained on: MMCoA's paper has 10 to 28, and 30 else
+ELSEWHERE = {"mmcoa": 28}
 IN_DISTRIBUTION = {"data": ("cifar10", "cifar100", "tiny_imagenet", "imagenet"), "test": ()}  # of the scale `paper`
 
 
@@ -39,7 +43,8 @@ class ScaleName(StrEnum):
 class Scale:
     """Everything that differs between the scales.
 
-    Budgets in pixel units; None epochs are each method's own, a limit of None is all test images.
+    Budgets in pixel units; None epochs are each method's own, a limit of None is all test images. The resolution
+    `auto` is `native` where the images of a data set have one size, as in MMCoA's code, and `model` elsewhere.
     """
 
     model: str | None
@@ -54,7 +59,7 @@ class Scale:
     few_shot_epochs: int | None = None
     epochs: int | None = None
     save_every_epochs: int = 1
-    resolution: Literal["native", "model"] = "native"
+    resolution: Literal["native", "model", "auto"] = "native"
     limit: int | None = None
 
 
@@ -91,8 +96,7 @@ def _scales() -> dict[ScaleName, Scale]:
             few_shot_epochs=20,
             epochs=4,
         ),
-        # The papers' code counts the last iterate, hence `final`. Images are resized first: the data sets differ in
-        # size.
+        # The papers' code counts the last iterate, hence `final`.
         ScaleName.paper: Scale(
             model="ViT-B-32:openai",
             data=("imagenet",),
@@ -103,16 +107,17 @@ def _scales() -> dict[ScaleName, Scale]:
             test_steps=100,
             stop="final",
             small_recipe=False,
-            resolution="model",
+            resolution="auto",
         ),
     }
 
 
 def zero_shot() -> dict[str, Any]:
-    """What SAFT's and TTC's protocol changes at the scale `paper`: trained on TinyImageNet, tested on 16 data sets."""
+    """What SAFT's and TTC's protocol changes at the scale `paper`: trained on TinyImageNet, tested on 16 data sets,
+    whose images are resized first."""
     from rayclip.data.registry import ZERO_SHOT_16
 
-    return {"data": ("tiny_imagenet",), "test": ZERO_SHOT_16, "train_steps": 2}
+    return {"data": ("tiny_imagenet",), "test": ZERO_SHOT_16, "train_steps": 2, "resolution": "model"}
 
 
 def ttc_protocol() -> dict[str, Any]:
@@ -293,6 +298,23 @@ class Run:
             for name in self.methods
         ]
 
+    def own_trials(self, data: str, part: str = "") -> list["Trial"]:
+        """Every method on all images of a data set that it will be tested on."""
+        return [
+            self.trial(name, self.method(name), data=data, part=part, in_distribution=True) for name in self.methods
+        ]
+
+    def image_trials(self, **settings: Any) -> list["Trial"]:
+        """The same by SAFT's and TTC's protocol: only the image encoder is fine-tuned, by FT-standard too (CLIP-FT)."""
+        return [
+            self.trial(
+                label,
+                self.method(name, trains="image" if name == "ft-standard" else None, **settings),
+                shots=shots,
+            )
+            for label, name, shots in self.grid()
+        ]
+
     def method(self, name: str, **settings: Any) -> "Method":
         """A method at the sweep's budget, with settings that differ."""
         from rayclip.attacks.bert import TextSettings
@@ -311,9 +333,14 @@ class Run:
         """Length of a training attack's step within another budget."""
         return default_step(None, eps, self.setting.train_steps)
 
+    def resolution(self, data: str) -> "Resolution":
+        """At which a data set's images are perturbed."""
+        if self.setting.resolution != "auto":
+            return self.setting.resolution
+        return "native" if data.partition("#")[0] in ONE_SIZE else "model"
+
     def recipe(self, method: "Method") -> "Recipe":
         """The scale's recipe for a method."""
-
         return method.small if self.setting.small_recipe else method.recipe
 
     def trial(
@@ -325,6 +352,7 @@ class Run:
         data: str | None = None,
         recipe: Mapping[str, Any] | None = None,
         part: str = "",
+        in_distribution: bool = False,
         **config: Any,
     ) -> "Trial":
         """A training run.
@@ -333,6 +361,7 @@ class Run:
             shots: images a class; None for all.
             data: to train on, the sweep's first unless given.
             recipe: what differs from the scale's recipe.
+            in_distribution: it will be tested on the data set that it trains on.
             part: as in `go`.
             config: other fields of `TrainConfig`.
         """
@@ -343,13 +372,16 @@ class Run:
         base = self.recipe(method)
         few, all_ = self.setting.few_shot_epochs, self.setting.epochs
         given = None if method.trains == "prompt" else few if shots else all_  # a prompt needs its epochs, and is cheap
+        if self.is_paper and not in_distribution:
+            given = ELSEWHERE.get(method.name)
         length = self.options.epochs or given or base.epochs
         chosen = dataclasses.replace(base, **{"epochs": length, **(recipe or {})})
+        data = data or self.data[0]
         settings: dict[str, Any] = {
             "model": self.model,
-            "data": data or self.data[0],
+            "data": data,
             "seed": self.options.seed,
-            "resolution": self.setting.resolution,
+            "resolution": self.resolution(data),
             "save_every_epochs": min(chosen.epochs, self.setting.save_every_epochs),
         }
         full = TrainConfig(method=method, recipe=chosen, shots=shots, **{**settings, **config})
@@ -381,7 +413,7 @@ class Run:
         }
         return parse_attacks(text, defaults)
 
-    def evaluation(
+    def evaluations(
         self,
         attacks: str,
         *,
@@ -390,8 +422,8 @@ class Run:
         defenses: str = "none",
         scorers: str = "template",
         made_against: Sequence["MadeAgainst"] = ("own",),
-    ) -> "Evaluation":
-        """What to evaluate on: the sweep's test data and budget unless given.
+    ) -> list["Evaluation"]:
+        """What to evaluate on, one for each resolution: the sweep's test data and budget unless given.
 
         Args:
             defenses, scorers: as `rayclip eval` takes them.
@@ -403,15 +435,21 @@ class Run:
         from rayclip.models.scorers import parse_scorers
 
         budget = eps or self.setting.eps
-        return Evaluation(
-            data=tests or self.tests,
-            attacks=self.attacks(attacks, budget),
-            limit=self.options.limit or self.setting.limit,
-            defenses=parse_defenses(defenses),
-            scorers=parse_scorers(scorers),
-            made_against=made_against,
-            protocol=Protocol(eps=budget, seed=self.options.seed, resolution=self.setting.resolution),
-        )
+        data: dict[Resolution, list[str]] = {}
+        for test in tests or self.tests:
+            data.setdefault(self.resolution(test), []).append(test)
+        return [
+            Evaluation(
+                data=alike,
+                attacks=self.attacks(attacks, budget),
+                limit=self.options.limit or self.setting.limit,
+                defenses=parse_defenses(defenses),
+                scorers=parse_scorers(scorers),
+                made_against=made_against,
+                protocol=Protocol(eps=budget, seed=self.options.seed, resolution=resolution),
+            )
+            for resolution, alike in data.items()
+        ]
 
     def results(self, part: str = "") -> "Store":
         """Where a part of the sweep leaves its results."""

@@ -45,13 +45,13 @@ def main(
         method = run.method(draw.pop("method"), **draw.pop("settings"))
         trial = run.trial(draw.pop("label"), method, data=data, **draw)
         trials.append(dataclasses.replace(trial, config=dataclasses.replace(trial.config, save_every_epochs=1)))
-    chosen = run.evaluation("clean,sep", tests=[data])
+    (chosen,) = run.evaluations("clean,sep", tests=[data])
     validation = Validation(data=data, attacks=chosen.attacks, protocol=chosen.protocol, limit=run.options.limit)
     found = api.search(
         f"{run.name} {run.options.scale}",
         trials,
         validation,
-        [run.evaluation("clean,pgd,bert,sep")],
+        run.evaluations("clean,pgd,bert,sep"),
         run.model,
         run.where(),
         reduction=reduction,

@@ -27,9 +27,8 @@ def main(run: Run) -> None:
     """Fine-tune with each method and attack image and text together."""
     attacks = "clean,co-attack"
     for data in OWN if run.is_paper else ():
-        trials = [run.trial(name, run.method(name), data=data, part=data) for name in run.methods]
-        run.go(trials, [run.evaluation(attacks, tests=[data])], part=data)
-    run.go(run.trials(), [run.evaluation(attacks)])
+        run.go(run.own_trials(data, data), run.evaluations(attacks, tests=[data]), part=data)
+    run.go(run.trials(), run.evaluations(attacks))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def main(
     """Fine-tune at one budget and attack at several."""
     usual = [format_budget(run.setting.eps * factor) for factor in (1, 2, 4)]
     budgets = [parse_budget(text, "test-eps") for text in split(test_eps) or usual]
-    found = run.go(run.trials(), [run.evaluation("clean,pgd,sep", eps=eps) for eps in budgets], show=False)
+    found = run.go(run.trials(), [e for eps in budgets for e in run.evaluations("clean,pgd,sep", eps=eps)], show=False)
     rows = [by_budget(row, found.labels[row.model]) for row in found.rows if row.attack != "worst"]
     run.show(dataclasses.replace(found, rows=sorted(rows, key=lambda row: row.eps or 0), labels={}))
 

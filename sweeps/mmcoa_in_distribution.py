@@ -28,8 +28,7 @@ from rayclip.cli_sweep import IN_DISTRIBUTION, Run, start, sweep
 def main(run: Run) -> None:
     """Fine-tune with each method on a data set, and attack the result on the same one."""
     for data, test, part in run.pairs():
-        trials = [run.trial(name, run.method(name), data=data, part=part) for name in run.methods]
-        run.go(trials, [run.evaluation("clean,pgd,bert,sep", tests=[test])], part=part)
+        run.go(run.own_trials(data, part), run.evaluations("clean,pgd,bert,sep", tests=[test]), part=part)
 
 
 if __name__ == "__main__":

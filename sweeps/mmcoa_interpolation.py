@@ -30,7 +30,7 @@ def main(
     mixes(run.model, run.model, a)
     run.go(
         run.trials(),
-        [run.evaluation("clean,pgd,bert,sep")],
+        run.evaluations("clean,pgd,bert,sep"),
         results=lambda trial: mixes(run.model, trial.model, a, trial.name),
     )
 

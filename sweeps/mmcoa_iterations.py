@@ -18,7 +18,7 @@ import typer
 
 from rayclip.cli_sweep import Run, start, sweep
 
-PAPER = {"tecoa": (10, 1), "mmcoa": (28, 4)}  # epochs, and how many lie between two looks
+PAPER = {"tecoa": 1, "mmcoa": 4}  # epochs between two looks, of 10 and 28
 
 
 @sweep("mmcoa-iterations", methods="tecoa,mmcoa", every={"shots": "5"}, paper={"shots": "50"})
@@ -32,12 +32,11 @@ def main(
     """Fine-tune with each method and attack what it is after every few epochs."""
     trials = []
     for label, name, shots in run.grid():
-        epochs, usual = PAPER.get(name, (None, None)) if run.is_paper else (None, None)
-        recipe = {"epochs": epochs} if epochs and not run.options.epochs else {}
-        trials.append(run.looked_at(run.trial(label, run.method(name), shots=shots, recipe=recipe), every or usual))
+        usual = PAPER.get(name) if run.is_paper else None
+        trials.append(run.looked_at(run.trial(label, run.method(name), shots=shots), every or usual))
     run.go(
         trials,
-        [run.evaluation("clean,pgd,bert,sep")],
+        run.evaluations("clean,pgd,bert,sep"),
         results=lambda trial: {trial.model_at(epoch): f"{trial.name} epoch {epoch}" for epoch in trial.keep_epochs},
     )
 

@@ -31,8 +31,10 @@ def main(run: Run) -> None:
         "mmcoa": run.method("mmcoa"),
     }
     for data, test, part in run.pairs():
-        trials = [run.trial(label, method, data=data, part=part) for label, method in variants.items()]
-        run.go(trials, [run.evaluation("clean,pgd,bert,sep", tests=[test])], part=part)
+        trials = [
+            run.trial(label, method, data=data, part=part, in_distribution=True) for label, method in variants.items()
+        ]
+        run.go(trials, run.evaluations("clean,pgd,bert,sep", tests=[test]), part=part)
 
 
 if __name__ == "__main__":

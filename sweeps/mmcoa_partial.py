@@ -33,7 +33,7 @@ def main(
         for label, name, shots in run.grid()
         for part in split(parts)
     ]
-    run.go(trials, [run.evaluation("clean,pgd,bert,sep")])
+    run.go(trials, run.evaluations("clean,pgd,bert,sep"))
 
 
 if __name__ == "__main__":

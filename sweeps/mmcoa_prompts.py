@@ -25,8 +25,7 @@ from rayclip.cli_sweep import Run, start, sweep
 def main(run: Run) -> None:
     """Learn a prompt or fine-tune, and attack the results on the same data set."""
     for data, test, part in run.pairs():
-        trials = [run.trial(name, run.method(name), data=data, part=part) for name in run.methods]
-        run.go(trials, [run.evaluation("clean,pgd,bert,sep", tests=[test])], part=part)
+        run.go(run.own_trials(data, part), run.evaluations("clean,pgd,bert,sep", tests=[test]), part=part)
 
 
 if __name__ == "__main__":

@@ -52,14 +52,14 @@ def main(
     attacks = parse_attacks("clean,co-attack", settings)
     if not bundled:
         open_pairs(pairs or "mscoco_captions")
-    found = run.go(run.trials(), [run.evaluation("clean")])
+    found = run.go(run.trials(), run.evaluations("clean"))
     with tempfile.TemporaryDirectory(prefix="rayclip-") as place:
         rows = api.evaluate_retrieval(
             list(found.labels),
             write_digits(f"{place}/digits-pairs.parquet") if bundled else pairs or "mscoco_captions",
             run.where(),
             limit=run.options.limit,
-            resolution=run.setting.resolution if bundled else "model",
+            resolution=run.resolution("digits") if bundled else "model",
             attacks=attacks,
             eps=eps,
             seed=run.options.seed,

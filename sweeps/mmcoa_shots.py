@@ -24,7 +24,7 @@ from rayclip.cli_sweep import Run, start, sweep
 @sweep("mmcoa-shots")
 def main(run: Run) -> None:
     """Fine-tune with each method on 1, 5, ... and all images a class, and attack every result."""
-    run.go(run.trials(), [run.evaluation("clean,pgd,bert,sep")])
+    run.go(run.trials(), run.evaluations("clean,pgd,bert,sep"))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,7 @@ def main(
     ] = None,
 ) -> None:
     """Fine-tune with each method, and attack on every data set with PGD, CW and AutoAttack."""
-    trials = [run.trial(label, run.method(name, captions=captions), shots=shots) for label, name, shots in run.grid()]
-    run.go(trials, [run.evaluation("clean,pgd,cw,autoattack-seeds")])
+    run.go(run.image_trials(captions=captions), run.evaluations("clean,pgd,cw,autoattack-seeds"))
 
 
 if __name__ == "__main__":

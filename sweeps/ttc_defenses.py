@@ -30,7 +30,7 @@ def main(
 ) -> None:
     """Put the untouched and every fine-tuned model behind each defence, and attack blindly and through it."""
     eps = parse_budget(defense_eps, "defense-eps") if defense_eps else 4 / 255 if run.is_paper else run.setting.eps
-    run.go(run.trials(), [run.evaluation("clean,pgd", defenses=defenses(eps, run.model))])
+    run.go(run.image_trials(), run.evaluations("clean,pgd", defenses=defenses(eps, run.model)))
 
 
 def defenses(eps: float, original: str) -> str:

@@ -40,7 +40,7 @@ def main(
         for value in split(values)
     ]
     chains = [f"ttc:{budget}," + ",".join(f"{k}={v}" for k, v in chosen.items()) for chosen in settings]
-    run.go([], [run.evaluation("clean,pgd", defenses=",".join(["none", *dict.fromkeys(chains)]))])
+    run.go([], run.evaluations("clean,pgd", defenses=",".join(["none", *dict.fromkeys(chains)])))
 
 
 if __name__ == "__main__":

@@ -184,18 +184,18 @@ def resize_and_pad(image, share, left, top):
     return out
 
 
-def contrastive(images, texts, labels, scale, targets) -> float:
-    """Mean over pairs of CE(i→t) + CE(t→i), entry by entry."""
+def contrastive(images, texts, labels, scale, targets) -> torch.Tensor:
+    """Mean over pairs of CE(i→t) + CE(t→i), entry by entry, differentiable."""
     n = len(labels)
-    f = [v / v.pow(2).sum().sqrt() for v in images]
-    t = [v / v.pow(2).sum().sqrt() for v in texts]
-    total = 0.0
+    f, t = [unit(v) for v in images], [unit(v) for v in texts]
+    total = 0
     for i in range(n):
         positives = [i] if targets == "diagonal" else [j for j in range(n) if labels[j] == labels[i]]
-        rows = [float(scale * (f[i] * t[j]).sum()) for j in range(n)]
-        columns = [float(scale * (f[j] * t[i]).sum()) for j in range(n)]
-        total += sum(cross_entropy(rows, j) for j in positives) / len(positives)
-        total += sum(cross_entropy(columns, j) for j in positives) / len(positives)
+        rows = [scale * (f[i] * t[j]).sum() for j in range(n)]
+        columns = [scale * (f[j] * t[i]).sum() for j in range(n)]
+        for scores in (rows, columns):
+            whole = torch.logsumexp(torch.stack(scores), 0)
+            total = total + sum(whole - scores[j] for j in positives) / len(positives)
     return total / n
 
 
@@ -296,6 +296,17 @@ def ascend(loss, x: torch.Tensor, *, key: int, eps: float, step: float, steps: i
     for done in range(steps):
         z = (x + d).requires_grad_()
         g = torch.autograd.grad(loss(z, done), z)[0]
+        d = torch.clamp(torch.clamp(d + step * g.sign(), -eps, eps), -x, 1 - x)
+    return x + d
+
+
+def ascend_together(loss, x: torch.Tensor, *, keys: list[int], eps: float, step: float, steps: int) -> torch.Tensor:
+    """The same on a batch (B, C, H, W) whose loss is one number of all images."""
+    starts = torch.stack([(2 * uniforms(key, tuple(x.shape[1:])) - 1) * eps for key in keys])
+    d = torch.clamp(starts, -x, 1 - x)
+    for _ in range(steps):
+        z = (x + d).requires_grad_()
+        g = torch.autograd.grad(loss(z), z)[0]
         d = torch.clamp(torch.clamp(d + step * g.sign(), -eps, eps), -x, 1 - x)
     return x + d
 

@@ -83,8 +83,9 @@ class SemanticEnsemble(GradientAttack):
     Attributes:
         objective: see `ensemble_loss`.
         sets: M, captions of each class; its best ones.
-        captions: table of captions, as `rayclip captions filter` writes it, of the classes that are attacked; an
-            evaluation reads it before it starts. Without one, the captions are the first `sets` of `FILL_TEMPLATES`.
+        captions: table of captions, as `rayclip captions filter` writes it, of the classes that are attacked, or a
+            folder with one for each data set; an evaluation reads it before it starts. Without one, the captions are
+            the first `sets` of `FILL_TEMPLATES`.
         texts: the captions of each class in label order; what is in the table, for those who have no table.
     """
 

@@ -99,6 +99,26 @@ def write_captions(path: Path, rows: Sequence[Caption], made_from: Mapping[str, 
     _write(path, sink.getvalue().to_pybytes())
 
 
+def table_for(captions: str, data: str) -> str:
+    """The table of captions for a data set.
+
+    Args:
+        captions: a table, the name of a bundled one, or a folder that holds one for each data set: `NAME.parquet` or
+            `NAME.csv`.
+        data: the data set as on the command line.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    if captions in BUNDLED or not Path(captions).is_dir():
+        return captions
+    name = Path(data.partition("#")[0]).stem
+    for file in (Path(captions) / f"{name}{ending}" for ending in (".parquet", ".csv")):
+        if file.is_file():
+            return str(file)
+    raise UserError(f"folder {captions} has no captions of '{name}': it needs {name}.parquet or {name}.csv.")
+
+
 def read_captions(path: str | Path, class_names: Sequence[str] | None = None) -> list[list[str]]:
     """The captions of each class, in label order, best first.
 

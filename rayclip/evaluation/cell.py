@@ -16,7 +16,7 @@ from rayclip.attacks.semantic import SemanticEnsemble
 from rayclip.attacks.sga import SGA
 from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
-from rayclip.data.captions import BUNDLED, read_captions
+from rayclip.data.captions import BUNDLED, read_captions, table_for
 from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, is_random
 from rayclip.models import TEMPLATE, Precision
 from rayclip.models.scorers import DEFAULT, WCA, Described, Scorer
@@ -200,6 +200,7 @@ def make_cells(
             class_names=data.class_names,
             attack=with_captions(
                 with_substitutes(attack, bundled=source == "digits").for_classes(len(data.class_names)),
+                source,
                 data.class_names,
             ),
             protocol=protocol,
@@ -232,7 +233,7 @@ def with_descriptions(scorer: Scorer, data: str, class_names: Sequence[str]) -> 
             f"scorer '{scorer.name}' needs captions of the classes: write {scorer.name}:captions=FILE, a table as "
             "rayclip captions filter writes it."
         )
-    return scorer.with_texts(read_captions(captions, class_names))
+    return scorer.with_texts(read_captions(table_for(captions, data), class_names))
 
 
 def _runs(
@@ -274,8 +275,8 @@ def with_substitutes(attack: Attack, *, bundled: bool) -> Attack:
     return attack
 
 
-def with_captions(attack: Attack, class_names: Sequence[str]) -> Attack:
+def with_captions(attack: Attack, data: str, class_names: Sequence[str]) -> Attack:
     """The attack with what is in its table of captions: the table is read here, and no worker needs it."""
     if isinstance(attack, SemanticEnsemble) and attack.captions and not attack.texts:
-        return attack.with_texts(read_captions(attack.captions, class_names), class_names)
+        return attack.with_texts(read_captions(table_for(attack.captions, data), class_names), class_names)
     return attack

@@ -10,6 +10,7 @@ from torch import Tensor
 from rayclip.attacks.feature import feature_distance
 from rayclip.methods.base import Batch, PromptMethod, Recipe
 from rayclip.methods.losses import class_cross_entropy
+from rayclip.methods.objectives import OWN
 from rayclip.methods.parallel import global_mean
 from rayclip.models import Clip
 from rayclip.models.prompts import WithContext
@@ -43,6 +44,8 @@ class AdvPT(PromptMethod):
     def check(self, clip: Clip) -> None:
         super().check(clip)
         WithContext.shape(clip, self.context)
+        if self.against != OWN:
+            raise UserError("advpt makes its images without class prompts, before training: leave --attack away.")
         if self.start == "zero":
             raise UserError("advpt's attack cannot start at zero, where its gradient vanishes: use --start random.")
 
@@ -53,7 +56,7 @@ class AdvPT(PromptMethod):
         with torch.no_grad():
             clean_BD = clip.encode_image(batch.pixels_BCHW, normalize=False)
         made = self.perturb(
-            batch, lambda pixels: feature_distance(clean_BD, clip.encode_image(pixels, normalize=False), "kl")
+            clip, batch, lambda pixels: feature_distance(clean_BD, clip.encode_image(pixels, normalize=False), "kl")
         )
         assert made.adversarial_BCHW is not None
         with torch.no_grad():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rayclip.attacks.base import Norm, Samples, Start
 from rayclip.attacks.pgd import PGD
+from rayclip.methods.objectives import OWN, check_objective, objective_of
 from rayclip.models import Clip, class_prompts
 from rayclip.models.prompts import Prompted
 from rayclip.types import UserError
@@ -123,6 +124,8 @@ class Method(ABC):
     """A training method with its settings; subclasses are frozen dataclasses, one file each.
 
     Attributes:
+        against: what the image attack raises: `own` is the method's own objective; `pgd`, `cw`, `feature` are those of
+            the attacks with these names (`objectives`).
         eps, steps, step: budget, number and length of the image attack's steps, in pixel units.
         norm, start: of the image attack, see `attacks.base.GradientAttack`.
         trains: `all` parameters, the `image` encoder's, or those of its `last-N` blocks (`Clip.parameters_of`).
@@ -135,6 +138,7 @@ class Method(ABC):
     prepares: ClassVar[bool] = False  # whether `prepare` is to be called
     compares_samples: ClassVar[bool] = False  # whether a sample's loss or attack depends on the others of its batch
 
+    against: str = OWN
     eps: float = 1 / 255
     steps: int = 10
     step: float = 1 / 255
@@ -147,7 +151,7 @@ class Method(ABC):
         return self
 
     def prompts(self, class_names: Sequence[str], template: str) -> list[str]:
-        """The texts behind `Batch.texts`: one a class."""
+        """The texts behind `Batch.texts`: one a class, or all classes' first texts, then their second ones, ..."""
         return class_prompts(class_names, template)
 
     def describe(self) -> dict[str, Any]:
@@ -157,6 +161,17 @@ class Method(ABC):
     def check(self, clip: Clip) -> None:
         """Raise a `UserError` if the method cannot train this model."""
         clip.parameters_of(self.trains)
+        self.check_attack()
+
+    def check_attack(self) -> None:
+        """Raise a `UserError` if the method cannot train against this attack."""
+        if self.against != OWN:
+            check_objective(self.against, self.start)
+
+    @property
+    def texts_per_class(self) -> int:
+        """How many of `prompts` belong to one class."""
+        return 1
 
     @property
     def trains_texts(self) -> bool:
@@ -184,8 +199,13 @@ class Method(ABC):
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise and detached scalars to log, all of them sums over samples (`parallel.global_mean`)."""
 
-    def perturb(self, batch: Batch, objective: Callable[[Tensor], Tensor]) -> Batch:
-        """PGD on `objective(pixels_BCHW) -> (B,)`, to the last step, for every image."""
+    def perturb(self, clip: Clip, batch: Batch, own: Callable[[Tensor], Tensor]) -> Batch:
+        """PGD, to the last step, for every image, on the objective that `against` names.
+
+        Args:
+            own: the method's own, `pixels_BCHW -> (B,)`.
+        """
+        objective = own if self.against == OWN else objective_of(self.against, clip, batch, self.texts_per_class)
 
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             return objective(pixels), torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
@@ -207,6 +227,7 @@ class PromptMethod(Method):
             raise UserError(f"{self.name} learns a prompt around a frozen model: leave --trains away.")
         if isinstance(clip, Prompted):
             raise UserError(f"model '{clip.spec}' has a learned prompt already: name the model that it stands on.")
+        self.check_attack()
 
     @abstractmethod
     def dressed(self, clip: Clip, seed: int) -> Clip: ...

@@ -38,6 +38,7 @@ class FARE(Method):
         with torch.no_grad():
             original_BD = batch.original.clip.encode_image(batch.pixels_BCHW, normalize=False)
         return self.perturb(
+            clip,
             replace(batch, original_BD=original_BD),
             lambda pixels: feature_distance(original_BD, clip.encode_image(pixels, normalize=False), "squared"),
         )

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from rayclip.methods.base import Batch, Method, Recipe
 from rayclip.methods.losses import class_cross_entropy
+from rayclip.methods.objectives import OWN
 from rayclip.methods.parallel import global_mean
 from rayclip.models import Clip
+from rayclip.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,10 @@ class FTStandard(Method):
     recipe: ClassVar[Recipe] = Recipe(
         optimizer="adam", lr=1e-6, betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.2, epochs=10
     )
+
+    def check_attack(self) -> None:
+        if self.against != OWN:
+            raise UserError("ft-standard trains on clean images: leave --attack away, or use tecoa.")
 
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         image_BD = clip.encode_image(batch.pixels_BCHW)

@@ -57,6 +57,7 @@ class MMCoA(Method):
             with torch.no_grad():
                 text_BD = batch.texts.of(batch.labels_B)
             batch = self.perturb(
+                clip,
                 batch,
                 lambda pixels: contrastive(
                     clip.encode_image(pixels), text_BD, batch.labels_B, clip.scale, batch.total, self.targets

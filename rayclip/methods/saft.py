@@ -54,6 +54,10 @@ class SAFT(TGAZSR):
         """
         return replace(self, texts=best_texts(texts, class_names, self.sets, who=self.name, captions=self.captions))
 
+    @property
+    def texts_per_class(self) -> int:
+        return self.sets
+
     def prompts(self, class_names: Sequence[str], template: str) -> list[str]:
         """All classes' captions of the first set, then of the second, ..."""
         texts = template_texts(class_names, self.sets) if self.captions == TEMPLATES else self.texts
@@ -75,7 +79,4 @@ class SAFT(TGAZSR):
             logits_BMK = (clip.scale * clip.encode_image(pixels) @ text_PD.T).unflatten(1, (self.sets, -1))
             return ensemble_loss(logits_BMK, batch.labels_B, self.objective)
 
-        return self.perturb(batch, objective)
-
-    def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.guided_loss(clip, batch, sets=self.sets)
+        return self.perturb(clip, batch, objective)

@@ -26,7 +26,9 @@ class TeCoA(Method):
         with torch.no_grad():
             text_KD = batch.texts.all()
         return self.perturb(
-            batch, lambda pixels: class_cross_entropy(clip.encode_image(pixels), text_KD, batch.labels_B, clip.scale)
+            clip,
+            batch,
+            lambda pixels: class_cross_entropy(clip.encode_image(pixels), text_KD, batch.labels_B, clip.scale),
         )
 
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

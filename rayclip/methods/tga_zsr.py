@@ -41,11 +41,9 @@ class TGAZSR(TeCoA):
         patch_tower(clip)
 
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.guided_loss(clip, batch, sets=1)
-
-    def guided_loss(self, clip: Clip, batch: Batch, *, sets: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The three terms with M = `sets` texts a class in `batch.texts`, set by set: CE and attention averaged over
-        them. Each image costs one forward whatever M is."""
+        """CE and attention are averaged over the M texts of a class, which are one here. Each image costs one forward
+        whatever M is."""
+        sets = self.texts_per_class
         assert batch.adversarial_BCHW is not None and batch.original is not None
         text_MKD = batch.texts.all().unflatten(0, (sets, -1))
         own_BMD = text_MKD[:, batch.labels_B].transpose(0, 1)

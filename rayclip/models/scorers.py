@@ -104,8 +104,8 @@ class Described(Scorer):
     """A scorer on descriptions of the classes.
 
     Attributes:
-        captions: table of captions, as `rayclip captions filter` writes it, of the classes that are evaluated; an
-            evaluation reads it before it starts. `digits` brings its own.
+        captions: table of captions, as `rayclip captions filter` writes it, of the classes that are evaluated, or a
+            folder with one for each data set; an evaluation reads it before it starts. `digits` brings its own.
         texts: the captions of each class in label order; what is in the table.
     """
 

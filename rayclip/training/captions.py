@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rayclip.data.captions import BUNDLED, read_captions
+from rayclip.data.captions import BUNDLED, read_captions, table_for
 from rayclip.methods import Method
 from rayclip.methods.saft import SAFT, TEMPLATES
 from rayclip.types import UserError
@@ -27,4 +27,5 @@ def with_captions(method: Method, data: str, class_names: Sequence[str]) -> Meth
             "saft trains on captions of the classes: give --captions FILE, a table as rayclip captions filter writes "
             "it, or --captions templates to do without."
         )
+    captions = table_for(captions, data)
     return replace(method, captions=captions).with_texts(read_captions(captions, class_names), class_names)

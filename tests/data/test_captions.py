@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayclip.data import open_data
-from rayclip.data.captions import Caption, read_captions, read_table, write_captions
+from rayclip.data.captions import Caption, read_captions, read_table, table_for, write_captions
 from rayclip.data.descriptions import match_classes, normal_name, read_descriptions
 from rayclip.data.digits import CLASS_NAMES
 from rayclip.models.zeroshot import clean_name
@@ -348,6 +348,19 @@ def test_the_table_must_be_of_the_same_classes(table):
         read_captions(table, ["cat", "cow"])
     with pytest.raises(UserError, match="no caption for 'cow'"):
         read_captions(table, ["cat", "dog", "cow"])
+
+
+def test_a_folder_holds_a_table_for_each_data_set(tmp_path):
+    for name in ("cifar10.parquet", "dtd.csv", "digits.csv"):
+        write_captions(tmp_path / name, ROWS, MADE)
+    folder = str(tmp_path)
+    assert table_for(folder, "cifar10") == f"{folder}/cifar10.parquet" == table_for(folder, "s3://b/data/cifar10")
+    assert table_for(folder, "own/dtd.parquet#holdout#validation") == f"{folder}/dtd.csv"
+    assert table_for(folder, "digits#holdout") == f"{folder}/digits.csv"
+    assert table_for(f"{folder}/dtd.csv", "cifar10") == f"{folder}/dtd.csv", "a table is taken as it is"
+    assert table_for("digits", "cifar10") == "digits", "so is a bundled one"
+    with pytest.raises(UserError, match=r"no captions of 'pcam': it needs pcam\.parquet or pcam\.csv"):
+        table_for(folder, "pcam")
 
 
 def test_files_that_are_no_tables(tmp_path):

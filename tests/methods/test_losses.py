@@ -37,7 +37,7 @@ def test_contrastive_agrees_with_the_plain_loop(targets):
     images, texts = vectors()
     labels = torch.tensor([0, 1, 1, 2, 0, 3, 1, 2, 4])
     ours = contrastive(unit(images), unit(texts), labels, torch.tensor(14.0), 9, targets).mean().item()
-    assert ours == pytest.approx(naive.contrastive(images, texts, labels.tolist(), 14.0, targets), abs=1e-9)
+    assert ours == pytest.approx(naive.contrastive(images, texts, labels.tolist(), 14.0, targets).item(), abs=1e-9)
 
 
 def test_the_two_target_conventions_agree_when_no_class_occurs_twice():
@@ -86,8 +86,13 @@ def attacked(clip, chosen, batch):
         return chosen.attack(clip, batch)
 
 
-def raw(encode, *inputs):
-    return encode(*inputs, normalize=False).detach()
+def same_value_and_gradient(clip, chosen, loss, expected):
+    """To 1e-9, in every parameter that the method trains."""
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-9)
+    trained = clip.parameters_of(chosen.trains)
+    ours, theirs = (torch.autograd.grad(value, trained) for value in (loss, expected))
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(ours, theirs, strict=True))
+    assert any(g.abs().max() > 1e-3 for g in ours)
 
 
 @pytest.mark.parametrize("targets", ["diagonal", "class"])
@@ -97,34 +102,56 @@ def test_mmcoa_is_the_weighted_sum_of_its_two_losses(targets, img, txt):
     chosen = method("mmcoa", lambda_img=img, lambda_txt=txt, targets=targets)
     batch = attacked(clip, chosen, example(clip))
     loss, metrics = chosen.loss(clip, batch)
-    labels, scale = batch.labels_B.tolist(), clip.scale.item()
+    labels = batch.labels_B.tolist()
+
+    def part(pixels, prompts):
+        images = clip.encode_image(pixels, normalize=False)
+        texts = clip.encode_text(clip.tokenize(prompts), normalize=False)
+        return naive.contrastive(images, texts, labels, clip.scale, targets)
+
     expected = 0.0
     if img:
-        clean_texts = raw(clip.encode_text, clip.tokenize([batch.texts.prompts[c] for c in labels]))
-        part = naive.contrastive(raw(clip.encode_image, batch.adversarial_BCHW), clean_texts, labels, scale, targets)
-        assert metrics["loss_image"].item() == pytest.approx(part, abs=1e-9)
-        expected += img * part
+        image = part(batch.adversarial_BCHW, [batch.texts.prompts[c] for c in labels])
+        assert metrics["loss_image"].item() == pytest.approx(image.item(), abs=1e-9)
+        expected += img * image
     if txt:
-        texts = raw(clip.encode_text, clip.tokenize([batch.adversarial_prompts[c] for c in labels]))
-        part = naive.contrastive(raw(clip.encode_image, batch.pixels_BCHW), texts, labels, scale, targets)
-        assert metrics["loss_text"].item() == pytest.approx(part, abs=1e-9)
-        expected += txt * part
-    assert loss.item() == pytest.approx(expected, abs=1e-9)
+        text = part(batch.pixels_BCHW, [batch.adversarial_prompts[c] for c in labels])
+        assert metrics["loss_text"].item() == pytest.approx(text.item(), abs=1e-9)
+        expected += txt * text
+    same_value_and_gradient(clip, chosen, loss, expected)
     assert (batch.adversarial_BCHW is None) == (img == 0) and (batch.adversarial_prompts is None) == (txt == 0)
 
 
-@pytest.mark.parametrize("name", ["tecoa", "ft-standard"])
-def test_class_losses_average_over_the_batch(name):
+@pytest.mark.parametrize("targets", ["diagonal", "class"])
+def test_mmcoas_attack_raises_its_image_loss(targets):
+    """Step by step, the whole batch at once: each image is in the loss of all others."""
     clip = tiny_clip(dtype=torch.float64)
-    chosen = method(name)
+    chosen, batch = method("mmcoa", lambda_txt=0.0, targets=targets), example(clip)
+    labels = batch.labels_B.tolist()
+    texts = clip.encode_text(clip.tokenize([batch.texts.prompts[c] for c in labels]), normalize=False).detach()
+
+    def loss(pixels):
+        return naive.contrastive(clip.encode_image(pixels, normalize=False), texts, labels, clip.scale, targets)
+
+    expected = naive.ascend_together(
+        loss, batch.pixels_BCHW, keys=batch.keys_B.tolist(), eps=chosen.eps, step=chosen.step, steps=chosen.steps
+    )
+    assert torch.allclose(attacked(clip, chosen, batch).adversarial_BCHW, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("trains", ["all", "image", "last-1"])
+@pytest.mark.parametrize("name", ["tecoa", "ft-standard"])
+def test_class_losses_average_over_the_batch(name, trains):
+    clip = tiny_clip(dtype=torch.float64)
+    chosen = method(name, trains=trains)
     batch = attacked(clip, chosen, example(clip))
-    images = batch.adversarial_BCHW if name == "tecoa" else batch.pixels_BCHW
-    features, texts = raw(clip.encode_image, images), raw(clip.encode_text, clip.tokenize(batch.texts.prompts))
-    plain = [
-        naive.cross_entropy(naive.scores(f, texts, clip.scale.item()), y)
-        for f, y in zip(features, batch.labels_B.tolist(), strict=True)
-    ]
-    assert chosen.loss(clip, batch)[0].item() == pytest.approx(sum(plain) / len(plain), abs=1e-9)
+    pixels = batch.adversarial_BCHW if name == "tecoa" else batch.pixels_BCHW
+    texts = [naive.unit(t) for t in clip.encode_text(clip.tokenize(batch.texts.prompts), normalize=False)]
+    expected = 0.0
+    for image, y in zip(clip.encode_image(pixels, normalize=False), batch.labels_B.tolist(), strict=True):
+        scores = [clip.scale * (naive.unit(image) * t).sum() for t in texts]
+        expected = expected + (torch.stack(scores).exp().sum().log() - scores[y]) / len(pixels)
+    same_value_and_gradient(clip, chosen, chosen.loss(clip, batch)[0], expected)
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in ("ft-standard", "advpt")])

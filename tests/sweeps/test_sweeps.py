@@ -31,7 +31,8 @@ def run_sweep(monkeypatch, capsys, name, *args):
 
 @pytest.fixture
 def plan(monkeypatch, capsys, tmp_path):
-    """What a sweep would train and evaluate, part by part: (trials, attacks with their budgets, data, models)."""
+    """What a sweep would train and evaluate, part by part: (trials, attacks with their budgets, data, models, the first
+    evaluation, the resolution of each data set)."""
     monkeypatch.chdir(tmp_path)
 
     def planned(name, *args):
@@ -39,8 +40,9 @@ def plan(monkeypatch, capsys, tmp_path):
 
         def note(run, trials, evaluations, *, results=None, part="", show=True):
             attacks = [f"{a.label} {round(e.protocol.eps * 255)}" for e in evaluations for a in e.attacks]
+            data = {spec: e.protocol.resolution for e in evaluations for spec in e.data}
             models = [label for t in trials for label in (results(t).values() if results else [t.name])]
-            parts.append((trials, attacks, [*evaluations[0].data], models, evaluations[0]))
+            parts.append((trials, [*dict.fromkeys(attacks)], [*data], models, evaluations[0], data))
             return SweepResult(rows=[], labels={}, errors={})
 
         monkeypatch.setattr(Run, "go", note)
@@ -90,7 +92,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(here, monkeypatch, capsy
     monkeypatch.setenv("RAYCLIP_DATA", str(here / "no-data"))
     if name == "mmcoa_retrieval" and "--model" in args:
         args, says = [*args, "--pairs", "pairs.parquet"], "pairs.parquet"
-    elif name == "saft_captions":
+    elif name == "saft_sources":
         args = [*args, "--sources", "templates"]
     elif name == "mmcoa_retrieval" and "paper" in args:
         says = "run `rayclip data prepare` for mscoco_captions"
@@ -115,8 +117,10 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(here, monkeypatch, capsy
         ("joint_search", ["--reduction", "1"], "--reduction 1 must be more than 1"),
         ("mmcoa_partial", ["--parts", "text"], "all, image, or last-N"),
         ("saft_captions", ["--sets", "1,0"], "--sets 1,0 holds something else"),
-        ("saft_captions", ["--sources", "templates", "--sets", "99"], "fewer sets"),
-        ("saft_captions", ["--data", "own.parquet"], "--sources is missing"),
+        ("saft_captions", ["--captions", "templates", "--sets", "99"], "fewer sets"),
+        ("saft_captions", ["--sets", "99"], "has 8 of 99 captions"),
+        ("saft_sources", ["--sources", "nowhere.csv"], "nowhere.csv"),
+        ("saft_sources", ["--data", "own.parquet"], "--sources is missing"),
         ("saft_methods", ["--captions", "nowhere.parquet"], "nowhere.parquet"),
         ("saft_scorers", ["--crops", "0"], "Invalid value for '--crops'"),
         ("ttc_defenses", ["--defense-eps", "4"], "4/255"),
@@ -146,11 +150,14 @@ def test_shots(plan):
     (part,) = plan("mmcoa_shots", "--scale", "paper")
     assert [t.config.shots for t in part[0]] == [s for s in (1, 5, 50, None) for _ in range(3)]
     assert part[1] == PAPER and len(part[2]) == 15
+    native = {data for data, resolution in part[5].items() if resolution == "native"}
+    assert native == {"cifar10", "cifar100", "tiny_imagenet", "stl10", "eurosat"}, "MMCoA perturbs small images as such"
     assert {(t.config.model, t.config.data, t.config.resolution) for t in part[0]} == {
         ("ViT-B-32:openai", "imagenet", "model")
     }
     assert {(t.config.method.steps, t.config.method.eps) for t in part[0]} == {(10, 1 / 255)}
-    assert part[0][2].config.recipe == part[0][2].config.method.recipe, "the paper's own"
+    assert part[0][1].config.recipe == part[0][1].config.method.recipe, "the paper's own"
+    assert part[0][2].config.recipe == dataclasses.replace(part[0][2].config.method.recipe, epochs=28)
 
 
 def test_in_distribution(plan):
@@ -160,6 +167,7 @@ def test_in_distribution(plan):
     assert [p[2] for p in parts] == [[d] for d in ("cifar10", "cifar100", "tiny_imagenet", "imagenet")]
     assert [t.config.data for p in parts for t in p[0]] == [d for p in parts for d in p[2] * 3]
     assert len({t.out for p in parts for t in p[0]}) == 12
+    assert all(t.config.recipe == t.config.method.recipe for p in parts for t in p[0]), "30 epochs of MMCoA here"
     (part,) = plan("mmcoa_in_distribution", "--data", "own.parquet")
     assert part[2] == ["own.parquet#holdout"] and part[0][0].config.data == "own.parquet#holdout"
 
@@ -184,6 +192,7 @@ def test_co_attack(plan):
     assert part[1] == ["clean 32", "co-attack-10 32"] and len(part[0]) == 9
     parts = plan("mmcoa_co_attack", "--scale", "paper")
     assert [len(p[0]) for p in parts] == [3, 3, 3, 9] and [len(p[2]) for p in parts] == [1, 1, 1, 15]
+    assert [p[0][0].config.resolution for p in parts] == ["native", "native", "native", "model"]
     assert parts[0][1] == ["clean 1", "co-attack-100 1"]
 
 
@@ -248,17 +257,24 @@ def test_saft_methods(plan):
     assert part[1] == ["clean 32", "pgd-10 32", "cw-10 32", "autoattack-seeds 32"]
     (part,) = plan("saft_methods", "--scale", "paper", "--captions", "t.parquet")
     assert len(part[2]) == 16 and {t.config.data for t in part[0]} == {"tiny_imagenet"}
+    assert set(part[5].values()) == {"model"} == {t.config.resolution for t in part[0]}, "SAFT and TTC resize first"
+    assert {(t.config.method.trains, t.config.method.step) for t in part[0]} == {("image", 1 / 255)}
     assert part[0][-1].config.method.captions == "t.parquet" and part[0][-1].config.method.steps == 2
 
 
 def test_saft_captions(plan):
     (part,) = plan("saft_captions")
-    assert names(part) == [f"saft {s} M={m}" for s in ("digits", "templates") for m in (1, 3, 5)]
-    (part,) = plan("saft_captions", "--sources", "a/L.parquet,b/M.parquet", "--sets", "5")
-    assert [(t.name, t.config.method.captions) for t in part[0]] == [
-        ("saft L M=5", "a/L.parquet"),
-        ("saft M M=5", "b/M.parquet"),
-    ]
+    assert [(t.name, t.config.method.sets) for t in part[0]] == [("saft M=1", 1), ("saft M=3", 3), ("saft M=5", 5)]
+    (part,) = plan("saft_captions", "--scale", "paper", "--captions", "L.parquet", "--sets", "5")
+    assert [(t.name, t.config.method.captions) for t in part[0]] == [("saft M=5", "L.parquet")] and len(part[2]) == 16
+
+
+def test_saft_sources(plan):
+    (part,) = plan("saft_sources")
+    assert names(part) == ["saft digits", "saft templates"] and {t.config.method.sets for t in part[0]} == {5}
+    (part,) = plan("saft_sources", "--scale", "paper", "--sources", "a/L.parquet,b/M.parquet")
+    found = [(t.name, t.config.method.captions) for t in part[0]]
+    assert found == [("saft L", "a/L.parquet"), ("saft M", "b/M.parquet")]
 
 
 def test_saft_scorers(plan):
@@ -314,6 +330,11 @@ def test_the_joint_search_draws_the_same_settings_for_the_same_seed(monkeypatch,
 
 def test_models_can_be_shared_by_sweeps(plan, tmp_path):
     """The same training is the same folder, another one is another."""
+    paper = ["--scale", "paper", "--models", "m"]
+    own = {t.out for p in plan("mmcoa_in_distribution", *paper) for t in p[0]}
+    assert {t.out for p in plan("mmcoa_co_attack", *paper)[:3] for t in p[0]} < own
+    both = [t.out for p in plan("mmcoa_losses", *paper) for t in p[0] if t.name == "mmcoa"]
+    assert set(both) < own
     shots, eps = plan("mmcoa_shots", "--models", "m")[0], plan("mmcoa_eps", "--models", "m")[0]
     places = {t.name: t.out for t in shots[0]}
     assert places["mmcoa full"] == eps[0][0].out and places["mmcoa full"].startswith(f"{tmp_path}/m/")

@@ -289,6 +289,8 @@ def test_the_digest_counts_captions_and_not_where_they_are_from(tmp_path):
     )
     assert copied.texts == base.method.texts and copied.captions != base.method.captions
     bundled = replace(base, method=with_captions(make_method("saft"), "digits#holdout", CLASS_NAMES))
+    in_folder = with_captions(make_method("saft", captions=str(tmp_path)), "mine.parquet", CLASS_NAMES)
+    assert replace(base, method=in_folder).digest() == bundled.digest()
     assert replace(base, method=copied).digest() == bundled.digest()
     assert len({replace(base, method=m).digest() for m in (copied, other, templates)}) == 3
     table.write_text(table.read_text().replace("closed loop", "open loop"))
