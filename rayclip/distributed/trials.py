@@ -23,6 +23,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import TrialScheduler
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
+from rayclip.distributed.resources import within_reach
 from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display
 from rayclip.spool import Spool
@@ -55,8 +56,8 @@ class Workers:
 
     @classmethod
     def for_cluster(cls, count: int = 1, least: int | None = None) -> "Workers":
-        """One GPU a worker where the cluster has GPUs."""
-        return cls(count=count, least=least, gpus=1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0)
+        """One GPU a worker where the cluster has GPUs, or grows to have some."""
+        return cls(count=count, least=least, gpus=1.0 if within_reach()["GPU"] >= 1 else 0.0)
 
     @property
     def elastic(self) -> bool:
@@ -64,14 +65,14 @@ class Workers:
 
     def threads(self, trials: int) -> int:
         """CPU threads of each worker when so many trials share the cluster's cores."""
-        cores = ray.cluster_resources().get("CPU", 1.0)
+        cores = within_reach()["CPU"]
         return max(1, int(cores / (min(trials, self.trials_at_once()) * self.count)))
 
     def trials_at_once(self) -> int:
-        """How many trials the cluster holds: no driver process starts long before its workers can."""
-        resources = ray.cluster_resources()
-        by_cpu = resources.get("CPU", 1.0) / (self.count * self.cpus + _DRIVER_CPUS)
-        by_gpu = resources.get("GPU", 0.0) / (self.count * self.gpus) if self.gpus else by_cpu
+        """How many trials the cluster holds, or grows to hold: no driver starts long before its workers can."""
+        reach = within_reach()
+        by_cpu = reach["CPU"] / (self.count * self.cpus + _DRIVER_CPUS)
+        by_gpu = reach["GPU"] / (self.count * self.gpus) if self.gpus else by_cpu
         return max(1, int(min(by_cpu, by_gpu)))
 
 
@@ -219,7 +220,7 @@ def _driver(
             run_config=ray.train.RunConfig(
                 name=name,
                 storage_path=place,
-                storage_filesystem=None if storage.is_local else filesystem,
+                storage_filesystem=filesystem,
                 callbacks=[reports],
                 failure_config=ray.train.FailureConfig(max_failures=_RETRIES),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=None if trial.keep_epochs else 1),
