@@ -1,10 +1,12 @@
-"""How many actors and trials a cluster holds, or grows to hold; on a real one in e2e."""
+"""How many actors and trials a cluster holds, or grows to hold, and what an actor wants to see first; on a real one in
+e2e."""
 
 import pytest
 import ray
 
-from rayclip.distributed import PoolSize, Workers
+from rayclip.distributed import PoolSize, Workers, pool
 from rayclip.distributed.resources import Share, within_reach
+from rayclip.evaluation import Store
 from rayclip.types import UserError
 
 HEAD = {"Alive": True, "Resources": {"memory": 1e9}, "Labels": {"ray.io/node-id": "x"}}
@@ -64,3 +66,13 @@ def test_what_no_node_has_is_refused(cluster):
     cluster(HEAD | {"Labels": {"autoscales-to-GPU": "eight"}})
     with pytest.raises(UserError, match="autoscales-to-GPU=eight"):
         share()
+
+
+def test_a_node_that_does_not_see_the_results_says_so_before_anything_is_spent(monkeypatch, tmp_path):
+    monkeypatch.setattr(pool, "_SEEN_S", 0.0)
+    store = Store(str(tmp_path))
+    actor = pool._Actor(store, PoolSize(), Share(None, 1.0, 0.0))
+    with pytest.raises(UserError, match=f"{tmp_path} is another folder on node .*: give one that all nodes share"):
+        actor.hello("cells/x/cell.json")
+    store.write_json("cells/x/cell.json", {})
+    assert actor.hello("cells/x/cell.json").name == "cpu"
