@@ -13,7 +13,7 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
 
-from rayclip.distributed.resources import PoolSize, Share
+from rayclip.distributed.resources import PoolSize, Share, check_shared
 from rayclip.evaluation import Cell, Evaluator, Shard, Shards, Store
 from rayclip.evaluation.costs import Costs, Hardware
 from rayclip.evaluation.plan import cut
@@ -29,7 +29,6 @@ _NODE_DIED = "its node has died"  # in Ray's words: an autoscaler may take a nod
 _STARTS = 3  # actors that may fail to start one after the other
 _LOOK_S = 2.0  # between two looks at the cluster, and at late shards, while nothing happens
 _SAY_S = 10.0  # without a worker
-_SEEN_S = 10.0  # until what the driver has written is seen everywhere
 _REPRICE = 1.25  # times as many shards are done as when cells were last ordered by what their samples take
 _SPARE = 10  # running shards for each idle worker that is kept for late or lost ones
 
@@ -308,14 +307,8 @@ class _Actor:
         Raises:
             UserError: a file that the driver has written is not to be seen from here.
         """
-        began = time.monotonic()
-        while written is not None and self._store.size(written) is None:
-            if time.monotonic() - began > _SEEN_S:
-                raise UserError(
-                    f"--out {self._store.root} is another folder on node {ray.util.get_node_ip_address()}: give one that "
-                    "all nodes share, or an object store's URI such as s3://BUCKET/results."
-                )
-            time.sleep(1.0)
+        if written is not None:
+            check_shared(self._store, written)
         device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(max(1, int(self._share.cpus)))

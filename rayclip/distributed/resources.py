@@ -1,13 +1,16 @@
 """How many evaluation actors a cluster holds, and how large each is."""
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
 
+from rayclip.store import Store
 from rayclip.types import UserError
 
+_SEEN_S = 10.0  # until what the driver has written is seen on every node
 _MOST = "autoscales-to-"  # GPU, CPU: labels of a head whose autoscaler may add that much; Ray itself does not tell
 
 
@@ -117,3 +120,19 @@ def _autoscaled() -> Mapping[str, float]:
                 raise UserError(f"the cluster's head has the label {name}={labels[name]}: give it a whole number.")
             found[name.removeprefix(_MOST)] = float(labels[name])
     return found
+
+
+def check_shared(store: Store, written: str) -> None:
+    """For a process on any node: that it sees the driver's results, of which `written` is a file.
+
+    Raises:
+        UserError: it does not.
+    """
+    began = time.monotonic()
+    while store.size(written) is None:
+        if time.monotonic() - began > _SEEN_S:
+            raise UserError(
+                f"{store.root} is another folder on node {ray.util.get_node_ip_address()}: give as --out one that all "
+                "nodes share, or an object store's URI such as s3://BUCKET/results."
+            )
+        time.sleep(0.5)

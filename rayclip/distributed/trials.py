@@ -23,7 +23,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import TrialScheduler
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
-from rayclip.distributed.resources import within_reach
+from rayclip.distributed.resources import check_shared, within_reach
 from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display
 from rayclip.spool import Spool
@@ -32,6 +32,7 @@ from rayclip.training import Progress, TrainConfig, train
 from rayclip.types import UserError
 
 _DRIVER_CPUS = 0.1  # of the Tune function that waits for a Train run
+_BEGUN = "begun"  # the file by which every node sees that the storage is the driver's
 _RETRIES = 3  # of a Train run whose worker or node was lost
 
 Measure = Callable[[Path, torch.device], dict[str, float]]  # of a checkpoint's folder
@@ -149,6 +150,7 @@ def run_trials(
             Tune stop trials: that kills the driver only, and Ray keeps what its Train run has reserved.
     """
     todo = sorted((t for t in trials if not t.is_finished()), key=_length, reverse=True)
+    storage.write(_BEGUN, b"")
     for trial in todo:
         display.update(trial.name, 0, 0, "waiting")
     calls = on_finish, on_report, on_measure
@@ -194,6 +196,11 @@ def _driver(
     def drive(params: dict[str, Any]) -> None:
         trial = trials[params["index"]]
         name = _run_name(trial)
+        try:
+            check_shared(storage, _BEGUN)
+        except UserError as error:
+            tune.report({"failure": str(error)})
+            return
         notes = _Notes.of(trial, storage)
         notes.clear("failure")
         _release(notes)  # of an earlier driver that was lost
@@ -323,6 +330,7 @@ def _train_worker(args: dict[str, Any]) -> None:
         ray.train.report({"failure": failure})
         return
     try:
+        check_shared(notes.storage, _BEGUN)
         train(args["config"], host)
     except _StopError:
         return

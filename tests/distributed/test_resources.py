@@ -4,7 +4,7 @@ e2e."""
 import pytest
 import ray
 
-from rayclip.distributed import PoolSize, Workers, pool
+from rayclip.distributed import PoolSize, Workers, pool, resources
 from rayclip.distributed.resources import Share, within_reach
 from rayclip.evaluation import Store
 from rayclip.types import UserError
@@ -69,10 +69,10 @@ def test_what_no_node_has_is_refused(cluster):
 
 
 def test_a_node_that_does_not_see_the_results_says_so_before_anything_is_spent(monkeypatch, tmp_path):
-    monkeypatch.setattr(pool, "_SEEN_S", 0.0)
+    monkeypatch.setattr(resources, "_SEEN_S", 0.0)
     store = Store(str(tmp_path))
     actor = pool._Actor(store, PoolSize(), Share(None, 1.0, 0.0))
-    with pytest.raises(UserError, match=f"{tmp_path} is another folder on node .*: give one that all nodes share"):
+    with pytest.raises(UserError, match=f"{tmp_path} is another folder on node .*: give as --out one that"):
         actor.hello("cells/x/cell.json")
     store.write_json("cells/x/cell.json", {})
     assert actor.hello("cells/x/cell.json").name == "cpu"
