@@ -322,15 +322,15 @@ def _train_worker(args: dict[str, Any]) -> None:
     host = _RayHost(args["spool"], args["run"], args["measure"], notes)
     if host.device.type == "cpu":  # Ray sets one thread for a worker of less than two CPUs
         torch.set_num_threads(min(args["threads"], os.cpu_count() or 1))
-    group = get_current_placement_group()
-    if host.rank == 0 and group is not None:
-        notes.write("reservation", group.id.hex())
-    failure = notes.read("failure")
-    if failure is not None:  # a rank of an earlier attempt found what trying again does not mend
-        ray.train.report({"failure": failure})
-        return
     try:
         check_shared(notes.storage, _BEGUN)
+        group = get_current_placement_group()
+        if host.rank == 0 and group is not None:
+            notes.write("reservation", group.id.hex())
+        failure = notes.read("failure")
+        if failure is not None:  # a rank of an earlier attempt found what trying again does not mend
+            ray.train.report({"failure": failure})
+            return
         train(args["config"], host)
     except _StopError:
         return
