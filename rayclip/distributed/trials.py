@@ -7,6 +7,7 @@ finished trials on disk and lets unfinished ones go on from their last checkpoin
 import contextlib
 import dataclasses
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from ray import tune
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import TrialScheduler
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
@@ -303,11 +305,16 @@ def _release(notes: _Notes) -> None:
 
     Ray keeps an actor's placement groups until the whole job ends, and Train's own cleaner needs the dashboard, which a
     private Ray has not: without this, a driver that is started again waits for its own resources for ever, and where a
-    node has gone for good, Ray looks for room for the lost part alone and places nothing else.
+    node has gone for good, Ray looks for room for the lost part alone and places nothing else. What Train has asked
+    Ray's coordinator for would be kept for it for three minutes more.
     """
-    group = notes.read("reservation")
-    if group is not None:
+    note = notes.read("reservation")
+    if note is not None:
+        group, _, requester = note.partition(" ")
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+        with contextlib.suppress(ValueError):  # there is none
+            coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+            coordinator.cancel_request.remote(requester)
         notes.clear("reservation")
 
 
@@ -326,7 +333,7 @@ def _train_worker(args: dict[str, Any]) -> None:
         check_shared(notes.storage, _BEGUN)
         group = get_current_placement_group()
         if host.rank == 0 and group is not None:
-            notes.write("reservation", group.id.hex())
+            notes.write("reservation", f"{group.id.hex()} train-{get_train_context().train_run_context.run_id}")
         failure = notes.read("failure")
         if failure is not None:  # a rank of an earlier attempt found what trying again does not mend
             ray.train.report({"failure": failure})
@@ -451,6 +458,10 @@ class _Watcher(tune.Callback):
 
 
 def _last_line(error: BaseException | None) -> str:
-    """The innermost cause, which Ray puts last, without the exception's type."""
+    """The innermost cause, which Ray puts last, without the exception's type; of a full disk, what to do."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].removeprefix("rayclip.types.UserError: ") if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    found = re.search(r"\[Errno (\d+)\]", lines[-1])
+    explained = no_room(OSError(int(found[1]), os.strerror(int(found[1])))) if found else None
+    return str(explained) if explained else lines[-1].removeprefix("rayclip.types.UserError: ")

@@ -4,7 +4,7 @@ e2e."""
 import pytest
 import ray
 
-from rayclip.distributed import PoolSize, Workers, pool, resources
+from rayclip.distributed import PoolSize, Workers, pool, resources, trials
 from rayclip.distributed.resources import Share, within_reach
 from rayclip.evaluation import Store
 from rayclip.types import UserError
@@ -76,3 +76,15 @@ def test_a_node_that_does_not_see_the_results_says_so_before_anything_is_spent(m
         actor.hello("cells/x/cell.json")
     store.write_json("cells/x/cell.json", {})
     assert actor.hello("cells/x/cell.json").name == "cpu"
+
+
+def test_a_full_disk_that_ray_met_is_a_sentence_that_says_what_to_do():
+    ray_says = (
+        "Training failed.\nTraceback …\nOSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space"
+    )
+    assert trials._last_line(RuntimeError(ray_says)).endswith(
+        "make room or mend the rights; run again to go on from here."
+    )
+    assert trials._last_line(RuntimeError("a\nrayclip.types.UserError: image 3 is damaged")) == "image 3 is damaged"
+    assert trials._last_line(RuntimeError("a\n[Errno 2] no such file")) == "[Errno 2] no such file"
+    assert trials._last_line(RuntimeError()) == "RuntimeError"
