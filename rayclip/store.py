@@ -152,8 +152,9 @@ class Store:
         return copy
 
     def filesystem(self) -> tuple[fs.FileSystem, str]:
-        """For libraries that take one: the file system, and the root's path on it."""
-        return self._open()
+        """For Ray, which writes its lists in place: a file system on which it cannot, and the root's path on it."""
+        system, base = self._open()
+        return _WholeFiles() if isinstance(system, fs.LocalFileSystem) else system, base
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """A file's bytes, some at a time.
@@ -269,6 +270,21 @@ class Store:
             except (pa.ArrowException, TypeError, ValueError, OSError) as error:
                 raise UserError(f"result file {self.root}/{name} is damaged: delete it and run again.") from error
         return pa.concat_tables(tables) if tables else None
+
+
+class _WholeFiles(fs.LocalFileSystem):
+    """Writes aside what an output stream is opened for, as a `with` block, and renames it. Picklable.
+
+    What a killed process or a full disk leaves of a file that is written in place is its beginning, or nothing.
+    """
+
+    @contextmanager
+    def open_output_stream(self, path: str, *args: Any, **options: Any) -> Iterator[pa.NativeFile]:
+        with _aside(path) as aside, super().open_output_stream(str(aside), *args, **options) as stream:
+            yield stream
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return _WholeFiles, ()
 
 
 @contextmanager

@@ -120,3 +120,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.MlflowS
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="module")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.ObjectStore]:
+    """An object store of the module's own, in a process of its own, which clients of this process reach."""
+    store = servers.ObjectStore(tmp_path_factory.mktemp("object-store"))
+    store.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in store.env.items():
+            patch.setenv(name, value)
+        fs.FileSystem.from_uri(store.place("made"))[0].create_dir("bucket")
+        yield store
+    store.kill()

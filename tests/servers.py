@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
 
 
 def free_port() -> int:
@@ -27,11 +28,13 @@ def wait_for(condition: Callable[[], bool], seconds: float = 240.0) -> None:
 
 
 class HttpServer:
-    """A program that answers at `/health` of its port. `start` and `kill` may be called again and again.
+    """A program that answers at a page of its port. `start` and `kill` may be called again and again.
 
     Attributes:
         uri: its address.
     """
+
+    page = "health"
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -54,7 +57,7 @@ class HttpServer:
         assert self.process is not None
         assert self.process.poll() is None, (self.folder / "server.log").read_text()[-3000:]
         try:
-            urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
+            urllib.request.urlopen(f"{self.uri}/{self.page}", timeout=2).close()
         except (urllib.error.URLError, OSError):
             return False
         return True
@@ -76,3 +79,22 @@ class MlflowServer(HttpServer):
         options += [str(self.folder / "artifacts"), "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         return [sys.executable, "-m", "mlflow", "server", *options], env
+
+
+class ObjectStore(HttpServer):
+    """A server with the protocol of S3, which forgets everything when it ends.
+
+    Attributes:
+        env: what a client has to know beside a URI.
+    """
+
+    page = "moto-api/data.json"
+    env: ClassVar = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+
+    def command(self) -> tuple[Sequence[str], Mapping[str, str]]:
+        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)], os.environ
+
+    def place(self, name: str) -> str:
+        """The URI of a folder, with the options that reach this server."""
+        where = f"scheme=http&endpoint_override=127.0.0.1:{self.port}&allow_bucket_creation=true&region=us-east-1"
+        return f"s3://bucket/{name}?{where}"

@@ -1,6 +1,9 @@
-"""A store's names stay below its root, whoever wrote them."""
+"""A store's names stay below its root, whoever wrote them; what it writes is there whole or as it was."""
+
+import pickle
 
 import pytest
+from pyarrow import fs
 
 from rayclip.spool import Spool
 from rayclip.store import Store
@@ -75,3 +78,23 @@ def test_a_spool_that_somebody_wrote_reaches_no_file_outside(tmp_path):
     SpooledTracker(tracker, spool, known=False)
     assert spool.names() == [] and len(spool.store.names("spool/refused", ".json")) == 3
     assert not list(tmp_path.rglob("planted")) and not list(tmp_path.rglob("taken"))
+
+
+def test_what_ray_writes_in_place_is_there_whole_or_as_it_was(tmp_path):
+    system, base = pickle.loads(pickle.dumps(Store(str(tmp_path)).filesystem()))
+    place = f"{base}/list.json"
+    for content in (b"old", b"new"):
+        with system.open_output_stream(place) as stream:
+            stream.write(content)
+        assert (tmp_path / "list.json").read_bytes() == content
+    with pytest.raises(OSError, match="full"), system.open_output_stream(place) as stream:
+        stream.write(b"half of")
+        stream.flush()
+        assert (tmp_path / "list.json").read_bytes() == b"new", "whoever is killed now has left the old one"
+        raise OSError("the disk is full")
+    assert (tmp_path / "list.json").read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").write_bytes(b"a")
+    system.create_dir(f"{base}/copy")
+    fs.copy_files(str(tmp_path / "folder"), f"{base}/copy", destination_filesystem=system)
+    assert (tmp_path / "copy" / "a").read_bytes() == b"a", "it is a local file system"

@@ -14,6 +14,7 @@ from PIL import Image
 from ray.exceptions import RayActorError, RayTaskError
 
 from rayclip.data import ImageSet
+from rayclip.distributed.resources import within_reach
 from rayclip.models.generators import GeneratorSettings, TransformersGenerator, caption_classes
 from rayclip.progress import Display
 from rayclip.types import UserError
@@ -209,7 +210,7 @@ def _resources(workers: int | None) -> tuple[int, float, float]:
     A language model on CPUs wants a node's cores together, and its memory.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-    gpus = ray.cluster_resources().get("GPU", 0.0)
+    gpus = within_reach()["GPU"]
     if gpus >= 1:
         return min(workers or int(gpus), int(gpus)), 1.0, 1.0
     smallest = min((node["CPU"] for node in nodes), default=1.0)

@@ -7,6 +7,7 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rayclip.types import UserError
@@ -41,8 +42,8 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
     is set.
 
     Args:
-        cluster: connect to a running cluster: `RAY_ADDRESS`, or the one this machine belongs to. Inside `ray job
-            submit` it is used without being asked for.
+        cluster: connect to a running cluster: `RAY_ADDRESS` (`HOST:6379` on one of its machines, `ray://HOST:10001`
+            elsewhere), or the one this machine belongs to. Inside `ray job submit` it is used without being asked for.
         verbose: let Ray print what its workers print.
 
     Raises:
@@ -94,7 +95,7 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
     try:
         ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one, what follows ends the process
         _knock(address)
-        ray.init(address=address, runtime_env=_runtime_env(), **quiet)
+        ray.init(address=address, runtime_env=_runtime_env(address), **quiet)
     except AuthenticationError as error:
         raise UserError(
             "the Ray cluster refuses this machine's token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what "
@@ -102,17 +103,20 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
         ) from error
     except (OSError, RuntimeError, ValueError, RayError) as error:
         raise UserError(
-            "no Ray cluster answers: start one (ray start --head), set RAY_ADDRESS to its address, or "
-            f"leave --cluster out to use this machine alone ({str(error).splitlines()[0][:120]})."
+            "no Ray cluster answers: start one (ray start --head), set RAY_ADDRESS to its address (ray://HOST:10001 "
+            "from a machine that is not one of its own), or leave --cluster out to use this machine alone "
+            f"({str(error).splitlines()[0][:120]})."
         ) from error
 
 
-def _runtime_env() -> dict[str, Any] | None:
-    """What the workers of a running cluster, whose environment is another, have to know of ours."""
+def _runtime_env(address: str) -> dict[str, Any] | None:
+    """What the workers of a running cluster, whose environment is another, have to know of ours: from elsewhere, also
+    this very code."""
     settings = {name: os.environ[name] for name in _TOLD if name in os.environ}
     told = json.loads(os.environ.get(_JOB) or "{}").get("runtime_env", {}).get("env_vars", {})  # Ray takes none twice
     settings = {name: value for name, value in settings.items() if name not in told}
-    return {"env_vars": settings} if settings else None
+    code = {"py_modules": [str(Path(__file__).parents[1])]} if address.startswith("ray://") else {}
+    return {**code, **({"env_vars": settings} if settings else {})} or None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
 
-from rayclip.distributed.resources import PoolSize, Share
+from rayclip.distributed.resources import PoolSize, Share, check_shared
 from rayclip.evaluation import Cell, Evaluator, Shard, Shards, Store
 from rayclip.evaluation.costs import Costs, Hardware
 from rayclip.evaluation.plan import cut
@@ -69,7 +69,7 @@ def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: D
         UserError: from an actor, as it is; or a shard whose actor was lost `_ATTEMPTS` times.
     """
     for cell in (shards.cell for shards in work):
-        store.write_json(f"cells/{cell.id}/cell.json", cell.record())
+        store.write_json(_record(cell), cell.record())
     return _Pool(work, store, size, display, total).run()
 
 
@@ -139,7 +139,7 @@ class _Pool:
         for _ in range(most - len(self._hands)):
             hand = _Hand(actor=make_actor(self._store, self._size, self._share))
             self._hands.append(hand)
-            self._ask(hand, hand.actor.hello.remote())
+            self._ask(hand, hand.actor.hello.remote(_record(self._work[0].cell)))
         if not queued and self._schedule:
             spares = math.ceil(self._schedule.running / _SPARE)
             for hand in [*self._starting(), *self._free[spares:]]:
@@ -278,6 +278,11 @@ class _Pool:
             raise UserError(f"a shard of '{dataset}' {why} {times} times; run again to go on from here.")
 
 
+def _record(cell: Cell) -> str:
+    """The file that says what a cell is."""
+    return f"cells/{cell.id}/cell.json"
+
+
 def make_actor(store: Store, size: PoolSize, share: Share) -> Any:
     """An actor that will be there when the cluster has room for it; returns at once."""
     options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0}
@@ -296,7 +301,14 @@ class _Actor:
     def __init__(self, store: Store, size: PoolSize, share: Share) -> None:
         self._store, self._size, self._share = store, size, share
 
-    def hello(self) -> Hardware:
+    def hello(self, written: str | None = None) -> Hardware:
+        """What it computes with.
+
+        Raises:
+            UserError: a file that the driver has written is not to be seen from here.
+        """
+        if written is not None:
+            check_shared(self._store, written)
         device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(max(1, int(self._share.cpus)))

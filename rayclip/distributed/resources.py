@@ -1,12 +1,17 @@
 """How many evaluation actors a cluster holds, and how large each is."""
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
 
+from rayclip.store import Store
 from rayclip.types import UserError
+
+_SEEN_S = 10.0  # until what the driver has written is seen on every node
+_MOST = "autoscales-to-"  # GPU, CPU: labels of a head whose autoscaler may add that much; Ray itself does not tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +57,12 @@ class Share:
         Raises:
             UserError: no node has, or can ever have, what one actor is to have.
         """
-        nodes, most = _nodes(), _autoscaled()
-        all_gpus = max(_total(nodes, "GPU"), most.get("GPU", 0.0))
-        gpus = size.gpus if size.gpus is not None else (1.0 if all_gpus >= 1 else 0.0)
-        if gpus > all_gpus:
+        nodes, most, reach = _nodes(), _autoscaled(), within_reach()
+        gpus = size.gpus if size.gpus is not None else (1.0 if reach["GPU"] >= 1 else 0.0)
+        if gpus > reach["GPU"]:
             raise UserError(
-                f"an evaluation worker wants {gpus:g} GPUs but the cluster has {all_gpus:g}: lower --gpus-per-worker."
+                f"an evaluation worker wants {gpus:g} GPUs but the cluster has {reach['GPU']:g}: lower "
+                f"--gpus-per-worker, or label the head of a cluster that grows, as cluster/ does ({_MOST}GPU=N)."
             )
         share = cls(size.workers, _cpus(nodes, most, size.workers, gpus), gpus)
         share.look()
@@ -66,9 +71,7 @@ class Share:
     def look(self) -> None:
         """Count again what the cluster holds: nodes come and go."""
         if self._workers is None:
-            most = [_autoscaled()]
-            held = sum(self._held(node) for node in _nodes())
-            self.wanted = max(1, held, *(self._held(all_nodes) for all_nodes in most if all_nodes))
+            self.wanted = max(1, sum(self._held(node) for node in _nodes()), self._held(_autoscaled()))
 
     def _held(self, resources: Mapping[str, float]) -> int:
         slack = 1e-6  # thirds of a GPU
@@ -83,7 +86,8 @@ def _cpus(nodes: list[Mapping[str, float]], most: Mapping[str, float], workers: 
     """CPUs of one actor: all of a node's are dealt out to the actors that its GPUs hold; without GPUs a core each, or
     all cores to the workers that were asked for."""
     if gpus:
-        dealt = [n.get("CPU", 0.0) // max(1, math.floor(n["GPU"] / gpus + 1e-6)) for n in nodes if n.get("GPU", 0) > 0]
+        having = [n for n in (*nodes, most) if n.get("GPU", 0) > 0]
+        dealt = [n.get("CPU", 0.0) // max(1, math.floor(n["GPU"] / gpus + 1e-6)) for n in having]
         return max(1.0, min(dealt, default=1.0))
     total = max(_total(nodes, "CPU"), most.get("CPU", 0.0))
     if workers is None or not total:
@@ -91,6 +95,12 @@ def _cpus(nodes: list[Mapping[str, float]], most: Mapping[str, float], workers: 
     if workers > total:
         return total / workers
     return max(1.0, min(total // workers, max((n.get("CPU", 0.0) for n in nodes), default=1.0)))
+
+
+def within_reach() -> dict[str, float]:
+    """GPUs and CPUs of the connected cluster: what it has, or may grow to if that is more."""
+    nodes, most = _nodes(), _autoscaled()
+    return {what: max(_total(nodes, what), most.get(what, 0.0)) for what in ("GPU", "CPU")}
 
 
 def _nodes() -> list[Mapping[str, float]]:
@@ -102,10 +112,27 @@ def _total(nodes: list[Mapping[str, float]], what: str) -> float:
 
 
 def _autoscaled() -> Mapping[str, float]:
-    """What the cluster's autoscaler may grow it to; nothing where there is none, or it names no limit."""
-    from ray._private.state import state
+    """What the cluster may grow to by its head's labels; nothing where there are none."""
+    found: dict[str, float] = {}
+    for labels in (node.get("Labels", {}) for node in ray.nodes() if node["Alive"]):
+        for name in (name for name in labels if name.startswith(_MOST)):
+            if not labels[name].isdigit():
+                raise UserError(f"the cluster's head has the label {name}={labels[name]}: give it a whole number.")
+            found[name.removeprefix(_MOST)] = float(labels[name])
+    return found
 
-    try:
-        return state.get_max_resources_from_cluster_config() or {}
-    except AttributeError:  # not part of Ray's promises
-        return {}
+
+def check_shared(store: Store, written: str) -> None:
+    """For a process on any node: that it sees the driver's results, of which `written` is a file.
+
+    Raises:
+        UserError: it does not.
+    """
+    began = time.monotonic()
+    while store.size(written) is None:
+        if time.monotonic() - began > _SEEN_S:
+            raise UserError(
+                f"{store.root} is another folder on node {ray.util.get_node_ip_address()}: give as --out one that all "
+                "nodes share, or an object store's URI such as s3://BUCKET/results."
+            )
+        time.sleep(0.5)

@@ -7,6 +7,7 @@ finished trials on disk and lets unfinished ones go on from their last checkpoin
 import contextlib
 import dataclasses
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ import torch
 from ray import tune
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import TrialScheduler
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
+from rayclip.distributed.resources import check_shared, within_reach
 from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display
 from rayclip.spool import Spool
@@ -31,6 +34,7 @@ from rayclip.training import Progress, TrainConfig, train
 from rayclip.types import UserError
 
 _DRIVER_CPUS = 0.1  # of the Tune function that waits for a Train run
+_BEGUN = "begun"  # the file by which every node sees that the storage is the driver's
 _RETRIES = 3  # of a Train run whose worker or node was lost
 
 Measure = Callable[[Path, torch.device], dict[str, float]]  # of a checkpoint's folder
@@ -55,8 +59,8 @@ class Workers:
 
     @classmethod
     def for_cluster(cls, count: int = 1, least: int | None = None) -> "Workers":
-        """One GPU a worker where the cluster has GPUs."""
-        return cls(count=count, least=least, gpus=1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0)
+        """One GPU a worker where the cluster has GPUs, or grows to have some."""
+        return cls(count=count, least=least, gpus=1.0 if within_reach()["GPU"] >= 1 else 0.0)
 
     @property
     def elastic(self) -> bool:
@@ -64,14 +68,14 @@ class Workers:
 
     def threads(self, trials: int) -> int:
         """CPU threads of each worker when so many trials share the cluster's cores."""
-        cores = ray.cluster_resources().get("CPU", 1.0)
+        cores = within_reach()["CPU"]
         return max(1, int(cores / (min(trials, self.trials_at_once()) * self.count)))
 
     def trials_at_once(self) -> int:
-        """How many trials the cluster holds: no driver process starts long before its workers can."""
-        resources = ray.cluster_resources()
-        by_cpu = resources.get("CPU", 1.0) / (self.count * self.cpus + _DRIVER_CPUS)
-        by_gpu = resources.get("GPU", 0.0) / (self.count * self.gpus) if self.gpus else by_cpu
+        """How many trials the cluster holds, or grows to hold: no driver starts long before its workers can."""
+        reach = within_reach()
+        by_cpu = reach["CPU"] / (self.count * self.cpus + _DRIVER_CPUS)
+        by_gpu = reach["GPU"] / (self.count * self.gpus) if self.gpus else by_cpu
         return max(1, int(min(by_cpu, by_gpu)))
 
 
@@ -148,6 +152,7 @@ def run_trials(
             Tune stop trials: that kills the driver only, and Ray keeps what its Train run has reserved.
     """
     todo = sorted((t for t in trials if not t.is_finished()), key=_length, reverse=True)
+    storage.write(_BEGUN, b"")
     for trial in todo:
         display.update(trial.name, 0, 0, "waiting")
     calls = on_finish, on_report, on_measure
@@ -193,6 +198,11 @@ def _driver(
     def drive(params: dict[str, Any]) -> None:
         trial = trials[params["index"]]
         name = _run_name(trial)
+        try:
+            check_shared(storage, _BEGUN)
+        except UserError as error:
+            tune.report({"failure": str(error)})
+            return
         notes = _Notes.of(trial, storage)
         notes.clear("failure")
         _release(notes)  # of an earlier driver that was lost
@@ -219,7 +229,7 @@ def _driver(
             run_config=ray.train.RunConfig(
                 name=name,
                 storage_path=place,
-                storage_filesystem=None if storage.is_local else filesystem,
+                storage_filesystem=filesystem,
                 callbacks=[reports],
                 failure_config=ray.train.FailureConfig(max_failures=_RETRIES),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=None if trial.keep_epochs else 1),
@@ -295,11 +305,16 @@ def _release(notes: _Notes) -> None:
 
     Ray keeps an actor's placement groups until the whole job ends, and Train's own cleaner needs the dashboard, which a
     private Ray has not: without this, a driver that is started again waits for its own resources for ever, and where a
-    node has gone for good, Ray looks for room for the lost part alone and places nothing else.
+    node has gone for good, Ray looks for room for the lost part alone and places nothing else. What Train has asked
+    Ray's coordinator for would be kept for it for three minutes more.
     """
-    group = notes.read("reservation")
-    if group is not None:
+    note = notes.read("reservation")
+    if note is not None:
+        group, _, requester = note.partition(" ")
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+        with contextlib.suppress(ValueError):  # there is none
+            coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+            coordinator.cancel_request.remote(requester)
         notes.clear("reservation")
 
 
@@ -314,14 +329,15 @@ def _train_worker(args: dict[str, Any]) -> None:
     host = _RayHost(args["spool"], args["run"], args["measure"], notes)
     if host.device.type == "cpu":  # Ray sets one thread for a worker of less than two CPUs
         torch.set_num_threads(min(args["threads"], os.cpu_count() or 1))
-    group = get_current_placement_group()
-    if host.rank == 0 and group is not None:
-        notes.write("reservation", group.id.hex())
-    failure = notes.read("failure")
-    if failure is not None:  # a rank of an earlier attempt found what trying again does not mend
-        ray.train.report({"failure": failure})
-        return
     try:
+        check_shared(notes.storage, _BEGUN)
+        group = get_current_placement_group()
+        if host.rank == 0 and group is not None:
+            notes.write("reservation", f"{group.id.hex()} train-{get_train_context().train_run_context.run_id}")
+        failure = notes.read("failure")
+        if failure is not None:  # a rank of an earlier attempt found what trying again does not mend
+            ray.train.report({"failure": failure})
+            return
         train(args["config"], host)
     except _StopError:
         return
@@ -442,6 +458,10 @@ class _Watcher(tune.Callback):
 
 
 def _last_line(error: BaseException | None) -> str:
-    """The innermost cause, which Ray puts last, without the exception's type."""
+    """The innermost cause, which Ray puts last, without the exception's type; of a full disk, what to do."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].removeprefix("rayclip.types.UserError: ") if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    found = re.search(r"\[Errno (\d+)\]", lines[-1])
+    explained = no_room(OSError(int(found[1]), os.strerror(int(found[1])))) if found else None
+    return str(explained) if explained else lines[-1].removeprefix("rayclip.types.UserError: ")

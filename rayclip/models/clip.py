@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rayclip.models.image import class_token_tower, encode_class_token
+from rayclip.models.named import check_towers
 from rayclip.models.text import Packed, causal_tower, encode_causal, encode_packed, end_marks, pack
 from rayclip.store import Store
 from rayclip.types import UserError, check_same
@@ -326,6 +327,8 @@ def _parse(spec: str) -> tuple[str, str | None]:
                     f"model '{spec}': no file {name} in {place}; give a folder that holds {CONFIG_FILE} "
                     f"and {WEIGHTS_FILE}."
                 )
+        with suppress(ValueError):  # open_clip says what is wrong with it
+            check_towers(json.loads((folder / CONFIG_FILE).read_bytes()), place)
         return f"local-dir:{folder}", None
     if spec.startswith("hf-hub:"):
         return spec, None

@@ -14,6 +14,8 @@ from rayclip.types import UserError
 ROOTS = "RAYCLIP_MODELS"
 _LOCAL = "local-dir:"
 _HUB = re.compile(r"hf-hub:[\w-][\w.-]*/[\w-][\w.-]*(@[\w.-]+)?")
+_PUBLISHED = re.compile(r"(hf-hub:)?[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w.-]+)?")  # a tower or a tokenizer
+_TOWERS = (("vision_cfg", "timm_model_name"), ("text_cfg", "hf_model_name"), ("text_cfg", "hf_tokenizer_name"))
 _TAGGED = re.compile(r"[\w-][\w./-]*:(?P<tag>[\w.-]+)")  # an open_clip model with published weights, no file
 
 
@@ -39,6 +41,16 @@ def check_named(spec: str, folder: str | Path) -> None:
     tagged = None if spec.startswith(("prompted:", "hf-hub:")) else _TAGGED.fullmatch(spec)
     if tagged is None or Path(tagged["tag"]).exists():
         raise UserError(f"the prompt in {folder} names '{spec}', which no checkpoint may name as its model.")
+
+
+def check_towers(config: object, folder: str | Path) -> None:
+    """Raise a `UserError` if an open_clip configuration names a tower or a tokenizer by a place instead of a name."""
+    parts = config.get("model_cfg") if isinstance(config, dict) else None
+    for part, key in _TOWERS:
+        tower = parts.get(part) if isinstance(parts, dict) else None
+        name = tower.get(key) if isinstance(tower, dict) else None
+        if name and not (isinstance(name, str) and _PUBLISHED.fullmatch(name)):
+            raise UserError(f"the configuration in {folder} names {key} '{name}', which is no published one's name.")
 
 
 def allow(spec: str) -> None:

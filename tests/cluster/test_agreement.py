@@ -78,6 +78,23 @@ def test_one_port_of_each_service():
     assert services["rayclip-mlflow"]["ports"][0]["port"] == 5000 and services["postgres"]["ports"][0]["port"] == 5432
 
 
+def test_a_head_says_how_far_its_cluster_grows():
+    """`rayclip.distributed.resources` reads it: without, GPUs that are not there yet would not be asked for."""
+    for spec in (
+        one("kuberay-cluster.yaml", "RayCluster")["spec"],
+        one("kuberay-job.yaml", "RayJob")["spec"]["rayClusterSpec"],
+    ):
+        (group,) = spec["workerGroupSpecs"]
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        most = {"GPU": int(limits["nvidia.com/gpu"]), "CPU": int(limits["cpu"])}
+        labels = {f"autoscales-to-{what}": str(group["maxReplicas"] * each) for what, each in most.items()}
+        assert spec["headGroupSpec"]["labels"] == labels
+    aws = yaml.safe_load(read("aws.yaml"))
+    gpu, (start,) = aws["available_node_types"]["gpu"], [c for c in aws["head_start_ray_commands"] if "ray start" in c]
+    labels = [f"autoscales-to-{what}={gpu['max_workers'] * gpu['resources'][what]}" for what in ("GPU", "CPU")]
+    assert f"--labels={','.join(labels)}" in start.split()
+
+
 def test_ray_pods_find_the_mlflow_server_and_its_secret():
     service = "http://rayclip-mlflow:5000"
     (server,) = [p for where, p in pod_templates("mlflow-kubernetes.yaml") if "Deployment" in where]

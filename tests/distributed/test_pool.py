@@ -14,12 +14,10 @@ from ray.cluster_utils import Cluster
 from rayclip.attacks import parse_attacks
 from rayclip.data import open_data
 from rayclip.distributed import PoolSize, evaluate
-from rayclip.distributed.resources import Share
 from rayclip.evaluation import Evaluator, Protocol, Store, chosen_positions, make_cells, outstanding
 from rayclip.evaluation.costs import read_timings
 from rayclip.models import load_model
 from rayclip.progress import Display
-from rayclip.types import UserError
 
 pytestmark = pytest.mark.e2e
 
@@ -113,35 +111,38 @@ def actors():
 class Going(threading.Thread):
     """An evaluation in the background, in small shards."""
 
-    def __init__(self, cells, store):
+    def __init__(self, cells, store, **size):
         super().__init__(daemon=True)
-        self.cells, self.store, self.ran = cells, store, None
+        self.cells, self.store, self.size, self.ran = cells, store, PoolSize(**size), None
         self.start()
 
     def run(self):
         work = outstanding(self.cells, POSITIONS, self.store, 8)
         total = len(self.cells) * len(POSITIONS["digits"])
-        self.ran = evaluate(work, self.store, size=PoolSize(), display=Display(quiet=True), total=total)
+        self.ran = evaluate(work, self.store, size=self.size, display=Display(quiet=True), total=total)
 
     def result(self):
         self.join(500)
         return self.ran
 
 
-def test_nothing_is_lost_or_counted_twice_when_an_actor_is_killed(cells, expected, tmp_path):
+def test_nothing_is_lost_or_counted_twice_when_one_actor_is_killed_and_one_hangs(cells, expected, tmp_path):
+    """Two actors share what Ray takes for a GPU."""
     store = Store(str(tmp_path))
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20)
+    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=100 << 20)
     try:
-        assert Share.of(PoolSize()).wanted == 2
-        with pytest.raises(UserError, match=r"wants 0\.5 GPUs but the cluster has 0"):
-            Share.of(PoolSize(gpus=0.5))
-        going = Going(cells, store)
+        going = Going(cells, store, gpus=0.5)
         wait_for(lambda: len(files(store)) > 5)
         os.kill(actors()[0], signal.SIGKILL)
+        wait_for(lambda: len(files(store)) > 15)
+        hanging = actors()[0]
+        os.kill(hanging, signal.SIGSTOP)
         ran = going.result()
+        os.kill(hanging, signal.SIGKILL)
     finally:
         ray.shutdown()
-    assert ran.lost <= 1 and ran.workers == 2
+    assert ran.lost <= 1 and ran.workers == 2 and ran.hardware.gpus == 0.5
+    assert ran.copies >= 1, "what hangs is late: another worker has done it"
     assert ran.wall > ran.waited > 0 and 2 * ran.wall > ran.busy > 0
     same_verdicts(cells, store, expected)
 
@@ -150,6 +151,7 @@ def test_a_pool_grows_with_its_cluster_and_survives_a_lost_node(cells, expected,
     store, first = Store(str(tmp_path)), add_node(cluster)
     going = Going(cells, store)
     wait_for(lambda: len(files(store)) > 3)
+    os.kill(actors()[0], signal.SIGSTOP)  # or all is done before a second one is up
     add_node(cluster)
     wait_for(lambda: len(actors()) == 2)
     cluster.remove_node(first, allow_graceful=False)

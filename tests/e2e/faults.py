@@ -31,7 +31,8 @@ TRAIN = ["train", "--cluster", "--method", "tecoa", "--model", "digits", "--data
 TRAIN += ["32/255", "--batch-size", "10", "--epochs", "5", "--save-every-steps", "5", "--workers", "2"]
 _LIMIT_S = 420
 
-KINDS = ("actor", "raylet", "client", "mlflow", "disk", "train-worker", "tune-driver", "train-raylet", "train-client")
+KINDS = ("actor", "raylet", "client", "mlflow", "disk")
+KINDS += ("train-worker", "tune-driver", "train-raylet", "train-client", "train-disk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +54,10 @@ class Outcome:
 
 
 class Faults:
-    """Rounds on one cluster with one MLflow server."""
+    """Rounds on one cluster with one MLflow server; faults come within the first part `until` of the work."""
 
-    def __init__(self, cluster: Cluster, server: Server, folder: Path, seed: int = 0) -> None:
-        self.cluster, self.server, self.folder = cluster, server, folder
+    def __init__(self, cluster: Cluster, server: Server, folder: Path, seed: int = 0, until: float = 0.8) -> None:
+        self.cluster, self.server, self.folder, self._until = cluster, server, folder, until
         self._random = random.Random(seed)
         self._env = cluster.env | server.client_env
         os.environ.update(server.client_env)  # for the client that looks
@@ -99,12 +100,13 @@ class Faults:
         training = kind.startswith(("train", "tune"))
         command, length = (TRAIN, self.train_s) if training else (EVAL, self.eval_s)
         out = self.folder / f"{self._round:03d}-{kind}"
-        with self._small_disk(out) if kind == "disk" else contextlib.nullcontext():
+        small = self._small_disk(out, 200 if training else 8) if kind.endswith("disk") else contextlib.nullcontext()
+        with small:
             process = self._start(command, out)
             wait_for(lambda: self._at_work(command, out) or process.poll() is not None, _LIMIT_S)
             after, mends = None, []
             for each in kind.split("+"):
-                time.sleep(self._random.random() * 0.8 * length / len(kind.split("+")))
+                time.sleep(self._random.random() * self._until * length / len(kind.split("+")))
                 after = time.monotonic() - began if process.poll() is None else None
                 mends.append(self._break(each, process, out))
             _, stderr = process.communicate(timeout=_LIMIT_S)
@@ -142,7 +144,7 @@ class Faults:
             case "mlflow":
                 self.server.kill()
                 return self.server.start
-            case "disk":
+            case "disk" | "train-disk":
                 return self._fill(out)
         return lambda: None
 
@@ -153,10 +155,10 @@ class Faults:
                 self._random.choice(found).send_signal(signal.SIGKILL)
 
     @contextmanager
-    def _small_disk(self, out: Path) -> Iterator[None]:
-        """The results directory on a file system of 8 MB."""
+    def _small_disk(self, out: Path, megabytes: int) -> Iterator[None]:
+        """The results directory on a file system of so many MB."""
         out.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", out], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", out], check=True)
         try:
             yield
         finally:

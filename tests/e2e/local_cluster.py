@@ -1,6 +1,7 @@
 """A Ray cluster of several nodes on this machine, with token authentication, whose parts can be killed."""
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -17,6 +18,7 @@ import psutil
 from servers import free_port, wait_for
 
 _OBJECT_STORE = 80 << 20  # the least that Ray takes
+_HEAD_ID = "f" * 51 + "00000"  # the one that Ray's stand-in for a cloud knows
 
 
 class Cluster:
@@ -25,31 +27,39 @@ class Cluster:
     Attributes:
         env: what a client has to know.
         dashboard: the address for `ray job submit`.
+        elsewhere: the address for a machine that is not of the cluster.
+        head: its process.
     """
 
-    def __init__(self, nodes: int, env: Mapping[str, str]) -> None:
+    def __init__(self, nodes: int, env: Mapping[str, str], grows_to: int = 0) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))  # Ray's sockets want a short path
-        self._port, dashboard = free_port(), free_port()
-        self.dashboard = f"http://127.0.0.1:{dashboard}"
+        self._own = self._folder / "own"
+        (self._own / "tmp").mkdir(parents=True)
+        self._port, dashboard, client = free_port(), free_port(), free_port()
+        self.dashboard, self.elsewhere = f"http://127.0.0.1:{dashboard}", f"ray://127.0.0.1:{client}"
         self.env = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))},
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_ADDRESS": f"127.0.0.1:{self._port}",
             "OMP_NUM_THREADS": "1",
+            "TMPDIR": str(self._own / "tmp"),
+            "RAYCLIP_CACHE": str(self._own / "cache"),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # what `python` is in a job
             # A dead node is noticed in two seconds instead of fifteen
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_failure_threshold": "3",
             **env,
         }
+        self._head_env: dict[str, str] = {}
         self.nodes: list[subprocess.Popen[bytes]] = []
-        dashboard_options = ["--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard]
-        self._head = self._start("--head", "--port", self._port, "--num-cpus", 0, *dashboard_options)
+        options = ["--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard, "--ray-client-server-port", client]
+        options += self._growing(grows_to) if grows_to else []
+        self.head = self._start("--head", "--port", self._port, "--num-cpus", 0, *options)
         for _ in range(nodes):
             self.add_node()
 
-    def _start(self, *options: object) -> subprocess.Popen[bytes]:
+    def _start(self, *options: object, apart: bool = False) -> subprocess.Popen[bytes]:
         command = [Path(sys.executable).with_name("ray"), "start", "--block", "--node-ip-address", "127.0.0.1"]
         command += ["--object-store-memory", _OBJECT_STORE, "--disable-usage-stats"]
         # A folder of its own, as on a machine of its own: what one node clears away another may be using
@@ -57,6 +67,10 @@ class Cluster:
         command += ["--temp-dir", place, "--dashboard-agent-listen-port", free_port(), *options]
         log = place.with_suffix(".log")
         env = {k: v for k, v in self.env.items() if k != "RAY_ADDRESS"}
+        env |= self._head_env if "--head" in options else {}
+        if apart and os.geteuid() == 0:
+            hide = 'mount -t tmpfs tmpfs "$0" && mkdir "$TMPDIR" && exec "$@"'
+            command = ["unshare", "--mount", "sh", "-c", hide, self._own, *command]
         with log.open("wb") as out:
             process = subprocess.Popen([str(c) for c in command], env=env, stdout=out, stderr=subprocess.STDOUT)
 
@@ -68,8 +82,50 @@ class Cluster:
         wait_for(is_up)
         return process
 
-    def add_node(self) -> None:
-        self.nodes.append(self._start("--address", f"127.0.0.1:{self._port}", "--num-cpus", 1))
+    def _growing(self, nodes: int) -> list[str]:
+        """Options of a head with Ray's own autoscaler, which starts and ends up to so many nodes on this machine. Each
+        has a CPU, and a GPU by its own account."""
+        config = {
+            "cluster_name": "grows",
+            "max_workers": nodes,
+            "idle_timeout_minutes": 0.05,
+            "upscaling_speed": 10,
+            "provider": {
+                "type": "external",
+                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+                "use_internal_ips": True,
+                "gcs_address": f"127.0.0.1:{self._port}",
+                "head_node_id": _HEAD_ID,
+                "launch_multiple": True,
+            },
+            "head_node_type": "ray.head.default",
+            "available_node_types": {
+                "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                "gpu": {
+                    "resources": {"CPU": 1, "GPU": 1, "object_store_memory": _OBJECT_STORE},
+                    "node_config": {},
+                    "min_workers": 0,
+                    "max_workers": nodes,
+                },
+            },
+        }
+        (self._folder / "autoscaler.json").write_text(json.dumps(config))
+        self._head_env |= {
+            "RAY_FAKE_CLUSTER": "1",
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": _HEAD_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID,
+        }
+        labels = f"autoscales-to-GPU={nodes},autoscales-to-CPU={nodes}"
+        return [f"--autoscaling-config={self._folder / 'autoscaler.json'}", "--labels", labels]
+
+    def add_node(self, *, apart: bool = False) -> None:
+        """One more; `apart` with temporary files and a cache that no other sees, as on a machine of its own (if root
+        runs the tests)."""
+        self.nodes.append(self._start("--address", f"127.0.0.1:{self._port}", "--num-cpus", 1, apart=apart))
 
     def kill_node(self, number: int) -> None:
         """SIGKILL a node's raylet; what it carried dies with it."""
@@ -82,7 +138,7 @@ class Cluster:
     def workers(self, title: str) -> list[psutil.Process]:
         """Ray's worker processes on all nodes whose title begins so."""
         found = []
-        for node in self.nodes:
+        for node in [*self.nodes, self.head]:  # the head carries what its autoscaler has started
             with contextlib.suppress(psutil.Error):
                 for process in psutil.Process(node.pid).children(recursive=True):
                     with contextlib.suppress(psutil.Error):
@@ -90,8 +146,13 @@ class Cluster:
                             found.append(process)
         return found
 
+    def raylets(self) -> int:
+        """How many there are on the head and the nodes that its autoscaler has added."""
+        found = psutil.Process(self.head.pid).children(recursive=True)
+        return sum(process.name() == "raylet" for process in found)
+
     def stop(self) -> None:
-        for node in [*self.nodes, self._head]:
+        for node in [*self.nodes, self.head]:
             _end(node)
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -111,9 +172,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def local_cluster(nodes: int, env: Mapping[str, str] | None = None) -> Iterator[Cluster]:
-    """A cluster of a head and so many nodes, which know `env`: passwords come with a node, never with a job."""
-    cluster = Cluster(nodes, env or {})
+def local_cluster(nodes: int, env: Mapping[str, str] | None = None, grows_to: int = 0) -> Iterator[Cluster]:
+    """A cluster of a head and so many nodes, which know `env`: passwords come with a node, never with a job.
+
+    Args:
+        grows_to: nodes that an autoscaler may add.
+    """
+    cluster = Cluster(nodes, env or {}, grows_to)
     try:
         yield cluster
     finally:

@@ -2,73 +2,37 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 
 import pytest
-from pyarrow import fs
 
 from e2e.test_commands import run, verdicts
 from rayclip.data import open_data
-from servers import wait_for
 
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory):
-    """The URI of an empty bucket, with the options that reach the server of this test."""
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        os.environ[name] = "test"
-    os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
-    log = (tmp_path_factory.mktemp("s3") / "log").open("w")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
-    )
-
-    def up() -> bool:
-        assert server.poll() is None
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=1)
-        except urllib.error.HTTPError:
-            return True
-        except OSError:
-            return False
-        return True
-
-    wait_for(up, 60)
-    uri = f"s3://data/sets?scheme=http&endpoint_override=127.0.0.1:{port}&allow_bucket_creation=true&region=us-east-1"
-    system, path = fs.FileSystem.from_uri(uri)
-    system.create_dir(path)
-    yield uri
-    server.terminate()
-    server.wait()
+def save_digits(folder, every):
+    """Some of the digits as a folder of class folders with train and test, as a user would have their own images."""
+    for split in ("train", "test"):
+        data = open_data("digits", split)
+        for p in range(0, len(data), every):
+            path = folder / split / data.class_names[data.labels[p]] / f"{data.ids[p]:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data.images([p])[0].save(path)
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """The digits as a folder of class folders with train and test, as a user would have their own images."""
     folder = tmp_path_factory.mktemp("images")
-    for split in ("train", "test"):
-        data = open_data("digits", split)
-        for p in range(0, len(data), 4):
-            path = folder / split / data.class_names[data.labels[p]] / f"{data.ids[p]:05d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            data.images([p])[0].save(path)
+    save_digits(folder, every=4)
     return folder
 
 
 @pytest.fixture
-def nodes(tmp_path):
-    """Two nodes, each with a cache of its own."""
+def nodes(object_store, tmp_path):
+    """Two nodes, each with a cache of its own, that reach the object store."""
     from ray.cluster_utils import Cluster
 
     def env(name: str) -> dict[str, str]:
@@ -83,9 +47,9 @@ def nodes(tmp_path):
     cluster.shutdown()
 
 
-def test_two_nodes_read_a_prepared_data_set_from_s3(s3, images, nodes, tmp_path):
+def test_two_nodes_read_a_prepared_data_set_from_s3(object_store, images, nodes, tmp_path):
     address, caches = nodes
-    uri = s3.replace("/sets?", "/sets/own?")
+    s3, uri = object_store.place("sets"), object_store.place("sets/own")
     prepare = ["data", "prepare", "own", "--source", "folder", images, "--quiet", "--root"]
     run(tmp_path, *prepare, s3)
     run(tmp_path, *prepare, tmp_path / "root")

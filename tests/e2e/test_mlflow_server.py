@@ -33,7 +33,7 @@ def login(server, monkeypatch):
 def test_an_anonymous_request_is_refused(server, monkeypatch):
     for page in ("/", "/api/2.0/mlflow/experiments/search?max_results=1", "/api/2.0/mlflow-artifacts/artifacts"):
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(server.uri + page, timeout=10)
+            urllib.request.urlopen(server.uri + page, timeout=60)
         assert refused.value.code == 401, page
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.delenv(name, raising=False)
@@ -81,7 +81,7 @@ def test_a_user_who_may_only_read_cannot_write(server, login, monkeypatch):
     request = urllib.request.Request(server.uri + address, body, {"Content-Type": "application/json"})
     passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
     passwords.add_password(None, server.uri, server.username, server.password)
-    urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords)).open(request, timeout=20).close()
+    urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords)).open(request, timeout=60).close()
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "reader")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
     assert MlflowClient(server.uri).get_run(started).info.run_name == "of the admin"

@@ -9,7 +9,8 @@ import pytest
 from conftest import tiny_clip
 from rayclip.models import load_model
 from rayclip.models.checkpoint import LINEAGE_FILE, save_checkpoint
-from rayclip.models.named import ROOTS, allow, check_named
+from rayclip.models.clip import CONFIG_FILE
+from rayclip.models.named import ROOTS, allow, check_named, check_towers
 from rayclip.models.prompts import WithFrame
 from rayclip.types import UserError
 
@@ -108,3 +109,25 @@ def test_a_damaged_lineage_is_one_sentence(prompt, lineage):
     (prompt / LINEAGE_FILE).write_text(lineage)
     with pytest.raises(UserError, match=r"holds no learned prompt|copy it again"):
         load_model(f"prompted:{prompt}")
+
+
+def rename_tower(folder: Path, part: str, key: str, name: object) -> None:
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    config["model_cfg"][part] = {**config["model_cfg"][part], key: name}
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("name", ["/etc", "../x", "a/b/c", "local-dir:/etc", "https://h/x", "./x", "~/x", "a/..", 7])
+@pytest.mark.parametrize("key", ["vision_cfg timm_model_name", "text_cfg hf_model_name", "text_cfg hf_tokenizer_name"])
+def test_a_configuration_names_towers_and_no_places(saved_clip, key, name):
+    rename_tower(Path(saved_clip.removeprefix("local-dir:")), *key.split(), name)
+    with pytest.raises(UserError, match=f"names {key.split()[1]} '.*', which is no published one's name"):
+        load_model(saved_clip)
+
+
+def test_a_published_tower_may_be_named(saved_clip):
+    folder = Path(saved_clip.removeprefix("local-dir:"))
+    for name in ("roberta-base", "timm/ViT-B-16-SigLIP", "vit_medium_patch16_gap_256", "hf-hub:timm/vit@main"):
+        check_towers({"model_cfg": {"vision_cfg": {"timm_model_name": name}, "text_cfg": {}}}, folder)
+    for odd in (None, [], {"model_cfg": 1}, {"model_cfg": {"vision_cfg": None}}):
+        check_towers(odd, folder)

@@ -1,0 +1,226 @@
+"""Work that is sent from elsewhere to a cluster of two nodes, of three, and of none that grows.
+
+Tokens on, MLflow with users on PostgreSQL, data, checkpoints and results on an object store. What breaks in the middle
+is in test_faults.py.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from e2e.faults import TRAIN
+from e2e.local_cluster import local_cluster
+from e2e.mlflow_server import mlflow_server
+from e2e.test_commands import RAYCLIP, curve, run, verdicts
+from e2e.test_data import save_digits
+from rayclip.store import Store
+from servers import wait_for
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+ROOT = Path(__file__).resolve().parents[2]
+SUITE = (
+    "clean,fgsm,pgd,pgd-l2,cw,apgd-ce:iterations=3,apgd-dlr:iterations=3,apgd-t:iterations=2,targets=2,"
+    "fab-t:iterations=2,targets=2,square:queries=9,autoattack:iterations=2,queries=5,autoattack-seeds:iterations=2,"
+    "feature,semantic,transfer:source=digits,bert,sep,co-attack:steps=3,sga"
+)
+MODELS, DATA, LIMIT = ("untouched", "ft-standard", "tecoa"), ("digits", "digits#holdout", "own"), 4
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    before = dict(os.environ)
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as server:
+        os.environ.update(server.client_env)
+        yield server
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def two_nodes(server, object_store):
+    """They hold the passwords, which never come with a job, and know where the data are."""
+    known = {k: v for k, v in server.client_env.items() if k != "MLFLOW_TRACKING_URI"} | object_store.env
+    known["RAYCLIP_DATA"] = object_store.place("data")
+    with local_cluster(2, known) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def three_nodes(two_nodes):
+    """Three others, each with files of its own: what they share is on the object store."""
+    while two_nodes.nodes:
+        two_nodes.kill_node(0)
+    for _ in range(3):
+        two_nodes.add_node(apart=True)
+    return two_nodes
+
+
+def submit(cluster, server, *sweep):
+    """`ray job submit` from a machine that has only the dashboard's address and the token."""
+    ours = {*server.client_env, "RAY_ADDRESS", "RAYCLIP_DATA", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    env = {k: v for k, v in cluster.env.items() if k not in ours}
+    ray = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", cluster.dashboard]
+    job = ["--working-dir", ".", "--", "python", "sweeps/mmcoa_shots.py", *map(str, sweep), "--quiet"]
+    command = [*ray, *job, "--tracking-uri", server.uri]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, start_new_session=True)
+
+
+def finished(process, server):
+    """What a job has printed."""
+    stdout, stderr = process.communicate(timeout=600)
+    assert process.returncode == 0, stdout[-3000:] + stderr[-3000:]
+    assert server.password not in stdout + stderr
+    return stdout
+
+
+def runs_of(sweep):
+    """All runs of a sweep, by name."""
+    client = MlflowClient()
+    found = client.search_runs([client.get_experiment_by_name("mmcoa-shots").experiment_id])
+    (root,) = [run for run in found if run.info.run_name == sweep]
+    family, more = {root.info.run_id}, True
+    while more:
+        more = {r.info.run_id for r in found if r.data.tags.get("mlflow.parentRunId") in family} - family
+        family |= more
+    mine = [run for run in found if run.info.run_id in family]
+    assert {run.info.status for run in mine} == {"FINISHED"}
+    return {run.info.run_name: run for run in mine}
+
+
+def test_a_sweep_is_submitted_as_a_job(server, two_nodes, tmp_path):
+    sweep = ["--scale", "digits", "--methods", "tecoa", "--shots", 1, "--epochs", 1, "--limit", 40]
+    said = finished(submit(two_nodes, server, *sweep, "--out", tmp_path / "out"), server)
+    assert "untouched digits" in said, said[-3000:]
+    assert len(runs_of("mmcoa-shots digits")) == 5
+
+
+def test_training_goes_on_with_fewer_workers(server, two_nodes, tmp_path):
+    """One of two nodes is lost for good: the run ends all the same, with every step once."""
+    command = [*RAYCLIP, *TRAIN, "--min-workers", "1", "--epochs", "20", "--tracking-uri", "sqlite:///mlflow.db"]
+    command += ["--out", "m", "--json-logs"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=two_nodes.env, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: any(tmp_path.glob("m/.rayclip/unfinished/train-*/checkpoint_*")))
+    two_nodes.kill_node(1)
+    said = process.communicate(timeout=400)[1]
+    assert process.returncode == 0, said[-3000:]
+    assert "1 of 2 workers" in said
+    lost, losses = curve(tmp_path, "m")
+    assert lost.info.status == "FINISHED" and sorted(losses) == list(range(1, 101))
+    assert two_nodes.workers("ray::RayTrainWorker") == [], "and nothing is left of it"
+
+
+@pytest.fixture(scope="module")
+def swept(server, object_store, three_nodes, tmp_path_factory):
+    """Where a sweep has left everything that lost first the client that submitted it, and later its driver."""
+    place = tmp_path_factory.mktemp("laptop")
+    save_digits(place / "images", every=8)
+    prepare = ["data", "prepare", "own", "--source", "folder", place / "images", "--quiet"]
+    run(place, *prepare, "--root", object_store.place("data"))
+    out = Store(object_store.place("sweep"))
+    sweep = ["--scale", "pocket", "--model", "digits", "--data", "own", "--test", "own,digits", "--shots", 1]
+    sweep += ["--methods", "ft-standard,tecoa", "--epochs", 25, "--workers", 2, "--limit", 20, "--eps", "32/255"]
+    sweep += ["--substitutes", "clip-table", "--out", out.root]
+    first, second = (out.child("models").child(name) for name in MODELS[1:])
+
+    client = submit(three_nodes, server, *sweep)
+    wait_for(lambda: any(name.startswith("train-") for name in out.child("unfinished").folders()))
+    os.killpg(client.pid, signal.SIGKILL)
+    assert not any(trial.size("rayclip.json") for trial in (first, second)), "it is in the middle of training"
+    wait_for(lambda: any(trial.size("rayclip.json") for trial in (first, second)))
+    (driver,) = three_nodes.workers("python sweeps/mmcoa_shots.py")
+    driver.kill()
+    done = first if first.size("rayclip.json") else second
+    assert (first if done is second else second).size("rayclip.json") is None, "there is a trial left"
+    before = written(done)
+    said = finished(submit(three_nodes, server, *sweep), server)
+    return out, said, written(done) == before
+
+
+def written(store):
+    """When each file was written."""
+    system, place = store.filesystem()
+    names = store.names("", "")
+    return {info.base_name: info.mtime_ns for info in system.get_file_info([f"{place}/{name}" for name in names])}
+
+
+def test_a_sweep_whose_client_and_driver_were_lost_repeats_no_finished_trial(server, swept):
+    out, said, untouched = swept
+    assert untouched, "the first trial's checkpoint is the one of before"
+    assert all(name in said for name in ("untouched digits", "ft-standard", "tecoa"))
+    assert not out.child("unfinished").folders(), "emptied"
+    runs = runs_of("mmcoa-shots pocket")
+    for name in ("ft-standard", "tecoa"):
+        steps = [m.step for m in MlflowClient().get_metric_history(runs[name].info.run_id, "train/loss")]
+        assert sorted(steps) == list(range(1, max(steps) + 1)) and len(steps) == 25, "every step once"
+
+
+def test_one_plan_of_all_models_data_sets_and_attacks(server, object_store, three_nodes, swept, tmp_path):
+    """From a machine that is not of the cluster: it has its address, its token, and the addresses of the rest."""
+    models = [out_model(swept[0], name) for name in MODELS]
+    out = Store(object_store.place("results")).root
+    what = [part for model in models for part in ("--model", model)]
+    what += ["--data", ",".join(DATA), "--attacks", SUITE, "--eps", "32/255", "--steps", 2, "--limit", LIMIT]
+    what += ["--cluster", "--out", out, "--quiet"]
+    env = {name: three_nodes.env[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAYCLIP_DATA")}
+    env |= {"RAY_ADDRESS": three_nodes.elsewhere, "RAYCLIP_CACHE": str(tmp_path / "cache")}
+
+    run(tmp_path, "plan", *what, "--workers", "1,3", "--price", 2, "--calibrate", 5, "--json", "plan.json", **env)
+    planned = json.loads((tmp_path / "plan.json").read_text())
+    attacks = len(SUITE.replace(",queries", "").replace(",targets", "").split(","))
+    cells = len(MODELS) * len(DATA) * attacks
+    assert attacks == 19 and len(planned["cells"]) == cells
+    one, three = planned["workers"]
+    assert three["wall"] < one["wall"] and three["cost"] == pytest.approx(2 * three["hours"])
+
+    said = run(tmp_path, "eval", *what, "--experiment", "everything", "--json", "rows.json", **env).stdout
+    assert "planned: " in said and "on 3 workers (planned: " in said
+    found = verdicts_of(out)
+    assert len(found) == cells * LIMIT
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len({(row["model"], row["dataset"]) for row in rows}) == len(MODELS) * len(DATA)
+    client = MlflowClient()
+    runs = client.search_runs([client.get_experiment_by_name("everything").experiment_id])
+    assert len(runs) == len(MODELS) and {run.info.status for run in runs} == {"FINISHED"}
+    assert not (tmp_path / "mlflow.db").exists()
+
+    alone = ["--model", models[1], "--data", "digits", "--attacks", SUITE, "--eps", "32/255", "--steps", 2]
+    run(tmp_path, "eval", *alone, "--limit", LIMIT, "--workers", 1, "--no-tracking", "--out", "alone", "--quiet")
+    mine = verdicts(tmp_path / "alone")
+    assert len(mine) == attacks * LIMIT and mine.items() <= found.items(), "what one process finds by itself"
+
+
+def out_model(out, name):
+    return "digits" if name == "untouched" else f"local-dir:{out.child('models').child(name).root}"
+
+
+def verdicts_of(root):
+    """As `verdicts`, on an object store."""
+    store, found = Store(root), {}
+    for cell in store.child("cells").folders():
+        for r in store.read_tables(store.names(f"cells/{cell}", ".parquet")).to_pylist():
+            assert (cell, r["sample_id"]) not in found, "no sample is counted twice"
+            found[cell, r["sample_id"]] = r["clean_pred"], r["adv_pred"], r["steps"]
+    return found
+
+
+def test_a_cluster_grows_for_the_work_and_shrinks_after_it(tmp_path):
+    """It has scaled to nothing; its autoscaler is Ray's own, with processes for machines and a GPU in name each."""
+    attack = ["--model", "digits", "--data", "digits", "--attacks", "pgd:steps=300,stop=final", "--eps", "32/255"]
+    attack += ["--limit", 160, "--shard-size", 4, "--no-tracking", "--quiet"]
+    with local_cluster(0, grows_to=2) as cluster:
+        command = [*RAYCLIP, "eval", *map(str, attack), "--cluster", "--out", "there"]
+        process = subprocess.Popen(command, cwd=tmp_path, env=cluster.env)
+        wait_for(lambda: cluster.raylets() == 3 or process.poll() is not None)
+        assert process.wait(timeout=600) == 0
+        (ran,) = json.loads((tmp_path / "there" / "evaluations.json").read_text())
+        assert ran["workers"] == 2 and ran["hardware"]["gpus"] == 1
+        wait_for(lambda: cluster.raylets() == 1)
+    run(tmp_path, "eval", *attack, "--out", "here", "--workers", 1)
+    assert verdicts(tmp_path / "there") == verdicts(tmp_path / "here")
