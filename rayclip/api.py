@@ -409,19 +409,20 @@ def show(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> None:
     """Print the tables to standard output."""
     console = Console(highlight=False)
     for table in result_tables(rows, labels):
-        console.print(table.rich())
+        console.print(table.rich(console.width))
 
 
 def show_search(found: Found) -> None:
     """Print where every trial ended on the validation data, the best first; * marks the Pareto front."""
-    Console(highlight=False).print(search_table(found.scores, found.front, found.robust).rich())
+    console = Console(highlight=False)
+    console.print(search_table(found.scores, found.front, found.robust).rich(console.width))
 
 
 def show_retrieval(rows: Sequence[RecallRow]) -> None:
     """Print the tables to standard output."""
     console = Console(highlight=False)
     for table in retrieval_tables(rows):
-        console.print(table.rich())
+        console.print(table.rich(console.width))
 
 
 def _with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened) -> Trial:

@@ -10,7 +10,7 @@ from rayclip.reports.numbers import AVERAGE, Attack, Entry, Section, Subject, se
 from rayclip.reports.origins import joined, origins
 from rayclip.reports.recalls import RecallTable, recall_lines, recall_parts, recall_tables
 from rayclip.reports.results import Results, natural
-from rayclip.reports.table import SHOWN, heading
+from rayclip.reports.table import SHOWN, heading, in_one_breath
 from rayclip.types import UserError
 
 SIGNIFICANT = 0.05
@@ -91,20 +91,16 @@ def accuracy_grids(section: Section) -> Iterator[Grid]:
 def _grid(
     section: Section, *, name: str, title: str, columns: Sequence[tuple[str, str, Attack]], notes: Sequence[str]
 ) -> Grid:
-    numbers = {
-        subject: [section.number(subject, dataset, attack) for _, dataset, attack in columns]
-        for subject in section.subjects
-    }
-    ranked = [[x.top1 for x in column if x is not None] for column in zip(*numbers.values(), strict=True)]
+    ranked = [section.ranked(dataset, attack) for _, dataset, attack in columns]
+    highest = [max((x.top1 for x in column.values()), default=0.0) for column in ranked]
     rows, partial = [], False
-    for subject, row in numbers.items():
+    for subject in section.subjects:
         cells = []
-        for number, values, (_, dataset, attack) in zip(row, ranked, columns, strict=True):
-            entry = section.get(subject, dataset, attack)
-            fewer = entry is not None and entry.partial
+        for column, top, (_, dataset, attack) in zip(ranked, highest, columns, strict=True):
+            fewer = section.partial(subject, dataset, attack)
             partial |= fewer
-            best = len(values) > 1 and number is not None and number.top1 == max(values)
-            cells.append(accuracy(number, best=best, mark="†" if fewer else ""))
+            best = len(column) > 1 and subject in column and column[subject].top1 == top
+            cells.append(accuracy(section.number(subject, dataset, attack), best=best, mark="†" if fewer else ""))
         rows.append((subject.name, tuple(cells)))
     attacks = list(dict.fromkeys(attack for _, _, attack in columns))
     used = [e for s in section.subjects for d in section.datasets for a in attacks if (e := section.get(s, d, a))]
@@ -116,7 +112,7 @@ def _grid(
         notes=(
             *_sizes(used),
             *notes,
-            *(["† over fewer attacks than the others of its column"] if partial else []),
+            *(["† over fewer attacks than the others of its column, and not ranked with them"] if partial else []),
             *attack_notes(section, attacks),
             *_defense_notes(section),
             said(section.shared),
@@ -196,11 +192,12 @@ def _sizes(entries: Iterable[Entry]) -> list[str]:
 
 def attack_notes(section: Section, attacks: Sequence[Attack]) -> list[str]:
     """The settings of each attack, and where they differ on defended models."""
-    notes = []
+    plain: list[tuple[str, str]] = []
+    worst = []
     for attack in attacks:
         if attack.kind == "worst":
             of = ", ".join(heading(label) for label in attack.settings["of"] if label != "clean")
-            notes.append(f"{heading(attack.label)}: right under every one of {of}, per sample")
+            worst.append(f"{heading(attack.label)}: right under every one of {of}, per sample")
             continue
         described: dict[str, list[str]] = {}
         for subject in section.subjects:
@@ -216,8 +213,8 @@ def attack_notes(section: Section, attacks: Sequence[Attack]) -> list[str]:
                     described[kept].append(where)
         for kept, whom in described.items():
             only = f" on {whom[0]}" if len(described) > 1 and len(whom) == 1 else ""
-            notes += [f"{heading(attack.label)}{only}: {kept}"] if kept else []
-    return notes
+            plain += [(f"{heading(attack.label)}{only}", kept)] if kept else []
+    return [*in_one_breath(plain), *worst]
 
 
 def _defense_notes(section: Section) -> list[str]:

@@ -43,6 +43,12 @@ class Grid:
     notes: tuple[str, ...] = ()
 
     @property
+    def is_text(self) -> tuple[bool, ...]:
+        """Of each column whether it holds words: the first does."""
+        columns = list(zip(*(cells for _, cells in self.rows), strict=True)) or [()] * len(self.header[1:])
+        return True, *(any(c.text and c.value is None for c in cells) for cells in columns)
+
+    @property
     def caption(self) -> str:
         """What stands under the table."""
         return "".join(f"{note}. " for note in self.notes).strip()

@@ -169,6 +169,18 @@ class Section:
         found = [entry.number for d in self.datasets if (entry := self.get(subject, d, attack)) is not None]
         return average(found) if found and len(found) == len(self.datasets) else None
 
+    def partial(self, subject: Subject, dataset: str, attack: Attack) -> bool:
+        """Whether a number is a worst case over fewer attacks than others of its column, or an average of such."""
+        found = [self.get(subject, d, attack) for d in (self.datasets if dataset == AVERAGE else [dataset])]
+        return any(entry is not None and entry.partial for entry in found)
+
+    def ranked(self, dataset: str, attack: Attack) -> dict[Subject, Number]:
+        """The numbers of a column that may be ranked: partial ones only where there are no others, since a worst case
+        over fewer attacks flatters."""
+        found = {s: number for s in self.subjects if (number := self.number(s, dataset, attack)) is not None}
+        whole = {s: number for s, number in found.items() if not self.partial(s, dataset, attack)}
+        return whole or found
+
     @property
     def columns(self) -> list[str]:
         """Data sets, and their average where there are several."""
@@ -185,12 +197,9 @@ class Section:
         return self.columns[-1]
 
     def best(self) -> Subject | None:
-        """The subject with the highest main number; None where nobody has one."""
-        found = [(number.top1, i) for i, s in enumerate(self.subjects) if (number := self._main(s)) is not None]
-        return self.subjects[max(found, key=lambda f: (f[0], -f[1]))[1]] if found else None
-
-    def _main(self, subject: Subject) -> Number | None:
-        return self.number(subject, self.overall, self.main)
+        """The subject with the highest main number, the first of several; None where nobody has one."""
+        found = self.ranked(self.overall, self.main)
+        return max(found, key=lambda s: found[s].top1, default=None)
 
     def compare(self, subject: Subject, other: Subject, dataset: str, attack: Attack) -> Paired | None:
         one, two = self.get(subject, dataset, attack), self.get(other, dataset, attack)

@@ -67,20 +67,15 @@ def _part(name: str, part: Part, draw: Callable[[Figure], str]) -> str:
 
 def _grid(name: str, grid: Grid) -> str:
     wide = ' class="wide"' if len(grid.header) > _WIDE else ""
+    texts = [name for name, is_text in zip(grid.header, grid.is_text, strict=True) if is_text]
     body = "".join(
         f'<tr data-id="{escape(row)}"><th scope="row">{escape(row)}</th>{"".join(map(_cell, cells))}</tr>'
         for row, cells in grid.rows
     )
     return (
-        table(name, grid.title, sortable(grid.header, _text_columns(grid)), body, f"data-rows{wide}")
+        table(name, grid.title, sortable(grid.header, texts), body, f"data-rows{wide}")
         + f'<p class="notes">{escape(grid.caption)}</p>'
     )
-
-
-def _text_columns(grid: Grid) -> list[str]:
-    """The columns that hold words."""
-    columns = zip(grid.header[1:], zip(*(cells for _, cells in grid.rows), strict=True), strict=True)
-    return [name for name, cells in columns if any(c.text and c.value is None for c in cells)]
 
 
 def table(name: str, caption: str, head: str, body: str, attributes: str = "") -> str:

@@ -2,11 +2,13 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 
 from rayclip.reports.document import Cell, Document, Grid
 
-_TALL, _WIDE = 40, 7  # rows of one LaTeX table; columns from which intervals stand below their numbers
+_TALL, _WIDE = 44, 7  # lines of one LaTeX table; columns from which intervals stand below their numbers
+_LONG = 24  # characters of a word that may be broken
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -28,6 +30,9 @@ _LATEX = {
     "†": r"$\dagger$",
     "≥": r"$\geq$",
     "→": r"$\to$",
+    "∞": r"$\infty$",
+    "✓": r"$\checkmark$",
+    "✗": r"$\times$",
 }
 
 
@@ -41,7 +46,8 @@ def markdown(document: Document, figures: Mapping[str, str]) -> str:
     for part in document.parts:
         blocks += [f"## {part.title}", *part.text]
         for grid in part.grids:
-            head = [_row(map(_plain, grid.header)), _row(["---"] + ["---:"] * (len(grid.header) - 1))]
+            rule = _row("---" if is_text else "---:" for is_text in grid.is_text)
+            head = [_row(map(_plain, grid.header)), rule]
             body = [_row([_plain(name), *map(_markdown_cell, cells)]) for name, cells in grid.rows]
             blocks += [f"**{_plain(grid.title)}**", "\n".join([*head, *body]), _plain(grid.caption)]
         for figure in part.figures:
@@ -50,7 +56,7 @@ def markdown(document: Document, figures: Mapping[str, str]) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def _row(cells: "Sequence[str] | map[str]") -> str:
+def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
@@ -63,63 +69,69 @@ def _markdown_cell(cell: Cell) -> str:
     return f"{text} {cell.note}".strip()
 
 
+_PREAMBLE = r"""\documentclass{article}
+\usepackage[a4paper,margin=2cm]{geometry}
+\usepackage[utf8]{inputenc}
+\usepackage{amssymb,booktabs,float,graphicx}
+% A table as wide as the text at most; take this along with a table.
+\newsavebox\gridbox
+\newcommand\fitted[1]{\sbox\gridbox{#1}%
+  \ifdim\wd\gridbox>\linewidth\resizebox{\linewidth}{!}{\usebox\gridbox}\else\usebox\gridbox\fi}
+\begin{document}"""
+
+
 def latex(document: Document, figures: Mapping[str, str]) -> str:
-    """A document that compiles by itself; its tables need `booktabs`, wide ones also `graphicx`.
+    """A document that compiles by itself; its tables need `booktabs`, `float`, `graphicx` and the `fitted` of its head.
 
     Args:
         figures: where pictures that LaTeX can include lie, by name.
     """
     lines = [
-        r"\documentclass{article}",
-        r"\usepackage[a4paper,margin=2cm]{geometry}",
-        r"\usepackage[utf8]{inputenc}",
-        r"\usepackage{booktabs}",
-        r"\usepackage{graphicx}",
-        r"\begin{document}",
+        _PREAMBLE,
         rf"\section*{{{_tex(document.title)}}}",
         *(rf"{_tex(line)}\par" for line in document.summary),
     ]
     for part in document.parts:
-        lines += [rf"\subsection*{{{_tex(part.title)}}}", *(rf"{_tex(line)}\par" for line in part.text)]
+        lines.append(rf"\subsection*{{{_tex(part.title)}}}")
+        if part.text:
+            lines += [r"{\footnotesize\raggedright", *(rf"{_broken(line)}\par" for line in part.text), "}"]
         for grid in part.grids:
-            for first in range(0, len(grid.rows), _TALL):
-                lines += _latex_table(grid, first)
+            lines += _latex_tables(grid)
         for figure in part.figures:
             if figure.name in figures:
                 lines += [
-                    r"\begin{figure}[!htbp]\centering",
-                    rf"\includegraphics[width=\linewidth,height=0.8\textheight,keepaspectratio]{{{figures[figure.name]}}}",
+                    r"\begin{figure}[H]\centering",
+                    rf"\includegraphics[width=\linewidth,height=0.4\textheight,keepaspectratio]{{{figures[figure.name]}}}",
                     rf"\caption{{{_tex(figure.title)}. {_tex(figure.caption)}}}",
                     r"\end{figure}",
                 ]
-        lines.append(r"\clearpage")
     return "\n".join([*lines, r"\end{document}"]) + "\n"
 
 
-def _latex_table(grid: Grid, first: int) -> list[str]:
+def _latex_tables(grid: Grid) -> list[str]:
+    """A table, or its parts of some lines each; what it stands on is below the last."""
     wide = len(grid.header) > _WIDE
-    columns = "l" + "r" * (len(grid.header) - 1)
-    more = " (continued)" if first else ""
-    body = [
-        " & ".join([_tex(name), *(_latex_cell(cell, wide) for cell in cells)]) + r" \\"
-        for name, cells in grid.rows[first : first + _TALL]
-    ]
-    table = [
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        " & ".join(_latex_head(name, wide) for name in grid.header) + r" \\",
-        r"\midrule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    fitted = [r"\resizebox{\linewidth}{!}{%", *table, "}"] if wide or len(grid.header) > 5 else table
-    return [
-        r"\begin{table}[!htbp]\centering\small",
-        rf"\caption{{{_tex(grid.title)}{more}. {_tex(grid.caption)}}}",
-        *fitted,
-        r"\end{table}",
-    ]
+    parts = max(1, -(-len(grid.rows) // (_TALL // 2 if wide else _TALL)))
+    each = max(1, -(-len(grid.rows) // parts))
+    columns = "".join("l" if is_text else "r" for is_text in grid.is_text)
+    head = " & ".join(_latex_head(name, wide) for name in grid.header) + r" \\"
+    below = [r"\par\smallskip", rf"\parbox{{\linewidth}}{{\footnotesize {_tex(grid.caption)}}}"]
+    lines = []
+    for part in range(parts):
+        body = [
+            " & ".join([_tex(name), *(_latex_cell(cell, wide) for cell in cells)]) + r" \\"
+            for name, cells in grid.rows[part * each : (part + 1) * each]
+        ]
+        lines += [
+            r"\begin{table}[H]\centering\small",
+            rf"\caption{{{_tex(grid.title)}{' (continued)' * bool(part)}}}",
+            rf"\fitted{{\begin{{tabular}}{{{columns}}}",
+            *(r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
+            r"\end{tabular}}",
+            *(below if part + 1 == parts else []),
+            r"\end{table}",
+        ]
+    return lines
 
 
 def _latex_head(name: str, wide: bool) -> str:
@@ -135,8 +147,15 @@ def _latex_cell(cell: Cell, wide: bool) -> str:
 
 
 def _tex(text: str) -> str:
+    text = re.sub(r"(?<![\w'])'(?=\S)", "`", text)  # an opening quotation mark
     kept = "".join(_LATEX.get(c, c) for c in text)
     return kept.encode("latin-1", "replace").decode("latin-1")
+
+
+def _broken(text: str) -> str:
+    """With places where a path or a fingerprint may go on in the next line."""
+    words = (re.findall(r"\W+|\w{1,8}", word) if len(word) > _LONG else [word] for word in text.split(" "))
+    return " ".join(r"\allowbreak{}".join(map(_tex, pieces)) for pieces in words)
 
 
 def comma_separated(document: Document) -> str:

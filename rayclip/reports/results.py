@@ -362,8 +362,15 @@ def _label(protocol: Mapping[str, Any]) -> str:
 
 def examples(cell: JudgedCell, kind: str) -> pa.Table | None:
     """What the evaluator kept of a cell's first samples: `images`, `features`, `attention`; None where it kept none."""
-    name = f"cells/{cell.id}/examples/{kind}.parquet"
-    return cell.store.read_tables([name]) if cell.store.size(name) is not None else None
+    return cell.store.read_tables([_example(cell, kind)]) if has_examples(cell, kind) else None
+
+
+def has_examples(cell: JudgedCell, kind: str) -> bool:
+    return cell.store.size(_example(cell, kind)) is not None
+
+
+def _example(cell: JudgedCell, kind: str) -> str:
+    return f"cells/{cell.id}/examples/{kind}.parquet"
 
 
 def texts(cell: JudgedCell) -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rayclip.evaluation.retrieval import AS_WRITTEN, RecallRow
-from rayclip.reports.table import Table, heading
+from rayclip.reports.table import Table, heading, in_one_breath
 
 _SETTINGS = (
     ("steps", "step", "norm", "start", "stop", "seed", "classes"),
@@ -52,12 +52,11 @@ def protocol_notes(described: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"{protocol['ties']}"
     ]
     for keys in _SETTINGS:
-        sharing: dict[str, list[str]] = {}
-        for attack, protocol in described.items():
-            settings = ", ".join(f"{k} {protocol[k]}" for k in keys if k in protocol)
-            if settings:
-                sharing.setdefault(settings, []).append(heading(attack))
-        notes += [f"{', '.join(attacks)}: {settings}" for settings, attacks in sharing.items()]
+        notes += in_one_breath(
+            (heading(attack), settings)
+            for attack, protocol in described.items()
+            if (settings := ", ".join(f"{k} {protocol[k]}" for k in keys if k in protocol))
+        )
     changed = [heading(attack) for attack, p in described.items() if p["text"] != AS_WRITTEN]
     text = f"{AS_WRITTEN}{', adversarial under ' + ', '.join(changed) if changed else ''}"
     return [*notes, f"{text.capitalize()}, {protocol['resolution']} resolution, {protocol['precision']}"]

@@ -1,9 +1,10 @@
 """Result tables in the papers' shape: a row a model, a column an attack, one table a data set."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.console import Group
 from rich.table import Table as RichTable
 
 from rayclip.types import Row
@@ -14,7 +15,7 @@ SHOWN = (
     "captions source scales noise"
 ).split()
 
-_WIDTH = 80  # of a terminal
+_NAMES = 28  # columns that the names of rows get where a table is too wide anyway
 
 
 @dataclass(frozen=True)
@@ -30,28 +31,51 @@ class Table:
         lines = [f"**{self.title}**", "", _line(self.header), _line(["---"] + ["---:"] * (len(self.header) - 1))]
         return "\n".join([*lines, *map(_line, self.body), "", self.caption, ""])
 
-    def rich(self) -> RichTable:
-        columns = list(zip(self.header, *self.body, strict=True))
-        first = max(len(word) for cell in columns[0] for word in cell.split())
-        wide = first + sum(2 + max(map(len, cells), default=0) for _, *cells in columns[1:]) > _WIDTH
+    def rich(self, width: int = 80) -> Group:
+        """For a terminal of `width` columns: what does not fit beside the row names follows below, the names again."""
+        first = max(max((len(word) for word in row[0].split()), default=0) for row in (self.header, *self.body))
+        names = min(first, width // 2)
+        widths = [max(len(text) for text in (*_stacked(h).split("\n"), *cells)) for h, *cells in self._columns()[1:]]
+        tight = names + sum(2 + w for w in widths) > width  # rather close together than names broken in their middle
+        if names + sum(1 + w for w in widths) > width:
+            names = max(names, min(_NAMES, max(len(row[0]) for row in (self.header, *self.body))))
+        blocks: list[list[int]] = [[]]
+        for i, w in enumerate(widths, 1):
+            if blocks[-1] and names + 1 + w + sum(1 + widths[j - 1] for j in blocks[-1]) > width:
+                blocks.append([])
+            blocks[-1].append(i)
+        return Group(*(self._block(b, tight=tight, last=b is blocks[-1]) for b in blocks))
+
+    def _columns(self) -> list[tuple[str, ...]]:
+        return list(zip(self.header, *self.body, strict=True))
+
+    def _block(self, chosen: Sequence[int], *, tight: bool, last: bool) -> RichTable:
         table = RichTable(
-            title=self.title,
-            caption=self.caption,
+            title=self.title if 1 in chosen or not chosen else "(continued)",
+            caption=self.caption if last else None,
             title_justify="left",
             caption_justify="left",
             box=box.SIMPLE_HEAD,
-            padding=(0, 0, 0, 0 if wide else 1),  # rather close together than names broken in their middle
+            padding=(0, 0, 0, 0 if tight else 1),
             show_edge=False,
             pad_edge=False,
         )
-        for i, name in enumerate(self.header):
-            name = (
-                "\n".join(name.rsplit(" ", 1)) if i else name
-            )  # the budget below the attack's name: 80 columns hold 5
-            table.add_column(name, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
+        for i in (0, *chosen):
+            table.add_column(
+                _stacked(self.header[i]) if i else self.header[0],
+                justify="right" if i else "left",
+                no_wrap=bool(i),
+                overflow="fold",
+            )
         for row in self.body:
-            table.add_row(*row)
+            if any(row[i] for i in chosen):
+                table.add_row(*(row[i] for i in (0, *chosen)))
         return table
+
+
+def _stacked(name: str) -> str:
+    """The budget below the attack's name: 80 columns hold 5."""
+    return "\n".join(name.rsplit(" ", 1))
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -110,6 +134,14 @@ def heading(attack: str) -> str:
     return " ".join(filter(None, (name.replace("_", " "), aim, f"{eps}/255"))) if separator else name
 
 
+def in_one_breath(described: Iterable[tuple[str, str]]) -> list[str]:
+    """`NAME, NAME: SETTINGS` for all that share their settings."""
+    sharing: dict[str, list[str]] = {}
+    for name, settings in described:
+        sharing.setdefault(settings, []).append(name)
+    return [f"{', '.join(names)}: {settings}" for settings, names in sharing.items()]
+
+
 def _number(row: Row | None) -> str:
     if row is None:
         return ""
@@ -128,12 +160,11 @@ def _protocol(rows: Sequence[Row]) -> str:
         described.setdefault(row.attack, {}).setdefault(row.defense != "none", kept)
         if row.defense != "none":
             defenses[row.defense] = str(row.protocol["defense"])
-    for attack, kinds in described.items():
-        if len(set(kinds.values())) == 1:
-            (kept,) = set(kinds.values())
-            notes += [f"{heading(attack)}: {kept}"] if kept else []
-        else:
-            notes.append(f"{heading(attack)}: {kinds[False]}; on defended models {kinds[True]}")
+    notes += in_one_breath(
+        (heading(a), kinds[False] + f"; on defended models {kinds[True]}" if len(set(kinds.values())) > 1 else kept)
+        for a, kinds in described.items()
+        if (kept := next(iter(kinds.values())))
+    )
     if defenses:
         notes += [f"{label}: {whole}" for label, whole in defenses.items() if whole != label]
         notes.append("attacks ignore the defence unless a column says how they go through it")

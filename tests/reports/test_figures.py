@@ -1,5 +1,6 @@
 """Figures: there where their data are, and saying what the data say."""
 
+import io
 import re
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 from rayclip.reports.figures import as_svg, section_figures, write_figure
 from rayclip.reports.figures.embeddings import mean_cosine
-from rayclip.reports.figures.style import apart
+from rayclip.reports.figures.style import apart, short
 from rayclip.reports.figures.texts import marked
 from rayclip.reports.figures.tradeoff import interpolations, pareto_front
 from rayclip.reports.numbers import sections
@@ -178,7 +179,7 @@ def test_bars_by_attack_or_by_data_set(tmp_path):
     for model in ("a", "b"):
         put(tmp_path, model, CLEAN, bits(1))
         put(tmp_path, model, pgd(), bits(2))
-    assert {"clean", "pgd-10 1/255", "a", "b"} <= set(shown(drawn(tmp_path)["bars"]))
+    assert {"clean", "pgd-10", "1/255", "a", "b"} <= set(shown(drawn(tmp_path)["bars"]))
     for model in ("a", "b"):
         put(tmp_path, model, CLEAN, bits(1), dataset="other")
         put(tmp_path, model, pgd(), bits(2), dataset="other")
@@ -200,6 +201,63 @@ def test_changed_words_are_marked():
     assert [word for word, changed in after if changed] == ["one", "deline"]
     assert marked("a b", "a b") == ([("a", False), ("b", False)],) * 2
     assert [w for w, changed in marked("a cat", "a big cat")[1] if changed] == ["big"]
+
+
+def test_pictures_are_of_an_untouched_and_the_best_model_under_an_attack_that_both_have(tmp_path):
+    """The strongest one is kept of a defended model only."""
+    for model, p in (("worse", 0.2), ("best", 0.8), ("digits", 0.1)):
+        cells = [put(tmp_path, model, pgd(eps), bits(1, p=p)) for eps in ("1/255", "4/255")]
+        if model != "digits":
+            describe(tmp_path, model, label=model, method="tecoa")
+        show(tmp_path, cells[0])
+    show(tmp_path, put(tmp_path, "worse", pgd("4/255"), bits(1, p=0.1), defense="ttc"))
+    titles = [f.title for name, f in drawn(tmp_path).items() if name.startswith("images")]
+    assert titles == ["digits on set under pgd-10 1/255", "best on set under pgd-10 1/255"]
+
+
+def show(root, cell):
+    """Keep a picture of a cell."""
+    png = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(png, "png")
+    pictures = {name: [png.getvalue()] for name in ("clean", "difference", "adversarial")}
+    table = {"label": [0], "clean_pred": [0], "adv_pred": [1], **pictures}
+    Store(str(root)).write_table(f"cells/{cell}/examples/images.parquet", table)
+
+
+def test_bars_of_many_data_sets_stand_in_rows_and_leave_out_what_nobody_has(tmp_path):
+    for d in range(11):
+        for model in ("a", "b"):
+            put(tmp_path, model, pgd(), bits(d), dataset=f"set{d}")
+    rows = drawn(tmp_path)["bars"].draw().axes
+    assert [len(ax.get_xticks()) for ax in rows] == [6, 6]
+    shown_names = [text.get_text() for ax in rows for text in ax.get_xticklabels()]
+    assert shown_names == [*(f"set{d}" for d in range(11)), "average"]
+
+
+def test_a_crowd_is_named_on_its_front_only(tmp_path):
+    right = {}
+    for m in range(14):
+        model = f"m{m:02}"
+        right[model] = [bits(m, p=0.9), bits(100 + m, p=0.4)]
+        put(tmp_path, model, CLEAN, right[model][0])
+        put(tmp_path, model, pgd(), right[model][1])
+        describe(tmp_path, model, label=model, method=("tecoa", "mmcoa")[m % 2])
+    figure = drawn(tmp_path)["tradeoff"]
+    values = {m: (a.mean(), b.mean()) for m, (a, b) in right.items()}
+    front = {
+        m for m, (a, b) in values.items() if not any(x >= a and y >= b and (x, y) != (a, b) for x, y in values.values())
+    }
+    named = {text for text in shown(figure) if text in values}
+    assert named and named <= front and {"tecoa", "mmcoa"} <= set(shown(figure))
+    assert "Whiskers" not in figure.caption
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("tecoa 5-shot", "tecoa 5-shot"), ("mmcoa 20-shot epoch 3 + ttc and rn", "mmcoa 20-shot epoc…tc and rn")],
+)
+def test_long_names_keep_both_ends(name, expected):
+    assert short(name) == expected and len(short(name)) <= 28
 
 
 def test_the_mean_cosine_is_over_pairs():

@@ -12,12 +12,24 @@ import pytest
 
 from rayclip.reports import make_leaderboard, make_report
 from rayclip.reports.build import build
+from rayclip.reports.document import Cell, Grid, Part
 from rayclip.reports.numbers import sections
 from rayclip.reports.plain import comma_separated, latex, markdown
 from rayclip.reports.results import read_results
 from rayclip.types import UserError
 from reports.made import BERT, CLEAN, SEP, bits, describe, pgd, put
 
+WORDS = Part(
+    title="Words",
+    grids=(
+        Grid(
+            name="w",
+            title="w",
+            header=("model", "about", "value"),
+            rows=(("m", (Cell(text="x"), Cell(text="1", value=1))),),
+        ),
+    ),
+)
 NASTY = "a_b & <script>alert(1)</script> 100% #1 | $x^2$ \\ {é} 模型"
 
 
@@ -69,6 +81,32 @@ def test_the_best_of_each_column_is_bold(results):
     assert best.count("**") >= 2 * 4  # under every attack; clean may be another's
     assert "95 % Wilson intervals" in text and "per sample" in text and "prompt 'a {}'" in text
     assert all(line.count("|") - line.count("\\|") == rows[0].count("|") for line in rows)
+
+
+def test_a_partial_worst_case_is_marked_and_never_bold(results, tmp_path):
+    for dataset in ("one", "two"):
+        for attack in (CLEAN, pgd(), BERT):
+            put(tmp_path, "flattered", attack, bits(1, p=1.0), dataset=dataset)
+    text = markdown(build(read_results([str(tmp_path)])), {})
+    for title in ("average over 2 data sets", "worst: accuracy"):
+        table = text.split(f"**{title}")[1].split("\n\n")[1]
+        worst = {line.split("|")[1].strip(): line.split("|")[-2] for line in table.splitlines()}
+        assert "100†" in worst["flattered"] and "**" not in worst["flattered"] and "**" in worst["best"]
+    assert text.count("† over fewer attacks") == 2
+
+
+def test_attacks_of_the_same_settings_are_described_in_one_breath(tmp_path):
+    for eps in ("1/255", "2/255"):
+        put(tmp_path, "m", pgd(eps), bits(1))
+    put(tmp_path, "m", pgd("4/255", steps=20), bits(1))
+    text = markdown(build(read_results([str(tmp_path)])), {})
+    assert "pgd-10 1/255, pgd-10 2/255: steps 10, step 1/255" in text and "pgd-20 4/255: steps 20" in text
+
+
+def test_words_stand_left_and_numbers_right(results):
+    put_against = markdown(build(results, against=lambda found, tables: [WORDS]), {})
+    assert "| model | about | value |\n| --- | --- | ---: |" in put_against
+    assert r"\begin{tabular}{llr}" in latex(build(results, against=lambda found, tables: [WORDS]), {})
 
 
 def test_an_unknown_baseline_is_refused(results):

@@ -109,6 +109,31 @@ def test_a_worst_case_over_fewer_attacks_is_marked(tmp_path):
     assert found == {"a": False, "b": True}
 
 
+def test_a_worst_case_over_fewer_attacks_is_not_ranked_with_whole_ones(tmp_path):
+    for dataset in ("one", "two"):
+        for a in (pgd(), BERT, SEP):
+            put(tmp_path, "whole", a, bits(1, p=0.5), dataset=dataset)
+            put(tmp_path, "flattered", a, bits(2, p=0.9), dataset=dataset)
+        put(tmp_path, "another", pgd(), bits(3, p=0.9), dataset=dataset)
+        put(tmp_path, "another", BERT, bits(3, p=0.9), dataset=dataset)
+    (tmp_path / "cells" / put(tmp_path, "flattered", SEP, bits(2), dataset="two") / "cell.json").unlink()
+    section = only(tmp_path)
+    whole, flattered, another = (subject(section, name) for name in ("whole", "flattered", "another"))
+    assert [section.partial(s, "one", section.main) for s in (whole, flattered, another)] == [False, False, True]
+    assert [section.partial(s, AVERAGE, section.main) for s in (whole, flattered, another)] == [False, True, True]
+    assert section.number(another, AVERAGE, section.main).top1 > section.number(whole, AVERAGE, section.main).top1
+    assert set(section.ranked("one", section.main)) == {whole, flattered}
+    assert set(section.ranked(AVERAGE, section.main)) == {whole} and section.best() == whole
+
+
+def test_where_all_worst_cases_are_partial_all_are_ranked(tmp_path):
+    for model, attacks in (("a", (pgd(), BERT)), ("b", (pgd(), SEP))):
+        for a in attacks:
+            put(tmp_path, model, a, bits(1, p=0.5 + 0.4 * (model == "b")))
+    section = only(tmp_path)
+    assert len(section.ranked("set", section.main)) == 2 and section.best().name == "b"
+
+
 def test_attacks_through_a_defence_count_in_its_worst_case(tmp_path):
     label, settings = pgd()
     through = (f"{label}_bpda", {**settings, "aim": "bpda"})

@@ -1,11 +1,12 @@
 import io
 
 import pyarrow as pa
+import pytest
 from PIL import Image
 from rich.console import Console
 
 from rayclip.evaluation.examples import pngs
-from rayclip.reports import example_grid, result_tables
+from rayclip.reports import Table, example_grid, result_tables
 from rayclip.types import Row
 
 PROTOCOL = {
@@ -56,6 +57,29 @@ def test_five_attacks_fit_eighty_columns():
     out = io.StringIO()
     Console(file=out, width=80).print(result_tables(rows)[0].rich())
     assert "untouched digits" in out.getvalue() and "100 97–100" in out.getvalue() and "…" not in out.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 60, 120])
+def test_a_wide_table_goes_on_below_with_the_names_again_and_no_number_cut(width):
+    names = ("untouched digits", "mmcoa 20-shot epoch 3 + ttc", "short")
+    attacks = [f"{name}_eps{eps}" for eps in (8, 16, 32) for name in ("pgd-10", "sep_pgd-10", "cw-100")]
+    table = result_tables([row(m, a, 100.0) for m in names for a in ("clean", *attacks, "worst")])[0]
+    out = io.StringIO()
+    Console(file=out, width=width).print(table.rich(width))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width and "…" not in out.getvalue()
+    assert out.getvalue().count("100 97–100") == 3 * 11
+    blocks = out.getvalue().split("(continued)")
+    assert len(blocks) > 1 and all(block.count("short") == block.count("untouched") == 1 for block in blocks)
+    assert out.getvalue().count("seed 0") == 1
+
+
+def test_a_row_without_numbers_in_a_part_of_a_table_is_not_in_that_part():
+    table = Table("t", ("model", "a" * 40, "b" * 40), (("one", "1", ""), ("two", "2", "2")), "c")
+    out = io.StringIO()
+    Console(file=out, width=80).print(table.rich())
+    first, second = out.getvalue().split("(continued)")
+    assert "one" in first and "two" in first and "two" in second and "one" not in second
 
 
 def test_several_data_sets_end_in_an_average():

@@ -1,84 +1,86 @@
 """Bars of the models side by side: a group a data set, or of one data set a group an attack."""
 
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 
 from rayclip.reports.document import Figure
 from rayclip.reports.figures.curves import left_out, where
 from rayclip.reports.figures.style import GRID, INK, SERIES, few, percent_axis, short
-from rayclip.reports.numbers import AVERAGE, Section
+from rayclip.reports.numbers import AVERAGE, Number, Section, Subject
 from rayclip.reports.table import heading
 
 _MOST = 5
+_ACROSS = 8  # groups side by side: more would be too small on a printed page
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
 
 
 def bars(section: Section) -> list[Figure]:
     """Of more models than can be told apart, an untouched one and the best."""
     several = section.overall == AVERAGE
-    groups = (
+    columns = (
         [(d, d, section.main) for d in section.columns]
         if several
         else [(heading(a.label), section.overall, a) for a in section.attacks]
     )
     subjects = few(section, _MOST)
+    ranked = {name: section.ranked(dataset, attack) for name, dataset, attack in columns}
+    groups = [name for name, _, _ in columns if any(s in ranked[name] for s in subjects)]
     if len(groups) < 2:
         return []
 
     def draw() -> Canvas:
-        width = max(5.0, 0.5 + len(groups) * (0.35 + 0.17 * len(subjects)))
-        canvas = Canvas(figsize=(min(width, 14.0), 3.6))
-        ax = canvas.subplots()
-        thick, tops = 0.8 / len(subjects), []
-        for i, subject in enumerate(subjects):
-            for g, (_, dataset, attack) in enumerate(groups):
-                number = section.number(subject, dataset, attack)
-                if number is None:
-                    continue
-                tops.append(number.high)
-                x = g + (i - (len(subjects) - 1) / 2) * thick
-                ax.bar(
-                    x,
-                    number.top1,
-                    thick * 0.9,
-                    color=SERIES[i],
-                    hatch=_HATCHES[i],
-                    edgecolor=GRID,
-                    linewidth=0,
-                )
-                ax.errorbar(
-                    x,
-                    number.top1,
-                    [[number.top1 - number.low], [number.high - number.top1]],
-                    ecolor=INK,
-                    elinewidth=1.0,
-                    linestyle="none",
-                )
-        slanted = len(groups) > 6
-        ax.set_xticks(
-            range(len(groups)),
-            [g[0] for g in groups],
-            rotation=35 if slanted else 0,
-            ha="right" if slanted else "center",
-        )
-        ax.grid(visible=False, axis="x")
-        percent_axis(ax, tops, "accuracy in %")
-        ax.tick_params(axis="x", length=0)
+        down = -(-len(groups) // _ACROSS)
+        across = -(-len(groups) // down)
+        canvas = Canvas(figsize=(max(5.0, 0.6 + across * (0.35 + 0.14 * len(subjects))), 0.5 + 2.6 * down))
+        rows = list(canvas.subplots(down, 1, squeeze=False).flat)
+        tops = [ranked[g][s].high for g in groups for s in subjects if s in ranked[g]]
+        for row, ax in enumerate(rows):
+            names = groups[row * across : (row + 1) * across]
+            _grouped(ax, subjects, [ranked[name] for name in names])
+            slanted = across > 6 and max(len(word) for name in groups for word in name.split()) > 8
+            ax.set_xticks(
+                range(len(names)),
+                names if slanted else ["\n".join(name.rsplit(" ", 1)) for name in names],
+                rotation=25 if slanted else 0,
+                ha="right" if slanted else "center",
+                rotation_mode="anchor" if slanted else "default",
+            )
+            ax.set_xlim(-0.6, across - 0.4)
+            ax.grid(visible=False, axis="x")
+            percent_axis(ax, tops, "accuracy in %")
+            ax.tick_params(axis="x", length=0)
         keys = [
-            Patch(facecolor=SERIES[i], hatch=_HATCHES[i], edgecolor=GRID, linewidth=0, label=short(s.name, 30))
+            Patch(facecolor=SERIES[i], hatch=_HATCHES[i], edgecolor=GRID, linewidth=0, label=short(s.name))
             for i, s in enumerate(subjects)
         ]
-        canvas.legend(handles=keys, loc="outside upper left", ncols=min(5, len(subjects)), frameon=False, fontsize=8.5)
+        canvas.legend(handles=keys, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
         return canvas
 
-    about = ", ".join(" ".join(label.split()) for label, _, _ in groups)
     under = f" under {heading(section.main.label)}" if several else f" on {where(section)}"
     return [
         Figure(
             name="bars",
             title=f"Accuracy by {'data set' if several else 'attack'}{under}",
             caption=f"Whiskers are 95 % intervals.{left_out(section, subjects)}",
-            alt=f"Bars of {', '.join(s.name for s in subjects)} for each of {about}. The tables hold the numbers.",
+            alt=f"Bars of {', '.join(s.name for s in subjects)} for each of {', '.join(groups)}. The tables hold the "
+            "numbers.",
             draw=draw,
         )
     ]
+
+
+def _grouped(ax: Axes, subjects: Sequence[Subject], columns: Sequence[Mapping[Subject, Number]]) -> None:
+    """A group of bars for each column."""
+    thick = 0.8 / len(subjects)
+    for i, subject in enumerate(subjects):
+        for g, column in enumerate(columns):
+            number = column.get(subject)
+            if number is None:
+                continue
+            x = g + (i - (len(subjects) - 1) / 2) * thick
+            ax.bar(x, number.top1, thick * 0.9, color=SERIES[i], hatch=_HATCHES[i], edgecolor=GRID, linewidth=0)
+            arms = [[number.top1 - number.low], [number.high - number.top1]]
+            ax.errorbar(x, number.top1, arms, ecolor=INK, elinewidth=1.0, linestyle="none")

@@ -20,7 +20,8 @@ def over_shots(section: Section) -> list[Figure]:
     """Methods that were trained on different numbers of images a class; of a training run its last checkpoint."""
     series: dict[str, dict[int | None, Subject]] = {}
     earlier = {s for run in _runs(section).values() for step, s in run.items() if step < max(run)}
-    for subject in (s for s in section.subjects if s not in earlier):
+    plain_first = sorted(section.subjects, key=lambda s: s.defense != "none")  # in the colours of other figures
+    for subject in (s for s in plain_first if s not in earlier):
         if subject.model.method is not None and "mix:" not in subject.model.spec:
             plain = re.sub(r"\b(\d+-shot|full|epoch \d+)(?= |$)", "", subject.name)
             name = " ".join(plain.split()) or str(subject.model.method)
@@ -107,10 +108,11 @@ def over_eps(section: Section) -> list[Figure]:
     if not families:
         return []
     subjects = few(section, _MOST)
+    ranked = {a.label: section.ranked(section.overall, a) for a in section.attacks}
 
     def line(subject: Subject, members: Mapping[float, Attack]) -> Line:
         wanted = {**({0.0: clean} if clean is not None else {}), **dict(sorted(members.items()))}
-        return [(x, n) for x, a in wanted.items() if (n := section.number(subject, section.overall, a)) is not None]
+        return [(x, ranked[a.label][subject]) for x, a in wanted.items() if subject in ranked[a.label]]
 
     def draw() -> Canvas:
         canvas, axes = panels(len(families))
@@ -145,9 +147,10 @@ def _figure(
 ) -> Figure:
     shown = dict(list(lines.items())[:_MOST])
     attacks = _panel_attacks(section)
+    ranked = {a.label: section.ranked(section.overall, a) for a in attacks}
 
     def points(members: Mapping[float, Subject], attack: Attack) -> Line:
-        return [(x, n) for x, s in members.items() if (n := section.number(s, section.overall, attack)) is not None]
+        return [(x, ranked[attack.label][s]) for x, s in members.items() if s in ranked[attack.label]]
 
     def draw() -> Canvas:
         canvas, axes = panels(len(attacks))
@@ -199,11 +202,14 @@ def _lines(ax: Axes, lines: Mapping[str, Line], *, label: bool, level: float | N
 
 
 def _panel_attacks(section: Section) -> list[Attack]:
-    """At most six: clean and worst cases, then the first of each kind, then others."""
-    ends = [a for a in section.attacks if a.kind in ("clean", "worst")]
+    """At most six: clean and the worst case, one of each kind (of the worst case's budget where it has that), then
+    worst cases within other budgets, then others."""
+    ends = [a for a in section.attacks if a.kind == "clean" or a == section.main]
     rest = [a for a in section.attacks if a not in ends]
-    firsts = list({a.kind: a for a in reversed(rest)}.values())
-    chosen = [*ends, *firsts, *(a for a in rest if a not in firsts)][:6]
+    likest = sorted(rest, key=lambda a: a.eps not in (None, section.main.eps))
+    firsts = [a for a in {a.kind: a for a in reversed(likest)}.values() if a.kind != "worst"]
+    others = sorted((a for a in rest if a not in firsts), key=lambda a: a.kind != "worst")
+    chosen = [*ends, *firsts, *others][:6]
     return [a for a in section.attacks if a in chosen]
 
 

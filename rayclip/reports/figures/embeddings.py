@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 
 from rayclip.reports.document import Figure
 from rayclip.reports.figures.style import SERIES, Kept, panels, short
-from rayclip.reports.results import examples
+from rayclip.reports.results import examples, has_examples
 from rayclip.reports.table import heading
 
 _FEWEST = 8  # images below which a map says nothing
@@ -21,7 +21,7 @@ _FEWEST = 8  # images below which a map says nothing
 def tsne(kept: Kept) -> list[Figure]:
     """A panel a model, on the samples whose embeddings its evaluation kept."""
     found: list[tuple[str, np.ndarray, np.ndarray]] = []
-    chosen = kept.entries(("image", "multimodal"))
+    chosen = kept.entries(("image", "multimodal"), lambda cell: has_examples(cell, "features"))
     for subject, _, _, entry in chosen:
         table = examples(entry.cells[0], "features")
         if table is not None and len(table) >= _FEWEST:

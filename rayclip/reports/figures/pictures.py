@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 from rayclip.reports.document import Figure
 from rayclip.reports.figures.style import INK, RIGHT, WRONG, Kept, decode, short
 from rayclip.reports.numbers import Entry
-from rayclip.reports.results import examples
+from rayclip.reports.results import examples, has_examples
 from rayclip.reports.table import heading
 
 _ACROSS = 8
@@ -19,10 +19,9 @@ _ACROSS = 8
 def grids(kept: Kept) -> list[Figure]:
     """A figure a model: clean images, the magnified difference, adversarial images."""
     figures = []
-    for i, (subject, dataset, attack, entry) in enumerate(kept.entries(("image", "multimodal"))):
-        images = _images(entry)
-        if images is None:
-            continue
+    chosen = kept.entries(("image", "multimodal"), lambda cell: has_examples(cell, "images"))
+    for i, (subject, dataset, attack, entry) in enumerate(chosen):
+        images = _rows(entry, "images")
         names = kept.results.class_names[entry.cells[0].data_fingerprint]
         broken = sum(row["clean_pred"] == row["label"] != row["adv_pred"] for row in images)
         figures.append(
@@ -62,11 +61,9 @@ def _sheet(images: Sequence[Any], names: Sequence[str]) -> Canvas:
 def attention(kept: Kept) -> list[Figure]:
     """A figure a model: where its image patches resemble the true class's prompt, before and after."""
     figures = []
-    for i, (subject, dataset, attack, entry) in enumerate(kept.entries(("image", "multimodal"))):
-        images, maps = _images(entry), examples(entry.cells[0], "attention")
-        if images is None or maps is None:
-            continue
-        rows = maps.to_pylist()[:_ACROSS]
+    chosen = kept.entries(("image", "multimodal"), lambda cell: has_examples(cell, "attention"))
+    for i, (subject, dataset, attack, entry) in enumerate(chosen):
+        images, rows = _rows(entry, "images"), _rows(entry, "attention")
         names = kept.results.class_names[entry.cells[0].data_fingerprint]
         moved = np.mean(
             [np.abs(decode(r["clean"]).astype(float) - decode(r["adversarial"])).mean() / 255 for r in rows]
@@ -97,9 +94,9 @@ def _maps(images: Sequence[Any], rows: Sequence[Any], names: Sequence[str]) -> C
     return canvas
 
 
-def _images(entry: Entry) -> list[Any] | None:
-    table = examples(entry.cells[0], "images")
-    return None if table is None else table.to_pylist()[:_ACROSS]
+def _rows(entry: Entry, kind: str) -> list[Any]:
+    table = examples(entry.cells[0], kind)
+    return [] if table is None else table.to_pylist()[:_ACROSS]
 
 
 def _tiles(down: int, across: int) -> tuple[Canvas, Any]:

@@ -6,7 +6,7 @@ nothing hangs on colour alone. A page gives the same names lighter values in the
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from matplotlib.transforms import offset_copy
 
 from rayclip.reports.document import Figure
 from rayclip.reports.numbers import Attack, Entry, Section, Subject
-from rayclip.reports.results import Results
+from rayclip.reports.results import JudgedCell, Results
 from rayclip.store import Store
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#57606a", "#e3e7eb", "#ffffff"
-SERIES = ("#0072b2", "#c44e00", "#007d5c", "#a4447d", "#8a6500", "#3f4a55", "#2b83ba")
+SERIES = ("#0072b2", "#c44e00", "#007d5c", "#a4447d", "#8a6500", "#3f4a55", "#b0003a")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RIGHT, WRONG = SERIES[2], SERIES[1]
+_ASKED = 4  # models at most whose files are looked for: on an object store each is a request
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {c: f"c{i}" for i, c in enumerate(SERIES, 1)}
 _RC = {
     "font.family": "sans-serif",
@@ -54,6 +55,7 @@ _RC = {
     "figure.facecolor": PAPER,
     "axes.facecolor": "none",
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.09,
     "image.interpolation": "nearest",
 }
 
@@ -119,8 +121,10 @@ def apart(values: Sequence[float], gap: float, high: float) -> list[float]:
     return found
 
 
-def short(name: str, length: int = 22) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+def short(name: str, length: int = 28) -> str:
+    """Without its middle where it is too long: names of models differ at their ends."""
+    tail = length // 3
+    return name if len(name) <= length else f"{name[: length - tail - 1]}…{name[-tail:]}"
 
 
 def few(section: Section, most: int) -> list[Subject]:
@@ -128,34 +132,52 @@ def few(section: Section, most: int) -> list[Subject]:
     if len(section.subjects) <= most:
         return list(section.subjects)
 
-    def value(subject: Subject) -> float:
-        number = section.number(subject, section.overall, section.main)
-        return -1.0 if number is None else number.top1
-
-    untouched = [s for s in section.subjects if s.model.method is None and s.defense == "none"][:1]
-    best = sorted((s for s in section.subjects if s not in untouched), key=value, reverse=True)
-    chosen = {*untouched, *best[: most - len(untouched)]}
+    chosen = set(by_interest(section)[:most])
     return [s for s in section.subjects if s in chosen]
 
 
+def by_interest(section: Section) -> list[Subject]:
+    """An untouched model first, then by the number that models are ranked by."""
+    found = section.ranked(section.overall, section.main)
+    untouched = [s for s in section.subjects if s.model.method is None and s.defense == "none"][:1]
+    others = [s for s in section.subjects if s not in untouched]
+    return untouched + sorted(others, key=lambda s: found[s].top1 if s in found else -1.0, reverse=True)
+
+
 class Kept:
-    """Which cell's examples to show: of an untouched model and of the best one, on the first data set, under the
-    strongest attack on images that examples were kept of."""
+    """Which cells' examples to show: of an untouched model and of the best one, on one data set, under the strongest
+    attack that they were kept of for both."""
 
     def __init__(self, results: Results, section: Section) -> None:
         self.results, self.section = results, section
-        self.subjects = few(section, 2)
+        self._subjects = by_interest(section)
 
-    def entries(self, kinds: Sequence[str]) -> list[tuple[Subject, str, Attack, Entry]]:
-        """One for each subject: the first data set and the last attack of the first of these kinds."""
-        for kind in kinds:
-            for attack in reversed([a for a in self.section.attacks if a.kind == kind]):
-                for dataset in self.section.datasets:
-                    found = [
-                        (s, dataset, attack, e) for s in self.subjects if (e := self.section.get(s, dataset, attack))
-                    ]
-                    if found:
-                        return found
+    def entries(
+        self, kinds: Sequence[str], has: Callable[[JudgedCell], bool]
+    ) -> list[tuple[Subject, str, Attack, Entry]]:
+        """At most two, of one data set under one attack of the first of these kinds.
+
+        Args:
+            has: whether what is to be shown was kept of a cell.
+        """
+        best: list[tuple[Subject, str, Attack, Entry]] = []
+        attacks = [a for kind in kinds for a in reversed(self.section.attacks) if a.kind == kind]
+        for subjects in (self._subjects[:2], self._subjects[:_ASKED]):
+            for attack in attacks:
+                found = self._under(attack, subjects, has)
+                if len(found) == min(2, len(subjects)):
+                    return found
+                best = best or found
+        return best
+
+    def _under(
+        self, attack: Attack, subjects: Sequence[Subject], has: Callable[[JudgedCell], bool]
+    ) -> list[tuple[Subject, str, Attack, Entry]]:
+        """On the first data set that has them."""
+        for dataset in self.section.datasets:
+            there = [(s, dataset, attack, e) for s in subjects if (e := self.section.get(s, dataset, attack))]
+            if there:
+                return [found for found in there if has(found[3].cells[0])][:2]
         return []
 
 

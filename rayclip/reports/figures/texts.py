@@ -21,10 +21,9 @@ Words = list[tuple[str, bool]]  # a word, and whether it was changed
 def changed_prompts(kept: Kept) -> list[Figure]:
     """A figure a model: as many prompts as fit, as they were and as they became."""
     figures = []
-    for i, (subject, dataset, attack, entry) in enumerate(kept.entries(("text", "multimodal"))):
+    chosen = kept.entries(("text", "multimodal"), lambda cell: bool(texts(cell)))
+    for i, (subject, dataset, attack, entry) in enumerate(chosen):
         rows = [(row["class"], *marked(row["clean"], row["adversarial"])) for row in texts(entry.cells[0])[:_MOST]]
-        if not rows:
-            continue
         figures.append(
             Figure(
                 name=f"prompts-{i + 1}",

@@ -1,6 +1,6 @@
 """Clean against robust accuracy: what a point of robustness costs."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -14,6 +14,7 @@ from rayclip.reports.numbers import Number, Section, Subject
 from rayclip.reports.table import heading
 
 _TYPE = 8.0  # size of the names
+_CROWD = 12  # points beyond which whiskers hide more than they show, and names are for a few
 _OFFSETS = tuple(  # of a name from its point, in points; nearest first
     (dx * far, dy * far)
     for far in (8, 13)
@@ -28,13 +29,11 @@ def tradeoff(section: Section) -> list[Figure]:
     robust = section.main
     if clean is None or robust.kind == "clean":
         return []
-    found = {
-        s: (section.number(s, section.overall, clean), section.number(s, section.overall, robust))
-        for s in section.subjects
-    }
-    points = {s: (c, r) for s, (c, r) in found.items() if c is not None and r is not None}
+    unharmed, harmed = (section.ranked(section.overall, attack) for attack in (clean, robust))
+    points = {s: (unharmed[s], harmed[s]) for s in section.subjects if s in unharmed and s in harmed}
     if len(points) < 2:
         return []
+    crowded = len(points) > _CROWD
     front = pareto_front({s: (c.top1, r.top1) for s, (c, r) in points.items()})
     curves = interpolations(list(points))
     methods = list(dict.fromkeys(s.model.method for s in points if s.model.method is not None))
@@ -51,37 +50,49 @@ def tradeoff(section: Section) -> list[Figure]:
                 color=colour,
                 linewidth=1.4,
             )
+        keys: dict[str, Any] = {}
         for i, (subject, (c, r)) in enumerate(points.items()):
             colour, marker = _look(subject, methods, curves)
-            ax.errorbar(
+            hollow = subject.defense != "none"
+            drawn = ax.errorbar(
                 c.top1,
                 r.top1,
-                xerr=_arms(c),
-                yerr=_arms(r),
+                xerr=None if crowded else _arms(c),
+                yerr=None if crowded else _arms(r),
                 color=colour,
                 marker=marker,
-                markersize=10 if marker == "*" else 7,
-                markeredgecolor=PAPER,
-                markeredgewidth=0.6,
+                markersize=(10 if marker == "*" else 7) - 1.5 * crowded,
+                markerfacecolor=PAPER if hollow else colour,
+                markeredgecolor=colour if hollow else PAPER,
+                markeredgewidth=1.2 if hollow else 0.6,
                 ecolor=(*to_rgb(colour), 0.3),
                 elinewidth=1.0,
                 linestyle="none",
                 zorder=3 + i / 1000,
             )
+            if not hollow:
+                keys.setdefault(_kind(subject), drawn[0])
         ax.set_xlabel(f"clean accuracy in % ({where(section)})")
         ax.set_ylabel(f"{heading(robust.label)} accuracy in %")
         _limits(ax, [points[s] for s in points])
         first = sorted(points, key=lambda s: (s not in front, s.model.method is not None, -points[s][1].top1))
-        _name(ax, [(points[s][0].top1, points[s][1].top1, short(s.name, 26)) for s in first])
+        if crowded:
+            canvas.legend([*keys.values()], [*keys], loc="outside upper left", ncols=5, frameon=False, fontsize=8.5)
+            first = [s for s in first if s in front or (s.model.method is None and s.defense == "none")]
+        _name(ax, [(points[s][0].top1, points[s][1].top1, short(s.name)) for s in first])
         return canvas
 
-    more = " Lines join models whose weights lie between two others." if curves else ""
+    more = "" if crowded else " Whiskers are 95 % intervals."
+    more += " Lines join models whose weights lie between two others." if curves else ""
+    more += " Hollow: behind a defence." if any(s.defense != "none" for s in points) else ""
+    more += " Named are those on the front and the untouched." if crowded else ""
+    fewer = sum(section.partial(s, section.overall, robust) for s in section.subjects if s not in points)
+    more += f" {fewer} that fewer attacks were tried on are not here." if fewer else ""
     return [
         Figure(
             name="tradeoff",
             title=f"Clean against robust accuracy, {where(section)}",
-            caption=f"Dashed: the Pareto front; no model is better at both than one on it. Whiskers are 95 % "
-            f"intervals.{more}",
+            caption=f"Dashed: the Pareto front; no model is better at both than one on it.{more}",
             alt=f"{len(points)} models as points, clean accuracy to the right, {heading(robust.label)} accuracy "
             f"upward. On the Pareto front: {', '.join(s.name for s in front)}.",
             draw=draw,
@@ -113,6 +124,13 @@ def interpolations(subjects: list[Subject]) -> dict[tuple[str, str, str, str], l
                 members.setdefault({start: 0.0, end: 1.0}.get(subject.model.spec, 2.0), subject)
         members.pop(2.0, None)
     return {key: [m for _, m in sorted(members.items())] for key, members in found.items() if len(members) > 1}
+
+
+def _kind(subject: Subject) -> str:
+    """What its look says."""
+    if subject.model.spec.startswith(PREFIX):
+        return "between two models"
+    return subject.model.method or "untouched"
 
 
 def _look(
