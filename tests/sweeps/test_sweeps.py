@@ -291,6 +291,9 @@ def test_ttc_defenses(plan):
     (part,) = plan("ttc_defenses")
     chains = part[4].defenses
     assert [[d.name for d in c] for c in chains] == [[], ["rn"], ["tte"], ["anti-adversary"], ["hedge"], ["ttc"]]
+    assert [(t.name, t.config.method.trains) for t in part[0]] == [
+        (name, "image") for name in ("ft-standard", "tecoa", "pmg-aft", "fare")
+    ]
     assert chains[5][0].original == "digits" and chains[5][0].eps == pytest.approx(32 / 255)
     (part,) = plan("ttc_defenses", "--scale", "paper")
     ttc = part[4].defenses[5][0]
