@@ -189,9 +189,12 @@ def fine_tune(trial: Trial, where: Where) -> bool:
     """
     opened = Opened(quiet=where.quiet)
     trial = dataclasses.replace(trial, config=check_training(trial.config, where.train_workers, opened))
-    if trial.is_finished():
-        return False
     store = Store(trial.out).child(".rayclip")
+    if trial.is_finished():
+        if where.tracking is not None and Logbook.has_to_end(store, trial.name):
+            with where.logbook(store) as logbook:
+                _catch_up([_with_run(trial, logbook, None, opened)] if logbook.has_begun(trial.name) else [], logbook)
+        return False
     with where.logbook(store) as logbook:
         errors = _train([_with_run(trial, logbook, None, opened)], store, where, logbook)
     if errors:
@@ -262,7 +265,9 @@ def sweep(
     with contextlib.ExitStack() as stack:
         logbook = stack.enter_context(where.logbook(store))
         root = logbook.open(name, tags={"rayclip.kind": "sweep"})
+        begun = [t.name for t in trials if t.is_finished() and logbook.has_begun(t.name)]
         trials = [_with_run(t, logbook, root, opened) for t in trials]
+        _catch_up([t for t in trials if t.name in begun], logbook)
         errors: dict[str, str] = {}
         if unfinished:
             stack.enter_context(ray_cluster(cluster=where.cluster, verbose=where.verbose))  # also for the evaluation
@@ -457,7 +462,15 @@ def _ended(logbook: Logbook, trial: Trial, error: str | None) -> None:
             last = epoch == trial.config.recipe.epochs
             name, folder = (trial.name, "checkpoint") if last else (f"{trial.name} epoch {epoch}", f"epoch-{epoch}")
             logbook.checkpoint(trial.run, trial.at_epoch(epoch).node_copy(FILES), trial.model_at(epoch), name, folder)
-    logbook.finish(trial.run, failed=error is not None)
+        logbook.end(trial.name)
+    else:
+        logbook.finish(trial.run, failed=error is not None)
+
+
+def _catch_up(trials: Sequence[Trial], logbook: Logbook) -> None:
+    """Finished trials whose driver was lost, or found its disk full, before it had logged them."""
+    for trial in trials:
+        _ended(logbook, trial, None)
 
 
 def _evaluate(cells: Sequence[Cell], positions: dict[str, np.ndarray], store: Store, where: Where) -> list[Row]:

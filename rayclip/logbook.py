@@ -64,6 +64,12 @@ class Logbook:
         """Whether an earlier start has logged what is in this store to this tracker."""
         return (store.read_json(RUNS) or {}).get("tracker") == address
 
+    @classmethod
+    def has_to_end(cls, store: Store, key: str) -> bool:
+        """Whether an earlier start has opened a run of this key in any tracker and could not end it."""
+        saved = store.read_json(RUNS) or {}
+        return key in saved.get("runs", {}) and key not in saved["logged"]
+
     @property
     def spool(self) -> Spool | None:
         """Where workers leave what is to be logged."""
@@ -115,8 +121,16 @@ class Logbook:
         """Whether a run got all that belongs in it."""
         return key in self._logged and self._knows(key)
 
+    def has_begun(self, key: str) -> bool:
+        """Whether an earlier start has opened a run and could not end it."""
+        return key not in self._logged and self._knows(key)
+
+    def end(self, key: str) -> None:
+        """A run that was opened under this key has got all that belongs in it."""
+        if self.tracker is not None:
+            self._end(key)
+
     def _end(self, key: str) -> None:
-        """A run has got all that belongs in it."""
         self.finish(self._runs[key])
         self._logged.append(key)
         self._save()

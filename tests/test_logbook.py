@@ -1,21 +1,26 @@
 """A real MLflow store gets every run once and whole, wherever a command was cut off."""
 
 import errno
-import io
 import itertools
 import json
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from PIL import Image
 
+from rayclip.api import fine_tune
 from rayclip.attacks import parse_attacks
+from rayclip.checks import Opened, Tracking, Where, check_training
+from rayclip.distributed import Trial
 from rayclip.evaluation import Cell, Protocol
 from rayclip.logbook import Logbook
+from rayclip.methods import make_method
+from rayclip.models import load_model
+from rayclip.models.checkpoint import save_checkpoint
 from rayclip.spool import Spool
 from rayclip.store import Store
 from rayclip.tracking import MlflowTracker, SpooledTracker
+from rayclip.training import TrainConfig
 from rayclip.types import Row
 
 ROW = Row(
@@ -26,16 +31,6 @@ CELL = Cell(
     model="m", model_fingerprint="f", data="digits", dataset="digits", data_fingerprint="g", class_names=("a", "b"),
     attack=parse_attacks("clean", {})[0], protocol=Protocol(),
 )  # fmt: skip
-
-
-def test_a_picture_is_in_the_gallery_once(mlflow):
-    tracker = MlflowTracker(mlflow, "gallery")
-    run = tracker.start("run")
-    Image.new("RGB", (4, 4), "red").save(png := io.BytesIO(), "PNG")
-    for key in ("digits-pgd", "digits-pgd", "digits-pgd-2"):
-        tracker.image(run, key, png.getvalue())
-    pictures = [f.path for f in MlflowClient(mlflow).list_artifacts(run, "images") if f.path.endswith(".png")]
-    assert len(pictures) == 2
 
 
 def log(tracker: MlflowTracker, store: Store) -> None:
@@ -86,3 +81,23 @@ def test_a_disk_that_is_full_at_any_write_leaves_every_run_once_and_whole(mlflow
         if not full:
             break
     assert room > 10, "every write was the last once"
+
+
+def test_a_trial_that_was_finished_but_not_logged_is_logged_by_the_next_start(mlflow, tmp_path):
+    """Its driver was lost, or its disk was full, after the checkpoint and before the run was closed."""
+    config = TrainConfig(
+        method=make_method("tecoa"), recipe=make_method("tecoa").small, model="digits", data="digits", shots=1
+    )
+    trial = Trial(name="m", config=check_training(config, 1, Opened(quiet=True)), out=str(tmp_path / "m"))
+    save_checkpoint(load_model("digits"), tmp_path / "m", {"digest": trial.config.digest()})
+    where = Where(out=trial.out, tracking=Tracking(uri=mlflow, experiment="late"), quiet=True)
+    assert not fine_tune(trial, where) and not (tmp_path / "m" / ".rayclip").exists(), "nothing was begun"
+    with where.logbook(Store(trial.out).child(".rayclip")) as logbook:
+        logbook.open("m")
+    client = MlflowClient(mlflow)
+    for _ in range(2):
+        assert not fine_tune(trial, where)
+        (run,) = client.search_runs([client.get_experiment_by_name("late").experiment_id])
+        assert run.info.status == "FINISHED" and run.info.run_name == "m"
+        assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"checkpoint", "data"}
+        assert len(client.search_model_versions("name = 'late'")) == 1

@@ -439,9 +439,9 @@ class _Watcher(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         mine = self._trials[trial.config["index"]]
-        failure = (trial.last_result or {}).get("failure")
-        early = None if self._may_stop or mine.is_finished() else "it ended early; run again to go on"
-        self._end(mine, failure or early)
+        failure = (trial.last_result or {}).get("failure") or "it ended early; run again to go on"
+        ended = mine.is_finished() or (self._may_stop and "failure" not in (trial.last_result or {}))
+        self._end(mine, None if ended else failure)  # what an earlier attempt met may be over
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """The trial's driver was lost and will start again."""

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,6 +77,7 @@ class MlflowTracker:
         if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
             uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
         self.uri, self.experiment = uri, experiment
+        self._pictures: dict[str, set[str]] = {}  # keys of those that a run has
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a dead server shows soon, and nothing is lost
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for our tables
@@ -226,9 +228,17 @@ class MlflowTracker:
         from PIL import Image
 
         client = self.client()
-        there = (f"images/{key}+", f"images/{key}%")  # MLflow writes key+step+…, in some versions key%step%…
-        if not any(f.path.startswith(there) for f in client.list_artifacts(run, "images")):
+        if run not in self._pictures:  # MLflow writes key+step+…, in some versions key%step%…
+            found = [Path(f.path).name for f in client.list_artifacts(run, "images")]
+            self._pictures[run] = {re.split("[+%]", name)[0] for name in found}
+        if key in self._pictures[run]:
+            return
+        try:
             client.log_image(run, Image.open(io.BytesIO(png)), key=key, step=0)
+        except BaseException:
+            del self._pictures[run]  # it may be there all the same
+            raise
+        self._pictures[run].add(key)
 
     def data(self, run: str, name: str, digest: str, context: str, about: Mapping[str, Any]) -> None:
         """A data set that a run has used, as the UI's dataset."""

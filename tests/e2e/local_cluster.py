@@ -100,6 +100,9 @@ class Cluster:
                 "head_node_id": _HEAD_ID,
                 "launch_multiple": True,
             },
+            # There is nobody to run them, but Ray's parser wants to see them
+            **{f"{who}{what}_commands": [] for who in ("head_", "worker_") for what in ("setup", "start_ray")},
+            **{name: [] for name in ("setup_commands", "initialization_commands", "cluster_synced_files")},
             "head_node_type": "ray.head.default",
             "available_node_types": {
                 "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},

@@ -1,10 +1,13 @@
 """The tracker against a real MLflow store."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from rayclip.tracking import MlflowTracker
 from rayclip.types import UserError
@@ -51,6 +54,27 @@ def test_a_table_takes_the_place_of_the_one_before(tracker):
         table = json.loads(Path(client.download_artifacts(run, "results_table.json")).read_text())
         assert table == {"columns": ["model", "top1"], "data": [list(row.values()) for row in rows]}
         assert "results_table.json" in client.get_run(run).data.tags["mlflow.loggedArtifacts"], "the UI shows it"
+
+
+def test_a_picture_is_there_once_whoever_logs_it_again(tracker, monkeypatch):
+    run, png = tracker.start("pictures"), io.BytesIO()
+    Image.new("RGB", (4, 4)).save(png, "PNG")
+    for mine in (tracker, tracker, MlflowTracker(tracker.uri, "study")):
+        for key in ("digits-pgd", "digits-sep"):
+            mine.image(run, key, png.getvalue())
+    client = MlflowClient(tracker.uri)
+    once = [f.path for f in client.list_artifacts(run, "images")]
+    assert {re.split("[+%]", path)[0] for path in once} == {"images/digits-pgd", "images/digits-sep"}
+
+    def arrives_and_fails(self, *args, log=MlflowClient.log_image, **options):
+        log(self, *args, **options)
+        raise ConnectionError
+
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(MlflowClient, "log_image", arrives_and_fails)
+        tracker.image(run, "late", png.getvalue())
+    tracker.image(run, "late", png.getvalue())
+    assert len(client.list_artifacts(run, "images")) == len(once) * 3 // 2, "what had arrived is not sent again"
 
 
 def test_a_relative_store_means_the_same_in_every_directory(tmp_path, monkeypatch):
