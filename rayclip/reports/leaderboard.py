@@ -55,12 +55,12 @@ def threats(section: Section) -> list[Threat]:
 
 
 def places(section: Section) -> Iterator[Place]:
-    """Every row, the best robust accuracy first within a threat model and data set."""
+    """Every row, the best robust accuracy first within a threat model and data set; those over fewer attacks last."""
     clean = next((a for a in section.attacks if a.kind == "clean"), None)
     for threat in threats(section):
         for dataset in reversed(section.columns):
             found = [place for s in section.subjects if (place := _place(section, s, threat, dataset, clean))]
-            yield from sorted(found, key=lambda place: -place.robust.top1)
+            yield from sorted(found, key=lambda place: (place.partial, -place.robust.top1))
 
 
 def _place(section: Section, subject: Subject, threat: Threat, dataset: str, clean: Attack | None) -> Place | None:
@@ -100,7 +100,11 @@ def leaderboard(sections: Sequence[Section], title: str = "Robustness leaderboar
     ]
     controls = "".join(_select(*choice) for choice in filters)
     models = len({p.subject.key for _, p in rows})
-    partial = " † over fewer attacks than others under this threat model." if any(p.partial for _, p in rows) else ""
+    partial = (
+        " † over fewer attacks than others under this threat model, and below them."
+        if any(p.partial for _, p in rows)
+        else ""
+    )
     notes = "".join(
         f"<li>{escape('. '.join([*attack_notes(section, section.attacks), said(section.shared)]))}.</li>"
         for section in sections

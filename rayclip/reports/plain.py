@@ -119,7 +119,7 @@ def _latex_tables(grid: Grid) -> list[str]:
     lines = []
     for part in range(parts):
         body = [
-            " & ".join([_tex(name), *(_latex_cell(cell, wide) for cell in cells)]) + r" \\"
+            " & ".join([_tex(name), *(_latex_cell(cell, wide) for cell in cells)]) + rf" \\{'[2pt]' * wide}"
             for name, cells in grid.rows[part * each : (part + 1) * each]
         ]
         lines += [
