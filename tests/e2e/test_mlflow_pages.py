@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import urllib.parse
@@ -15,8 +13,6 @@ import pytest
 from mlflow import MlflowClient
 
 from e2e.test_commands import NO_RAY
-from rayclip.tracking import MlflowTracker
-from servers import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -108,26 +104,6 @@ def test_ui_opens_a_servers_page_and_names_what_it_has(server, runs):
     assert opened == f"MLflow: {server.uri}/#/experiments/{experiment}/runs?workflowType=machine_learning\n"
     wrong = subprocess.run([*command, "another"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2 and "has no experiment 'another': it has " in wrong.stderr
-
-
-def test_ui_starts_a_server_on_a_local_store_and_ends_it(tmp_path):
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    MlflowTracker(uri, "study").start("a run")
-    port = free_port()
-    base = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "rayclip", "ui", "--no-browser", "--port", str(port), "--experiment", "study"]
-    started = subprocess.Popen([*command, "--tracking-uri", uri], stdout=subprocess.PIPE, text=True)
-    try:
-        line = started.stdout.readline()  # comes when the server answers
-        found = MlflowClient(base).get_experiment_by_name("study")
-        assert line == f"MLflow: {base}/#/experiments/{found.experiment_id}/runs?workflowType=machine_learning\n"
-        taken = subprocess.run([*command, "--tracking-uri", uri], capture_output=True, text=True, check=False)
-        assert taken.returncode == 2 and f"port {port} is taken" in taken.stderr
-    finally:
-        started.send_signal(signal.SIGINT)
-        assert started.wait(timeout=60) == 0
-    with pytest.raises(OSError):
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
 
 
 @pytest.fixture(scope="module")
