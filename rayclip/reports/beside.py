@@ -148,7 +148,27 @@ def _part(
             *(f"{letter}: {what}" for what, letter in letters.items()),
         ),
     )
-    return Part(title=title, grids=(grid,))
+    return Part(title=title, grids=(grid,), lines=tuple(_line(m, f"{paper}:{table}") for m in found))
+
+
+def _line(match: _Match, place: str) -> Mapping[str, Any]:
+    """For CSV, under the names of `build`'s and `recalls`' lines where they mean the same."""
+    ours, theirs = match.ours, match.theirs
+    recalled = {"metric": theirs.metric} if _RECALL.fullmatch(theirs.metric) else {}
+    return {
+        **match.subject.described(),
+        "dataset": theirs.dataset,
+        "attack": match.attack.label,
+        "n": ours.n,
+        "recall" if recalled else "top1": f"{ours.top1:.4f}",
+        **recalled,
+        "ci_low": f"{ours.low:.4f}",
+        "ci_high": f"{ours.high:.4f}",
+        "beside": place,
+        "theirs": theirs.value,
+        "difference": "" if match.differs else f"{ours.top1 - theirs.value:.4f}",
+        "differs": "; ".join(match.differs),
+    }
 
 
 def _column(match: _Match) -> str:

@@ -60,6 +60,7 @@ def build(
         lines=(
             *(line for section in found for line in _lines(section, _baseline(section, baseline))),
             *recall_lines(tables),
+            *(line for part in parts for line in part.lines),
         ),
         pairs=tuple(_pairs(section, _baseline(section, baseline)) for section in found) if pairs else (),
     )

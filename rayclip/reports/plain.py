@@ -159,7 +159,7 @@ def _broken(text: str) -> str:
 
 
 def comma_separated(document: Document) -> str:
-    """One line a number; accuracies and recalls have some columns of their own."""
+    """One line a number; accuracies, recalls and comparisons with papers have some columns of their own."""
     buffer = io.StringIO()
     columns = list(dict.fromkeys(name for line in document.lines for name in line))
     writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
