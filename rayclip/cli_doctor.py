@@ -37,15 +37,16 @@ def doctor(
     Starts a private Ray for a moment, or with --cluster asks the running one. Changes nothing.
     """
     found = []
-    for check in (
-        _versions,
-        _gpu,
-        lambda: _ray(cluster),
-        lambda: _mlflow(tracking_uri),
-        lambda: _data(data_root),
-        _disk,
-    ):
-        for finding in _careful(check):
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
+        "versions": _versions,
+        "GPU": _gpu,
+        "Ray": lambda: _ray(cluster),
+        "MLflow": lambda: _mlflow(tracking_uri),
+        "data": lambda: _data(data_root),
+        "disk": _disk,
+    }
+    for topic, check in checks.items():
+        for finding in _careful(topic, check):
             found.append(finding)
             if not json:
                 mark = {"ok": "✓", "note": "·", "wrong": "✗"}[finding.state]
@@ -56,12 +57,12 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _careful(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def _careful(topic: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     """What a check finds; an error in it is a finding too."""
     try:
         yield from check()
     except UserError as error:
-        yield Finding(check.__name__.strip("_<>"), "wrong", str(error))
+        yield Finding(topic, "wrong", str(error))
 
 
 def _versions() -> Iterator[Finding]:

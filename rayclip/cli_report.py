@@ -114,9 +114,14 @@ def leaderboard(
     print(f"leaderboard: {out / 'index.html'}")
 
 
+_ENDINGS: dict[str, Format] = {"": "md", ".md": "md", ".html": "html", ".htm": "html", ".tex": "tex", ".csv": "csv"}
+
+
 def _form(out: Path | None) -> Format:
-    known: dict[str, Format] = {".html": "html", ".htm": "html", ".tex": "tex", ".csv": "csv"}
-    return known.get(out.suffix.lower(), "md") if out is not None else "md"
+    ending = "" if out is None else out.suffix.lower()
+    if ending not in _ENDINGS:
+        raise UserError(f"--out {out}: a report ends in .md, .html, .tex or .csv; or name its --format.")
+    return _ENDINGS[ending]
 
 
 def _read(places: list[str], tracking_uri: str | None, *, quiet: bool) -> "Results":

@@ -248,3 +248,21 @@ def test_every_command_with_quiet_has_json_logs(app):
         assert ("--quiet" in options) == ("--json-logs" in options), command.name
         with_quiet += "--quiet" in options
     assert with_quiet == 11
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        (None, "there is no MLflow store at"),
+        ("http://127.0.0.1:9", "does not answer"),
+        ("somewhere", "cannot be reached"),
+        ("postgresql://me:secret@localhost/mlflow", "holds a secret"),
+    ],
+)
+def test_ui_says_in_a_sentence_what_is_not_there(monkeypatch, capsys, tmp_path, uri, sentence):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    where = [] if uri is None else ["--tracking-uri", uri]
+    code, out, err = call(monkeypatch, capsys, "ui", "--no-browser", *where)
+    assert (code, out) == (2, "") and sentence in err and err.count("\n") == 1 and ":secret@" not in err
+    assert list(tmp_path.iterdir()) == []

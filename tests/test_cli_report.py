@@ -86,9 +86,11 @@ def test_the_leaderboard_is_a_folder_with_a_page(monkeypatch, capsys, results):
     ("args", "sentence"),
     [
         (["report", "nothing"], "holds no results"),
+        (["report", "unfinished"], "has no cell.json and is left out): run rayclip eval --out unfinished"),
         (["report", "results", "--out", "no/folder/r.html"], "there is no folder"),
         (["report", "results", "--out", "results"], "is a folder"),
         (["report", "results", "--format", "pdf"], "pdf"),
+        (["report", "results", "--out", "r.pdf"], "ends in .md, .html, .tex or .csv"),
         (["report", "results", "--baseline", "nobody", "--out", "r.html"], "there is no model 'nobody'"),
         (["report", "results", "--against", "nobody:I", "--out", "r.html"], "only mmcoa"),
         (["report", "results", "--against", "mmcoa:IX", "--out", "r.html"], "only I, II"),
@@ -101,6 +103,7 @@ def test_the_leaderboard_is_a_folder_with_a_page(monkeypatch, capsys, results):
 )
 def test_what_cannot_work_is_one_sentence_and_leaves_nothing(monkeypatch, capsys, results, args, sentence):
     (results / "file").write_text("")
+    (results / "unfinished" / "cells" / "abc").mkdir(parents=True)
     before = set(results.rglob("*"))
     code, _, err = call(monkeypatch, capsys, *args)
     assert code == 2 and sentence in err and err.count("\n") == 1

@@ -6,6 +6,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,9 +30,10 @@ def example() -> type:
     return space["CW"]
 
 
-def test_the_example_is_the_packages_own_file():
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "README.md"])
+def test_the_example_is_the_packages_own_file(page):
     root = Path(__file__).resolve().parents[1]
-    (code,) = re.findall(r"```python\n(.*?)```", (root / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (root / page).read_text(), re.DOTALL)
     assert (root / "rayclip/attacks/cw.py").read_text().endswith(code)
 
 

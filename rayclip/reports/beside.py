@@ -120,9 +120,9 @@ def _part(
     if not found:
         ours = {d for section in sections for d in section.datasets} | {table.dataset for table in tables}
         return Part(title=title, text=(_nothing(ours, rows),))
-    letters: dict[tuple[str, ...], str] = {}
-    for match in (m for m in found if m.differs):
-        letters.setdefault(match.differs, _letter(len(letters)))
+    letters: dict[str, str] = {}
+    for what in (what for match in found for what in match.differs):
+        letters.setdefault(what, _letter(len(letters)))
     alike = sum(not match.differs for match in found)
     lines = [
         (
@@ -133,7 +133,7 @@ def _part(
                 accuracy(m.ours),
                 Cell(text=f"{m.theirs.value:.2f}", value=m.theirs.value),
                 _difference(m),
-                Cell(text=letters.get(m.differs, "")),
+                Cell(text=" ".join(letter for what, letter in letters.items() if what in m.differs)),
             ),
         )
         for m in found
@@ -144,11 +144,31 @@ def _part(
         header=("model", "data set", "attack", "ours", "theirs", "difference", "differs"),
         rows=tuple(lines),
         notes=(
-            f"the protocol matches in {alike} of {len(found)} numbers; there the difference is ours minus theirs",
-            *(f"{letter}: {', '.join(what)}" for what, letter in letters.items()),
+            f"The protocol matches in {alike} of {len(found)} numbers; there the difference is ours minus theirs",
+            *(f"{letter}: {what}" for what, letter in letters.items()),
         ),
     )
-    return Part(title=title, grids=(grid,))
+    return Part(title=title, grids=(grid,), lines=tuple(_line(m, f"{paper}:{table}") for m in found))
+
+
+def _line(match: _Match, place: str) -> Mapping[str, Any]:
+    """For CSV, under the names of `build`'s and `recalls`' lines where they mean the same."""
+    ours, theirs = match.ours, match.theirs
+    recalled = {"metric": theirs.metric} if _RECALL.fullmatch(theirs.metric) else {}
+    return {
+        **match.subject.described(),
+        "dataset": theirs.dataset,
+        "attack": match.attack.label,
+        "n": ours.n,
+        "recall" if recalled else "top1": f"{ours.top1:.4f}",
+        **recalled,
+        "ci_low": f"{ours.low:.4f}",
+        "ci_high": f"{ours.high:.4f}",
+        "beside": place,
+        "theirs": theirs.value,
+        "difference": "" if match.differs else f"{ours.top1 - theirs.value:.4f}",
+        "differs": "; ".join(match.differs),
+    }
 
 
 def _column(match: _Match) -> str:

@@ -60,6 +60,7 @@ def build(
         lines=(
             *(line for section in found for line in _lines(section, _baseline(section, baseline))),
             *recall_lines(tables),
+            *(line for part in parts for line in part.lines),
         ),
         pairs=tuple(_pairs(section, _baseline(section, baseline)) for section in found) if pairs else (),
     )
@@ -75,7 +76,7 @@ def accuracy_grids(section: Section) -> Iterator[Grid]:
         name=f"accuracy-{'average' if several else overall}",
         title=f"{title}: accuracy in %",
         columns=[(heading(a.label), overall, a) for a in section.attacks],
-        notes=["the average gives every data set the same weight"] if several else [],
+        notes=["The average gives every data set the same weight"] if several else [],
     )
     if several:
         for attack in section.attacks:
@@ -146,17 +147,24 @@ def significance_grid(section: Section, baseline: Subject) -> Grid:
                 )
             )
         rows.append((subject.name, tuple(cells)))
-    under = f" under {heading(section.main.label)}" if several else ""
+    where = f" {under(section.main)}" if several else ""
     return Grid(
         name=f"mcnemar-{section.main.label if several else section.datasets[0]}",
-        title=f"difference to {baseline.name}{under} in percentage points",
+        title=f"difference to {baseline.name}{where} in percentage points",
         header=("model", *(column for column, _, _ in columns)),
         rows=tuple(rows),
         notes=(
-            "on the same samples; p of McNemar's exact test, two-sided, not corrected for the number of comparisons",
-            f"bold: p < {SIGNIFICANT}",
+            "On the same samples; p of McNemar's exact test, two-sided, not corrected for the number of comparisons",
+            f"Bold: p < {SIGNIFICANT}",
         ),
     )
+
+
+def under(attack: Attack) -> str:
+    """`under pgd-10 1/255`, `in the worst case within 1/255`."""
+    if attack.kind != "worst":
+        return f"under {heading(attack.label)}"
+    return "in the worst case" + (f" within {attack.eps}" if attack.eps else "")
 
 
 def signed(difference: float) -> str:

@@ -75,12 +75,17 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A part of a report, under its own heading."""
+    """A part of a report, under its own heading.
+
+    Attributes:
+        lines: numbers that are this part's own, for CSV.
+    """
 
     title: str
     grids: tuple[Grid, ...] = ()
     figures: tuple[Figure, ...] = ()
     text: tuple[str, ...] = ()
+    lines: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

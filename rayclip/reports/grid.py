@@ -1,4 +1,5 @@
-"""A picture of an attack: clean images, what the attack added (magnified), and the result, with the predictions."""
+"""A picture of an attack: clean images, what the attack added (magnified), and the result, with the predictions (x for
+wrong ones)."""
 
 import io
 from collections.abc import Sequence
@@ -33,12 +34,13 @@ def example_grid(examples: Any, class_names: Sequence[str], title: str) -> bytes
             sheet.paste(image.resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (left, top))
             if name != "difference":
                 predicted = row["clean_pred" if name == "clean" else "adv_pred"]
-                ink = _GOOD if predicted == row["label"] else _BAD
-                draw.text((left, top + _SIDE + 1), _short(class_names[predicted]), ink, font)
+                right = predicted == row["label"]
+                said = f"{'' if right else 'x '}{_short(class_names[predicted])}"
+                draw.text((left, top + _SIDE + 1), said, _GOOD if right else _BAD, font)
     buffer = io.BytesIO()
     sheet.save(buffer, "png")
     return buffer.getvalue()
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 16 else name[:15] + "…"
+    return name if len(name) <= 16 else name[:14] + ".."  # the font has no ellipsis

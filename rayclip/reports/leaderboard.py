@@ -11,7 +11,7 @@ from rayclip.reports.page import shell, sortable, table
 from rayclip.reports.results import natural
 from rayclip.reports.table import heading
 
-_TEXT = ("model", "method", "trained on", "defence", "threat model", "data set", "attacks")
+_COLUMNS = "model,clean,robust,n,method,trained on,defence,attacks,threat model,data set".split(",")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +55,12 @@ def threats(section: Section) -> list[Threat]:
 
 
 def places(section: Section) -> Iterator[Place]:
-    """Every row, the best robust accuracy first within a threat model and data set."""
+    """Every row, the best robust accuracy first within a threat model and data set; those over fewer attacks last."""
     clean = next((a for a in section.attacks if a.kind == "clean"), None)
     for threat in threats(section):
         for dataset in reversed(section.columns):
             found = [place for s in section.subjects if (place := _place(section, s, threat, dataset, clean))]
-            yield from sorted(found, key=lambda place: -place.robust.top1)
+            yield from sorted(found, key=lambda place: (place.partial, -place.robust.top1))
 
 
 def _place(section: Section, subject: Subject, threat: Threat, dataset: str, clean: Attack | None) -> Place | None:
@@ -85,12 +85,13 @@ def _place(section: Section, subject: Subject, threat: Threat, dataset: str, cle
 
 
 def leaderboard(sections: Sequence[Section], title: str = "Robustness leaderboard") -> str:
-    """The page. Filters are set to the first threat model and to the average, or the first data set."""
+    """The page. Filters begin with the first threat model, and the average or the first data set that it has."""
     rows = [(i, place) for i, section in enumerate(sections) for place in places(section)]
     protocols = [said(section.shared) for section in sections]
-    head = '<th scope="col">#</th>' + sortable([*_TEXT[:6], "clean", "robust", "n", "attacks"], _TEXT)
+    head = '<th scope="col">#</th>' + sortable(_COLUMNS, (c for c in _COLUMNS if c not in ("clean", "robust", "n")))
     body = "".join(_row(place, protocols[i]) for i, place in rows)
-    datasets = list(dict.fromkeys(d for s in sections for d in reversed(s.columns)))
+    held = {place.dataset for _, place in rows}
+    datasets = [d for d in dict.fromkeys(d for s in sections for d in reversed(s.columns)) if d in held]
     filters = [
         ("threat", "Threat model", list(dict.fromkeys(p.threat.name for _, p in rows)), False),
         ("dataset", "Data set", datasets, False),
@@ -100,7 +101,11 @@ def leaderboard(sections: Sequence[Section], title: str = "Robustness leaderboar
     ]
     controls = "".join(_select(*choice) for choice in filters)
     models = len({p.subject.key for _, p in rows})
-    partial = " † over fewer attacks than others under this threat model." if any(p.partial for _, p in rows) else ""
+    partial = (
+        " † over fewer attacks than others under this threat model, and below them."
+        if any(p.partial for _, p in rows)
+        else ""
+    )
     notes = "".join(
         f"<li>{escape('. '.join([*attack_notes(section, section.attacks), said(section.shared)]))}.</li>"
         for section in sections
@@ -126,7 +131,8 @@ def _sorted(names: "Iterator[str]") -> list[str]:
 def _select(name: str, label: str, values: Sequence[str], everything: bool) -> str:
     options = '<option value="">all</option>' if everything else ""
     options += "".join(f'<option value="{escape(v)}">{escape(v)}</option>' for v in values)
-    return f'<label>{label}<select data-filter="{name}">{options}</select></label>'
+    one = "" if everything else " data-one"
+    return f'<label>{label}<select data-filter="{name}"{one}>{options}</select></label>'
 
 
 def _row(place: Place, protocol: str) -> str:
@@ -134,10 +140,10 @@ def _row(place: Place, protocol: str) -> str:
     trained = (
         " ".join(filter(None, [model.trained_on, f"{model.shots}-shot" if model.shots else ""])) if model.method else ""
     )
-    texts = [model.method or "none", trained or "—", place.subject.defense, place.threat.name, place.dataset]
+    texts = [model.method or "none", trained or "—", place.subject.defense]
     attributes = {
         "id": f"{place.subject.name} {place.threat.name} {place.dataset} {protocol}",
-        "text": " ".join([place.subject.name, model.spec, *texts[:3]]),
+        "text": " ".join([place.subject.name, model.spec, *texts]),
         "threat": place.threat.name,
         "dataset": place.dataset,
         "defense": place.subject.defense,
@@ -148,10 +154,12 @@ def _row(place: Place, protocol: str) -> str:
     numbers = _cell(accuracy(place.clean)) + _cell(accuracy(place.robust, mark="†" if place.partial else ""))
     return (
         f'<tr{spelled}><td data-rank></td><th scope="row" class="text">{escape(place.subject.name)}</th>'
-        + "".join(f'<td class="text">{escape(text)}</td>' for text in texts)
         + numbers
         + f'<td data-value="{place.robust.n}">{place.robust.n:,}</td>'
-        + f'<td class="text long">{escape(", ".join(map(heading, place.attacks)))}</td></tr>'
+        + "".join(f'<td class="text">{escape(text)}</td>' for text in texts)
+        + f'<td class="text long">{escape(", ".join(map(heading, place.attacks)))}</td>'
+        + "".join(f'<td class="text">{escape(text)}</td>' for text in (place.threat.name, place.dataset))
+        + "</tr>"
     )
 
 

@@ -73,7 +73,7 @@ def _grid(name: str, grid: Grid) -> str:
         for row, cells in grid.rows
     )
     return (
-        table(name, grid.title, sortable(grid.header, texts), body, f"data-rows{wide}")
+        table(name, grid.title, sortable(grid.header, texts, stacked=bool(wide)), body, f"data-rows{wide}")
         + f'<p class="notes">{escape(grid.caption)}</p>'
     )
 
@@ -87,12 +87,16 @@ def table(name: str, caption: str, head: str, body: str, attributes: str = "") -
     )
 
 
-def sortable(names: Iterable[str], texts: Iterable[str] = ()) -> str:
-    """Column heads with a button that sorts; those of `texts` are left-aligned."""
+def sortable(names: Iterable[str], texts: Iterable[str] = (), *, stacked: bool = False) -> str:
+    """Column heads with a button that sorts; those of `texts` are left-aligned.
+
+    Args:
+        stacked: an attack's budget stands below its name.
+    """
     left = set(texts)
     return "".join(
         f'<th scope="col" aria-sort="none"{" class=text" if name in left else ""}>'
-        f'<button type="button">{escape(name)}</button></th>'
+        f'<button type="button">{"<br>".join(escape(name).rsplit(" ", 1)) if stacked else escape(name)}</button></th>'
         for name in names
     )
 

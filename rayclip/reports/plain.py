@@ -119,7 +119,7 @@ def _latex_tables(grid: Grid) -> list[str]:
     lines = []
     for part in range(parts):
         body = [
-            " & ".join([_tex(name), *(_latex_cell(cell, wide) for cell in cells)]) + r" \\"
+            " & ".join([_tex(name), *(_latex_cell(cell, wide) for cell in cells)]) + rf" \\{'[2pt]' * wide}"
             for name, cells in grid.rows[part * each : (part + 1) * each]
         ]
         lines += [
@@ -159,7 +159,7 @@ def _broken(text: str) -> str:
 
 
 def comma_separated(document: Document) -> str:
-    """One line a number; accuracies and recalls have some columns of their own."""
+    """One line a number; accuracies, recalls and comparisons with papers have some columns of their own."""
     buffer = io.StringIO()
     columns = list(dict.fromkeys(name for line in document.lines for name in line))
     writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")

@@ -188,7 +188,9 @@ def read_results(
         for name in store.names(_PAIRS, ".json"):
             gathered.add_pairs(store, name, models)
     if not gathered.found and not gathered.results.pairs:
-        raise UserError(f"{', '.join(places)} holds no verdicts yet: run rayclip eval --out {places[0]} to its end.")
+        why = "".join(f" ({note})" for note in gathered.results.notes[:1])
+        named = ", ".join(places)
+        raise UserError(f"{named} holds no verdicts yet{why}: run rayclip eval --out {places[0]} to its end.")
     gathered.results.cells = list(gathered.found.values())
     return gathered.results
 

@@ -8,7 +8,7 @@ import urllib.request
 import webbrowser
 from pathlib import Path
 
-from rayclip.tracking.mlflow_tracker import default_uri, quiet_client
+from rayclip.tracking.mlflow_tracker import default_uri, look, quiet_client
 from rayclip.types import UserError, redacted
 
 _START_S = 60.0
@@ -19,11 +19,15 @@ def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) 
     """Start a server for a local store (or use the server that `uri` is), show its page, and stay until Ctrl-C.
 
     Raises:
-        UserError: no such experiment, or the port is taken.
+        UserError: no MLflow there, no such experiment, or the port is taken.
     """
     uri = uri or default_uri()
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise UserError(f"there is no MLflow store at '{uri}' yet: run something first, or give --tracking-uri.")
+    if not uri.startswith("http"):
+        look(uri)  # says what is wrong with an address before a server is started on it
+    elif not _answers(uri.rstrip("/")):
+        raise UserError(f"MLflow at '{redacted(uri)}' does not answer: start it, or give another --tracking-uri.")
     page = f"/#/experiments?{_WORKFLOW}"
     if experiment is not None:
         client = quiet_client(uri)

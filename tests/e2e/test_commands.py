@@ -295,6 +295,13 @@ def test_a_cluster_that_does_not_answer_is_explained(tmp_path, free_port):
     assert not (tmp_path / "r" / "cells").exists()
 
 
+def test_the_doctor_starts_a_ray_and_changes_nothing(tmp_path):
+    found = {each["topic"]: each for each in json.loads(run(tmp_path, "doctor", "--json").stdout)}
+    assert set(found) == {"rayclip", "libraries", "GPU", "Ray", "MLflow", "data", "disk"}
+    assert found["Ray"]["state"] == "ok" and "a private one starts: 1 node" in found["Ray"]["says"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_json_logs_are_all_that_a_command_writes_to_standard_error(tmp_path):
     done = run(tmp_path, "eval", "--model", "digits", *ATTACK, "--limit", 60, "--out", "out", "--json-logs")
     said = [json.loads(line) for line in done.stderr.splitlines()]

@@ -97,6 +97,15 @@ def test_a_row_of_a_report_leads_to_its_run(runs, done):
         assert runs[f"eval {name}"].info.run_id in line and "evaluated by rayclip 0." in line
 
 
+def test_ui_opens_a_servers_page_and_names_what_it_has(server, runs):
+    command = [sys.executable, "-m", "rayclip", "ui", "--no-browser", "--tracking-uri", server.uri, "--experiment"]
+    opened = subprocess.run([*command, "mmcoa-shots"], capture_output=True, text=True, check=True).stdout
+    experiment = next(iter(runs.values())).info.experiment_id
+    assert opened == f"MLflow: {server.uri}/#/experiments/{experiment}/runs?workflowType=machine_learning\n"
+    wrong = subprocess.run([*command, "another"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and "has no experiment 'another': it has " in wrong.stderr
+
+
 @pytest.fixture(scope="module")
 def visit(server, runs):
     """Open a page of the server's; what it asks of other machines, or a script that fails, fails the tests."""

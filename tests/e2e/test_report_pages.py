@@ -197,20 +197,46 @@ def test_two_models_are_compared_as_the_package_compares_them(made, visit):
 def test_the_leaderboard_filters_by_threat_defence_and_data_set(made, visit):
     page = visit(made / "made-board" / "index.html")
     ranks = column(page, "table", 1)
-    assert ranks == [str(i + 1) for i in range(6)] and set(column(page, "table", 6)) == {"l∞ 1/255, all attacks"}
-    assert set(column(page, "table", 7)) == {"average"}
+    assert ranks == [str(i + 1) for i in range(6)] and set(column(page, "table", 10)) == {"l∞ 1/255, all attacks"}
+    assert set(column(page, "table", 11)) == {"average"}
     page.get_by_label("Defence").select_option("ttc")
     assert column(page, "table", 2) == ["tecoa 4 + ttc"] and column(page, "table", 1) == ["1"]
     assert page.get_by_role("status").inner_text().startswith("1 of ")
     page.get_by_label("Defence").select_option("none")
     page.get_by_label("Threat model").select_option("texts")
     page.get_by_label("Data set").select_option("two")
-    assert len(column(page, "table", 2)) == 5 and set(column(page, "table", 7)) == {"two"}
+    assert len(column(page, "table", 2)) == 5 and set(column(page, "table", 11)) == {"two"}
     page.get_by_label("Find a model").fill("mmcoa")
     assert sorted(column(page, "table", 2)) == ["mmcoa 1", "mmcoa 3"]
     page.get_by_role("button", name="robust").click()
-    robust = [float(text.split()[0].rstrip("†")) for text in column(page, "table", 9)]
+    robust = [float(text.split()[0].rstrip("†")) for text in column(page, "table", 4)]
     assert robust == sorted(robust, reverse=True) and column(page, "table", 1) == ["1", "2"]
+
+
+def test_filters_follow_one_another_to_where_there_are_rows(made, tmp_path, visit):
+    """Two folders that share neither data nor budgets: no model has an average, and not every choice has rows."""
+    for model, dataset, budgets in (("a", "one", ("1/255",)), ("b", "two", ("4/255", "8/255"))):
+        for attack in (CLEAN, *map(pgd, budgets)):
+            put(tmp_path / "results", model, attack, bits(1), dataset=dataset)
+    rayclip("leaderboard", tmp_path / "results", "--out", tmp_path / "board")
+    page = visit(tmp_path / "board" / "index.html")
+    threat, dataset = page.get_by_label("Threat model"), page.get_by_label("Data set")
+    assert column(page, "table", 2) == ["a"] and (threat.input_value(), dataset.input_value()) == (
+        "l∞ 1/255, images",
+        "one",
+    )
+    threat.select_option("l∞ 8/255, images")
+    assert column(page, "table", 2) == ["b"] and dataset.input_value() == "two"
+    dataset.select_option("one")
+    assert column(page, "table", 2) == ["a"] and threat.input_value() == "l∞ 1/255, images"
+
+
+def test_a_page_in_the_dark_prints_light_and_without_controls(made, visit):
+    for name in ("made.html", "made-board/index.html"):
+        page = visit(made / name)
+        page.emulate_media(media="print")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.locator(".controls").first.is_hidden() and page.locator("main table").first.is_visible()
 
 
 def test_the_leaderboard_reads_without_script(made, chromium):
@@ -232,7 +258,7 @@ def test_an_external_checkpoint_joins_with_one_command(made, chromium):
     page = chromium.new_page()
     page.goto((made / "real-board" / "index.html").as_uri())
     assert sorted(column(page, "table", 2)) == ["digits", "guest"]
-    assert set(column(page, "table", 10)) == {"60"} and "†" not in page.locator("tbody").inner_text()
+    assert set(column(page, "table", 5)) == {"60"} and "†" not in page.locator("tbody").inner_text()
     rayclip(*board)  # what has joined stays
     page.reload()
     assert sorted(column(page, "table", 2)) == ["digits", "guest"]

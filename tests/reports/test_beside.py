@@ -6,7 +6,9 @@ from importlib import resources
 import pytest
 
 from rayclip.reports.beside import beside, papers, plain_dataset, read_paper
+from rayclip.reports.build import build
 from rayclip.reports.numbers import sections
+from rayclip.reports.plain import comma_separated
 from rayclip.reports.results import read_results
 from rayclip.types import UserError
 from reports.made import BERT, CLEAN, bits, describe, pgd, put
@@ -56,10 +58,23 @@ def test_a_number_of_the_papers_protocol_has_its_difference(tmp_path):
 def test_what_differs_is_said_and_no_difference_is_given(tmp_path):
     put(tmp_path, VIT, pgd(), bits(1), dataset="cifar10-test", class_names="curated")
     (part,) = compared(tmp_path, "mmcoa:I")
-    assert row(part, "cifar10", "pgd-10 1/255")[4:] == ["", "a"]
+    assert row(part, "cifar10", "pgd-10 1/255")[4:] == ["", "a b c"]
+    assert "a: steps 10, theirs 100. b: " in part.grids[0].caption
     for text in ("steps 10, theirs 100", "class names curated, theirs raw", "50 of the 10,000 images of cifar10"):
         assert text in part.grids[0].caption
     assert "norm" not in part.grids[0].caption and "model" not in part.grids[0].caption
+
+
+def test_csv_has_the_published_numbers_too(tmp_path):
+    right = [i % 4 == 0 for i in range(10_000)]
+    put(tmp_path, VIT, CLEAN, right, dataset="cifar10", shard=10_000, **PAPER)
+    put(tmp_path, VIT, pgd(), right, dataset="cifar10", shard=10_000, **PAPER)
+    document = build(read_results([str(tmp_path)]), against=lambda found, tables: beside(found, ["mmcoa:I"], tables))
+    lines = [line for line in csv.DictReader(comma_separated(document).splitlines()) if line["beside"]]
+    clean, attacked = sorted(lines, key=lambda line: line["attack"])
+    assert (clean["beside"], clean["dataset"], float(clean["theirs"])) == ("mmcoa:I", "cifar10", 88.56)
+    assert float(clean["difference"]) == pytest.approx(25 - 88.56) and clean["differs"] == ""
+    assert attacked["difference"] == "" and attacked["differs"] == "steps 10, theirs 100"
 
 
 def test_of_several_attacks_the_one_most_like_the_papers_is_taken(tmp_path):

@@ -124,6 +124,8 @@ def test_latex_compiles(results, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+    log = (tmp_path / "report.log").read_text(encoding="latin-1")
+    assert not re.search(r"Overfull \\hbox \((\d{2,})", log), "nothing stands out of its page by 10 points"
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex")

@@ -155,7 +155,7 @@ def test_table_six_stands_beside_ours_where_the_protocol_matches(tmp_path, monke
     put_recalls(tmp_path, "local-dir:/x", 500)
     describe(tmp_path, "local-dir:/x", method="mmcoa", data="imagenet", base=VIT)
     text = beside(tmp_path, monkeypatch, capsys)
-    assert "recall in %" in text and "the protocol matches in 12 of 12 numbers" in text
+    assert "recall in %" in text and "The protocol matches in 12 of 12 numbers" in text
     assert "| ViT-B-32:openai | mscoco | co-attack-10 2/255, TR@1 | 4.0 3–5 | 3.94 | +0.1 |  |" in text
     assert "co-attack-10 2/255, IR@5 | 50.0 49–51 | 18.98 | +31.0 |" in text
 
@@ -163,7 +163,7 @@ def test_table_six_stands_beside_ours_where_the_protocol_matches(tmp_path, monke
 def test_what_differs_is_said(tmp_path, monkeypatch, capsys):
     put_recalls(tmp_path, VIT, 20, images=500, steps=5, substitutes="clip-table")
     text = beside(tmp_path, monkeypatch, capsys)
-    assert "the protocol matches in 0 of 6 numbers" in text and "| 4.0 3–6 | 3.94 |  | a |" in text
+    assert "The protocol matches in 0 of 6 numbers" in text and "| 4.0 3–6 | 3.94 |  | a b c |" in text
     assert "steps 5, theirs 10" in text and "substitutes clip-table, theirs bert-base-uncased" in text
     assert "500 of the 5,000 images of mscoco" in text and "class names" not in text
 

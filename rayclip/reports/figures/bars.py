@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 
+from rayclip.reports.build import under
 from rayclip.reports.document import Figure
 from rayclip.reports.figures.curves import left_out, where
 from rayclip.reports.figures.style import GRID, INK, SERIES, few, percent_axis, short
@@ -59,11 +60,11 @@ def bars(section: Section) -> list[Figure]:
         canvas.legend(handles=keys, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
         return canvas
 
-    under = f" under {heading(section.main.label)}" if several else f" on {where(section)}"
+    when = under(section.main) if several else f"on {where(section)}"
     return [
         Figure(
             name="bars",
-            title=f"Accuracy by {'data set' if several else 'attack'}{under}",
+            title=f"Accuracy by {'data set' if several else 'attack'} {when}",
             caption=f"Whiskers are 95 % intervals.{left_out(section, subjects)}",
             alt=f"Bars of {', '.join(s.name for s in subjects)} for each of {', '.join(groups)}. The tables hold the "
             "numbers.",

@@ -74,7 +74,7 @@ def tradeoff(section: Section) -> list[Figure]:
                 keys.setdefault(_kind(subject), drawn[0])
         ax.set_xlabel(f"clean accuracy in % ({where(section)})")
         ax.set_ylabel(f"{heading(robust.label)} accuracy in %")
-        _limits(ax, [points[s] for s in points])
+        _limits(ax, list(points.values()), whiskers=not crowded)
         first = sorted(points, key=lambda s: (s not in front, s.model.method is not None, -points[s][1].top1))
         if crowded:
             canvas.legend([*keys.values()], [*keys], loc="outside upper left", ncols=5, frameon=False, fontsize=8.5)
@@ -146,12 +146,13 @@ def _look(
     return SERIES[i], MARKERS[i]
 
 
-def _limits(ax: Axes, points: list[tuple[Number, Number]]) -> None:
-    """Around the points with room for names; whiskers may leave."""
-    x, y = [c.top1 for c, _ in points], [r.top1 for _, r in points]
+def _limits(ax: Axes, points: list[tuple[Number, Number]], *, whiskers: bool) -> None:
+    """Around the points, or their whiskers, with room for names."""
+    clean, robust = zip(*points, strict=True)
+    x, y = ([v for n in numbers for v in ((n.low, n.high) if whiskers else (n.top1,))] for numbers in (clean, robust))
     wide, tall = max(max(x) - min(x), 4.0), max(max(y) - min(y), 4.0)
-    ax.set_xlim(min(x) - 0.12 * wide, min(max(x) + 0.12 * wide, 102))
-    ax.set_ylim(max(min(y) - 0.08 * tall, -4), min(max(y) + 0.12 * tall, 102))
+    ax.set_xlim(max(min(x) - 0.08 * wide, -4), min(max(x) + 0.08 * wide, 102))
+    ax.set_ylim(max(min(y) - 0.08 * tall, -4), min(max(y) + 0.08 * tall, 102))
 
 
 def _arms(number: Number) -> list[list[float]]:

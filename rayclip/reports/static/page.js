@@ -29,6 +29,16 @@ function renumber(table) {
     if (cell && !row.hidden) cell.textContent = String(++rank);
   }
 }
+// Filters of which one value is always chosen: after one of them has changed, those that no row agrees with follow it.
+function settle(changed) {
+  let rows = Array.from(document.querySelectorAll("table[data-rows] tbody tr"));
+  const others = Array.from(document.querySelectorAll("[data-one]")).filter((control) => control !== changed);
+  for (const control of changed ? [changed, ...others] : []) {
+    const has = (row) => row.dataset[control.dataset.filter] === control.value;
+    if (!rows.some(has) && rows.length) control.value = rows[0].dataset[control.dataset.filter];
+    rows = rows.filter(has);
+  }
+}
 // Filtering: a row stays if it has every chosen value and holds the words that were typed.
 function filterRows() {
   const chosen = Array.from(document.querySelectorAll("[data-filter]"), (control) => [control.dataset.filter, control.value]);
@@ -49,7 +59,9 @@ function filterRows() {
 for (const button of document.querySelectorAll("th[aria-sort] button")) {
   button.addEventListener("click", () => sortBy(button.closest("table"), button.closest("th")));
 }
+for (const control of document.querySelectorAll("[data-one]")) control.addEventListener("input", () => settle(control));
 for (const control of document.querySelectorAll("[data-filter], #search")) control.addEventListener("input", filterRows);
+settle(document.querySelector("[data-one]"));
 if (document.getElementById("count")) filterRows();
 for (const form of document.forms) form.addEventListener("submit", (event) => event.preventDefault());
 // Comparing two models: McNemar's exact test of the samples that only one of them gets right.
