@@ -4,9 +4,9 @@
     python sweeps/ttc_defenses.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
     ray job submit --working-dir . -- python sweeps/ttc_defenses.py --scale paper
 
-Cost: `digits` about 10 minutes on two CPU cores, on 50 of its test images. `paper` has not been run by us: four
-trainings on TinyImageNet, and five models behind six defences attacked on 16 data sets twice, blind to the defence and
-through it (4 draws a step).
+Cost: `digits` 4 minutes of processor time beside the start of Ray, on 50 of its test images. `paper` has not been run
+by us: four trainings on TinyImageNet, and five models behind six defences attacked on 16 data sets twice, blind to the
+defence and through it (4 draws a step).
 
 To expect at the scale `paper`: our source (TTC's abstract) prints no numbers. It claims stable gains on 16 data sets
 over defences without other networks, hardly any loss of clean accuracy, and gains on adversarially fine-tuned models as

@@ -4,8 +4,9 @@
     python sweeps/ttc_settings.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
     ray job submit --working-dir . -- python sweeps/ttc_settings.py --scale paper
 
-Cost: `digits` about 5 minutes on two CPU cores, on 100 of its test images. `paper` has not been run by us: one model
-behind ten settings, attacked on 16 data sets twice, blind to the defence and through it (4 draws a step).
+Cost: `digits` 2 minutes of processor time beside the start of Ray, on 100 of its test images. `paper` has not been run
+by us: one model behind ten settings, attacked on 16 data sets twice, blind to the defence and through it (4 draws a
+step).
 
 To expect at the scale `paper`: our source (TTC's abstract) prints no numbers. tau = 0.2, beta = 2 and 2 steps are its
 choice.
