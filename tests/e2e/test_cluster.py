@@ -32,6 +32,7 @@ SUITE = (
     "fab-t:iterations=2,targets=2,square:queries=9,autoattack:iterations=2,queries=5,autoattack-seeds:iterations=2,"
     "feature,semantic,transfer:source=digits,bert,sep,co-attack:steps=3,sga"
 )
+TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 DATA, LIMIT = ("digits", "own", "other"), 4
 
 
@@ -188,16 +189,13 @@ def models(object_store, tmp_path):
 
 
 def test_one_plan_of_all_models_data_sets_and_attacks(object_store, three_nodes, data, models, tmp_path):
-    """From a machine that is not of the cluster: it has its address, its token, and the addresses of the rest."""
     out = Store(object_store.place("results")).root
     what = [part for model in models for part in ("--model", model)]
     what += ["--data", ",".join(DATA), "--attacks", SUITE, "--eps", "32/255", "--steps", 2, "--limit", LIMIT]
     what += ["--cluster", "--out", out, "--quiet"]
-    env = {name: three_nodes.env[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAYCLIP_DATA")}
-    env |= {"RAY_ADDRESS": three_nodes.elsewhere, "RAYCLIP_CACHE": str(tmp_path / "cache")}
+    env = {name: three_nodes.env[name] for name in (*TOKEN, "RAY_ADDRESS", "RAYCLIP_DATA")}
+    env["RAYCLIP_CACHE"] = str(tmp_path / "cache")
 
-    refused = run(tmp_path, "plan", *what, check=False, **env | {"RAY_AUTH_TOKEN": "0" * 64})
-    assert refused.returncode == 2 and "refuses this machine's token" in refused.stderr
     run(tmp_path, "plan", *what, "--workers", "1,3", "--price", 2, "--calibrate", 5, "--json", "plan.json", **env)
     planned = json.loads((tmp_path / "plan.json").read_text())
     attacks = len(SUITE.replace(",queries", "").replace(",targets", "").split(","))
@@ -216,6 +214,21 @@ def test_one_plan_of_all_models_data_sets_and_attacks(object_store, three_nodes,
     run(tmp_path, "eval", *alone, "--limit", LIMIT, "--workers", 1, "--no-tracking", "--out", "alone", "--quiet")
     mine = verdicts(tmp_path / "alone")
     assert len(mine) == attacks * LIMIT and mine.items() <= found.items(), "what one process finds by itself"
+
+
+def test_an_evaluation_from_a_machine_that_is_not_of_the_cluster(object_store, three_nodes, data, tmp_path):
+    """It has the cluster's address and token, and those of data and results."""
+    out = Store(object_store.place("elsewhere")).root
+    what = ["--model", "digits", "--data", "own", "--attacks", "clean,pgd", "--eps", "32/255", "--limit", 20]
+    what += ["--no-tracking", "--quiet"]
+    env = {name: three_nodes.env[name] for name in (*TOKEN, "RAYCLIP_DATA")}
+    env |= {"RAY_ADDRESS": three_nodes.elsewhere, "RAYCLIP_CACHE": str(tmp_path / "cache")}
+    run(tmp_path, "eval", *what, "--cluster", "--out", out, **env)
+    run(tmp_path, "eval", *what, "--workers", 1, "--out", "alone", RAYCLIP_DATA=env["RAYCLIP_DATA"])
+    assert verdicts_of(out) == verdicts(tmp_path / "alone") != {}
+    wrong = env | {"RAY_AUTH_TOKEN": "0" * 64}
+    refused = run(tmp_path, "eval", *what, "--cluster", "--out", "refused", check=False, **wrong)
+    assert refused.returncode == 2 and "refuses this machine's token" in refused.stderr
 
 
 def verdicts_of(root):
