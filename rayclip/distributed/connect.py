@@ -96,16 +96,18 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
         ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one, what follows ends the process
         _knock(address)
         ray.init(address=address, runtime_env=_runtime_env(address), **quiet)
-    except AuthenticationError as error:
-        raise UserError(
-            "the Ray cluster refuses this machine's token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what "
-            "`ray get-auth-token` prints on the cluster's head."
-        ) from error
-    except (OSError, RuntimeError, ValueError, RayError) as error:
+    except Exception as error:  # from elsewhere also gRPC's own
+        if isinstance(error, AuthenticationError) or "authentication token" in str(error):
+            raise UserError(
+                "the Ray cluster refuses this machine's token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what "
+                "`ray get-auth-token` prints on the cluster's head."
+            ) from error
+        if not isinstance(error, OSError | RuntimeError | ValueError | RayError):
+            raise
         raise UserError(
             "no Ray cluster answers: start one (ray start --head), set RAY_ADDRESS to its address (ray://HOST:10001 "
             "from a machine that is not one of its own), or leave --cluster out to use this machine alone "
-            f"({str(error).splitlines()[0][:120]})."
+            f"({(str(error).splitlines() or [type(error).__name__])[0][:120]})."
         ) from error
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import ray
 import ray.train
+import ray.util.client
 import torch
 from ray import tune
 from ray.train.collective import broadcast_from_rank_zero
@@ -150,7 +151,14 @@ def run_trials(
         on_measure: called in the driver with such a report.
         scheduler: makes one from a call that asks a trial, by its number, to stop at its next report. It must not let
             Tune stop trials: that kills the driver only, and Ray keeps what its Train run has reserved.
+
+    Raises:
+        UserError: the cluster is connected to from elsewhere (`ray://`).
     """
+    if ray.util.client.ray.is_connected():  # Tune would run elsewhere, and our calls with it
+        raise UserError(
+            "training is driven from a machine of the cluster: submit it there (ray job submit --working-dir . -- …)."
+        )
     todo = sorted((t for t in trials if not t.is_finished()), key=_length, reverse=True)
     storage.write(_BEGUN, b"")
     for trial in todo:

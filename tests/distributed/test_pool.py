@@ -141,7 +141,7 @@ def test_nothing_is_lost_or_counted_twice_when_one_actor_is_killed_and_one_hangs
         os.kill(hanging, signal.SIGKILL)
     finally:
         ray.shutdown()
-    assert ran.lost <= 1 and ran.workers == 2 and ran.hardware.gpus == 0.5
+    assert ran.lost <= 1 and ran.workers == 2
     assert ran.copies >= 1, "what hangs is late: another worker has done it"
     assert ran.wall > ran.waited > 0 and 2 * ran.wall > ran.busy > 0
     same_verdicts(cells, store, expected)

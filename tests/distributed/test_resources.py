@@ -7,6 +7,7 @@ import ray
 from rayclip.distributed import PoolSize, Workers, pool, resources, trials
 from rayclip.distributed.resources import Share, within_reach
 from rayclip.evaluation import Store
+from rayclip.progress import Display
 from rayclip.types import UserError
 
 HEAD = {"Alive": True, "Resources": {"memory": 1e9}, "Labels": {"ray.io/node-id": "x"}}
@@ -88,3 +89,10 @@ def test_a_full_disk_that_ray_met_is_a_sentence_that_says_what_to_do():
     assert trials._last_line(RuntimeError("a\nrayclip.types.UserError: image 3 is damaged")) == "image 3 is damaged"
     assert trials._last_line(RuntimeError("a\n[Errno 2] no such file")) == "[Errno 2] no such file"
     assert trials._last_line(RuntimeError()) == "RuntimeError"
+
+
+def test_training_is_not_driven_from_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setattr(ray.util.client.ray, "is_connected", lambda: True)
+    with pytest.raises(UserError, match="submit it there"):
+        trials.run_trials([], workers=Workers(), storage=Store(str(tmp_path)), spool=None, display=Display(quiet=True))
+    assert list(tmp_path.iterdir()) == []

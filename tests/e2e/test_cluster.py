@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from e2e.faults import TRAIN
@@ -19,6 +20,8 @@ from e2e.local_cluster import local_cluster
 from e2e.mlflow_server import mlflow_server
 from e2e.test_commands import RAYCLIP, curve, run, verdicts
 from e2e.test_data import save_digits
+from rayclip.models import load_model
+from rayclip.models.checkpoint import save_checkpoint
 from rayclip.store import Store
 from servers import wait_for
 
@@ -29,7 +32,8 @@ SUITE = (
     "fab-t:iterations=2,targets=2,square:queries=9,autoattack:iterations=2,queries=5,autoattack-seeds:iterations=2,"
     "feature,semantic,transfer:source=digits,bert,sep,co-attack:steps=3,sga"
 )
-MODELS, DATA, LIMIT = ("untouched", "ft-standard", "tecoa"), ("digits", "digits#validation", "own"), 4
+TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+DATA, LIMIT = ("digits", "own", "other"), 4
 
 
 @pytest.fixture(scope="module")
@@ -117,17 +121,23 @@ def test_training_goes_on_with_fewer_workers(server, two_nodes, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def swept(server, object_store, three_nodes, tmp_path_factory):
-    """Where a sweep has left everything that lost first the client that submitted it, and later its driver."""
+def data(object_store, tmp_path_factory):
+    """Two data sets below `RAYCLIP_DATA`."""
     place = tmp_path_factory.mktemp("laptop")
-    save_digits(place / "images", every=8)
-    prepare = ["data", "prepare", "own", "--source", "folder", place / "images", "--quiet"]
-    run(place, *prepare, "--root", object_store.place("data"))
+    for name, every in (("own", 8), ("other", 13)):
+        save_digits(place / "images" / name, every=every)
+        prepare = ["data", "prepare", name, "--source", "folder", place / "images" / name, "--quiet"]
+        run(place, *prepare, "--root", object_store.place("data"))
+
+
+@pytest.fixture(scope="module")
+def swept(server, object_store, three_nodes, data):
+    """Where a sweep has left everything that lost first the client that submitted it, and later its driver."""
     out = Store(object_store.place("sweep"))
     sweep = ["--scale", "pocket", "--model", "digits", "--data", "own", "--test", "own", "--shots", 1]
     sweep += ["--methods", "ft-standard,tecoa", "--epochs", 25, "--workers", 2, "--limit", 10, "--eps", "32/255"]
     sweep += ["--substitutes", "clip-table", "--out", out.root]
-    first, second = (out.child("models").child(name) for name in MODELS[1:])
+    first, second = (out.child("models").child(name) for name in ("ft-standard", "tecoa"))
 
     client = submit(three_nodes, server, *sweep)
     wait_for(lambda: any(name.startswith("train-") for name in out.child("unfinished").folders()))
@@ -161,22 +171,35 @@ def test_a_sweep_whose_client_and_driver_were_lost_repeats_no_finished_trial(ser
         assert sorted(steps) == list(range(1, max(steps) + 1)) and len(steps) == 25, "every step once"
 
 
-def test_one_plan_of_all_models_data_sets_and_attacks(server, object_store, three_nodes, swept, tmp_path):
-    """From a machine that is not of the cluster: it has its address, its token, and the addresses of the rest."""
-    models = [out_model(swept[0], name) for name in MODELS]
+@pytest.fixture
+def models(object_store, tmp_path):
+    """The bundled one, and two others on the object store."""
+    found = ["digits"]
+    for seed in (1, 2):
+        clip, noise = load_model("digits"), torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for p in clip.model.parameters():
+                p.add_(torch.randn(p.shape, generator=noise) * 0.1 * p.std(correction=0))
+        save_checkpoint(clip, tmp_path / f"m{seed}", {})
+        place = Store(object_store.place(f"models/m{seed}"))
+        for file in (tmp_path / f"m{seed}").iterdir():
+            place.copy_in(file, file.name)
+        found.append(f"local-dir:{place.root}")
+    return found
+
+
+def test_one_plan_of_all_models_data_sets_and_attacks(object_store, three_nodes, data, models, tmp_path):
     out = Store(object_store.place("results")).root
     what = [part for model in models for part in ("--model", model)]
     what += ["--data", ",".join(DATA), "--attacks", SUITE, "--eps", "32/255", "--steps", 2, "--limit", LIMIT]
     what += ["--cluster", "--out", out, "--quiet"]
-    env = {name: three_nodes.env[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAYCLIP_DATA")}
-    env |= {"RAY_ADDRESS": three_nodes.elsewhere, "RAYCLIP_CACHE": str(tmp_path / "cache")}
+    env = {name: three_nodes.env[name] for name in (*TOKEN, "RAY_ADDRESS", "RAYCLIP_DATA")}
+    env["RAYCLIP_CACHE"] = str(tmp_path / "cache")
 
-    refused = run(tmp_path, "plan", *what, check=False, **env | {"RAY_AUTH_TOKEN": "0" * 64})
-    assert refused.returncode == 2 and "refuses this machine's token" in refused.stderr
     run(tmp_path, "plan", *what, "--workers", "1,3", "--price", 2, "--calibrate", 5, "--json", "plan.json", **env)
     planned = json.loads((tmp_path / "plan.json").read_text())
     attacks = len(SUITE.replace(",queries", "").replace(",targets", "").split(","))
-    cells = len(MODELS) * len(DATA) * attacks
+    cells = len(models) * len(DATA) * attacks
     assert attacks == 19 and len(planned["cells"]) == cells
     one, three = planned["workers"]
     assert three["wall"] < one["wall"] and three["cost"] == pytest.approx(2 * three["hours"])
@@ -186,15 +209,26 @@ def test_one_plan_of_all_models_data_sets_and_attacks(server, object_store, thre
     found = verdicts_of(out)
     assert len(found) == cells * LIMIT
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert len({(row["model"], row["dataset"]) for row in rows}) == len(MODELS) * len(DATA)
+    assert len({(row["model"], row["dataset"]) for row in rows}) == len(models) * len(DATA)
     alone = ["--model", models[1], "--data", "digits", "--attacks", SUITE, "--eps", "32/255", "--steps", 2]
     run(tmp_path, "eval", *alone, "--limit", LIMIT, "--workers", 1, "--no-tracking", "--out", "alone", "--quiet")
     mine = verdicts(tmp_path / "alone")
     assert len(mine) == attacks * LIMIT and mine.items() <= found.items(), "what one process finds by itself"
 
 
-def out_model(out, name):
-    return "digits" if name == "untouched" else f"local-dir:{out.child('models').child(name).root}"
+def test_an_evaluation_from_a_machine_that_is_not_of_the_cluster(object_store, three_nodes, data, tmp_path):
+    """It has the cluster's address and token, and those of data and results."""
+    out = Store(object_store.place("elsewhere")).root
+    what = ["--model", "digits", "--data", "own", "--attacks", "clean,pgd", "--eps", "32/255", "--limit", 20]
+    what += ["--no-tracking", "--quiet"]
+    env = {name: three_nodes.env[name] for name in (*TOKEN, "RAYCLIP_DATA")}
+    env |= {"RAY_ADDRESS": three_nodes.elsewhere, "RAYCLIP_CACHE": str(tmp_path / "cache")}
+    run(tmp_path, "eval", *what, "--cluster", "--out", out, **env)
+    run(tmp_path, "eval", *what, "--workers", 1, "--out", "alone", RAYCLIP_DATA=env["RAYCLIP_DATA"])
+    assert verdicts_of(out) == verdicts(tmp_path / "alone") != {}
+    wrong = env | {"RAY_AUTH_TOKEN": "0" * 64}
+    refused = run(tmp_path, "eval", *what, "--cluster", "--out", "refused", check=False, **wrong)
+    assert refused.returncode == 2 and "refuses this machine's token" in refused.stderr
 
 
 def verdicts_of(root):
@@ -217,7 +251,7 @@ def test_a_cluster_grows_for_the_work_and_shrinks_after_it(tmp_path):
         wait_for(lambda: cluster.raylets() == 3 or process.poll() is not None)
         assert process.wait(timeout=600) == 0
         (ran,) = json.loads((tmp_path / "there" / "evaluations.json").read_text())
-        assert ran["workers"] == 2 and ran["hardware"]["gpus"] == 1
+        assert ran["workers"] == 2, "a GPU each: without the head's labels none would have been asked for"
         wait_for(lambda: cluster.raylets() == 1)
     run(tmp_path, "eval", *attack, "--out", "here", "--workers", 1)
     assert verdicts(tmp_path / "there") == verdicts(tmp_path / "here")
