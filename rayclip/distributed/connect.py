@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 import socket
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,7 +96,8 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
     try:
         ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one, what follows ends the process
         _knock(address)
-        ray.init(address=address, runtime_env=_runtime_env(address), **quiet)
+        with warnings.catch_warnings(action="ignore"):  # what is wrong is an exception, too
+            ray.init(address=address, runtime_env=_runtime_env(address), **quiet)
     except Exception as error:  # from elsewhere also gRPC's own
         if isinstance(error, AuthenticationError) or "authentication token" in str(error):
             raise UserError(
@@ -104,9 +106,11 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
             ) from error
         if not isinstance(error, OSError | RuntimeError | ValueError | RayError):
             raise
+        # From elsewhere a refusal may come as silence
+        token = "see that RAY_AUTH_TOKEN is its token, " if address.startswith("ray://") else ""
         raise UserError(
             "no Ray cluster answers: start one (ray start --head), set RAY_ADDRESS to its address (ray://HOST:10001 "
-            "from a machine that is not one of its own), or leave --cluster out to use this machine alone "
+            f"from a machine that is not one of its own), {token}or leave --cluster out to use this machine alone "
             f"({(str(error).splitlines() or [type(error).__name__])[0][:120]})."
         ) from error
 

@@ -151,8 +151,11 @@ class Cluster:
 
     def raylets(self) -> int:
         """How many there are on the head and the nodes that its autoscaler has added."""
-        found = psutil.Process(self.head.pid).children(recursive=True)
-        return sum(process.name() == "raylet" for process in found)
+        found = 0
+        for process in psutil.Process(self.head.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                found += process.name() == "raylet"
+        return found
 
     def stop(self) -> None:
         for node in [*self.nodes, self.head]:

@@ -192,7 +192,7 @@ def test_one_plan_of_all_models_data_sets_and_attacks(object_store, three_nodes,
     out = Store(object_store.place("results")).root
     what = [part for model in models for part in ("--model", model)]
     what += ["--data", ",".join(DATA), "--attacks", SUITE, "--eps", "32/255", "--steps", 2, "--limit", LIMIT]
-    what += ["--cluster", "--out", out, "--quiet"]
+    what += ["--substitutes", "clip-table", "--cluster", "--out", out, "--quiet"]
     env = {name: three_nodes.env[name] for name in (*TOKEN, "RAY_ADDRESS", "RAYCLIP_DATA")}
     env["RAYCLIP_CACHE"] = str(tmp_path / "cache")
 
@@ -211,7 +211,21 @@ def test_one_plan_of_all_models_data_sets_and_attacks(object_store, three_nodes,
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert len({(row["model"], row["dataset"]) for row in rows}) == len(models) * len(DATA)
     alone = ["--model", models[1], "--data", "digits", "--attacks", SUITE, "--eps", "32/255", "--steps", 2]
-    run(tmp_path, "eval", *alone, "--limit", LIMIT, "--workers", 1, "--no-tracking", "--out", "alone", "--quiet")
+    run(
+        tmp_path,
+        "eval",
+        *alone,
+        "--substitutes",
+        "clip-table",
+        "--limit",
+        LIMIT,
+        "--workers",
+        1,
+        "--no-tracking",
+        "--out",
+        "alone",
+        "--quiet",
+    )
     mine = verdicts(tmp_path / "alone")
     assert len(mine) == attacks * LIMIT and mine.items() <= found.items(), "what one process finds by itself"
 
@@ -228,7 +242,8 @@ def test_an_evaluation_from_a_machine_that_is_not_of_the_cluster(object_store, t
     assert verdicts_of(out) == verdicts(tmp_path / "alone") != {}
     wrong = env | {"RAY_AUTH_TOKEN": "0" * 64}
     refused = run(tmp_path, "eval", *what, "--cluster", "--out", "refused", check=False, **wrong)
-    assert refused.returncode == 2 and "refuses this machine's token" in refused.stderr
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "RAY_AUTH_TOKEN" in refused.stderr
+    assert not (tmp_path / "refused" / "cells").exists()
 
 
 def verdicts_of(root):
