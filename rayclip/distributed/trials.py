@@ -19,6 +19,8 @@ import ray.train
 import ray.util.client
 import torch
 from ray import tune
+from ray._private.state import state
+from ray.core.generated import gcs_pb2
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device
 from ray.train.v2._internal.execution.context import get_train_context
@@ -324,6 +326,20 @@ def _release(notes: _Notes) -> None:
             coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
             coordinator.cancel_request.remote(requester)
         notes.clear("reservation")
+    for orphan in _orphans():
+        remove_placement_group(orphan)
+
+
+def _orphans() -> list[PlacementGroup]:
+    """What actors of this job have reserved that are dead: a controller may be lost before a worker could note it."""
+    job, no_actor = ray.get_runtime_context().get_job_id(), b"\xff" * 16  # Tune's own are no actor's
+    found = []
+    for record in state._connect_and_get_accessor().get_placement_group_table():
+        group = gcs_pb2.PlacementGroupTableData.FromString(record)
+        left = group.creator_actor_dead and group.creator_actor_id != no_actor and not group.is_detached
+        if left and group.creator_job_id.hex() == job and group.state != group.REMOVED:
+            found.append(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    return found
 
 
 def _export(checkpoint: Path, out: Store) -> None:
