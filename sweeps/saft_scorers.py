@@ -16,7 +16,8 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, start, sweep, zero_shot
+from rayclip.cli_sweep import Run, start, sweep
+from rayclip.scales import zero_shot
 
 
 @sweep("saft-scorers", methods="tecoa,saft", every={"shots": "full"}, paper=zero_shot)

@@ -17,7 +17,8 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, split, start, sweep, zero_shot
+from rayclip.cli_sweep import Run, split, start, sweep
+from rayclip.scales import zero_shot
 from rayclip.types import UserError
 
 

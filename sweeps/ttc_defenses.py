@@ -17,7 +17,8 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, start, sweep, ttc_protocol
+from rayclip.cli_sweep import Run, start, sweep
+from rayclip.scales import ttc_protocol
 from rayclip.units import format_budget, parse_budget
 
 FINE_TUNED = "ft-standard,tecoa,pmg-aft,fare"

@@ -16,7 +16,8 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, split, start, sweep, ttc_protocol
+from rayclip.cli_sweep import Run, split, start, sweep
+from rayclip.scales import ttc_protocol
 from rayclip.units import format_budget, parse_budget
 
 USUAL = {"tau": "0.2", "beta": "2", "steps": "2"}

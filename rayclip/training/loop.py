@@ -324,10 +324,11 @@ def eps_share(warmup_steps: float, step: int) -> float:
 
 
 def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    shared: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(parameters, momentum=recipe.momentum, **shared)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    return kind(parameters, lr=recipe.lr, betas=recipe.betas, eps=recipe.adam_eps, weight_decay=recipe.weight_decay)
+    return kind(parameters, betas=recipe.betas, eps=recipe.adam_eps, **shared)
 
 
 def lineage(config: TrainConfig, data: ImageSet, step: int, total_steps: int) -> Mapping[str, Any]:

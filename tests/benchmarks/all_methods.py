@@ -1,12 +1,13 @@
 """Every training method against the untouched model, under the same attacks, over several seeds.
 
     python tests/benchmarks/all_methods.py                                                 # digits
-    python tests/benchmarks/all_methods.py --model local-dir:POCKET_CLIP --data cifar10-train.parquet --lr 1e-4 \\
-        --test cifar10-test.parquet --eps 1/255 --shots 100 --limit 200 --epochs 2 --captions captions.csv
+    python tests/benchmarks/all_methods.py --model local-dir:POCKET_CLIP --data cifar10-train.parquet --lr 2e-4 \\
+        --test cifar10-test.parquet --eps 1/255 --shots 100 --limit 200 --epochs 3 --captions captions.csv \\
+        --methods tecoa,pmg-aft,fare,tga-zsr,saft,mmcoa     # learned prompts want another learning rate and more epochs
     python tests/benchmarks/all_methods.py --out tests/golden/methods_digits.json          # renews the golden file
 
 One process a run, one thread each. Prints accuracy in percent, mean over the seeds ± half of largest less smallest, and
-the cosine of clean test features with the untouched model's. `--lr` is not for learned prompts.
+the cosine of clean test features with the untouched model's.
 """
 
 import argparse
@@ -78,13 +79,15 @@ def trained(name: str, seed: int, setting: Setting) -> Clip:
     step = max(1 / 255, 2.5 * setting.eps / TRAIN_STEPS)
     text = TextSettings(substitutes="clip-table")
     method = make_method(name, eps=setting.eps, steps=TRAIN_STEPS, step=step, text=text, captions=setting.captions)
-    recipe, lr = method.small, None if method.trains == "prompt" else setting.lr
+    recipe = method.small
     return train(
         TrainConfig(
             model=setting.model,
             data=setting.data,
             method=with_captions(method, setting.data, names),
-            recipe=dataclasses.replace(recipe, epochs=setting.epochs or max(2, recipe.epochs // 2), lr=lr or recipe.lr),
+            recipe=dataclasses.replace(
+                recipe, epochs=setting.epochs or max(2, recipe.epochs // 2), lr=setting.lr or recipe.lr
+            ),
             shots=setting.shots,
             seed=seed,
         ),

@@ -66,7 +66,7 @@ def counting(clip: Clip) -> Iterator[Counts]:
         counts.positions += inputs[0].shape[0] * inputs[0].shape[1]
 
     handles = [
-        clip.model.visual.conv1.register_forward_hook(image),  # type: ignore[union-attr]
+        clip.model.visual.ln_pre.register_forward_hook(image),  # type: ignore[union-attr]
         clip.model.transformer.register_forward_pre_hook(text),  # type: ignore[union-attr]
     ]
     try:

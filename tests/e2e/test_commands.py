@@ -166,14 +166,14 @@ def test_a_checkpoint_is_what_open_clip_loads(trained):
     }
 
 
-def test_a_training_run_is_in_mlflow(trained):
+def test_a_training_run_is_in_mlflow(trained, tmp_path):
     found, losses = curve(trained)
     assert found.info.status == "FINISHED" and sorted(losses) == list(range(1, 49))
     assert found.data.params["method.name"] == "mmcoa" and found.data.params["shots"] == "5"
     client = MlflowClient(f"sqlite:///{trained}/mlflow.db")
     files = {f.path for f in client.list_artifacts(found.info.run_id, "checkpoint/data")}
     assert "checkpoint/data/open_clip_model.safetensors" in files
-    drawn = json.loads(Path(client.download_artifacts(found.info.run_id, "data/drawn.json")).read_text())
+    drawn = json.loads(Path(client.download_artifacts(found.info.run_id, "data/drawn.json", str(tmp_path))).read_text())
     assert [len(c["ids"]) for c in drawn["ids"]] == [5] * 10 and drawn["data"] == "digits"
 
 

@@ -44,7 +44,7 @@ def runs(client):
     return {r.info.run_name: r for r in client.search_runs([experiment])}
 
 
-def test_a_sweep_fills_mlflow_as_designed(client, runs, done, command):
+def test_a_sweep_fills_mlflow_as_designed(client, runs, done, command, tmp_path):
     """Parent, children, grandchildren."""
     folder, done = done
     assert "untouched digits" in done.stdout and "tecoa 2-shot" in done.stdout and "rayclip ui" in done.stdout
@@ -84,7 +84,7 @@ def test_a_sweep_fills_mlflow_as_designed(client, runs, done, command):
     assert again.returncode == 0, again.stderr[-3000:]
     assert again.stdout == done.stdout, "a finished sweep prints its table again"
     assert len(client.search_runs([experiment.experiment_id])) == 7, "and opens no new runs"
-    rows = json.loads(Path(client.download_artifacts(top, "results_table.json")).read_text())["data"]
+    rows = json.loads(Path(client.download_artifacts(top, "results_table.json", str(tmp_path))).read_text())["data"]
     assert len(rows) == 3 * 5, "nor a second table"
 
 

@@ -182,7 +182,7 @@ def test_tecoas_examples_serve_its_descendants():
 def test_fare_computes_the_originals_features_once():
     clip = tiny_clip()
     batch, calls = example(clip), []
-    batch.original.clip.model.visual.conv1.register_forward_hook(lambda *_: calls.append(1))
+    batch.original.clip.model.visual.ln_pre.register_forward_hook(lambda *_: calls.append(1))
     chosen = method("fare")
     chosen.loss(clip, attacked(clip, chosen, batch))
     assert len(calls) == 1

@@ -46,12 +46,12 @@ def test_a_run_is_known_by_its_id_and_by_its_key(tracker):
     assert tracker.find("key-1") == run and tracker.find("key-2") is None
 
 
-def test_a_table_takes_the_place_of_the_one_before(tracker):
+def test_a_table_takes_the_place_of_the_one_before(tracker, tmp_path):
     run = tracker.start("sweep that went on")
     for rows in ([{"model": "m", "top1": 5.0}], [{"model": "m", "top1": 5.0}, {"model": "n", "top1": 6.0}]):
         tracker.table(run, rows, "results_table.json")
         client = MlflowClient(tracker.uri)
-        table = json.loads(Path(client.download_artifacts(run, "results_table.json")).read_text())
+        table = json.loads(Path(client.download_artifacts(run, "results_table.json", str(tmp_path))).read_text())
         assert table == {"columns": ["model", "top1"], "data": [list(row.values()) for row in rows]}
         assert "results_table.json" in client.get_run(run).data.tags["mlflow.loggedArtifacts"], "the UI shows it"
 

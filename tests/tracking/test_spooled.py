@@ -54,7 +54,7 @@ def made_runs(server: MlflowServer, study: str) -> dict[str, str]:
     return {r.info.run_name: r.info.run_id for r in runs}
 
 
-def what_is_there(server: MlflowServer, study: str) -> dict[str, object]:
+def what_is_there(server: MlflowServer, study: str, folder: Path) -> dict[str, object]:
     client = MlflowClient(server.uri)
     (experiment,) = [e for e in client.search_experiments() if e.name == study]
     runs = client.search_runs([experiment.experiment_id])
@@ -69,7 +69,7 @@ def what_is_there(server: MlflowServer, study: str) -> dict[str, object]:
         "loss": [(m.step, m.value) for m in client.get_metric_history(id_, "train/loss")],
         "clean": [m.value for m in client.get_metric_history(id_, "clean/digits")],
         "files": [f.path for f in client.list_artifacts(id_, "files/b")],
-        "table": json.loads(Path(client.download_artifacts(id_, "table.json")).read_text()),
+        "table": json.loads(Path(client.download_artifacts(id_, "table.json", str(folder))).read_text()),
     }
 
 
@@ -88,7 +88,7 @@ def test_nothing_waits_while_the_server_answers(server, tmp_path):
     store = Store(str(tmp_path / "out"))
     tracker = make(server, store, "direct")
     child = log_everything(tracker, tmp_path)
-    assert what_is_there(server, "direct") == WHOLE
+    assert what_is_there(server, "direct", tmp_path) == WHOLE
     assert tracker.spool.names() == [] and tracker.close() == 0
     assert tracker.exists(child) and not tracker.exists("another key")
 
@@ -104,14 +104,14 @@ def test_what_is_logged_while_it_is_away_arrives_once_and_in_order(server, tmp_p
     copies = {name: store.read(name) for name in tracker.spool.names()}
     again = make(server, store, "late", known=True)  # the next command delivers
     assert again.spool.names() == [] and store.names("spool/files", "") == []
-    assert what_is_there(server, "late") == WHOLE
+    assert what_is_there(server, "late", tmp_path) == WHOLE
     assert again.exists(child), "known by its key, too"
     for name, content in copies.items():  # a driver that was killed before it could note what had arrived
         if b'"artifact"' not in content:
             store.write(name, content)
     (tmp_path / "out" / "mlflow_ids.json").unlink()
     assert make(server, store, "late").spool.names() == []
-    assert what_is_there(server, "late") == WHOLE
+    assert what_is_there(server, "late", tmp_path) == WHOLE
 
 
 def test_a_server_that_dies_in_the_middle_loses_nothing(server, tmp_path, monkeypatch):
