@@ -4,7 +4,7 @@
     python sweeps/mmcoa_eps.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
     ray job submit --working-dir . -- python sweeps/mmcoa_eps.py --scale paper
 
-Cost: `digits` at most 5 minutes on two CPU cores. `paper` has not been run by us: MMCoA's full-shot row of
+Cost: `digits` 2 minutes of processor time. `paper` has not been run by us: MMCoA's full-shot row of
 `mmcoa_shots.py` (which `--models` shares), attacked at three budgets.
 
 To expect at the scale `paper`: the figure prints no numbers. The paper reads from it that MMCoA's robust accuracy

@@ -4,7 +4,7 @@
     python sweeps/mmcoa_in_distribution.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test T.parquet
     ray job submit --working-dir . -- python sweeps/mmcoa_in_distribution.py --scale paper
 
-Cost: `digits` at most 5 minutes on two CPU cores. `paper` has not been run by us; the paper reports 40 minutes an
+Cost: `digits` 4 minutes of processor time. `paper` has not been run by us; the paper reports 40 minutes an
 epoch on two A6000 for CIFAR and 2.25 hours on four for ImageNet, 30 epochs each.
 
 Numbers to expect at the scale `paper` (MMCoA, table I, top-1 in percent, image / text / multimodal / clean):

@@ -4,7 +4,7 @@
     python sweeps/mmcoa_interpolation.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
     ray job submit --working-dir . -- python sweeps/mmcoa_interpolation.py --scale paper
 
-Cost: `digits` at most 5 minutes on two CPU cores. `paper` has not been run by us: the full-shot rows of
+Cost: `digits` 4 minutes of processor time. `paper` has not been run by us: the full-shot rows of
 `mmcoa_shots.py` (which `--models` shares), attacked at as many points as there are values of a. `rayclip interpolate`
 does the same with two models that are there.
 

@@ -4,7 +4,7 @@
     python sweeps/mmcoa_iterations.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
     ray job submit --working-dir . -- python sweeps/mmcoa_iterations.py --scale paper
 
-Cost: `digits` at most 5 minutes on two CPU cores. `paper` has not been run by us: the 50-shot runs of TeCoA and MMCoA,
+Cost: `digits` 3 minutes of processor time. `paper` has not been run by us: the 50-shot runs of TeCoA and MMCoA,
 and 17 models attacked on 15 data sets.
 
 To expect at the scale `paper`: the figure prints no numbers. The paper trains TeCoA for 10 epochs and looks after each,

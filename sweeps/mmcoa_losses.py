@@ -4,7 +4,7 @@
     python sweeps/mmcoa_losses.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
     ray job submit --working-dir . -- python sweeps/mmcoa_losses.py --scale paper
 
-Cost: `digits` at most 5 minutes on two CPU cores. `paper` has not been run by us: three times MMCoA's runs of table I
+Cost: `digits` 4 minutes of processor time. `paper` has not been run by us: three times MMCoA's runs of table I
 (`mmcoa_in_distribution.py`); with `--models` of that sweep two times.
 
 Numbers to expect at the scale `paper` (MMCoA, table IV, top-1 in percent, image / text / multimodal / clean):

@@ -4,8 +4,8 @@
     python sweeps/mmcoa_partial.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
     ray job submit --working-dir . -- python sweeps/mmcoa_partial.py --scale paper
 
-Cost: `digits` at most 5 minutes on two CPU cores. `paper` has not been run by us: twice the rows of those methods in
-`mmcoa_shots.py`, whose full fine-tuning `--models` shares.
+Cost: `digits` 9 minutes of processor time, 5 on two cores. `paper` has not been run by us: twice the rows of those
+methods in `mmcoa_shots.py`, whose full fine-tuning `--models` shares.
 
 To expect at the scale `paper`: the figure prints no numbers. The paper reads from it that the more parameters are
 trained, the higher is the accuracy under the multimodal attack.

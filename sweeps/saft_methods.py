@@ -4,7 +4,7 @@
     python sweeps/saft_methods.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
     ray job submit --working-dir . -- python sweeps/saft_methods.py --scale paper --captions TABLE
 
-Cost: `digits` about 10 minutes on two CPU cores, by estimate. `paper` has not been run by us: six trainings of ten
+Cost: `digits` 12 minutes of processor time, 6 on two cores. `paper` has not been run by us: six trainings of ten
 epochs on TinyImageNet and seven models attacked on 16 data sets, by PGD-100, CW-100 and AutoAttack (APGD-CE and APGD-
 DLR).
 

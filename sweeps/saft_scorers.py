@@ -4,7 +4,7 @@
     python sweeps/saft_scorers.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --captions T.csv
     ray job submit --working-dir . -- python sweeps/saft_scorers.py --scale paper --captions FOLDER
 
-Cost: `digits` about 8 minutes on two CPU cores, by estimate. `paper` has not been run by us: two trainings on
+Cost: `digits` 5 minutes of processor time. `paper` has not been run by us: two trainings on
 TinyImageNet, and three models attacked on 16 data sets under three scorers; WCA takes 60 crops of an image. FOLDER
 holds a table of `rayclip captions filter` for TinyImageNet and for each of the 16: `tiny_imagenet.parquet`, ….
 

@@ -4,7 +4,7 @@
     python sweeps/saft_sources.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --sources L.csv,M.csv
     ray job submit --working-dir . -- python sweeps/saft_sources.py --scale paper --sources L.parquet,M.parquet
 
-Cost: `digits` about 4 minutes on two CPU cores, by estimate. `paper` has not been run by us: as many trainings of SAFT
+Cost: `digits` 3 minutes of processor time. `paper` has not been run by us: as many trainings of SAFT
 on TinyImageNet as there are sources, and as many models attacked on 16 data sets.
 
 To expect at the scale `paper`: our source (SAFT's summary, arXiv 2602.12461) prints no numbers. The paper has SAFT-L

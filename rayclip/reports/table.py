@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.console import Group
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from rayclip.types import Row
 
@@ -44,22 +45,16 @@ class Table:
             if blocks[-1] and names + 1 + w + sum(1 + widths[j - 1] for j in blocks[-1]) > width:
                 blocks.append([])
             blocks[-1].append(i)
-        return Group(*(self._block(b, tight=tight, last=b is blocks[-1]) for b in blocks))
+        parts: list[RichTable | Text] = []
+        for block in blocks:  # titles are as wide as the terminal, however narrow the table
+            parts += [Text("(continued)" if parts else self.title, "table.title"), self._block(block, tight=tight)]
+        return Group(*parts, Text(self.caption, "table.caption"))
 
     def _columns(self) -> list[tuple[str, ...]]:
         return list(zip(self.header, *self.body, strict=True))
 
-    def _block(self, chosen: Sequence[int], *, tight: bool, last: bool) -> RichTable:
-        table = RichTable(
-            title=self.title if 1 in chosen or not chosen else "(continued)",
-            caption=self.caption if last else None,
-            title_justify="left",
-            caption_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 0, 0, 0 if tight else 1),
-            show_edge=False,
-            pad_edge=False,
-        )
+    def _block(self, chosen: Sequence[int], *, tight: bool) -> RichTable:
+        table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 0 if tight else 1), show_edge=False, pad_edge=False)
         for i in (0, *chosen):
             table.add_column(
                 _stacked(self.header[i]) if i else self.header[0],
