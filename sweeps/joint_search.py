@@ -7,7 +7,7 @@
 Samples trials at random, measures each after every epoch on a fifth of the training data that none of them sees, lets
 ASHA stop those that lag behind, and attacks the Pareto front of the others on the test data.
 
-Cost: `digits` about 6 minutes on two CPU cores, by estimate. `paper` has not been run by us: 64 samples (`--samples`)
+Cost: `digits` 5 minutes of processor time. `paper` has not been run by us: 64 samples (`--samples`)
 are about twice the training of `mmcoa_shots.py`, since two of three stop at each rung.
 
 To expect at the scale `paper`: nobody has published such a search. The papers' own point (1/255 in training, λ = 0.5

@@ -4,7 +4,7 @@
     python sweeps/ttc_defenses.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
     ray job submit --working-dir . -- python sweeps/ttc_defenses.py --scale paper
 
-Cost: `digits` 4 minutes of processor time beside the start of Ray, on 50 of its test images. `paper` has not been run
+Cost: `digits` 5 minutes of processor time, 3 on two cores, on 50 of its test images. `paper` has not been run
 by us: four trainings on TinyImageNet, and five models behind six defences attacked on 16 data sets twice, blind to the
 defence and through it (4 draws a step).
 
