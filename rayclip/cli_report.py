@@ -27,7 +27,7 @@ def report(
     form: Annotated[
         Format | None, typer.Option("--format", help="[default: what --out ends in, else md]", show_default=False)
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="[default: standard output]")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="[default: -, standard output]")] = None,
     against: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,6 +48,7 @@ def report(
     json_logs: JsonLogs = False,
 ) -> None:
     """Tables and figures from result files: accuracies with intervals, averages, worst cases, McNemar's test."""
+    out = None if out == Path("-") else out
     form = form or _form(out)
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.absolute().parent}.")

@@ -21,9 +21,11 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_markdown_to_standard_output(monkeypatch, capsys, results):
-    code, out, _ = call(monkeypatch, capsys, "report", "results")
+@pytest.mark.parametrize("args", [(), ("--out", "-")])
+def test_markdown_to_standard_output(monkeypatch, capsys, results, args):
+    code, out, _ = call(monkeypatch, capsys, "report", "results", *args)
     assert code == 0 and out.startswith("# Robustness report") and "| a |" in out
+    assert [path.name for path in results.iterdir()] == ["results"]
 
 
 @pytest.mark.parametrize(
