@@ -4,7 +4,7 @@
     python sweeps/mmcoa_co_attack.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
     ray job submit --working-dir . -- python sweeps/mmcoa_co_attack.py --scale paper
 
-Cost: `digits` about 5 minutes on two CPU cores, by estimate. `paper` has not been run by us; training costs what it
+Cost: `digits` 6 minutes of processor time, 3 on two cores. `paper` has not been run by us; training costs what it
 does in `mmcoa_in_distribution.py` and `mmcoa_shots.py`, whose checkpoints `--models` shares.
 
 Numbers to expect at the scale `paper` (MMCoA, table V, top-1 in percent under Co-Attack):
