@@ -20,7 +20,11 @@ def with_image(**changes):
     return Clip(model, config, open_clip.SimpleTokenizer(context_length=16), "tiny").double().eval()
 
 
-@pytest.mark.parametrize("changes", [{}, {"ls_init_value": 0.3}, {"final_ln_after_pool": True}, {"layers": 1}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"ls_init_value": 0.3}, {"final_ln_after_pool": True}, {"layers": 1}, {"image_size": 9}, {"no_ln_pre": True}],
+    ids=str,
+)
 def test_the_same_embeddings_and_gradients_as_the_whole_forward(changes):
     clip = with_image(**changes)
     assert class_token_tower(clip.model.visual) is not None
