@@ -331,13 +331,20 @@ def _release(notes: _Notes) -> None:
 
 
 def _orphans() -> list[PlacementGroup]:
-    """What actors of this job have reserved that are dead: a controller may be lost before a worker could note it."""
+    """What actors of this job have reserved that are dead: a controller may be lost before a worker could note it.
+
+    The group's own flag is not enough: a controller whose node has just died may still ask for one, and that is
+    registered with a creator who is dead already.
+    """
     job, no_actor = ray.get_runtime_context().get_job_id(), b"\xff" * 16  # Tune's own are no actor's
-    found = []
-    for record in state._connect_and_get_accessor().get_placement_group_table():
+    accessor, found = state._connect_and_get_accessor(), []
+    for record in accessor.get_placement_group_table():
         group = gcs_pb2.PlacementGroupTableData.FromString(record)
-        left = group.creator_actor_dead and group.creator_actor_id != no_actor and not group.is_detached
-        if left and group.creator_job_id.hex() == job and group.state != group.REMOVED:
+        if group.creator_job_id.hex() != job or group.creator_actor_id == no_actor or group.is_detached:
+            continue
+        creator = accessor.get_actor_info(ray.ActorID(group.creator_actor_id))
+        dead = creator is None or gcs_pb2.ActorTableData.FromString(creator).state == gcs_pb2.ActorTableData.DEAD
+        if dead and group.state != group.REMOVED:
             found.append(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
     return found
 

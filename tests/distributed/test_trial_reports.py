@@ -1,8 +1,14 @@
 """Reports of Train's workers on their way to Tune, and what lost ones have reserved, on a real Ray."""
 
+import os
+import threading
+
+import psutil
 import pytest
 import ray
 from ray import tune
+from ray._private.state import state
+from ray.core.generated import gcs_pb2
 from ray.util.placement_group import placement_group, placement_group_table
 
 from rayclip.distributed.trials import Reports, _Notes, _release
@@ -62,3 +68,42 @@ def test_what_a_lost_controller_has_reserved_is_given_back(a_ray, tmp_path):
     assert states() == ["CREATED", "CREATED"]
     wait_for(given_back, 60)
     ray.kill(living)
+
+
+def test_what_a_controller_has_reserved_after_its_death_was_noticed_is_given_back(a_ray, tmp_path):
+    """As on a node that is lost: for a moment its processes go on."""
+
+    @ray.remote(num_cpus=0)
+    class Controller:
+        def begin(self):
+            threading.Thread(target=self._reserve, daemon=True).start()
+            return os.getpid()
+
+        def _reserve(self):
+            while True:
+                placement_group([{"CPU": 0.001}])
+
+    def held():
+        records = map(gcs_pb2.PlacementGroupTableData.FromString, accessor.get_placement_group_table())
+        return [group for group in records if group.state != group.REMOVED]
+
+    def lose_one():
+        lost, before = Controller.remote(), len(held())
+        process = psutil.Process(ray.get(lost.begin.remote()))
+        wait_for(lambda: len(held()) > before + 3, 60)
+        process.suspend()
+        ray.kill(lost)
+        record = gcs_pb2.ActorTableData.FromString
+        wait_for(lambda: record(accessor.get_actor_info(lost._actor_id)).state == gcs_pb2.ActorTableData.DEAD, 60)
+        process.resume()
+        process.wait(60)
+
+    accessor = state._connect_and_get_accessor()
+    for _ in range(20):  # most get a word in before they end
+        lose_one()
+        if any(not group.creator_actor_dead for group in held()):
+            break
+    else:
+        pytest.fail("none reserved anything after its death: this is not the case to be tested")
+    _release(_Notes(storage=Store(str(tmp_path)), run="train-x"))
+    wait_for(lambda: not held(), 60)

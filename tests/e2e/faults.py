@@ -67,21 +67,29 @@ class Faults:
         self.train = self._finish(TRAIN, folder / "train")
         self.train_s = self._worked
 
-    def _start(self, command: list[str], out: Path) -> subprocess.Popen[str]:
+    @contextmanager
+    def _started(self, command: list[str], out: Path) -> Iterator[subprocess.Popen[str]]:
+        """What still runs at the end is killed: a round that hangs must not take the next one's room."""
         whole = [*RAYCLIP, *command, "--out", str(out), "--experiment", out.name, "--quiet"]
-        return subprocess.Popen(
-            whole, cwd=self.folder, env=self._env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            start_new_session=True,
-        )  # fmt: skip
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            whole, cwd=self.folder, env=self._env, stderr=pipe, stdout=pipe, text=True, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
 
     def _finish(self, command: list[str], out: Path) -> Path:
         """An undisturbed run; `_worked` is how long it was at work."""
-        process = self._start(command, out)
-        wait_for(lambda: self._at_work(command, out) or process.poll() is not None, _LIMIT_S)
-        began = time.monotonic()
-        _, stderr = process.communicate(timeout=_LIMIT_S)
-        assert process.returncode == 0, stderr[-3000:]
-        self._worked = time.monotonic() - began
+        with self._started(command, out) as process:
+            wait_for(lambda: self._at_work(command, out) or process.poll() is not None, _LIMIT_S)
+            began = time.monotonic()
+            _, stderr = process.communicate(timeout=_LIMIT_S)
+            assert process.returncode == 0, stderr[-3000:]
+            self._worked = time.monotonic() - began
         return out
 
     @staticmethod
@@ -101,8 +109,7 @@ class Faults:
         command, work = (TRAIN, "train_s") if training else (EVAL, "eval_s")
         out = self.folder / f"{self._round:03d}-{kind}"
         small = self._small_disk(out, 200 if training else 8) if kind.endswith("disk") else contextlib.nullcontext()
-        with small:
-            process = self._start(command, out)
+        with small, self._started(command, out) as process:
             wait_for(lambda: self._at_work(command, out) or process.poll() is not None, _LIMIT_S)
             after, mends, at_work = None, [], time.monotonic()
             for each in kind.split("+"):
