@@ -58,7 +58,7 @@ def text_rows(clip: Clip) -> Iterator[list[tuple[int, int]]]:
     def note(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
         seen.append((inputs[0].shape[0], inputs[0].shape[1]))
 
-    handle = clip.model.transformer.register_forward_pre_hook(note)
+    handle = clip.model.transformer.resblocks[0].ln_1.register_forward_pre_hook(note)
     try:
         yield seen
     finally:

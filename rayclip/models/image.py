@@ -15,28 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rayclip.models.blocks import has_plain_blocks, run_block, run_blocks
+
 
 def class_token_tower(visual: nn.Module) -> Any:
     """`visual` if it is a ViT of open_clip's own that pools its class token, else None."""
-    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+    from open_clip.transformer import VisionTransformer
 
     if type(visual) is not VisionTransformer or visual.attn_pool is not None or visual.pool_type != "tok":
         return None
-    transformer: Any = visual.transformer
-    plain = transformer.batch_first and not transformer.grad_checkpointing and not visual.output_tokens
-    return visual if plain and type(transformer.resblocks[-1]) is ResidualAttentionBlock else None
+    return visual if has_plain_blocks(visual.transformer) and not visual.output_tokens else None
 
 
 def encode_class_token(tower: Any, x_BCHW: Tensor) -> Tensor:
     """Un-normalised embeddings `(B, D)` of what `Clip.tower_input` makes of images."""
     *blocks, last = tower.transformer.resblocks
-    x_BTE = _first_tokens(tower, x_BCHW)
-    for block in blocks:
-        x_BTE = block(x_BTE)
-    seen_BTE = last.ln_1(x_BTE)
-    x_B1E = x_BTE[:, :1] + last.ls_1(last.attention(seen_BTE[:, :1], seen_BTE, seen_BTE))
-    x_B1E = x_B1E + last.ls_2(last.mlp(last.ln_2(x_B1E)))
-    pooled_BE = tower.ln_post(x_B1E)[:, 0]
+    x_BTE = run_blocks(blocks, _first_tokens(tower, x_BCHW))
+    pooled_BE = tower.ln_post(run_block(last, x_BTE, asking=1))[:, 0]
     return pooled_BE if tower.proj is None else pooled_BE @ tower.proj
 
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rayclip.models.blocks import has_plain_blocks, run_blocks
+
 
 def causal_tower(model: nn.Module) -> Any:
     """The module that holds an open_clip model's text tower if that is causal and read at an end mark, else None.
@@ -39,7 +41,7 @@ def encode_causal(tower: Any, tokens_BL: Tensor) -> Tensor:
     """Un-normalised embeddings `(B, D)` of token rows that reach as far as the last end mark, or beyond."""
     length = tokens_BL.shape[1]
     x_BLW = tower.token_embedding(tokens_BL) + tower.positional_embedding[:length]
-    x_BLW = tower.transformer(x_BLW, attn_mask=tower.attn_mask[:length, :length])
+    x_BLW = _through(tower.transformer, x_BLW, tower.attn_mask[:length, :length])
     return _project(tower, x_BLW[torch.arange(len(tokens_BL), device=x_BLW.device), end_marks(tower, tokens_BL)])
 
 
@@ -124,10 +126,18 @@ def encode_packed(tower: Any, packed: Packed) -> Tensor:
     mask = tower.attn_mask[:length, :length]
     if len(texts_B) > len(tokens_RL):
         unseen_RLL = (parts_RL[:, None, :] != parts_RL[:, :, None]) & (parts_RL[:, None, :] != 0)
-        heads = tower.transformer.resblocks[0].attn.num_heads
-        mask = mask.masked_fill(unseen_RLL, -torch.inf).repeat_interleave(heads, 0)
-    x_RLW = tower.transformer(x_RLW, attn_mask=mask)
+        mask = mask.masked_fill(unseen_RLL, -torch.inf)[:, None]
+    x_RLW = _through(tower.transformer, x_RLW, mask)
     return _project(tower, x_RLW[marks_B2[:, 0], marks_B2[:, 1]])
+
+
+def _through(transformer: Any, x_RLW: Tensor, mask: Tensor) -> Tensor:
+    """`mask` is `(L, L)` or `(R, 1, L, L)`."""
+    if has_plain_blocks(transformer):
+        return run_blocks(transformer.resblocks, x_RLW, mask)
+    if mask.dim() == 4:  # open_clip wants it once a head
+        mask = mask.repeat_interleave(transformer.resblocks[0].attn.num_heads, 1).flatten(0, 1)
+    return transformer(x_RLW, attn_mask=mask)
 
 
 def _project(tower: Any, x_BW: Tensor) -> Tensor:

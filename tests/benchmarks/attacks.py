@@ -67,7 +67,7 @@ def counting(clip: Clip) -> Iterator[Counts]:
 
     handles = [
         clip.model.visual.ln_pre.register_forward_hook(image),  # type: ignore[union-attr]
-        clip.model.transformer.register_forward_pre_hook(text),  # type: ignore[union-attr]
+        clip.model.transformer.resblocks[0].ln_1.register_forward_pre_hook(text),  # type: ignore[union-attr]
     ]
     try:
         yield counts

@@ -132,7 +132,7 @@ def test_saft_attacks_all_captions_at_once(objective):
 
 def test_captions_cost_no_image_forwards():
     clip, counts = tiny_clip(), []
-    clip.model.visual.transformer.resblocks[0].register_forward_hook(lambda *_: counts.append(1))
+    clip.model.visual.transformer.resblocks[0].ln_1.register_forward_hook(lambda *_: counts.append(1))
     for sets in (1, 6):
         chosen = method("saft", sets=sets)
         counts.clear()

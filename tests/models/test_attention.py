@@ -25,7 +25,7 @@ def test_one_forward_gives_the_embedding_and_the_patches(changes):
     clip = tiny_clip(dtype=torch.float64, **changes)
     pixels, _ = inputs(clip)
     calls = []
-    clip.model.visual.transformer.resblocks[0].register_forward_hook(lambda *_: calls.append(1))
+    clip.model.visual.transformer.resblocks[0].ln_1.register_forward_hook(lambda *_: calls.append(1))
     image, patches = encode_with_patches(clip, pixels)
     assert len(calls) == 1
     assert torch.allclose(image, clip.encode_image(pixels), atol=1e-12)

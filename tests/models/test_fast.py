@@ -43,7 +43,7 @@ def test_the_precision_is_what_was_asked_for():
     """Rounding of bf16 is seen in the embedding, and the tower's own matrix products are in bf16."""
     clip, seen = tiny_clip(), []
     fast = fast_copy(clip, "bf16")
-    fast.model.visual.visual.transformer.resblocks[0].register_forward_hook(
+    fast.model.visual.visual.transformer.resblocks[0].mlp.register_forward_hook(
         lambda _, inputs, out: seen.append(out.dtype)
     )
     with torch.no_grad():
