@@ -12,22 +12,21 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
 import ray.util.client
 import torch
 from ray import tune
-from ray._private.state import state
-from ray.core.generated import gcs_pb2
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer, get_device
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import TrialScheduler
-from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
+from ray.util.placement_group import get_current_placement_group
 
+from rayclip.distributed.notes import Notes, release
 from rayclip.distributed.resources import check_shared, within_reach
 from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display
@@ -113,6 +112,14 @@ class Trial:
         """What the checkpoint after so many epochs, one of `keep_epochs` or the last, is called as a model."""
         return f"{'prompted' if self.config.method.trains == 'prompt' else 'local-dir'}:{self.at_epoch(epoch).root}"
 
+    @property
+    def train_run(self) -> str:
+        """The name of its Train run."""
+        return f"train-{self.config.digest()}"
+
+    def notes(self, storage: Store) -> Notes:
+        return Notes(storage=storage, run=self.train_run)
+
     def is_finished(self) -> bool:
         """Whether `out` holds this very configuration's checkpoint.
 
@@ -169,7 +176,7 @@ def run_trials(
     watcher = _Watcher(todo, workers, storage, display, *calls, may_stop=scheduler is not None)
 
     def ask_to_stop(index: int) -> None:
-        _Notes.of(todo[index], storage).write("stop", "")
+        todo[index].notes(storage).write("stop", "")
 
     with tempfile.TemporaryDirectory(prefix="rayclip-tune-") as notes:  # Tune's own; ours are in `storage`
         tuner = tune.Tuner(
@@ -207,15 +214,15 @@ def _driver(
 
     def drive(params: dict[str, Any]) -> None:
         trial = trials[params["index"]]
-        name = _run_name(trial)
+        name = trial.train_run
         try:
             check_shared(storage, _BEGUN)
         except UserError as error:
             tune.report({"failure": str(error)})
             return
-        notes = _Notes.of(trial, storage)
+        notes = trial.notes(storage)
         notes.clear("failure")
-        _release(notes)  # of an earlier driver that was lost
+        release(notes)  # of an earlier driver that was lost
         filesystem, place = storage.filesystem()
         reports = Reports()
         resources: dict[str, float] = {"CPU": workers.cpus}
@@ -282,73 +289,6 @@ class Reports(TuneReportCallback):
             self._training_actor_item_queue.put({})
 
 
-def _run_name(trial: Trial) -> str:
-    """Of its Train run."""
-    return f"train-{trial.config.digest()}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Notes:
-    """What the processes of a trial tell each other, beside its unfinished run."""
-
-    storage: Store
-    run: str
-
-    @classmethod
-    def of(cls, trial: Trial, storage: Store) -> "_Notes":
-        return cls(storage=storage, run=_run_name(trial))
-
-    def read(self, kind: Literal["failure", "reservation", "stop"]) -> str | None:
-        """`failure`: what trying again does not mend; `reservation`: resources of the Train run; `stop`: a request."""
-        note = self.storage.read(f"{self.run}.{kind}")
-        return None if note is None else note.decode()
-
-    def write(self, kind: Literal["failure", "reservation", "stop"], text: str) -> None:
-        self.storage.write(f"{self.run}.{kind}", text.encode())
-
-    def clear(self, kind: Literal["failure", "reservation", "stop"]) -> None:
-        self.storage.delete(f"{self.run}.{kind}")
-
-
-def _release(notes: _Notes) -> None:
-    """Give back what a trial's Train run has reserved, if its driver was killed and could not.
-
-    Ray keeps an actor's placement groups until the whole job ends, and Train's own cleaner needs the dashboard, which a
-    private Ray has not: without this, a driver that is started again waits for its own resources for ever, and where a
-    node has gone for good, Ray looks for room for the lost part alone and places nothing else. What Train has asked
-    Ray's coordinator for would be kept for it for three minutes more.
-    """
-    note = notes.read("reservation")
-    if note is not None:
-        group, _, requester = note.partition(" ")
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
-        with contextlib.suppress(ValueError):  # there is none
-            coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-            coordinator.cancel_request.remote(requester)
-        notes.clear("reservation")
-    for orphan in _orphans():
-        remove_placement_group(orphan)
-
-
-def _orphans() -> list[PlacementGroup]:
-    """What actors of this job have reserved that are dead: a controller may be lost before a worker could note it.
-
-    The group's own flag is not enough: a controller whose node has just died may still ask for one, and that is
-    registered with a creator who is dead already.
-    """
-    job, no_actor = ray.get_runtime_context().get_job_id(), b"\xff" * 16  # Tune's own are no actor's
-    accessor, found = state._connect_and_get_accessor(), []
-    for record in accessor.get_placement_group_table():
-        group = gcs_pb2.PlacementGroupTableData.FromString(record)
-        if group.creator_job_id.hex() != job or group.creator_actor_id == no_actor or group.is_detached:
-            continue
-        creator = accessor.get_actor_info(ray.ActorID(group.creator_actor_id))
-        dead = creator is None or gcs_pb2.ActorTableData.FromString(creator).state == gcs_pb2.ActorTableData.DEAD
-        if dead and group.state != group.REMOVED:
-            found.append(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
-    return found
-
-
 def _export(checkpoint: Path, out: Store) -> None:
     """Copy a checkpoint's files to `out`, the lineage last: a folder with `rayclip.json` is whole."""
     for name in (name for name in FILES if (checkpoint / name).exists()):
@@ -356,7 +296,7 @@ def _export(checkpoint: Path, out: Store) -> None:
 
 
 def _train_worker(args: dict[str, Any]) -> None:
-    notes: _Notes = args["notes"]
+    notes: Notes = args["notes"]
     host = _RayHost(args["spool"], args["run"], args["measure"], notes)
     if host.device.type == "cpu":  # Ray sets one thread for a worker of less than two CPUs
         torch.set_num_threads(min(args["threads"], os.cpu_count() or 1))
@@ -386,7 +326,7 @@ def _train_worker(args: dict[str, Any]) -> None:
 class _RayHost:
     """A Ray Train worker as the train loop sees it."""
 
-    def __init__(self, spool: Spool | None, run: str | None, measure: Measure | None, notes: _Notes) -> None:
+    def __init__(self, spool: Spool | None, run: str | None, measure: Measure | None, notes: Notes) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = torch.device(get_device())
@@ -476,7 +416,7 @@ class _Watcher(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """The trial's driver was lost and will start again."""
-        _release(_Notes.of(self._trials[trial.config["index"]], self._storage))
+        release(self._trials[trial.config["index"]].notes(self._storage))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._end(self._trials[trial.config["index"]], _last_line(trial.get_error()))
@@ -484,7 +424,7 @@ class _Watcher(tune.Callback):
     def _end(self, trial: Trial, error: str | None) -> None:
         if error is not None:
             self.errors[trial.name] = error
-            _release(_Notes.of(trial, self._storage))
+            release(trial.notes(self._storage))
         self._on_finish(trial, error)
 
 

@@ -11,7 +11,8 @@ from ray._private.state import state
 from ray.core.generated import gcs_pb2
 from ray.util.placement_group import placement_group, placement_group_table
 
-from rayclip.distributed.trials import Reports, _Notes, _release
+from rayclip.distributed.notes import Notes, release
+from rayclip.distributed.trials import Reports
 from rayclip.store import Store
 from servers import wait_for
 
@@ -62,7 +63,7 @@ def test_what_a_lost_controller_has_reserved_is_given_back(a_ray, tmp_path):
     ray.kill(lost)
 
     def given_back():
-        _release(_Notes(storage=Store(str(tmp_path)), run="train-x"))
+        release(Notes(storage=Store(str(tmp_path)), run="train-x"))
         return states() == ["REMOVED", "CREATED"]
 
     assert states() == ["CREATED", "CREATED"]
@@ -105,5 +106,5 @@ def test_what_a_controller_has_reserved_after_its_death_was_noticed_is_given_bac
             break
     else:
         pytest.fail("none reserved anything after its death: this is not the case to be tested")
-    _release(_Notes(storage=Store(str(tmp_path)), run="train-x"))
+    release(Notes(storage=Store(str(tmp_path)), run="train-x"))
     wait_for(lambda: not held(), 60)
