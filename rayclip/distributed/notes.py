@@ -68,10 +68,10 @@ def _orphans() -> list[PlacementGroup]:
     accessor, found = state._connect_and_get_accessor(), []
     for record in accessor.get_placement_group_table():
         group = gcs_pb2.PlacementGroupTableData.FromString(record)
-        if group.creator_job_id.hex() != job or group.creator_actor_id == no_actor or group.is_detached:
+        ours = group.creator_job_id.hex() == job and group.creator_actor_id != no_actor and not group.is_detached
+        if not ours or group.state == group.REMOVED:  # a long sweep has removed many
             continue
         creator = accessor.get_actor_info(ray.ActorID(group.creator_actor_id))
-        dead = creator is None or gcs_pb2.ActorTableData.FromString(creator).state == gcs_pb2.ActorTableData.DEAD
-        if dead and group.state != group.REMOVED:
+        if creator is None or gcs_pb2.ActorTableData.FromString(creator).state == gcs_pb2.ActorTableData.DEAD:
             found.append(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
     return found
