@@ -118,6 +118,7 @@ class Trial:
         return f"train-{self.config.digest()}"
 
     def notes(self, storage: Store) -> Notes:
+        """What its processes tell each other, beside its unfinished run in `storage`."""
         return Notes(storage=storage, run=self.train_run)
 
     def is_finished(self) -> bool:
