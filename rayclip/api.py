@@ -33,10 +33,10 @@ from rayclip.distributed import (
     run_trials,
     waiting,
 )
-from rayclip.evaluation import Cell, Store, collect_rows, outstanding
+from rayclip.evaluation import Cell, Protocol, Store, collect_rows, outstanding
 from rayclip.evaluation import forecast as forecasts
 from rayclip.evaluation.alarms import alarms
-from rayclip.evaluation.cell import label_with_eps
+from rayclip.evaluation.cell import at_budgets, budgets_for, label_with_eps
 from rayclip.evaluation.costs import Costs
 from rayclip.evaluation.forecast import Forecast
 from rayclip.evaluation.front import Score, pareto_front
@@ -131,7 +131,7 @@ def evaluate_retrieval(
     limit: int | None = None,
     resolution: Resolution = "model",
     attacks: Sequence[Attack] = (Clean(),),
-    eps: float | None = None,
+    eps: float | tuple[float, ...] | None = None,
     seed: int = 0,
 ) -> list[RecallRow]:
     """Recall at 1, 5, 10 of models on image-caption data (`open_pairs`), in this process; on disk, in the tracker, and
@@ -139,7 +139,7 @@ def evaluate_retrieval(
 
     Args:
         attacks: on pairs (`attacks.pairs`), those that have a stop rule with `stop="final"`.
-        eps: their budget in pixel units.
+        eps: budget in pixel units of those that name none of their own; each of them is run at each of several.
 
     Raises:
         UserError: bad arguments, before anything is written.
@@ -150,13 +150,16 @@ def evaluate_retrieval(
     if resolution == "native" and pairs.native_size is None:
         raise mixed_sizes(pairs)
     specs = list(dict.fromkeys(models))
-    tasks = [
+    budgets = Protocol(eps=eps).budgets
+    found_tasks = [
         make_task(
-            (m, opened.fingerprint(m)), pairs, limit=limit, resolution=resolution, attack=attack, eps=eps, seed=seed
+            (m, opened.fingerprint(m)), pairs, limit=limit, resolution=resolution, attack=attack, eps=budget, seed=seed
         )
         for m in specs
         for attack in attacks
+        for budget in budgets_for(attack, budgets)
     ]
+    tasks = list({(task.model, task.id): task for task in found_tasks}.values())
     for attack in {task.attack for task in tasks}:
         if isinstance(attack, TextSettings):
             attack.source(opened.model(specs[-1]))
@@ -349,8 +352,8 @@ def search(
         front.sort(key=lambda trial: -scores[trial.name].clean)
         labels, runs = _named(base, front, itself)
         rows = _compare(root, labels, runs, evaluations, opened, logbook, store, where)
-    budget = validation.protocol.eps
-    withstood = [label_with_eps(a, budget if a.needs_eps else None) for a in validation.attacks if a.name != "clean"]
+    attacks = at_budgets(validation.attacks, validation.protocol.budgets)
+    withstood = [label_with_eps(a, a.eps if a.needs_eps else None) for a in attacks if a.name != "clean"]
     return Found(
         scores=scores,
         front=[t.name for t in front],

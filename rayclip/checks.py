@@ -31,7 +31,6 @@ from rayclip.tracking import MlflowTracker, SpooledTracker, default_uri
 from rayclip.training import TrainConfig
 from rayclip.training.captions import with_captions
 from rayclip.types import UserError
-from rayclip.units import parse_budget
 
 _SILENT_S = 2.0  # a check that is over sooner is not worth a line
 
@@ -246,11 +245,10 @@ def evaluations_of(results: Results) -> list[Evaluation]:
     sizes: dict[str, int] = {}
     for cell in plain:
         sizes[cell.data] = max(sizes.get(cell.data, 0), cell.verdicts.n)
-    found: dict[tuple[str, Protocol], dict[str, Attack]] = {}
+    found: dict[tuple[str, Protocol], dict[tuple[str, float | None], Attack]] = {}
     for cell in plain:
         said = cell.protocol
         protocol = Protocol(
-            eps=parse_budget(said["eps"]) if "eps" in said else None,
             seed=said["seed"],
             resolution=said["resolution"],
             names=said["class_names"],
@@ -258,7 +256,8 @@ def evaluations_of(results: Results) -> list[Evaluation]:
             precision=said["precision"],
         )
         attack = attack_as_described(said)
-        found.setdefault((cell.data, protocol), {})[json.dumps(attack.describe(), sort_keys=True)] = attack
+        key = json.dumps(attack.describe(), sort_keys=True), attack.eps
+        found.setdefault((cell.data, protocol), {})[key] = attack
     return [
         Evaluation(data=[data], attacks=list(attacks.values()), protocol=protocol, limit=sizes[data])
         for (data, protocol), attacks in found.items()

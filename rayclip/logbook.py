@@ -16,6 +16,7 @@ from typing import Any
 from rayclip.attacks.bert import TextSettings
 from rayclip.data import ImageSet
 from rayclip.evaluation import Cell, Store
+from rayclip.evaluation.aggregate import worst_accuracy
 from rayclip.evaluation.retrieval import RecallRow, Task
 from rayclip.models import load_model
 from rayclip.models.checkpoint import read_lineage
@@ -31,13 +32,13 @@ HOW_TO_READ = """
 `rayclip.kind` (`sweep`, `train`, `eval`, `retrieval`, …), `rayclip.model` (fingerprint of the weights),
 `rayclip.data.NAME` (of the data), `rayclip.results` (the folder with every sample's verdict).
 
-**Metrics**, in percent: `clean/DATA`, `robust/ATTACK_epsN/DATA`, `worst/DATA` (right under every attack, per sample),
-`avg/…` over the data sets.
+**Metrics**, in percent: `clean/DATA`, `robust/ATTACK_epsN/DATA`, `worst/DATA` (the worst case: right under every
+attack, per sample; of several budgets one each, `worst_epsN/DATA`), `avg/…` over the data sets.
 
 - Compare: mark runs, *Compare*, parallel coordinates over `method.name`, `shots`, `method.attack.eps` and `worst/…`.
 - Search: `tags."rayclip.kind" = 'eval' and metrics."worst/digits" > 30`.
 - Tables of several runs side by side: *Evaluation*, `results_table.json`. Pictures: *Model metrics*, image grids.
-- Checkpoints: *Models*, a version each; `champion` has the best worst-case accuracy.
+- Checkpoints: *Models*, a version each; `champion` has the best worst-case accuracy, the mean of several budgets' ones.
 """.strip()
 
 
@@ -291,28 +292,26 @@ class Logbook:
 
 
 def metric_names(rows: Sequence[Row]) -> dict[str, float]:
-    """`clean/DATA`, `robust/ATTACK/DATA`, `worst/DATA`, and `avg/ATTACK` over several data sets."""
+    """`clean/DATA`, `robust/ATTACK/DATA`, `worst/DATA` (of several budgets `worst_epsN/DATA`), and `avg/ATTACK` of what
+    was run on all of several data sets."""
     values: dict[str, float] = {}
     by_attack: dict[str, list[float]] = {}
     for row in rows:
-        kind = row.attack if row.attack in ("clean", "worst") else f"robust/{row.attack}"
+        kind = row.attack if row.attack == "clean" or row.is_worst else f"robust/{row.attack}"
         values[f"{kind}/{_plain(row.dataset)}"] = row.top1
         by_attack.setdefault(row.attack, []).append(row.top1)
-    if len({row.dataset for row in rows}) > 1:
-        values |= {f"avg/{attack}": sum(v) / len(v) for attack, v in by_attack.items()}
+    datasets = len({row.dataset for row in rows})
+    if datasets > 1:
+        values |= {f"avg/{attack}": sum(v) / len(v) for attack, v in by_attack.items() if len(v) == datasets}
     return values
 
 
 def worst_case(rows: Sequence[Row]) -> float | None:
-    """Accuracy in the worst case that was looked at, averaged over data sets; None where nothing was attacked, and for
-    a model behind a defence or with a scorer of its own, which is more than its checkpoint."""
+    """`worst_accuracy` of a checkpoint; None where nothing was attacked, and for a model behind a defence or with a
+    scorer of its own, which is more than its checkpoint."""
     if any((row.defense, row.scorer) != ("none", "template") for row in rows):
         return None
-    lowest: dict[str, float] = {}
-    for row in rows:
-        if row.attack != "clean":
-            lowest[row.dataset] = min(row.top1, lowest.get(row.dataset, row.top1))
-    return sum(lowest.values()) / len(lowest) if lowest else None
+    return worst_accuracy(rows)
 
 
 def _shared_protocol(rows: Sequence[Row]) -> str:

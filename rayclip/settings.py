@@ -7,7 +7,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from rayclip.types import UserError
-from rayclip.units import format_budget, parse_budget
+from rayclip.units import Norm, format_budget, parse_budget
 
 # Metadata of the fields that the package fills in, such as what is in a file that a setting names
 FILLED_IN = {"filled_in": True}
@@ -69,12 +69,15 @@ def split_names(text: str, option: str, example: str) -> list[tuple[str, dict[st
     return found
 
 
-def convert_all(what: str, name: str, written: Mapping[str, str], types: Mapping[str, Any]) -> dict[str, Any]:
+def convert_all(
+    what: str, name: str, written: Mapping[str, str], types: Mapping[str, Any], norm: Norm = "linf"
+) -> dict[str, Any]:
     """Settings as values.
 
     Args:
         what: `attack`, `defense`: what `name` is the name of.
         types: of its settings.
+        norm: that budgets are measured in.
 
     Raises:
         UserError: a setting that it does not have, or a value that does not fit.
@@ -82,10 +85,10 @@ def convert_all(what: str, name: str, written: Mapping[str, str], types: Mapping
     for key in written:
         if key not in types:
             raise UserError(f"{what} '{name}' has no setting '{key}': it has {', '.join(sorted(types)) or 'none'}.")
-    return {key: _convert(name, key, value, types[key]) for key, value in written.items()}
+    return {key: _convert(name, key, value, types[key], norm) for key, value in written.items()}
 
 
-def _convert(owner: str, key: str, value: str, kind: Any) -> Any:
+def _convert(owner: str, key: str, value: str, kind: Any, norm: Norm = "linf") -> Any:
     if get_origin(kind) in (Union, UnionType):  # `float | None`: nobody writes None
         (kind,) = (k for k in get_args(kind) if k is not NoneType)
     if get_origin(kind) is Literal:
@@ -93,7 +96,7 @@ def _convert(owner: str, key: str, value: str, kind: Any) -> Any:
             raise UserError(f"{owner}:{key}={value} is not possible: use one of {', '.join(get_args(kind))}.")
         return value
     if kind is float and key in BUDGETS:
-        return parse_budget(value, key)
+        return parse_budget(value, key, norm)
     if kind == tuple[float, ...]:
         return tuple(_convert(owner, key, part, float) for part in value.split("+"))
     if kind not in (int, float):

@@ -61,6 +61,11 @@ class Row:
     defense: str = "none"
     scorer: str = "template"
 
+    @property
+    def is_worst(self) -> bool:
+        """Whether this is the worst case over several attacks."""
+        return "worst_of" in self.protocol
+
     def who(self, labels: Mapping[str, str] | None = None) -> str:
         """The model, under its label if it has one, with its scorer and its defence."""
         name = (labels or {}).get(self.model, self.model)

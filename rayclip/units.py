@@ -1,15 +1,22 @@
 """Perturbation budgets: floats in pixel units [0, 1], spelled as fractions wherever a person writes or reads them."""
 
+import math
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Literal
 
 from rayclip.types import UserError
 
+Norm = Literal["linf", "l2"]
 
-def parse_budget(text: str, what: str = "eps") -> float:
-    """`"4/255"`, `"0.0157"` or `"0"` as a float in [0, 1).
+_MEANT_IN_255THS = 10  # a whole l_2 length of so much or more: 128 is meant as 128/255
+
+
+def parse_budget(text: str, what: str = "eps", norm: Norm = "linf") -> float:
+    """`"4/255"`, `"0.0157"` or `"0"` as a float: in [0, 1) in l_inf, of any length in l_2.
 
     Raises:
-        UserError: not a number, negative, or a bare number of 1 or more (`8` is meant as `8/255`).
+        UserError: not a number, negative, or in l_inf 1 or more (`8` is meant as `8/255`; so is a whole `128` in l_2).
     """
     numerator, _, denominator = text.strip().partition("/")
     try:
@@ -18,10 +25,35 @@ def parse_budget(text: str, what: str = "eps") -> float:
         raise UserError(f"{what} '{text}' is not a number: write it as a fraction such as 4/255.") from None
     if value < 0:
         raise UserError(f"{what} '{text}' is negative: write a budget such as 4/255.")
+    if norm == "l2":
+        if value >= _MEANT_IN_255THS and text.strip().isdigit():
+            number = text.strip()
+            raise UserError(f"{what} '{text}' is an l_2 length of {number} pixels: write {number}/255, or {number}.0.")
+        return value
     if value >= 1:
         hint = f"{text.strip()}/255" if "/" not in text else "4/255"
         raise UserError(f"{what} '{text}' is not in pixel units [0, 1): write {hint}.")
     return value
+
+
+def parse_budgets(texts: Sequence[str], what: str = "eps") -> tuple[float, ...]:
+    """Budgets with commas between them, as one value or several; each once, in that order."""
+    parts = [part for text in texts for part in text.split(",")]
+    return tuple(dict.fromkeys(parse_budget(part, what) for part in parts))
+
+
+def check_budget(eps: float, norm: Norm, who: str) -> None:
+    """Raise a `UserError` unless this is a budget in pixel units: not negative, finite, below 1 in l_inf."""
+    if not math.isfinite(eps) or eps < 0:
+        raise UserError(f"{who} cannot have the budget {eps:g}: give a fraction such as 1/255.")
+    if norm == "linf" and eps >= 1:
+        raise UserError(f"{who} cannot have the budget {eps:g}, as pixels are in [0, 1]: give {eps:g}/255.")
+
+
+def default_step(eps: float, steps: int, norm: Norm = "linf") -> float:
+    """Length of a step where none is given: the papers' 1/255; in a ball that so many of those do not cross, and in
+    l_2, 2.5·eps/steps (Madry et al. 2018)."""
+    return 1 / 255 if norm == "linf" and steps / 255 >= 2 * eps else 2.5 * eps / steps
 
 
 def in_255ths(value: float) -> str:

@@ -133,7 +133,7 @@ class APGD(Attack):
     def losses(self, victim: ZeroShot, samples: Samples) -> list[Loss]:
         """What each run of Algorithm 1 raises, in order."""
 
-    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         attack = self.for_classes(len(victim.text_KD))
         images_BCHW, labels_B, _, todo_B = samples
         made = Adversarial.untouched(images_BCHW.clone())
@@ -263,8 +263,8 @@ class APGDT(APGD):
             raise UserError(f"attack 'apgd-t' needs 4 classes, and the data has {count}: use {instead}.")
         return replace(self, targets=min(self.targets, count - 1))
 
-    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
-        made = super().run(victim, samples, eps=eps)
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+        made = super().craft(victim, samples, eps=eps)
         ordered = torch.ones_like(made.queries_B) if samples.todo_B is None else samples.todo_B.long()
         return made._replace(queries_B=made.queries_B + ordered)  # the forward that puts the targets in order
 

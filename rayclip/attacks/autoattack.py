@@ -72,7 +72,7 @@ class InTurn(Attack):
         rest = {f"{p.name}.{k}": v for p in parts for k, v in p.describe().items() if k not in own}
         return own | {"parts": ", ".join(names)} | rest
 
-    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         images, labels, keys, todo = samples
         holds = torch.ones_like(labels, dtype=torch.bool) if todo is None else todo.clone()
         made = Adversarial.untouched(images)
@@ -81,7 +81,7 @@ class InTurn(Attack):
             if not holds.any():
                 break
             turn = samples._replace(keys_B=rng.subkeys(keys, part.name), todo_B=holds)
-            new = part.run(victim, turn, eps=eps)
+            new = part.craft(victim, turn, eps=eps)
             images = torch.where(wide(holds), new.images_BCHW, images)
             made = Adversarial(images, None, made.steps_B + new.steps_B, made.queries_B + new.queries_B + holds.long())
             at = holds.nonzero().squeeze(1)

@@ -5,7 +5,7 @@ Shapes: B batch, C H W image, K classes, D embedding; A the samples of a batch t
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor
 from rayclip import rng
 from rayclip.attacks.variants import Forward, Variant, accumulate, views
 from rayclip.models import ZeroShot
-from rayclip.settings import settable
-from rayclip.units import format_budget
+from rayclip.settings import settable, written
+from rayclip.types import UserError
+from rayclip.units import Norm, check_budget, default_step
 
-Norm = Literal["linf", "l2"]
 Start = Literal["random", "zero"]
 Stop = Literal["first_success", "final"]
 
@@ -74,18 +74,26 @@ class Adversarial(NamedTuple):
         return cls(images_BCHW, text_KD, zeros, zeros.clone())
 
 
+_ROUNDING = 1e-6  # of pixels that somebody has normalised and brought back
 _WATCH = 8  # where nobody is judged, so many steps lie between two looks at who has come back to a former perturbation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """An attack with its settings; epsilon comes at call time. Subclasses are frozen dataclasses, one file a family."""
+    """An attack with its settings. Subclasses are frozen dataclasses, one file a family, and say how images are made
+    (`craft`).
+
+    Attributes:
+        eps: budget in pixel units, of attacks that need one; None leaves it to who runs the attack.
+    """
 
     name: ClassVar[str]
     needs_eps: ClassVar[bool] = True
     black_box: ClassVar[bool] = False  # uses scores only, no gradients
     asks_victim: ClassVar[bool] = True  # whether what it does depends on the victim's answers for images
     for_pairs: ClassVar[bool] = False  # whether it also makes sense where images are the classes (`attacks.pairs`)
+
+    eps: float | None = None
 
     @property
     def label(self) -> str:
@@ -100,7 +108,28 @@ class Attack(ABC):
     @classmethod
     def settings(cls) -> dict[str, Any]:
         """The names and types of what a user may set."""
-        return settable(cls)
+        return {name: kind for name, kind in settable(cls).items() if name != "eps" or cls.needs_eps}
+
+    @property
+    def ball(self) -> Norm:
+        """The norm that the budget is measured in."""
+        return getattr(self, "norm", "linf")
+
+    def within(self, eps: float | None) -> Self:
+        """The attack with its budget and what follows from it filled in; its own budget comes first.
+
+        Raises:
+            UserError: it needs a budget and there is none, or none that its norm can have.
+        """
+        if not self.needs_eps:
+            return self
+        eps = self.eps if self.eps is not None else eps
+        if eps is None:
+            raise UserError(
+                f"attack '{self.name}' needs a budget: give --eps, for example --eps 1/255, or {self.name}:eps=1/255."
+            )
+        check_budget(eps, self.ball, f"attack '{self.name}'")
+        return replace(self, eps=eps)
 
     def for_classes(self, count: int) -> Self:
         """The attack as it runs on data of so many classes.
@@ -116,8 +145,7 @@ class Attack(ABC):
 
     def describe(self) -> dict[str, Any]:
         """The settings that a result's protocol must state."""
-        shown = {"step": format_budget}
-        return {name: shown.get(name, lambda v: v)(getattr(self, name)) for name in self.settings()}
+        return {name: written(name, getattr(self, name)) for name in self.settings() if name != "eps"}
 
     def describe_prepared(self) -> dict[str, Any] | None:
         """The settings that `prepare` depends on; None where there is nothing to prepare."""
@@ -127,14 +155,26 @@ class Attack(ABC):
         """What depends on model and class set alone: adversarial class prompts. Made once, kept with the results."""
         return None
 
-    @abstractmethod
-    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+    def run(
+        self, victim: ZeroShot, samples: Samples, *, eps: float | None = None, prompts: Prompts = None
+    ) -> Adversarial:
         """Attack a batch.
 
         Args:
-            eps: budget in pixel units; ignored by attacks that leave the image alone.
+            eps: budget in pixel units, in place of the attack's own; ignored by attacks that leave the image alone.
             prompts: what `prepare` returned.
+
+        Raises:
+            UserError: no budget; one that is negative, not finite, or in l_inf 1 or more; pixels outside [0, 1].
         """
+        ready = self if eps is None or not self.needs_eps else replace(self, eps=eps)
+        ready = ready.within(None)
+        check_pixels(samples.images_BCHW)
+        return ready.craft(victim, samples, eps=ready.eps or 0.0, prompts=prompts)
+
+    @abstractmethod
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+        """What `run` does once budget and pixels are checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +183,7 @@ class GradientAttack(Attack):
 
     Attributes:
         steps: gradient steps.
-        step: length of one, in pixel units.
+        step: length of one, in pixel units; None is `default_step` of the budget.
         norm: `linf`, or `l2` over all pixels and channels of an image.
         start: `random` (linf: uniform in the ball; l2: gaussian direction, uniform radius) or `zero`.
         stop: `first_success` (a sample leaves the batch at its first iterate that fools the model) or `final` (the
@@ -153,7 +193,7 @@ class GradientAttack(Attack):
     """
 
     steps: int = 10
-    step: float = 1 / 255
+    step: float | None = None
     norm: Norm = "linf"
     start: Start = "random"
     stop: Stop = "first_success"
@@ -171,6 +211,12 @@ class GradientAttack(Attack):
     @property
     def cost(self) -> int:
         return 2 * self.steps
+
+    def within(self, eps: float | None) -> Self:
+        found = super().within(eps)
+        if found.step is not None or found.eps is None:
+            return found
+        return replace(found, step=default_step(found.eps, self.steps, self.ball))
 
     def ascend(
         self, forward: Forward, samples: Samples, *, eps: float, constant: bool = False
@@ -194,6 +240,7 @@ class GradientAttack(Attack):
         delta = torch.zeros_like(clean) if self.start == "zero" else random_start(clean, keys, eps, self.norm)
         direction = torch.zeros_like(clean)
         before = earlier = torch.full_like(clean, torch.nan)  # the perturbations of one and of two steps ago
+        length = default_step(eps, self.steps, self.norm) if self.step is None else self.step
         judge, repeats = self.stop == "first_success", constant and self.variant in ("plain", "si")
         for done in range(self.steps + 1):
             pixels = (clean + delta).clamp(0, 1)  # adding may round a hair beyond the range
@@ -221,8 +268,20 @@ class GradientAttack(Attack):
             active, clean, keys = active[kept], clean[kept], keys[kept]
             direction = accumulate(self.variant, direction[kept], gradient[kept])
             earlier, before = before[kept], delta[kept]
-            delta = project(before + self.step * steepest(direction, self.norm), clean, eps, self.norm)
+            delta = project(before + length * steepest(direction, self.norm), clean, eps, self.norm)
         return adversarial, steps_B, queries_B
+
+
+def check_pixels(images_BCHW: Tensor) -> None:
+    """Raise a `UserError` unless all pixels are in [0, 1], up to rounding. One wait for the device."""
+    if not images_BCHW.numel():
+        return
+    low, high = torch.stack(images_BCHW.detach().aminmax()).tolist()
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN is neither
+        raise UserError(
+            f"images have pixels from {low:.3g} to {high:.3g}, and attacks take pixels in [0, 1]: divide bytes by 255, "
+            "and leave normalisation to the model."
+        )
 
 
 def random_start(clean: Tensor, keys: Tensor, eps: float, norm: Norm, *, stream: int = 0) -> Tensor:

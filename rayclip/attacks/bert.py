@@ -212,6 +212,6 @@ class BertAttack(TextAttack):
     needs_eps: ClassVar[bool] = False
     asks_victim: ClassVar[bool] = False
 
-    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         assert prompts is not None, "call prepare first"
         return Adversarial.untouched(samples.images_BCHW, victim.embed_prompts(prompts))

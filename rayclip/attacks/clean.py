@@ -14,5 +14,5 @@ class Clean(Attack):
     asks_victim: ClassVar[bool] = False
     for_pairs: ClassVar[bool] = True
 
-    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         return Adversarial.untouched(samples.images_BCHW)

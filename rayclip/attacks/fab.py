@@ -65,7 +65,7 @@ class FABT(Attack):
     def cost(self) -> int:
         return 3 * self.iterations * self.targets
 
-    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         images, labels, _, todo = samples
         nearest = images.clone()
         everyone = torch.arange(len(images), device=images.device)

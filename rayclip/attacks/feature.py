@@ -48,7 +48,7 @@ class FeatureAttack(GradientAttack):
         if self.start == "zero":
             raise UserError("feature:start=zero cannot work, as the gradient vanishes there: use start=random.")
 
-    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         images = samples.images_BCHW
         todo_B = torch.ones_like(samples.labels_B, dtype=torch.bool) if samples.todo_B is None else samples.todo_B
         if not todo_B.any():

@@ -18,5 +18,5 @@ class FGSM(Attack):
     def cost(self) -> int:
         return 2
 
-    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
-        return PGD(steps=1, step=eps, start="zero").run(victim, samples, eps=eps)
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+        return PGD(steps=1, step=eps, start="zero").craft(victim, samples, eps=eps)

@@ -30,7 +30,7 @@ class JointAttack(TextAttack, GradientAttack):
     def objective(self, victim: ZeroShot, samples: Samples, text_PD: Tensor) -> Objective:
         """The image's loss; `text_PD` are the normalised embeddings of the adversarial prompts."""
 
-    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         assert prompts is not None, "call prepare first"
         text_PD = victim.embed_each(prompts)
         text_KD = victim.embed_prompts(prompts)

@@ -22,7 +22,7 @@ class PGD(GradientAttack):
         """Per-sample loss to raise, `(A,)`: the hook in which CW and its kin differ."""
         return F.cross_entropy(logits_AK, labels_A, reduction="none")
 
-    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             logits, labels = victim(pixels, index), samples.labels_B[index]
             return self.loss(logits, labels), logits.argmax(1) != labels
@@ -33,11 +33,10 @@ class PGD(GradientAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class PGDL2(PGD):
-    """PGD in the l_2 ball under a name of its own; the default step suits budgets about 0.5."""
+    """PGD in the l_2 ball under a name of its own."""
 
     name: ClassVar[str] = "pgd-l2"
 
-    step: float = 0.1
     norm: Norm = field(default="l2", metadata=FILLED_IN)
 
     @property

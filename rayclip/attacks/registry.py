@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -24,6 +25,7 @@ from rayclip.attacks.transfer import Transfer
 from rayclip.names import ATTACKS_ABOUT
 from rayclip.settings import convert_all, split_names
 from rayclip.types import UserError
+from rayclip.units import Norm
 
 ATTACKS: dict[str, type[Attack]] = {
     a.name: a
@@ -82,6 +84,12 @@ def make_attack(name: str, **settings: Any) -> Attack:
     return kind(**settings)
 
 
+def _norm(kind: type[Attack], written: Mapping[str, str]) -> Norm:
+    """That an attack with such settings measures its budget in."""
+    default = next((f.default for f in fields(kind) if f.name == "norm"), "linf")
+    return "l2" if written.get("norm", default) == "l2" else "linf"
+
+
 def attack_as_described(protocol: Mapping[str, Any]) -> Attack:
     """The attack of a result's protocol: the inverse of `Attack.describe`.
 
@@ -93,7 +101,7 @@ def attack_as_described(protocol: Mapping[str, Any]) -> Attack:
     spelled = {k: v for k in types if k != "attack" and (v := protocol.get(k)) not in (None, "")}
     written = {k: "+".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for k, v in spelled.items()}
     try:
-        attack = make_attack(name, **convert_all("attack", name, written, types))
+        attack = make_attack(name, **convert_all("attack", name, written, types, _norm(attack_class(name), written)))
         described = attack.describe()
     except (UserError, ValueError):
         described = {"attack": None}
@@ -116,8 +124,8 @@ def parse_attacks(text: str, defaults: Mapping[str, Any]) -> list[Attack]:
     for name, written in split_names(text, "--attacks", "pgd:steps=100"):
         kind = attack_class(name)
         types = kind.settings()
-        settings = {k: v for k, v in defaults.items() if k in types} | convert_all("attack", name, written, types)
-        attacks.append(kind(**settings))
+        own = convert_all("attack", name, written, types, _norm(kind, written))
+        attacks.append(kind(**{k: v for k, v in defaults.items() if k in types} | own))
     if len(set(attacks)) < len(attacks):
         raise UserError(f"--attacks '{text}' names an attack twice with the same settings: drop one.")
     return attacks

@@ -118,7 +118,7 @@ class SemanticEnsemble(GradientAttack):
             return super().describe() | {"captions": "templates"}
         return super().describe() | {"captions": digest_texts(self.texts)}
 
-    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         text_MKD = self._embed(victim)
 
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ class SGA(TextAttack, GradientAttack):
     def prepare(self, victim: ZeroShot) -> Prompts:
         return None
 
-    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         images_BCHW, labels_B, keys_B, todo_B = samples
         attacked = range(len(labels_B)) if todo_B is None else todo_B.nonzero().squeeze(1).tolist()
         texts = _OwnTexts(self, victim, labels_B.tolist(), attacked)

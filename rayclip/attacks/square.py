@@ -61,7 +61,7 @@ class Square(Attack):
         return min(max(round(math.sqrt(share * height * width)), 1), height, width)
 
     @torch.no_grad()
-    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         images, labels, keys, todo = samples
         adversarial, keys = images.clone(), keys.to(images.device)
         everyone = torch.arange(len(images), device=images.device)

@@ -1,11 +1,11 @@
 """Transfer: adversarial examples made on one model and judged on another."""
 
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Self
 
-from rayclip.attacks.base import Adversarial, Attack, GradientAttack, Prompts, Samples, Stop
+from rayclip.attacks.base import Adversarial, Attack, GradientAttack, Norm, Prompts, Samples, Stop
 from rayclip.models import ZeroShot, load_model
 from rayclip.models.clip import load_once
 from rayclip.settings import FILLED_IN
@@ -48,8 +48,12 @@ class Transfer(GradientAttack):
         from rayclip.attacks.registry import attack_class  # which knows this file
 
         kind = attack_class(self.attack)
-        shared = {f.name for f in fields(kind)} & {f.name for f in fields(GradientAttack)}
+        shared = kind.settings().keys() & GradientAttack.settings().keys()
         return kind(**{name: getattr(self, name) for name in shared})
+
+    @property
+    def ball(self) -> Norm:
+        return self.inner.ball
 
     @property
     def label(self) -> str:
@@ -69,10 +73,10 @@ class Transfer(GradientAttack):
         """The inner attack's settings; `source` is what the model is, not how it was named."""
         return self.inner.describe() | {"inner": self.attack, "source": self.pinned().source_fingerprint}
 
-    def run(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         device = str(samples.images_BCHW.device)
         source = _source(self.source, self.source_fingerprint, device, victim.class_names, victim.template)
-        return self.inner.run(source, samples, eps=eps)
+        return self.inner.craft(source, samples, eps=eps)
 
 
 @lru_cache(maxsize=4)

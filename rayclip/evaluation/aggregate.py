@@ -1,7 +1,10 @@
 """From verdicts to numbers: accuracy with 95 % Wilson intervals, and the worst case per sample."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +13,7 @@ from rayclip.evaluation.cell import Cell
 from rayclip.store import Store
 from rayclip.types import Row, UserError
 
+WORST = "worst"
 _Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
@@ -21,9 +25,78 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
+class Ball(NamedTuple):
+    """What an attack may do to an image, as its protocol states it: the norm, and the budget as it is written."""
+
+    norm: str
+    eps: str
+
+
+def ball_of(protocol: Mapping[str, Any]) -> Ball | None:
+    """None for an attack without a budget, such as one on texts alone."""
+    return Ball(protocol.get("norm", "linf"), protocol["eps"]) if "eps" in protocol else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorstCase:
+    """Right before and after every attack within one ball, and after those that need no budget.
+
+    Attributes:
+        ball: None where no attack has a budget.
+        label: `worst`; where there are several balls `worst_eps1`, `worst_l2_eps127.5`.
+    """
+
+    ball: Ball | None
+    label: str
+
+    def includes(self, protocol: Mapping[str, Any]) -> bool:
+        return ball_of(protocol) in (None, self.ball)
+
+    def of(self, protocols: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The places of the attacks that it is over; none where fewer than two attack, which is no worst case."""
+        within = [i for i, protocol in enumerate(protocols) if self.includes(protocol)]
+        return within if sum(protocols[i]["attack"] != "clean" for i in within) > 1 else []
+
+    def described(self) -> dict[str, str]:
+        """Norm and budget as a protocol states them."""
+        return {} if self.ball is None else self.ball._asdict()
+
+
+def worst_cases(protocols: Iterable[Mapping[str, Any]]) -> list[WorstCase]:
+    """The worst cases over attacks with these protocols, one a ball: what attacks within different budgets or norms
+    leave is never mixed. l_inf first, small budgets first."""
+    found = {ball for protocol in protocols if (ball := ball_of(protocol)) is not None}
+    balls = sorted(found, key=lambda ball: (ball.norm != "linf", ball.norm, _as_fraction(ball.eps)))
+    if len(balls) < 2:
+        return [WorstCase(ball=balls[0] if balls else None, label=WORST)]
+    return [WorstCase(ball=ball, label=_worst_label(ball)) for ball in balls]
+
+
+def _as_fraction(eps: str) -> Fraction:
+    numerator, _, denominator = eps.partition("/")
+    return Fraction(numerator) / Fraction(denominator or 1)
+
+
+def _worst_label(ball: Ball) -> str:
+    norm = "" if ball.norm == "linf" else f"_{ball.norm}"
+    return f"{WORST}{norm}_eps{ball.eps.removesuffix('/255')}"
+
+
+def worst_accuracy(rows: Sequence[Row]) -> float | None:
+    """One model's accuracy in the worst case, averaged over budgets and data sets; None where nothing was attacked."""
+    attacked = [row for row in rows if row.attack != "clean"]
+    lowest: dict[tuple[str, str], float] = {}
+    for case in worst_cases([row.protocol for row in attacked]):
+        for row in attacked:
+            if case.includes(row.protocol):
+                key = case.label, row.dataset
+                lowest[key] = min(row.top1, lowest.get(key, row.top1))
+    return sum(lowest.values()) / len(lowest) if lowest else None
+
+
 def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store: Store) -> list[Row]:
-    """One row a cell, and where a model with its defence met several attacks on a data set, a row `worst`: right under
-    all of them.
+    """One row a cell, and where a model with its defence met several attacks within a ball on a data set, a row of
+    their worst case: right under all of them.
 
     Args:
         positions: the samples that count, by data specification.
@@ -32,12 +105,16 @@ def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store:
         UserError: results are missing.
     """
     rows: list[Row] = []
+    cases = worst_cases([cell.describe() for cell in cells])
     for members in same_subject(cells):
         data = members[0].data
         verdicts = [right_after_attack(cell, positions[data], store) for cell in members]
         rows += [_row(cell, cell.attack_label, right) for cell, right in zip(members, verdicts, strict=True)]
-        if len(members) > 2 or (len(members) == 2 and all(c.attack.name != "clean" for c in members)):
-            rows.append(_worst(members, np.logical_and.reduce(verdicts)))
+        for case in cases:
+            within = case.of([cell.describe() for cell in members])
+            if within:
+                right = np.logical_and.reduce([verdicts[i] for i in within])
+                rows.append(_worst(case, [members[i] for i in within], right))
     return rows
 
 
@@ -86,15 +163,15 @@ def _row(cell: Cell, label: str, right: np.ndarray) -> Row:
     )
 
 
-def _worst(members: list[Cell], right: np.ndarray) -> Row:
+def _worst(case: WorstCase, members: Sequence[Cell], right: np.ndarray) -> Row:
     low, high = wilson(int(right.sum()), len(right))
     first = members[0]
-    protocol = {"worst_of": [cell.attack_label for cell in members], "per": "sample"}
+    protocol = {"worst_of": [cell.attack_label for cell in members], "per": "sample", **case.described()}
     return Row(
         model=first.model,
         dataset=first.dataset,
-        attack="worst",
-        eps=first.protocol.eps,
+        attack=case.label,
+        eps=next((cell.eps for cell in members if cell.eps is not None), None),
         steps=None,
         n=len(right),
         top1=100 * float(right.mean()),

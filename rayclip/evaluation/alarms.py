@@ -34,7 +34,10 @@ def alarms(cells: Sequence[Cell], rows: Sequence[Row], positions: Mapping[str, n
         attacking = [(cell, row) for cell, row in attacking if cell.attacked == cell.scorer]
         for cell, row in attacking:
             found += _flat_loss(cell, row, positions[cell.data], store) + _survives_all(cell, row)
-        found += _gradients_lose(attacking) + _steps_lose(attacking)
+        balls = dict.fromkeys((cell.attack.ball, cell.eps) for cell, _ in attacking)
+        for ball in balls:  # within different balls, nothing can be told from who leaves more
+            alike = [(cell, row) for cell, row in attacking if (cell.attack.ball, cell.eps) == ball]
+            found += _gradients_lose(alike) + _steps_lose(alike)
     return found
 
 
@@ -63,9 +66,8 @@ def _flat_loss(cell: Cell, row: Row, positions: np.ndarray, store: Store) -> lis
 
 
 def _survives_all(cell: Cell, row: Row) -> list[str]:
-    norm = row.protocol.get("norm", "linf")
     chance = 100 / len(cell.class_names)
-    if norm != "linf" or row.eps is None or row.eps < _HUGE_EPS or row.ci_low <= chance:
+    if cell.attack.ball != "linf" or row.eps is None or row.eps < _HUGE_EPS or row.ci_low <= chance:
         return []
     return [f"{_where(row)}: {row.top1:.1f} % survive a budget that can erase any image: the attack fails."]
 

@@ -34,7 +34,7 @@ class Protocol:
     """What all cells of an evaluation share.
 
     Attributes:
-        eps: budget of the image attacks, in pixel units; None where there is none.
+        eps: budget of the attacks that name none of their own, in pixel units; each of them runs at each of several.
         seed: of the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
         names: spelling of the classes: CLIP's curated one, or the data's own (the reference code's).
@@ -42,12 +42,17 @@ class Protocol:
         precision: of the model that is attacked; verdicts are always the fp32 model's (`evaluation.confirm`).
     """
 
-    eps: float | None = None
+    eps: float | tuple[float, ...] | None = None
     seed: int = 0
     resolution: Resolution = "native"
     names: Names = "curated"
     template: str = TEMPLATE
     precision: Precision = "fp32"
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """`eps` as a tuple, empty where there is none."""
+        return self.eps if isinstance(self.eps, tuple) else () if self.eps is None else (self.eps,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,7 @@ class Cell:
     """What one number stands on.
 
     `model` and `data` are how the user named them; the fingerprints are what they are, and only those enter the id.
+    `attack` has its budget and its step filled in (`Attack.within`).
     """
 
     model: str
@@ -87,7 +93,8 @@ class Cell:
 
     @property
     def eps(self) -> float | None:
-        return self.protocol.eps if self.attack.needs_eps else None
+        """Budget of the attack in pixel units; None where it needs none."""
+        return self.attack.eps if self.attack.needs_eps else None
 
     @property
     def precision(self) -> Precision:
@@ -111,7 +118,7 @@ class Cell:
         """The protocol as every result row carries it."""
         return {
             "attack": self.attack.name,
-            **({} if self.eps is None else {"eps": format_budget(self.eps)}),
+            **described_budget(self.attack),
             **self.attack.describe(),
             "seed": self.protocol.seed,
             "resolution": self.protocol.resolution,
@@ -153,10 +160,25 @@ def label_with_eps(attack: Attack, eps: float | None) -> str:
     return attack.label if eps is None else f"{attack.label}_eps{in_255ths(eps)}"
 
 
-def check_budget(attack: Attack, eps: float | None) -> None:
-    """Raise a `UserError` if the attack needs a budget and there is none."""
-    if attack.needs_eps and eps is None:
-        raise UserError(f"attack '{attack.name}' needs a budget: give --eps, for example --eps 1/255.")
+def described_budget(attack: Attack) -> dict[str, Any]:
+    """What a protocol says of an attack's budget; nothing where it needs none."""
+    if attack.eps is None or not attack.needs_eps:
+        return {}
+    return {"eps": format_budget(attack.eps), **({} if attack.ball == "linf" else {"norm": attack.ball})}
+
+
+def budgets_for(attack: Attack, budgets: Sequence[float]) -> Sequence[float | None]:
+    """Those of `budgets` that an attack is run at; (None,) where it has its own or needs none."""
+    return budgets if attack.needs_eps and attack.eps is None and budgets else (None,)
+
+
+def at_budgets(attacks: Sequence[Attack], budgets: Sequence[float]) -> list[Attack]:
+    """Every attack within its own budget, those without one within each of `budgets`; each once, in that order.
+
+    Raises:
+        UserError: an attack needs a budget and there is none, or has one that its norm cannot have.
+    """
+    return list(dict.fromkeys(attack.within(eps) for attack in attacks for eps in budgets_for(attack, budgets)))
 
 
 def make_cells(
@@ -186,9 +208,7 @@ def make_cells(
         UserError: an attack needs a budget and there is none, is not defined for a data set's few classes, or names a
             file that cannot be used.
     """
-    for attack in attacks:
-        check_budget(attack, protocol.eps)
-    attacks = [attack.pinned() for attack in attacks]
+    attacks = [attack.pinned() for attack in at_budgets(attacks, protocol.budgets)]
     defenses = [tuple(defense.pinned() for defense in chain) for chain in defenses]
     return [
         Cell(

@@ -24,16 +24,15 @@ from rayclip import PROTOCOL
 from rayclip.attacks import Attack
 from rayclip.attacks.bert import TextSettings
 from rayclip.attacks.clean import Clean
-from rayclip.attacks.pairs import AdversarialPairs, PairAttack, PairVictim, check_for_pairs
+from rayclip.attacks.pairs import AdversarialPairs, PairAttack, PairVictim, check_for_pairs, within_on_pairs
 from rayclip.data import PairSet, Resolution, batch_pixels
 from rayclip.evaluation.aggregate import wilson
-from rayclip.evaluation.cell import check_budget, label_with_eps, with_substitutes
+from rayclip.evaluation.cell import described_budget, label_with_eps, with_substitutes
 from rayclip.evaluation.plan import chosen_positions
 from rayclip.models import Clip
 from rayclip.rng import sample_keys
 from rayclip.store import Store
 from rayclip.types import UserError
-from rayclip.units import format_budget
 
 Direction = Literal["tr", "ir"]
 
@@ -91,7 +90,7 @@ class Task:
     Attributes:
         model, data: as the user named them; only the fingerprints enter the id.
         images: how many images take part, spread evenly over the data; all their captions do.
-        eps: the attack's budget in pixel units; None where it needs none.
+        attack: with its budget and its step filled in.
         seed: of the attack's random numbers.
     """
 
@@ -103,8 +102,12 @@ class Task:
     captions: int
     resolution: Resolution = "model"
     attack: Attack = field(default_factory=Clean)
-    eps: float | None = None
     seed: int = 0
+
+    @property
+    def eps(self) -> float | None:
+        """The attack's budget in pixel units; None where it needs none."""
+        return self.attack.eps if self.attack.needs_eps else None
 
     @property
     def id(self) -> str:
@@ -136,7 +139,7 @@ class Task:
         """The protocol as every result row carries it."""
         image_attack = (
             {
-                "eps": format_budget(self.eps),
+                **described_budget(self.attack),
                 "classes": "the images, by the mean embedding of their captions",
                 "seed": self.seed,
             }
@@ -309,7 +312,7 @@ def make_task(
     """
     attack = with_substitutes(attack or Clean(), bundled=False)
     check_for_pairs(attack)
-    check_budget(attack, eps)
+    attack = within_on_pairs(attack, eps)
     positions = chosen_positions(len(pairs), limit)
     return Task(
         model=model[0],
@@ -320,7 +323,6 @@ def make_task(
         captions=sum(len(pairs.captions[p]) for p in positions),
         resolution=resolution,
         attack=attack,
-        eps=eps if attack.needs_eps else None,
         seed=seed,
     )
 

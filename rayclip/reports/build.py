@@ -164,7 +164,7 @@ def under(attack: Attack) -> str:
     """`under pgd-10 1/255`, `in the worst case within 1/255`."""
     if attack.kind != "worst":
         return f"under {heading(attack.label)}"
-    return "in the worst case" + (f" within {attack.eps}" if attack.eps else "")
+    return "in the worst case" + (f" within {'l2 ' if attack.norm == 'l2' else ''}{attack.eps}" if attack.eps else "")
 
 
 def signed(difference: float) -> str:

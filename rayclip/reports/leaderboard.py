@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from rayclip.evaluation.aggregate import worst_cases
 from rayclip.reports.build import attack_notes, said
 from rayclip.reports.document import Cell, accuracy
 from rayclip.reports.numbers import AVERAGE, Attack, Entry, Number, Section, Subject, average, worst_over
@@ -37,11 +38,14 @@ class Place:
 
 def threats(section: Section) -> list[Threat]:
     """Images within each budget, texts, both at once, and everything within a budget; the broadest first."""
-    budgets = list(dict.fromkeys((a.norm, a.eps) for a in section.attacks if a.eps is not None and a.kind != "worst"))
+    attacks = [a for a in section.attacks if a.kind != "worst"]
     texts = tuple(a for a in section.attacks if a.kind == "text")
     found: list[Threat] = []
-    for norm, eps in budgets:
-        within = [a for a in section.attacks if a.kind != "worst" and (a.norm, a.eps) == (norm, eps)]
+    for case in worst_cases([a.settings for a in attacks]):
+        if case.ball is None:
+            continue
+        norm, eps = case.ball
+        within = [a for a in attacks if a.ball == case.ball]
         images = tuple(a for a in within if a.kind == "image")
         both = tuple(a for a in within if a.kind == "multimodal")
         ball = f"{'l∞' if norm == 'linf' else 'l2'} {eps}"

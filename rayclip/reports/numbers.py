@@ -12,10 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import binom
 
-from rayclip.evaluation.aggregate import wilson
+from rayclip.evaluation.aggregate import WORST, Ball, WorstCase, ball_of, wilson, worst_cases
 from rayclip.reports.results import JudgedCell, JudgedPairs, Model, Results, Verdicts, natural, shared
 
-WORST = "worst"
 AVERAGE = "average"
 Kind = Literal["clean", "image", "text", "multimodal", "worst"]
 _KINDS: tuple[Kind, ...] = ("clean", "image", "text", "multimodal", "worst")
@@ -134,6 +133,11 @@ class Attack:
     def norm(self) -> str:
         return self.settings.get("norm", "linf")
 
+    @property
+    def ball(self) -> Ball | None:
+        """Norm and budget; None where it needs no budget."""
+        return ball_of(self.settings)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -188,8 +192,8 @@ class Section:
 
     @property
     def main(self) -> Attack:
-        """The attack that models are ranked by: the worst case, else the last attack."""
-        return self.attacks[-1]
+        """What models are ranked by: the worst case within the largest l_inf budget, else the last attack."""
+        return next((a for a in reversed(self.attacks) if a.kind == "worst" and a.norm == "linf"), self.attacks[-1])
 
     @property
     def overall(self) -> str:
@@ -304,36 +308,27 @@ def _budget(attack: Attack) -> float:
     return float(numerator) / float(denominator or 1)
 
 
-def _in_255ths(eps: str | None) -> str:
-    return str(eps).removesuffix("/255")
-
-
 def _add_worst(section: Section) -> None:
-    """For every budget the worst case over all that was attacked within it, and over attacks without one (text)."""
-    found = [(a.norm, a.eps) for a in section.attacks if a.eps is not None]
-    budgets: list[tuple[str, str | None]] = list(dict.fromkeys(found)) or [("linf", None)]
+    """The worst case within each ball (`aggregate.worst_cases`)."""
     added = []
-    for norm, eps in budgets:
-        within = [a for a in section.attacks if a.eps is None or (a.norm, a.eps) == (norm, eps)]
-        if sum(a.kind != "clean" for a in within) < 2:
-            continue
-        label = WORST if len(budgets) == 1 else f"{WORST}{'' if norm == 'linf' else f'_{norm}'}_eps{_in_255ths(eps)}"
-        budget = {} if eps is None else {"eps": eps}
-        settings = {"attack": WORST, "norm": norm, "of": [a.label for a in within], **budget}
-        worst = Attack(label=label, kind="worst", settings=settings)
+    for case in worst_cases([a.settings for a in section.attacks]):
+        within = [section.attacks[i] for i in case.of([a.settings for a in section.attacks])]
+        settings = {"attack": WORST, "of": [a.label for a in within], **case.described()}
+        worst = Attack(label=case.label, kind="worst", settings=settings)
         before = len(section.entries)
         for subject in section.subjects:
             for dataset in section.datasets:
-                _add_worst_of(section, subject, dataset, within, worst)
+                _add_worst_of(section, subject, dataset, within, worst, case)
         if len(section.entries) > before:
             added.append(worst)
     section.attacks += added
 
 
-def _add_worst_of(section: Section, subject: Subject, dataset: str, within: Sequence[Attack], worst: Attack) -> None:
-    if sum(a.kind != "clean" and section.get(subject, dataset, a) is not None for a in within) < 2:
-        return
-    entry = worst_over(section, subject, dataset, within)
+def _add_worst_of(
+    section: Section, subject: Subject, dataset: str, within: Sequence[Attack], worst: Attack, case: WorstCase
+) -> None:
+    run = [a.settings for a in within if section.get(subject, dataset, a) is not None]
+    entry = worst_over(section, subject, dataset, within) if case.of(run) else None
     if entry is not None:
         section.entries[subject, dataset, worst.label] = entry
 

@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from rayclip.evaluation.aggregate import WORST
 from rayclip.types import Row
 
 # Of an attack's settings, those that the line below a table names; labels say the rest, the results all
@@ -88,8 +89,9 @@ def result_tables(rows: Sequence[Row], labels: Mapping[str, str] | None = None) 
 
 
 def _distinct(rows: Sequence[Row], field: str) -> list[str]:
-    """The values in the order of their first rows, `worst` last."""
-    return sorted(dict.fromkeys(getattr(row, field) for row in rows), key=lambda value: value == "worst")
+    """The values in the order of their first rows, worst cases last."""
+    worst = {row.attack for row in rows if row.is_worst}
+    return sorted(dict.fromkeys(getattr(row, field) for row in rows), key=lambda value: value in worst)
 
 
 def _table(dataset: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
@@ -123,7 +125,9 @@ def _average(rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
 
 
 def heading(attack: str) -> str:
-    """`pgd-10_eps4` -> `pgd-10 4/255`; `pgd-10_eps4_bpda` -> `pgd-10 bpda 4/255`."""
+    """`pgd-10_eps4` -> `pgd-10 4/255`; `pgd-10_eps4_bpda` -> `pgd-10 bpda 4/255`; `worst` -> `worst case`."""
+    if attack == WORST or attack.startswith((f"{WORST}_eps", f"{WORST}_l2_eps")):
+        attack = attack.replace(WORST, f"{WORST} case", 1)
     name, separator, rest = attack.partition("_eps")
     eps, _, aim = rest.partition("_")
     return " ".join(filter(None, (name.replace("_", " "), aim, f"{eps}/255"))) if separator else name
@@ -147,10 +151,10 @@ def _number(row: Row | None) -> str:
 def _protocol(rows: Sequence[Row]) -> str:
     """What every number of the table shares, and what belongs to one attack."""
     notes = []
-    first = next(row.protocol for row in rows if row.attack != "worst")
+    first = next(row.protocol for row in rows if not row.is_worst)
     described: dict[str, dict[bool, str]] = {}
     defenses: dict[str, str] = {}
-    for row in (row for row in rows if row.attack != "worst"):
+    for row in (row for row in rows if not row.is_worst):
         kept = ", ".join(f"{k} {v}" for k, v in row.protocol.items() if k in SHOWN)
         described.setdefault(row.attack, {}).setdefault(row.defense != "none", kept)
         if row.defense != "none":
@@ -169,6 +173,8 @@ def _protocol(rows: Sequence[Row]) -> str:
         f"prompt '{first['template']}', {first.get('class_names', 'curated')} class names, "
         f"{first['resolution']} resolution, {first['precision']}, seed {first['seed']}"
     )
-    if any(row.attack == "worst" for row in rows):
-        notes.append("worst: right under every attack, per sample")
+    worst = {row.attack for row in rows if row.is_worst}
+    if worst:
+        which = "every attack" if len(worst) == 1 else "every attack within its budget"
+        notes.append(f"worst case: right under {which}, per sample")
     return ". ".join([*notes, shared]) + "."

@@ -214,4 +214,4 @@ def test_labels_and_protocol():
     assert make_attack("apgd-dlr", iterations=20, restarts=5, norm="l2").label == "apgd-dlr-20x5_l2"
     assert make_attack("apgd-t").describe() == {"iterations": 100, "restarts": 1, "norm": "linf", "targets": 9}
     assert make_attack("apgd-t").for_classes(5).targets == 4
-    assert {f.name for f in dataclasses.fields(make_attack("apgd-ce"))} == {"iterations", "restarts", "norm"}
+    assert {f.name for f in dataclasses.fields(make_attack("apgd-ce"))} == {"eps", "iterations", "restarts", "norm"}

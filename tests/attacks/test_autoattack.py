@@ -26,7 +26,7 @@ class Breaks(Attack):
     targets: int = 9
     seen: ClassVar[list]
 
-    def run(self, victim, samples, *, eps, prompts=None):
+    def craft(self, victim, samples, *, eps, prompts=None):
         self.seen.append((self.name, samples.todo_B.clone(), samples.keys_B.clone()))
         mine = samples.todo_B & (torch.arange(len(samples.labels_B)) % 4 == self.breaks)
         images = torch.where(mine.view(-1, 1, 1, 1), self.enemies, samples.images_BCHW)
@@ -51,7 +51,7 @@ def test_each_part_runs_on_what_still_holds(parts, monkeypatch):
     todo[5] = False
     other = [next(int(j) for j in range(16) if labels[j] != labels[i]) for i in range(16)]
     monkeypatch.setattr(Breaks, "enemies", images[other], raising=False)
-    result = make_attack("autoattack").run(victim, Samples(images, labels, keys, todo), eps=1.0)
+    result = make_attack("autoattack").run(victim, Samples(images, labels, keys, todo), eps=0.99)
     assert [name for name, _, _ in parts] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     for place, (_, left, _) in enumerate(parts):
         assert left.tolist() == [i % 4 >= place and i != 5 for i in range(16)]
@@ -69,7 +69,7 @@ def test_parts_after_the_last_sample_broke_do_not_run(parts, monkeypatch):
     images, labels, todo, keys = batch(victim, 4)
     todo[1:] = False
     monkeypatch.setattr(Breaks, "enemies", images[[1 + int((labels[1:] != labels[0]).nonzero()[0])] * 4], raising=False)
-    make_attack("autoattack").run(victim, Samples(images, labels, keys, todo), eps=1.0)
+    make_attack("autoattack").run(victim, Samples(images, labels, keys, todo), eps=0.99)
     assert [name for name, _, _ in parts] == ["apgd-ce"]
 
 

@@ -31,7 +31,7 @@ def digits():
 def test_it_breaks_the_bundled_model(digits, name, norm):
     victim, samples = digits
     attack = build({"name": name, "norm": norm, "step": 8 / 255 if norm == "linf" else 0.5, "queries": 200})
-    result = attack.run(victim, samples, eps=32 / 255 if norm == "linf" else 1.5)
+    result = attack.run(victim, samples, eps=32 / 255 if attack.ball == "linf" else 1.5)
     with torch.no_grad():
         right = victim(result.images_BCHW).argmax(1) == samples.labels_B
     assert right.sum() <= 0.7 * samples.todo_B.sum()

@@ -140,7 +140,7 @@ def test_on_a_linear_classifier_the_distance_is_the_closed_form(norm):
     victim, images, labels, distances = linear_problem(norm)
     attack = make_attack("fab-t", norm=norm, iterations=10, stop="final")
     samples = Samples(images, labels, sample_keys(range(len(images)), "t"))
-    result = attack.run(victim, samples, eps=10.0)
+    result = attack.run(victim, samples, eps=0.99)
     found = lengths(result.images_BCHW - images, norm)
     assert (victim(result.images_BCHW).argmax(1) != labels).all()
     assert (found >= distances - 1e-12).all() and (found <= 1.01 * distances).all()
@@ -185,14 +185,14 @@ def test_steps_follow_the_formula(norm):
 def test_no_more_targets_than_wrong_classes():
     victim, images, labels, _ = linear_problem("linf", classes=2)
     result = make_attack("fab-t", iterations=3, stop="final").run(
-        victim, Samples(images, labels, sample_keys(range(12), "t")), eps=10.0
+        victim, Samples(images, labels, sample_keys(range(12), "t")), eps=0.99
     )
     assert (result.queries_B == 1 + 2 * 3 + 2 + 3).all()
 
 
 def test_images_that_are_wrong_leave_at_once_even_if_all_are_to_be_attacked():
     victim, images, labels, _ = linear_problem("linf")
-    result = make_attack("fab-t").run(victim, Samples(images, (labels + 1) % 4, sample_keys(range(12), "t")), eps=10.0)
+    result = make_attack("fab-t").run(victim, Samples(images, (labels + 1) % 4, sample_keys(range(12), "t")), eps=0.99)
     assert torch.equal(result.images_BCHW, images) and (result.queries_B == 1).all() and not result.steps_B.any()
 
 

@@ -46,7 +46,7 @@ def test_pgd_l2_is_pgd_in_the_l2_ball(victim):
     images, labels, todo, keys = batch(victim)
     ours, same = (
         make_attack(name, **settings).run(victim, Samples(images, labels, keys, todo), eps=0.2)
-        for name, settings in (("pgd-l2", {}), ("pgd", {"norm": "l2", "step": 0.1}))
+        for name, settings in (("pgd-l2", {}), ("pgd", {"norm": "l2", "step": 2.5 * 0.2 / 10}))
     )
     assert torch.equal(ours.images_BCHW, same.images_BCHW)
     attack = make_attack("pgd-l2", steps=7)

@@ -118,7 +118,7 @@ def over_eps(section: Section) -> list[Figure]:
         canvas, axes = panels(len(families))
         for ax, (name, members) in zip(axes, families.items(), strict=True):
             _lines(ax, {s.name: line(s, members) for s in subjects}, label=ax is axes[-1])
-            ax.set_title(name.replace("_", " "))
+            ax.set_title(heading(name))
             ax.set_xlabel("budget in 1/255")
         axes[0].set_ylabel("accuracy in %")
         return canvas
@@ -129,7 +129,7 @@ def over_eps(section: Section) -> list[Figure]:
             title=f"Accuracy over the attack's budget, {where(section)}",
             caption=f"Bands are 95 % intervals.{left_out(section, subjects)}",
             alt=f"Lines of {len(subjects)} models, accuracy against the attack's budget, a panel for each of "
-            f"{', '.join(name.replace('_', ' ') for name in families)}. The tables hold the numbers.",
+            f"{', '.join(map(heading, families))}. The tables hold the numbers.",
             draw=draw,
         )
     ]
