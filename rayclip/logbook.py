@@ -23,6 +23,7 @@ from rayclip.models.checkpoint import read_lineage
 from rayclip.models.zeroshot import TEMPLATE
 from rayclip.progress import say
 from rayclip.reports import example_grid, result_tables
+from rayclip.reports.table import Varying, across
 from rayclip.spool import RUNS, Spool
 from rayclip.types import Row, Tracker, redacted
 
@@ -208,7 +209,7 @@ class Logbook:
             key=key,
             parent=parent,
             params={"model": rows[0].model, "scorer": rows[0].scorer, "defense": rows[0].defense}
-            | {f"attack.{r.attack}.{k}": v for r in rows if r.attack != "worst" for k, v in r.protocol.items()},
+            | _attack_params(rows),
             tags={"rayclip.kind": "eval", "rayclip.protocol": digest, "rayclip.model": cells[0].model_fingerprint}
             | {f"rayclip.data.{c.dataset}": c.data_fingerprint for c in cells}
             | {"rayclip.warnings": str(len(warnings))},
@@ -297,13 +298,26 @@ def metric_names(rows: Sequence[Row]) -> dict[str, float]:
     values: dict[str, float] = {}
     by_attack: dict[str, list[float]] = {}
     for row in rows:
-        kind = row.attack if row.attack == "clean" or row.is_worst else f"robust/{row.attack}"
+        kind = row.attack if row.attack == "clean" or row.is_worst else f"robust/{_plain(row.attack)}"
         values[f"{kind}/{_plain(row.dataset)}"] = row.top1
         by_attack.setdefault(row.attack, []).append(row.top1)
     datasets = len({row.dataset for row in rows})
     if datasets > 1:
-        values |= {f"avg/{attack}": sum(v) / len(v) for attack, v in by_attack.items() if len(v) == datasets}
+        values |= {f"avg/{_plain(attack)}": sum(v) / len(v) for attack, v in by_attack.items() if len(v) == datasets}
     return values
+
+
+def _attack_params(rows: Sequence[Row]) -> dict[str, Any]:
+    """Every attack's settings; what differs between data sets with the data sets that have it."""
+    protocols: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        if not row.is_worst:
+            protocols.setdefault(row.attack, {})[row.dataset] = row.protocol
+    return {
+        f"attack.{attack}.{key}": str(value) if isinstance(value, Varying) else value
+        for attack, by_dataset in protocols.items()
+        for key, value in across(by_dataset).items()
+    }
 
 
 def worst_case(rows: Sequence[Row]) -> float | None:

@@ -13,8 +13,9 @@ from rayclip.settings import FILLED_IN
 
 @dataclass(frozen=True, kw_only=True)
 class InTurn(Attack):
-    """Subclasses name the parts. A part that is not defined for the data's few classes is replaced or left out, and
-    label and protocol then name what runs: below four classes APGD-DLR stands for APGD-T, below three neither runs.
+    """Subclasses name the parts. A part that is not defined for the data's few classes is replaced or left out, and the
+    protocol names what runs: below four classes APGD-DLR stands for APGD-T, below three neither runs. The label stays,
+    so that data sets of few and many classes share a column and its average, as in the papers' tables.
 
     `part_B` of the result tells which part broke a sample; steps and queries are sums over the parts, the forward that
     judges each part included.
@@ -33,9 +34,7 @@ class InTurn(Attack):
 
     @property
     def label(self) -> str:
-        names = tuple(part.name for part in self.parts())
-        words = [self.name, *([] if names == self.PARTS else names), *([] if self.norm == "linf" else [self.norm])]
-        return "_".join(words)
+        return self.name + ("" if self.norm == "linf" else f"_{self.norm}")
 
     @property
     def cost(self) -> int:

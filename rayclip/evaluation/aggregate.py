@@ -1,7 +1,7 @@
 """From verdicts to numbers: accuracy with 95 % Wilson intervals, and the worst case per sample."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -105,25 +105,52 @@ def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store:
         UserError: results are missing.
     """
     rows: list[Row] = []
-    cases = worst_cases([cell.describe() for cell in cells])
+    protocols = [cell.describe() for cell in cells]
+    cases = worst_cases(protocols)
+    asked = [(subject_of(cell), cell.attack_label, p) for cell, p in zip(cells, protocols, strict=True)]
+    labels = dict(zip(cells, distinct_labels(asked), strict=True))
     for members in same_subject(cells):
         data = members[0].data
         verdicts = [right_after_attack(cell, positions[data], store) for cell in members]
-        rows += [_row(cell, cell.attack_label, right) for cell, right in zip(members, verdicts, strict=True)]
+        found = [_row(cell, labels[cell], right) for cell, right in zip(members, verdicts, strict=True)]
+        rows += found
         for case in cases:
-            within = case.of([cell.describe() for cell in members])
+            within = case.of([row.protocol for row in found])
             if within:
                 right = np.logical_and.reduce([verdicts[i] for i in within])
-                rows.append(_worst(case, [members[i] for i in within], right))
+                rows.append(_worst(case, [found[i] for i in within], right))
     return rows
 
 
 def same_subject(cells: Sequence[Cell]) -> list[list[Cell]]:
     """The cells grouped by what is judged: model, scorer, defence and data set."""
-    groups: dict[tuple[str, str, str, str], list[Cell]] = {}
+    groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.model, cell.scorer.label, chain_label(cell.defense), cell.data), []).append(cell)
+        groups.setdefault(subject_of(cell), []).append(cell)
     return list(groups.values())
+
+
+def subject_of(cell: Cell) -> tuple[str, ...]:
+    """What is judged: model, scorer, defence and data set."""
+    return cell.model, cell.scorer.label, chain_label(cell.defense), cell.data
+
+
+def distinct_labels(attacks: Sequence[tuple[Hashable, str, Mapping[str, Any]]]) -> list[str]:
+    """A column's name for each (subject, attack's label, protocol): the label, and where one subject met several of
+    that label the settings in which they differ, `pgd-10_eps1 step 0.5/255`."""
+    alike: dict[tuple[Hashable, str], list[Mapping[str, Any]]] = {}
+    for subject, label, protocol in attacks:
+        alike.setdefault((subject, label), []).append(protocol)
+    differing: dict[str, set[str]] = {}
+    for (_, label), several in alike.items():
+        keys = {key for protocol in several for key in protocol}
+        differing.setdefault(label, set()).update(
+            k for k in keys if any(p.get(k) != several[0].get(k) for p in several)
+        )
+    return [
+        " ".join([label, *(f"{key} {protocol.get(key, 'none')}" for key in sorted(differing[label]))])
+        for _, label, protocol in attacks
+    ]
 
 
 def right_after_attack(cell: Cell, positions: np.ndarray, store: Store) -> np.ndarray:
@@ -163,22 +190,22 @@ def _row(cell: Cell, label: str, right: np.ndarray) -> Row:
     )
 
 
-def _worst(case: WorstCase, members: Sequence[Cell], right: np.ndarray) -> Row:
+def _worst(case: WorstCase, members: Sequence[Row], right: np.ndarray) -> Row:
     low, high = wilson(int(right.sum()), len(right))
     first = members[0]
-    protocol = {"worst_of": [cell.attack_label for cell in members], "per": "sample", **case.described()}
+    protocol = {"worst_of": [row.attack for row in members], "per": "sample", **case.described()}
     return Row(
         model=first.model,
         dataset=first.dataset,
         attack=case.label,
-        eps=next((cell.eps for cell in members if cell.eps is not None), None),
+        eps=next((row.eps for row in members if row.eps is not None), None),
         steps=None,
         n=len(right),
         top1=100 * float(right.mean()),
         ci_low=low,
         ci_high=high,
         protocol=protocol,
-        cell="+".join(cell.id for cell in members),
-        defense=chain_label(first.defense),
-        scorer=first.scorer.label,
+        cell="+".join(row.cell for row in members),
+        defense=first.defense,
+        scorer=first.scorer,
     )

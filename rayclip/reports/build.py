@@ -10,7 +10,7 @@ from rayclip.reports.numbers import AVERAGE, Attack, Entry, Section, Subject, se
 from rayclip.reports.origins import joined, origins
 from rayclip.reports.recalls import RecallTable, recall_lines, recall_parts, recall_tables
 from rayclip.reports.results import Results, natural
-from rayclip.reports.table import SHOWN, heading, in_one_breath
+from rayclip.reports.table import SHOWN, across, heading, in_one_breath
 from rayclip.types import UserError
 
 SIGNIFICANT = 0.05
@@ -207,7 +207,7 @@ def attack_notes(section: Section, attacks: Sequence[Attack]) -> list[str]:
             of = ", ".join(heading(label) for label in attack.settings["of"] if label != "clean")
             worst.append(f"{heading(attack.label)}: right under every one of {of}, per sample")
             continue
-        described: dict[str, list[str]] = {}
+        described: dict[str, dict[str, list[str]]] = {}  # by settings: who was attacked with them, on which data sets
         for subject in section.subjects:
             for dataset in section.datasets:
                 entry = section.get(subject, dataset, attack)
@@ -217,10 +217,15 @@ def attack_notes(section: Section, attacks: Sequence[Attack]) -> list[str]:
                 kept = ", ".join(f"{k} {v}" for k, v in protocol.items() if k in SHOWN)
                 kept += f", {protocol['precision']}" if kept and protocol.get("precision", "fp32") != "fp32" else ""
                 where = "defended models" if subject.defense != "none" else "undefended models"
-                if where not in described.setdefault(kept, []):
-                    described[kept].append(where)
-        for kept, whom in described.items():
-            only = f" on {whom[0]}" if len(described) > 1 and len(whom) == 1 else ""
+                whom = described.setdefault(kept, {}).setdefault(where, [])
+                whom += [dataset] if dataset not in whom else []
+        everywhere = {d for by_whom in described.values() for datasets in by_whom.values() for d in datasets}
+        everyone = {who for by_whom in described.values() for who in by_whom}
+        for kept, by_whom in described.items():
+            only = f" on {next(iter(by_whom))}" if len(described) > 1 and len(by_whom) == 1 else ""
+            held = list(dict.fromkeys(d for datasets in by_whom.values() for d in datasets))
+            if len(held) < len(everywhere):  # few classes change what runs
+                only = f" on {', '.join(held)}" if len(by_whom) == len(everyone) else f"{only}, {', '.join(held)}"
             plain += [(f"{heading(attack.label)}{only}", kept)] if kept else []
     return [*in_one_breath(plain), *worst]
 
@@ -263,7 +268,7 @@ def _lines(section: Section, baseline: Subject | None) -> Iterator[dict[str, Any
                 if number is None:
                     continue
                 entry = section.get(subject, dataset, attack)
-                settings = attack.settings if entry is None or len(entry.cells) != 1 else entry.cells[0].protocol
+                settings = _settings(section, subject, dataset, attack)
                 versus = None
                 if entry is not None and baseline is not None and subject != baseline:
                     versus = section.compare(subject, baseline, dataset, attack)
@@ -288,6 +293,16 @@ def _lines(section: Section, baseline: Subject | None) -> Iterator[dict[str, Any
                     "code": "" if entry is None else entry.cells[0].code,
                     "run": "" if entry is None else joined(cell.run for cell in entry.cells),
                 }
+
+
+def _settings(section: Section, subject: Subject, dataset: str, attack: Attack) -> Mapping[str, Any]:
+    """An attack's protocol behind a number; of an average what differs between its data sets by data set."""
+    found = {
+        d: entry.cells[0].protocol
+        for d in (section.datasets if dataset == AVERAGE else [dataset])
+        if (entry := section.get(subject, d, attack)) is not None and len(entry.cells) == 1
+    }
+    return across(found) if found else attack.settings
 
 
 def _pairs(section: Section, baseline: Subject | None) -> dict[str, Any]:

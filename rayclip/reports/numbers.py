@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import binom
 
-from rayclip.evaluation.aggregate import WORST, Ball, WorstCase, ball_of, wilson, worst_cases
+from rayclip.evaluation.aggregate import WORST, Ball, WorstCase, ball_of, distinct_labels, wilson, worst_cases
 from rayclip.reports.results import JudgedCell, JudgedPairs, Model, Results, Verdicts, natural, shared
 
 AVERAGE = "average"
@@ -284,18 +284,9 @@ def dataset_names(cells: Iterable[JudgedCell | JudgedPairs]) -> dict[str, str]:
 
 
 def _attack_labels(cells: Sequence[JudgedCell]) -> dict[str, str]:
-    """A column by cell id: its attack's label, and what tells it from others of that label in the same row."""
-    rows: dict[tuple[str, ...], list[JudgedCell]] = {}
-    for c in cells:
-        rows.setdefault((c.model.fingerprint, c.scorer, c.defense, c.data_fingerprint, c.attack), []).append(c)
-    differing: dict[str, set[str]] = {}
-    for members in (m for m in rows.values() if len(m) > 1):
-        keys = {k for c in members for k in c.protocol if any(c.protocol.get(k) != m.protocol.get(k) for m in members)}
-        differing.setdefault(members[0].attack, set()).update(keys)
-    return {
-        c.id: " ".join([c.attack, *(f"{k} {c.protocol.get(k, 'none')}" for k in sorted(differing.get(c.attack, ())))])
-        for c in cells
-    }
+    """A column by cell id (`aggregate.distinct_labels`)."""
+    asked = [((c.model.fingerprint, c.scorer, c.defense, c.data_fingerprint), c.attack, c.protocol) for c in cells]
+    return {c.id: label for c, label in zip(cells, distinct_labels(asked), strict=True)}
 
 
 def attack_order(attack: Attack) -> tuple[Any, ...]:

@@ -1,7 +1,8 @@
 """Result tables in the papers' shape: a row a model, a column an attack, one table a data set."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.console import Group
@@ -120,17 +121,53 @@ def _average(rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
         f"average over {len(datasets)} data sets: accuracy in %",
         ("model", *map(heading, attacks)),
         tuple(body),
-        "Every data set weighs the same.",
+        ". ".join(["Every data set weighs the same", *_differences(rows)]) + ".",
     )
 
 
+def _differences(rows: Sequence[Row]) -> Iterator[str]:
+    """In which of the settings that tables name an attack differs from data set to data set, such as its parts on few
+    classes."""
+    for attack in _distinct([row for row in rows if not row.is_worst], "attack"):
+        protocols = {row.dataset: row.protocol for row in rows if row.attack == attack and row.defense == "none"}
+        for key, value in across(protocols).items():
+            if key in SHOWN and isinstance(value, Varying):
+                yield f"{heading(attack)}: {key} {value}"
+
+
+class Varying(dict[str, Any]):
+    """A setting that differs between data sets: its value by data set."""
+
+    def __str__(self) -> str:
+        """`apgd-ce on pcam; apgd-ce, apgd-dlr on cifar10, stl10`."""
+        sharing: dict[str, list[str]] = {}
+        for dataset, value in self.items():
+            sharing.setdefault(str(value), []).append(dataset)
+        return "; ".join(f"{value} on {', '.join(datasets)}" for value, datasets in sharing.items())
+
+
+def across(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One attack's settings over data sets, from its protocol on each: what differs is `Varying`."""
+    keys = dict.fromkeys(key for protocol in protocols.values() for key in protocol)
+    found: dict[str, Any] = {}
+    for key in keys:
+        values = {dataset: protocol[key] for dataset, protocol in protocols.items() if key in protocol}
+        first = next(iter(values.values()))
+        alike = len(values) == len(protocols) and all(value == first for value in values.values())
+        found[key] = first if alike else Varying(values)
+    return found
+
+
 def heading(attack: str) -> str:
-    """`pgd-10_eps4` -> `pgd-10 4/255`; `pgd-10_eps4_bpda` -> `pgd-10 bpda 4/255`; `worst` -> `worst case`."""
-    if attack == WORST or attack.startswith((f"{WORST}_eps", f"{WORST}_l2_eps")):
-        attack = attack.replace(WORST, f"{WORST} case", 1)
-    name, separator, rest = attack.partition("_eps")
+    """`pgd-10_eps4_bpda` -> `pgd-10 bpda 4/255`; `pgd-10_eps4 stop final` -> `pgd-10 stop final 4/255`; `worst_eps4` ->
+    `worst case 4/255`."""
+    label, _, settings = attack.partition(" ")
+    name, separator, rest = label.partition("_eps")
+    if name in (WORST, f"{WORST}_l2"):
+        name = name.replace(WORST, f"{WORST} case")
     eps, _, aim = rest.partition("_")
-    return " ".join(filter(None, (name.replace("_", " "), aim, f"{eps}/255"))) if separator else name
+    shown = (name.replace("_", " "), aim, settings, f"{eps}/255") if separator else (name, settings)
+    return " ".join(filter(None, shown))
 
 
 def in_one_breath(described: Iterable[tuple[str, str]]) -> list[str]:
