@@ -29,6 +29,7 @@ from rayclip.cli_options import (
     complete_models,
     default_step,
     least_of,
+    refuse_repeats,
     wrote_json,
 )
 from rayclip.cli_request import Request, with_request
@@ -359,6 +360,8 @@ def run(command: Callable[..., Any], program: str) -> None:
 
         log_as_json()
     try:
+        if isinstance(command, typer.Typer):
+            refuse_repeats(typer.main.get_command(command), sys.argv[1:])
         code = command(prog_name=program, standalone_mode=False)
     except _ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":

@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 
 from rayclip.cli_options import (
+    ATTACKS,
     Attacks,
     AttackSteps,
+    Budgets,
     ClassNames,
     Cluster,
     Data,
-    Eps,
     Experiment,
     Json,
     JsonLogs,
@@ -26,14 +27,18 @@ from rayclip.cli_options import (
     Substitutes,
     Tracking,
     Verbose,
-    budget_of,
+    attack_defaults,
     check_folder,
     check_places,
     complete_models,
-    default_step,
+    one_list,
     wrote_json,
 )
+from rayclip.paths import split_places
 from rayclip.types import UserError
+from rayclip.units import parse_budgets
+
+_SHARES = ["0,0.25,0.5,0.75,1"]
 
 
 def import_(
@@ -83,9 +88,9 @@ def interpolate(
     ],
     data: Data,
     out: Out,
-    a: Annotated[str, typer.Option("--a", help="Numbers from 0 to 1, commas between.")] = "0,0.25,0.5,0.75,1",
-    attacks: Attacks = "clean,pgd",
-    eps: Eps = None,
+    a: Annotated[list[str], typer.Option("--a", metavar="A,A…", help="Numbers from 0 to 1, commas between.")] = _SHARES,
+    attacks: Attacks = ATTACKS,
+    eps: Budgets = None,
     steps: AttackSteps = 10,
     step_size: StepSize = None,
     limit: Limit = None,
@@ -109,15 +114,13 @@ def interpolate(
     from rayclip.attacks import parse_attacks
     from rayclip.evaluation import Protocol
 
-    budget = budget_of(eps)
-    defaults = {"steps": steps, "step": default_step(step_size, budget, steps), "substitutes": substitutes}
     evaluation = checks.Evaluation(
-        data=[d.strip() for d in data.split(",") if d.strip()],
-        attacks=parse_attacks(attacks, defaults),
-        protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=class_names),
+        data=split_places(data),
+        attacks=parse_attacks(one_list(attacks), attack_defaults(steps, step_size, substitutes)),
+        protocol=Protocol(eps=parse_budgets(eps or []), seed=seed, resolution=resolution, names=class_names),
         limit=limit,
     )
-    models = mixes(start, end, a)
+    models = mixes(start, end, one_list(a))
     where = checks.Where(
         out=out,
         tracking=None if no_tracking else checks.Tracking.choose(tracking_uri, experiment),

@@ -1,13 +1,15 @@
 """Options that several commands have."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from rayclip import units
 from rayclip.names import ATTACKS_ABOUT, DATASETS, DEFENSES_ABOUT, METHODS
+from rayclip.paths import split_places
 from rayclip.types import UserError
 from rayclip.units import parse_budget
 
@@ -16,11 +18,21 @@ Model = (
     "prompted:PATH (what advpt and vp learn)."
 )
 Eps = Annotated[str | None, typer.Option(help="Budget in pixel units, as a fraction: 1/255.")]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--eps",
+        metavar="N/255,…",
+        help="Budgets in pixel units, as fractions, commas between: 1/255,2/255. Every attack that names none of its "
+        "own (pgd-l2:eps=128/255) is run at each.",
+    ),
+]
 StepSize = Annotated[
     str | None,
     typer.Option(
         "--step-size",
-        help="Length of an attack step.  [default: 1/255, or 2.5·eps/steps in a ball that so many do not cross]",
+        help="Length of an attack step.  [default: 1/255, or 2.5·eps/steps in l_2 and in a ball that so many do not "
+        "cross]",
     ),
 ]
 Cluster = Annotated[bool, typer.Option("--cluster", help="Use the running Ray cluster (RAY_ADDRESS or this node's).")]
@@ -89,17 +101,29 @@ complete_attacks = _names(ATTACKS_ABOUT, "attacks")
 complete_defenses = _names(["none", *DEFENSES_ABOUT], "defenses")
 complete_methods = _names(METHODS, "methods")
 
-Models = Annotated[list[str], typer.Option(help=f"Repeat for several. {Model}", autocompletion=complete_models)]
-Data = Annotated[
-    str,
+Models = Annotated[
+    list[str],
     typer.Option(
-        help="Data set names or Parquet files (Hugging Face layout), commas between.", autocompletion=complete_data
+        metavar="MODEL", help=f"Repeat for several, or commas between. {Model}", autocompletion=complete_models
+    ),
+]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        metavar="DATA",
+        help="Data set names or Parquet files (Hugging Face layout); repeat for several, or commas between.",
+        autocompletion=complete_data,
     ),
 ]
 Attacks = Annotated[
-    str,
-    typer.Option(help="Names with settings: clean,pgd:steps=100,step=1/255,bert,sep.", autocompletion=complete_attacks),
+    list[str],
+    typer.Option(
+        metavar="ATTACKS",
+        help="Names with settings: clean,pgd:steps=100,step=1/255,pgd-l2:eps=128/255,bert.",
+        autocompletion=complete_attacks,
+    ),
 ]
+ATTACKS = ["clean,pgd"]  # the default: what image attacks leave
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many images of each data set.")]
 Seed = Annotated[int, typer.Option(min=0)]
 
@@ -110,11 +134,52 @@ def budget_of(eps: str | None) -> float | None:
 
 
 def default_step(written: str | None, eps: float | None, steps: int) -> float:
-    """The papers' 1/255; in a ball that so many of those do not cross, 2.5·eps/steps (Madry et al. 2018)."""
-    if written:
-        return parse_budget(written, "step-size")
-    eps = eps or 0.0
-    return 1 / 255 if steps / 255 >= 2 * eps else 2.5 * eps / steps
+    """What `--step-size` says, else `units.default_step`."""
+    return parse_budget(written, "step-size") if written else units.default_step(eps or 0.0, steps)
+
+
+def attack_defaults(steps: int, step_size: str | None, substitutes: str) -> dict[str, Any]:
+    """Settings for the attacks that name none of their own; a step that is not given is each attack's."""
+    step = {} if step_size is None else {"step": parse_budget(step_size, "step-size")}
+    return {"steps": steps, "substitutes": substitutes, **step}
+
+
+def one_list(values: Sequence[str]) -> str:
+    """The values of an option that may be given several times as one list with commas."""
+    return ",".join(values)
+
+
+def split_models(values: Sequence[str]) -> list[str]:
+    """Models with commas between, or an option for each; a folder whose name holds a comma stays whole."""
+    return split_places(values, lambda path: Path(str(path).partition(":")[2] or path).exists())
+
+
+def refuse_repeats(command: Any, arguments: Sequence[str]) -> None:
+    """Raise a `UserError` if an option that takes one value is given twice: the last one would win in silence.
+
+    Args:
+        command: of click (`typer.main.get_command`); the one that the arguments name if it is a group.
+    """
+    left = list(arguments)
+    while left and left[0] in getattr(command, "commands", {}):
+        command = command.commands[left.pop(0)]
+    kinds = {
+        name: option
+        for option in command.params
+        if getattr(option, "param_type_name", "") == "option"
+        for name in (*option.opts, *option.secondary_opts)
+    }
+    seen: set[str] = set()
+    while left and left[0] != "--":
+        name, equals, _ = left.pop(0).partition("=")
+        option = kinds.get(name)
+        if option is None or option.multiple or option.is_flag:
+            left = left if option is None or equals or option.is_flag else left[1:]
+            continue
+        if option.name in seen:
+            raise UserError(f"{name} is given twice and takes one value: leave one.")
+        seen.add(option.name)
+        left = left if equals else left[1:]
 
 
 def least_of(min_workers: int | None, workers: int) -> int | None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayclip.cli_options import wrote_json
+from rayclip.cli_options import one_list, wrote_json
 from rayclip.cli_request import Request, with_request
 from rayclip.types import UserError
 
@@ -19,7 +19,7 @@ _WIDTH = 120  # of tables that do not go to a terminal
 def plan(
     asked: Request,
     workers: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="N,N…", help="Foresee wall time and cost on so many workers.  [default: what the cluster holds]"
         ),
@@ -41,7 +41,7 @@ def plan(
     Nothing is evaluated but a few samples, to see what they take. The plan is kept as plan.json beside the results: run
     again after the evaluation, this command shows planned and actual side by side; rayclip eval ends with their sums.
     """
-    counts = parse_counts(workers)
+    counts = parse_counts(one_list(workers or []))
 
     import dataclasses
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rayclip.cli_options import Cluster, JsonLogs, Model, Quiet, Tracking, check_folder, complete_models
+from rayclip.cli_options import Cluster, JsonLogs, Model, Quiet, Tracking, check_folder, complete_models, split_models
 from rayclip.types import UserError
 
 if TYPE_CHECKING:  # `--help` is instant
@@ -32,7 +32,7 @@ def report(
         list[str] | None,
         typer.Option(
             metavar="PAPER:TABLE",
-            help="Published numbers beside ours: mmcoa:II; repeat for several; a paper alone is all its tables.",
+            help="Published numbers beside ours: mmcoa:II,mmcoa:III, or repeat; a paper alone is all its tables.",
         ),
     ] = None,
     baseline: Annotated[
@@ -62,7 +62,7 @@ def report(
     text = make_report(
         _read(places, tracking_uri, quiet=quiet),
         form,
-        against=against or (),
+        against=[table for text in against or () for table in text.split(",")],
         baseline=baseline,
         figures=figures,
         beside=out.absolute().parent if out is not None else Path.cwd(),
@@ -107,7 +107,7 @@ def leaderboard(
 
         again = checks.evaluations_of(_read(places[:1], tracking_uri, quiet=quiet))
         where = checks.Where(out=own, cluster=cluster, quiet=quiet)
-        api.compare("leaderboard", {model: model for model in add}, again, where)
+        api.compare("leaderboard", {model: model for model in split_models(add)}, again, where)
     folders = [*places, *([own] if (out / "results" / "cells").is_dir() and own not in places else [])]
     store = Store(str(out))
     for name, text in make_leaderboard(_read(folders, tracking_uri, quiet=quiet), title).items():

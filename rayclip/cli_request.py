@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from rayclip.cli_options import (
+    ATTACKS,
     Attacks,
     AttackSteps,
+    Budgets,
     ClassNames,
     Cluster,
     Data,
-    Eps,
     Experiment,
     Json,
     JsonLogs,
@@ -27,15 +28,22 @@ from rayclip.cli_options import (
     Substitutes,
     Tracking,
     Verbose,
-    budget_of,
+    attack_defaults,
     check_places,
     complete_defenses,
-    default_step,
+    one_list,
+    split_models,
 )
+from rayclip.paths import split_places
 from rayclip.types import UserError
+from rayclip.units import parse_budgets
 
 if TYPE_CHECKING:
     from rayclip.checks import Evaluation, Where
+
+
+# Lists, since an option may be given several times
+_NO_DEFENSE, _AIMS, _SCORER, _OWN = ["none"], ["ignore,bpda"], ["template"], ["own"]
 
 
 class Request(NamedTuple):
@@ -51,21 +59,23 @@ def request(
     model: Models,
     data: Data,
     out: Out,
-    attacks: Attacks = "clean,pgd",
+    attacks: Attacks = ATTACKS,
     defense: Annotated[
-        str,
+        list[str],
         typer.Option(
+            metavar="DEFENSES",
             help="Test-time defences to put each model behind: none,ttc:eps=4/255,rn+tte (+ chains them).",
             autocompletion=complete_defenses,
         ),
-    ] = "none",
+    ] = _NO_DEFENSE,
     aim: Annotated[
-        str,
+        list[str],
         typer.Option(
+            metavar="AIMS",
             help="Attacks on a defended model: ignore (do not see the defence), straight (differentiate it), bpda "
-            "(identity in its place on the way back)."
+            "(identity in its place on the way back).",
         ),
-    ] = "ignore,bpda",
+    ] = _AIMS,
     draws: Annotated[
         int | None,
         typer.Option(
@@ -75,19 +85,21 @@ def request(
         ),
     ] = None,
     scorer: Annotated[
-        str,
+        list[str],
         typer.Option(
+            metavar="SCORERS",
             help="Ways to score: template, ensemble, cupl:captions=FILE, wca:captions=FILE,crops=60. For several data "
-            "sets FILE is a folder of NAME.parquet."
+            "sets FILE is a folder of NAME.parquet.",
         ),
-    ] = "template",
+    ] = _SCORER,
     made_against: Annotated[
-        str,
+        list[str],
         typer.Option(
-            help="What image attacks attack where the scorer is another: own (the scorer itself), template, or both."
+            metavar="WHOM",
+            help="What image attacks attack where the scorer is another: own (the scorer itself), template, or both.",
         ),
-    ] = "own",
-    eps: Eps = None,
+    ] = _OWN,
+    eps: Budgets = None,
     steps: AttackSteps = 10,
     step_size: StepSize = None,
     limit: Limit = None,
@@ -133,17 +145,17 @@ def request(
     from rayclip.evaluation import Protocol
     from rayclip.models.scorers import parse_scorers
 
-    budget = budget_of(eps)
-    defaults = {"steps": steps, "step": default_step(step_size, budget, steps), "substitutes": substitutes}
     evaluation = checks.Evaluation(
-        data=[d.strip() for d in data.split(",") if d.strip()],
-        attacks=parse_attacks(attacks, defaults),
-        protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=class_names, precision=precision),
+        data=split_places(data),
+        attacks=parse_attacks(one_list(attacks), attack_defaults(steps, step_size, substitutes)),
+        protocol=Protocol(
+            eps=parse_budgets(eps or []), seed=seed, resolution=resolution, names=class_names, precision=precision
+        ),
         limit=limit,
-        defenses=parse_defenses(defense),
-        aims=parse_aims(aim, draws or DRAWS),
-        scorers=parse_scorers(scorer),
-        made_against=_made_against(made_against),
+        defenses=parse_defenses(one_list(defense)),
+        aims=parse_aims(one_list(aim), draws or DRAWS),
+        scorers=parse_scorers(one_list(scorer)),
+        made_against=_made_against(one_list(made_against)),
     )
     where = checks.Where(
         out=out,
@@ -153,7 +165,7 @@ def request(
         quiet=quiet,
         verbose=verbose,
     )
-    return Request(model, evaluation, where, json)
+    return Request(split_models(model), evaluation, where, json)
 
 
 def with_request(command: Callable[..., None]) -> Callable[..., None]:

@@ -6,7 +6,7 @@ import typer
 
 from rayclip.cli_options import (
     AttackSteps,
-    Eps,
+    Budgets,
     Experiment,
     Json,
     JsonLogs,
@@ -17,12 +17,17 @@ from rayclip.cli_options import (
     Seed,
     Substitutes,
     Tracking,
-    budget_of,
+    attack_defaults,
     check_places,
     complete_attacks,
     complete_data,
+    one_list,
+    split_models,
     wrote_json,
 )
+from rayclip.units import parse_budgets
+
+_CLEAN = ["clean"]
 
 
 def retrieval(
@@ -36,13 +41,14 @@ def retrieval(
     ],
     out: Out,
     attacks: Annotated[
-        str,
+        list[str],
         typer.Option(
+            metavar="ATTACKS",
             help="Names with settings: clean,bert,pgd,sep,co-attack,sga:steps=10,step=0.5/255.",
             autocompletion=complete_attacks,
         ),
-    ] = "clean",
-    eps: Eps = None,
+    ] = _CLEAN,
+    eps: Budgets = None,
     steps: AttackSteps = 10,
     step_size: Annotated[
         str | None, typer.Option("--step-size", help="Length of an attack step.  [default: 1.25·eps/steps]")
@@ -68,12 +74,8 @@ def retrieval(
     from rayclip import api, checks
     from rayclip.attacks import parse_attacks
     from rayclip.distributed.resources import PoolSize
-    from rayclip.units import parse_budget
 
-    budget = budget_of(eps)
-    # The papers' step for retrieval (Co-Attack's)
-    step = parse_budget(step_size, "step-size") if step_size else 1.25 * (budget or 0.0) / steps
-    defaults = {"steps": steps, "step": step, "substitutes": substitutes, "stop": "final"}
+    defaults = attack_defaults(steps, step_size, substitutes) | {"stop": "final"}
     where = checks.Where(
         out=out,
         tracking=None if no_tracking else checks.Tracking.choose(tracking_uri, experiment),
@@ -81,13 +83,13 @@ def retrieval(
         quiet=quiet,
     )
     rows = api.evaluate_retrieval(
-        model,
+        split_models(model),
         data,
         where,
         limit=limit,
         resolution=resolution,
-        attacks=parse_attacks(attacks, defaults),
-        eps=budget,
+        attacks=parse_attacks(one_list(attacks), defaults),
+        eps=parse_budgets(eps or []),
         seed=seed,
     )
     if wrote_json(json, api.rows_json(rows)):

@@ -11,7 +11,8 @@ import typer
 
 from rayclip.cli import parse_shots
 from rayclip.cli import run as run_app
-from rayclip.cli_options import JsonLogs, MinWorkers, Quiet, check_folder, default_step, least_of
+from rayclip.cli_options import JsonLogs, MinWorkers, Quiet, check_folder, default_step, least_of, one_list
+from rayclip.paths import split_places
 from rayclip.scales import ELSEWHERE, MMCOA_METHODS, ONE_SIZE, ScaleName, scales
 from rayclip.types import UserError
 
@@ -37,13 +38,21 @@ class Options:
         str | None, typer.Option(help="local-dir:PATH, hf-hub:ORG/NAME or NAME:TAG.  [default: the scale's]")
     ] = None
     data: Annotated[
-        str | None,
-        typer.Option(help="A name or FILE.parquet. Without --test a fifth of it is held out.  [default: the scale's]"),
+        list[str] | None,
+        typer.Option(
+            metavar="DATA",
+            help="A name or FILE.parquet. Without --test a fifth of it is held out.  [default: the scale's]",
+        ),
     ] = None
-    test: Annotated[str | None, typer.Option(help="Test data, commas between.  [default: the scale's]")] = None
-    methods: Annotated[str, typer.Option(help="Commas between.")] = MMCOA_METHODS
+    test: Annotated[
+        list[str] | None, typer.Option(metavar="DATA", help="Test data, commas between.  [default: the scale's]")
+    ] = None
+    methods: Annotated[list[str] | None, typer.Option(metavar="METHODS", help="Commas between.")] = None
     shots: Annotated[
-        str | None, typer.Option(help="Images a class, commas between.  [default: the scale's]", show_default=False)
+        list[str] | None,
+        typer.Option(
+            metavar="N,N…", help="Images a class, commas between.  [default: the scale's]", show_default=False
+        ),
     ] = None
     eps: Annotated[str | None, typer.Option(help="Budget in training and test.  [default: the scale's]")] = None
     epochs: Annotated[int | None, typer.Option(min=1, help="For every trial.  [default: the scale's]")] = None
@@ -83,6 +92,7 @@ def sweep(
     paper: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     small: Mapping[str, Any] | None = None,
     omit: Iterable[str] = (),
+    methods: str = MMCOA_METHODS,
     **defaults: Any,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a command of `question(run, *, its own options)`: the options of every sweep are added.
@@ -92,20 +102,22 @@ def sweep(
         every, paper, small: what differs (`Scale`) at every scale, at `paper` (or a function that gives it), and at the
             two smaller ones.
         omit: options that have no meaning here.
-        defaults: of options, where they are not those of `Options`.
+        methods: the default of `--methods`.
+        defaults: of other options, where they are not those of `Options`.
     """
 
     def wrap(question: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(question).parameters.values())[1:]
+        shown = {"methods": [methods], **defaults}
         shared = [
-            p.replace(default=defaults.get(p.name, p.default))
+            p.replace(default=shown.get(p.name, p.default))
             for p in inspect.signature(Options).parameters.values()
             if p.name not in set(omit)
         ]
 
         def command(**values: Any) -> None:
             mine = {p.name: values.pop(p.name) for p in own}
-            options = Options(**{**defaults, **values})
+            options = Options(**{**shown, **values})
             differs = (paper() if callable(paper) else paper) if options.scale == ScaleName.paper else small
             about = inspect.getdoc(inspect.getmodule(question)) or ""
             run = Run(name, options, {**(every or {}), **(differs or {})}, about)
@@ -147,14 +159,16 @@ class Run:
         self.name, self.options = name, options
         setting = dataclasses.replace(scales()[options.scale], **differs)
         self.setting = dataclasses.replace(
-            setting, eps=parse_budget(options.eps) if options.eps else setting.eps, shots=options.shots or setting.shots
+            setting,
+            eps=parse_budget(options.eps) if options.eps else setting.eps,
+            shots=one_list(options.shots or [setting.shots]),
         )
-        model, data = options.model or setting.model, split(options.data) or setting.data
+        model, data = options.model or setting.model, tuple(split_places(options.data or ())) or setting.data
         if model is None or not data:
             raise UserError("--scale pocket needs --model (local-dir:PATH) and --data (FILE.parquet), takes --test.")
         self.model = model
-        own_data = options.data is not None and options.scale != ScaleName.paper
-        tests = split(options.test) or (() if own_data else setting.test)
+        own_data = bool(options.data) and options.scale != ScaleName.paper
+        tests = tuple(split_places(options.test or ())) or (() if own_data else setting.test)
         if not tests:
             data = tests = tuple(f"{d}#holdout" if d.endswith(".parquet") else d for d in data)
         self.data, self.tests = data, tests
@@ -184,7 +198,7 @@ class Run:
 
     @property
     def shots(self) -> list[int | None]:
-        return [parse_shots(shot) for shot in split(self.setting.shots)]
+        return [parse_shots(shot) for shot in split([self.setting.shots])]
 
     def trials(self) -> list["Trial"]:
         """Every method at every number of shots."""
@@ -301,14 +315,12 @@ class Run:
             trial, keep_epochs=keep, config=dataclasses.replace(trial.config, save_every_epochs=every)
         )
 
-    def attacks(self, text: str, eps: float) -> list["Attack"]:
+    def attacks(self, text: str) -> list["Attack"]:
         """Attacks by name, with the scale's steps and stop rule where they name none."""
         from rayclip.attacks import parse_attacks
 
-        steps = self.setting.test_steps
         defaults = {
-            "steps": steps,
-            "step": default_step(None, eps, steps),
+            "steps": self.setting.test_steps,
             "stop": self.setting.stop,
             "substitutes": self.substitutes,
         }
@@ -319,7 +331,7 @@ class Run:
         attacks: str,
         *,
         tests: Sequence[str] | None = None,
-        eps: float | None = None,
+        eps: float | tuple[float, ...] | None = None,
         defenses: str = "none",
         scorers: str = "template",
         made_against: Sequence["MadeAgainst"] = ("own",),
@@ -342,7 +354,7 @@ class Run:
         return [
             Evaluation(
                 data=alike,
-                attacks=self.attacks(attacks, budget),
+                attacks=self.attacks(attacks),
                 limit=self.options.limit or self.setting.limit,
                 defenses=parse_defenses(defenses),
                 scorers=parse_scorers(scorers),
@@ -413,9 +425,9 @@ class Run:
             raise typer.Exit(1)
 
 
-def split(text: str | None) -> tuple[str, ...]:
-    """What stands between commas."""
-    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+def split(values: Sequence[str] | None) -> tuple[str, ...]:
+    """What stands between commas in the values of an option that may be given several times."""
+    return tuple(part.strip() for part in one_list(values or ()).split(",") if part.strip())
 
 
 def spell(shots: int | None) -> str:

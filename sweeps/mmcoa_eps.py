@@ -16,24 +16,27 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, split, start, sweep
+from rayclip.cli_sweep import Run, start, sweep
 from rayclip.types import Row
-from rayclip.units import format_budget, parse_budget
+from rayclip.units import format_budget, parse_budgets
 
 
 @sweep("mmcoa-eps", methods="mmcoa", every={"shots": "full"})
 def main(
     run: Run,
     test_eps: Annotated[
-        str | None,
-        typer.Option(help="Budgets of the attacks, commas between.  [default: 1, 2 and 4 times the training's]"),
+        list[str] | None,
+        typer.Option(
+            metavar="N/255,…",
+            help="Budgets of the attacks, commas between.  [default: 1, 2 and 4 times the training's]",
+        ),
     ] = None,
 ) -> None:
     """Fine-tune at one budget and attack at several."""
-    usual = [format_budget(run.setting.eps * factor) for factor in (1, 2, 4)]
-    budgets = [parse_budget(text, "test-eps") for text in split(test_eps) or usual]
-    found = run.go(run.trials(), [e for eps in budgets for e in run.evaluations("clean,pgd,sep", eps=eps)], show=False)
-    rows = [by_budget(row, found.labels[row.model]) for row in found.rows if row.attack != "worst"]
+    usual = tuple(run.setting.eps * factor for factor in (1, 2, 4))
+    budgets = parse_budgets(test_eps, "test-eps") if test_eps else usual
+    found = run.go(run.trials(), run.evaluations("clean,pgd,sep", eps=budgets), show=False)
+    rows = [by_budget(row, found.labels[row.model]) for row in found.rows]
     run.show(dataclasses.replace(found, rows=sorted(rows, key=lambda row: row.eps or 0), labels={}))
 
 

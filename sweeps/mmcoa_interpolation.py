@@ -18,20 +18,26 @@ from typing import Annotated
 import typer
 
 from rayclip.cli_models import mixes
+from rayclip.cli_options import one_list
 from rayclip.cli_sweep import Run, start, sweep
+
+SHARES = ["0.25,0.5,0.75,1"]
 
 
 @sweep("mmcoa-interpolation", methods="tecoa,mmcoa", every={"shots": "full"})
 def main(
     run: Run,
-    a: Annotated[str, typer.Option("--a", help="Numbers from 0 (untouched) to 1, commas between.")] = "0.25,0.5,0.75,1",
+    a: Annotated[
+        list[str], typer.Option("--a", metavar="A,A…", help="Numbers from 0 (untouched) to 1, commas between.")
+    ] = SHARES,
 ) -> None:
     """Fine-tune, and attack the weights (1-a)·untouched + a·fine-tuned."""
-    mixes(run.model, run.model, a)
+    shares = one_list(a)
+    mixes(run.model, run.model, shares)
     run.go(
         run.trials(),
         run.evaluations("clean,pgd,bert,sep"),
-        results=lambda trial: mixes(run.model, trial.model, a, trial.name),
+        results=lambda trial: mixes(run.model, trial.model, shares, trial.name),
     )
 
 

@@ -19,13 +19,18 @@ from rayclip.cli_sweep import Run, split, start, sweep
 
 PARTS = {"all": "whole"}
 
+CHOSEN = ["image,all"]
+
 
 @sweep("mmcoa-partial", methods="tecoa,mmcoa", every={"shots": "5,full"})
 def main(
     run: Run,
     parts: Annotated[
-        str, typer.Option(help="What is trained: all, image (its encoder), last-N (blocks of it), commas between.")
-    ] = "image,all",
+        list[str],
+        typer.Option(
+            metavar="PARTS", help="What is trained: all, image (its encoder), last-N (blocks of it), commas between."
+        ),
+    ] = CHOSEN,
 ) -> None:
     """Fine-tune the image encoder alone and the whole model, and attack the results."""
     trials = [

@@ -19,11 +19,13 @@ from rayclip.cli_sweep import Run, split, start, sweep
 from rayclip.scales import zero_shot
 from rayclip.types import UserError
 
+SETS = ["1,3,5"]
+
 
 @sweep("saft-captions", omit=["methods"], every={"shots": "full"}, paper=zero_shot)
 def main(
     run: Run,
-    sets: Annotated[str, typer.Option(help="Captions of each class, commas between.")] = "1,3,5",
+    sets: Annotated[list[str], typer.Option(metavar="N,N…", help="Captions of each class, commas between.")] = SETS,
     captions: Annotated[
         str | None, typer.Option(help="Table of captions, or templates.  [default: the bundled one for digits]")
     ] = None,
@@ -31,7 +33,7 @@ def main(
     """Fine-tune with SAFT on each number of captions."""
     counts = split(sets)
     if not all(count.isascii() and count.isdigit() and int(count) for count in counts):
-        raise UserError(f"--sets {sets} holds something else than numbers from 1 on: write 1,3,5.")
+        raise UserError(f"--sets {','.join(sets)} holds something else than numbers from 1 on: write 1,3,5.")
     trials = [run.trial(f"saft M={n}", run.method("saft", captions=captions, sets=int(n))) for n in counts]
     run.go(trials, run.evaluations("clean,pgd,cw"))
 

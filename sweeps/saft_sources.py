@@ -17,7 +17,8 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, split, start, sweep
+from rayclip.cli_sweep import Run, start, sweep
+from rayclip.paths import split_places
 from rayclip.scales import zero_shot
 from rayclip.types import UserError
 
@@ -26,13 +27,16 @@ from rayclip.types import UserError
 def main(
     run: Run,
     sources: Annotated[
-        str | None,
-        typer.Option(help="Tables of captions, or templates, commas between.  [default: digits' own and templates]"),
+        list[str] | None,
+        typer.Option(
+            metavar="TABLES",
+            help="Tables of captions, or templates, commas between.  [default: digits' own and templates]",
+        ),
     ] = None,
     sets: Annotated[int, typer.Option(min=1, help="Captions of each class.")] = 5,
 ) -> None:
     """Fine-tune with SAFT on the captions of each source."""
-    tables = split(sources) or (("digits", "templates") if run.data == ("digits",) else ())
+    tables = tuple(split_places(sources or ())) or (("digits", "templates") if run.data == ("digits",) else ())
     if not tables:
         raise UserError("--sources is missing: give tables that rayclip captions filter has written, or templates.")
     trials = [run.trial(f"saft {Path(table).stem}", run.method("saft", captions=table, sets=sets)) for table in tables]

@@ -20,15 +20,17 @@ from rayclip.cli_sweep import Run, split, start, sweep
 from rayclip.scales import ttc_protocol
 from rayclip.units import format_budget, parse_budget
 
+Values = Annotated[list[str], typer.Option(metavar="N,N…", help="Commas between.")]
+TAU, BETA, STEPS = ["0,0.1,0.2,0.4"], ["0,1,2,4"], ["1,2,4"]
 USUAL = {"tau": "0.2", "beta": "2", "steps": "2"}
 
 
 @sweep("ttc-settings", omit=["methods", "shots", "epochs"], paper=ttc_protocol, small={"limit": 100})
 def main(
     run: Run,
-    tau: Annotated[str, typer.Option(help="Commas between.")] = "0,0.1,0.2,0.4",
-    beta: Annotated[str, typer.Option(help="Commas between.")] = "0,1,2,4",
-    steps: Annotated[str, typer.Option(help="Commas between.")] = "1,2,4",
+    tau: Values = TAU,
+    beta: Values = BETA,
+    steps: Values = STEPS,
     defense_eps: Annotated[
         str | None, typer.Option(help="TTC's budget.  [default: 4/255 at paper, else the attack's]")
     ] = None,
