@@ -125,7 +125,7 @@ def prepare(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.  [default: newest]")] = None,
     splits: Annotated[
-        str | None, typer.Option(help="train, val, test or evaluated, commas between.  [default: all there are]")
+        list[str] | None, typer.Option(help="train, val, test or evaluated, commas between.  [default: all there are]")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="An image that cannot be used is an error.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is prepared already.")] = False,
@@ -155,7 +155,7 @@ def prepare(
         raise UserError(f"--source {source} {location} is one data set, but {len(wanted)} are named.")
     store = Store(root or data_root())
     options = Options(
-        splits=None if splits is None else [s.strip() for s in splits.split(",") if s.strip()],
+        splits=None if splits is None else [s.strip() for s in ",".join(splits).split(",") if s.strip()],
         strict=strict,
         force=force,
         jobs=jobs,

@@ -91,7 +91,7 @@ def test_rows_and_tables_show_both_columns_side_by_side(tmp_path):
     assert found["digits + tte", "worst"] <= min(v for (who, _), v in found.items() if who == "digits + tte")
     assert found["digits + tte", "pgd-4_eps32_bpda"] < found["digits + tte", "clean"]
     (table,) = result_tables(rows, {"digits": "mine"})
-    assert table.header == ("model", "clean", "pgd-4 32/255", "pgd-4 bpda 32/255", "worst")
+    assert table.header == ("model", "clean", "pgd-4 32/255", "pgd-4 bpda 32/255", "worst case")
     assert [line[0] for line in table.body] == ["mine", "mine + tte"]
     assert table.body[0][3] == "" and "" not in table.body[1]
     assert "on defended models steps 4, step 16/255, norm linf, start random, stop final" in table.caption

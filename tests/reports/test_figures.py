@@ -130,7 +130,7 @@ def test_six_panels_hold_every_kind_of_attack(tmp_path):
             put(tmp_path, f"m{step}", attack, bits(step))
         describe(tmp_path, f"m{step}", label=f"tecoa epoch {step}", method="tecoa", step=step, digest="d")
     titles = [ax.get_title() for ax in drawn(tmp_path)["steps"].draw().axes]
-    assert titles == ["clean", "pgd-1 1/255", "pgd-2 1/255", "bert", "sep pgd-10 1/255", "worst"]
+    assert titles == ["clean", "pgd-1 1/255", "pgd-2 1/255", "bert", "sep pgd-10 1/255", "worst case"]
 
 
 @pytest.mark.parametrize(

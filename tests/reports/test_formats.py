@@ -88,7 +88,7 @@ def test_a_partial_worst_case_is_marked_and_never_bold(results, tmp_path):
         for attack in (CLEAN, pgd(), BERT):
             put(tmp_path, "flattered", attack, bits(1, p=1.0), dataset=dataset)
     text = markdown(build(read_results([str(tmp_path)])), {})
-    for title in ("average over 2 data sets", "worst: accuracy"):
+    for title in ("average over 2 data sets", "worst case: accuracy"):
         table = text.split(f"**{title}")[1].split("\n\n")[1]
         worst = {line.split("|")[1].strip(): line.split("|")[-2] for line in table.splitlines()}
         assert "100†" in worst["flattered"] and "**" not in worst["flattered"] and "**" in worst["best"]

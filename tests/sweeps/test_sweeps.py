@@ -39,7 +39,9 @@ def plan(monkeypatch, capsys, tmp_path):
         parts = []
 
         def note(run, trials, evaluations, *, results=None, part="", show=True):
-            attacks = [f"{a.label} {round(e.protocol.eps * 255)}" for e in evaluations for a in e.attacks]
+            attacks = [
+                f"{a.label} {round(b * 255)}" for e in evaluations for b in e.protocol.budgets for a in e.attacks
+            ]
             data = {spec: e.protocol.resolution for e in evaluations for spec in e.data}
             models = [label for t in trials for label in (results(t).values() if results else [t.name])]
             parts.append((trials, [*dict.fromkeys(attacks)], [*data], models, evaluations[0], data))
