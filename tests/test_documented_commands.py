@@ -152,8 +152,11 @@ def stop(self, *args, **kwargs):
     raise Parsed
 
 parse_args, argparse.ArgumentParser.parse_args = argparse.ArgumentParser.parse_args, stop
-for line in sys.argv[1:]:
-    sys.argv = shlex.split(line)
+lines, path = sys.argv[1:], list(sys.path)
+for line in lines:
+    sys.argv, sys.path[:] = shlex.split(line), path
+    for name in ("attacks", "methods"):  # what the one before has imported, from where its own path leads
+        sys.modules.pop(name, None)
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except Parsed:
