@@ -86,6 +86,25 @@ class TrainConfig:
         return hashlib.sha256(json.dumps([PROTOCOL, decisive], sort_keys=True).encode()).hexdigest()[:12]
 
 
+def check_shares(images: int, batch_size: int, workers: int) -> None:
+    """Raise a `UserError` if a worker would have no image of some batch.
+
+    An epoch is cut into batches of nearly equal size (`data.sampling`), none of which is larger than `batch_size`.
+    """
+    if images < workers:
+        raise UserError(f"{images} training images cannot be dealt out to {workers} workers: use fewer workers.")
+    steps = -(-images // batch_size)
+    smallest = images // steps
+    if smallest >= workers:
+        return
+    remedy = "a larger --batch-size or fewer --workers" if batch_size < images else "fewer --workers"
+    found = f"{steps} batches of {smallest} images or one more" if images % steps else f"batches of {smallest} images"
+    raise UserError(
+        f"--batch-size {batch_size} makes {found} of {images}, which cannot be dealt out to {workers} workers: use "
+        f"{remedy}."
+    )
+
+
 def _flatten(prefix: str, values: dict[str, Any]) -> list[tuple[str, Any]]:
     items: list[tuple[str, Any]] = []
     for key, value in values.items():
