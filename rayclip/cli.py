@@ -172,7 +172,10 @@ def train(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     resolution: Resolution = "native",
     class_names: ClassNames = "curated",
-    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 autocast on GPUs.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="auto: bf16 autocast where the workers have GPUs, else fp32."),
+    ] = "auto",
     save_every_steps: Annotated[int, typer.Option(min=0, help="Checkpoint also every N steps.")] = 0,
     data_workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Train workers (one GPU each where there are GPUs).")] = 1,

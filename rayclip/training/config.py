@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self
 
 from rayclip import PROTOCOL
 from rayclip.data import Names, Resolution
@@ -29,7 +29,8 @@ class TrainConfig:
         seed: of the few-shot draw, the order of the batches and the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
         names: spelling of the classes in the prompts (see `data.opening`).
-        precision: `auto` is bf16 autocast on a GPU and fp32 on a CPU.
+        precision: `fp32`, or `bf16` autocast. `auto` is bf16 on a GPU and fp32 on a CPU; whoever plans a run for
+            others decides it for them (`distributed.with_precision`), as it is part of `digest`.
         model_fingerprint, data_fingerprint: of what `model` and `data` named when the run was planned, so that a
             file that changed since is another run.
         accumulate: parts in which a worker takes its share of a batch, each with the memory of its own size.
@@ -67,6 +68,10 @@ class TrainConfig:
             )
         if not 0 <= self.ema < 1:
             raise UserError(f"ema {self.ema:g} is no decay: write a number from 0 (off) to below 1, such as 0.999.")
+
+    def decided(self, *, on_gpu: bool) -> Self:
+        """With the precision that `auto` stands for where this will run."""
+        return self if self.precision != "auto" else replace(self, precision="bf16" if on_gpu else "fp32")
 
     def describe(self) -> dict[str, Any]:
         """Nested plain values, method name included: what lineage files hold."""

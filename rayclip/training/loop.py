@@ -74,6 +74,7 @@ def train(config: TrainConfig, host: Host) -> Clip:
         FloatingPointError: the loss is not finite; the message names the step.
     """
     use_exact_fp32()
+    config = config.decided(on_gpu=host.device.type == "cuda")
     clip = load_model(config.model, host.device)
     data = few_shot(open_data(config.data, "train", config.names), config.shots, config.seed)
     if config.data_fingerprint:
@@ -365,5 +366,5 @@ def _choose_trainable(clip: Clip, method: Method) -> list[nn.Parameter]:
 
 
 def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    use = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
-    return torch.autocast(device.type, dtype=torch.bfloat16) if use else contextlib.nullcontext()
+    bf16 = precision == "bf16"
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
