@@ -451,7 +451,9 @@ def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook
     display, storage = Display(quiet=where.quiet), store.child("unfinished")
     for run in forgotten(trials, storage):
         say(
-            "note", f"{storage.root}/{run} is the unfinished run of other settings, or of an earlier version: it waits."
+            "note",
+            f"{storage.root}/{run} is an unfinished run of other settings or of an earlier version: it is not gone on "
+            "with, and is deleted when this one has ended well.",
         )
     with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
         return run_trials(

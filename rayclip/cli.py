@@ -174,7 +174,7 @@ def train(
     class_names: ClassNames = "curated",
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
-        typer.Option(help="auto: bf16 autocast where the workers have GPUs, else fp32."),
+        typer.Option(help="auto: bf16 autocast on GPUs, fp32 on CPUs."),
     ] = "auto",
     save_every_steps: Annotated[int, typer.Option(min=0, help="Checkpoint also every N steps.")] = 0,
     data_workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
