@@ -22,6 +22,7 @@ from rayclip.evaluation.cell import MadeAgainst, default_substitutes
 from rayclip.logbook import Logbook
 from rayclip.methods import SMALL_BELOW, Method, Recipe
 from rayclip.models import Clip, load_model
+from rayclip.models.clip import patch_size
 from rayclip.models.exact import has_batch_norm
 from rayclip.models.named import allow as allow_named
 from rayclip.models.scorers import DEFAULT, Scorer
@@ -176,12 +177,23 @@ class Opened:
             data.check(tell)
 
 
+def is_small(model: str) -> bool:
+    """Whether the papers' learning rates would hardly move it."""
+    return sum(p.numel() for p in load_model(model).parameters()) < SMALL_BELOW
+
+
 def choose_recipe(
-    method: Method, model: str, name: Literal["paper", "small"] | None, overrides: Mapping[str, Any]
+    method: Method, model: str, *, small: bool, whole_warmup: bool, overrides: Mapping[str, Any]
 ) -> Recipe:
-    """The method's published recipe or the one for small models, by default as the model's size asks for."""
-    small = name == "small" or (name is None and sum(p.numel() for p in load_model(model).parameters()) < SMALL_BELOW)
-    return dataclasses.replace(method.small if small else method.recipe, **overrides)
+    """The method's recipe for small models, or the published one for this model.
+
+    Args:
+        whole_warmup: of the published one, even in a run that is hardly longer.
+    """
+    if small:
+        return dataclasses.replace(method.small, **overrides)
+    found = method.recipe_for(patch_size(model))
+    return dataclasses.replace(found, **{"warmup_whole": whole_warmup, **overrides})
 
 
 def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainConfig:

@@ -1,6 +1,7 @@
 """Perturbation budgets: floats in pixel units [0, 1], spelled as fractions wherever a person writes or reads them."""
 
 from fractions import Fraction
+from typing import Literal
 
 from rayclip.types import UserError
 
@@ -22,6 +23,12 @@ def parse_budget(text: str, what: str = "eps") -> float:
         hint = f"{text.strip()}/255" if "/" not in text else "4/255"
         raise UserError(f"{what} '{text}' is not in pixel units [0, 1): write {hint}.")
     return value
+
+
+def default_step(eps: float, steps: int, norm: Literal["linf", "l2"] = "linf") -> float:
+    """Length of a step where none is given: the papers' 1/255; in a ball that so many of those do not cross, and in
+    l_2, 2.5·eps/steps (Madry et al. 2018)."""
+    return 1 / 255 if norm == "linf" and steps / 255 >= 2 * eps else 2.5 * eps / steps
 
 
 def in_255ths(value: float) -> str:

@@ -172,6 +172,11 @@ class GradientAttack(Attack):
     def cost(self) -> int:
         return 2 * self.steps
 
+    def follow(self, direction: Tensor, gradient: Tensor) -> Tensor:
+        """What a step follows: the gradient, or what that adds to the `direction` of the step before (zeros at first);
+        the hook of attacks that remember."""
+        return accumulate(self.variant, direction, gradient)
+
     def ascend(
         self, forward: Forward, samples: Samples, *, eps: float, constant: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,7 +224,7 @@ class GradientAttack(Attack):
                     break
             (gradient,) = torch.autograd.grad(loss_A[kept].sum(), pixels)
             active, clean, keys = active[kept], clean[kept], keys[kept]
-            direction = accumulate(self.variant, direction[kept], gradient[kept])
+            direction = self.follow(direction[kept], gradient[kept])
             earlier, before = before[kept], delta[kept]
             delta = project(before + self.step * steepest(direction, self.norm), clean, eps, self.norm)
         return adversarial, steps_B, queries_B

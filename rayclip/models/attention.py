@@ -22,7 +22,7 @@ def patch_tower(clip: Clip) -> Any:
     from open_clip.transformer import VisionTransformer  # seconds of imports
 
     tower: Any = clip.model.visual
-    is_plain = isinstance(tower, VisionTransformer) and tower.attn_pool is None
+    is_plain = isinstance(tower, VisionTransformer) and tower.attn_pool is None and not clip.appends_tokens
     if not is_plain or not isinstance(tower.patch_dropout, nn.Identity):
         raise UserError(
             f"model '{clip.spec}' has no patch tokens in the space of its embeddings, which text-guided attention "

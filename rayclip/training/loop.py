@@ -306,11 +306,11 @@ class _LossOf(nn.Module):
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-    """Linear warm-up, then the schedule. Warm-up takes a tenth of the run at most: the papers' 1000 steps are meant
-    for runs of tens of thousands."""
-    warmup = min(recipe.warmup_steps, total_steps // 10)
+    """Of a step, counted from 0: warm-up, then the schedule (`Recipe`)."""
+    written = recipe.warmup_steps + recipe.warmup_epochs * total_steps // recipe.epochs
+    warmup = written if recipe.warmup_whole else min(written, total_steps // 10)
     if step < warmup:
-        return recipe.lr * (step + 1) / warmup
+        return recipe.lr * (step + 1) / warmup if recipe.warmup_lr is None else recipe.warmup_lr
     done = (step - warmup) / max(1, total_steps - warmup)
     left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
     return recipe.lr * left[recipe.schedule]
