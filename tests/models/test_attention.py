@@ -41,9 +41,7 @@ def test_attention_and_its_gradient_agree_with_the_plain_loop(changes):
     weights = torch.rand(3, 64, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     _, patches = encode_with_patches(clip, pixels.requires_grad_())
     ours = text_guided_attention(clip, patches, texts)
-    plain = torch.stack(
-        [naive.attention(naive.patch_embeddings(clip, pixels[b]), list(texts[b]), 8) for b in range(3)]
-    )
+    plain = torch.stack([naive.attention(naive.patch_embeddings(clip, pixels[b]), list(texts[b]), 8) for b in range(3)])
     assert ours.shape == (3, 64) and torch.allclose(ours, plain, atol=1e-12)
     assert ours.detach().min() >= 0 and ours.detach().max() <= 1
     wanted = [pixels, *clip.parameters_of("image")]
