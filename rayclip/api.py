@@ -28,10 +28,12 @@ from rayclip.distributed import (
     Workers,
     calibrate,
     evaluate,
+    forgotten,
     ray_cluster,
     run_search,
     run_trials,
     waiting,
+    with_precision,
 )
 from rayclip.evaluation import Cell, Protocol, Store, collect_rows, outstanding
 from rayclip.evaluation import forecast as forecasts
@@ -193,13 +195,15 @@ def fine_tune(trial: Trial, where: Where) -> bool:
     opened = Opened(quiet=where.quiet)
     trial = dataclasses.replace(trial, config=check_training(trial.config, where.train_workers, opened))
     store = Store(trial.out).child(".rayclip")
-    if trial.is_finished():
-        if where.tracking is not None and Logbook.has_to_end(store, trial.name):
-            with where.logbook(store) as logbook:
-                _catch_up([_with_run(trial, logbook, None, opened)] if logbook.has_begun(trial.name) else [], logbook)
-        return False
-    with where.logbook(store) as logbook:
-        errors = _train([_with_run(trial, logbook, None, opened)], store, where, logbook)
+    with with_precision([trial], cluster=where.cluster, verbose=where.verbose) as (trial,):
+        if trial.is_finished():
+            if where.tracking is not None and Logbook.has_to_end(store, trial.name):
+                with where.logbook(store) as logbook:
+                    begun = [_with_run(trial, logbook, None, opened)] if logbook.has_begun(trial.name) else []
+                    _catch_up(begun, logbook)
+            return False
+        with where.logbook(store) as logbook:
+            errors = _train([_with_run(trial, logbook, None, opened)], store, where, logbook)
     if errors:
         raise UserError(f"training failed: {errors[trial.name]}")
     return True
@@ -263,9 +267,10 @@ def sweep(
     opened = Opened(quiet=where.quiet)
     trials = [dataclasses.replace(t, config=check_training(t.config, where.train_workers, opened)) for t in trials]
     _plan([base], evaluations, opened)
-    unfinished = [t for t in trials if not t.is_finished()]
     store = Store(where.out)
     with contextlib.ExitStack() as stack:
+        trials = stack.enter_context(with_precision(trials, cluster=where.cluster, verbose=where.verbose))
+        unfinished = [t for t in trials if not t.is_finished()]
         logbook = stack.enter_context(where.logbook(store))
         root = logbook.open(name, tags={"rayclip.kind": "sweep"})
         begun = [t.name for t in trials if t.is_finished() and logbook.has_begun(t.name)]
@@ -328,6 +333,7 @@ def search(
     validation = dataclasses.replace(validation, data=locate(validation.data))
     store = Store(where.out)
     with contextlib.ExitStack() as stack:
+        trials = stack.enter_context(with_precision(trials, cluster=where.cluster, verbose=where.verbose))
         logbook = stack.enter_context(where.logbook(store))
         root = logbook.open(name, tags={"rayclip.kind": "search"})
         trials = [_with_run(t, logbook, root, opened) for t in trials]
@@ -445,12 +451,18 @@ def _with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened
 
 def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook) -> dict[str, str]:
     """Run the unfinished trials; why they failed, by name."""
-    display = Display(quiet=where.quiet)
+    display, storage = Display(quiet=where.quiet), store.child("unfinished")
+    for run in forgotten(trials, storage):
+        say(
+            "note",
+            f"{storage.root}/{run} is an unfinished run of other settings or of an earlier version: it is not gone on "
+            "with, and is deleted when this one has ended well.",
+        )
     with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
         return run_trials(
             trials,
             workers=Workers.for_cluster(where.train_workers, where.least_workers),
-            storage=store.child("unfinished"),
+            storage=storage,
             spool=logbook.spool,
             display=display,
             on_finish=functools.partial(_ended, logbook),

@@ -22,6 +22,8 @@ from rayclip.evaluation.cell import MadeAgainst, default_substitutes
 from rayclip.logbook import Logbook
 from rayclip.methods import SMALL_BELOW, Method, Recipe
 from rayclip.models import Clip, load_model
+from rayclip.models.clip import patch_size
+from rayclip.models.exact import has_batch_norm
 from rayclip.models.named import allow as allow_named
 from rayclip.models.scorers import DEFAULT, Scorer
 from rayclip.progress import Display, say
@@ -30,6 +32,7 @@ from rayclip.spool import Spool
 from rayclip.tracking import MlflowTracker, SpooledTracker, default_uri
 from rayclip.training import TrainConfig
 from rayclip.training.captions import with_captions
+from rayclip.training.config import check_shares
 from rayclip.types import UserError
 
 _SILENT_S = 2.0  # a check that is over sooner is not worth a line
@@ -129,6 +132,13 @@ class Opened:
         self._model: tuple[str, Clip] | None = None
         self._fingerprints: dict[str, str] = {}
         self._data: dict[tuple[str, str, str], ImageSet] = {}
+        self._said: set[str] = set()
+
+    def note(self, sentence: str) -> None:
+        """Say something that a reader of the numbers should know, once."""
+        if sentence not in self._said:
+            self._said.add(sentence)
+            say("note", sentence)
 
     def model(self, spec: str) -> Clip:
         """The last one stays in memory."""
@@ -166,12 +176,23 @@ class Opened:
             data.check(tell)
 
 
+def is_small(model: str) -> bool:
+    """Whether the papers' learning rates would hardly move it."""
+    return sum(p.numel() for p in load_model(model).parameters()) < SMALL_BELOW
+
+
 def choose_recipe(
-    method: Method, model: str, name: Literal["paper", "small"] | None, overrides: Mapping[str, Any]
+    method: Method, model: str, *, small: bool, whole_warmup: bool, overrides: Mapping[str, Any]
 ) -> Recipe:
-    """The method's published recipe or the one for small models, by default as the model's size asks for."""
-    small = name == "small" or (name is None and sum(p.numel() for p in load_model(model).parameters()) < SMALL_BELOW)
-    return dataclasses.replace(method.small if small else method.recipe, **overrides)
+    """The method's recipe for small models, or the published one for this model.
+
+    Args:
+        whole_warmup: of the published one, even in a run that is hardly longer.
+    """
+    if small:
+        return dataclasses.replace(method.small, **overrides)
+    found = method.recipe_for(patch_size(model))
+    return dataclasses.replace(found, **{"warmup_whole": whole_warmup, **overrides})
 
 
 def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainConfig:
@@ -183,11 +204,15 @@ def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainCo
     method = config.method.with_default_substitutes(default_substitutes(bundled=config.data == "digits"))
     config = dataclasses.replace(config, data=locate(config.data))
     data = opened.data(config.data, "train", config.resolution, config.names)
-    drawn = few_shot(data, config.shots, config.seed)
-    if len(drawn) < workers:
-        raise UserError(f"{len(drawn)} training images cannot be dealt out to {workers} workers: use fewer workers.")
+    check_shares(len(few_shot(data, config.shots, config.seed)), config.recipe.batch_size, workers)
     method = with_captions(method, config.data, data.class_names)
-    method.check(opened.model(config.model))
+    clip = opened.model(config.model)
+    method.check(clip)
+    if has_batch_norm(clip):
+        opened.note(
+            f"{config.model}: BatchNorm keeps the statistics that it came with, so that a step on several workers, or "
+            "in parts, is a step on one big batch."
+        )
     if method.trains == "prompt":
         allow_named(config.model)  # the prompt that is learned will name it
     return dataclasses.replace(

@@ -10,7 +10,6 @@ from rayclip import cli_captions, cli_data, cli_doctor, cli_models, cli_plan, cl
 from rayclip.cli_options import (
     ClassNames,
     Cluster,
-    Eps,
     Experiment,
     JsonLogs,
     MinWorkers,
@@ -27,7 +26,6 @@ from rayclip.cli_options import (
     complete_data,
     complete_methods,
     complete_models,
-    default_step,
     least_of,
     refuse_repeats,
     wrote_json,
@@ -35,6 +33,7 @@ from rayclip.cli_options import (
 from rayclip.cli_request import Request, with_request
 from rayclip.names import METHODS
 from rayclip.types import UserError
+from rayclip.units import format_budget, parse_budget
 
 # Typer brings its own click: its exceptions are reached through the one that Typer makes public.
 _UsageError: Any = typer.BadParameter.__base__
@@ -96,13 +95,22 @@ def train(
     out: Annotated[str, typer.Option(help="Folder or URI of the checkpoint; an interrupted run there goes on.")],
     shots: Annotated[str, typer.Option(help="Images a class, or full.")] = "full",
     attack: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="What the training attack raises: own (the method's objective), pgd (the cross-entropy), cw (the "
-            "logit margin) or feature (the distance from the clean image's embedding)."
+            "logit margin) or feature (the distance from the clean image's embedding).  [default: own; for mmcoa by "
+            "its published settings pgd]",
+            show_default=False,
         ),
-    ] = "own",
-    eps: Eps = "1/255",
+    ] = None,
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            help="Budget in pixel units, as a fraction.  [default: 1/255; fare 4/255, advpt by its published settings "
+            "8/255]",
+            show_default=False,
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the training attack.  [default: the method's]")
     ] = None,
@@ -118,8 +126,9 @@ def train(
     recipe: Annotated[
         Literal["paper", "small"] | None,
         typer.Option(
-            help="paper: the method's published settings; small: for models of a few million parameters.  "
-            "[default: small below 20 million parameters]"
+            help="paper: the published code's settings, the warm-up as long as written; small: for models of a few "
+            "million parameters.  [default: small below 20 million parameters, else paper's with a warm-up of at most "
+            "a tenth of the run]"
         ),
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.  [default: the recipe's]")] = None,
@@ -138,7 +147,8 @@ def train(
         typer.Option(help="Of the learning rate after its warm-up.  [default: the recipe's]"),
     ] = None,
     warmup_steps: Annotated[
-        int | None, typer.Option(min=0, help="At most a tenth of the run is used.  [default: the recipe's]")
+        int | None,
+        typer.Option(min=0, help="At most a tenth of the run, but with --recipe paper.  [default: the recipe's]"),
     ] = None,
     ema: Annotated[
         float, typer.Option(metavar="DECAY", help="Keep the weights' moving average, 0.999 say; 0 keeps the last ones.")
@@ -169,11 +179,22 @@ def train(
         Literal["cross_entropy", "mean_similarity"] | None,
         typer.Option(help="saft: what its attack raises.  [default: cross_entropy]"),
     ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="A setting of the method that has no option of its own; repeat for several: form=published (pmg-aft), "
+            "context=32 (advpt), frame=normal, tokens=100 (vp), lambda_adversarial=0.1 (tga-zsr, saft).",
+        ),
+    ] = None,
     substitutes: Substitutes = "default",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     resolution: Resolution = "native",
     class_names: ClassNames = "curated",
-    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 autocast on GPUs.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="auto: bf16 autocast on GPUs, fp32 on CPUs."),
+    ] = "auto",
     save_every_steps: Annotated[int, typer.Option(min=0, help="Checkpoint also every N steps.")] = 0,
     data_workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Train workers (one GPU each where there are GPUs).")] = 1,
@@ -195,33 +216,32 @@ def train(
     if lr is not None and not 0 < lr < float("inf"):
         raise UserError(f"--lr {lr} must be a positive number.")
 
-    import dataclasses
-
     from rayclip import api, checks
     from rayclip.attacks.bert import TextSettings
     from rayclip.distributed import Trial
-    from rayclip.methods import make_method
+    from rayclip.methods import make_method, parse_settings
     from rayclip.store import Store
     from rayclip.training import TrainConfig
 
-    budget = budget_of(eps)
-    chosen = make_method(
-        method,
-        against=attack,
-        eps=budget,
-        steps=steps,
-        norm=norm,
-        start=start,
-        trains=trains,
-        lambda_img=lambda_img,
-        lambda_txt=lambda_txt,
-        targets=targets,
-        captions=captions,
-        sets=sets,
-        objective=objective,
-        text=TextSettings(substitutes=substitutes),
-    )
-    chosen = dataclasses.replace(chosen, step=default_step(step_size, budget, chosen.steps))
+    own = parse_settings(method, setting or [])
+    small = recipe == "small" or (recipe is None and checks.is_small(model))
+    asked: dict[str, Any] = {
+        "against": attack,
+        "eps": budget_of(eps),
+        "steps": steps,
+        "step": parse_budget(step_size, "step-size") if step_size else None,
+        "norm": norm,
+        "start": start,
+        "trains": trains,
+        "lambda_img": lambda_img,
+        "lambda_txt": lambda_txt,
+        "targets": targets,
+        "captions": captions,
+        "sets": sets,
+        "objective": objective,
+        "text": TextSettings(substitutes=substitutes),
+    }
+    chosen = make_method(method, published=not small, **{**asked, **own})
     overrides: dict[str, Any] = {
         "epochs": epochs,
         "lr": lr,
@@ -243,7 +263,13 @@ def train(
         seed=seed,
         resolution=resolution,
         names=class_names,
-        recipe=checks.choose_recipe(chosen, model, recipe, {k: v for k, v in overrides.items() if v is not None}),
+        recipe=checks.choose_recipe(
+            chosen,
+            model,
+            small=small,
+            whole_warmup=recipe == "paper",
+            overrides={k: v for k, v in overrides.items() if v is not None},
+        ),
         precision=precision,
         save_every_steps=save_every_steps,
         data_workers=data_workers,
@@ -268,7 +294,8 @@ def train(
         return
     test = "TEST.parquet" if data.endswith(".parquet") else data
     print(f"checkpoint: {out}")
-    print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {eps} --out {place.child('eval').root}")
+    budget, results = format_budget(chosen.eps), place.child("eval").root
+    print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {budget} --out {results}")
 
 
 @app.command()

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rayclip import units
 from rayclip.names import ATTACKS_ABOUT, DATASETS, DEFENSES_ABOUT, METHODS
 from rayclip.paths import split_places
 from rayclip.types import UserError
@@ -131,11 +130,6 @@ Seed = Annotated[int, typer.Option(min=0)]
 def budget_of(eps: str | None) -> float | None:
     """What `--eps` says; None where it was not given."""
     return None if eps is None else parse_budget(eps)
-
-
-def default_step(written: str | None, eps: float | None, steps: int) -> float:
-    """What `--step-size` says, else `units.default_step`."""
-    return parse_budget(written, "step-size") if written else units.default_step(eps or 0.0, steps)
 
 
 def attack_defaults(steps: int, step_size: str | None, substitutes: str) -> dict[str, Any]:

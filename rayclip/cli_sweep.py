@@ -11,10 +11,11 @@ import typer
 
 from rayclip.cli import parse_shots
 from rayclip.cli import run as run_app
-from rayclip.cli_options import JsonLogs, MinWorkers, Quiet, check_folder, default_step, least_of, one_list
+from rayclip.cli_options import JsonLogs, MinWorkers, Quiet, check_folder, least_of, one_list
 from rayclip.paths import split_places
 from rayclip.scales import ELSEWHERE, MMCOA_METHODS, ONE_SIZE, ScaleName, scales
 from rayclip.types import UserError
+from rayclip.units import default_step
 
 if TYPE_CHECKING:  # `--help` is instant
     from rayclip.api import Found, SweepResult
@@ -231,22 +232,28 @@ class Run:
         ]
 
     def method(self, name: str, **settings: Any) -> "Method":
-        """A method at the sweep's budget, with settings that differ."""
+        """A method at the sweep's budget, with settings that differ; at `paper`, what the method's published code sets
+        comes before the sweep's (AdvPT's own budget)."""
         from rayclip.attacks.bert import TextSettings
         from rayclip.methods import make_method
+        from rayclip.methods.registry import method_class
 
         steps = self.setting.train_steps
-        usual = {
+        usual: dict[str, Any] = {
             "eps": self.setting.eps,
             "steps": steps,
             "step": self.step(self.setting.eps),
             "text": TextSettings(substitutes=self.substitutes),
         }
-        return make_method(name, **{**usual, **settings})
+        published = method_class(name).published if self.is_paper else {}
+        if "eps" in published:
+            del usual["step"]
+        given = {key: value for key, value in settings.items() if value is not None}
+        return make_method(name, **{**usual, **published, **given})
 
     def step(self, eps: float) -> float:
         """Length of a training attack's step within another budget."""
-        return default_step(None, eps, self.setting.train_steps)
+        return default_step(eps, self.setting.train_steps)
 
     def resolution(self, data: str) -> "Resolution":
         """At which a data set's images are perturbed."""
@@ -255,8 +262,12 @@ class Run:
         return "native" if data.partition("#")[0] in ONE_SIZE else "model"
 
     def recipe(self, method: "Method") -> "Recipe":
-        """The scale's recipe for a method."""
-        return method.small if self.setting.small_recipe else method.recipe
+        """The scale's recipe for a method: at `paper` the published one, its warm-up as long as written."""
+        if self.setting.small_recipe:
+            return method.small
+        from rayclip.models.clip import patch_size
+
+        return dataclasses.replace(method.recipe_for(patch_size(self.model)), warmup_whole=True)
 
     def trial(
         self,

@@ -8,7 +8,7 @@ MMCOA_METHODS = "ft-standard,tecoa,mmcoa"
 ZERO_SHOT_METHODS = "ft-standard,tecoa,pmg-aft,fare,tga-zsr,saft"
 ONE_SIZE = ("cifar10", "cifar100", "stl10", "tiny_imagenet", "eurosat", "pcam")  # all images of these sets have one
 # Epochs at `paper` for the test on other data sets than the one trained on: MMCoA's paper has 10 to 28, and 30 else
-ELSEWHERE = {"mmcoa": 28}
+ELSEWHERE = {"mmcoa": 28, "ft-standard": 10}
 IN_DISTRIBUTION = {"data": ("cifar10", "cifar100", "tiny_imagenet", "imagenet"), "test": ()}  # of the scale `paper`
 
 

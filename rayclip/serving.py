@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from rayclip.data.images import Resize, batch_pixels
 from rayclip.models import ZeroShot, load_model
 from rayclip.models.checkpoint import PROMPT_FILE, read_lineage
+from rayclip.models.exact import use_exact_fp32
 from rayclip.models.zeroshot import TEMPLATE
 from rayclip.types import UserError
 
@@ -33,6 +34,7 @@ class ServedModel:
     """
 
     def __init__(self, folder: Path) -> None:
+        use_exact_fp32()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         kind = "prompted" if (folder / PROMPT_FILE).exists() else "local-dir"
         self.clip = load_model(f"{kind}:{folder}", self.device)

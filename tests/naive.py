@@ -322,9 +322,9 @@ def patch_embeddings(clip, image: torch.Tensor) -> list[torch.Tensor]:
     return [tower.ln_post(token) @ tower.proj for token in x[0, 1:]]
 
 
-def attention(patches: list[torch.Tensor], text: torch.Tensor, size: int) -> torch.Tensor:
-    """Cosines with the text, scaled to [0, 1], enlarged bilinearly pixel by pixel: `size`² values."""
-    cosines = [(unit(p) * unit(text)).sum() for p in patches]
+def attention(patches: list[torch.Tensor], texts: list[torch.Tensor], size: int) -> torch.Tensor:
+    """Cosines, averaged over the texts, then scaled to [0, 1], enlarged bilinearly pixel by pixel: `size`² values."""
+    cosines = [sum((unit(p) * unit(text)).sum() for text in texts) / len(texts) for p in patches]
     low, high = min(cosines), max(cosines)
     scaled = [(c - low) / (high - low) for c in cosines]
     side = math.isqrt(len(patches))

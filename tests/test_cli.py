@@ -15,7 +15,6 @@ import typer
 from conftest import tiny_clip
 from data.test_data import png, write
 from rayclip import cli
-from rayclip.cli_options import default_step
 from rayclip.models.checkpoint import save_checkpoint
 
 
@@ -177,16 +176,6 @@ def test_bad_arguments_get_one_sentence_and_leave_nothing(here, monkeypatch, cap
     assert err.count("\n") == 1 and err.startswith("error: ") and "Traceback" not in err
     assert list(Path.cwd().iterdir()) == [], "nothing is written"
     assert sorted(p for p in here.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
-    ("eps", "steps", "step"),
-    [(1, 2, 1), (1, 10, 1), (1, 100, 1), (2, 10, 1), (4, 10, 1), (4, 100, 1), (4, 2, 5), (32, 10, 8), (0, 3, 1)],
-)
-def test_the_default_step_is_the_papers_where_it_crosses_the_ball(eps, steps, step):
-    """In units of 1/255: TeCoA, PMG-AFT and SAFT train with (1, 2), MMCoA with (1, 10), TTC attacks with (4, 10)."""
-    assert default_step(None, eps / 255, steps) * 255 == pytest.approx(step)
-    assert default_step("3/255", eps / 255, steps) * 255 == pytest.approx(3)
 
 
 def test_import_writes_a_checkpoint_once(here, monkeypatch, capsys):

@@ -218,6 +218,11 @@ class GradientAttack(Attack):
             return found
         return replace(found, step=default_step(found.eps, self.steps, self.ball))
 
+    def follow(self, direction: Tensor, gradient: Tensor) -> Tensor:
+        """What a step follows: the gradient, or what that adds to the `direction` of the step before (zeros at first);
+        the hook of attacks that remember."""
+        return accumulate(self.variant, direction, gradient)
+
     def ascend(
         self, forward: Forward, samples: Samples, *, eps: float, constant: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -266,7 +271,7 @@ class GradientAttack(Attack):
                     break
             (gradient,) = torch.autograd.grad(loss_A[kept].sum(), pixels)
             active, clean, keys = active[kept], clean[kept], keys[kept]
-            direction = accumulate(self.variant, direction[kept], gradient[kept])
+            direction = self.follow(direction[kept], gradient[kept])
             earlier, before = before[kept], delta[kept]
             delta = project(before + length * steepest(direction, self.norm), clean, eps, self.norm)
         return adversarial, steps_B, queries_B

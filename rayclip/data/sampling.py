@@ -28,6 +28,12 @@ class EpochSampler:
     def steps_per_epoch(self) -> int:
         return -(-self.count // self.batch_size)
 
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Of an epoch's global batches, in order."""
+        fewest, more = divmod(self.count, self.steps_per_epoch)
+        return [fewest + (i < more) for i in range(self.steps_per_epoch)]
+
     def global_batches(self, epoch: int, done: int = 0) -> list[np.ndarray]:
         """The positions of each batch that is left of an epoch after `done` steps of it.
 

@@ -10,7 +10,7 @@ from rayclip.distributed.resources import PoolSize
 
 if TYPE_CHECKING:
     from rayclip.distributed.search import Validation, run_search, waiting
-    from rayclip.distributed.trials import Trial, Workers, run_trials
+    from rayclip.distributed.trials import Trial, Workers, forgotten, run_trials, with_precision
 
 __all__ = [
     "PoolSize",
@@ -21,16 +21,18 @@ __all__ = [
     "calibrate",
     "cluster_holds",
     "evaluate",
+    "forgotten",
     "ray_cluster",
     "run_search",
     "run_trials",
     "waiting",
+    "with_precision",
 ]
 
 
 _TRAINING = {
     **dict.fromkeys(("Validation", "run_search", "waiting"), "rayclip.distributed.search"),
-    **dict.fromkeys(("Trial", "Workers", "run_trials"), "rayclip.distributed.trials"),
+    **dict.fromkeys(("Trial", "Workers", "forgotten", "run_trials", "with_precision"), "rayclip.distributed.trials"),
 }
 
 

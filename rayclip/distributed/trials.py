@@ -26,6 +26,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import TrialScheduler
 from ray.util.placement_group import get_current_placement_group
 
+from rayclip.distributed.connect import _JOB, ray_cluster
 from rayclip.distributed.notes import Notes, release
 from rayclip.distributed.resources import check_shared, within_reach
 from rayclip.models.checkpoint import FILES, read_lineage
@@ -131,10 +132,39 @@ class Trial:
         if lineage is None:
             return False
         if lineage.get("digest") != self.config.digest():
+            if (lineage.get("config") or {}).get("precision") == "auto":
+                raise UserError(
+                    f"{self.out} holds a checkpoint of an earlier version, which did not note in which precision it "
+                    "was trained: choose another --out, or delete it."
+                )
             raise UserError(
                 f"{self.out} holds a checkpoint of other settings or data: choose another --out, or delete it."
             )
         return True
+
+
+@contextlib.contextmanager
+def with_precision(trials: Sequence[Trial], *, cluster: bool, verbose: bool = False) -> Iterator[list[Trial]]:
+    """The trials with the precision that their workers will compute in, where they leave it open (`auto`): bf16 where
+    each has a GPU, else fp32. It is known before anything is looked up or logged, since it decides the weights.
+
+    Args:
+        cluster, verbose: as for `ray_cluster`. A running cluster is asked, and stays connected in the block; of a
+            private Ray the GPUs are this machine's, and nothing is started.
+    """
+    with contextlib.ExitStack() as stack:
+        if any(trial.config.precision == "auto" for trial in trials):
+            if running := cluster or _JOB in os.environ or ray.is_initialized():
+                stack.enter_context(ray_cluster(cluster=cluster, verbose=verbose))
+            has_gpus = Workers.for_cluster().gpus > 0 if running else torch.cuda.is_available()
+            trials = [dataclasses.replace(t, config=t.config.decided(on_gpu=has_gpus)) for t in trials]
+        yield list(trials)
+
+
+def forgotten(trials: Sequence[Trial], storage: Store) -> list[str]:
+    """Names of unfinished Train runs in `storage` that belong to none of the trials."""
+    own = {trial.train_run for trial in trials}
+    return [name for name in storage.folders() if name.startswith("train-") and name not in own]
 
 
 def run_trials(

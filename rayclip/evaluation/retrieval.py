@@ -30,6 +30,7 @@ from rayclip.evaluation.aggregate import wilson
 from rayclip.evaluation.cell import described_budget, label_with_eps, with_substitutes
 from rayclip.evaluation.plan import chosen_positions
 from rayclip.models import Clip
+from rayclip.models.exact import use_exact_fp32
 from rayclip.rng import sample_keys
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -336,8 +337,7 @@ def run_task(
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Compute a task's recalls in fp32, TF32 off, and write them."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    use_exact_fp32()
     positions = chosen_positions(len(pairs), task.images).tolist()
     embedded = embed_pairs(
         clip.eval(),

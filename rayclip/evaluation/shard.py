@@ -24,6 +24,7 @@ from rayclip.evaluation.examples import keep_examples
 from rayclip.evaluation.plan import Shard
 from rayclip.evaluation.schedule import KEPT
 from rayclip.models import Clip, ZeroShot, fast_copy, load_model
+from rayclip.models.exact import use_exact_fp32
 from rayclip.models.scorers import Scorer
 from rayclip.rng import sample_keys
 from rayclip.store import Store
@@ -65,8 +66,7 @@ class Evaluator:
         self.store, self.device, self.batch_size, self._compiled = store, torch.device(device), batch_size, compiled
         self.hardware = hardware or Hardware.here(self.device)
         self._fits: dict[str, int] = {}  # batch size by model, once it had to be halved
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        use_exact_fp32()
         self._models: OrderedDict[str, Clip] = OrderedDict()
         self._victims: OrderedDict[tuple[str, ...], ZeroShot] = OrderedDict()
         self._fast_models: OrderedDict[tuple[str, str], Clip] = OrderedDict()

@@ -1,7 +1,8 @@
 """AdvPT (Zhang et al., ECCV 2024, arXiv 2311.11261): adversarial prompt tuning of the text side, CLIP frozen."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +30,30 @@ class AdvPT(PromptMethod):
 
     name: ClassVar[str] = "advpt"
     recipe: ClassVar[Recipe] = Recipe(
-        optimizer="sgd", lr=2e-3, momentum=0.9, weight_decay=5e-4, batch_size=32, epochs=100
+        optimizer="sgd",
+        lr=2e-3,
+        momentum=0.9,
+        weight_decay=5e-4,
+        warmup_epochs=1,
+        warmup_lr=1e-5,
+        batch_size=32,
+        epochs=200,
     )
+    published: ClassVar[Mapping[str, Any]] = {"eps": 8 / 255, "steps": 10, "context": 32}
     # The learning rate was chosen on the digits' train split
     small: ClassVar[Recipe] = Recipe(optimizer="adam", lr=0.02, batch_size=128, epochs=20)
     prepares: ClassVar[bool] = True
 
     context: int = 16
+
+    def recipe_for(self, patch: int | None) -> Recipe:
+        """100 epochs on B/16 and L/14, 200 on B/32."""
+        return replace(self.recipe, epochs=100) if patch in (14, 16) else self.recipe
+
+    @property
+    def step_length(self) -> float:
+        """1.25·eps/steps unless given, as in the published code."""
+        return 1.25 * self.eps / self.steps if self.step is None else self.step
 
     @property
     def trains_texts(self) -> bool:

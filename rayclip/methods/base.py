@@ -5,19 +5,20 @@ pixels in [0, 1], labels, and the class prompts; it never sees an optimiser, a d
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
-from rayclip.attacks.base import Norm, Samples, Start
+from rayclip.attacks.base import GradientAttack, Norm, Samples, Start
 from rayclip.attacks.pgd import PGD
 from rayclip.methods.objectives import OWN, check_objective, objective_of
 from rayclip.models import Clip, class_prompts
 from rayclip.models.prompts import Prompted
 from rayclip.types import UserError
+from rayclip.units import default_step
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -99,7 +100,16 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a paper trains its method; every entry can be overridden for a run."""
+    """How a paper trains its method; every entry can be overridden for a run.
+
+    Attributes:
+        schedule: of the learning rate after its warm-up.
+        warmup_steps, warmup_epochs: length of the warm-up, their sum; a tenth of the run at most unless `warmup_whole`,
+            since the papers' 1000 steps are meant for runs of tens of thousands.
+        warmup_lr: constant rate during the warm-up; None lets it rise linearly to `lr`.
+        warmup_whole: the warm-up is as long as written, even if the run ends within it, as in the papers' code.
+        batch_size: images of a step, of all workers together.
+    """
 
     optimizer: Optimizer
     lr: float
@@ -109,6 +119,9 @@ class Recipe:
     momentum: float = 0.9
     schedule: Schedule = "cosine"
     warmup_steps: int = 0
+    warmup_epochs: int = 0
+    warmup_lr: float | None = None
+    warmup_whole: bool = False
     batch_size: int = 256
     epochs: int = 10
 
@@ -126,13 +139,15 @@ class Method(ABC):
     Attributes:
         against: what the image attack raises: `own` is the method's own objective; `pgd`, `cw`, `feature` are those of
             the attacks with these names (`objectives`).
-        eps, steps, step: budget, number and length of the image attack's steps, in pixel units.
+        eps, steps, step: budget, number and length of the image attack's steps, in pixel units; a step of None is
+            `units.default_step`.
         norm, start: of the image attack, see `attacks.base.GradientAttack`.
         trains: `all` parameters, the `image` encoder's, or those of its `last-N` blocks (`Clip.parameters_of`).
     """
 
     name: ClassVar[str]
     recipe: ClassVar[Recipe]
+    published: ClassVar[Mapping[str, Any]] = {}  # settings of the published code that are not the defaults here
     needs_original: ClassVar[bool] = False  # whether `Batch.original` is wanted
     small: ClassVar[Recipe] = SMALL_MODEL  # for small models
     prepares: ClassVar[bool] = False  # whether `prepare` is to be called
@@ -141,10 +156,19 @@ class Method(ABC):
     against: str = OWN
     eps: float = 1 / 255
     steps: int = 10
-    step: float = 1 / 255
+    step: float | None = None
     norm: Norm = "linf"
     start: Start = "random"
     trains: Trains = "all"
+
+    def recipe_for(self, patch: int | None) -> Recipe:
+        """The published recipe, for an image tower with patches of so many pixels (None: it has none)."""
+        return self.recipe
+
+    @property
+    def step_length(self) -> float:
+        """Of a step of the image attack, in pixel units."""
+        return default_step(self.eps, self.steps, self.norm) if self.step is None else self.step
 
     def with_default_substitutes(self, substitutes: str) -> Self:
         """The method with its text attack's source of substitutes spelled out, where it has one and names none."""
@@ -156,7 +180,7 @@ class Method(ABC):
 
     def describe(self) -> dict[str, Any]:
         """The settings, nested plain values: what lineage files hold and what tells two runs apart."""
-        return asdict(self)
+        return asdict(self) | {"step": self.step_length}
 
     def check(self, clip: Clip) -> None:
         """Raise a `UserError` if the method cannot train this model."""
@@ -189,7 +213,7 @@ class Method(ABC):
     def weakened(self, share: float) -> Self:
         """The method with this share (0..1) of its budget; the attack's steps shrink alike, so that it crosses the
         smaller ball in as many."""
-        return replace(self, eps=share * self.eps, step=share * self.step)
+        return replace(self, eps=share * self.eps, step=share * self.step_length)
 
     def attack(self, clip: Clip, batch: Batch) -> Batch:
         """Add the adversarial examples that `loss` wants. Called with `clip` frozen."""
@@ -199,8 +223,12 @@ class Method(ABC):
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise and detached scalars to log, all of them sums over samples (`parallel.global_mean`)."""
 
+    def image_attack(self) -> GradientAttack:
+        """PGD with the method's settings, to its last step."""
+        return PGD(steps=self.steps, step=self.step_length, norm=self.norm, start=self.start, stop="final")
+
     def perturb(self, clip: Clip, batch: Batch, own: Callable[[Tensor], Tensor]) -> Batch:
-        """PGD, to the last step, for every image, on the objective that `against` names.
+        """`image_attack` of every image, on the objective that `against` names.
 
         Args:
             own: the method's own, `pixels_BCHW -> (B,)`.
@@ -210,7 +238,7 @@ class Method(ABC):
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             return objective(pixels), torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
 
-        pgd = PGD(steps=self.steps, step=self.step, norm=self.norm, start=self.start, stop="final")
+        pgd = self.image_attack()
         samples = Samples(batch.pixels_BCHW, batch.labels_B, batch.keys_B)
         images, _, _ = pgd.ascend(forward, samples, eps=self.eps)
         return replace(batch, adversarial_BCHW=images)

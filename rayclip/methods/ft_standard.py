@@ -17,13 +17,19 @@ from rayclip.types import UserError
 class FTStandard(Method):
     """CE of clean images over all class prompts.
 
-    Both encoders (MMCoA's FT-standard), or `trains=image` (TTC's CLIP-FT).
+    Both encoders (MMCoA's FT-standard), or `trains=image` (TTC's CLIP-FT), which has a recipe of its own.
     """
 
     name: ClassVar[str] = "ft-standard"
     recipe: ClassVar[Recipe] = Recipe(
-        optimizer="adam", lr=1e-6, betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.2, epochs=10
+        optimizer="adam", lr=1e-6, betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.2, schedule="constant", epochs=30
     )
+    image_recipe: ClassVar[Recipe] = Recipe(
+        optimizer="sgd", lr=1e-4, momentum=0.9, warmup_steps=1000, batch_size=128, epochs=10
+    )
+
+    def recipe_for(self, patch: int | None) -> Recipe:
+        return self.recipe if self.trains == "all" else self.image_recipe
 
     def check_attack(self) -> None:
         if self.against != OWN:

@@ -3,8 +3,9 @@
 Adversarial images are aligned with clean texts, adversarial texts with clean images (equations 7 to 9).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -29,8 +30,9 @@ class MMCoA(Method):
 
     name: ClassVar[str] = "mmcoa"
     recipe: ClassVar[Recipe] = Recipe(
-        optimizer="adam", lr=1e-6, betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.2, epochs=30
+        optimizer="adam", lr=1e-6, betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.2, schedule="constant", epochs=30
     )
+    published: ClassVar[Mapping[str, Any]] = {"against": "pgd"}
     compares_samples: ClassVar[bool] = True
 
     lambda_img: float = 0.5

@@ -1,5 +1,6 @@
 """Training methods by name."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any
@@ -14,6 +15,7 @@ from rayclip.methods.saft import SAFT
 from rayclip.methods.tecoa import TeCoA
 from rayclip.methods.tga_zsr import TGAZSR
 from rayclip.methods.vp import VP
+from rayclip.settings import convert_all, settable
 from rayclip.types import UserError
 
 METHODS: dict[str, type[Method]] = {
@@ -31,12 +33,30 @@ def method_class(name: str) -> type[Method]:
     raise UserError(f"unknown method '{name}': use one of {', '.join([*METHODS, *sorted(offered)])}.")
 
 
-def make_method(name: str, **settings: Any) -> Method:
+def parse_settings(name: str, written: Sequence[str]) -> dict[str, Any]:
+    """What `KEY=VALUE`s say of a method's own settings.
+
+    Raises:
+        UserError: unknown method, a setting that it does not have, or a value that does not fit.
+    """
+    types = {k: t for k, t in settable(method_class(name)).items() if k != "text"}  # `--substitutes` says that
+    parts = [text.partition("=") for text in written]
+    for text, (key, _, value) in zip(written, parts, strict=True):
+        if not key or not value:
+            raise UserError(f"--setting '{text}' is no setting: write KEY=VALUE, as in --setting tokens=10.")
+    return convert_all("method", name, {key.strip(): value.strip() for key, _, value in parts}, types)
+
+
+def make_method(name: str, *, published: bool = False, **settings: Any) -> Method:
     """A method with the settings that apply to it; None keeps its default, and what it does not have is left out.
+
+    Args:
+        published: defaults are those of the published code (`Method.published`).
 
     Raises:
         UserError: unknown method, or settings that it refuses.
     """
     kind = method_class(name)
     known = {f.name for f in fields(kind)}
-    return kind(**{k: v for k, v in settings.items() if k in known and v is not None})
+    given = {k: v for k, v in settings.items() if k in known and v is not None}
+    return kind(**{**(kind.published if published else {}), **given})

@@ -20,8 +20,9 @@ TEMPLATES = "templates"
 
 @dataclass(frozen=True, kw_only=True)
 class SAFT(TGAZSR):
-    """TGA-ZSR's three terms, CE averaged over M captions a class and attention over those of the true class, on images
-    that the semantic-ensemble attack made. Each image costs one forward for all captions.
+    """TGA-ZSR's three terms, CE averaged over M captions a class, on images that the semantic-ensemble attack made. The
+    attention is that of the true class's captions: the mean of their cosine maps, then scaled (`models.attention`).
+    Each image costs one forward for all captions.
 
     SAFT-L and SAFT-M differ in where the captions come from: a language model, or one that sees images.
 

@@ -22,17 +22,22 @@ class TeCoA(Method):
     steps: int = 2
     trains: Trains = "image"
 
+    def temperature(self, clip: Clip) -> Tensor:
+        """What cosines are multiplied by, in the attack and in the loss."""
+        return clip.scale
+
     def attack(self, clip: Clip, batch: Batch) -> Batch:
         with torch.no_grad():
-            text_KD = batch.texts.all()
+            text_KD, scale = batch.texts.all(), self.temperature(clip)
         return self.perturb(
             clip,
             batch,
-            lambda pixels: class_cross_entropy(clip.encode_image(pixels), text_KD, batch.labels_B, clip.scale),
+            lambda pixels: class_cross_entropy(clip.encode_image(pixels), text_KD, batch.labels_B, scale),
         )
 
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.adversarial_BCHW is not None
         image_BD = clip.encode_image(batch.adversarial_BCHW)
-        loss = global_mean(class_cross_entropy(image_BD, batch.texts.all(), batch.labels_B, clip.scale), batch.total)
+        terms_B = class_cross_entropy(image_BD, batch.texts.all(), batch.labels_B, self.temperature(clip))
+        loss = global_mean(terms_B, batch.total)
         return loss, {"loss": loss.detach()}

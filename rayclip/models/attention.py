@@ -22,7 +22,7 @@ def patch_tower(clip: Clip) -> Any:
     from open_clip.transformer import VisionTransformer  # seconds of imports
 
     tower: Any = clip.model.visual
-    is_plain = isinstance(tower, VisionTransformer) and tower.attn_pool is None
+    is_plain = isinstance(tower, VisionTransformer) and tower.attn_pool is None and not clip.appends_tokens
     if not is_plain or not isinstance(tower.patch_dropout, nn.Identity):
         raise UserError(
             f"model '{clip.spec}' has no patch tokens in the space of its embeddings, which text-guided attention "
@@ -51,17 +51,18 @@ def encode_with_patches(clip: Clip, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor
 def text_guided_attention(clip: Clip, patches_BTD: Tensor, text_BMD: Tensor) -> Tensor:
     """The attention map A of each image, flattened: `(B, image_size²)`, values in [0, 1].
 
-    Cosines of the patches with a text, scaled per image to minimum 0 and maximum 1, and enlarged bilinearly to the
-    model's input size; the mean over the image's M texts.
+    Cosines of the patches with a text, their mean over the image's M texts, scaled per image to minimum 0 and maximum
+    1, and enlarged bilinearly to the model's input size. SAFT's code averages before it scales, too; the other order
+    weighs each text by how flat its map is.
 
     Args:
         patches_BTD, text_BMD: normalised embeddings; the texts are of the image's true class.
     """
     wide = torch.promote_types(patches_BTD.dtype, torch.float32)
     with torch.autocast(patches_BTD.device.type, enabled=False):  # scaling would magnify what bf16 rounds
-        scores_BMT = text_BMD.to(wide) @ patches_BTD.to(wide).transpose(1, 2)
-    low, high = scores_BMT.amin(2, keepdim=True), scores_BMT.amax(2, keepdim=True)
-    scaled_BMT = (scores_BMT - low) / (high - low).clamp_min(torch.finfo(scores_BMT.dtype).eps)
-    grid = patch_tower(clip).grid_size
-    coarse = scaled_BMT.mean(1).unflatten(1, grid).unsqueeze(1)  # enlarging is linear: the mean may come first
+        # A cosine is linear in the text: that of the mean text is the mean of the texts' cosines
+        scores_BT = (patches_BTD.to(wide) @ text_BMD.to(wide).mean(1).unsqueeze(2)).squeeze(2)
+    low, high = scores_BT.amin(1, keepdim=True), scores_BT.amax(1, keepdim=True)
+    scaled_BT = (scores_BT - low) / (high - low).clamp_min(torch.finfo(scores_BT.dtype).eps)
+    coarse = scaled_BT.unflatten(1, patch_tower(clip).grid_size).unsqueeze(1)
     return F.interpolate(coarse, size=(clip.image_size, clip.image_size), mode="bilinear").flatten(1)

@@ -50,9 +50,11 @@ class Clip(nn.Module):
         config: `model_cfg` and `preprocess_cfg` as open_clip writes them; enough to rebuild the model from weights.
         image_size: side of the square input that the image tower wants, in pixels.
         template: of class prompts, for a model that was trained on one of its own.
+        appends_tokens: its image tower reads learned tokens besides its patches.
     """
 
     template: str | None = None
+    appends_tokens: bool = False
     mean: Tensor
     std: Tensor
 
@@ -312,6 +314,18 @@ def load_once(spec: str, fingerprint: str = "", device: str = "cpu") -> Clip:
     if fingerprint:
         check_same("model", spec, clip.fingerprint(), fingerprint)
     return clip
+
+
+def patch_size(spec: str) -> int | None:
+    """Side of the image tower's patches in pixels, from the model's configuration alone; None where that does not say,
+    or is not to be had."""
+    import open_clip
+
+    with suppress(UserError, OSError, ValueError, RuntimeError, KeyError), silence():
+        source, _ = _parse(spec)
+        found = (open_clip.get_model_config(source) or {}).get("vision_cfg", {}).get("patch_size")
+        return found if isinstance(found, int) else None
+    return None
 
 
 def _parse(spec: str) -> tuple[str, str | None]:

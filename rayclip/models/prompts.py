@@ -9,12 +9,13 @@ that the frame covers.
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from rayclip.models.clip import Clip
+from rayclip.models.image import class_token_tower
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -144,15 +145,86 @@ class WithFrame(Prompted):
         return 3, int(frame_mask(base.image_size).sum())
 
     @classmethod
-    def begin(cls, base: Clip) -> Self:
-        """An empty frame: the model as it is."""
-        return cls(base, torch.zeros(cls.shape(base, 3)))
+    def begin(cls, base: Clip, seed: int | None = None) -> Self:
+        """An empty frame, the model as it is; with a seed, one drawn from N(0, 1)."""
+        return cls(base, _start(cls.shape(base, 3), seed))
 
     def tower_input(self, pixels_BCHW: Tensor) -> Tensor:
         x_BCHW = super().tower_input(pixels_BCHW)
         frame_CHW = x_BCHW.new_zeros(x_BCHW.shape[1:])
-        frame_CHW[:, frame_mask(self.image_size).to(x_BCHW.device)] = self.learned.to(x_BCHW.dtype)
+        frame_CHW[:, frame_mask(self.image_size).to(x_BCHW.device)] = self.frame.to(x_BCHW.dtype)
         return x_BCHW + frame_CHW
+
+    @property
+    def frame(self) -> Tensor:
+        """Its pixels, `(3, F)`."""
+        return self.learned
+
+
+class WithFrameAndTokens(WithFrame):
+    """The frame, and T vectors that the image tower reads after its patches, without a position (Mao et al. 2023).
+
+    `learned` holds the frame's 3·F values, then the tokens' T·E, E the width of the image tower.
+    """
+
+    kind = "frame+tokens"
+    appends_tokens = True
+
+    @classmethod
+    def shape(cls, base: Clip, count: int) -> tuple[int, ...]:
+        pixels, width = 3 * int(frame_mask(base.image_size).sum()), token_width(base)
+        return (pixels + max(1, round((count - pixels) / width)) * width,)
+
+    @classmethod
+    def begin(cls, base: Clip, seed: int | None = None, tokens: int = 10) -> Self:
+        """The tokens are drawn from N(0, 1), the frame too with a seed; without one it is empty."""
+        count = cls.shape(base, 0)[0] + (tokens - 1) * token_width(base)
+        learned = _start((count,), seed or 0)
+        if seed is None:
+            learned[: 3 * int(frame_mask(base.image_size).sum())] = 0
+        return cls(base, learned)
+
+    @property
+    def frame(self) -> Tensor:
+        return self.learned[: 3 * int(frame_mask(self.image_size).sum())].view(3, -1)
+
+    def encode_image(self, pixels_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
+        entrance = _entrance(self)
+
+        def append(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            x_BTE = inputs[0]
+            tokens_TE = self.learned[self.frame.numel() :].view(-1, x_BTE.shape[2]).to(x_BTE.dtype)
+            return (torch.cat([x_BTE, tokens_TE.expand(len(x_BTE), -1, -1)], 1),)
+
+        handle = entrance.register_forward_pre_hook(append)
+        try:
+            return super().encode_image(pixels_BCHW, normalize=normalize)
+        finally:
+            handle.remove()
+
+
+def token_width(clip: Clip) -> int:
+    """E, what a token of the image tower has.
+
+    Raises:
+        UserError: it is no ViT of open_clip's own that is read at its class token.
+    """
+    if class_token_tower(clip.model.visual) is None:  # type: ignore[arg-type]
+        raise UserError(
+            f"the image encoder of '{clip.spec}' takes no tokens besides its patches: use a ViT of open_clip's own, "
+            "such as ViT-B-32, or vp without tokens."
+        )
+    return int(cast(nn.Module, clip.model.visual).class_embedding.shape[0])  # type: ignore[index]
+
+
+def _entrance(clip: Clip) -> nn.Module:
+    """What all tokens of the image tower go through first, in a copy for attacks (`fast`) too."""
+    modules = cast(nn.Module, clip.model.visual).named_modules()
+    return next(module for name, module in modules if name.rpartition(".")[2] == "ln_pre")
+
+
+def _start(shape: tuple[int, ...], seed: int | None) -> Tensor:
+    return torch.zeros(shape) if seed is None else torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def frame_mask(side: int) -> Tensor:
@@ -163,4 +235,4 @@ def frame_mask(side: int) -> Tensor:
     return mask
 
 
-KINDS: dict[str, type[Prompted]] = {kind.kind: kind for kind in (WithContext, WithFrame)}
+KINDS: dict[str, type[Prompted]] = {kind.kind: kind for kind in (WithContext, WithFrame, WithFrameAndTokens)}

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self
 
 from rayclip import PROTOCOL
 from rayclip.data import Names, Resolution
@@ -29,7 +29,8 @@ class TrainConfig:
         seed: of the few-shot draw, the order of the batches and the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
         names: spelling of the classes in the prompts (see `data.opening`).
-        precision: `auto` is bf16 autocast on a GPU and fp32 on a CPU.
+        precision: `fp32`, or `bf16` autocast. `auto` is bf16 on a GPU and fp32 on a CPU; whoever plans a run for
+            others decides it for them (`distributed.with_precision`), as it is part of `digest`.
         model_fingerprint, data_fingerprint: of what `model` and `data` named when the run was planned, so that a
             file that changed since is another run.
         accumulate: parts in which a worker takes its share of a batch, each with the memory of its own size.
@@ -68,6 +69,10 @@ class TrainConfig:
         if not 0 <= self.ema < 1:
             raise UserError(f"ema {self.ema:g} is no decay: write a number from 0 (off) to below 1, such as 0.999.")
 
+    def decided(self, *, on_gpu: bool) -> Self:
+        """With the precision that `auto` stands for where this will run."""
+        return self if self.precision != "auto" else replace(self, precision="bf16" if on_gpu else "fp32")
+
     def describe(self) -> dict[str, Any]:
         """Nested plain values, method name included: what lineage files hold."""
         described = asdict(self)
@@ -84,6 +89,25 @@ class TrainConfig:
         free = ("save_every_epochs", "save_every_steps", "data_workers", "accumulate")
         decisive = {k: v for k, v in self.describe().items() if k not in free}
         return hashlib.sha256(json.dumps([PROTOCOL, decisive], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def check_shares(images: int, batch_size: int, workers: int) -> None:
+    """Raise a `UserError` if a worker would have no image of some batch.
+
+    An epoch is cut into batches of nearly equal size (`data.sampling`), none of which is larger than `batch_size`.
+    """
+    if images < workers:
+        raise UserError(f"{images} training images cannot be dealt out to {workers} workers: use fewer workers.")
+    steps = -(-images // batch_size)
+    smallest = images // steps
+    if smallest >= workers:
+        return
+    remedy = "a larger --batch-size or fewer --workers" if batch_size < images else "fewer --workers"
+    found = f"{steps} batches of {smallest} images or one more" if images % steps else f"batches of {smallest} images"
+    raise UserError(
+        f"--batch-size {batch_size} makes {found} of {images}, which cannot be dealt out to {workers} workers: use "
+        f"{remedy}."
+    )
 
 
 def _flatten(prefix: str, values: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -10,7 +10,7 @@ import copy
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,19 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
 
 from rayclip import __version__
-from rayclip.data import ImageSet, batch_pixels, few_shot, open_data
+from rayclip.data import ImageSet, few_shot, open_data
 from rayclip.data.sampling import EpochSampler
 from rayclip.methods import Batch, ClassTexts, Method, Original, Recipe
 from rayclip.models import Clip, load_model
 from rayclip.models.checkpoint import restore, save_checkpoint
 from rayclip.models.clip import frozen
+from rayclip.models.exact import has_batch_norm, use_exact_fp32
 from rayclip.rng import sample_keys
 from rayclip.training.average import Average, set_weights
-from rayclip.training.config import TrainConfig
-from rayclip.types import UserError, check_same
+from rayclip.training.config import TrainConfig, check_shares
+from rayclip.training.reading import read_batches
+from rayclip.types import check_same
 
 STATE_FILE = "training_state.pt"
 _REPORT_SECONDS = 3.0  # about so long between two looks at the losses; each look waits for the device
@@ -69,17 +70,18 @@ def train(config: TrainConfig, host: Host) -> Clip:
     """Fine-tune `config.model`; returns the model in its final state.
 
     Raises:
-        UserError: bad model or data, more shots than a class has, or fewer images than workers.
+        UserError: bad model or data, more shots than a class has, or batches of fewer images than workers.
         FloatingPointError: the loss is not finite; the message names the step.
     """
+    use_exact_fp32()
+    config = config.decided(on_gpu=host.device.type == "cuda")
     clip = load_model(config.model, host.device)
     data = few_shot(open_data(config.data, "train", config.names), config.shots, config.seed)
     if config.data_fingerprint:
         check_same("data", config.data, data.fingerprint, config.data_fingerprint)
     if config.model_fingerprint:
         check_same("model", config.model, clip.fingerprint(), config.model_fingerprint)
-    if len(data) < host.world_size:
-        raise UserError(f"{len(data)} training images cannot be dealt out to {host.world_size} workers: use fewer.")
+    check_shares(len(data), config.recipe.batch_size, host.world_size)
     return _Run(config, host, config.method.dressed(clip, config.seed), data).go()
 
 
@@ -119,11 +121,11 @@ class _Run:
         self._clock, self._images = time.monotonic(), 0
 
     def go(self) -> Clip:
-        for epoch in range(self.step // self.steps_per_epoch, self.recipe.epochs):
-            for pixels, positions, total in self._batches(epoch):
-                self._train_step(pixels, positions, total)
-                if self._pending_due():
-                    self._report(epoch)
+        for pixels, positions in self._load(map(self.sampler.share, self._rest())):
+            epoch = self.step // self.steps_per_epoch
+            self._train_step(pixels, positions, self.sampler.batch_sizes[self.step % self.steps_per_epoch])
+            if self._pending_due():
+                self._report(epoch)
         if self.average is not None:
             set_weights(self.trainable, self.average.values)
         return self.clip.eval()
@@ -146,23 +148,22 @@ class _Run:
         self._pending.append(metrics)
         self._images += total
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """This rank's (pixels uint8, positions, size of the global batch), from the current step on."""
-        rest = self.sampler.global_batches(epoch, done=self.step - epoch * self.steps_per_epoch)
-        for (pixels, positions), batch in zip(self._load(rest), rest, strict=True):
-            yield pixels, positions, len(batch)
+    def _rest(self) -> Iterator[np.ndarray]:
+        """The global batches of all epochs, from the current step on."""
+        begun, done = divmod(self.step, self.steps_per_epoch)
+        for epoch in range(begun, self.recipe.epochs):
+            yield from self.sampler.global_batches(epoch, done=done if epoch == begun else 0)
 
-    def _load(self, batches: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's pixels and positions of each global batch."""
-        mine = [self.sampler.share(batch) for batch in batches]
-        loader = DataLoader(
-            _Pixels(self.data, self.config, self.clip.image_size),
-            sampler=mine,
-            batch_size=None,
-            num_workers=self.config.data_workers,
+    def _load(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels (uint8) and positions of batches of this rank's own."""
+        return read_batches(
+            self.data,
+            batches,
+            resolution=self.config.resolution,
+            image_size=self.clip.image_size,
+            workers=self.config.data_workers,
             pin_memory=self.host.device.type == "cuda",
         )
-        yield from loader
 
     def _batch(self, pixels_u8: Tensor, positions: Tensor, total: int, *use: object) -> Batch:
         """The samples at these positions, with the random keys that they have for this use."""
@@ -178,10 +179,11 @@ class _Run:
 
     def _prepare(self) -> Tensor:
         """`Method.prepare` of every image, `(N, D)`; each rank does its share."""
-        batches = np.array_split(np.arange(len(self.data)), self.steps_per_epoch * self.config.accumulate)
+        mine = self.sampler.share(np.arange(len(self.data)))
+        at_once = max(1, self.recipe.batch_size // (self.host.world_size * self.config.accumulate))
         rows: list[Tensor] = []
         places: list[Tensor] = []
-        for pixels, positions in self._load([batch for batch in batches if len(batch)]):
+        for pixels, positions in self._load(np.array_split(mine, -(-len(mine) // at_once))):
             batch = self._batch(pixels, positions, len(positions), "prepare")
             with _autocast(self.config.precision, self.host.device), frozen(self.clip):
                 rows.append(self.method.prepare(self.clip, batch).float())
@@ -236,7 +238,8 @@ class _Run:
 
     def _save(self, folder: Path) -> None:
         with self.average.in_place() if self.average is not None else contextlib.nullcontext() as last:
-            save_checkpoint(self.clip, folder, lineage(self.config, self.data, self.step, self.total_steps))
+            found = lineage(self.config, self.data, self.step, self.total_steps)
+            save_checkpoint(self.clip, folder, {**found, **_made_on(self.clip)})
         state = {"step": self.step, "optimizer": self.optimizer.state_dict(), "last": last}
         torch.save(state, folder / STATE_FILE)
 
@@ -265,9 +268,16 @@ def attack_and_backward(
 
     A loss that compares samples needs the whole batch at once: there the encoders work part by part instead, twice.
 
+    The model is in eval mode for the attack and for the loss: BatchNorm keeps the statistics that it came with (its
+    scale and shift are trained), and dropout is off. Then what a sample adds to the gradient depends on no other
+    sample and on no random state, and a batch in parts, or on several workers, is exactly the batch as a whole.
+    Synchronised statistics would make workers agree, but neither parts, nor the attack, which takes the statistics as
+    given, with the loss.
+
     Args:
         module: `_LossOf` the method, DDP around it or not.
     """
+    module.eval()
     whole = method.compares_samples
     chunk = -(-len(batch.labels_B) // parts) if whole and parts > 1 else 0
     todo = [batch] if whole else batch.split(parts)
@@ -278,7 +288,6 @@ def attack_and_backward(
             with autocast():
                 with frozen(clip):
                     part = method.attack(clip, part)
-                module.train()
                 loss, metrics = module(part)
             loss.backward()
         sums = {name: sums[name] + value if sums else value for name, value in metrics.items()}
@@ -296,23 +305,12 @@ class _LossOf(nn.Module):
         return self.method.loss(self.clip, batch)
 
 
-class _Pixels(Dataset):
-    """Decodes a whole batch per item: the sampler yields arrays of positions."""
-
-    def __init__(self, data: ImageSet, config: TrainConfig, image_size: int) -> None:
-        self._data, self._resolution, self._image_size = data, config.resolution, image_size
-
-    def __getitem__(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
-        pixels = batch_pixels(self._data, positions.tolist(), self._resolution, self._image_size)
-        return pixels, torch.from_numpy(positions)
-
-
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-    """Linear warm-up, then the schedule. Warm-up takes a tenth of the run at most: the papers' 1000 steps are meant
-    for runs of tens of thousands."""
-    warmup = min(recipe.warmup_steps, total_steps // 10)
+    """Of a step, counted from 0: warm-up, then the schedule (`Recipe`)."""
+    written = recipe.warmup_steps + recipe.warmup_epochs * total_steps // recipe.epochs
+    warmup = written if recipe.warmup_whole else min(written, total_steps // 10)
     if step < warmup:
-        return recipe.lr * (step + 1) / warmup
+        return recipe.lr * (step + 1) / warmup if recipe.warmup_lr is None else recipe.warmup_lr
     done = (step - warmup) / max(1, total_steps - warmup)
     left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
     return recipe.lr * left[recipe.schedule]
@@ -350,6 +348,14 @@ def lineage(config: TrainConfig, data: ImageSet, step: int, total_steps: int) ->
     }
 
 
+def _made_on(clip: Clip) -> dict[str, str]:
+    """What else a reader of a checkpoint wants to know, and what is no part of its identity."""
+    on_gpu = clip.device.type == "cuda"
+    found = {"device": torch.cuda.get_device_name(clip.device) if on_gpu else clip.device.type}
+    found["torch"] = str(torch.__version__)
+    return found | ({"batch_norm": "statistics of the base model, frozen"} if has_batch_norm(clip) else {})
+
+
 def _choose_trainable(clip: Clip, method: Method) -> list[nn.Parameter]:
     """Switch gradients on for what the method trains; returns those parameters."""
     clip.requires_grad_(False)
@@ -360,5 +366,5 @@ def _choose_trainable(clip: Clip, method: Method) -> list[nn.Parameter]:
 
 
 def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    use = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
-    return torch.autocast(device.type, dtype=torch.bfloat16) if use else contextlib.nullcontext()
+    bf16 = precision == "bf16"
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()

@@ -64,7 +64,7 @@ class Plain:
 
     def pgd(self, raise_loss: Callable[[Tensor], None]) -> Tensor:
         """`raise_loss(pixels)` runs the backward pass of the loss, summed over the batch."""
-        eps, step = self.method.eps, self.method.step
+        eps, step = self.method.eps, self.method.step_length
         delta = (2 * uniform(self.batch.keys_B, tuple(self.x.shape[1:])) - 1) * eps
         delta = (self.x + delta).clamp(0, 1) - self.x
         self.clip.eval()

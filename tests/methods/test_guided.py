@@ -33,8 +33,8 @@ def logits(clip, image, prompts):
     return torch.stack([clip.scale * (f * naive.unit(text(clip, p))).sum() for p in prompts])
 
 
-def attention(clip, image, prompt):
-    return naive.attention(naive.patch_embeddings(clip, image), text(clip, prompt), 8)
+def attention(clip, image, *prompts):
+    return naive.attention(naive.patch_embeddings(clip, image), [text(clip, p) for p in prompts], 8)
 
 
 def distance(a, b):
@@ -67,11 +67,9 @@ CAPTIONS = tuple(tuple(f"a {how} {what} {c}" for how, what in (("small", "grey")
 
 
 def saft(clip, original, x, adversarial, y):
-    """Mean over two caption sets of CE; maps averaged over the true class's captions."""
+    """Mean over two caption sets of CE; the map of the true class's captions together."""
     sets = [[own[m] for own in CAPTIONS] for m in range(2)]
-    mean_map = [
-        sum(attention(f, z, c) for c in CAPTIONS[y]) / 2 for f, z in ((original, x), (clip, adversarial), (clip, x))
-    ]
+    mean_map = [attention(f, z, *CAPTIONS[y]) for f, z in ((original, x), (clip, adversarial), (clip, x))]
     return (
         sum(cross_entropy(logits(clip, adversarial, prompts), y) for prompts in sets) / 2
         + 0.08 * distance(mean_map[1], mean_map[0])

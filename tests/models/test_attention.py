@@ -41,18 +41,27 @@ def test_attention_and_its_gradient_agree_with_the_plain_loop(changes):
     weights = torch.rand(3, 64, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     _, patches = encode_with_patches(clip, pixels.requires_grad_())
     ours = text_guided_attention(clip, patches, texts)
-    plain = torch.stack(
-        [
-            sum(naive.attention(naive.patch_embeddings(clip, pixels[b]), text, 8) for text in texts[b]) / 2
-            for b in range(3)
-        ]
-    )
+    plain = torch.stack([naive.attention(naive.patch_embeddings(clip, pixels[b]), list(texts[b]), 8) for b in range(3)])
     assert ours.shape == (3, 64) and torch.allclose(ours, plain, atol=1e-12)
     assert ours.detach().min() >= 0 and ours.detach().max() <= 1
     wanted = [pixels, *clip.parameters_of("image")]
     gradients = [torch.autograd.grad((weights * a).sum(), wanted) for a in (ours, plain)]
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, atol=1e-10) and b.abs().max() > 0
+
+
+def test_maps_are_averaged_before_they_are_scaled():
+    """Two texts, one with a steep map and one with a flat one: the flat one must not weigh as much as the steep one."""
+    clip = tiny_clip(dtype=torch.float64)
+    texts = torch.eye(16, dtype=torch.float64)[:2]
+    patches = torch.zeros(1, 4, 16, dtype=torch.float64)
+    patches[0, :, 0] = torch.tensor([0.0, 0.8, 0.4, 0.2])
+    patches[0, :, 1] = torch.tensor([0.02, 0.0, 0.01, 0.02])
+    grid = text_guided_attention(clip, patches, texts[None]).view(8, 8)
+    corners = [grid[0, 0], grid[0, 7], grid[7, 0], grid[7, 7]]
+    means = [0.01, 0.4, 0.205, 0.11]  # by hand
+    wanted = [(m - 0.01) / 0.39 for m in means]
+    assert [c.item() for c in corners] == pytest.approx(wanted, abs=1e-8)
 
 
 def test_images_of_another_size_are_resized_first():

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from conftest import tiny_clip
-from rayclip.models import ZeroShot, load_model
+from rayclip.methods import make_method
+from rayclip.models import ZeroShot, fast_copy, load_model
+from rayclip.models.attention import patch_tower
 from rayclip.models.checkpoint import LINEAGE_FILE, PROMPT_FILE, restore, save_checkpoint
 from rayclip.models.clip import BUNDLED
-from rayclip.models.prompts import WithContext, WithFrame, frame_mask
+from rayclip.models.prompts import WithContext, WithFrame, WithFrameAndTokens, frame_mask
 from rayclip.types import UserError
 
 
@@ -173,3 +175,80 @@ def test_a_text_tower_of_another_kind_is_explained():
 def test_a_tensor_of_another_shape_is_refused():
     with pytest.raises(UserError, match="does not fit"):
         WithFrame(tiny_clip(), torch.zeros(3, 27))
+
+
+def test_a_frame_starts_empty_or_from_a_normal_distribution():
+    base = tiny_clip()
+    assert not WithFrame.begin(base).learned.any()
+    drawn = WithFrame.begin(base, 3).learned
+    assert torch.equal(drawn, WithFrame.begin(base, 3).learned) and not torch.equal(
+        drawn, WithFrame.begin(base, 4).learned
+    )
+    large = WithFrame.begin(tiny_clip(vision_cfg={**VISION, "image_size": 224, "patch_size": 32}), 0).learned
+    assert abs(large.mean()) < 0.02 and abs(large.std() - 1) < 0.02 and large.numel() == 3 * (224**2 - 164**2)
+
+
+VISION = {"image_size": 8, "layers": 2, "width": 32, "head_width": 16, "patch_size": 4}
+
+
+def image_embedding_with(clip, pixels_CHW, tokens):
+    """open_clip's ViT taken apart, with vectors after the patches that have no position."""
+    tower = clip.model.visual
+    x = (pixels_CHW - clip.mean[0]) / clip.std[0]
+    frame = torch.zeros_like(x)
+    frame[:, frame_mask(8)] = clip.frame
+    patches = tower.conv1((x + frame)[None])[0].flatten(1).T
+    x = torch.cat([tower.class_embedding[None], patches]) + tower.positional_embedding
+    x = tower.ln_pre(torch.cat([x, tokens]))[None]
+    for block in tower.transformer.resblocks:
+        x = block(x)
+    return tower.ln_post(x[0, 0]) @ tower.proj
+
+
+def test_tokens_stand_after_the_patches_and_are_learned():
+    clip = WithFrameAndTokens.begin(tiny_clip(dtype=torch.float64), 1, 3)
+    frame = 3 * int(frame_mask(8).sum())
+    assert clip.learned.shape == (frame + 3 * 32,)
+    pixels = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_()
+    expected = torch.stack([image_embedding_with(clip, x, clip.learned[frame:].view(3, 32)) for x in pixels])
+    found = clip.encode_image(pixels, normalize=False)
+    assert torch.allclose(found, expected, atol=1e-9)
+    assert not torch.allclose(
+        found, WithFrame(clip_base(clip), clip.frame.detach()).encode_image(pixels, normalize=False)
+    )
+    for wanted in (clip.learned, pixels):
+        ours, plain = (torch.autograd.grad(x.square().sum(), wanted, retain_graph=True)[0] for x in (found, expected))
+        assert torch.allclose(ours, plain, atol=1e-9) and ours.abs().max() > 0
+    begun = WithFrameAndTokens.begin(tiny_clip(), None, 3)
+    assert not begun.frame.any() and begun.learned[frame:].std() > 0.5
+
+
+def clip_base(clip):
+    base = tiny_clip(dtype=torch.float64)
+    base.model.load_state_dict(clip.model.state_dict())
+    return base
+
+
+def test_tokens_survive_saving_and_a_fast_copy(tmp_path, saved_clip):
+    base = load_model(saved_clip)
+    clip = WithFrameAndTokens.begin(base, 1, 2)
+    pixels = torch.rand(3, 3, 8, 8)
+    save_checkpoint(clip, tmp_path / "prompt", {})
+    again = load_model(f"prompted:{tmp_path / 'prompt'}")
+    assert type(again) is WithFrameAndTokens and again.fingerprint() == clip.fingerprint()
+    with torch.no_grad():
+        expected = clip.encode_image(pixels)
+        assert torch.equal(again.encode_image(pixels), expected)
+        assert torch.allclose(fast_copy(clip).encode_image(pixels), expected, atol=1e-6)
+        assert torch.allclose(fast_copy(clip, "bf16").encode_image(pixels), expected, atol=0.05)
+        assert not torch.allclose(base.encode_image(pixels), expected, atol=0.01), "the base is as it was"
+
+
+def test_towers_that_take_no_tokens_are_refused():
+    tower = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16}
+    with pytest.raises(UserError, match="takes no tokens besides its patches"):
+        WithFrameAndTokens.begin(tiny_clip(vision_cfg=tower), 0, 2)
+    with pytest.raises(UserError, match="takes no tokens"):
+        make_method("vp", tokens=2).check(tiny_clip(vision_cfg=tower))
+    with pytest.raises(UserError, match="no patch tokens"):
+        patch_tower(WithFrameAndTokens.begin(tiny_clip(), 0, 2))

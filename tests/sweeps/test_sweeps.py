@@ -158,8 +158,12 @@ def test_shots(plan):
         ("ViT-B-32:openai", "imagenet", "model")
     }
     assert {(t.config.method.steps, t.config.method.eps) for t in part[0]} == {(10, 1 / 255)}
-    assert part[0][1].config.recipe == part[0][1].config.method.recipe, "the paper's own"
-    assert part[0][2].config.recipe == dataclasses.replace(part[0][2].config.method.recipe, epochs=28)
+    whole = {t.name.split()[0]: dataclasses.replace(t.config.method.recipe, warmup_whole=True) for t in part[0]}
+    assert part[0][1].config.recipe == whole["tecoa"], "the paper's own, its warm-up as long as written"
+    assert part[0][2].config.recipe == dataclasses.replace(whole["mmcoa"], epochs=28)
+    assert part[0][0].config.recipe == dataclasses.replace(whole["ft-standard"], epochs=10)
+    assert part[0][2].config.recipe.schedule == "constant" == part[0][0].config.recipe.schedule
+    assert [t.config.method.against for t in part[0][:3]] == ["own", "own", "pgd"]
 
 
 def test_in_distribution(plan):
@@ -169,7 +173,9 @@ def test_in_distribution(plan):
     assert [p[2] for p in parts] == [[d] for d in ("cifar10", "cifar100", "tiny_imagenet", "imagenet")]
     assert [t.config.data for p in parts for t in p[0]] == [d for p in parts for d in p[2] * 3]
     assert len({t.out for p in parts for t in p[0]}) == 12
-    assert all(t.config.recipe == t.config.method.recipe for p in parts for t in p[0]), "30 epochs of MMCoA here"
+    recipes = [(t.config.recipe, t.config.method.recipe) for p in parts for t in p[0]]
+    assert all(found == dataclasses.replace(own, warmup_whole=True) for found, own in recipes)
+    assert [found.epochs for found, _ in recipes[:3]] == [30, 10, 30]
     (part,) = plan("mmcoa_in_distribution", "--data", "own.parquet")
     assert part[2] == ["own.parquet#holdout"] and part[0][0].config.data == "own.parquet#holdout"
 
@@ -179,7 +185,15 @@ def test_prompts(plan):
     assert names(part) == ["advpt", "vp", "tecoa", "mmcoa"] and part[1:3] == (USUAL, ["digits"])
     assert [t.model.split(":")[0] for t in part[0]] == ["prompted", "prompted", "local-dir", "local-dir"]
     assert part[0][0].config.recipe.optimizer == part[0][0].config.method.small.optimizer
-    assert [p[2] for p in plan("mmcoa_prompts", "--scale", "paper")] == [["cifar10"], ["cifar100"]]
+    assert (part[0][0].config.method.context, part[0][1].config.method.frame) == (16, "empty")
+    parts = plan("mmcoa_prompts", "--scale", "paper")
+    assert [p[2] for p in parts] == [["cifar10"], ["cifar100"]]
+    advpt, vp = (t.config for t in parts[0][0][:2])
+    assert (advpt.method.context, advpt.method.eps, advpt.recipe.epochs) == (32, 8 / 255, 200)
+    assert advpt.method.step_length == pytest.approx(1 / 255) and advpt.method.steps == 10
+    assert (vp.method.frame, vp.method.tokens, vp.method.eps, vp.recipe.lr) == ("normal", 10, 1 / 255, 40)
+    (large, _) = plan("mmcoa_prompts", "--scale", "paper", "--model", "ViT-B-16:openai")
+    assert large[0][0].config.recipe.epochs == 100
 
 
 def test_losses(plan):
@@ -262,6 +276,10 @@ def test_saft_methods(plan):
     assert set(part[5].values()) == {"model"} == {t.config.resolution for t in part[0]}, "SAFT and TTC resize first"
     assert {(t.config.method.trains, t.config.method.step) for t in part[0]} == {("image", 1 / 255)}
     assert part[0][-1].config.method.captions == "t.parquet" and part[0][-1].config.method.steps == 2
+    recipes = {t.name: t.config.recipe for t in part[0]}
+    assert (recipes["ft-standard"].optimizer, recipes["ft-standard"].lr) == ("sgd", 1e-4), "CLIP-FT's"
+    assert recipes["pmg-aft"].batch_size == 256 and part[0][2].config.method.form == "published"
+    assert all(r.warmup_whole for r in recipes.values()) and recipes["saft"].warmup_steps == 1000
 
 
 def test_saft_captions(plan):

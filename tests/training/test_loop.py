@@ -1,17 +1,25 @@
 """The train loop of one process: methods lower their loss, runs are repeatable, a resumed run is the same run."""
 
 import contextlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+import psutil
 import pytest
 import torch
+from PIL import Image
 
 from data.test_data import png, write
 from rayclip.attacks.bert import TextSettings
+from rayclip.checks import Opened, check_training
+from rayclip.data import few_shot, open_data
 from rayclip.data.captions import BUNDLED
-from rayclip.data.digits import CLASS_NAMES
+from rayclip.data.digits import CLASS_NAMES, Digits
+from rayclip.data.sampling import EpochSampler
+from rayclip.evaluation import Evaluator, Store
 from rayclip.methods import METHODS, SMALL_MODEL, Recipe, make_method
 from rayclip.methods.advpt import AdvPT
 from rayclip.methods.ft_standard import FTStandard
@@ -20,7 +28,9 @@ from rayclip.models import load_model
 from rayclip.models.checkpoint import read_lineage
 from rayclip.training import TrainConfig, train
 from rayclip.training.captions import with_captions
-from rayclip.training.loop import eps_share, learning_rate
+from rayclip.training.config import check_shares
+from rayclip.training.loop import _Run, eps_share, learning_rate
+from rayclip.training.reading import read_batches
 from rayclip.types import UserError
 
 
@@ -315,6 +325,174 @@ def test_fewer_images_than_workers_is_explained(tmp_path):
     host.world_size = 31
     with pytest.raises(UserError, match="30 training images cannot be dealt out to 31 workers"):
         train(config(), host)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "workers", "says"),
+    [
+        (10_000, 32, 64, "--batch-size 32 makes 313 batches of 31 images or one more of 10000, which cannot be dealt"),
+        (
+            10,
+            8,
+            8,
+            "--batch-size 8 makes batches of 5 images of 10, which cannot be dealt out to 8 workers: use a larger",
+        ),
+        (7, 8, 8, "7 training images cannot be dealt out to 8 workers: use fewer workers"),
+        (17, 16, 9, "--batch-size 16 makes 2 batches of 8 images or one more"),
+    ],
+)
+def test_a_worker_without_images_of_a_batch_is_refused_before_the_start(images, batch_size, workers, says):
+    with pytest.raises(UserError, match=says):
+        check_shares(images, batch_size, workers)
+
+
+@pytest.mark.parametrize(("images", "batch_size", "workers"), [(10, 8, 5), (8, 8, 8), (17, 16, 8), (10, 100, 10)])
+def test_as_many_workers_as_the_smallest_batch_has_images_each_have_one(images, batch_size, workers):
+    check_shares(images, batch_size, workers)
+    samplers = [
+        EpochSampler(count=images, batch_size=batch_size, seed=0, rank=rank, world_size=workers)
+        for rank in range(workers)
+    ]
+    batches = samplers[0].global_batches(3)
+    assert samplers[0].batch_sizes == [len(batch) for batch in batches]
+    assert all(len(sampler.share(batch)) for sampler in samplers for batch in batches)
+
+
+def test_the_command_refuses_more_workers_than_a_batch_has_images():
+    settings = config()  # 30 images in two batches
+    with pytest.raises(UserError, match="makes batches of 15 images of 30, which cannot be dealt out to 16 workers"):
+        check_training(settings, 16, Opened(quiet=True))
+    check_training(settings, 15, Opened(quiet=True))
+
+
+@pytest.mark.parametrize(("workers", "parts"), [(1, 1), (4, 3), (14, 20)])
+def test_what_is_made_before_training_is_dealt_out_by_image(tmp_path, monkeypatch, workers, parts):
+    """No worker has an empty batch, however many parts; all of them together make each image once."""
+    seen = []
+    prepare = AdvPT.prepare
+    monkeypatch.setattr(AdvPT, "prepare", lambda *args: (seen.append(args[2].keys_B), prepare(*args))[1])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    settings = config("advpt", accumulate=parts)
+    clip = settings.method.dressed(load_model("digits"), 0)
+    data = few_shot(open_data("digits", "train"), 3, 0)
+    for rank in range(workers):
+        host = LocalHost(tmp_path)
+        host.rank, host.world_size = rank, workers
+        with monkeypatch.context() as patch:
+            patch.setattr("rayclip.training.loop.DistributedDataParallel", lambda module, **options: module)
+            _Run(settings, host, clip, data)
+    largest = -(-16 // (workers * parts))
+    assert all(0 < len(keys) <= max(1, largest) for keys in seen)
+    keys = torch.cat(seen).tolist()
+    assert len(keys) == len(set(keys)) == 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact(TeCoA):
+    """TeCoA that notes whether TF32 is on, and evaluates in between."""
+
+    seen: ClassVar[list[tuple[bool, bool, str]]] = []
+
+    def loss(self, clip, batch):
+        self.seen.append(tf32())
+        Evaluator(Store("/nowhere"))
+        self.seen.append(tf32())
+        return super().loss(clip, batch)
+
+
+def tf32():
+    return (
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.get_float32_matmul_precision(),
+    )
+
+
+def test_fp32_is_fp32_in_training_too(tmp_path, monkeypatch):
+    """Both for matrix products and for convolutions, and an evaluation in the same process changes nothing."""
+    before = tf32()
+    try:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        Exact.seen.clear()
+        train(replace(config(), method=Exact(eps=0.1, steps=1)), LocalHost(tmp_path))
+        assert Exact.seen and set(Exact.seen) == {(False, False, "highest")}
+        assert tf32() == (False, False, "highest")
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[2])
+
+
+def test_auto_precision_is_decided_and_the_lineage_says_with_what(tmp_path):
+    host = LocalHost(tmp_path)
+    train(config("tecoa"), host)
+    found = read_lineage(host.checkpoints[-1])
+    assert found["config"]["precision"] == "fp32" and found["digest"] == config("tecoa", precision="fp32").digest()
+    assert (found["device"], found["torch"]) == ("cpu", str(torch.__version__))
+    assert "batch_norm" not in found
+    auto = config("tecoa")
+    digests = {auto.decided(on_gpu=on_gpu).digest() for on_gpu in (True, False)}
+    assert digests == {config("tecoa", precision=p).digest() for p in ("bf16", "fp32")} and len(digests) == 2
+
+
+class Watching(Digits):
+    """Images that tell which process has decoded them, and that end at one."""
+
+    def __init__(self, bad=-1):
+        super().__init__("train")
+        self.bad = bad
+
+    def images(self, positions):
+        if self.bad in positions:
+            raise UserError(f"image {self.bad} of 'digits' is damaged on disk: copy it again.")
+        number = os.getpid()
+        return [Image.new("RGB", (8, 8), (number % 256, number // 256 % 256, number >> 16)) for _ in positions]
+
+
+def pids(found):
+    return {int(p[0] + 256 * p[1] + 65536 * p[2]) for pixels, _ in found for p in pixels[:, :, 0, 0].int()}
+
+
+def read(data, batches, workers):
+    return read_batches(data, batches, resolution="native", image_size=8, workers=workers)
+
+
+def test_images_are_decoded_by_the_same_processes_all_the_time():
+    """They are no forks of this one, and batches are asked for a few at a time."""
+    asked = []
+
+    def batches():
+        for i in range(12):
+            asked.append(i)
+            yield np.array([i, i + 1])
+
+    found = read(Watching(), batches(), 2)
+    first = next(found)
+    assert len(asked) < 12 and first[1].tolist() == [0, 1]
+    parents = {psutil.Process(pid).ppid() for pid in pids([first])}
+    assert os.getpid() not in parents, "a fork server's"
+    rest = list(found)
+    assert [positions.tolist() for _, positions in rest] == [[i, i + 1] for i in range(1, 12)]
+    assert len(pids([first, *rest])) == 2 and os.getpid() not in pids([first])
+    assert pids(read(Watching(), [np.array([1])], 0)) == {os.getpid()}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_one_sentence_in_whichever_process(workers):
+    found = read(Watching(bad=3), [np.array([1, 2]), np.array([3, 4])], workers)
+    next(found)
+    with pytest.raises(UserError) as error:
+        next(found)
+    assert str(error.value) == "image 3 of 'digits' is damaged on disk: copy it again."
+
+
+def test_a_run_reads_all_its_epochs_at_once(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "rayclip.training.loop.read_batches", lambda *a, **k: (calls.append(k), read_batches(*a, **k))[1]
+    )
+    train(config("tecoa"), LocalHost(tmp_path))
+    assert len(calls) == 1
 
 
 def test_files_that_changed_since_the_plan_are_refused(tmp_path):

@@ -1,0 +1,66 @@
+"""Batches of decoded images, read ahead by processes of their own where that is asked for."""
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from rayclip.data import ImageSet, Resolution, batch_pixels
+from rayclip.types import UserError
+
+
+def read_batches(
+    data: ImageSet,
+    batches: Iterable[np.ndarray],
+    *,
+    resolution: Resolution,
+    image_size: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixels (uint8, `(B, 3, H, W)`) and positions of each batch, in order.
+
+    Args:
+        batches: positions in `data`; may be as long as the run, since it is asked for a few at a time.
+        workers: processes that decode; they live until the last batch. 0 decodes in this process.
+
+    Raises:
+        UserError, OSError: what reading an image raised, in whichever process.
+    """
+    context = None
+    if workers:
+        # A fork would copy this process with the locks that its threads (Ray's, CUDA's) hold at the moment
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+    loader = DataLoader(
+        _Decoded(data, resolution, image_size),
+        sampler=batches,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=context,
+        pin_memory=pin_memory,
+    )
+    for found in loader:
+        if isinstance(found, Exception):
+            raise found
+        yield found
+
+
+class _Decoded(Dataset):
+    """Decodes a whole batch per item: the sampler yields arrays of positions.
+
+    What goes wrong is an item, too: torch would wrap a worker's exception into one with a traceback for a message.
+    """
+
+    def __init__(self, data: ImageSet, resolution: Resolution, image_size: int) -> None:
+        self._data, self._resolution, self._image_size = data, resolution, image_size
+
+    def __getitem__(self, positions: np.ndarray) -> tuple[Tensor, Tensor] | Exception:
+        try:
+            pixels = batch_pixels(self._data, positions.tolist(), self._resolution, self._image_size)
+        except (UserError, OSError) as error:
+            return error
+        return pixels, torch.from_numpy(positions)

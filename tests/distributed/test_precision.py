@@ -1,0 +1,62 @@
+"""`precision=auto` is decided when a run is planned, by what its workers will have, so that nobody takes a bf16 run for
+an fp32 one."""
+
+import json
+
+import pytest
+import ray
+
+from rayclip.distributed import Trial, forgotten, with_precision
+from rayclip.models.checkpoint import LINEAGE_FILE
+from rayclip.store import Store
+from rayclip.types import UserError
+from training.test_loop import config
+
+
+def trial(folder, **changes):
+    return Trial(name="t", config=config("tecoa", **changes), out=str(folder / "m"))
+
+
+@pytest.mark.parametrize(("gpus", "precision"), [(0, "fp32"), (1, "bf16")])
+def test_a_running_ray_is_asked_what_workers_will_have(tmp_path, gpus, precision):
+    ray.init(address="local", num_cpus=1, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
+    try:
+        open_, fixed = trial(tmp_path), trial(tmp_path, precision="fp32")
+        with with_precision([open_, fixed], cluster=False) as (decided, same):
+            assert decided.config.precision == precision and same == fixed
+            assert decided.train_run == trial(tmp_path, precision=precision).train_run
+            assert (decided.train_run == fixed.train_run) == (precision == "fp32")
+    finally:
+        ray.shutdown()
+
+
+def test_alone_this_machine_decides_and_no_ray_starts(tmp_path, monkeypatch):
+    for has_gpu, precision in ((False, "fp32"), (True, "bf16")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
+        with with_precision([trial(tmp_path)], cluster=False) as (decided,):
+            assert decided.config.precision == precision and not ray.is_initialized()
+
+
+def test_a_checkpoint_that_did_not_note_its_precision_is_told_clearly(tmp_path):
+    """Earlier versions wrote `auto`."""
+    mine = trial(tmp_path, precision="fp32")
+    old = {"digest": trial(tmp_path).config.digest(), "config": {"precision": "auto"}}
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / LINEAGE_FILE).write_text(json.dumps(old))
+    with pytest.raises(UserError, match="of an earlier version, which did not note in which precision it was trained"):
+        mine.is_finished()
+    old["config"]["precision"] = "bf16"
+    (tmp_path / "m" / LINEAGE_FILE).write_text(json.dumps(old))
+    with pytest.raises(UserError, match="holds a checkpoint of other settings"):
+        mine.is_finished()
+    old["digest"] = mine.config.digest()
+    (tmp_path / "m" / LINEAGE_FILE).write_text(json.dumps(old))
+    assert mine.is_finished()
+
+
+def test_unfinished_runs_of_other_settings_are_named(tmp_path):
+    mine, store = trial(tmp_path, precision="fp32"), Store(str(tmp_path / "unfinished"))
+    assert forgotten([mine], store) == []
+    for name in (mine.train_run, "train-0123456789ab", "other"):
+        store.write(f"{name}/x", b"")
+    assert forgotten([mine], store) == ["train-0123456789ab"]
