@@ -260,14 +260,16 @@ def unit(v: torch.Tensor) -> torch.Tensor:
     return v / v.pow(2).sum().sqrt()
 
 
-def co_attack_loss(raw: torch.Tensor, clean: torch.Tensor, texts: list[torch.Tensor], weight: float = 3.0):
-    """KL(softmax e ‖ softmax e') + weight · mean over texts of KL(softmax t ‖ softmax e'/‖e'‖); one image."""
+def co_attack_loss(image: torch.Tensor, clean: torch.Tensor, texts: list[torch.Tensor], weight: float = 3.0):
+    """KL(softmax e ‖ softmax e') + weight · mean over texts of KL(softmax t ‖ softmax e'); one image. Every embedding
+    is brought to length 1 first."""
 
     def divergence(p, q):
+        p, q = unit(p), unit(q)
         p, q = p.exp() / p.exp().sum(), q.exp() / q.exp().sum()
         return sum(p[d] * (p[d].log() - q[d].log()) for d in range(len(p)))
 
-    return divergence(clean, raw) + weight * sum(divergence(t, unit(raw)) for t in texts) / len(texts)
+    return divergence(clean, image) + weight * sum(divergence(t, image) for t in texts) / len(texts)
 
 
 def noise(key: int, shape: tuple[int, ...], stream: int) -> torch.Tensor:
