@@ -26,8 +26,8 @@ def photographs(shared):
 
 # The run: `MultiModalAttacker.run_before_fusion(adv=4, num_iters=10, alpha=3)` of MMCoA's repository over its own
 # `ImageAttacker(eps, step_size=1/255)`, whose start was replaced by `random_start` of the keys above and whose
-# adversarial texts were BERT-Attack's with CLIP's token table. Positions of the images that are right afterwards, against
-# the adversarial texts of all classes. Before it 38 are.
+# adversarial texts were BERT-Attack's with CLIP's token table. Positions of the images that are right afterwards,
+# against the adversarial texts of all classes. Before it 38 are.
 STANDING = {
     1: [1, 2, 5, 8, 12, 19, 25, 27, 28, 33, 35, 37, 41, 46, 58, 59, 61, 71, 74, 77, 81],
     2: [5, 27, 33, 35, 58, 61, 71, 77, 81],
