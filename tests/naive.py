@@ -241,6 +241,37 @@ def bert_attack(
     return " ".join(current)
 
 
+def published_bert_attack(
+    embed, read, text: str, substitutes, stop_words, changes: int = 1, guide: torch.Tensor | None = None
+) -> str:
+    """The same as MMCoA's code has it: words split at blanks, their case kept; `read(text)` is what CLIP gets of it.
+
+    A word stays where none of its substitutes is better, and the next important one has its turn.
+    """
+    words = text.split(" ")
+    clean = embed(read(text))
+    importance = []
+    for i in range(len(words)):
+        masked = [*words[:i], "[UNK]", *words[i + 1 :]]
+        importance.append((-kl(clean, embed(read(" ".join(masked)))), i))
+    current, changed = list(words), 0
+    for _, i in sorted(importance):
+        if changed == changes:
+            break
+        if words[i] in stop_words:
+            continue
+        best, most = words[i], -math.inf
+        for candidate in [words[i], *substitutes(words, i)]:
+            new = embed(read(" ".join([*current[:i], candidate, *current[i + 1 :]])))
+            gain = kl(clean, new) if guide is None else -float((guide * new).sum())
+            if gain > most:
+                best, most = candidate, gain
+        if best != words[i]:
+            current[i] = best
+            changed += 1
+    return " ".join(current)
+
+
 def nearest_words(table: torch.Tensor, vocabulary: dict[str, int], pieces, word: str, k: int, stop_words) -> list[str]:
     """The k whole alphabetic words whose rows have the largest cosine with the mean of the word's normalised rows."""
     rows = [table[p] / table[p].pow(2).sum().sqrt() for p in pieces(word)]
@@ -260,14 +291,16 @@ def unit(v: torch.Tensor) -> torch.Tensor:
     return v / v.pow(2).sum().sqrt()
 
 
-def co_attack_loss(raw: torch.Tensor, clean: torch.Tensor, texts: list[torch.Tensor], weight: float = 3.0):
-    """KL(softmax e ‖ softmax e') + weight · mean over texts of KL(softmax t ‖ softmax e'/‖e'‖); one image."""
+def co_attack_loss(image: torch.Tensor, clean: torch.Tensor, texts: list[torch.Tensor], weight: float = 3.0):
+    """KL(softmax e ‖ softmax e') + weight · mean over texts of KL(softmax t ‖ softmax e'); one image. Every embedding
+    is brought to length 1 first."""
 
     def divergence(p, q):
+        p, q = unit(p), unit(q)
         p, q = p.exp() / p.exp().sum(), q.exp() / q.exp().sum()
         return sum(p[d] * (p[d].log() - q[d].log()) for d in range(len(p)))
 
-    return divergence(clean, raw) + weight * sum(divergence(t, unit(raw)) for t in texts) / len(texts)
+    return divergence(clean, image) + weight * sum(divergence(t, image) for t in texts) / len(texts)
 
 
 def noise(key: int, shape: tuple[int, ...], stream: int) -> torch.Tensor:

@@ -5,12 +5,11 @@ The attack sees the text and the text encoder only, never an image; on class pro
 All texts and all their maskings go through the text encoder together.
 
 Words are taken in lower case, punctuation as words of their own, which CLIP's tokenizer does too; only a word with a
-letter or a digit is ever replaced.
+letter or a digit is ever replaced. `offset=reference` does it as the public code does: `substitutes.ReferenceMaskedLM`.
 
 Shapes: P prompts, M masked or replaced sentences of all prompts in a row, D embedding.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -20,12 +19,11 @@ import torch
 from torch import Tensor
 
 from rayclip.attacks.base import Adversarial, Attack, Prompts, Samples
-from rayclip.attacks.substitutes import STOP_WORDS, TOKEN_TABLE, Offset, SubstituteSource, substitute_source
+from rayclip.attacks.substitutes import TOKEN_TABLE, Offset, SubstituteSource, substitute_source
 from rayclip.models import Clip, ZeroShot
 
 UNKNOWN = "[UNK]"
 _TOGETHER = 1024  # prompts whose sentences are in memory at once
-_WORDS = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\s\w]+|_+")
 
 
 class TextChange(NamedTuple):
@@ -39,9 +37,9 @@ class Ranked(NamedTuple):
     """A prompt made ready for changes.
 
     Attributes:
-        words: in lower case.
+        words: as the source's rules split them.
         order: the positions that may change, most important first.
-        options: for each word, what may stand in its place.
+        options: for each word, what may stand in its place; where the rules let it stay, the word itself first.
         clean_D: the unchanged prompt's normalised embedding.
     """
 
@@ -53,10 +51,6 @@ class Ranked(NamedTuple):
 
 # (owners_M: the prompt that each sentence came from, embeddings_MD, normalised) -> gain_M; the largest is taken
 Gain = Callable[[Tensor, Tensor], Tensor]
-
-
-def split_words(text: str) -> list[str]:
-    return _WORDS.findall(text.lower())
 
 
 def divergence(clean_D: Tensor, other_D: Tensor) -> Tensor:
@@ -76,7 +70,7 @@ def bert_attack(clip: Clip, prompts: Sequence[str], source: SubstituteSource, *,
     for start in range(0, len(prompts), _TOGETHER):
         ranked = rank_words(clip, prompts[start : start + _TOGETHER], source)
         clean_PD = torch.stack([r.clean_D for r in ranked])
-        found += change_words(clip, ranked, partial(_away, clean_PD), changes)
+        found += change_words(clip, ranked, source, partial(_away, clean_PD), changes)
     return found
 
 
@@ -88,15 +82,17 @@ def _away(clean_PD: Tensor, owners_M: Tensor, new_MD: Tensor) -> Tensor:
 @torch.no_grad()
 def rank_words(clip: Clip, prompts: Sequence[str], source: SubstituteSource) -> list[Ranked]:
     """Step 1 of the attack, and the substitutes of step 2."""
-    words = [split_words(prompt) for prompt in prompts]
+    rules = source.rules
+    words = [rules.split(prompt) for prompt in prompts]
     options = source.candidates(words)
     may_change = [
-        [i for i, word in enumerate(w) if word not in STOP_WORDS and any(map(str.isalnum, word)) and o[i]]
-        for w, o in zip(words, options, strict=True)
+        [i for i, word in enumerate(w) if rules.may_change(word) and o[i]] for w, o in zip(words, options, strict=True)
     ]
+    if rules.may_stay:
+        options = [[[word, *new] for word, new in zip(w, o, strict=True)] for w, o in zip(words, options, strict=True)]
     masked = [(p, i) for p, places in enumerate(may_change) if len(places) > 1 for i in places]
-    embedded = _embed(clip, [" ".join(w) for w in words] + [_with(words[p], i, UNKNOWN) for p, i in masked])
-    clean_PD, masked_MD = embedded.split([len(words), len(masked)])
+    sentences = [" ".join(w) for w in words] + [_with(words[p], i, UNKNOWN) for p, i in masked]
+    clean_PD, masked_MD = _embed(clip, source, sentences).split([len(words), len(masked)])
     owners = torch.tensor([p for p, _ in masked], dtype=torch.int64, device=clip.device)
     importance = dict(zip(masked, divergence(clean_PD[owners], masked_MD).tolist(), strict=True))
     order = [sorted(places, key=lambda i: -importance.get((p, i), 0.0)) for p, places in enumerate(may_change)]
@@ -104,41 +100,44 @@ def rank_words(clip: Clip, prompts: Sequence[str], source: SubstituteSource) -> 
 
 
 @torch.no_grad()
-def change_words(clip: Clip, ranked: Sequence[Ranked], gain: Gain, changes: int) -> list[TextChange]:
+def change_words(
+    clip: Clip, ranked: Sequence[Ranked], source: SubstituteSource, gain: Gain, changes: int
+) -> list[TextChange]:
     """Steps 2 and 3: word by word, the substitute of the largest `gain` for each prompt."""
     current = [list(r.words) for r in ranked]
     changed: list[list[tuple[int, str, str]]] = [[] for _ in ranked]
-    for turn in range(changes):
+    for turn in range(max((len(r.order) for r in ranked), default=0)):
         trials = [
-            (p, r.order[turn], new) for p, r in enumerate(ranked) if turn < len(r.order) for new in _options(r, turn)
+            (p, r.order[turn], new)
+            for p, r in enumerate(ranked)
+            if turn < len(r.order) and len(changed[p]) < changes
+            for new in r.options[r.order[turn]]
         ]
         if not trials:
             break
         owners = torch.tensor([p for p, _, _ in trials], device=clip.device)
-        gains_M = gain(owners, _embed(clip, [_with(current[p], i, new) for p, i, new in trials])).tolist()
+        sentences = [_with(current[p], i, new) for p, i, new in trials]
+        gains_M = gain(owners, _embed(clip, source, sentences)).tolist()
         best: dict[int, int] = {}
         for m, (p, _, _) in enumerate(trials):
             if p not in best or gains_M[m] > gains_M[best[p]]:
                 best[p] = m
         for p, m in best.items():
             _, i, new = trials[m]
-            changed[p].append((i, current[p][i], new))
-            current[p][i] = new
+            if new != current[p][i]:
+                changed[p].append((i, current[p][i], new))
+                current[p][i] = new
     return [TextChange(" ".join(sentence), tuple(c)) for sentence, c in zip(current, changed, strict=True)]
-
-
-def _options(ranked: Ranked, turn: int) -> list[str]:
-    return ranked.options[ranked.order[turn]]
 
 
 def _with(sentence: list[str], position: int, word: str) -> str:
     return " ".join([*sentence[:position], word, *sentence[position + 1 :]])
 
 
-def _embed(clip: Clip, sentences: Sequence[str]) -> Tensor:
+def _embed(clip: Clip, source: SubstituteSource, sentences: Sequence[str]) -> Tensor:
     """Normalised embeddings, `(M, D)`."""
     with torch.autocast(clip.device.type, enabled=False):  # divergences are small: half precision would blur them
-        return clip.embed_texts(sentences)
+        return clip.embed_texts(source.as_read(sentences))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +150,9 @@ class TextSettings:
         k: substitutes looked at per position.
         changes: words changed per prompt.
         threshold: masked LM only: smallest raw logit of a substitute (0 is off).
-        offset: masked LM only: `correct`, or `reference`, which reads one position early as MMCoA's code does.
+        offset: masked LM only: `correct`, or `reference`, which does everything as MMCoA's code does, whose words come
+            out: predictions read one position early, no [SEP], words split at blanks, stop words compared in their case
+            ("This" is none, and is often what is replaced), pieces put in that are no words.
         combinations: masked LM only: how many combinations of word pieces are looked at for a word of several.
         max_length: masked LM only: word pieces that it reads of a text, [CLS] and [SEP] among them; words beyond stay.
     """

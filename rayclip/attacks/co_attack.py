@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rayclip.attacks.base import Samples
@@ -17,16 +16,19 @@ from rayclip.models import ZeroShot
 from rayclip.models.zeroshot import mean_over_views, per_view
 
 
-def co_attack_loss(raw_AD: Tensor, clean_AD: Tensor, text_AD: Tensor, text_weight: float = 3.0) -> Tensor:
-    """`KL(softmax e ‖ softmax e') + text_weight · KL(p ‖ softmax e'/‖e'‖)`, float64 `(A,)`, `(A, V)` of views.
+def co_attack_loss(image_AD: Tensor, clean_AD: Tensor, text_AD: Tensor, text_weight: float = 3.0) -> Tensor:
+    """`KL(softmax e ‖ softmax e') + text_weight · KL(p ‖ softmax e')`, float64 `(A,)`, `(A, V)` of views.
+
+    All embeddings are normalised, as the CLIP models inside Co-Attack's and MMCoA's code return them: softmax of raw
+    ones is nearly one-hot, and the first term then drowns the second.
 
     Args:
-        raw_AD: un-normalised embeddings e' of the adversarial images.
-        clean_AD: un-normalised embeddings e of the clean ones.
-        text_AD: distributions p = softmax t' of the normalised adversarial texts. Of an image with several texts the
-            mean of theirs: the divergence from the mean has the same gradient as the mean of the divergences.
+        image_AD: embeddings e' of the adversarial images.
+        clean_AD: embeddings e of the clean ones.
+        text_AD: distributions p = softmax t' of the adversarial texts. Of an image with several texts the mean of
+            theirs: the divergence from the mean has the same gradient as the mean of the divergences.
     """
-    return divergence(clean_AD, raw_AD) + text_weight * divergence(text_AD.log(), F.normalize(raw_AD, dim=-1))
+    return divergence(clean_AD, image_AD) + text_weight * divergence(text_AD.log(), image_AD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +50,11 @@ class CoAttack(JointAttack):
     def objective(self, victim: ZeroShot, samples: Samples, text_PD: Tensor) -> Objective:
         own_BD = victim.pool(text_PD.softmax(-1))[samples.labels_B]
         with torch.no_grad():
-            clean_BD = victim.embed(samples.images_BCHW, normalize=False)
+            clean_BD = victim.embed(samples.images_BCHW)
 
         def climb(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            raw = victim.embed(pixels, index, normalize=False)
-            loss = co_attack_loss(raw, clean_BD[index], per_view(own_BD[index], raw), self.text_weight)
-            return F.normalize(raw, dim=-1), mean_over_views(loss)
+            features = victim.embed(pixels, index)
+            loss = co_attack_loss(features, clean_BD[index], per_view(own_BD[index], features), self.text_weight)
+            return features, mean_over_views(loss)
 
         return climb

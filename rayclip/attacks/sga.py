@@ -119,7 +119,8 @@ class _OwnTexts:
         self._texts = [tuple(victim.prompts_of(label)) for label in labels]
         flat = [(b, text) for b in attacked for text in self._texts[b]]
         distinct = list(dict.fromkeys(text for _, text in flat))
-        ranked = dict(zip(distinct, rank_words(victim.clip, distinct, attack.source(victim.clip)), strict=True))
+        self._source = attack.source(victim.clip)
+        ranked = dict(zip(distinct, rank_words(victim.clip, distinct, self._source), strict=True))
         self._owners = torch.tensor([b for b, _ in flat], dtype=torch.int64, device=victim.clip.device)
         self._ranked = [ranked[text] for _, text in flat]
 
@@ -130,7 +131,7 @@ class _OwnTexts:
         def gain(owners_M: Tensor, text_MD: Tensor) -> Tensor:
             return text_gain(image_BD[self._owners[owners_M]], text_MD)
 
-        changed = change_words(self._clip, self._ranked, gain, self._changes)
+        changed = change_words(self._clip, self._ranked, self._source, gain, self._changes)
         new: dict[int, list[str]] = {}
         for b, change in zip(self._owners.tolist(), changed, strict=True):
             new.setdefault(b, []).append(change.prompt)

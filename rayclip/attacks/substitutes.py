@@ -3,12 +3,13 @@
 import itertools
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rayclip.attacks.words import CORRECT, REFERENCE, STOP_WORDS, WordRules
 from rayclip.models import Clip
 from rayclip.models.clip import silence
 from rayclip.types import UserError
@@ -16,30 +17,18 @@ from rayclip.types import UserError
 TOKEN_TABLE = "clip-table"
 Offset = Literal["correct", "reference"]
 
-# English function words: replacing them, or putting them in, changes grammar rather than meaning.
-STOP_WORDS = frozenset(
-    """
-    a about above across after again against all almost along already also although am among an and another any anyone
-    anything are around as at away back be became because been before behind being below beside between beyond both but
-    by can cannot could did do does doing down during each either else enough even ever every everyone everything for
-    from had has have having he hence her here hers herself him himself his how however i if in indeed instead into is
-    it its itself just least less may me meanwhile might mine more moreover most mostly much must my myself neither
-    never nevertheless no nobody none nor not nothing now nowhere of off often on once only onto or other others
-    otherwise our ours ourselves out over own per perhaps quite rather really same shall she should since so some
-    somehow someone something sometimes somewhere still such than that the their theirs them themselves then there
-    therefore these they this those though through throughout thus to together too toward towards under unless until
-    up upon us very via was we well were what whatever when whenever where wherever whether which while who whoever
-    whole whom whose why will with within without would yet you your yours yourself yourselves
-    """.split()
-)
-
 
 class SubstituteSource(Protocol):
+    rules: ClassVar[WordRules]
+
     def candidates(self, sentences: Sequence[Sequence[str]]) -> list[list[list[str]]]:
-        """For each sentence (a list of lower-case words) and each of its words, the words that may stand there.
+        """For each sentence (a list of words) and each of its words, the words that may stand there.
 
         Never the word itself, a stop word or a piece of a word; best first.
         """
+
+    def as_read(self, texts: Sequence[str]) -> Sequence[str]:
+        """What CLIP gets to read of a text while the attack looks for words."""
 
 
 class TokenTable:
@@ -48,11 +37,16 @@ class TokenTable:
     A word of several BPE pieces stands at the mean of their rows.
     """
 
+    rules: ClassVar[WordRules] = CORRECT
+
     def __init__(self, clip: Clip, k: int) -> None:
         self._clip, self._k = clip, k
         pairs = [(word, row) for word, row in clip.whole_words if word not in STOP_WORDS]
         self._words = [word for word, _ in pairs]
         self._rows = torch.tensor([row for _, row in pairs], device=clip.device)
+
+    def as_read(self, texts: Sequence[str]) -> Sequence[str]:
+        return texts
 
     @torch.no_grad()
     def candidates(self, sentences: Sequence[Sequence[str]]) -> list[list[list[str]]]:
@@ -81,7 +75,10 @@ class MaskedLM:
     model's perplexity on the combination alone. Words beyond `max_length` pieces, [CLS] and [SEP] counted, have none.
     """
 
+    rules: ClassVar[WordRules] = CORRECT
+
     PIECES, TOP = 12, 4
+    _FIRST = 1  # position of the first word's prediction, after [CLS]
     _TOGETHER = 64  # sentences a forward: 30 positions of 30,522 logits each are 230 MB
 
     def __init__(
@@ -91,15 +88,13 @@ class MaskedLM:
         *,
         k: int,
         threshold: float,
-        offset: Offset,
         combinations: int = 24,
         max_length: int = 30,
     ) -> None:
         self._tokenizer, self._model = _load_masked_lm(model, str(device))
         self._k, self._threshold, self._combinations = k, threshold, combinations
-        self._room = max(0, min(max_length, self._model.config.max_position_embeddings) - 2)
-        # The word after [CLS] is at position 1. MMCoA's code forgets [CLS] and reads the predictions one place early.
-        self._first = {"correct": 1, "reference": 0}[offset]
+        longest = min(max_length, self._model.config.max_position_embeddings)
+        self._room = max(0, longest - len(self._framed([])))  # pieces of a text that are read
 
     @torch.no_grad()
     def candidates(self, sentences: Sequence[Sequence[str]]) -> list[list[list[str]]]:
@@ -111,35 +106,63 @@ class MaskedLM:
             found[s][w] = options
         return [
             [
-                [o for o in dict.fromkeys(options) if o != word and o not in STOP_WORDS]
+                [o for o in dict.fromkeys(options) if o != word and o not in self.rules.stop_words]
                 for word, options in zip(sentence, row, strict=True)
             ]
             for sentence, row in zip(sentences, found, strict=True)
         ]
 
+    def as_read(self, texts: Sequence[str]) -> Sequence[str]:
+        return texts
+
     def _read(
         self, sentences: Sequence[Sequence[str]], part: range, found: list[list[list[str]]]
     ) -> dict[tuple[int, int], list[list[int]]]:
         """One forward. Fills in the words of one piece; returns the combinations for (sentence, word) of several."""
-        pieces = [[self._tokenizer.tokenize(w) or [self._tokenizer.unk_token] for w in sentences[s]] for s in part]
+        pieces = [[self._pieces(word) for word in sentences[s]] for s in part]
         rows = [[p for word in s for p in word][: self._room] for s in pieces]
-        logits, tops = self._predict([[self._tokenizer.cls_token, *row, self._tokenizer.sep_token] for row in rows])
+        logits, tops = self._predict([self._framed(row) for row in rows])
         several: dict[tuple[int, int], list[list[int]]] = {}
         for b, s in enumerate(part):
             end = 0
             for w, (word, parts) in enumerate(zip(sentences[s], pieces[b], strict=True)):
-                at, end = end + self._first, end + len(parts)
-                if end > self._room:
+                start, end = end, end + len(parts)
+                if not self._fits(start, end):
                     break
-                if word in STOP_WORDS:
+                at = slice(start + self._FIRST, end + self._FIRST)
+                places = tops[b, at]
+                if word in self.rules.stop_words or not len(places):
                     continue
-                if len(parts) == 1:
-                    found[s][w] = self._single(logits[b, at], tops[b, at])
+                if len(places) == 1:
+                    found[s][w] = self._single(logits[b, at][0], places[0])
                 else:
-                    choices = tops[b, at : end + self._first][: self.PIECES, : self.TOP].tolist()
+                    choices = places[: self.PIECES, : self._choices].tolist()
                     every = itertools.islice(itertools.product(*choices), self._combinations)
                     several[s, w] = [list(row) for row in every]
         return several
+
+    def _pieces(self, word: str) -> list[str]:
+        return self._tokenizer.tokenize(word) or [self._tokenizer.unk_token]
+
+    def _framed(self, pieces: list[str]) -> list[str]:
+        return [self._tokenizer.cls_token, *pieces, self._tokenizer.sep_token]
+
+    def _fits(self, start: int, end: int) -> bool:
+        """Whether a word of the pieces from `start` to before `end` is read."""
+        return end <= self._room
+
+    @property
+    def _choices(self) -> int:
+        """Predictions a piece that are combined."""
+        return self.TOP
+
+    def _is_word(self, token: str) -> bool:
+        """Whether a prediction may be put in: no ##piece, punctuation or special token."""
+        return token.isalpha()
+
+    def _are_words(self, text: str) -> bool:
+        """The same for a combination."""
+        return text.isascii() and text.replace(" ", "").isalpha()
 
     def _predict(self, rows: list[list[str]]) -> tuple[Tensor, Tensor]:
         """The top-k logits and ids at every position, `(B, L, k)` each, on the CPU."""
@@ -157,7 +180,7 @@ class MaskedLM:
         for logit, token in zip(logits_k[: self._k].tolist(), tokens, strict=True):
             if self._threshold and logit < self._threshold:
                 break
-            if token.isalpha():  # drops ##pieces, punctuation and special tokens
+            if self._is_word(token):
                 words.append(token)
         return words
 
@@ -179,13 +202,58 @@ class MaskedLM:
             at: [
                 text
                 for row in sorted(rows, key=lambda row: surprise[tuple(row)])
-                if (text := self._text(row)).isascii() and text.replace(" ", "").isalpha()
+                if self._are_words(text := self._text(row))
             ]
             for at, rows in several.items()
         }
 
     def _text(self, ids: list[int]) -> str:
         return self._tokenizer.convert_tokens_to_string(self._tokenizer.convert_ids_to_tokens(ids))
+
+
+class ReferenceMaskedLM(MaskedLM):
+    """Everything as MMCoA's `BertAttack` does it, which took it over from Co-Attack's: the same words come out.
+
+    - The model reads `[CLS] X` without `[SEP]`, and the predictions are taken one position early, as if there were no
+      [CLS]: a word is replaced by what the model expects for the word before it.
+    - A word that the cut at `max_length` goes through keeps the predictions that are left.
+    - Whatever is predicted may be put in, punctuation, [unused] and special tokens too, if it holds no `##`.
+    - What CLIP reads is the text that the language model's tokenizer gives back: in lower case, without accents, cut.
+    """
+
+    rules: ClassVar[WordRules] = REFERENCE
+    _FIRST = 0
+
+    def as_read(self, texts: Sequence[str]) -> Sequence[str]:
+        tokenizer = self._tokenizer
+        pieces = [tokenizer.tokenize(text)[: self._room] for text in texts]
+        ids = [tokenizer.convert_tokens_to_ids(row) for row in pieces]
+        read = [tokenizer.decode(row, clean_up_tokenization_spaces=True) if row else "" for row in ids]
+        for special in (tokenizer.pad_token, tokenizer.cls_token, tokenizer.sep_token):
+            read = [text.replace(special, "") for text in read]
+        return [text.strip() for text in read]
+
+    def _pieces(self, word: str) -> list[str]:
+        return self._tokenizer.tokenize(word)
+
+    def _framed(self, pieces: list[str]) -> list[str]:
+        return [self._tokenizer.cls_token, *pieces]
+
+    def _fits(self, start: int, end: int) -> bool:
+        return start < self._room
+
+    @property
+    def _choices(self) -> int:
+        return min(self.TOP, self._k)
+
+    def _is_word(self, token: str) -> bool:
+        return "##" not in token
+
+    def _are_words(self, text: str) -> bool:
+        return "##" not in text
+
+    def _text(self, ids: list[int]) -> str:
+        return " ".join(self._tokenizer.convert_ids_to_tokens(ids)).replace(" ##", "").strip()
 
 
 @lru_cache(maxsize=2)
@@ -206,10 +274,13 @@ def _load_masked_lm(name: str, device: str) -> tuple[Any, Any]:
     return tokenizer, model.to(device).eval().requires_grad_(False)
 
 
-def substitute_source(clip: Clip, name: str, *, k: int, **settings: Any) -> SubstituteSource:
+def substitute_source(clip: Clip, name: str, *, k: int, offset: Offset, **settings: Any) -> SubstituteSource:
     """The source that a protocol names: `clip-table`, or a masked language model's hub name or folder.
 
     Args:
         settings: of `MaskedLM`.
     """
-    return TokenTable(clip, k) if name == TOKEN_TABLE else MaskedLM(name, clip.device, k=k, **settings)
+    if name == TOKEN_TABLE:
+        return TokenTable(clip, k)
+    kind = {"correct": MaskedLM, "reference": ReferenceMaskedLM}[offset]
+    return kind(name, clip.device, k=k, **settings)

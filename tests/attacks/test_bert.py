@@ -8,8 +8,12 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 import naive
 from conftest import text_rows, tiny_clip
-from rayclip.attacks.bert import TextSettings, bert_attack, divergence, split_words
-from rayclip.attacks.substitutes import STOP_WORDS, MaskedLM, TokenTable
+from rayclip.attacks import Samples, make_attack
+from rayclip.attacks.bert import TextSettings, bert_attack, divergence
+from rayclip.attacks.substitutes import MaskedLM, ReferenceMaskedLM, TokenTable
+from rayclip.attacks.words import REFERENCE, STOP_WORDS, split_words
+from rayclip.models import ZeroShot
+from rayclip.rng import sample_keys
 from rayclip.types import UserError
 
 PROMPTS = [
@@ -77,7 +81,7 @@ def test_token_table_attack_agrees_with_the_plain_loop(changes):
         assert len(change.changes) == changes
 
 
-def plain_substitutes(folder, *, k=8, threshold=0.0, offset="correct", combinations=24, max_length=30):
+def plain_substitutes(folder, *, k=8, threshold=0.0, combinations=24, max_length=30):
     """The masked language model's substitutes, sentence by sentence and combination by combination."""
     tokenizer, model = BertTokenizer.from_pretrained(folder), BertForMaskedLM.from_pretrained(folder).eval()
 
@@ -87,7 +91,7 @@ def plain_substitutes(folder, *, k=8, threshold=0.0, offset="correct", combinati
             return []
         row = ["[CLS]", *list(itertools.chain(*parts))[: max_length - 2], "[SEP]"]
         logits = model(torch.tensor([tokenizer.convert_tokens_to_ids(row)])).logits[0].detach()
-        first = sum(len(p) for p in parts[:i]) + (1 if offset == "correct" else 0)
+        first = sum(len(p) for p in parts[:i]) + 1
         found = []
         if len(parts[i]) == 1:
             for token in logits[first].argsort(descending=True)[:k].tolist():
@@ -110,14 +114,126 @@ def plain_substitutes(folder, *, k=8, threshold=0.0, offset="correct", combinati
     return substitutes
 
 
-@pytest.mark.parametrize("offset", ["correct", "reference"])
+def published_substitutes(folder, *, k=8, threshold=0.0, combinations=24, max_length=30):
+    """The same as MMCoA's code has it: no [SEP], a position early, nothing dropped but pieces and stop words."""
+    tokenizer, model = BertTokenizer.from_pretrained(folder), BertForMaskedLM.from_pretrained(folder).eval()
+
+    def substitutes(words, i):
+        parts = [tokenizer.tokenize(w) for w in words]
+        start = sum(map(len, parts[:i]))
+        if start > max_length - 2:
+            return []
+        row = ["[CLS]", *itertools.chain(*parts)][:max_length]
+        logits = model(torch.tensor([tokenizer.convert_tokens_to_ids(row)])).logits[0].detach()
+        tops = [row.argsort(descending=True)[:k].tolist() for row in logits[start : start + len(parts[i])]]
+        found = []
+        if len(tops) == 1:
+            for token in tops[0]:
+                if threshold and logits[start, token] < threshold:
+                    break
+                found.append(VOCABULARY[token])
+        elif tops:
+            every = itertools.product(*(top[:4] for top in tops[:12]))
+            for combination in itertools.islice(every, combinations):  # their order does not matter: the best is taken
+                found.append(" ".join(VOCABULARY[t] for t in combination).replace(" ##", "").strip())
+        return [f for f in found if f != words[i] and "##" not in f and f not in REFERENCE.stop_words]
+
+    return substitutes
+
+
+def reader(folder, max_length=30):
+    """What MMCoA's code lets CLIP read: pieces, put together again."""
+    tokenizer = BertTokenizer.from_pretrained(folder)
+
+    def read(text):
+        told = " ".join(tokenizer.tokenize(text)[: max_length - 1]).replace(" ##", "")
+        for mark in ".?!,":
+            told = told.replace(f" {mark}", mark)
+        for special in ("[PAD]", "[CLS]", "[SEP]"):
+            told = told.replace(special, "")
+        return told.strip()
+
+    return read
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.3])
-def test_masked_lm_attack_agrees_with_the_plain_loop(masked_lm, offset, threshold):
+def test_masked_lm_attack_agrees_with_the_plain_loop(masked_lm, threshold):
     clip = tiny_clip(dtype=torch.float64)
-    source = MaskedLM(masked_lm, clip.device, k=8, threshold=threshold, offset=offset)
-    substitutes = plain_substitutes(masked_lm, threshold=threshold, offset=offset)
+    source = MaskedLM(masked_lm, clip.device, k=8, threshold=threshold)
+    substitutes = plain_substitutes(masked_lm, threshold=threshold)
     for prompt, change in zip(PROMPTS, bert_attack(clip, PROMPTS, source), strict=True):
         assert change.prompt == naive.bert_attack(embedder(clip), prompt, substitutes, STOP_WORDS)
+
+
+PUBLISHED = [
+    *PROMPTS,
+    *CAPTIONS,
+    "This  is a Car .",
+    " this [PAD] car",
+    "The car, the Car: THE CAR",
+    "",
+    "trucks doging",
+]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"changes": 3},
+        {"k": 2},
+        {"threshold": 0.3},
+        {"threshold": 4.0},
+        {"combinations": 3},
+        {"combinations": 64, "changes": 2},
+        {"max_length": 5},
+        {"max_length": 9, "changes": 2},
+    ],
+    ids=str,
+)
+def test_the_reference_agrees_with_the_plain_loop_of_the_public_code(masked_lm, settings):
+    clip = tiny_clip(dtype=torch.float64)
+    known = {"substitutes": masked_lm, "offset": "reference", "threshold": 0.0, "k": 8}
+    found = TextSettings(**(known | settings)).attack(clip, PUBLISHED)
+    settings = dict(settings)
+    changes = settings.pop("changes", 1)
+    substitutes = published_substitutes(masked_lm, **settings)
+    read = reader(masked_lm, settings.get("max_length", 30))
+    for text, change in zip(PUBLISHED, found, strict=True):
+        plain = naive.published_bert_attack(embedder(clip), read, text, substitutes, REFERENCE.stop_words, changes)
+        assert change.prompt == plain, text
+
+
+def test_each_thing_that_the_reference_does_shows(masked_lm):
+    """Case-sensitive stop words, blanks, special tokens as substitutes; the text is left as it was else."""
+    clip = tiny_clip(dtype=torch.float64)
+    attack = TextSettings(substitutes=masked_lm, offset="reference", threshold=0.0, k=20)
+    changes = attack.attack(clip, ["This of a", "this of a", "The  CAR,", "of , - !"])
+    assert [c[:2] for c in changes[0].changes] == [(0, "This")], "no stop word"
+    assert changes[1].prompt == "this of a" and not changes[1].changes
+    assert "  " in changes[2].prompt and ("The " in changes[2].prompt or "CAR," in changes[2].prompt)
+    assert changes[3].prompt == "of , - !"
+    source = ReferenceMaskedLM(masked_lm, clip.device, k=40, threshold=0.0)
+    options = {o for row in source.candidates([["photo", "doging"]]) for word in row for o in word}
+    assert {"[PAD]", "[MASK]"} & options and not any("##" in o for o in options)
+    assert source.as_read(["A  Dóg, doging"]) == ["a dog [UNK] doging"]
+
+
+@pytest.mark.parametrize("name", ["bert", "sep", "co-attack", "sga"])
+def test_every_attack_on_texts_takes_the_reference(masked_lm, name):
+    victim = ZeroShot(tiny_clip(dtype=torch.float64), [p.removeprefix("This is a photo of a ") for p in PROMPTS])
+    labels = torch.arange(len(PROMPTS))
+    images = torch.rand(len(PROMPTS), 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    attack = make_attack(name, substitutes=masked_lm, offset="reference", threshold=0.0, k=8)
+    prompts = attack.prepare(victim)
+    result = attack.run(victim, Samples(images, labels, sample_keys(range(5))), eps=0.0, prompts=prompts)
+    texts = prompts or [own[0] for own in result.own_texts]
+    substitutes, read = published_substitutes(masked_lm), reader(masked_lm)
+    for label, text in enumerate(texts):
+        guide = None if name != "sga" else victim.embed(images[[label]])[0].detach()
+        assert text == naive.published_bert_attack(
+            embedder(victim.clip), read, victim.prompts[label], substitutes, REFERENCE.stop_words, 1, guide
+        )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +246,6 @@ def test_masked_lm_attack_agrees_with_the_plain_loop(masked_lm, offset, threshol
         {"combinations": 3},
         {"combinations": 64, "changes": 2},
         {"max_length": 6},
-        {"offset": "reference", "changes": 2},
     ],
     ids=str,
 )
@@ -171,20 +286,10 @@ def test_words_and_punctuation():
     assert bert_attack(clip, [], source) == []
 
 
-def test_the_two_offsets_differ(masked_lm):
-    clip = tiny_clip()
-    sentences = [p.lower().split() for p in PROMPTS]
-    by_offset = [
-        MaskedLM(masked_lm, clip.device, k=8, threshold=0.0, offset=o).candidates(sentences)
-        for o in ("correct", "reference")
-    ]
-    assert by_offset[0] != by_offset[1]
-
-
 def test_candidates_are_no_stop_words_pieces_or_the_word_itself(masked_lm):
     clip = tiny_clip()
     sentences = [p.lower().split() for p in PROMPTS]
-    for source in (TokenTable(clip, 10), MaskedLM(masked_lm, clip.device, k=20, threshold=0.0, offset="correct")):
+    for source in (TokenTable(clip, 10), MaskedLM(masked_lm, clip.device, k=20, threshold=0.0)):
         for sentence, found in zip(sentences, source.candidates(sentences), strict=True):
             for word, options in zip(sentence, found, strict=True):
                 assert (word not in STOP_WORDS) or not options
@@ -203,7 +308,7 @@ def test_all_prompts_share_their_forwards():
 def test_captions_share_the_language_models_forwards(masked_lm, monkeypatch):
     """300 captions with words of several pieces cost a forward a 64 captions, and a few for all combinations."""
     clip, rows = tiny_clip(), []
-    source = MaskedLM(masked_lm, clip.device, k=8, threshold=0.0, offset="correct")
+    source = MaskedLM(masked_lm, clip.device, k=8, threshold=0.0)
     forward = BertForMaskedLM.forward
     monkeypatch.setattr(
         BertForMaskedLM, "forward", lambda self, **kw: (rows.append(len(kw["input_ids"])), forward(self, **kw))[1]
@@ -234,7 +339,7 @@ def test_berts_own_vocabulary(shared: Path, tmp_path):
     )
     BertForMaskedLM(config).save_pretrained(tmp_path)
     clip = tiny_clip()
-    source = MaskedLM(str(tmp_path), clip.device, k=10, threshold=0.0, offset="correct")
+    source = MaskedLM(str(tmp_path), clip.device, k=10, threshold=0.0)
     for change in bert_attack(clip, PROMPTS, source):
         assert len(change.changes) == 1
         assert set(change.changes[0][2].split()) <= set(words) or " " not in change.changes[0][2]

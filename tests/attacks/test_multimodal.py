@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import naive
 from attacks.test_gradient import CLASSES, balanced, batch
@@ -80,15 +81,30 @@ def plain_sga(clip, x, texts, key, steps, scales=(0.5, 0.75, 1.0, 1.25, 1.5), de
 def test_co_attacks_loss_is_the_formula(texts):
     generator = torch.Generator().manual_seed(0)
     raw, clean = (2 * torch.randn(5, 7, generator=generator, dtype=torch.float64) for _ in range(2))
-    text = torch.nn.functional.normalize(torch.randn(5, texts, 7, generator=generator, dtype=torch.float64), dim=-1)
+    text = F.normalize(torch.randn(5, texts, 7, generator=generator, dtype=torch.float64), dim=-1)
     mean = text.softmax(-1).mean(1)
     ours, plain = raw.clone().requires_grad_(), raw.clone().requires_grad_()
-    losses = co_attack_loss(ours, clean, mean, 3.0)
+    losses = co_attack_loss(F.normalize(ours, dim=-1), F.normalize(clean, dim=-1), mean, 3.0)
     expected = torch.stack([naive.co_attack_loss(plain[i], clean[i], list(text[i])) for i in range(5)])
     if texts == 1:
         assert torch.allclose(losses, expected, atol=1e-12)
     found, wanted = (torch.autograd.grad(v.sum(), leaf)[0] for v, leaf in ((losses, ours), (expected, plain)))
     assert torch.allclose(found, wanted, atol=1e-12), "of several texts the mean has the same gradient"
+
+
+@pytest.mark.parametrize("length", [0.1, 10.0])
+def test_co_attack_does_not_see_how_long_embeddings_are(length):
+    """A tower whose embeddings are all of another length is the same CLIP: pixel by pixel the same images."""
+    found = []
+    for factor in (1.0, length):
+        clip = tiny_clip(dtype=torch.float64)
+        with torch.no_grad():
+            clip.model.visual.proj.mul_(factor)
+        victim = ZeroShot(clip, CLASSES)
+        images, labels, _, keys = batch(victim, 4, 10)
+        attack = make_attack("co-attack", **settings("co-attack"))
+        found.append(attack.run(victim, Samples(images, labels, keys), eps=EPS, prompts=attack.prepare(victim)))
+    assert torch.equal(found[0].images_BCHW, found[1].images_BCHW)
 
 
 def test_sgas_loss_is_the_formula():
