@@ -93,7 +93,7 @@ class Clip(nn.Module):
         """
         if 0 < self._chunk < len(pixels_BCHW):
             return self._by_chunk(Clip.encode_image, pixels_BCHW, normalize)
-        x_BCHW, tower = self.tower_input(pixels_BCHW), class_token_tower(cast(nn.Module, self.model.visual))
+        x_BCHW, tower = self.tower_input(pixels_BCHW), class_token_tower(self.model)
         if tower is None:
             return self.model.encode_image(x_BCHW, normalize=normalize)  # type: ignore[operator]
         raw_BD = encode_class_token(tower, x_BCHW)
@@ -112,9 +112,16 @@ class Clip(nn.Module):
             return self._by_chunk(Clip.encode_text, tokens_BL, normalize)
         tower = causal_tower(self.model)
         if tower is None:
-            return self.model.encode_text(tokens_BL, normalize=normalize)  # type: ignore[operator]
+            return self._encode_full(tokens_BL, normalize)
         raw_BD = encode_causal(tower, tokens_BL)
         return F.normalize(raw_BD, dim=-1) if normalize else raw_BD
+
+    def _encode_full(self, tokens_BL: Tensor, normalize: bool) -> Tensor:
+        """Through the model's own pass, which wants rows of full length: they may have been cut for a shorter one."""
+        missing = getattr(self.text_tower, "context_length", 0) - tokens_BL.shape[1]
+        if missing > 0:
+            tokens_BL = F.pad(tokens_BL, (0, missing))
+        return self.model.encode_text(tokens_BL, normalize=normalize)  # type: ignore[operator]
 
     @contextmanager
     def in_chunks(self, size: int) -> Iterator[None]:
@@ -160,14 +167,14 @@ class Clip(nn.Module):
             rows = [row[:end] for row, end in zip(tokens_TL.tolist(), ends, strict=True)]
             packed = pack(rows, tokens_TL.shape[1], min(chunk, self._chunk or chunk))
             order = [t for part in packed for t in part.texts_B]
-            parts = [self._encode_packed(part.to(self.device)) for part in packed]
+            parts = [self._encode_packed(tower, part.to(self.device)) for part in packed]
         found = {t: row for row, t in enumerate(order)}
         index = torch.tensor([found[place[text]] for text in texts], dtype=torch.int64)
         return torch.cat(parts)[index.to(self.device)]
 
-    def _encode_packed(self, packed: Packed) -> Tensor:
+    def _encode_packed(self, tower: Any, packed: Packed) -> Tensor:
         def encode(part: Packed) -> Tensor:
-            return F.normalize(encode_packed(causal_tower(self.model), part), dim=-1)
+            return F.normalize(encode_packed(tower, part), dim=-1)
 
         return checkpoint(encode, packed, use_reentrant=False) if self._chunk else encode(packed)
 
