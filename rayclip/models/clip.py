@@ -8,13 +8,11 @@ Shapes: B batch, C channels, H W any size, D embedding, L context length.
 
 import hashlib
 import json
-import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -24,14 +22,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rayclip.models.image import class_token_tower, encode_class_token
-from rayclip.models.named import check_towers
+from rayclip.models.loading import BUNDLED as BUNDLED
+from rayclip.models.loading import CONFIG_FILE as CONFIG_FILE
+from rayclip.models.loading import WEIGHTS_FILE as WEIGHTS_FILE
+from rayclip.models.loading import build, explain, parse
+from rayclip.models.loading import silence as silence
 from rayclip.models.text import Packed, causal_tower, encode_causal, encode_packed, end_marks, pack
-from rayclip.store import Store
 from rayclip.types import UserError, check_same
-
-CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
-BUNDLED = {"digits": Path(__file__).parent / "digits"}
 
 # What an image tower holds ahead of its transformer blocks, by open_clip's names and by timm's
 _BEFORE_BLOCKS = {
@@ -267,27 +264,18 @@ def frozen(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-@contextmanager
-def silence() -> Iterator[None]:
-    """Libraries narrate and retry through the root logger; what matters comes back as an exception."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(previous)
-
-
 def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
     """Load a model in fp32.
 
     Args:
         spec: `digits` (bundled), `local-dir:PLACE` (a folder or a URI), `hf-hub:ORG/NAME`, or an open_clip `NAME:TAG`
-            such as `ViT-B-32:openai` (TAG may be a weights file); `prompted:DIR` with a learned prompt (`prompts`); or
-            `mix:START+END@a` between two of these (`mixing`).
+            such as `ViT-B-32:openai`. TAG may be a file of weights (`weights`), whose activation the name has to
+            say, since the file does not: `ViT-B-32-quickgelu:FILE` (OpenAI's) or `ViT-B-32-gelu:FILE`; or
+            `prompted:DIR` with a learned prompt (`prompts`), or `mix:START+END@a` between two of these (`mixing`).
 
     Raises:
-        UserError: no such model, files missing or unreachable, or weights of another shape.
+        UserError: no such model, files missing or unreachable, weights of another shape, with NaN or infinity, or of
+            an unknown activation.
     """
     if spec.startswith("prompted:"):
         from rayclip.models.checkpoint import load_prompted
@@ -297,15 +285,16 @@ def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
         from rayclip.models.mixing import load_mix
 
         return load_mix(spec, device)
-    source, tag = _parse(spec)
+    source = parse(spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _build(spec, source, tag, torch.device(device))
+            model, config, tokenizer = build(spec, source, torch.device(device))
         except UserError:
             raise
         except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
-            raise UserError(_explain(spec, error)) from error
+            raise UserError(explain(spec, error)) from error
+    return Clip(model, config, tokenizer, spec).to(device).eval()
 
 
 @lru_cache(maxsize=2)
@@ -319,88 +308,3 @@ def load_once(spec: str, fingerprint: str = "", device: str = "cpu") -> Clip:
     if fingerprint:
         check_same("model", spec, clip.fingerprint(), fingerprint)
     return clip
-
-
-def _parse(spec: str) -> tuple[str, str | None]:
-    """The (model name, pretrained tag) that open_clip takes, after cheap checks."""
-    if spec in BUNDLED:
-        return f"local-dir:{BUNDLED[spec]}", None
-    if spec.startswith("local-dir:"):
-        place = spec.removeprefix("local-dir:")
-        folder = Store(place).node_copy((CONFIG_FILE, WEIGHTS_FILE))
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise UserError(
-                    f"model '{spec}': no file {name} in {place}; give a folder that holds {CONFIG_FILE} "
-                    f"and {WEIGHTS_FILE}."
-                )
-        with suppress(ValueError):  # open_clip says what is wrong with it
-            check_towers(json.loads((folder / CONFIG_FILE).read_bytes()), place)
-        return f"local-dir:{folder}", None
-    if spec.startswith("hf-hub:"):
-        return spec, None
-    import open_clip  # seconds of imports that the processes which only drive others are spared
-
-    name, _, tag = spec.partition(":")
-    if name.replace("/", "-") not in open_clip.list_models():
-        raise UserError(
-            f"unknown model '{spec}': use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip "
-            "NAME:TAG such as ViT-B-32:openai."
-        )
-    tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
-    if tag not in tags and not Path(tag).is_file():
-        said = f"has no weights '{tag}'" if tag else "needs its weights named"
-        raise UserError(
-            f"model '{name}' {said}: write {name}:TAG, with TAG a weights file or one of {', '.join(tags)}."
-        )
-    return name, tag
-
-
-def _build(spec: str, source: str, tag: str | None, device: torch.device) -> Clip:
-    import open_clip
-
-    wants_quick_gelu = False
-    if tag is not None:
-        pretrained = open_clip.get_pretrained_cfg(source.replace("/", "-"), tag)
-        wants_quick_gelu = bool(pretrained.get("quick_gelu"))
-    with silence():
-        model = open_clip.create_model(
-            source,
-            pretrained=tag,
-            device=device,
-            precision="fp32",
-            force_quick_gelu=wants_quick_gelu,
-            require_pretrained=True,
-            pretrained_image=False,
-            pretrained_text=False,
-        )
-        tokenizer = open_clip.get_tokenizer(source)
-    return Clip(model, _full_config(model, source, wants_quick_gelu), tokenizer, spec).to(device).eval()
-
-
-def _full_config(model: nn.Module, source: str, quick_gelu: bool) -> dict[str, Any]:
-    """`model_cfg` and `preprocess_cfg` such that `local-dir:` rebuilds exactly this model."""
-    import open_clip
-
-    model_cfg = json.loads(json.dumps(open_clip.get_model_config(source)))
-    if quick_gelu:
-        model_cfg["quick_gelu"] = True
-    preprocess_cfg = {k: v for k, v in dict(open_clip.get_model_preprocess_cfg(model)).items() if v is not None}
-    return {"model_cfg": model_cfg, "preprocess_cfg": json.loads(json.dumps(preprocess_cfg))}
-
-
-def _explain(spec: str, error: Exception) -> str:
-    message = str(error)
-    if "size mismatch" in message or "Missing key" in message or "Unexpected key" in message:
-        return (
-            f"model '{spec}': the weights do not fit {CONFIG_FILE} (another shape or architecture); "
-            "put the configuration that belongs to these weights beside them."
-        )
-    if isinstance(error, SafetensorError):
-        return f"model '{spec}': {WEIGHTS_FILE} is damaged or no safetensors file; copy it again."
-    if not spec.startswith("local-dir:") and spec not in BUNDLED and not Path(spec.partition(":")[2]).is_file():
-        return (
-            f"model '{spec}' could not be downloaded: check its name, the network and HF_HOME, or save it as a folder "
-            "and use local-dir:PATH."
-        )
-    return f"model '{spec}' could not be loaded: {message.splitlines()[0][:200] if message else type(error).__name__}."

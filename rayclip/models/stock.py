@@ -1,8 +1,8 @@
 """Whether a tower is open_clip's own in every part, so that a shorter forward pass may stand in for it.
 
 `models.image` and `models.text` compute what open_clip's towers do with less work. They know only stock towers: a hook,
-an adapter, a subclassed attention or patch embedding, a parametrized weight or a patched method changes the function, and
-they would pass it over. Such a model goes through its own `encode_image` and `encode_text`.
+an adapter, a subclassed attention or patch embedding, a parametrized weight or a patched method changes the function,
+and they would pass it over. Such a model goes through its own `encode_image` and `encode_text`.
 
 The question is asked again at each call, since hooks come and go. torch has no public way to ask for a module's hooks;
 they are recognised as what they are, tables of functions that a module carries.
@@ -12,7 +12,7 @@ import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.nn.modules import module as torch_modules
@@ -42,14 +42,14 @@ def _is_one_of(classes: _Classes, module: nn.Module | None) -> bool:
         return False
     held, wanted = dict(module.named_children()), _children()[kind]
     if kind is nn.ModuleList:
-        return all([_is_one_of(wanted["*"], child) for child in held.values()])
-    return held.keys() <= wanted.keys() and all([_is_one_of(wanted[name], held.get(name)) for name in wanted])
+        return all(_is_one_of(wanted["*"], child) for child in held.values())
+    return held.keys() <= wanted.keys() and all(_is_one_of(wanted[name], held.get(name)) for name in wanted)
 
 
 def _is_bare(module: nn.Module) -> bool:
     """No hooks, and nothing on the instance that hides what its class defines."""
-    attributes = vars(module)
-    return not any(_hooks(attributes)) and _defined_by(type(module)).isdisjoint(attributes)
+    attributes, kind = vars(module), cast(type, type(module))
+    return not any(_hooks(attributes)) and _defined_by(kind).isdisjoint(attributes)
 
 
 def _tables(attributes: Mapping[str, Any]) -> list[Any]:
@@ -72,10 +72,8 @@ def _defined_by(kind: type) -> frozenset[str]:
 def _is_patched(kind: type) -> bool:
     """Whether a method of a class was written elsewhere than the class."""
     return any(
-        [
-            type(value) is FunctionType and (value.__module__ != kind.__module__ or hasattr(value, "__wrapped__"))
-            for value in vars(kind).values()
-        ]
+        type(value) is FunctionType and (value.__module__ != kind.__module__ or hasattr(value, "__wrapped__"))
+        for value in vars(kind).values()
     )
 
 
@@ -114,8 +112,12 @@ def _children() -> dict[type, dict[str, _Classes]]:
         t.Transformer: {"resblocks": (nn.ModuleList,)},
         nn.ModuleList: {"*": (t.ResidualAttentionBlock,)},
         t.ResidualAttentionBlock: {
-            **{"ln_1": norm, "attn": (nn.MultiheadAttention,), "ls_1": scale},
-            **{"ln_2": norm, "mlp": (nn.Sequential,), "ls_2": scale},
+            "ln_1": norm,
+            "attn": (nn.MultiheadAttention,),
+            "ls_1": scale,
+            "ln_2": norm,
+            "mlp": (nn.Sequential,),
+            "ls_2": scale,
         },
         nn.MultiheadAttention: {"out_proj": (out_proj,)},
         nn.Sequential: mlp,

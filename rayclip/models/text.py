@@ -19,8 +19,8 @@ from rayclip.models.stock import is_stock
 
 
 def causal_tower(model: nn.Module) -> Any:
-    """The module that holds an open_clip model's text tower if that is stock (`models.stock`), causal and read at an end
-    mark, else None: then the model's own `encode_text` has to be asked, with rows of full length.
+    """The module that holds an open_clip model's text tower if that is stock (`models.stock`), causal and read at an
+    end mark, else None: then the model's own `encode_text` has to be asked, with rows of full length.
 
     None: towers of transformers, SigLIP's (not causal), CoCa's (read at a token appended after the padding).
     """

@@ -73,4 +73,3 @@ def test_frozen_weights_are_multiplied_in_one_piece():
     with Products() as theirs:
         torch.autograd.grad(frozen(x).sum(), x)
     assert "bmm" in theirs.seen, "PyTorch does so itself now: this module is no longer needed"
-

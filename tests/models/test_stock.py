@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 from torch import nn
-from torch.nn.utils import parametrize, parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from conftest import TINY, NormInputs, text_rows, tiny_clip
 from rayclip.models import Clip, fast_copy
@@ -470,7 +470,7 @@ def test_parts_that_a_reduced_copy_cannot_have_are_refused():
     """A patch that holds on to the fp32 tower's weights cannot take tokens of bf16."""
     clip = tiny_clip()
     by_block_forward(clip.model.visual.transformer, None)
-    with pytest.raises(UserError, match="'tiny' has parts of its own .* use precision fp32"):
+    with pytest.raises(UserError, match=r"'tiny' has parts of its own .* use precision fp32"):
         fast_copy(clip, "bf16")
     with torch.no_grad():
         assert cosine(fast_copy(clip).encode_image(PIXELS.float()), own_image(clip, PIXELS.float())) > 0.99999
