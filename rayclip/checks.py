@@ -22,8 +22,8 @@ from rayclip.evaluation.cell import MadeAgainst, default_substitutes
 from rayclip.logbook import Logbook
 from rayclip.methods import SMALL_BELOW, Method, Recipe
 from rayclip.models import Clip, load_model
-from rayclip.models.clip import patch_size
 from rayclip.models.exact import has_batch_norm
+from rayclip.models.loading import patch_size
 from rayclip.models.named import allow as allow_named
 from rayclip.models.scorers import DEFAULT, Scorer
 from rayclip.progress import Display, say

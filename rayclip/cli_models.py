@@ -46,8 +46,8 @@ def import_(
         str,
         typer.Argument(
             metavar="FILE",
-            help="A .pth.tar of TeCoA's, PMG-AFT's, TGA-ZSR's or SAFT's code, a checkpoint of MMCoA's, a state dict of "
-            "RobustVLM's (FARE, TeCoA), or hf-hub:ORG/NAME.",
+            help="A checkpoint of TeCoA's, PMG-AFT's, TGA-ZSR's, SAFT's, MMCoA's or RobustVLM's code, of open_clip or "
+            "Lightning, OpenAI's archive, a state dict (.pt, .safetensors), or hf-hub:ORG/NAME.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
@@ -76,7 +76,8 @@ def import_(
     if "layout" in found:
         part = "the image tower" if found["part"] == "image" else "the whole CLIP"
         left = f"; left: {', '.join(found['left'])}" if found["left"] else ""
-        print(f"{source}: {part}, {found['keys']} tensors of '{found['layout']}'{left}")
+        behind = f" behind '{found['prefix']}'" if found["prefix"] else ""
+        print(f"{source}: {part}, {found['keys']} tensors of '{found['layout']}'{behind}{left}")
     print(f"checkpoint: {out}")
     print(f"evaluate it: rayclip eval --model local-dir:{out} --data TEST.parquet --eps 1/255 --out {out}/eval")
 

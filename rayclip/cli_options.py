@@ -13,8 +13,8 @@ from rayclip.types import UserError
 from rayclip.units import parse_budget
 
 Model = (
-    "digits (bundled), local-dir:PATH, hf-hub:ORG/NAME, an open_clip NAME:TAG such as ViT-B-32:openai, or "
-    "prompted:PATH (what advpt and vp learn)."
+    "digits (bundled), local-dir:PATH, hf-hub:ORG/NAME, an open_clip NAME:TAG such as ViT-B-32:openai, "
+    "NAME-quickgelu:FILE or NAME-gelu:FILE with a file of weights, or prompted:PATH (what advpt and vp learn)."
 )
 Eps = Annotated[str | None, typer.Option(help="Budget in pixel units, as a fraction: 1/255.")]
 Budgets = Annotated[

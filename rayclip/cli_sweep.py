@@ -265,7 +265,7 @@ class Run:
         """The scale's recipe for a method: at `paper` the published one, its warm-up as long as written."""
         if self.setting.small_recipe:
             return method.small
-        from rayclip.models.clip import patch_size
+        from rayclip.models.loading import patch_size
 
         return dataclasses.replace(method.recipe_for(patch_size(self.model)), warmup_whole=True)
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 from open_clip.model import CLIP
 from pyarrow import fs
+from torch.overrides import TorchFunctionMode
 
 import servers
 from rayclip.models import Clip
@@ -50,19 +52,24 @@ def tiny_clip(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: obje
     return Clip(model, config, tokenizer, "tiny").to(dtype).eval()
 
 
+class NormInputs(TorchFunctionMode):
+    """Rows and tokens that a LayerNorm gets within the block. A hook would see them too, but changes the model's way."""
+
+    def __init__(self, norm: torch.nn.LayerNorm) -> None:
+        super().__init__()
+        self.norm, self.seen = norm, list[tuple[int, int]]()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if function is F.layer_norm and any(x is self.norm.weight for x in (*args, *(kwargs or {}).values())):
+            self.seen.append((args[0].shape[0], args[0].shape[1]))
+        return function(*args, **(kwargs or {}))
+
+
 @contextlib.contextmanager
 def text_rows(clip: Clip) -> Iterator[list[tuple[int, int]]]:
     """Rows and their length at each forward of the text tower within the block."""
-    seen: list[tuple[int, int]] = []
-
-    def note(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
-        seen.append((inputs[0].shape[0], inputs[0].shape[1]))
-
-    handle = clip.model.transformer.resblocks[0].ln_1.register_forward_pre_hook(note)
-    try:
-        yield seen
-    finally:
-        handle.remove()
+    with NormInputs(clip.model.transformer.resblocks[0].ln_1) as inputs:
+        yield inputs.seen
 
 
 @pytest.fixture(autouse=True, scope="session")

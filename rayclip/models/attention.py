@@ -22,7 +22,8 @@ def patch_tower(clip: Clip) -> Any:
     from open_clip.transformer import VisionTransformer  # seconds of imports
 
     tower: Any = clip.model.visual
-    is_plain = isinstance(tower, VisionTransformer) and tower.attn_pool is None and not clip.appends_tokens
+    is_plain = isinstance(tower, VisionTransformer) and tower.attn_pool is None and tower.proj is not None
+    is_plain = is_plain and not clip.appends_tokens
     if not is_plain or not isinstance(tower.patch_dropout, nn.Identity):
         raise UserError(
             f"model '{clip.spec}' has no patch tokens in the space of its embeddings, which text-guided attention "
@@ -34,18 +35,27 @@ def patch_tower(clip: Clip) -> Any:
 def encode_with_patches(clip: Clip, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     """Normalised embeddings of images, `(B, D)` as `encode_image`, and of their patches, `(B, T, D)`; one forward.
 
-    A patch's embedding is its last token through the tower's final norm and projection.
+    A patch's embedding is its last token through the tower's final norm and projection. The forward is the model's own,
+    whatever parts it has; what its transformer makes of the tokens is taken on the way.
 
     Args:
         pixels_BCHW: `(B, 3, H, W)` in [0, 1].
 
     Raises:
-        UserError: as `patch_tower`.
+        UserError: as `patch_tower`, or the model's own pass does not go through the tower's transformer once.
     """
-    tower = patch_tower(clip)
-    found = tower.forward_intermediates(clip.tower_input(pixels_BCHW), indices=1, output_fmt="NLC")
-    patches_BTD = tower.ln_post(found["image_intermediates"][0]) @ tower.proj
-    return F.normalize(found["image_features"], dim=-1), F.normalize(patches_BTD, dim=-1)
+    tower, seen = patch_tower(clip), list[Tensor]()
+    handle = tower.transformer.register_forward_hook(lambda _, __, tokens_BTE: seen.append(tokens_BTE))
+    try:
+        image_BD = clip.model.encode_image(clip.tower_input(pixels_BCHW), normalize=True)  # type: ignore[operator]
+    finally:
+        handle.remove()
+    if len(seen) != 1:
+        raise UserError(
+            f"the image tower of '{clip.spec}' was patched to go past its transformer, and text-guided attention needs "
+            "the patch tokens that come out of it: use another method."
+        )
+    return image_BD, F.normalize(tower.ln_post(seen[0][:, 1:]) @ tower.proj, dim=-1)
 
 
 def text_guided_attention(clip: Clip, patches_BTD: Tensor, text_BMD: Tensor) -> Tensor:

@@ -14,20 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def has_plain_blocks(transformer: Any) -> bool:
-    """Whether `run_blocks` does what `transformer` does: all blocks are the plainer of open_clip's two kinds, batch
-    first, and are not computed once more in the backward pass."""
-    from open_clip.transformer import ResidualAttentionBlock  # seconds of imports
-
-    plain = transformer.batch_first and not transformer.grad_checkpointing
-    return plain and all(type(block) is ResidualAttentionBlock for block in transformer.resblocks)
-
-
 def run_blocks(blocks: Iterable[nn.Module], x_BTE: Tensor, mask: Tensor | None = None) -> Tensor:
     """What `blocks` make of tokens, one after the other.
 
     Args:
-        blocks: `ResidualAttentionBlock`s, batch first.
+        blocks: stock `ResidualAttentionBlock`s (`models.stock`), batch first.
         mask: added to the attention's scores, `(T, T)` or `(B, 1, T, T)`.
     """
     mask = None if mask is None else mask.to(x_BTE.dtype)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from rayclip.models.clip import CONFIG_FILE, WEIGHTS_FILE, Clip, load_model
 from rayclip.models.named import check_named
 from rayclip.models.prompts import KINDS, Prompted
+from rayclip.models.weights import check_finite
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -53,11 +54,17 @@ def save_checkpoint(clip: Clip, folder: Path, lineage: Mapping[str, Any], dtype:
 
 @torch.no_grad()
 def restore(clip: Clip, folder: Path) -> None:
-    """Give `clip` the weights of a checkpoint of a model like it, or what a prompted one learned."""
+    """Give `clip` the weights of a checkpoint of a model like it, or what a prompted one learned.
+
+    Raises:
+        UserError: they hold NaN or infinity.
+    """
+    saved = load_file(folder / (PROMPT_FILE if isinstance(clip, Prompted) else WEIGHTS_FILE))
+    check_finite(saved, f"the checkpoint in {folder}")
     if isinstance(clip, Prompted):
-        clip.learned.copy_(load_file(folder / PROMPT_FILE)[clip.kind])
+        clip.learned.copy_(saved[clip.kind])
     else:
-        clip.model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        clip.model.load_state_dict(saved)
 
 
 def load_prompted(spec: str, device: torch.device | str = "cpu") -> Clip:
@@ -83,6 +90,7 @@ def load_prompted(spec: str, device: torch.device | str = "cpu") -> Clip:
         learned = load_file(Store(folder).node_copy((PROMPT_FILE,)) / PROMPT_FILE)[about["kind"]]
     except (SafetensorError, OSError, KeyError) as error:
         raise UserError(f"model '{spec}': {PROMPT_FILE} is missing or damaged; copy it again.") from error
+    check_finite({about["kind"]: learned}, f"model '{spec}'")
     clip = KINDS[about["kind"]](base, learned)
     clip.spec = spec
     return clip.eval()

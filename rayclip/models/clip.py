@@ -8,13 +8,11 @@ Shapes: B batch, C channels, H W any size, D embedding, L context length.
 
 import hashlib
 import json
-import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -24,14 +22,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rayclip.models.image import class_token_tower, encode_class_token
-from rayclip.models.named import check_towers
+from rayclip.models.loading import BUNDLED as BUNDLED
+from rayclip.models.loading import CONFIG_FILE as CONFIG_FILE
+from rayclip.models.loading import WEIGHTS_FILE as WEIGHTS_FILE
+from rayclip.models.loading import build, explain, parse
+from rayclip.models.loading import silence as silence
 from rayclip.models.text import Packed, causal_tower, encode_causal, encode_packed, end_marks, pack
-from rayclip.store import Store
 from rayclip.types import UserError, check_same
-
-CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
-BUNDLED = {"digits": Path(__file__).parent / "digits"}
 
 # What an image tower holds ahead of its transformer blocks, by open_clip's names and by timm's
 _BEFORE_BLOCKS = {
@@ -95,7 +92,7 @@ class Clip(nn.Module):
         """
         if 0 < self._chunk < len(pixels_BCHW):
             return self._by_chunk(Clip.encode_image, pixels_BCHW, normalize)
-        x_BCHW, tower = self.tower_input(pixels_BCHW), class_token_tower(cast(nn.Module, self.model.visual))
+        x_BCHW, tower = self.tower_input(pixels_BCHW), class_token_tower(self.model)
         if tower is None:
             return self.model.encode_image(x_BCHW, normalize=normalize)  # type: ignore[operator]
         raw_BD = encode_class_token(tower, x_BCHW)
@@ -114,9 +111,16 @@ class Clip(nn.Module):
             return self._by_chunk(Clip.encode_text, tokens_BL, normalize)
         tower = causal_tower(self.model)
         if tower is None:
-            return self.model.encode_text(tokens_BL, normalize=normalize)  # type: ignore[operator]
+            return self._encode_full(tokens_BL, normalize)
         raw_BD = encode_causal(tower, tokens_BL)
         return F.normalize(raw_BD, dim=-1) if normalize else raw_BD
+
+    def _encode_full(self, tokens_BL: Tensor, normalize: bool) -> Tensor:
+        """Through the model's own pass, which wants rows of full length: they may have been cut for a shorter one."""
+        missing = getattr(self.text_tower, "context_length", 0) - tokens_BL.shape[1]
+        if missing > 0:
+            tokens_BL = F.pad(tokens_BL, (0, missing))
+        return self.model.encode_text(tokens_BL, normalize=normalize)  # type: ignore[operator]
 
     @contextmanager
     def in_chunks(self, size: int) -> Iterator[None]:
@@ -162,14 +166,14 @@ class Clip(nn.Module):
             rows = [row[:end] for row, end in zip(tokens_TL.tolist(), ends, strict=True)]
             packed = pack(rows, tokens_TL.shape[1], min(chunk, self._chunk or chunk))
             order = [t for part in packed for t in part.texts_B]
-            parts = [self._encode_packed(part.to(self.device)) for part in packed]
+            parts = [self._encode_packed(tower, part.to(self.device)) for part in packed]
         found = {t: row for row, t in enumerate(order)}
         index = torch.tensor([found[place[text]] for text in texts], dtype=torch.int64)
         return torch.cat(parts)[index.to(self.device)]
 
-    def _encode_packed(self, packed: Packed) -> Tensor:
+    def _encode_packed(self, tower: Any, packed: Packed) -> Tensor:
         def encode(part: Packed) -> Tensor:
-            return F.normalize(encode_packed(causal_tower(self.model), part), dim=-1)
+            return F.normalize(encode_packed(tower, part), dim=-1)
 
         return checkpoint(encode, packed, use_reentrant=False) if self._chunk else encode(packed)
 
@@ -262,27 +266,18 @@ def frozen(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-@contextmanager
-def silence() -> Iterator[None]:
-    """Libraries narrate and retry through the root logger; what matters comes back as an exception."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(previous)
-
-
 def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
     """Load a model in fp32.
 
     Args:
         spec: `digits` (bundled), `local-dir:PLACE` (a folder or a URI), `hf-hub:ORG/NAME`, or an open_clip `NAME:TAG`
-            such as `ViT-B-32:openai` (TAG may be a weights file); `prompted:DIR` with a learned prompt (`prompts`); or
-            `mix:START+END@a` between two of these (`mixing`).
+            such as `ViT-B-32:openai`. TAG may be a file of weights (`weights`), whose activation the name has to
+            say, since the file does not: `ViT-B-32-quickgelu:FILE` (OpenAI's) or `ViT-B-32-gelu:FILE`; or
+            `prompted:DIR` with a learned prompt (`prompts`), or `mix:START+END@a` between two of these (`mixing`).
 
     Raises:
-        UserError: no such model, files missing or unreachable, or weights of another shape.
+        UserError: no such model, files missing or unreachable, weights of another shape, with NaN or infinity, or of
+            an unknown activation.
     """
     if spec.startswith("prompted:"):
         from rayclip.models.checkpoint import load_prompted
@@ -292,15 +287,16 @@ def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
         from rayclip.models.mixing import load_mix
 
         return load_mix(spec, device)
-    source, tag = _parse(spec)
+    source = parse(spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _build(spec, source, tag, torch.device(device))
+            model, config, tokenizer = build(spec, source, torch.device(device))
         except UserError:
             raise
         except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
-            raise UserError(_explain(spec, error)) from error
+            raise UserError(explain(spec, error)) from error
+    return Clip(model, config, tokenizer, spec).to(device).eval()
 
 
 @lru_cache(maxsize=2)
@@ -314,100 +310,3 @@ def load_once(spec: str, fingerprint: str = "", device: str = "cpu") -> Clip:
     if fingerprint:
         check_same("model", spec, clip.fingerprint(), fingerprint)
     return clip
-
-
-def patch_size(spec: str) -> int | None:
-    """Side of the image tower's patches in pixels, from the model's configuration alone; None where that does not say,
-    or is not to be had."""
-    import open_clip
-
-    with suppress(UserError, OSError, ValueError, RuntimeError, KeyError), silence():
-        source, _ = _parse(spec)
-        found = (open_clip.get_model_config(source) or {}).get("vision_cfg", {}).get("patch_size")
-        return found if isinstance(found, int) else None
-    return None
-
-
-def _parse(spec: str) -> tuple[str, str | None]:
-    """The (model name, pretrained tag) that open_clip takes, after cheap checks."""
-    if spec in BUNDLED:
-        return f"local-dir:{BUNDLED[spec]}", None
-    if spec.startswith("local-dir:"):
-        place = spec.removeprefix("local-dir:")
-        folder = Store(place).node_copy((CONFIG_FILE, WEIGHTS_FILE))
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise UserError(
-                    f"model '{spec}': no file {name} in {place}; give a folder that holds {CONFIG_FILE} "
-                    f"and {WEIGHTS_FILE}."
-                )
-        with suppress(ValueError):  # open_clip says what is wrong with it
-            check_towers(json.loads((folder / CONFIG_FILE).read_bytes()), place)
-        return f"local-dir:{folder}", None
-    if spec.startswith("hf-hub:"):
-        return spec, None
-    import open_clip  # seconds of imports that the processes which only drive others are spared
-
-    name, _, tag = spec.partition(":")
-    if name.replace("/", "-") not in open_clip.list_models():
-        raise UserError(
-            f"unknown model '{spec}': use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip "
-            "NAME:TAG such as ViT-B-32:openai."
-        )
-    tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
-    if tag not in tags and not Path(tag).is_file():
-        said = f"has no weights '{tag}'" if tag else "needs its weights named"
-        raise UserError(
-            f"model '{name}' {said}: write {name}:TAG, with TAG a weights file or one of {', '.join(tags)}."
-        )
-    return name, tag
-
-
-def _build(spec: str, source: str, tag: str | None, device: torch.device) -> Clip:
-    import open_clip
-
-    wants_quick_gelu = False
-    if tag is not None:
-        pretrained = open_clip.get_pretrained_cfg(source.replace("/", "-"), tag)
-        wants_quick_gelu = bool(pretrained.get("quick_gelu"))
-    with silence():
-        model = open_clip.create_model(
-            source,
-            pretrained=tag,
-            device=device,
-            precision="fp32",
-            force_quick_gelu=wants_quick_gelu,
-            require_pretrained=True,
-            pretrained_image=False,
-            pretrained_text=False,
-        )
-        tokenizer = open_clip.get_tokenizer(source)
-    return Clip(model, _full_config(model, source, wants_quick_gelu), tokenizer, spec).to(device).eval()
-
-
-def _full_config(model: nn.Module, source: str, quick_gelu: bool) -> dict[str, Any]:
-    """`model_cfg` and `preprocess_cfg` such that `local-dir:` rebuilds exactly this model."""
-    import open_clip
-
-    model_cfg = json.loads(json.dumps(open_clip.get_model_config(source)))
-    if quick_gelu:
-        model_cfg["quick_gelu"] = True
-    preprocess_cfg = {k: v for k, v in dict(open_clip.get_model_preprocess_cfg(model)).items() if v is not None}
-    return {"model_cfg": model_cfg, "preprocess_cfg": json.loads(json.dumps(preprocess_cfg))}
-
-
-def _explain(spec: str, error: Exception) -> str:
-    message = str(error)
-    if "size mismatch" in message or "Missing key" in message or "Unexpected key" in message:
-        return (
-            f"model '{spec}': the weights do not fit {CONFIG_FILE} (another shape or architecture); "
-            "put the configuration that belongs to these weights beside them."
-        )
-    if isinstance(error, SafetensorError):
-        return f"model '{spec}': {WEIGHTS_FILE} is damaged or no safetensors file; copy it again."
-    if not spec.startswith("local-dir:") and spec not in BUNDLED and not Path(spec.partition(":")[2]).is_file():
-        return (
-            f"model '{spec}' could not be downloaded: check its name, the network and HF_HOME, or save it as a folder "
-            "and use local-dir:PATH."
-        )
-    return f"model '{spec}' could not be loaded: {message.splitlines()[0][:200] if message else type(error).__name__}."

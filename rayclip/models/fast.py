@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from rayclip.models.clip import Clip
 from rayclip.models.image import class_token_tower, encode_class_token
+from rayclip.types import UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_NEAR = 0.98  # cosine of two embeddings that differ by rounding, in bf16 and in the deepest of towers
 _SMALLEST = 8  # images in a batch of a compiled tower, at least and in steps of at least
 
 
@@ -31,11 +33,34 @@ def fast_copy(clip: Clip, precision: Precision = "fp32", *, compiled: bool = Fal
     Args:
         compiled: the tower goes through torch.compile at its first use, with CUDA graphs on a GPU.
         backend: of torch.compile.
+
+    Raises:
+        UserError: the image tower has parts of its own that do not compute in `precision` what they do in fp32.
     """
     copied, model = _shallow(clip), _shallow(clip.model)
-    model.visual = _Tower(clip.model.visual, _DTYPES[precision], compiled, backend)  # type: ignore[arg-type]
-    copied.model = model
+    is_stock = class_token_tower(clip.model) is not None
+    try:
+        tower = _Tower(clip.model.visual, is_stock, _DTYPES[precision], compiled, backend)  # type: ignore[arg-type]
+        model.visual, copied.model = tower, model
+        fits = is_stock or _near(clip, tower)
+    except (RuntimeError, TypeError, ValueError, AttributeError):  # what a hook may do with tensors it does not expect
+        fits = False
+    if not fits:
+        raise UserError(
+            f"the image tower of '{clip.spec}' has parts of its own (hooks, adapters, patched methods) that do not "
+            f"compute in {precision} what they do in fp32: use precision fp32."
+        )
     return copied
+
+
+@torch.no_grad()
+def _near(clip: Clip, tower: "_Tower") -> bool:
+    """Whether a copied tower embeds two images of noise about as the model's own does."""
+    noise = torch.rand(2, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
+    x_BCHW = clip.tower_input(noise.to(clip.mean))
+    own, copied = clip.model.visual(x_BCHW), tower.visual(x_BCHW.to(tower.dtype))  # type: ignore[operator]
+    own, copied = (out[0] if isinstance(out, tuple) else out for out in (own, copied))
+    return bool(F.cosine_similarity(own.float(), copied.float()).min() > _NEAR)
 
 
 def _shallow(module: Any) -> Any:
@@ -48,12 +73,11 @@ def _shallow(module: Any) -> Any:
 class _Tower(nn.Module):
     """An image tower of another precision behind fp32 doors."""
 
-    def __init__(self, visual: nn.Module, dtype: torch.dtype, compiled: bool, backend: str) -> None:
+    def __init__(self, visual: nn.Module, is_stock: bool, dtype: torch.dtype, compiled: bool, backend: str) -> None:
         super().__init__()
         self.visual = copy.deepcopy(visual).to(dtype).eval().requires_grad_(False)
         self.dtype, self.compiled = dtype, compiled
-        by_token = class_token_tower(self.visual) is not None
-        embed: Callable[[Tensor], Any] = functools.partial(encode_class_token, self.visual) if by_token else self.visual
+        embed: Callable[[Tensor], Any] = functools.partial(encode_class_token, self.visual) if is_stock else self.visual
         if compiled:
             graphs = backend == "inductor" and next(visual.parameters()).is_cuda
             embed = torch.compile(embed, backend=backend, mode="reduce-overhead" if graphs else None)

@@ -15,16 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayclip.models.blocks import has_plain_blocks, run_block, run_blocks
+from rayclip.models.blocks import run_block, run_blocks
+from rayclip.models.stock import is_stock
 
 
-def class_token_tower(visual: nn.Module) -> Any:
-    """`visual` if it is a ViT of open_clip's own that pools its class token, else None."""
-    from open_clip.transformer import VisionTransformer
-
-    if type(visual) is not VisionTransformer or visual.attn_pool is not None or visual.pool_type != "tok":
-        return None
-    return visual if has_plain_blocks(visual.transformer) and not visual.output_tokens else None
+def class_token_tower(model: nn.Module) -> Any:
+    """The image tower of an open_clip model if it is a stock ViT (`models.stock`) that pools its class token, else
+    None: then the model's own `encode_image` has to be asked."""
+    return model.visual if is_stock(model, ("visual",)) else None
 
 
 def encode_class_token(tower: Any, x_BCHW: Tensor) -> Tensor:
@@ -37,7 +35,8 @@ def encode_class_token(tower: Any, x_BCHW: Tensor) -> Tensor:
 
 def _first_tokens(tower: Any, x_BCHW: Tensor) -> Tensor:
     """The class token and the embedded patches, as the first block takes them: `(B, T, E)`."""
-    (rows, columns), (height, width) = tower.grid_size, tower.patch_size
+    height, width = tower.conv1.kernel_size
+    rows, columns = x_BCHW.shape[2] // height, x_BCHW.shape[3] // width
     whole = x_BCHW[:, :, : rows * height, : columns * width]  # a convolution leaves out what fills no patch
     patches = whole.unflatten(3, (columns, width)).unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5)
     patches_BTE = F.linear(patches.flatten(3).flatten(1, 2), tower.conv1.weight.flatten(1))

@@ -12,10 +12,12 @@ from functools import cached_property
 from typing import Any, ClassVar, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayclip.models.clip import Clip
 from rayclip.models.image import class_token_tower
+from rayclip.models.text import causal_tower, encode_causal
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -109,6 +111,8 @@ class WithContext(Prompted):
         return cls(base, 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
 
     def encode_text(self, tokens_BL: Tensor, *, normalize: bool = True) -> Tensor:
+        if 0 < self._chunk < len(tokens_BL):
+            return self._by_chunk(WithContext.encode_text, tokens_BL, normalize)
         count, tower = len(self.learned), self.text_tower
         start_B1 = tokens_BL[:, :1]
         # Start marks hold the context's places: they are no padding, and lower than the end mark.
@@ -116,13 +120,16 @@ class WithContext(Prompted):
         cut_BL, end_B = longer_BL[:, : tower.context_length].clone(), longer_BL.amax(1)
         cut_BL[:, -1] = torch.where(cut_BL.amax(1) < end_B, end_B, cut_BL[:, -1])
 
-        def insert(_: nn.Module, __: Any, words_BLW: Tensor) -> Tensor:
+        def insert(words_BLW: Tensor) -> Tensor:
             context_BNW = self.learned.to(words_BLW.dtype).expand(len(words_BLW), -1, -1)
             return torch.cat([words_BLW[:, :1], context_BNW, words_BLW[:, 1 + count :]], 1)
 
-        handle = tower.token_embedding.register_forward_hook(insert)
+        if causal_tower(self.model) is not None:
+            raw_BD = encode_causal(tower, cut_BL, insert(tower.token_embedding(cut_BL)))
+            return F.normalize(raw_BD, dim=-1) if normalize else raw_BD
+        handle = tower.token_embedding.register_forward_hook(lambda _, __, words_BLW: insert(words_BLW))
         try:
-            return super().encode_text(cut_BL, normalize=normalize)
+            return self._encode_full(cut_BL, normalize)
         finally:
             handle.remove()
 
@@ -209,7 +216,7 @@ def token_width(clip: Clip) -> int:
     Raises:
         UserError: it is no ViT of open_clip's own that is read at its class token.
     """
-    if class_token_tower(clip.model.visual) is None:  # type: ignore[arg-type]
+    if class_token_tower(clip.model) is None:
         raise UserError(
             f"the image encoder of '{clip.spec}' takes no tokens besides its patches: use a ViT of open_clip's own, "
             "such as ViT-B-32, or vp without tokens."

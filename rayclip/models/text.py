@@ -14,20 +14,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rayclip.models.blocks import has_plain_blocks, run_blocks
+from rayclip.models.blocks import run_blocks
+from rayclip.models.stock import is_stock
 
 
 def causal_tower(model: nn.Module) -> Any:
-    """The module that holds an open_clip model's text tower if that is causal and read at an end mark, else None.
+    """The module that holds an open_clip model's text tower if that is stock (`models.stock`), causal and read at an
+    end mark, else None: then the model's own `encode_text` has to be asked, with rows of full length.
 
     None: towers of transformers, SigLIP's (not causal), CoCa's (read at a token appended after the padding).
     """
-    from open_clip.model import CLIP
-    from open_clip.transformer import TextTransformer
-
-    tower = model if isinstance(model, CLIP) else getattr(model, "text", None)
-    if not isinstance(tower, CLIP | TextTransformer) or getattr(tower, "cls_emb", None) is not None:
+    parts = ("text",) if hasattr(model, "text") else ("token_embedding", "transformer", "ln_final", "text_projection")
+    if not is_stock(model, parts):
         return None
+    tower: Any = getattr(model, "text", model)
     return tower if tower.attn_mask is not None and _pooling(tower)[0] in ("argmax", "eos") else None
 
 
@@ -37,11 +37,16 @@ def end_marks(tower: Any, tokens_BL: Tensor) -> Tensor:
     return (tokens_BL if kind == "argmax" else tokens_BL.eq(eos).int()).argmax(1)
 
 
-def encode_causal(tower: Any, tokens_BL: Tensor) -> Tensor:
-    """Un-normalised embeddings `(B, D)` of token rows that reach as far as the last end mark, or beyond."""
+def encode_causal(tower: Any, tokens_BL: Tensor, words_BLW: Tensor | None = None) -> Tensor:
+    """Un-normalised embeddings `(B, D)` of token rows that reach as far as the last end mark, or beyond.
+
+    Args:
+        words_BLW: what stands in place of the tokens' own embeddings.
+    """
     length = tokens_BL.shape[1]
-    x_BLW = tower.token_embedding(tokens_BL) + tower.positional_embedding[:length]
-    x_BLW = _through(tower.transformer, x_BLW, tower.attn_mask[:length, :length])
+    x_BLW = tower.token_embedding(tokens_BL) if words_BLW is None else words_BLW
+    x_BLW = x_BLW + tower.positional_embedding[:length]
+    x_BLW = run_blocks(tower.transformer.resblocks, x_BLW, tower.attn_mask[:length, :length])
     return _project(tower, x_BLW[torch.arange(len(tokens_BL), device=x_BLW.device), end_marks(tower, tokens_BL)])
 
 
@@ -127,17 +132,8 @@ def encode_packed(tower: Any, packed: Packed) -> Tensor:
     if len(texts_B) > len(tokens_RL):
         unseen_RLL = (parts_RL[:, None, :] != parts_RL[:, :, None]) & (parts_RL[:, None, :] != 0)
         mask = mask.masked_fill(unseen_RLL, -torch.inf)[:, None]
-    x_RLW = _through(tower.transformer, x_RLW, mask)
+    x_RLW = run_blocks(tower.transformer.resblocks, x_RLW, mask)
     return _project(tower, x_RLW[marks_B2[:, 0], marks_B2[:, 1]])
-
-
-def _through(transformer: Any, x_RLW: Tensor, mask: Tensor) -> Tensor:
-    """`mask` is `(L, L)` or `(R, 1, L, L)`."""
-    if has_plain_blocks(transformer):
-        return run_blocks(transformer.resblocks, x_RLW, mask)
-    if mask.dim() == 4:  # open_clip wants it once a head
-        mask = mask.repeat_interleave(transformer.resblocks[0].attn.num_heads, 1).flatten(0, 1)
-    return transformer(x_RLW, attn_mask=mask)
 
 
 def _project(tower: Any, x_BW: Tensor) -> Tensor:

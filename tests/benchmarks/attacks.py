@@ -28,6 +28,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from rayclip.attacks import Samples, make_attack
 from rayclip.attacks.bert import UNKNOWN, divergence
@@ -54,26 +55,31 @@ class Counts:
 @contextmanager
 def counting(clip: Clip) -> Iterator[Counts]:
     """Counts what a model is asked for within the block."""
-    counts = Counts()
+    with _Counting(clip) as mode:
+        yield mode.counts
 
-    def image(module: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        counts.images += len(inputs[0])
-        if output.requires_grad:
-            output.register_hook(lambda g: setattr(counts, "backward", counts.backward + len(g)))
 
-    def text(module: object, inputs: tuple[Tensor, ...]) -> None:
-        counts.text_forwards += 1
-        counts.positions += inputs[0].shape[0] * inputs[0].shape[1]
+class _Counting(TorchFunctionMode):
+    """Looks at two norms of a model; hooks on them would change which forward pass it takes."""
 
-    handles = [
-        clip.model.visual.ln_pre.register_forward_hook(image),  # type: ignore[union-attr]
-        clip.model.transformer.resblocks[0].ln_1.register_forward_pre_hook(text),  # type: ignore[union-attr]
-    ]
-    try:
-        yield counts
-    finally:
-        for handle in handles:
-            handle.remove()
+    def __init__(self, clip: Clip) -> None:
+        super().__init__()
+        self.counts = Counts()
+        self.image: Tensor = clip.get_parameter("model.visual.ln_pre.weight")
+        self.text: Tensor = clip.get_parameter("model.transformer.resblocks.0.ln_1.weight")
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        output, counts = function(*args, **(kwargs or {})), self.counts
+        if function is F.layer_norm:
+            weight, rows = args[2] if len(args) > 2 else (kwargs or {})["weight"], args[0].shape
+            if weight is self.image:
+                counts.images += rows[0]
+                if output.requires_grad:
+                    output.register_hook(lambda g: setattr(counts, "backward", counts.backward + len(g)))
+            if weight is self.text:
+                counts.text_forwards += 1
+                counts.positions += rows[0] * rows[1]
+        return output
 
 
 class Plain:

@@ -5,7 +5,7 @@ import torch
 from open_clip.transformer import Transformer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rayclip.models.blocks import has_plain_blocks, run_block, run_blocks
+from rayclip.models.blocks import run_block, run_blocks
 
 WIDTH, HEADS, TOKENS, ROWS = 16, 2, 5, 3
 
@@ -73,11 +73,3 @@ def test_frozen_weights_are_multiplied_in_one_piece():
     with Products() as theirs:
         torch.autograd.grad(frozen(x).sum(), x)
     assert "bmm" in theirs.seen, "PyTorch does so itself now: this module is no longer needed"
-
-
-def test_other_transformers_are_told_apart():
-    assert has_plain_blocks(transformer())
-    assert not has_plain_blocks(transformer(batch_first=False)) and not has_plain_blocks(transformer(qk_norm=True))
-    whole = transformer()
-    whole.grad_checkpointing = True
-    assert not has_plain_blocks(whole)

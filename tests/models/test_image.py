@@ -5,7 +5,7 @@ import pytest
 import torch
 from open_clip.model import CLIP
 
-from conftest import TINY, tiny_clip
+from conftest import TINY, NormInputs, tiny_clip
 from rayclip.models import Clip
 from rayclip.models.image import class_token_tower
 
@@ -27,7 +27,7 @@ def with_image(**changes):
 )
 def test_the_same_embeddings_and_gradients_as_the_whole_forward(changes):
     clip = with_image(**changes)
-    assert class_token_tower(clip.model.visual) is not None
+    assert class_token_tower(clip.model) is not None
     weights = torch.randn(3, 16, dtype=torch.float64)
 
     def embedded_and_gradients(encode, normalize):
@@ -50,17 +50,16 @@ def test_the_same_embeddings_and_gradients_as_the_whole_forward(changes):
 
 
 def test_the_last_mlp_sees_one_token():
-    clip, seen = tiny_clip(), []
-    for block in clip.model.visual.transformer.resblocks:
-        block.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
-    with torch.no_grad():
+    clip = tiny_clip()
+    first, last = clip.model.visual.transformer.resblocks
+    with torch.no_grad(), NormInputs(first.ln_2) as whole, NormInputs(last.ln_2) as one:
         clip.encode_image(PIXELS.float())
-    assert seen == [5, 1]
+    assert (whole.seen, one.seen) == ([(3, 5)], [(3, 1)])
 
 
 @pytest.mark.parametrize("changes", [{"pool_type": "avg"}, {"attentional_pool": True}, {"qk_norm": True}], ids=str)
 def test_other_towers_go_the_whole_way(changes):
     clip = with_image(**changes)
-    assert class_token_tower(clip.model.visual) is None
+    assert class_token_tower(clip.model) is None
     with torch.no_grad():
         assert torch.equal(clip.encode_image(PIXELS), clip.model.encode_image(clip.tower_input(PIXELS), normalize=True))

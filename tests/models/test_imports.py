@@ -14,7 +14,8 @@ import torch
 from conftest import tiny_clip
 from rayclip.models import load_model
 from rayclip.models.checkpoint import save_checkpoint
-from rayclip.models.imports import import_model, read_foreign
+from rayclip.models.imports import import_model
+from rayclip.models.weights import read_weights
 from rayclip.types import UserError
 
 TEXTS = ["This is a photo of a cat", "This is a photo of a sea lion"]
@@ -93,6 +94,7 @@ def test_an_imported_model_computes_what_its_source_does(base, tmp_path, layout,
         "source": "checkpoint.pth.tar",
         "sha256": digest,
         "layout": name,
+        "prefix": "module." if layout in ("tecoa-parallel", "mmcoa") else "",
         "part": part,
         "keys": len(tower.state_dict()),
         "left": [k for k in content if k != name] if name != "state dict" else [],
@@ -119,7 +121,7 @@ def test_a_numpy_one_file_has_other_names_for_its_numbers(base, tmp_path):
     content = file.read_bytes()
     assert b"numpy._core.multiarray" in content
     file.write_bytes(content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-    assert read_foreign(file).part == "image"
+    assert import_model(str(file), base)[1]["imported"]["part"] == "image"
 
 
 def test_an_openai_model_does_not_come_back_with_gelu(base, saved_clip, tmp_path):
@@ -190,16 +192,16 @@ def test_what_does_not_fit_is_named(base, tmp_path, change, says):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"state_dict": OrderedDict(), "epoch": 3}, "in no layout that is known .* it holds state_dict, epoch"),
+        ({"state_dict": OrderedDict(), "epoch": 3}, "in no layout that is known.* it holds state_dict, epoch"),
         ([torch.zeros(2)], "it holds list"),
         ({}, "it holds nothing"),
         ({"model": {"lr": 0.1}}, "it holds model"),
     ],
 )
-def test_other_layouts_are_explained(tmp_path, content, says):
+def test_other_layouts_are_explained(base, tmp_path, content, says):
     torch.save(content, tmp_path / "f.pt")
     with pytest.raises(UserError, match=says):
-        read_foreign(tmp_path / "f.pt")
+        import_model(str(tmp_path / "f.pt"), base)
 
 
 def test_damaged_and_missing_files_are_explained(tmp_path):
@@ -207,10 +209,10 @@ def test_damaged_and_missing_files_are_explained(tmp_path):
     whole = (tmp_path / "whole.pt").read_bytes()
     for content in (b"", b"no pickle", whole[:1000], whole[:-1000], b"\x80\x02]."):
         (tmp_path / "f.pt").write_bytes(content)
-        with pytest.raises(UserError, match=r"damaged|in no layout"):
-            read_foreign(tmp_path / "f.pt")
+        with pytest.raises(UserError, match=r"damaged|is empty|torch.save did not write"):
+            read_weights(tmp_path / "f.pt")
     with pytest.raises(UserError, match="there is no file"):
-        read_foreign(tmp_path / "nothing.pt")
+        read_weights(tmp_path / "nothing.pt")
 
 
 def test_a_model_of_the_hub_becomes_a_folder(tmp_path, monkeypatch):

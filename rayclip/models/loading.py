@@ -1,0 +1,225 @@
+"""How a model's specification is read: what it names, its weights, and the activation that they were trained with."""
+
+import codecs
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from rayclip.models.named import check_towers
+from rayclip.models.weights import WeightsFile, about_folder, check_finite, match, misfits, put, read_weights
+from rayclip.store import Store
+from rayclip.types import UserError
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+_WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.bin")  # that a folder may have, the first one first
+_GELU, _QUICK_GELU = "-gelu", "-quickgelu"  # what a name with a file of weights says of the activation
+BUNDLED = {"digits": Path(__file__).parent / "digits"}
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Libraries narrate and retry through the root logger; what matters comes back as an exception."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
+
+
+class Source(NamedTuple):
+    """What open_clip is asked for.
+
+    Attributes:
+        name: `local-dir:FOLDER`, `hf-hub:ORG/NAME`, or one of its architectures.
+        tag: of published weights.
+        file: weights that are read here.
+        gelu: the user says that the weights of `file` were trained with GELU.
+    """
+
+    name: str
+    tag: str | None = None
+    file: Path | None = None
+    gelu: bool = False
+
+
+def parse(spec: str) -> Source:
+    """After cheap checks."""
+    if spec in BUNDLED:
+        return Source(f"local-dir:{BUNDLED[spec]}", file=BUNDLED[spec] / WEIGHTS_FILE)
+    if spec.startswith("local-dir:"):
+        place = spec.removeprefix("local-dir:")
+        folder = Store(place).node_copy((CONFIG_FILE, *_WEIGHTS_FILES))
+        file = next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
+        if not (folder / CONFIG_FILE).is_file() or file is None:
+            missing = CONFIG_FILE if file is not None or not (folder / CONFIG_FILE).is_file() else WEIGHTS_FILE
+            if (folder / "config.json").is_file():
+                raise UserError(f"model '{spec}': {about_folder(folder)}")
+            raise UserError(
+                f"model '{spec}': no file {missing} in {place}; give a folder that holds {CONFIG_FILE} "
+                f"and {WEIGHTS_FILE}."
+            )
+        with suppress(ValueError):  # open_clip says what is wrong with it
+            check_towers(json.loads((folder / CONFIG_FILE).read_text("utf-8-sig")), place)
+        return Source(f"local-dir:{folder}", file=file)
+    if spec.startswith("hf-hub:"):
+        return Source(spec)
+    import open_clip  # seconds of imports that the processes which only drive others are spared
+
+    name, _, tag = spec.partition(":")
+    known, said, is_file = open_clip.list_models(), name.replace("/", "-"), Path(tag).is_file()
+    gelu = said not in known and is_file and said.endswith(_GELU)
+    if gelu:
+        name, said = name.removesuffix(_GELU), said.removesuffix(_GELU)
+    if said not in known:
+        raise UserError(
+            f"unknown model '{spec}': use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip "
+            "NAME:TAG such as ViT-B-32:openai."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(said)
+    if tag in tags and not gelu:
+        return Source(name, tag)
+    if not is_file:
+        lacks = f"has no weights '{tag}'" if tag else "needs its weights named"
+        raise UserError(
+            f"model '{name}' {lacks}: write {name}:TAG, with TAG a weights file or one of {', '.join(tags)}."
+        )
+    return Source(said, tag, gelu=gelu) if tag.endswith(".npz") else Source(said, file=Path(tag), gelu=gelu)
+
+
+def patch_size(spec: str) -> int | None:
+    """Side of the image tower's patches in pixels, from the model's configuration alone; None where that does not say,
+    or is not to be had."""
+    import open_clip
+
+    with suppress(UserError, OSError, ValueError, RuntimeError, KeyError), silence():
+        found = (open_clip.get_model_config(parse(spec).name) or {}).get("vision_cfg", {}).get("patch_size")
+        return found if isinstance(found, int) else None
+    return None
+
+
+def build(spec: str, source: Source, device: torch.device) -> tuple[nn.Module, dict[str, Any], Any]:
+    """A model in fp32, a configuration that rebuilds it (`model_cfg` and `preprocess_cfg`), and its tokenizer."""
+    import open_clip
+
+    name, tag, file, _ = source
+    is_folder, found = name.startswith("local-dir:"), None if file is None else read_weights(file)
+    quick_gelu = False
+    if tag is not None:
+        quick_gelu = bool(open_clip.get_pretrained_cfg(name.replace("/", "-"), tag).get("quick_gelu"))
+    elif found is not None and not is_folder:
+        quick_gelu = _has_quick_gelu(source, found)
+    with silence(), _without_byte_order_mark(name) as readable:
+        model = open_clip.create_model(
+            readable,
+            pretrained=tag,
+            device=device,
+            precision="fp32",
+            force_quick_gelu=quick_gelu,
+            load_weights=found is None,
+            require_pretrained=found is None,
+            pretrained_image=False,
+            pretrained_text=False,
+        )
+        tokenizer = open_clip.get_tokenizer(readable)
+        config = _full_config(model, readable, quick_gelu)
+    if found is not None:
+        _fill(model, found, spec, name, is_folder)
+    check_finite(model.state_dict(), f"model '{spec}'")
+    return model, config, tokenizer
+
+
+def _has_quick_gelu(source: Source, found: WeightsFile) -> bool:
+    """The activation of a file of weights, which the file or the architecture's name has to tell."""
+    import open_clip
+
+    name, file = source.name, source.file
+    named_quick = bool(open_clip.get_model_config(name).get("quick_gelu"))
+    quick = f"{name}{'' if named_quick else _QUICK_GELU}:{file}"
+    if found.quick_gelu and source.gelu:
+        raise UserError(f"{file} comes from OpenAI's code, whose activation is QuickGELU and not GELU: write {quick}.")
+    if found.quick_gelu is False and named_quick:
+        plain = name.removesuffix(_QUICK_GELU)
+        raise UserError(f"{file} says that its activation is GELU and not QuickGELU: write {plain}{_GELU}:{file}.")
+    if found.quick_gelu is None and not source.gelu and f"{name}{_QUICK_GELU}" in open_clip.list_models():
+        raise UserError(
+            f"model '{name}:{file}': a file of weights does not say which activation it was trained with: write "
+            f"{quick} for QuickGELU (OpenAI's models and what was fine-tuned from them), or {name}{_GELU}:{file} for "
+            "GELU (LAION's, DataComp's)."
+        )
+    return named_quick or bool(found.quick_gelu)
+
+
+def _fill(model: nn.Module, found: WeightsFile, spec: str, name: str, is_folder: bool) -> None:
+    """Give a model the weights of a file, if they are a whole CLIP's and fit."""
+    from open_clip.model import resize_pos_embed, resize_text_pos_embed
+
+    _, _, part, weights, _ = match(found, model)
+    if part == "image":
+        raise UserError(
+            f"model '{spec}': {found.path} holds the image tower alone: write it as a whole model with rayclip import "
+            f"{found.path} --base MODEL --out FOLDER, with the model that it was fine-tuned from."
+        )
+    if is_folder:  # a configuration for other images or texts than the weights is deliberate
+        resize_pos_embed(weights, model)
+        resize_text_pos_embed(weights, model)
+    if wrong := misfits(model, weights):
+        fitting = (
+            (CONFIG_FILE, "put the configuration that belongs to these weights beside them")
+            if is_folder
+            else (name, "name the architecture that they are of")
+        )
+        raise UserError(f"model '{spec}': the weights do not fit {fitting[0]}: {wrong}; {fitting[1]}.")
+    put(model, weights)
+
+
+@contextmanager
+def _without_byte_order_mark(source: str) -> Iterator[str]:
+    """open_clip does not read a configuration that an editor has put one in front of: it gets a folder without it."""
+    folder = Path(source.removeprefix("local-dir:"))
+    if not source.startswith("local-dir:") or not (folder / CONFIG_FILE).read_bytes().startswith(codecs.BOM_UTF8):
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as place:
+        for file in folder.absolute().iterdir():
+            (Path(place) / file.name).symlink_to(file)
+        (Path(place) / CONFIG_FILE).unlink()
+        (Path(place) / CONFIG_FILE).write_bytes((folder / CONFIG_FILE).read_bytes().removeprefix(codecs.BOM_UTF8))
+        yield f"local-dir:{place}"
+
+
+def _full_config(model: nn.Module, source: str, quick_gelu: bool) -> dict[str, Any]:
+    """`model_cfg` and `preprocess_cfg` such that `local-dir:` rebuilds exactly this model."""
+    import open_clip
+
+    model_cfg = json.loads(json.dumps(open_clip.get_model_config(source)))
+    if quick_gelu:
+        model_cfg["quick_gelu"] = True
+    preprocess_cfg = {k: v for k, v in dict(open_clip.get_model_preprocess_cfg(model)).items() if v is not None}
+    return {"model_cfg": model_cfg, "preprocess_cfg": json.loads(json.dumps(preprocess_cfg))}
+
+
+def explain(spec: str, error: Exception) -> str:
+    message = str(error)
+    if "size mismatch" in message or "Missing key" in message or "Unexpected key" in message:
+        return (
+            f"model '{spec}': the weights do not fit {CONFIG_FILE} (another shape or architecture); "
+            "put the configuration that belongs to these weights beside them."
+        )
+    if isinstance(error, SafetensorError):
+        return f"model '{spec}': {WEIGHTS_FILE} is damaged or no safetensors file; copy it again."
+    if not spec.startswith("local-dir:") and spec not in BUNDLED and not Path(spec.partition(":")[2]).is_file():
+        return (
+            f"model '{spec}' could not be downloaded: check its name, the network and HF_HOME, or save it as a folder "
+            "and use local-dir:PATH."
+        )
+    return f"model '{spec}' could not be loaded: {message.splitlines()[0][:200] if message else type(error).__name__}."
