@@ -198,11 +198,13 @@ def train(
 
     from rayclip import api, checks
     from rayclip.attacks.bert import TextSettings
+    from rayclip.data.spec import choose_names
     from rayclip.distributed import Trial
     from rayclip.methods import make_method
     from rayclip.store import Store
     from rayclip.training import TrainConfig
 
+    names, (data,) = choose_names(class_names, [data])
     budget = budget_of(eps)
     chosen = make_method(
         method,
@@ -241,7 +243,7 @@ def train(
         shots=parse_shots(shots),
         seed=seed,
         resolution=resolution,
-        names=class_names,
+        names=names,
         recipe=checks.choose_recipe(chosen, model, recipe, {k: v for k, v in overrides.items() if v is not None}),
         precision=precision,
         save_every_steps=save_every_steps,

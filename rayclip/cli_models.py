@@ -33,6 +33,7 @@ from rayclip.cli_options import (
     default_step,
     wrote_json,
 )
+from rayclip.paths import split_places
 from rayclip.types import UserError
 
 
@@ -107,14 +108,16 @@ def interpolate(
 
     from rayclip import api, checks
     from rayclip.attacks import parse_attacks
+    from rayclip.data.spec import choose_names
     from rayclip.evaluation import Protocol
 
+    names, specs = choose_names(class_names, split_places(data))
     budget = budget_of(eps)
     defaults = {"steps": steps, "step": default_step(step_size, budget, steps), "substitutes": substitutes}
     evaluation = checks.Evaluation(
-        data=[d.strip() for d in data.split(",") if d.strip()],
+        data=specs,
         attacks=parse_attacks(attacks, defaults),
-        protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=class_names),
+        protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=names),
         limit=limit,
     )
     models = mixes(start, end, a)

@@ -32,6 +32,7 @@ from rayclip.cli_options import (
     complete_defenses,
     default_step,
 )
+from rayclip.paths import split_places
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
@@ -128,17 +129,19 @@ def request(
 
     from rayclip import checks
     from rayclip.attacks import parse_attacks
+    from rayclip.data.spec import choose_names
     from rayclip.defenses import DRAWS, parse_aims, parse_defenses
     from rayclip.distributed.resources import PoolSize
     from rayclip.evaluation import Protocol
     from rayclip.models.scorers import parse_scorers
 
+    names, specs = choose_names(class_names, split_places(data))
     budget = budget_of(eps)
     defaults = {"steps": steps, "step": default_step(step_size, budget, steps), "substitutes": substitutes}
     evaluation = checks.Evaluation(
-        data=[d.strip() for d in data.split(",") if d.strip()],
+        data=specs,
         attacks=parse_attacks(attacks, defaults),
-        protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=class_names, precision=precision),
+        protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=names, precision=precision),
         limit=limit,
         defenses=parse_defenses(defense),
         aims=parse_aims(aim, draws or DRAWS),
