@@ -117,9 +117,8 @@ def _saved(folder: Path) -> list[Path]:
     files = [folder / str(f.get("filename")) for f in listed if isinstance(f, dict)] if isinstance(listed, list) else []
     missing = next((f for f in files if f.parent != folder or not f.is_file()), None)
     if missing is not None or not files:
-        raise UserError(
-            f"{folder} is not whole: {missing or 'state.json'} is missing or names no files; save it again."
-        )
+        what = f"{missing} is missing" if missing else "state.json names no files"
+        raise UserError(f"{folder} is not whole ({what}): save it again.")
     return files
 
 

@@ -214,6 +214,8 @@ def _held_out(whole: ImageSet, role: str) -> ImageSet:
     for label in np.unique(whole.labels):
         members = whole.labels == label
         rank[members] = np.arange(members.sum())
+    if role == "test" and not (rank % 5 == 4).any():
+        raise UserError(f"no class of '{whole.name}' has five images: there is none to keep for the test.")
     part = whole.subset(np.flatnonzero((rank % 5 == 4) == (role == "test")))
     part.fingerprint = f"{whole.fingerprint}-{role}"  # other samples than the whole file's: never the same cell
     return part

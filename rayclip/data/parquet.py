@@ -17,7 +17,7 @@ from rayclip.data.columns import class_numbers, declared_names, find_columns
 from rayclip.data.encoded import EncodedImages, preparing
 from rayclip.data.images import ImageSet
 from rayclip.data.labels import MISSING, counted_from_1, explain_labels, notes_on_classes, with_given_names
-from rayclip.data.rowgroups import RowGroups, footer, open_parquet, read_column
+from rayclip.data.rowgroups import RowGroups, checksums, footer, open_parquet, read_column
 from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
@@ -65,9 +65,9 @@ class ParquetImages(EncodedImages, ImageSet):
         self.labels -= reading.labels_from
         self.ids = np.arange(len(self.labels))
         self.encoded = RowGroups([f.metadata.num_rows for f in files], self.paths.__getitem__, columns[0].image, name)
-        sizes = self._named_files()
+        named = self._named_files()
         self.fingerprint = footers_fingerprint(paths)
-        decisive = {**reading.decisive(), **({"sizes": sizes} if sizes else {}), **({"texts": texts} if texts else {})}
+        decisive = {**reading.decisive(), **({"files": named} if named else {}), **({"texts": texts} if texts else {})}
         if decisive:
             self.fingerprint = hashlib.sha256(f"{self.fingerprint}{json.dumps(decisive)}".encode()).hexdigest()[:16]
         counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
@@ -112,7 +112,7 @@ class ParquetImages(EncodedImages, ImageSet):
             )
 
     def _named_files(self) -> list[int]:
-        """The sizes of the image files that the rows name, which are part of what the data is."""
+        """Checksums of the image files that the rows name, which are part of what the data is."""
         assert isinstance(self.encoded, RowGroups)
         named = self.encoded.paths()
         gone = [path for path in named if not path.is_file()]
@@ -121,7 +121,7 @@ class ParquetImages(EncodedImages, ImageSet):
                 f"{self.paths[0]} holds no images, only paths of image files, and there is no {gone[0]}: put the files "
                 "there, or write the images themselves into it."
             )
-        return [path.stat().st_size if path.is_file() else -1 for path in named]
+        return checksums(named)
 
 
 def _distinct_texts(values: Sequence[Any]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import bisect
 import io
 import itertools
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -127,6 +128,11 @@ class RowGroups:
 def beside(file: Path, path: str) -> Path:
     """The image file that a row names, relative to the folder of the file that names it."""
     return file.parent / path
+
+
+def checksums(paths: Sequence[Path]) -> list[int]:
+    """CRC-32 of each file; -1 where there is none."""
+    return [zlib.crc32(path.read_bytes()) if path.is_file() else -1 for path in paths]
 
 
 def _holds_files(schema: Any, column: str) -> bool:

@@ -91,6 +91,8 @@ def test_prepared_names_are_found_below_the_data_root(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"holds no test images, only train: write .*imagenet#holdout"):
         open_data("imagenet", "test")
     assert len(open_data("imagenet#holdout", "train")) == 3
+    with pytest.raises(UserError, match="no class of 'imagenet' has five images"):
+        open_data("imagenet#holdout", "test")
 
 
 def test_draws_are_per_class_nested_and_seeded(parquet):

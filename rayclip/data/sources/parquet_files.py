@@ -15,7 +15,7 @@ from rayclip.data.arrowfile import ArrowFile
 from rayclip.data.columns import declared_names, find_columns, numbers_of
 from rayclip.data.labels import MISSING, counted_from_1, explain_labels, with_given_names
 from rayclip.data.layout import SPLITS, find_files
-from rayclip.data.rowgroups import RowGroups, beside, footer, is_arrow
+from rayclip.data.rowgroups import RowGroups, beside, checksums, footer, is_arrow
 from rayclip.data.sources.base import Record
 from rayclip.data.sources.shards import Shard, Sharded, unreadable
 from rayclip.data.spec import Reading
@@ -78,8 +78,8 @@ class ParquetSource(Sharded):
             self._choose_names(class_names, every)
         if description is None:
             extra: dict[str, Any] = dict(reading.decisive())
-            if sizes := self._sizes_of_named_files(every):
-                extra["sizes"] = sizes
+            if named := self._named_files(every):
+                extra["files"] = named
             self._description = {"kind": "parquet", "content": _fingerprint(shards, self.class_names, extra)}
 
     def _choose_names(self, class_names: tuple[str, ...] | None, shards: Sequence[Shard]) -> None:
@@ -134,15 +134,14 @@ class ParquetSource(Sharded):
                     found.update(_readable(batch.column(0)))
         return {None if value != value else value for value in found}
 
-    def _sizes_of_named_files(self, shards: Sequence[Shard]) -> list[int]:
-        """Sizes of the image files that rows name instead of holding them; -1 for those that are not there."""
+    def _named_files(self, shards: Sequence[Shard]) -> list[int]:
+        """Checksums of the image files that rows name instead of holding them."""
         paths = [shard.fetch() for shard in shards]
         rows = []
         for shard, path in zip(shards, paths, strict=True):
             with _open(shard, path) as file:
                 rows.append(file.metadata.num_rows)
-        named = RowGroups(rows, paths.__getitem__, self._columns.image, self._name).paths()
-        return [path.stat().st_size if path.is_file() else -1 for path in named]
+        return checksums(RowGroups(rows, paths.__getitem__, self._columns.image, self._name).paths())
 
     def _check_alike(self, shard: Shard, schema: "pa.Schema") -> None:
         """Raise a `UserError` unless a label means the same in this file as in the first."""
