@@ -158,7 +158,7 @@ def choose_split(manifest: Manifest, role: str, place: str = "") -> str:
         raise UserError(f"'{manifest.name}' has no {wanted[0]} split, only {there}: prepare one that has.")
     if row is None:
         place = manifest.name if not place or place == _locate(manifest.name) else place
-        raise UserError(f"'{manifest.name}' has no {wanted[0]} split, {_keep(place, there)}")
+        raise UserError(f"'{manifest.name}' has no {wanted[0]} split, {_keep(place, role, there)}")
     source = manifest.source.get("kind")
     elsewhere = f" --source {source} PLACE" if source not in ("torchvision", "hub") else f" --source {source}"
     raise UserError(
@@ -167,8 +167,10 @@ def choose_split(manifest: Manifest, role: str, place: str = "") -> str:
     )
 
 
-def _keep(place: str, there: str) -> str:
+def _keep(place: str, role: str, there: str) -> str:
     """What to do where a split is missing."""
+    if role not in ("train", "test", ONLY):
+        return f"only {there}: name one of those."
     if "," in there:
         return f"only {there}: keep one of them by itself, and write {HOLDOUT} behind it."
     return f"only {there}: write {place}{HOLDOUT} to keep every fifth image of each class for the test."
@@ -197,7 +199,7 @@ def _open_folder(folder: Path, role: str, reading: Reading) -> ImageSet:
     if role == ONLY and len(found) == 1:
         return ParquetImages(next(iter(found.values())), name, reading)
     if found:
-        raise UserError(f"folder {folder} holds no {role} images, {_keep(str(folder), ', '.join(found))}")
+        raise UserError(f"folder {folder} holds no {role} images, {_keep(str(folder), role, ', '.join(found))}")
     command = advise(folder, own_name(name))
     if command is not None:
         raise UserError(f"folder {folder} is read after it is prepared: `{command}`.")
