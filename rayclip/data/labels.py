@@ -103,7 +103,7 @@ def explain_labels(labels: Iterable[int], classes: int, first: int) -> str | Non
     if counted_from_1(found, classes, first):
         return (
             f"labels from {found[0]} to {found[-1]} for {classes} class names, which are labels 0 to {classes - 1}: "
-            "they are counted from 1"
+            "they seem to be counted from 1"
         )
     shown = some([str(label) for label in outside])
     plural = "labels" if len(outside) > 1 else "the label"

@@ -233,6 +233,26 @@ def test_image_files_are_found_beside_the_file_that_names_them(tmp_path, monkeyp
     assert open_data(str(path), "test").fingerprint != before  # another image is other data
 
 
+@pytest.mark.parametrize(("file", "classes"), [("flabel", 10), ("blabel", 2), ("pathonly", 10), ("strpath", 10)])
+def test_the_users_files(shared, tmp_path, file, classes):
+    source = shared / f"inputs/data_advice_that_fails/{file}.parquet"
+    if not source.is_file():
+        pytest.skip(f"no file {source}")
+    path = forms.put(tmp_path / source.name, source.read_bytes()) and tmp_path / source.name
+    if "path" in file:
+        with pytest.raises(UserError, match=r"and there is no .*imgs/0\.png: put the files there"):
+            open_data(str(path), "test")
+        for i in range(40):
+            forms.put(tmp_path / f"imgs/{i}.png", picture(i))
+    data = open_data(str(path), "test")
+    data.check()
+    assert (
+        np.bincount(data.labels).tolist()
+        == [len(data) // classes] * classes
+        == [len(data) // len(data.class_names)] * classes
+    )
+
+
 @pytest.mark.parametrize("kind", ["text", "path only", "no bytes", "null bytes"])
 def test_image_files_that_are_not_there_are_told(tmp_path, kind):
     path = paths_table(tmp_path, kind)
