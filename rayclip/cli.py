@@ -218,11 +218,13 @@ def train(
 
     from rayclip import api, checks
     from rayclip.attacks.bert import TextSettings
+    from rayclip.data.spec import choose_names
     from rayclip.distributed import Trial
     from rayclip.methods import make_method, parse_settings
     from rayclip.store import Store
     from rayclip.training import TrainConfig
 
+    names, (data,) = choose_names(class_names, [data])
     own = parse_settings(method, setting or [])
     small = recipe == "small" or (recipe is None and checks.is_small(model))
     asked: dict[str, Any] = {
@@ -262,7 +264,7 @@ def train(
         shots=parse_shots(shots),
         seed=seed,
         resolution=resolution,
-        names=class_names,
+        names=names,
         recipe=checks.choose_recipe(
             chosen,
             model,

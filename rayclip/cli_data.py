@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rayclip.cli_options import JsonLogs, Quiet, complete_data
+from rayclip.paths import expand_home, split_places
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
@@ -73,16 +74,19 @@ def show(
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a contact sheet.")] = None,
 ) -> None:
     """A data set's protocol, classes and counts; a contact sheet on request."""
+    name = expand_home(name)
+    sheet = sheet if sheet is None else sheet.expanduser()
     if sheet is not None and not sheet.absolute().parent.is_dir():
         raise UserError(f"--sheet {sheet}: there is no folder {sheet.absolute().parent}.")
 
     from rayclip.data.catalog import prepared
     from rayclip.data.opening import data_root
     from rayclip.data.registry import ROWS, find
+    from rayclip.data.spec import parse_spec
     from rayclip.store import Store
 
     store = Store(root or data_root())
-    own_file = name.endswith(".parquet")
+    own_file = parse_spec(name).place.endswith(".parquet")
     manifest = None if own_file else prepared(store).get(name)
     row = None if own_file else ROWS.get(name)
     if row is None and manifest is None and not own_file:
@@ -127,6 +131,16 @@ def prepare(
     splits: Annotated[
         list[str] | None, typer.Option(help="train, val, test or evaluated, commas between.  [default: all there are]")
     ] = None,
+    class_names: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Class names, for data that carry none: a name a line in label order, or a JSON list.",
+        ),
+    ] = None,
+    labels_from: Annotated[int, typer.Option(min=0, max=1, help="The label of the first class.")] = 0,
+    image_column: Annotated[str | None, typer.Option(metavar="NAME", help="Of Parquet.  [default: found out]")] = None,
+    label_column: Annotated[str | None, typer.Option(metavar="NAME", help="Of Parquet.  [default: found out]")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="An image that cannot be used is an error.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is prepared already.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Threads that check images.  [default: one a core]")] = None,
@@ -142,6 +156,7 @@ def prepare(
     from rayclip.data.opening import data_root
     from rayclip.data.registry import find
     from rayclip.data.sources import Place
+    from rayclip.data.spec import Reading
     from rayclip.progress import Display
     from rayclip.store import Store
 
@@ -160,7 +175,16 @@ def prepare(
         force=force,
         jobs=jobs,
     )
-    place = Place(kind=source, location=location, revision=revision)
+    reading = Reading(
+        image=image_column,
+        label=label_column,
+        labels_from=1 if labels_from else 0,
+        names=None if class_names is None else str(Path(expand_home(class_names)).absolute()),
+    )
+    if reading != Reading() and len(wanted) > 1:
+        raise UserError("--class-names, --labels-from and the columns are of one data set, but several are named.")
+    reading.class_names()
+    place = Place(kind=source, location=location, revision=revision, reading=reading)
     for name in wanted:
         worked = False
         with Display(quiet=quiet) as display:
@@ -193,12 +217,13 @@ def verify(
     """Hash every file and count every image again; of a .parquet file of your own, decode every image."""
     from rayclip.data.catalog import prepared
     from rayclip.data.opening import data_root
+    from rayclip.data.spec import parse_spec
     from rayclip.data.verify import verify as verify_one
     from rayclip.progress import Display
     from rayclip.store import Store
 
     store = Store(root or data_root())
-    chosen = names or list(prepared(store))
+    chosen = split_places(names or []) or list(prepared(store))
     if not chosen:
         raise UserError(f"nothing is prepared below {store.root}: name a data set's root with --root.")
     problems = 0
@@ -208,7 +233,7 @@ def verify(
             def tell(done: int, total: int, name: str = name) -> None:
                 display.update(f"verify {Path(name).name}", done, total)
 
-            if name.endswith(".parquet"):
+            if parse_spec(name).place.endswith(".parquet"):
                 _verify_file(name, tell)
                 continue
             manifest, found = verify_one(store.child(name), lambda d, t: tell(d >> 20, t >> 20))
@@ -227,6 +252,7 @@ def _split_arguments(names: list[str]) -> tuple[list[str], str | None]:
     """Names, and the one path or hub id among them."""
     from rayclip.data.registry import ROWS
 
+    names = split_places(names)
     places = [n for n in names if "/" in n or n.endswith(".parquet") or (n not in ROWS and Path(n).exists())]
     wanted = list(dict.fromkeys(n for n in names if n not in places))
     if len(places) > 1:
@@ -239,8 +265,9 @@ def _split_arguments(names: list[str]) -> tuple[list[str], str | None]:
 def _verify_file(name: str, tell: Any) -> None:
     from rayclip.data import open_data, open_pairs
     from rayclip.data.pairs import has_captions
+    from rayclip.data.spec import parse_spec
 
-    if has_captions(Path(name)):
+    if has_captions(parse_spec(name).place):
         pairs = open_pairs(name)
         pairs.look_again(tell)
         print(f"{name}: every image can be read: {len(pairs):,} with {sum(map(len, pairs.captions)):,} captions")
@@ -251,6 +278,8 @@ def _verify_file(name: str, tell: Any) -> None:
 
     data = open_data(name, "test")
     assert isinstance(data, ParquetImages)
+    for note in data.notes:
+        print(f"{name}: note: {note}")
     data.look_again(tell)
     counts = np.bincount(data.labels, minlength=len(data.class_names))
     print(

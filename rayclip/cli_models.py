@@ -113,12 +113,14 @@ def interpolate(
 
     from rayclip import api, checks
     from rayclip.attacks import parse_attacks
+    from rayclip.data.spec import choose_names
     from rayclip.evaluation import Protocol
 
+    names, specs = choose_names(class_names, split_places(data))
     evaluation = checks.Evaluation(
-        data=split_places(data),
+        data=specs,
         attacks=parse_attacks(one_list(attacks), attack_defaults(steps, step_size, substitutes)),
-        protocol=Protocol(eps=parse_budgets(eps or []), seed=seed, resolution=resolution, names=class_names),
+        protocol=Protocol(eps=parse_budgets(eps or []), seed=seed, resolution=resolution, names=names),
         limit=limit,
     )
     models = mixes(start, end, one_list(a))

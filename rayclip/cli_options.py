@@ -71,8 +71,12 @@ Resolution = Annotated[
 ]
 
 ClassNames = Annotated[
-    Literal["curated", "raw"],
-    typer.Option(help="Spelling of the classes: CLIP's, or the data set's own (that of the papers' code)."),
+    str,
+    typer.Option(
+        metavar="curated|raw|FILE",
+        help="Spelling of the classes: CLIP's, or the data set's own (that of the papers' code); or a FILE of names, "
+        "one a line in label order or a JSON list, for data that carry none.",
+    ),
 ]
 
 Out = Annotated[str, typer.Option(help="Folder or URI of the results; what is there is not computed again.")]

@@ -140,16 +140,18 @@ def request(
 
     from rayclip import checks
     from rayclip.attacks import parse_attacks
+    from rayclip.data.spec import choose_names
     from rayclip.defenses import DRAWS, parse_aims, parse_defenses
     from rayclip.distributed.resources import PoolSize
     from rayclip.evaluation import Protocol
     from rayclip.models.scorers import parse_scorers
 
+    names, specs = choose_names(class_names, split_places(data))
     evaluation = checks.Evaluation(
-        data=split_places(data),
+        data=specs,
         attacks=parse_attacks(one_list(attacks), attack_defaults(steps, step_size, substitutes)),
         protocol=Protocol(
-            eps=parse_budgets(eps or []), seed=seed, resolution=resolution, names=class_names, precision=precision
+            eps=parse_budgets(eps or []), seed=seed, resolution=resolution, names=names, precision=precision
         ),
         limit=limit,
         defenses=parse_defenses(one_list(defense)),

@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayclip.data.descriptions import normal_name
+from rayclip.data.spec import parse_spec
+from rayclip.paths import expand_home
 from rayclip.types import UserError
 
 # Tables that come with the package, by the name of the data set they are for. Eight sentences a digit, written for the
@@ -110,9 +112,10 @@ def table_for(captions: str, data: str) -> str:
     Raises:
         UserError: the folder holds none.
     """
+    captions = captions if captions in BUNDLED else expand_home(captions)
     if captions in BUNDLED or not Path(captions).is_dir():
         return captions
-    name = Path(data.partition("#")[0]).stem
+    name = Path(parse_spec(data).place).stem
     for file in (Path(captions) / f"{name}{ending}" for ending in (".parquet", ".csv")):
         if file.is_file():
             return str(file)
@@ -159,7 +162,7 @@ def read_table(path: str | Path) -> CaptionTable:
     Raises:
         UserError: missing or damaged, no captions in it, or a row that makes no sense, which is named.
     """
-    path = BUNDLED.get(str(path), Path(path))
+    path = BUNDLED.get(str(path), Path(expand_home(str(path))))
     if not path.is_file():
         raise UserError(f"no such file of captions: {path}.")
     records, made_from = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)

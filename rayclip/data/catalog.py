@@ -57,6 +57,7 @@ def prepare_named(name: str, place: Place, root: Store, options: Options, on_pro
         splits=wanted or tuple(there),
         expected=expected,
         notes=(cut.note,) if cut is not None and cut.note else (),
+        counted=kind in ("parquet", "hub", "webdataset") and not place.reading.labels_from,
         strict=options.strict,
         force=options.force,
         jobs=options.jobs,

@@ -14,17 +14,28 @@ from rayclip.data.intake import BadImageError, decode, in_order, take_in
 from rayclip.data.mapped import MappedImages
 from rayclip.data.registry import ROWS
 from rayclip.data.rowgroups import RowGroups
+from rayclip.data.spec import Reading
 from rayclip.store import Store, cache_root
 from rayclip.types import UserError
 
 
-def preparing(name: str, paths: Sequence[Path]) -> str:
+def preparing(name: str, paths: Sequence[Path], reading: Reading = Reading()) -> str:
     """The command that makes a data set of the user's own files, without the samples that cannot be used."""
+    place = paths[0] if len(paths) == 1 else paths[0].parent
+    options = {"image-column": reading.image, "label-column": reading.label, "class-names": reading.names}
+    words = [word for option, value in options.items() if value for word in (f"--{option}", shlex.quote(value))]
+    words += [f"--labels-from {reading.labels_from}"] if reading.labels_from else []
+    return " ".join(
+        [f"rayclip data prepare {own_name(name)} --source parquet {shlex.quote(str(place.absolute()))}", *words]
+    )
+
+
+def own_name(name: str) -> str:
+    """A name for the user's own data set, like that of its file."""
     own = re.sub(r"[^\w-]+", "-", name).strip("-_") or "mine"
     if own in ROWS or Path(own).exists():  # that would mean the published data set, or the place
         own += "-checked"
-    place = paths[0] if len(paths) == 1 else paths[0].parent
-    return f"rayclip data prepare {own} --source parquet {shlex.quote(str(place.absolute()))}"
+    return own
 
 
 class EncodedImages:
@@ -41,6 +52,7 @@ class EncodedImages:
     native_size: tuple[int, int] | None = None
     encoded: RowGroups | MappedImages
     paths: tuple[Path, ...] = ()
+    _reading: Reading = Reading()
 
     def images(self, positions: Sequence[int]) -> list[Image.Image]:
         """The RGB images at these positions (0..N-1), in this order."""
@@ -76,19 +88,25 @@ class EncodedImages:
             first, reason = found["bad"][0]
             raise UserError(
                 f"{len(found['bad'])} of the {len(self.encoded)} images of '{self.name}' cannot be read (row {first}: "
-                f"{reason}): set them aside with `{preparing(self.name, self.paths)}`."
+                f"{reason}): set them aside with `{preparing(self.name, self.paths, self._reading)}`."
             )
         self.native_size = tuple(found["size"]) if found["size"] else None
 
     def _look_at_all(self, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
-        def look(item: tuple[int, bytes]) -> tuple[int, int] | str:
+        def fetch(position: int) -> bytes | str:
             try:
-                return take_in(item[1]).size
+                return bytes(self.encoded[position])
+            except BadImageError as error:
+                return str(error)
+
+        def look(item: tuple[int, bytes | str]) -> tuple[int, int] | str:
+            try:
+                return item[1] if isinstance(item[1], str) else take_in(item[1]).size
             except BadImageError as error:
                 return str(error)
 
         bad, sizes = [], set()
-        images = ((p, bytes(self.encoded[p])) for p in range(len(self.encoded)))
+        images = ((p, fetch(p)) for p in range(len(self.encoded)))
         for (position, _), outcome in in_order(images, look):
             if isinstance(outcome, str):
                 bad.append((position, outcome))

@@ -1,47 +1,62 @@
 """Data sets as people name them on the command line."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 import numpy as np
 
 from rayclip.data.digits import Digits
+from rayclip.data.encoded import own_name
 from rayclip.data.images import ImageSet
+from rayclip.data.labels import notes_on_classes, with_given_names
+from rayclip.data.layout import WHOLE, advise, find_files
 from rayclip.data.manifest import MANIFEST, Manifest, Names, read_manifest
 from rayclip.data.parquet import ParquetImages
 from rayclip.data.prepared import PreparedImages
 from rayclip.data.registry import CLASSIFIED, ROWS
+from rayclip.data.spec import HOLDOUT, VALIDATION, Reading, parse_spec
+from rayclip.paths import expand_home
 from rayclip.store import Store
 from rayclip.types import UserError
 
-HOLDOUT = "#holdout"
-VALIDATION = "#validation"
-_FILES = {"train": ("train",), "test": ("test", "val", "validation")}  # of folders without a manifest
+ONLY = "#only"  # a role: the test split, or else the only one that there is
+_FOUND_IN = {"test": ("test", "val"), ONLY: ("test", "val")}  # the first that a folder without a manifest has
 
 
 def data_root() -> str:
     """Where prepared data sets live: `RAYCLIP_DATA` (a folder or an object-store URI), or `~/.cache/rayclip/data`."""
-    return os.environ.get("RAYCLIP_DATA") or str(Path("~/.cache/rayclip/data").expanduser())
+    return expand_home(os.environ.get("RAYCLIP_DATA") or "~/.cache/rayclip/data")
 
 
 def locate(spec: str) -> str:
-    """A prepared data set's name with its root before it, since workers may have another environment."""
-    name = spec.removesuffix(VALIDATION).partition(HOLDOUT)[0]
+    """A data set with its root before a prepared one's name, since workers may have another environment; `~` is the
+    home folder.
+
+    Raises:
+        UserError: something behind a `#` that means nothing.
+    """
+    parsed = parse_spec(spec)
+    return str(dataclasses.replace(parsed, place=_locate(parsed.place)))
+
+
+def _locate(name: str) -> str:
     if name in ("", "digits") or "/" in name or name.endswith(".parquet") or Path(name).exists():
-        return spec
+        return name
     folder = Store(data_root()).child(name)
     there = name in ROWS or (folder.path("").is_dir() if folder.is_local else folder.size(MANIFEST) is not None)
-    return folder.root + spec[len(name) :] if there else spec
+    return folder.root if there else name
 
 
 def open_data(spec: str, role: str, names: Names = "curated") -> ImageSet:
     """Open a data set.
 
     Args:
-        spec: `digits`; a prepared data set's name, folder or URI; a `.parquet` file, taken whole; or a folder with
-            `train*.parquet` and `test*.parquet` (or `val*`, `validation*`). With `#holdout` after it, every fifth
-            image of each class of its only split is the test split, the others are for training. With `#validation`
-            last, the same of its train split: for choices in which the test split has no say.
+        spec: `digits`; a prepared data set's name, folder or URI; a `.parquet` file, taken whole; or a folder of such
+            files in one of the forms that `find_files` knows. How to read it may stand behind it: `#label=COLUMN`,
+            `#image=COLUMN`, `#labels-from=1`, `#names=FILE` (`Reading`). With `#holdout` after it, every fifth image
+            of each class of its only split is the test split, the others are for training. With `#validation` last,
+            the same of its train split: for choices in which the test split has no say.
         role: `test` is the split that the papers evaluate, where the data set is one of theirs; `train`. A prepared
             data set's other splits go by their names.
         names: spelling of the classes, where the data set knows two.
@@ -49,36 +64,58 @@ def open_data(spec: str, role: str, names: Names = "curated") -> ImageSet:
     Raises:
         UserError: unknown name, missing file, or no labelled images.
     """
-    if spec.endswith(VALIDATION):
-        return _held_out(open_data(spec.removesuffix(VALIDATION), "train", names), role)
-    if spec == "digits":
-        if role not in ("train", "test"):
+    parsed = parse_spec(spec)
+    if parsed.part.endswith(VALIDATION):
+        whole = dataclasses.replace(parsed, part=parsed.part.removesuffix(VALIDATION))
+        return _held_out(open_data(str(whole), "train", names), role)
+    place = _locate(parsed.place)
+    if parsed.part.startswith(HOLDOUT):
+        return _held_out(_open(place, ONLY, names, parsed.reading), role)
+    return _open(place, role, names, parsed.reading)
+
+
+def _open(place: str, role: str, names: Names, reading: Reading) -> ImageSet:
+    if place == "digits":
+        if role not in ("train", "test", ONLY):
             raise UserError(f"'digits' has no split '{role}': it has train and test.")
-        return Digits(role)
-    place, holdout, _ = spec.partition(HOLDOUT)
-    place = locate(place)
-    if not holdout:
-        return _open(place, role, names)
-    return _held_out(_open(place, "test", names), role)
-
-
-def _open(place: str, role: str, names: Names) -> ImageSet:
+        return _renamed(Digits("test" if role == ONLY else role), place, reading)
     if "://" not in place:
         path = Path(place)
+        if path.is_file() and (command := advise(path, own_name(path.stem))):
+            raise UserError(f"{path} is read after it is prepared: `{command}`.")
         if path.is_file() or path.suffix == ".parquet":
-            return ParquetImages([path], path.stem)
+            return ParquetImages([path], path.stem, reading)
         if not path.is_dir():
             raise _unknown(place)
         if not (path / MANIFEST).is_file():
-            return _open_folder(path, role)
+            return _open_folder(path, role, reading)
     store = Store(place)
     manifest = open_manifest(store)
     if manifest.kind != "classification":
         raise UserError(f"'{manifest.name}' has captions, not classes: use `rayclip retrieval`.")
     row = ROWS.get(manifest.name)
-    data = PreparedImages(store, manifest, choose_split(manifest, role), names)
+    data = PreparedImages(store, manifest, choose_split(manifest, role, place), names)
     if row is not None:
         data.resize = row.resize
+    return _renamed(data, place, reading)
+
+
+def _renamed(data: ImageSet, place: str, reading: Reading) -> ImageSet:
+    """Data whose columns are known, with the class names of a file."""
+    if reading.decisive():
+        raise UserError(
+            f"{place} tells its images and labels itself: leave {''.join(f'#{key}=… ' for key in reading.decisive())}"
+            "away."
+        )
+    given = reading.class_names()
+    if given is None:
+        return data
+    if len(given) != len(data.class_names):
+        raise UserError(f"{reading.names} names {len(given)} classes, but '{data.name}' has {len(data.class_names)}.")
+    data.class_names, note = with_given_names(data.class_names, given, str(reading.names))
+    counts = np.bincount(data.labels, minlength=len(given)).tolist()
+    new = [*([note] if note else []), *notes_on_classes(data.class_names, counts)]
+    data.notes = tuple(dict.fromkeys((*data.notes, *new)))
     return data
 
 
@@ -93,30 +130,55 @@ def open_manifest(store: Store) -> Manifest:
     return manifest
 
 
-def choose_split(manifest: Manifest, role: str) -> str:
-    """The split of a prepared data set that is trained on (`train`), evaluated (`test`), or called by its name."""
+def choose_split(manifest: Manifest, role: str, place: str = "") -> str:
+    """The split of a prepared data set that is trained on (`train`), evaluated (`test`), or called by its name.
+
+    Args:
+        place: where it is, for what to write instead; its name where that finds it.
+
+    Raises:
+        UserError: it is not there.
+    """
     row = ROWS.get(manifest.name)
     wanted: tuple[str, ...] = (role,)
-    if role == "test":
+    if role in ("test", ONLY):
         wanted = (row.evaluated,) if row is not None else ("test", "val")
     for split in wanted:
         if split in manifest.splits:
             return split
     there = ", ".join(manifest.splits)
+    if role == ONLY and len(manifest.splits) == 1:
+        return there
     if role == "train" and row is not None and "train" not in row.splits:
         raise UserError(
             f"'{manifest.name}' has no train split, the papers evaluate on all its images: write "
             f"{manifest.name}{HOLDOUT} to keep every fifth image of each class for the test."
         )
+    if row is None and manifest.kind == "captions":
+        raise UserError(f"'{manifest.name}' has no {wanted[0]} split, only {there}: prepare one that has.")
+    if row is None:
+        place = manifest.name if not place or place == _locate(manifest.name) else place
+        raise UserError(f"'{manifest.name}' has no {wanted[0]} split, {_keep(place, role, there)}")
+    source = manifest.source.get("kind")
+    elsewhere = f" --source {source} PLACE" if source not in ("torchvision", "hub") else f" --source {source}"
     raise UserError(
-        f"of '{manifest.name}' only {there} is prepared: `rayclip data prepare {manifest.name} --splits {wanted[0]}` "
-        "adds the missing split."
+        f"of '{manifest.name}' only {there} is prepared: `rayclip data prepare {manifest.name}{elsewhere} --splits "
+        f"{wanted[0]}` adds the missing split."
     )
+
+
+def _keep(place: str, role: str, there: str) -> str:
+    """What to do where a split is missing."""
+    if role not in ("train", "test", ONLY):
+        return f"only {there}: name one of those."
+    if "," in there:
+        return f"only {there}: keep one of them by itself, and write {HOLDOUT} behind it."
+    return f"only {there}: write {place}{HOLDOUT} to keep every fifth image of each class for the test."
 
 
 def _unknown(place: str) -> UserError:
     name = Path(place).name
-    if name in ROWS and place == locate(name):
+    if name in ROWS and place == _locate(name):
         return UserError(
             f"data set '{name}' is not prepared below {data_root()}: run `rayclip data prepare {name}`, or set "
             "RAYCLIP_DATA to the folder or URI that holds it."
@@ -127,14 +189,25 @@ def _unknown(place: str) -> UserError:
     )
 
 
-def _open_folder(folder: Path, role: str) -> ImageSet:
-    # A file of `validation*` is one of `val*` as well.
-    prefixes = _FILES.get(role, (role,))
-    files = sorted({f for prefix in prefixes for f in folder.glob(f"{prefix}*.parquet")})
-    if not files:
-        wanted = " or ".join(f"{prefix}*.parquet" for prefix in prefixes)
-        raise UserError(f"folder {folder} holds no {role} images: it needs {wanted} in the Hugging Face layout.")
-    return ParquetImages(files, folder.resolve().name)
+def _open_folder(folder: Path, role: str, reading: Reading) -> ImageSet:
+    found = find_files(folder)
+    name = folder.resolve().name
+    wanted = _FOUND_IN.get(role, (role,))
+    files = next((found[split] for split in (*wanted, WHOLE) if split in found), None)
+    if files is not None:
+        return ParquetImages(files, name, reading)
+    if role == ONLY and len(found) == 1:
+        return ParquetImages(next(iter(found.values())), name, reading)
+    if found:
+        raise UserError(f"folder {folder} holds no {role} images, {_keep(str(folder), role, ', '.join(found))}")
+    command = advise(folder, own_name(name))
+    if command is not None:
+        raise UserError(f"folder {folder} is read after it is prepared: `{command}`.")
+    raise UserError(
+        f"folder {folder} holds no {role} images: it needs {wanted[0]}*.parquet in the Hugging Face layout (in it, in "
+        f"data/ below, or as CONFIG/{wanted[0]}/0000.parquet), what `save_to_disk` writes, or a folder of images for "
+        "each class."
+    )
 
 
 def _held_out(whole: ImageSet, role: str) -> ImageSet:
@@ -143,6 +216,8 @@ def _held_out(whole: ImageSet, role: str) -> ImageSet:
     for label in np.unique(whole.labels):
         members = whole.labels == label
         rank[members] = np.arange(members.sum())
+    if role == "test" and not (rank % 5 == 4).any():
+        raise UserError(f"no class of '{whole.name}' has five images: there is none to keep for the test.")
     part = whole.subset(np.flatnonzero((rank % 5 == 4) == (role == "test")))
     part.fingerprint = f"{whole.fingerprint}-{role}"  # other samples than the whole file's: never the same cell
     return part

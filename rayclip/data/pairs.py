@@ -12,12 +12,15 @@ import pyarrow as pa
 from rayclip.data.cache import local_path
 from rayclip.data.encoded import EncodedImages
 from rayclip.data.images import Resize
+from rayclip.data.layout import WHOLE, find_files
 from rayclip.data.manifest import MANIFEST
 from rayclip.data.mapped import MappedImages
 from rayclip.data.opening import choose_split, locate, open_manifest
 from rayclip.data.parquet import footers_fingerprint
 from rayclip.data.prepared import read_index
 from rayclip.data.rowgroups import RowGroups, open_parquet, read_column
+from rayclip.data.spec import Reading, parse_spec
+from rayclip.paths import expand_home
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -60,7 +63,7 @@ class PairSet(EncodedImages):
 
 def has_captions(path: str | Path) -> bool:
     """Whether a Parquet file holds image-caption pairs. Raises `UserError`."""
-    return "captions" in open_parquet(Path(path)).schema_arrow.names
+    return "captions" in open_parquet(Path(expand_home(str(path)))).schema_arrow.names
 
 
 def open_pairs(spec: str, split: str | None = None) -> PairSet:
@@ -76,7 +79,10 @@ def open_pairs(spec: str, split: str | None = None) -> PairSet:
     """
     if not spec.strip():
         raise UserError(f"--data names nothing: give a .parquet file {_LAYOUT}, or a prepared data set's name.")
-    place = locate(spec)
+    parsed = parse_spec(spec)
+    if parsed.part or parsed.reading != Reading():
+        raise UserError(f"{spec}: image-caption data are given by their place alone: leave out what follows the #.")
+    place = locate(parsed.place)
     if "://" not in place:
         path = Path(place)
         if path.is_file() or path.suffix == ".parquet":
@@ -106,10 +112,10 @@ def open_pairs(spec: str, split: str | None = None) -> PairSet:
 
 
 def _open_folder(folder: Path) -> PairSet:
-    for prefix in ("test", "val"):
-        files = sorted(folder.glob(f"{prefix}*.parquet"))
-        if files:
-            return PairSet(files, folder.resolve().name)
+    found = find_files(folder)
+    for split in ("test", "val", WHOLE):
+        if split in found:
+            return PairSet(found[split], folder.resolve().name)
     raise UserError(f"folder {folder} holds no test pairs: it needs test*.parquet or val*.parquet {_LAYOUT}.")
 
 

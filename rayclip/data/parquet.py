@@ -1,9 +1,10 @@
 """The user's own Parquet in the Hugging Face image-classification layout.
 
 `image: struct<bytes, path>`, `label: int64`, class names under `huggingface` in the schema metadata; one file or
-several shards.
+several shards. Other columns, labels and images are read where there is only one way to do it (`columns`).
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -11,83 +12,121 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from rayclip.data.columns import class_numbers, declared_names, find_columns
 from rayclip.data.encoded import EncodedImages, preparing
 from rayclip.data.images import ImageSet
-from rayclip.data.rowgroups import RowGroups, footer, open_parquet, read_column
+from rayclip.data.labels import MISSING, counted_from_1, explain_labels, notes_on_classes, with_given_names
+from rayclip.data.rowgroups import RowGroups, checksums, footer, open_parquet, read_column
+from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
 
 class ParquetImages(EncodedImages, ImageSet):
-    """Images of one or several Parquet files.
+    """Images of one or several Parquet files, or Arrow files.
 
     Raises:
         UserError: a file is missing, no Parquet or damaged, has no images, labels or class names, labels outside
-            them, or other classes than the first one.
+            them, or other classes than the first one; image files that it names are not there.
     """
 
-    def __init__(self, paths: Sequence[Path], name: str) -> None:
+    def __init__(self, paths: Sequence[Path], name: str, reading: Reading = Reading()) -> None:
         self.name = name
         self.paths = tuple(paths)
+        self._reading = reading
         files = [open_parquet(path) for path in paths]
-        image_column = _image_column(paths[0], files[0].schema_arrow)
-        self.class_names = self.raw_names = class_names_of(paths[0], files[0].schema_arrow)
-        for path, file in zip(paths[1:], files[1:], strict=True):
-            alike = _image_column(path, file.schema_arrow) == image_column
-            if not alike or class_names_of(path, file.schema_arrow) != self.class_names:
+        option = f"{paths[0]}#{{}}={{}}" if len(paths) == 1 else f"{paths[0].parent}#{{}}={{}}"
+        columns = [
+            find_columns(str(path), file.schema_arrow, reading, option=option)
+            for path, file in zip(paths, files, strict=True)
+        ]
+        label = columns[0].label
+        if label is None:
+            raise UserError(
+                f"{paths[0]} has captions and no labels: use `rayclip retrieval`, or name the column of labels with "
+                f"{option.format('label', 'COLUMN')}."
+            )
+        declared = [declared_names(file.schema_arrow, label) for file in files]
+        for path, other, names in zip(paths[1:], columns[1:], declared[1:], strict=True):
+            if other != columns[0] or names != declared[0]:
                 raise UserError(f"{path} names other classes or columns than {paths[0]}: give each file by itself.")
-        columns = [read_column(path, file, "label") for path, file in zip(paths, files, strict=True)]
-        if any(c.null_count for c in columns):
-            raise UserError(
-                f"{paths[0]} has images without a label: set them aside with `{preparing(name, self.paths)}`."
-            )
-        self.labels = np.concatenate([c.to_numpy() for c in columns]).astype(np.int64)
-        self.ids = np.arange(len(self.labels))
-        if len(self.labels) == 0:
+        values = [read_column(path, file, label) for path, file in zip(paths, files, strict=True)]
+        if sum(map(len, values)) == 0:
             raise UserError(f"{paths[0]} holds no rows.")
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= len(self.class_names):
-            raise UserError(
-                f"{paths[0]} has labels from {low} to {high} but {len(self.class_names)} class names: "
-                f"labels must be 0 .. classes-1; set the others aside with `{preparing(name, self.paths)}`."
-            )
-        self.encoded = RowGroups([f.metadata.num_rows for f in files], self.paths.__getitem__, image_column, name)
+        own = declared[0] or (_distinct_texts(values) if columns[0].text_labels and not reading.names else ())
+        self.class_names, given_note = self._name_classes(own, option)
+        self.raw_names = own or self.class_names
+        texts = (own or self.class_names) if columns[0].text_labels else ()
+        number_of = {text: number for number, text in enumerate(texts, start=reading.labels_from)}
+        self.labels = np.concatenate(
+            [class_numbers(str(path), label, v, number_of) for path, v in zip(paths, values, strict=True)]
+        )
+        self._check_labels(option)
+        self.labels -= reading.labels_from
+        self.ids = np.arange(len(self.labels))
+        self.encoded = RowGroups([f.metadata.num_rows for f in files], self.paths.__getitem__, columns[0].image, name)
+        named = self._named_files()
         self.fingerprint = footers_fingerprint(paths)
+        decisive = {**reading.decisive(), **({"files": named} if named else {}), **({"texts": texts} if texts else {})}
+        if decisive:
+            self.fingerprint = hashlib.sha256(f"{self.fingerprint}{json.dumps(decisive)}".encode()).hexdigest()[:16]
+        counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
+        remedy = "" if reading.labels_from or columns[0].text_labels else f"write {option.format('labels-from', 1)}"
+        notes = notes_on_classes(self.class_names, counts, remedy=remedy)
+        self.notes = (*([given_note] if given_note else []), *notes)
+
+    def _name_classes(self, own: tuple[str, ...], option: str) -> tuple[tuple[str, ...], str | None]:
+        given = self._reading.class_names()
+        if given is not None:
+            return with_given_names(own, given, str(self._reading.names))
+        if not own:
+            raise UserError(
+                f"{self.paths[0]} names no classes: give --class-names FILE, a name a line in label order, or "
+                f"{option.format('names', 'FILE')}; the datasets library writes them as a ClassLabel under the key "
+                "'huggingface' of the schema metadata."
+            )
+        # Equal names are allowed: ImageNet's curated list has two classes "missile" and two "sunglasses".
+        if len(own) < 2:
+            raise UserError(f"{self.paths[0]} must name at least two classes; it names {len(own)}.")
+        return own, None
+
+    def _check_labels(self, option: str) -> None:
+        """Raise a `UserError` unless every image has a label that is one of the classes."""
+        distinct, first = np.unique(self.labels).tolist(), self._reading.labels_from
+        wrong = explain_labels(distinct, len(self.class_names), first)
+        if wrong is not None:
+            if counted_from_1(distinct, len(self.class_names), first):
+                raise UserError(
+                    f"{self.paths[0]} has {wrong}: write {option.format('labels-from', 1)}, or prepare it with "
+                    f"`{preparing(self.name, self.paths, dataclasses.replace(self._reading, labels_from=1))}`."
+                )
+            raise UserError(
+                f"{self.paths[0]} has {wrong}: name every class with --class-names FILE, a name a line in label order, "
+                "or correct the labels."
+            )
+        missing = int((self.labels == MISSING).sum())
+        if missing:
+            raise UserError(
+                f"{self.paths[0]} has {missing:,} images without a label: set them aside with "
+                f"`{preparing(self.name, self.paths, self._reading)}`."
+            )
+
+    def _named_files(self) -> list[int]:
+        """Checksums of the image files that the rows name, which are part of what the data is."""
+        assert isinstance(self.encoded, RowGroups)
+        named = self.encoded.paths()
+        gone = [path for path in named if not path.is_file()]
+        if gone and len(gone) == len(self.labels):
+            raise UserError(
+                f"{self.paths[0]} holds no images, only paths of image files, and there is no {gone[0]}: put the files "
+                "there, or write the images themselves into it."
+            )
+        return checksums(named)
 
 
-def _image_column(path: Path, schema: Any) -> str:
-    column = next((c for c in ("image", "img") if c in schema.names), None)
-    if column is None:
-        raise UserError(
-            f"{path} has no column 'image': write it in the Hugging Face layout "
-            "(image: struct<bytes, path>, label: int64), or let `rayclip data prepare` do it."
-        )
-    if "label" not in schema.names or not pa.types.is_integer(schema.field("label").type):
-        raise UserError(
-            f"{path} has no integer column 'label': classification needs labelled images "
-            "(image: struct<bytes, path>, label: int64)."
-        )
-    return column
-
-
-def class_names_of(path: Path, schema: Any) -> tuple[str, ...]:
-    """The class names in a file's schema metadata."""
-    try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        listed = features["label"]["names"]
-        names = tuple(listed) if isinstance(listed, list) and all(isinstance(n, str) for n in listed) else None
-    except (KeyError, TypeError, ValueError):
-        names = None
-    if names is None:
-        raise UserError(
-            f"{path} names no classes: its schema metadata needs the key 'huggingface' with a ClassLabel "
-            "for 'label', as the datasets library writes it."
-        )
-    # Equal names are allowed: ImageNet's curated list has two classes "missile" and two "sunglasses".
-    if len(names) < 2:
-        raise UserError(f"{path} must name at least two classes; it names {len(names)}.")
-    return names
+def _distinct_texts(values: Sequence[Any]) -> tuple[str, ...]:
+    """Text labels name the classes themselves; in sorted order, as class folders do."""
+    return tuple(sorted({text for column in values for text in column.unique().to_pylist() if text is not None}))
 
 
 def footers_fingerprint(paths: Sequence[Path]) -> str:

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from rayclip import __version__
 from rayclip.data.intake import BadImageError, Taken, in_order, take_in
+from rayclip.data.labels import notes_on_classes
 from rayclip.data.manifest import MANIFEST, RECIPE, File, Manifest, ShardFile, Split, read_manifest
 from rayclip.data.shardwriter import Layout, ShardWriter, part_name
 from rayclip.data.sources.base import Record, Source
@@ -49,6 +50,7 @@ class Request:
         splits: which of the source's.
         notes: for the manifest, beside the source's own.
         expected: published sizes of the splits, where known; others are noted.
+        counted: whether labels are numbers of the source's own, which might be counted from 1.
         strict: any rejection is an error.
         force: replace what is there.
         jobs: threads that read and check images; None is one a core.
@@ -59,6 +61,7 @@ class Request:
     splits: Sequence[str]
     expected: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    counted: bool = False
     strict: bool = False
     force: bool = False
     jobs: int | None = None
@@ -305,7 +308,8 @@ def _examine(record: Record, classes: int) -> Taken | str:
     if classes and record.label is None:
         return "no label"
     if classes and not 0 <= record.label < classes:  # type: ignore[operator]
-        return f"label {record.label} is not among the {classes} classes"
+        # Never set aside: if this label does not fit, others may be shifted.
+        raise UserError(f"{record.path} has the label {record.label}, which is not among the {classes} classes.")
     if not classes and not any(c.strip() for c in record.captions):
         return "no caption"
     try:
@@ -324,7 +328,7 @@ def _finish(request: Request, source: Source, store: Store, journal: _Journal, b
     done = {split: progress for split, progress in journal.splits.items() if progress.done}
     for split, progress in done.items():
         splits[split] = _describe(request, split, progress, store)
-        notes += _remarks(request, split, splits[split])
+        notes += _remarks(request, source, split, splits[split])
         rejected = [r for r in rejected if r["split"] != split] + progress.rejected
     if rejected:
         store.write_table(REJECTED, pa.Table.from_pylist(rejected, _REJECTED_SCHEMA))
@@ -373,14 +377,11 @@ def _describe(request: Request, split: str, progress: _Progress, store: Store) -
     )
 
 
-def _remarks(request: Request, split: str, found: Split) -> list[str]:
+def _remarks(request: Request, source: Source, split: str, found: Split) -> list[str]:
     """What a reader of the numbers should know of a split."""
     remarks = []
     expected, came = request.expected.get(split), found.rows + found.rejected
     if expected is not None and expected != came:
         remarks.append(f"The {split} split has {came:,} images; {expected:,} are published.")
-    empty = [name for name, count in zip(request.class_names, found.per_class, strict=True) if count == 0]
-    if empty:
-        shown = ", ".join(f"'{name}'" for name in empty[:5]) + (", …" if len(empty) > 5 else "")
-        remarks.append(f"Classes without {split} images: {len(empty)} ({shown}).")
-    return remarks
+    remedy = "prepare it again with --labels-from 1 --force" if request.counted else ""
+    return remarks + notes_on_classes(request.class_names, found.per_class, source.class_names, split, remedy)

@@ -1,8 +1,9 @@
-"""Encoded images out of Parquet files: any row at any time, a memory-mapped row group at a time."""
+"""Encoded images out of Parquet or Arrow files: any row at any time, a memory-mapped row group at a time."""
 
 import bisect
 import io
 import itertools
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,11 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayclip.data.arrowfile import ARROW, ArrowFile, fingerprint_bytes
+from rayclip.data.columns import is_image, is_text
+from rayclip.data.intake import BadImageError
 from rayclip.types import UserError
 
 # What Arrow raises for damaged files: bytes that are no UTF-8 are a ValueError, odd types are "not implemented".
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 _CACHE_BYTES = 512 << 20  # encoded images kept in memory per data set and process
+_NOTHING = memoryview(b"")
 
 
 class RowGroups:
@@ -28,7 +33,8 @@ class RowGroups:
     Args:
         rows: of each file.
         locate: the local path of file number i.
-        column: holds `struct<bytes, path>` or plain binary.
+        column: holds `struct<bytes, path>` or plain binary; or, as a struct without bytes or as text, paths of image
+            files, relative to the file that names them.
         name: of the data set, for messages.
     """
 
@@ -39,7 +45,7 @@ class RowGroups:
 
     def _forget(self) -> None:
         self._files: dict[int, tuple[Any, list[int]]] = {}
-        self._cache: OrderedDict[tuple[int, int], list[memoryview]] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, int], list[memoryview | str]] = OrderedDict()
         self._cached_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -53,12 +59,32 @@ class RowGroups:
 
         Raises:
             UserError: the Parquet file is damaged.
+            BadImageError: it names an image file that cannot be read.
         """
         number = bisect.bisect_right(self._starts, position) - 1
         row = position - self._starts[number]
         _, starts = self._file(number)
         group = bisect.bisect_right(starts, row) - 1
-        return self._rows(number, group)[row - starts[group]]
+        found = self._rows(number, group)[row - starts[group]]
+        if isinstance(found, memoryview):
+            return found
+        path = beside(self._locate(number), found)
+        try:
+            return memoryview(path.read_bytes())
+        except OSError as error:
+            raise BadImageError(f"no image in the row, and no file {path}") from error
+
+    def paths(self) -> list[Path]:
+        """The image files that rows name instead of holding them. Only those row groups are read whose statistics say
+        that images are missing in them."""
+        found: list[Path] = []
+        for number in range(len(self._starts) - 1):
+            file, starts = self._file(number)
+            for group in range(len(starts) - 1):
+                if starts[group + 1] > starts[group] and _lacks_bytes(file, group, self._column):
+                    named = (row for row in self._rows(number, group) if isinstance(row, str))
+                    found += [beside(self._locate(number), path) for path in named]
+        return found
 
     def _file(self, number: int) -> tuple[Any, list[int]]:
         if number not in self._files:
@@ -74,7 +100,7 @@ class RowGroups:
                 )
         return self._files[number]
 
-    def _rows(self, number: int, group: int) -> list[memoryview]:
+    def _rows(self, number: int, group: int) -> list[memoryview | str]:
         key = number, group
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -99,42 +125,95 @@ class RowGroups:
         return rows
 
 
+def beside(file: Path, path: str) -> Path:
+    """The image file that a row names, relative to the folder of the file that names it."""
+    return file.parent / path
+
+
+def checksums(paths: Sequence[Path]) -> list[int]:
+    """CRC-32 of each file; -1 where there is none."""
+    return [zlib.crc32(path.read_bytes()) if path.is_file() else -1 for path in paths]
+
+
 def _holds_files(schema: Any, column: str) -> bool:
     if schema.names.count(column) != 1:
         return False
     kind = schema.field(column).type
-    if pa.types.is_struct(kind):
-        kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else None
-    return kind in (pa.binary(), pa.large_binary(), pa.string(), pa.large_string())
+    return is_image(kind) or is_text(kind)
 
 
-def _views(chunk: Any) -> list[memoryview]:
-    """Each image's bytes without a copy."""
-    if pa.types.is_struct(chunk.type):
-        valid = chunk.is_valid().to_numpy(zero_copy_only=False)
-        chunk = chunk.field("bytes")  # unlike `flatten`, keeps the rows of nulls
-    else:
-        valid = np.ones(len(chunk), dtype=bool)
+def _lacks_bytes(file: Any, group: int, column: str) -> bool:
+    """Whether some rows of a row group have no image in them; a file that does not tell is taken to have them all."""
+    kind = file.schema_arrow.field(column).type
+    if is_text(kind):
+        return True
+    if not pa.types.is_struct(kind):
+        return False
+    if kind.get_field_index("bytes") < 0 or pa.types.is_null(kind.field("bytes").type):
+        return True
+    if isinstance(file, ArrowFile):
+        chunks = file.read_row_group(group, [column])[column].chunks
+        return any(chunk.field("bytes").null_count for chunk in chunks)
+    statistics = _statistics(file, group, f"{column}.bytes")
+    if statistics is not None and statistics.has_null_count:
+        return bool(statistics.null_count)
+    first = next(file.iter_batches(1, row_groups=[group], columns=[column], use_threads=False), None)
+    return first is not None and first.column(0).field("bytes").null_count > 0
+
+
+def _statistics(file: Any, group: int, leaf: str) -> Any:
+    about = file.metadata.row_group(group)
+    columns = (about.column(i) for i in range(about.num_columns))
+    return next((c.statistics for c in columns if c.path_in_schema == leaf and c.is_stats_set), None)
+
+
+def _views(chunk: Any) -> list[memoryview | str]:
+    """Each image's bytes without a copy, or the path that stands in their place."""
+    if is_text(chunk.type):
+        return [path if path else _NOTHING for path in chunk.to_pylist()]
+    if not pa.types.is_struct(chunk.type):
+        return list(_bytes_of(chunk))
+    found: list[memoryview | str] = [_NOTHING] * len(chunk)
+    valid = chunk.is_valid().to_pylist() if chunk.null_count else [True] * len(chunk)
+    names = [chunk.type.field(i).name for i in range(chunk.type.num_fields)]
+    if "bytes" in names and not pa.types.is_null(chunk.type.field("bytes").type):
+        # `field`, unlike `flatten`, keeps the rows of nulls.
+        found = [view if ok else _NOTHING for view, ok in zip(_bytes_of(chunk.field("bytes")), valid, strict=True)]
+    empty = [i for i, view in enumerate(found) if not view and valid[i]]
+    if empty and "path" in names and is_text(chunk.type.field("path").type):
+        lacking = chunk.field("bytes").is_null().to_pylist() if "bytes" in names else [True] * len(chunk)
+        paths = chunk.field("path")
+        for i in empty:
+            if lacking[i] and (path := paths[i].as_py()):  # empty bytes are a damaged image, no missing one
+                found[i] = path
+    return found
+
+
+def _bytes_of(chunk: Any) -> list[memoryview]:
     if len(chunk) == 0:
         return []
-    wide = pa.types.is_large_binary(chunk.type) or pa.types.is_large_string(chunk.type)
+    if pa.types.is_binary_view(chunk.type):
+        chunk = chunk.cast(pa.large_binary())
+    valid = chunk.is_valid().to_numpy(zero_copy_only=False)
+    wide = pa.types.is_large_binary(chunk.type)
     _, offsets, data = chunk.buffers()
     ends = np.frombuffer(offsets, np.int64 if wide else np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-    valid &= chunk.is_valid().to_numpy(zero_copy_only=False)
     whole = memoryview(data if data is not None else b"")
     bounds = zip(ends[:-1].tolist(), ends[1:].tolist(), valid.tolist(), strict=True)
-    return [whole[a:b] if ok else whole[:0] for a, b, ok in bounds]
+    return [whole[a:b] if ok else _NOTHING for a, b, ok in bounds]
 
 
 def open_parquet(path: Path) -> Any:
-    """A memory-mapped `ParquetFile`, whose page checksums are looked at.
+    """A memory-mapped `ParquetFile`, whose page checksums are looked at; or an `ArrowFile`, which reads alike.
 
     Raises:
-        UserError: missing, or no Parquet.
+        UserError: missing, or neither.
     """
     if not path.is_file():
         raise UserError(f"no such data file: {path}.")
     try:
+        if is_arrow(path):
+            return ArrowFile(path)
         return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
     except UNREADABLE as error:
         raise UserError(f"{path} is no readable Parquet file: {first_line(error)}") from error
@@ -160,8 +239,17 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def is_arrow(path: Path) -> bool:
+    """Whether a file begins as Arrow's streams and files do."""
+    with path.open("rb") as file:
+        return file.read(4) in ARROW
+
+
 def footer(path: Path) -> bytes:
-    """A Parquet file's footer: row counts, offsets, sizes and statistics, which change with what is in the file."""
+    """A Parquet file's footer: row counts, offsets, sizes and statistics, which change with what is in the file; of an
+    Arrow file, which has none, the like."""
+    if is_arrow(path):
+        return fingerprint_bytes(path)
     with path.open("rb") as file:
         file.seek(-8, io.SEEK_END)
         length = int.from_bytes(file.read(4), "little") + 8

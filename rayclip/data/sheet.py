@@ -10,6 +10,7 @@ from rayclip.data.images import ImageSet
 from rayclip.data.manifest import MANIFEST
 from rayclip.data.opening import open_data, open_manifest
 from rayclip.data.pairs import PairSet, has_captions, open_pairs
+from rayclip.data.spec import parse_spec
 from rayclip.store import Store
 
 _COLUMNS, _ROWS = 8, 6
@@ -53,8 +54,8 @@ def contact_sheet(place: str, split: str | None = None) -> bytes:
 
 
 def _open(place: str, split: str | None) -> ImageSet | PairSet:
-    if place.endswith(".parquet"):
-        return open_pairs(place) if has_captions(place) else open_data(place, "test")
+    if (alone := parse_spec(place).place).endswith(".parquet"):
+        return open_pairs(place) if has_captions(alone) else open_data(place, "test")
     if place != "digits" and Store(place).size(MANIFEST) is not None:
         captions = open_manifest(Store(place)).kind == "captions"
         return open_pairs(place, split) if captions else open_data(place, split or "test")

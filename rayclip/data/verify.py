@@ -5,14 +5,13 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from rayclip.data.columns import declared_names
 from rayclip.data.manifest import File, Manifest, ShardFile, Split
 from rayclip.data.opening import open_manifest
-from rayclip.data.parquet import class_names_of
 from rayclip.data.prepare import REJECTED
 from rayclip.data.rowgroups import UNREADABLE, first_line
 from rayclip.store import Store
@@ -101,7 +100,7 @@ def _recount(store: Store, manifest: Manifest, name: str, split: Split) -> list[
 def _shard(manifest: Manifest, shard: ShardFile, file: pq.ParquetFile) -> str | None:
     if file.metadata.num_rows != shard.rows:
         return f"{shard.file} has {file.metadata.num_rows:,} rows; the manifest says {shard.rows:,}."
-    if manifest.class_names and class_names_of(Path(shard.file), file.schema_arrow) != manifest.class_names:
+    if manifest.class_names and declared_names(file.schema_arrow, "label") != manifest.class_names:
         return f"{shard.file} names other classes than the manifest."
     return None
 

@@ -88,8 +88,11 @@ def test_prepared_names_are_found_below_the_data_root(tmp_path, monkeypatch):
     (tmp_path / "imagenet").mkdir()
     write(tmp_path / "imagenet" / "train-0.parquet", [0, 1, 2])
     assert open_data("imagenet", "train").name == "imagenet"
-    with pytest.raises(UserError, match=r"no test images: it needs test\*.parquet or val"):
+    with pytest.raises(UserError, match=r"holds no test images, only train: write .*imagenet#holdout"):
         open_data("imagenet", "test")
+    assert len(open_data("imagenet#holdout", "train")) == 3
+    with pytest.raises(UserError, match="no class of 'imagenet' has five images"):
+        open_data("imagenet#holdout", "test")
 
 
 def test_draws_are_per_class_nested_and_seeded(parquet):
@@ -126,10 +129,10 @@ def test_the_papers_resize_rule():
     [
         (lambda p: p, "no such data file"),
         (lambda p: (p.write_text("not parquet"), p)[1], "no readable Parquet"),
-        (lambda p: write(p, [0, 1], column="picture"), "no column 'image'"),
-        (lambda p: write(p, ["a", "b"], label_type=pa.string()), "no integer column 'label'"),
-        (lambda p: write(p, [0, 1], names=None), "names no classes"),
-        (lambda p: write(p, [0, 3]), "labels must be 0"),
+        (lambda p: write(p, ["a", "b"], label_type=pa.string()), "the text 'a' is none of the class names"),
+        (lambda p: write(p, [0, 1], names=None), "names no classes: give --class-names FILE"),
+        (lambda p: write(p, [0, 3]), r"labels? 3 \(4 classes\), but 3 class names, which are labels 0 to 2"),
+        (lambda p: write(p, [0, 5]), "has the label 5, but 3 class names, which are labels 0 to 2"),
         (lambda p: write(p, []), "holds no rows"),
         (lambda p: write(p, [0], names=["cat"]), "at least two classes"),
     ],

@@ -616,7 +616,11 @@ def test_own_sets_of_each_kind_by_the_command(here, monkeypatch, capsys):
     code, _, err = call(monkeypatch, capsys, "data", "prepare", "pets", "--source", "parquet", here / "three.parquet")
     assert code == 2 and "already prepared" in err and err.count("\n") == 1
     code, _, err = call(monkeypatch, capsys, "data", "show", "pets", "--split", "train", "--sheet", "sheet.png")
-    assert code == 2 and "of 'pets' only test is prepared" in err and not Path("sheet.png").exists()
+    assert (
+        code == 2
+        and "'pets' has no train split, only test: write pets#holdout" in err
+        and not Path("sheet.png").exists()
+    )
     data("show", "pets", "--sheet", "sheet.png")
     assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
 

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from rayclip.data.registry import Row
 from rayclip.data.sources.base import Record, Source
+from rayclip.data.spec import Reading
+from rayclip.paths import expand_home
 from rayclip.types import UserError
 
 Kind = Literal["torchvision", "hub", "folder", "parquet", "webdataset"]
@@ -24,11 +26,13 @@ class Place:
         location: folder or file; on the hub ORG/NAME. None downloads to `downloads_root()` (torchvision) or takes the
             row's repository (hub).
         revision: of the hub's repository; None is the newest.
+        reading: which columns, class names, from where labels are counted.
     """
 
     kind: Kind | None = None
     location: str | None = None
     revision: str | None = None
+    reading: Reading = field(default_factory=Reading)
 
 
 def downloads_root() -> Path:
@@ -51,12 +55,17 @@ def open_source(name: str, row: Row | None, place: Place, splits: Sequence[str] 
     if row is not None and row.default == "bundled":  # its name never means a prepared one
         raise UserError(f"'{name}' comes with the program: there is nothing to prepare.")
     captions = row is not None and row.classes == 0
+    reading = place.reading
+    if kind in ("torchvision", "folder") and reading.decisive():
+        raise UserError(f"--source {kind} has no columns and counts its labels itself: leave their options away.")
     if kind == "torchvision":
         if row is None or row.torchvision is None:
             raise UserError(f"torchvision has no data set '{name}': take --source {_others(row)}.")
+        if reading.names is not None:
+            raise UserError(f"torchvision names the classes of '{name}' itself: leave --class-names away.")
         from rayclip.data.sources.torchvision_sets import TorchvisionSource
 
-        folder = Path(place.location).expanduser() if place.location else downloads_root()
+        folder = Path(expand_home(place.location)) if place.location else downloads_root()
         return TorchvisionSource(row, folder, download=place.location is None, splits=splits)
     if kind == "hub":
         from rayclip.data.sources.hub import open_hub, parse_hub
@@ -67,23 +76,25 @@ def open_source(name: str, row: Row | None, place: Place, splits: Sequence[str] 
             hub = row.hub
         else:
             raise UserError(f"no place on the hub is known for '{name}': write --source hub ORG/NAME.")
-        return open_hub(hub, revision=place.revision, splits=splits, class_names=() if captions else None)
+        return open_hub(
+            hub, revision=place.revision, splits=splits, class_names=() if captions else None, reading=reading
+        )
     if kind is None:
         raise UserError(f"'{name}' is none of the known data sets: say where it is, with --source folder PATH.")
     if place.location is None:
         raise UserError(f"--source {kind} needs a path after it: --source {kind} PATH.")
-    path = Path(place.location).expanduser()
+    path = Path(expand_home(place.location))
     if kind == "parquet":
         from rayclip.data.sources.parquet_files import open_parquet
 
-        return open_parquet(path, name, row.evaluated if row is not None else "test", () if captions else None)
+        return open_parquet(path, name, row.evaluated if row is not None else "test", () if captions else None, reading)
     if kind == "webdataset":
         from rayclip.data.sources.webdataset import open_webdataset
 
-        return open_webdataset(path, () if captions else None)
+        return open_webdataset(path, () if captions else None, reading)
     from rayclip.data.sources.folder import open_folder
 
-    return open_folder(row, path)
+    return open_folder(row, path, reading.class_names(), str(reading.names))
 
 
 def _others(row: Row | None) -> str:

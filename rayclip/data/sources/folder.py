@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from rayclip.data.labels import with_given_names
 from rayclip.data.registry import Row
 from rayclip.data.sources.annotations import open_caption_folder
 from rayclip.data.sources.base import Record, Source
@@ -19,12 +20,18 @@ _SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 _JUNK = frozenset({"__MACOSX", "@eaDir"})  # what archives and file servers leave behind
 
 
-def open_folder(row: Row | None, path: Path) -> Source:
+def open_folder(row: Row | None, path: Path, class_names: tuple[str, ...] | None = None, origin: str = "") -> Source:
     """Open a folder of image files.
 
     Without a row, or for a row whose form is `imagefolder`: `train/`, `val/` (or `validation/`), `test/` with a folder
     for each class, or the class folders directly, which are the split `test`. ImageNet: `train/<wnid>/`, `val/<wnid>/`,
     or what Kaggle offers. TinyImageNet: what its archive holds. Captions: see `annotations`.
+
+    Args:
+        row: the data set's row, None for the user's own.
+        class_names: in place of the folders' names: the same in another spelling, or in the folders' order, which is
+            that of their numbers where they are numbered 0..K-1 or 1..K.
+        origin: where those are from, for the note.
 
     Raises:
         UserError: the folder is missing or holds no images in that form, or not the row's number of classes where the
@@ -34,6 +41,8 @@ def open_folder(row: Row | None, path: Path) -> Source:
     if not path.is_dir():
         raise UserError(f"no such folder: {path}.")
     form = row.folder if row else "imagefolder"
+    if class_names is not None and form != "imagefolder":
+        raise UserError(f"{path} names its classes itself: leave --class-names away.")
     if form == "captions" and row:
         return open_caption_folder(path, row.name)
     try:
@@ -41,7 +50,7 @@ def open_folder(row: Row | None, path: Path) -> Source:
             return _imagenet(row, path)
         if form == "tiny_imagenet" and (found := _first(path / "tiny-imagenet-200", path, holding="wnids.txt")):
             return _tiny_imagenet(row, found)
-        return _class_folders(path)
+        return _class_folders(path, class_names, origin)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not readable: {error}.") from error
 
@@ -145,7 +154,7 @@ class _Walk:
         return "" if relative == "." else relative
 
 
-def _class_folders(root: Path) -> FolderSource:
+def _class_folders(root: Path, class_names: tuple[str, ...] | None, origin: str) -> FolderSource:
     walk = _Walk(root)
     top = walk.folders(root, note=False)
     split_folders = {name: _SPLITS[name.lower()] for name in top if name.lower() in _SPLITS}
@@ -157,7 +166,9 @@ def _class_folders(root: Path) -> FolderSource:
     found = {name: walk.folders(root / name) for name in split_folders}
     # Sorted as torchvision's ImageFolder does, so that the labels of published folder forms are the published ones.
     spellings: dict[str, list[str]] = {}
-    for name in sorted({name for names in found.values() for name in names}):
+    every = {name for names in found.values() for name in names}
+    by_number = class_names is not None and all(name.isdecimal() for name in every)
+    for name in sorted(every, key=int) if by_number else sorted(every):  # as a list of names counts them
         spellings.setdefault(_plain(name), []).append(name)
     label_of = {name: label for label, names in enumerate(spellings.values()) for name in names}
     entries: dict[str, list[Entry]] = {}
@@ -176,7 +187,14 @@ def _class_folders(root: Path) -> FolderSource:
     ignored = [readable(name) for name in top if "" not in split_folders and name not in split_folders]
     if ignored:
         notes.append(f"Not a split, and left out: {_some(ignored)}.")
-    names = [readable(names[0]) for names in spellings.values()]
+    names = tuple(readable(names[0]) for names in spellings.values())
+    if class_names is not None:
+        if len(class_names) != len(names):
+            raise UserError(f"{origin} names {len(class_names)} classes, but {root} has {len(names)} class folders.")
+        if by_number and (int(names[0]) > 1 or int(names[-1]) - int(names[0]) + 1 != len(names)):
+            raise UserError(f"the class folders of {root} are numbered with gaps: call them by their names instead.")
+        names, note = with_given_names(names, class_names, origin)
+        notes += [note] if note and not by_number else []
     return FolderSource(root, "imagefolder", entries, names, notes + walk.notes())
 
 

@@ -6,17 +6,18 @@ broke; what was downloaded whole is never downloaded again.
 
 import errno
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from rayclip.data.layout import SPLITS, by_config
 from rayclip.data.registry import Hub
 from rayclip.data.sources.base import Source
 from rayclip.data.sources.parquet_files import ParquetSource
-from rayclip.data.sources.shards import SPLITS, Shard
+from rayclip.data.sources.shards import Shard
 from rayclip.data.sources.webdataset import WebDatasetSource, class_list, shard_count
+from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
 _T = TypeVar("_T")
@@ -29,6 +30,7 @@ def open_hub(
     splits: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
     cache: Path | None = None,
+    reading: Reading = Reading(),
 ) -> Source:
     """A data set of the hub, at one commit. Of Parquet the first file is downloaded now, for its class names.
 
@@ -38,6 +40,7 @@ def open_hub(
         splits: which splits, by our names; None for all.
         class_names: where the repository names none; empty for captions, whatever labels there are.
         cache: None for the hub library's own (`HF_HUB_CACHE`, `HF_HOME`).
+        reading: see `ParquetSource` and `WebDatasetSource`.
 
     Raises:
         UserError: no such repository, revision or split, no access, no network, or files of another form; also later,
@@ -49,14 +52,14 @@ def open_hub(
     class_names = None if class_names is None else tuple(class_names)
     repo = _resolve(hub.repo, revision, cache)
     chosen = {split: hub.splits[split] for split in splits or hub.splits}
-    description = {"kind": "hub", "repo": hub.repo, "revision": repo.sha, "form": hub.form}
+    description = {"kind": "hub", "repo": hub.repo, "revision": repo.sha, "form": hub.form, **reading.decisive()}
     if hub.form == "parquet":
         files = {split: [repo.shard(f) for f in _parquet_files(repo, name)] for split, name in chosen.items()}
-        return ParquetSource(files, hub.repo, class_names, description)
+        return ParquetSource(files, hub.repo, class_names, description, reading)
     tars = {split: [repo.shard(f) for f in _tar_files(repo, name)] for split, name in chosen.items()}
     if "classnames.txt" in repo.files and class_names != ():
         class_names = class_list(repo.fetch("classnames.txt").read_bytes(), f"{hub.repo}/classnames.txt")
-    return WebDatasetSource(tars, class_names or (), description)
+    return WebDatasetSource(tars, class_names or (), description, reading)
 
 
 def parse_hub(text: str, *, revision: str | None = None) -> Hub:
@@ -78,15 +81,21 @@ def parse_hub(text: str, *, revision: str | None = None) -> Hub:
     if tars and not config:
         return Hub(repo=name, form="webdataset", splits=tars)
     parquet = {
-        split: config + n for split, names in SPLITS.items() for n in names if _by_config(repo, n).get(config[:-1], [])
+        split: config + n
+        for split, names in SPLITS.items()
+        for n in names
+        if by_config(repo.files, n).get(config[:-1], [])
     }
     if not parquet and not config:
-        configs = sorted({c for names in SPLITS.values() for n in names for c in _by_config(repo, n)})
+        configs = sorted({c for names in SPLITS.values() for n in names for c in by_config(repo.files, n)})
         chosen = configs[0] if len(configs) == 1 else "default"
         if configs and chosen not in configs:
             raise UserError(f"{name} has the configurations {', '.join(configs)}: give one as {name}/{configs[0]}.")
         parquet = {
-            split: f"{chosen}/{n}" for split, names in SPLITS.items() for n in names if chosen in _by_config(repo, n)
+            split: f"{chosen}/{n}"
+            for split, names in SPLITS.items()
+            for n in names
+            if chosen in by_config(repo.files, n)
         }
     if not parquet:
         raise UserError(
@@ -163,7 +172,7 @@ def _tar_files(repo: _Repo, split: str) -> list[str]:
 
 def _parquet_files(repo: _Repo, split: str) -> list[str]:
     config, _, name = split.rpartition("/")
-    configs = _by_config(repo, name)
+    configs = by_config(repo.files, name)
     if not configs:
         have = sorted({f.rpartition("/")[2].partition("-")[0] for f in repo.files if f.endswith(".parquet")})
         raise UserError(_no_split(repo, split, have))
@@ -176,24 +185,6 @@ def _parquet_files(repo: _Repo, split: str) -> list[str]:
             f"{repo.name} has '{name}' in the configurations {', '.join(sorted(configs))}: name one of them."
         )
     return configs[config]
-
-
-def _by_config(repo: _Repo, split: str) -> dict[str, list[str]]:
-    """A split's Parquet files in order, by the folder they lie in: its configuration, `` where there is only one."""
-    # SPLIT.parquet, SPLIT-00000-of-00002.parquet, but no SPLIT_extra-0.parquet, which is another split
-    pattern = re.compile(rf"{re.escape(split)}(?:[-_.]\d.*)?\.parquet")
-    found: dict[str, list[str]] = {}
-    for file in sorted(repo.files):
-        *folders, base = file.split("/")
-        if not base.endswith(".parquet"):
-            continue
-        if not pattern.fullmatch(base):
-            if folders[-1:] != [split]:
-                continue
-            folders.pop()
-        config = "/".join(folders)
-        found.setdefault("" if config == "data" else config, []).append(file)
-    return found
 
 
 def _no_split(repo: _Repo, split: str, have: Sequence[str]) -> str:

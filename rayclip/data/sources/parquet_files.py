@@ -1,54 +1,38 @@
 """Parquet in the Hugging Face layout, as it is found in the wild: labelled images, or images with captions."""
 
 import bisect
+import contextlib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayclip.data.rowgroups import footer
+from rayclip.data.arrowfile import ArrowFile
+from rayclip.data.columns import declared_names, find_columns, numbers_of
+from rayclip.data.labels import MISSING, counted_from_1, explain_labels, with_given_names
+from rayclip.data.layout import SPLITS, find_files
+from rayclip.data.rowgroups import RowGroups, beside, checksums, footer, is_arrow
 from rayclip.data.sources.base import Record
-from rayclip.data.sources.shards import SPLITS, Shard, Sharded, unreadable
+from rayclip.data.sources.shards import Shard, Sharded, unreadable
+from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-IMAGES = ("image", "img", "jpg", "png", "webp")
-LABELS = ("label", "labels", "fine_label", "cls", "class")
-CAPTIONS = ("captions", "caption", "sentences", "text", "raw")
-
-_SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",)}  # `val` begins `valid` and `validation` as well
 _BATCH = 64  # rows turned into records at a time
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Columns:
-    """Which columns of a file are read. Exactly one of `label` and `captions` is given."""
-
-    image: str
-    label: str | None
-    captions: str | None
-    text_labels: bool
-
-    @property
-    def names(self) -> list[str]:
-        return [c for c in (self.image, self.label, self.captions) if c]
 
 
 class ParquetSource(Sharded):
     """Images of Parquet files, read a row group at a time.
 
-    Columns, the first found of each kind: image `image`, `img`, `jpg`, `png` or `webp` (struct<bytes, path> or binary);
-    label `label`, `labels`, `fine_label`, `cls` or `class` (integers or text); captions `captions`, `caption`,
-    `sentences`, `text` or `raw` (text, or a list of texts or of structs with `raw`). Captions are read where there is
-    no label.
+    Columns, the only one found of each kind (`columns`): images (struct<bytes, path>, binary, or paths of image files);
+    labels (whole numbers, truth values or text); captions `captions`, `caption`, `sentences`, `text` or `raw` (text, or
+    a list of texts or of structs with `raw`). Captions are read where there is no label.
 
     Args:
         files: each split's files in order. Paths are looked at now, shards when their turn comes, except for the
@@ -57,10 +41,11 @@ class ParquetSource(Sharded):
         class_names: where the files themselves name no classes; empty for captions; None to find out. Text labels
             have the sorted distinct texts of all files for class names then.
         description: for the manifest; None for what the files' footers tell.
+        reading: which columns, from where labels are counted.
 
     Raises:
-        UserError: a file is missing or no Parquet, has no images, neither labels nor captions, names no classes, or
-            the files do not belong together.
+        UserError: a file is missing or no Parquet, has no images, neither labels nor captions, names no classes, labels
+            do not fit the names (also later, when a record's turn comes), or the files do not belong together.
     """
 
     def __init__(
@@ -69,8 +54,9 @@ class ParquetSource(Sharded):
         name: str,
         class_names: tuple[str, ...] | None = None,
         description: Mapping[str, Any] | None = None,
+        reading: Reading = Reading(),
     ) -> None:
-        self._name = name
+        self._name, self._reading = name, reading
         root = _common_folder([f for of_split in files.values() for f in of_split if isinstance(f, Path)])
         shards = {
             split: [f if isinstance(f, Shard) else Shard.local(f, os.path.relpath(f, root)) for f in of_split]
@@ -82,43 +68,86 @@ class ParquetSource(Sharded):
             raise UserError(f"data set '{name}' has no Parquet files: name at least one.")
         first = every[0]
         with _open(first, first.fetch()) as file:
-            self._columns = _columns(first, file.schema_arrow, captions=class_names == ())
-            self._declared = _declared_names(file.schema_arrow, self._columns.label)
+            self._columns = find_columns(first.name, file.schema_arrow, reading, captions=class_names == ())
+            self._declared = declared_names(file.schema_arrow, self._columns.label)
         for shard in every[1:]:
             if not shard.remote:
                 with _open(shard, shard.fetch()) as file:
                     self._check_alike(shard, file.schema_arrow)
         if self._columns.label:
-            self.class_names = self._declared or class_names or self._distinct_labels(every)
-        self._number = {text: number for number, text in enumerate(self.class_names)}
+            self._choose_names(class_names, every)
         if description is None:
-            self._description = {"kind": "parquet", "content": _fingerprint(shards, self.class_names)}
+            extra: dict[str, Any] = dict(reading.decisive())
+            if named := self._named_files(every):
+                extra["files"] = named
+            self._description = {"kind": "parquet", "content": _fingerprint(shards, self.class_names, extra)}
 
-    def _distinct_labels(self, shards: Sequence[Shard]) -> tuple[str, ...]:
-        if not self._columns.text_labels:
+    def _choose_names(self, class_names: tuple[str, ...] | None, shards: Sequence[Shard]) -> None:
+        """Class names, and which label is which of them; every label that can be looked at now fits."""
+        given = self._reading.class_names()
+        named = self._declared or given or class_names
+        # Labels that can be seen without a download; what comes later is looked at when its turn comes.
+        seen = self._distinct_labels([shard for shard in shards if shard.cached() is not None])
+        if named is None and self._columns.text_labels and not any(shard.remote for shard in shards):
+            named = tuple(sorted(str(text) for text in seen if text is not None))
+        if named is None:
+            if self._columns.text_labels:
+                raise UserError(
+                    f"the labels of '{self._name}' are text and no class names go with them: give --class-names FILE, "
+                    "or download its files and give their folder."
+                )
             raise UserError(
-                f"{shards[0].name} names no classes: its schema metadata needs the key 'huggingface' with a ClassLabel "
-                f"for '{self._columns.label}', as the datasets library writes it."
+                f"{shards[0].name} names no classes: give --class-names FILE, a name a line in label order; the "
+                f"datasets library writes them as a ClassLabel for '{self._columns.label}' under the key 'huggingface' "
+                "of the schema metadata."
             )
-        if any(shard.remote for shard in shards):
-            raise UserError(
-                f"the labels of '{self._name}' are text and no class names go with them: download its files and give "
-                "their folder."
-            )
-        label = self._columns.label
-        found: set[str] = set()
+        first = self._reading.labels_from
+        texts = named if self._columns.text_labels else ()
+        self._number = {text: number for number, text in enumerate(texts, start=first)}
+        self.class_names = named
+        if given is not None:
+            self.class_names, note = with_given_names(named, given, str(self._reading.names))
+            self.notes = (note,) if note else ()
+        column = str(self._columns.label)
+        self._refuse(shards[0].name, numbers_of(shards[0].name, column, seen, self._number).values())
+
+    def _refuse(self, where: str, labels: Iterable[int]) -> None:
+        """Raise a `UserError` unless the labels fit the class names. A label is never set aside for that: if it does
+        not fit, others may be shifted."""
+        found, classes, first = list(labels), len(self.class_names), self._reading.labels_from
+        wrong = explain_labels(found, classes, first)
+        if wrong is None:
+            return
+        if counted_from_1(found, classes, first):
+            raise UserError(f"{where} has {wrong}: add --labels-from 1.")
+        raise UserError(
+            f"{where} has {wrong}: name every class with --class-names FILE, a name a line in label order, or correct "
+            "the labels."
+        )
+
+    def _distinct_labels(self, shards: Sequence[Shard]) -> set[Any]:
+        found: set[Any] = set()
         for shard in shards:
             path = shard.fetch()
             with _open(shard, path) as file:
-                for batch in _batches(shard, path, file, range(file.num_row_groups), [label]):
-                    found.update(text for text in batch.column(0).unique().to_pylist() if text is not None)
-        return tuple(sorted(found))
+                for batch in _batches(shard, path, file, range(file.num_row_groups), [self._columns.label], 1 << 16):
+                    found.update(_readable(batch.column(0)))
+        return {None if value != value else value for value in found}
+
+    def _named_files(self, shards: Sequence[Shard]) -> list[int]:
+        """Checksums of the image files that rows name instead of holding them."""
+        paths = [shard.fetch() for shard in shards]
+        rows = []
+        for shard, path in zip(shards, paths, strict=True):
+            with _open(shard, path) as file:
+                rows.append(file.metadata.num_rows)
+        return checksums(RowGroups(rows, paths.__getitem__, self._columns.image, self._name).paths())
 
     def _check_alike(self, shard: Shard, schema: "pa.Schema") -> None:
         """Raise a `UserError` unless a label means the same in this file as in the first."""
-        if _columns(shard, schema, captions=not self._columns.label) != self._columns:
+        if find_columns(shard.name, schema, self._reading, captions=not self._columns.label) != self._columns:
             raise UserError(f"{shard.name} has other columns than the first file of '{self._name}': give each its own.")
-        if _declared_names(schema, self._columns.label) != self._declared:
+        if declared_names(schema, self._columns.label) != self._declared:
             raise UserError(
                 f"{shard.name} names other classes than the first file of '{self._name}': give each its own."
             )
@@ -138,47 +167,53 @@ class ParquetSource(Sharded):
             row = ends[group - 1] if group else 0
             for batch in _batches(shard, path, file, range(group, len(ends)), self._columns.names):
                 for i in range(max(0, start - row), batch.num_rows):
-                    yield self._record(f"{shard.name}#{row + i}", batch, i)
+                    yield self._record(f"{shard.name}#{row + i}", path, batch, i)
                 row += batch.num_rows
             return file.metadata.num_rows
 
-    def _record(self, where: str, batch: "pa.RecordBatch", i: int) -> Record:
-        data = _image_bytes(batch.column(self._columns.image)[i])
-        missing = None if data else "the row has no image"
-        read = _bytes_reader(data) if data else unreadable("the row has no image")
+    def _record(self, where: str, path: Path, batch: "pa.RecordBatch", i: int) -> Record:
+        found = _image(batch.column(self._columns.image)[i])
+        missing = None if found else "the row has no image"
+        if isinstance(found, str):
+            read = beside(path, found).read_bytes
+            missing = None if beside(path, found).is_file() else f"the row has no image, and there is no file {found}"
+        else:
+            read = _bytes_reader(found) if found else unreadable("the row has no image")
         try:
             value = batch.column(self._columns.label or self._columns.captions)[i].as_py()
         except UnicodeDecodeError:
             return Record(path=where, read=read, problem="the row's text is damaged")
         if self._columns.label:
-            label, problem = self._label(value)
+            label, problem = self._label(where, value)
             return Record(path=where, read=read, label=label, problem=missing or problem)
         captions = _captions(value)
         problem = None if captions else "the row has no caption"
         return Record(path=where, read=read, captions=captions, problem=missing or problem)
 
-    def _label(self, value: Any) -> tuple[int | None, str | None]:
-        if value is None:
+    def _label(self, where: str, value: Any) -> tuple[int | None, str | None]:
+        if value is None or value != value:
             return None, "the row has no label"
-        number = self._number.get(value, -1) if self._columns.text_labels else value
-        if 0 <= number < len(self.class_names):
-            return number, None
-        if number == -1 and not self._columns.text_labels:
+        number = numbers_of(where, str(self._columns.label), [value], self._number)[value]
+        if number == MISSING:
             return None, "the row has no label (-1)"
-        return None, f"label {value!r} is none of the {len(self.class_names)} classes"
+        self._refuse(where, [number])
+        return number - self._reading.labels_from, None
 
 
 def open_parquet(
-    path: Path, name: str, split: str = "test", class_names: tuple[str, ...] | None = None
+    path: Path,
+    name: str,
+    split: str = "test",
+    class_names: tuple[str, ...] | None = None,
+    reading: Reading = Reading(),
 ) -> ParquetSource:
-    """A Parquet file, or a folder of them.
+    """A Parquet or Arrow file, or a folder of them.
 
     Args:
-        path: a file, taken whole; or a folder with `train*.parquet`, `val*.parquet` and `test*.parquet`, at least one
-            of them, in it or in `data/` below.
+        path: a file, taken whole; or a folder in one of the forms that `layout.find_files` knows.
         name: of the data set, for messages.
         split: of a file whose name does not tell (`train-0.parquet`, `cifar10-test.parquet`).
-        class_names: see `ParquetSource`.
+        class_names, reading: see `ParquetSource`.
 
     Raises:
         UserError: nothing there, or see `ParquetSource`.
@@ -186,30 +221,27 @@ def open_parquet(
     if path.is_file() or path.suffix == ".parquet":
         words = re.split(r"[^a-z]+", path.stem.lower())
         told = (own for own, spellings in SPLITS.items() if not set(spellings).isdisjoint(words))
-        return ParquetSource({next(told, split): [path]}, name, class_names)
+        return ParquetSource({next(told, split): [path]}, name, class_names, reading=reading)
     if not path.is_dir():
         raise UserError(f"no such data file or folder: {path}.")
-    for folder in (path, path / "data"):
-        files = {
-            split: sorted(f for prefix in prefixes for f in folder.glob(f"{prefix}*.parquet"))
-            for split, prefixes in _SPLITS.items()
-        }
-        if any(files.values()):
-            return ParquetSource({split: of_split for split, of_split in files.items() if of_split}, name, class_names)
+    files = {found or split: paths for found, paths in find_files(path).items()}
+    if files:
+        return ParquetSource(files, name, class_names, reading=reading)
     raise UserError(
         f"folder {path} holds no Parquet data set: it needs train*.parquet, val*.parquet or test*.parquet, "
         "in it or in data/ below."
     )
 
 
-def _open(shard: Shard, path: Path) -> "pq.ParquetFile":
+def _open(shard: Shard, path: Path) -> Any:
+    """A `ParquetFile`, or an `ArrowFile`, which reads alike."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.is_file():
         raise UserError(f"no such data file: {path}.")
     try:
-        return pq.ParquetFile(path)
+        return ArrowFile(path) if is_arrow(path) else pq.ParquetFile(path)
     except (pa.ArrowException, OSError, ValueError) as error:  # bytes that are no UTF-8 are a ValueError
         reason = str(error).splitlines()[0].rstrip(".")
         with path.open("rb") as raw:
@@ -220,67 +252,16 @@ def _open(shard: Shard, path: Path) -> "pq.ParquetFile":
 
 
 def _batches(
-    shard: Shard, path: Path, file: "pq.ParquetFile", groups: Sequence[int], columns: list[Any]
+    shard: Shard, path: Path, file: Any, groups: Sequence[int], columns: list[Any], size: int = _BATCH
 ) -> Iterator["pa.RecordBatch"]:
     """Rows of these row groups, of one group at a time: the reader holds on to what it has decoded."""
     import pyarrow as pa
 
     try:
         for group in groups:
-            yield from file.iter_batches(_BATCH, row_groups=[group], columns=columns, use_threads=False)
+            yield from file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise shard.damaged(path, error) from error
-
-
-def _columns(shard: Shard, schema: "pa.Schema", *, captions: bool) -> _Columns:
-    """The columns to read; `captions` where labels, if any, are not wanted."""
-    from pyarrow import types
-
-    def find(candidates: Sequence[str], fits: Callable[[Any], bool]) -> str | None:
-        return next((c for c in candidates if schema.get_field_index(c) >= 0 and fits(schema.field(c).type)), None)
-
-    def is_text(kind: Any) -> bool:
-        kind = kind.value_type if types.is_dictionary(kind) else kind
-        return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-    def is_bytes(kind: Any) -> bool:
-        return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
-
-    def is_image(kind: Any) -> bool:
-        if types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type)
-        return is_bytes(kind)
-
-    def is_captions(kind: Any) -> bool:
-        if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-            kind = kind.value_type
-        if types.is_struct(kind):
-            return kind.get_field_index("raw") >= 0 and is_text(kind.field("raw").type)
-        return is_text(kind)
-
-    image = find(IMAGES, is_image)
-    if image is None:
-        raise UserError(
-            f"{shard.name} has no image column (its columns: {', '.join(schema.names)}): write it in the Hugging Face "
-            "layout, 'image' being struct<bytes, path>."
-        )
-    label = None if captions else find(LABELS, lambda kind: types.is_integer(kind) or is_text(kind))
-    if label:
-        return _Columns(image=image, label=label, captions=None, text_labels=is_text(schema.field(label).type))
-    found = find(CAPTIONS, is_captions)
-    if found is None:
-        wanted = "captions, a column 'captions'" if captions else "labels or captions, a column 'label' or 'captions'"
-        raise UserError(f"{shard.name} has no {wanted} (its columns: {', '.join(schema.names)}).")
-    return _Columns(image=image, label=None, captions=found, text_labels=False)
-
-
-def _declared_names(schema: "pa.Schema", label: str | None) -> tuple[str, ...]:
-    """Class names in the schema's metadata, empty where it has none."""
-    try:
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
-        return ()
-    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _captions(value: Any) -> tuple[str, ...]:
@@ -290,11 +271,36 @@ def _captions(value: Any) -> tuple[str, ...]:
     return tuple(text.strip() for text in texts if text.strip())
 
 
-def _image_bytes(scalar: Any) -> bytes | None:
-    """Of a struct only the bytes are looked at: its path may be no text."""
+def _image(scalar: Any) -> bytes | str | None:
+    """The image's bytes, or the path that stands in their place, which is not looked at where there are bytes."""
     import pyarrow as pa
 
-    return (scalar["bytes"] if isinstance(scalar, pa.StructScalar) and scalar.is_valid else scalar).as_py()
+    if not isinstance(scalar, pa.StructScalar):
+        try:
+            return scalar.as_py()
+        except UnicodeDecodeError:
+            return None
+    if not scalar.is_valid:
+        return None
+    data = scalar["bytes"].as_py() if "bytes" in scalar else None
+    if data is not None or "path" not in scalar:
+        return data
+    try:
+        return scalar["path"].as_py()
+    except UnicodeDecodeError:
+        return None
+
+
+def _readable(values: Any) -> list[Any]:
+    """Distinct values, without texts that are damaged: such a row says so when its turn comes."""
+    try:
+        return list(values.unique().to_pylist())
+    except UnicodeDecodeError:
+        found = []
+        for value in values.unique():
+            with contextlib.suppress(UnicodeDecodeError):
+                found.append(value.as_py())
+        return found
 
 
 def _bytes_reader(data: bytes) -> Callable[[], bytes]:
@@ -305,9 +311,10 @@ def _common_folder(paths: Sequence[Path]) -> str:
     return os.path.commonpath([p.absolute().parent for p in paths]) if paths else "."
 
 
-def _fingerprint(shards: Mapping[str, Sequence[Shard]], class_names: Sequence[str]) -> str:
+def _fingerprint(shards: Mapping[str, Sequence[Shard]], class_names: Sequence[str], extra: Mapping[str, Any]) -> str:
     """A hash of the files' footers (row counts, offsets, sizes and statistics) and of what they are taken for."""
     digest = hashlib.sha256(json.dumps(class_names).encode())
+    digest.update(json.dumps(extra).encode() if extra else b"")
     for split, of_split in shards.items():
         digest.update(f"\0{split}\0{len(of_split)}\0".encode())
         for shard in of_split:

@@ -9,9 +9,6 @@ from typing import Any
 from rayclip.data.sources.base import Record, Source
 from rayclip.types import UserError
 
-# Our splits and how files in the wild spell them
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:

@@ -1,7 +1,7 @@
-"""CLIP_benchmark's WebDataset form: `SPLIT/nshards.txt`, `SPLIT/0.tar` and so on, and `classnames.txt`.
+"""WebDatasets: CLIP_benchmark's form (`SPLIT/nshards.txt`, `SPLIT/0.tar` and so on, `classnames.txt`), or just tars.
 
 A sample is the members of a tar that follow each other and have the same name up to the first dot: an image with `.cls`
-(an integer as text) or, in image-caption data, with `.txt` (one caption a line).
+(an integer as text, or a class name) or, in image-caption data, with `.txt` (one caption a line).
 """
 
 import hashlib
@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayclip.data.labels import MISSING, explain_labels, with_given_names
+from rayclip.data.layout import SPLITS
 from rayclip.data.sources.base import Record
-from rayclip.data.sources.shards import SPLITS, Shard, Sharded, unreadable
+from rayclip.data.sources.shards import Shard, Sharded, unreadable
+from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
 IMAGES = frozenset({"webp", "png", "jpg", "jpeg"})
@@ -30,6 +33,7 @@ class WebDatasetSource(Sharded):
         shards: each split's tar files in order.
         class_names: in label order; empty for image-caption data.
         description: for the manifest.
+        reading: from where labels are counted, and a file of class names.
     """
 
     def __init__(
@@ -37,9 +41,18 @@ class WebDatasetSource(Sharded):
         shards: Mapping[str, Sequence[Shard]],
         class_names: Sequence[str],
         description: Mapping[str, Any],
+        reading: Reading = Reading(),
     ) -> None:
         super().__init__(shards, description)
-        self.class_names = tuple(class_names)
+        if reading.image or reading.label:
+            raise UserError("a WebDataset has no columns: leave --image-column and --label-column away.")
+        self._first = reading.labels_from
+        own, given = tuple(class_names), reading.class_names()
+        self._number = {text: number for number, text in enumerate(own or given or (), start=self._first)}
+        self.class_names = own
+        if given is not None:
+            self.class_names, note = with_given_names(own, given, str(reading.names))
+            self.notes = (note,) if note else ()
 
     def _read(self, shard: Shard, path: Path, start: int) -> Generator[Record, None, int]:
         keys: set[str] = set()
@@ -61,57 +74,108 @@ class WebDatasetSource(Sharded):
             problem = f"the sample has {len(images)} images" if images else "the sample has no image"
         read = _range_reader(path, images[0]) if images else unreadable("the sample has no image")
         if self.class_names:
-            label, label_problem = self._label(path, sample)
+            label, label_problem = self._label(shard, path, sample)
             return Record(path=where, read=read, label=label, problem=problem or label_problem)
         captions, caption_problem = _captions(path, sample)
         return Record(path=where, read=read, captions=captions, problem=problem or caption_problem)
 
-    def _label(self, path: Path, sample: "_Sample") -> tuple[int | None, str | None]:
+    def _label(self, shard: Shard, path: Path, sample: "_Sample") -> tuple[int | None, str | None]:
         text, problem = _text(path, sample, "cls", "label")
         if text is None:
             return None, problem
-        if not re.fullmatch(r"-?\d{1,9}", text.strip(), re.ASCII):
-            return None, f"the label {text.strip()[:40]!r} is no number"
-        if not 0 <= int(text) < len(self.class_names):
-            return None, f"label {int(text)} is none of the {len(self.class_names)} classes"
-        return int(text), None
+        text, where = text.strip(), f"{shard.name}/{sample.key}"
+        number = self._number.get(text)
+        if number is None:
+            if not re.fullmatch(r"-?\d{1,9}", text, re.ASCII):
+                return None, f"the label {text[:40]!r} is no number and no class name"
+            number = int(text)
+        if number == MISSING:
+            return None, "the sample has no label (-1)"
+        wrong = explain_labels([number], len(self.class_names), self._first)
+        if wrong is not None:
+            # Never set aside: if this label does not fit, others may be shifted.
+            remedy = "name every class with --class-names FILE, a name a line in label order, or correct the labels"
+            if self._first == 0 and number == len(self.class_names):
+                remedy = f"if its labels are counted from 1, add --labels-from 1; else {remedy}"
+            raise UserError(
+                f"{where} has the label {number}, but there are {len(self.class_names)} class names: {remedy}."
+            )
+        return number - self._first, None
 
 
-def open_webdataset(folder: Path, class_names: Sequence[str] | None = None) -> WebDatasetSource:
-    """A folder in CLIP_benchmark's form.
+def open_webdataset(
+    place: Path, class_names: Sequence[str] | None = None, reading: Reading = Reading()
+) -> WebDatasetSource:
+    """A folder in CLIP_benchmark's form, or one with other tars.
 
     Args:
-        folder: holds `train`, `val` or `test` with `nshards.txt`, and `classnames.txt` unless it has captions.
-        class_names: where the folder has no `classnames.txt`; empty for captions, whatever labels there are.
+        place: holds `train`, `val` or `test` with `nshards.txt`; or `.tar` files, in such folders or named after their
+            split (`train-000000.tar`; else they are the split `test`); or one `.tar` file. `classnames.txt` is beside
+            them, unless there are captions.
+        class_names: where there is no `classnames.txt`; empty for captions, whatever labels there are.
+        reading: see `WebDatasetSource`.
 
     Raises:
         UserError: no such folder, no split in it, a tar is missing, or `nshards.txt` or `classnames.txt` is wrong.
     """
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}.")
-    found = {
-        split: name for split, names in SPLITS.items() for name in names if (folder / name / "nshards.txt").is_file()
-    }
+    if not place.exists():
+        raise UserError(f"no such folder: {place}.")
+    folder = place if place.is_dir() else place.parent
+    found = _tars(place)
     if not found:
-        raise UserError(f"folder {folder} holds no WebDataset: it needs test/nshards.txt, test/0.tar and so on.")
+        raise UserError(
+            f"folder {folder} holds no WebDataset: it needs test/nshards.txt, test/0.tar and so on, or test-000000.tar."
+        )
     shards = {}
     digest = hashlib.sha256()
-    for split, name in found.items():
-        count = shard_count((folder / name / "nshards.txt").read_bytes(), f"{folder / name / 'nshards.txt'}")
-        paths = [folder / name / f"{i}.tar" for i in range(count)]
-        missing = next((p for p in paths if not p.is_file()), None)
-        if missing:
-            raise UserError(f"{folder / name / 'nshards.txt'} says {count} files but {missing} is missing: fetch it.")
-        shards[split] = [Shard.local(p, f"{name}/{p.name}") for p in paths]
+    for split, paths in found.items():
+        shards[split] = [Shard.local(p, p.relative_to(folder).as_posix()) for p in paths]
         digest.update(json.dumps([split, [p.stat().st_size for p in paths]]).encode())
     captions = class_names is not None and not class_names
     if (folder / "classnames.txt").is_file() and not captions:
         class_names = class_list((folder / "classnames.txt").read_bytes(), f"{folder / 'classnames.txt'}")
+    if not class_names and not captions and reading.names is None and _has_labels(next(iter(shards.values()))[0]):
+        raise UserError(
+            f"{folder} has labels and no classnames.txt: give --class-names FILE, a name a line in label order."
+        )
     digest.update(json.dumps(list(class_names or ())).encode())
     for of_split in shards.values():
         for shard in of_split:
             digest.update(_head(shard.fetch()))
-    return WebDatasetSource(shards, class_names or (), {"kind": "webdataset", "content": digest.hexdigest()[:16]})
+    description = {"kind": "webdataset", "content": digest.hexdigest()[:16], **reading.decisive()}
+    return WebDatasetSource(shards, class_names or (), description, reading)
+
+
+def _tars(place: Path) -> dict[str, list[Path]]:
+    """The tar files of each split, in order."""
+    if place.is_file():
+        return {_split_told(place.stem): [place]}
+    found: dict[str, list[Path]] = {}
+    for split, names in SPLITS.items():
+        for name in names:
+            listed = place / name / "nshards.txt"
+            if listed.is_file():
+                paths = [place / name / f"{i}.tar" for i in range(shard_count(listed.read_bytes(), f"{listed}"))]
+                missing = next((p for p in paths if not p.is_file()), None)
+                if missing:
+                    raise UserError(f"{listed} says {len(paths)} files but {missing} is missing: fetch it.")
+                found[split] = paths
+    if found:
+        return found
+    for split, names in SPLITS.items():
+        paths = sorted(tar for name in names for tar in (place / name).glob("*.tar"))
+        found |= {split: paths} if paths else {}
+    if found:
+        return found
+    for tar in sorted(place.glob("*.tar")):
+        found.setdefault(_split_told(tar.stem), []).append(tar)
+    return found
+
+
+def _split_told(stem: str) -> str:
+    """The split that a file's name tells, `test` where it tells none."""
+    words = re.split(r"[^a-z]+", stem.lower())
+    return next((own for own, spellings in SPLITS.items() if not set(spellings).isdisjoint(words)), "test")
 
 
 def shard_count(text: bytes, where: str) -> int:
@@ -216,6 +280,12 @@ def _range_reader(path: Path, member: _Member) -> Callable[[], bytes]:
         return data
 
     return read
+
+
+def _has_labels(shard: Shard) -> bool:
+    """Whether the first sample of a tar has a label, not captions."""
+    first = next(_samples(shard, shard.fetch()), None)
+    return first is not None and any(m.extension == "cls" for m in first.members)
 
 
 def _text(path: Path, sample: _Sample, extension: str, what: str) -> tuple[str | None, str | None]:

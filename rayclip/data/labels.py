@@ -1,0 +1,163 @@
+"""Class names that people give, and whether labels fit the names. A label is never shifted, and no class dropped, in
+silence."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rayclip.paths import expand_home
+from rayclip.types import UserError
+
+MISSING = -1  # what the datasets library writes for an image without a label
+_SHOWN = 5
+
+
+def read_class_names(place: str | Path) -> tuple[str, ...]:
+    """Class names in label order from a file.
+
+    Text: a name a line, in label order, or numbered lines (`0 cat`, or `1 cat` first) in any order. JSON: a list, or an
+    object from label to name or from name to label, labels from 0 (`id2label`, `label2id`).
+
+    Raises:
+        UserError: no such file, or it is none of these.
+    """
+    path = Path(expand_home(str(place)))
+    if not path.is_file():
+        raise UserError(f"no such file of class names: {path}; it needs a name a line in label order, or a JSON list.")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text: save it as UTF-8, a class name a line.") from error
+    names = _from_json(path, text) if text.lstrip()[:1] in ("[", "{") else _from_lines(path, text)
+    if len(names) < 2:
+        raise UserError(f"{path} must name at least two classes; it names {len(names)}.")
+    return names
+
+
+def _from_lines(path: Path, text: str) -> tuple[str, ...]:
+    lines = [" ".join(line.split()) for line in text.rstrip().splitlines()]
+    if "" in lines:
+        raise UserError(f"{path} has an empty line, {lines.index('') + 1}: it must have one class name a line.")
+    numbered = [re.fullmatch(r"(\d+)[:.,;)]? (.+)", line) for line in lines]
+    if lines and all(numbered):
+        by_number = {int(m[1]): m[2] for m in numbered if m}
+        for first in (0, 1):
+            if by_number.keys() == set(range(first, first + len(lines))):
+                return tuple(by_number[number] for number in sorted(by_number))
+    return tuple(lines)
+
+
+def _from_json(path: Path, text: str) -> tuple[str, ...]:
+    try:
+        raw: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no readable JSON ({error}): write a list of class names.") from error
+    if isinstance(raw, dict):
+        if all(isinstance(v, int) and not isinstance(v, bool) for v in raw.values()):
+            raw = {str(v): k for k, v in raw.items()}
+        raw = [raw.get(str(label)) for label in range(len(raw))]
+    if not isinstance(raw, list) or not all(isinstance(name, str) and name.strip() for name in raw):
+        raise UserError(
+            f"{path} is no list of class names: write a JSON list of texts, or an object with every label from 0."
+        )
+    return tuple(" ".join(name.split()) for name in raw)
+
+
+def with_given_names(own: tuple[str, ...], given: tuple[str, ...], origin: str) -> tuple[tuple[str, ...], str | None]:
+    """Class names for data that may name its classes itself: labels keep their meaning.
+
+    Args:
+        own: the data's, in label order; empty where it has none.
+        given: another spelling of the same in any order, or other names in label order.
+        origin: where they were given, for the note.
+
+    Returns:
+        The names in label order, and what a reader should know of it.
+    """
+    if not own or own == given:
+        return given, None
+    by_spelling = {plain(name): name for name in given}
+    spelled = [plain(name) for name in own]
+    if len(by_spelling) == len(given) and len(set(spelled)) == len(own) and by_spelling.keys() == set(spelled):
+        return tuple(by_spelling[name] for name in spelled), None
+    pairs = [f"'{a}' is '{b}'" for a, b in zip(own, given, strict=False) if plain(a) != plain(b)]
+    if len(given) != len(own):
+        pairs.append(f"it names {len(given)} classes, the data {len(own)}")
+    return given, f"Its own class names are replaced, by their order, by those of {origin}: {some(pairs)}."
+
+
+def explain_labels(labels: Iterable[int], classes: int, first: int) -> str | None:
+    """Why labels do not fit the class names; None where they do.
+
+    Args:
+        labels: distinct ones, as the data has them; `MISSING` is nobody's label.
+        classes: number of names.
+        first: the label of the first class.
+    """
+    found = sorted(set(labels) - {MISSING})
+    outside = [label for label in found if not first <= label < first + classes]
+    if not outside:
+        return None
+    if counted_from_1(found, classes, first):
+        return (
+            f"labels from {found[0]} to {found[-1]} for {classes} class names, which are labels 0 to {classes - 1}: "
+            "they seem to be counted from 1"
+        )
+    shown = some([str(label) for label in outside])
+    plural = "labels" if len(outside) > 1 else "the label"
+    many = f" ({found[-1] - first + 1} classes)" if found[0] == first and found[-1] - first == classes else ""
+    return f"{plural} {shown}{many}, but {classes} class names, which are labels {first} to {first + classes - 1}"
+
+
+def counted_from_1(labels: Sequence[int], classes: int, first: int) -> bool:
+    """Whether distinct labels fit the names if the first class has label 1, and do not as they are read."""
+    found = [label for label in labels if label != MISSING]
+    return first == 0 and bool(found) and min(found) >= 1 and max(found) == classes
+
+
+def notes_on_classes(
+    names: Sequence[str], counts: Sequence[int], raw: Sequence[str] | None = None, split: str = "", remedy: str = ""
+) -> list[str]:
+    """What a reader of the numbers should know: classes without images, classes that share a name.
+
+    Args:
+        names: in label order.
+        counts: images of each class.
+        raw: the source's own names, where those differ.
+        split: which images were counted, for people.
+        remedy: what to do if the labels were counted from 1.
+    """
+    notes = []
+    images = f"{split} images".lstrip()
+    empty = [f"'{name}'" for name, count in zip(names, counts, strict=True) if count == 0]
+    if empty:
+        hint = f" If its labels are counted from 1, {remedy}." if remedy and not counts[0] and counts[1] else ""
+        notes.append(f"Classes without {images}: {len(empty)} ({some(empty)}).{hint}")
+    labels: dict[str, list[int]] = {}
+    for label, name in enumerate(names):
+        labels.setdefault(name, []).append(label)
+    for name, same in labels.items():
+        if len(same) > 1:
+            spelled = " and ".join(f"'{raw[label]}'" for label in same) if raw and raw != names else ""
+            before = f" ({spelled})" if spelled else ""
+            notes.append(
+                f"Classes {' and '.join(map(str, same))}{before} are both called '{name}': nothing can tell them apart."
+            )
+    numbers = [name for name in names if name.isdecimal()]
+    if len(numbers) == len(names):
+        notes.append(
+            f"The class names are numbers ({some(numbers)}), and so are the prompts: --class-names FILE names them."
+        )
+    return notes
+
+
+def some(texts: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    return ", ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")
+
+
+def plain(name: str) -> str:
+    """A class name without case, blanks and punctuation."""
+    return "".join(c for c in name.casefold() if c.isalnum())

@@ -1,0 +1,175 @@
+"""Where in a folder the files of a data set lie: flat, as the hub keeps them, as `save_to_disk` writes them."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from rayclip.types import UserError
+
+# Our splits and how files in the wild spell them
+SPLITS: Mapping[str, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+WHOLE = ""  # the only split of files whose names tell none
+
+_PREFIXES = {"train": "train", "val": "val", "test": "test"}  # `val` begins `valid` and `validation` as well
+_OF = re.compile(r"(.*)-(\d{5})-of-(\d{5})(.*)")
+_DEEPEST = 4  # folders that are looked through
+_LOOKED_AT = 2000  # files of a folder that tell what it is
+
+
+def find_files(folder: Path) -> dict[str, list[Path]]:
+    """The Parquet or Arrow files of each split, in order; empty where the folder holds none.
+
+    `train*.parquet`, `val*`, `test*` in the folder or in `data/` below; `CONFIG/test/0000.parquet` and
+    `CONFIG/test-00000-of-00001.parquet`; `save_to_disk`'s of one split or of several; or Parquet files whose names tell
+    no split, which are `WHOLE`.
+
+    Raises:
+        UserError: several configurations, of which none is the default, or files are missing.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        splits = _json(folder / "dataset_dict.json").get("splits")
+        names = [s for s in splits if isinstance(s, str)] if isinstance(splits, list) else []
+        return {_own(name): _saved(folder / name) for name in names}
+    if (folder / "state.json").is_file():
+        return {WHOLE: _saved(folder)}
+    for place in (folder, folder / "data"):
+        flat = {split: sorted(place.glob(f"{prefix}*.parquet")) for split, prefix in _PREFIXES.items()}
+        flat = {split: files for split, files in flat.items() if files}
+        if flat:
+            return {split: _complete(files) for split, files in flat.items()}
+    below = {path.relative_to(folder).as_posix(): path for path in _below(folder, ".parquet", _DEEPEST)}
+    configs: dict[str, dict[str, list[Path]]] = {}
+    for split, spellings in SPLITS.items():
+        for spelling in spellings:
+            for config, files in by_config(below, spelling).items():
+                configs.setdefault(config, {})[split] = _complete([below[f] for f in files])
+    if configs:
+        chosen = next(iter(configs)) if len(configs) == 1 else next((c for c in ("", "default") if c in configs), None)
+        if chosen is None:
+            known = sorted(configs)
+            raise UserError(
+                f"folder {folder} has the configurations {', '.join(known)}: give the folder of one, such as "
+                f"{folder / known[0]}."
+            )
+        return configs[chosen]
+    plain = sorted(folder.glob("*.parquet"))
+    return {WHOLE: _complete(plain)} if plain else {}
+
+
+def by_config(files: Iterable[str], split: str) -> dict[str, list[str]]:
+    """A split's Parquet files in order, by the folder they lie in: its configuration, `` where there is only one.
+
+    Args:
+        files: paths below the data set's root, with `/`.
+        split: as the files spell it.
+    """
+    # SPLIT.parquet, SPLIT-00000-of-00002.parquet, but no SPLIT_extra-0.parquet, which is another split
+    pattern = re.compile(rf"{re.escape(split)}(?:[-_.]\d.*)?\.parquet")
+    found: dict[str, list[str]] = {}
+    for file in sorted(files):
+        *folders, base = file.split("/")
+        if not base.endswith(".parquet"):
+            continue
+        if not pattern.fullmatch(base):
+            if folders[-1:] != [split]:
+                continue
+            folders.pop()
+        config = "/".join(folders)
+        found.setdefault("" if config == "data" else config, []).append(file)
+    return found
+
+
+def advise(place: Path, name: str) -> str | None:
+    """The command that prepares what cannot be read as it is: class folders, a WebDataset; None for anything else."""
+    if place.is_file():
+        tars, images, listed = place.suffix == ".tar", False, False
+    elif place.is_dir():
+        tars = any(True for _ in _below(place, ".tar", 2))
+        images = any(_is_image(path) for path in _below(place, "", _DEEPEST, limit=_LOOKED_AT) if path.parent != place)
+        listed = (place / "classnames.txt").is_file()
+    else:
+        return None
+    if not tars and not images:
+        return None
+    source = "webdataset" if tars else "folder"
+    names = " --class-names FILE" if tars and not listed else ""
+    return f"rayclip data prepare {name} --source {source} {shlex.quote(str(place.absolute()))}{names}"
+
+
+def _own(split: str) -> str:
+    return next((own for own, spellings in SPLITS.items() if split in spellings), split)
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The files of one split that `save_to_disk` has written."""
+    state = _json(folder / "state.json")
+    if state.get("_indices_data_files"):
+        raise UserError(
+            f"{folder} is a selection of rows kept apart from them, as old versions of the datasets library write it: "
+            "save it again with a newer one."
+        )
+    listed = state.get("_data_files")
+    files = [folder / str(f.get("filename")) for f in listed if isinstance(f, dict)] if isinstance(listed, list) else []
+    missing = next((f for f in files if f.parent != folder or not f.is_file()), None)
+    if missing is not None or not files:
+        what = f"{missing} is missing" if missing else "state.json names no files"
+        raise UserError(f"{folder} is not whole ({what}): save it again.")
+    return files
+
+
+def _complete(files: Sequence[Path]) -> list[Path]:
+    """The files of one split, of which none is missing (`…-00000-of-00003`)."""
+    there: dict[tuple[Path, str, int], set[int]] = {}
+    for file in files:
+        if match := _OF.fullmatch(file.stem):
+            there.setdefault((file.parent, match[1], int(match[3])), set()).add(int(match[2]))
+    for (folder, stem, count), numbers in there.items():
+        gone = sorted(set(range(count)) - numbers)
+        if gone:
+            raise UserError(
+                f"{folder} holds {len(numbers)} of the {count} files {stem}-*-of-{count:05d}: number {gone[0]} is "
+                "missing; fetch it."
+            )
+    return list(files)
+
+
+def _below(folder: Path, ending: str, depth: int, limit: int | None = None) -> list[Path]:
+    """Files below a folder with this ending, sorted, without those of hidden folders."""
+    found: list[Path] = []
+    folders = [folder]
+    for _ in range(depth):
+        deeper: list[Path] = []
+        for place in folders:
+            try:
+                entries = sorted(place.iterdir())
+            except OSError:
+                continue
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    deeper.append(entry)
+                elif entry.name.endswith(ending):
+                    found.append(entry)
+                if limit is not None and len(found) >= limit:
+                    return found
+        folders = deeper
+    return sorted(found)
+
+
+def _is_image(path: Path) -> bool:
+    extensions = Image.registered_extensions()
+    return extensions.get(path.suffix.lower()) in Image.OPEN
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}): save the data set again.") from error
+    return raw if isinstance(raw, dict) else {}

@@ -1,0 +1,123 @@
+"""A data set as the command line names it: a place, how to read it, and which part of it is meant.
+
+PLACE[#image=COLUMN][#label=COLUMN][#labels-from=1][#names=FILE][#holdout][#validation]
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from rayclip.data.labels import read_class_names
+from rayclip.data.manifest import Names
+from rayclip.paths import expand_home
+from rayclip.types import UserError
+
+HOLDOUT = "#holdout"
+VALIDATION = "#validation"
+_KEYS = {"image": "image", "label": "label", "labels-from": "labels_from", "names": "names"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How to read data that does not say it all by itself.
+
+    Attributes:
+        image, label: the columns; None to find out.
+        labels_from: the label of the first class, 0 or 1.
+        names: file of class names; None for the data's own.
+    """
+
+    image: str | None = None
+    label: str | None = None
+    labels_from: Literal[0, 1] = 0
+    names: str | None = None
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the file says. Raises `UserError`."""
+        return None if self.names is None else read_class_names(self.names)
+
+    def decisive(self) -> dict[str, str | int]:
+        """What changes which image is of which class, beside the class names themselves."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v and k != "names"}
+
+    def written(self) -> str:
+        """As behind a place."""
+        values = ((key, getattr(self, field)) for key, field in _KEYS.items())
+        return "".join(f"#{key}={value}" for key, value in values if value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What `PLACE#…` stands for. `part` is `""`, `#holdout`, `#validation` or `#holdout#validation`."""
+
+    place: str
+    reading: Reading = Reading()
+    part: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place}{self.reading.written()}{self.part}"
+
+
+def parse_spec(text: str) -> Spec:
+    """A data set as people name it; `~` is the home folder.
+
+    Raises:
+        UserError: something behind a `#` that means nothing.
+    """
+    text = expand_home(text)
+    if "#" not in text or _exists(text):  # a file may be called so
+        return Spec(place=text)
+    place, *words = text.split("#")
+    while (
+        words and "=" not in words[0] and f"#{words[0]}" not in (HOLDOUT, VALIDATION) and _exists(f"{place}#{words[0]}")
+    ):
+        place = f"{place}#{words.pop(0)}"
+    values: dict[str, str | int] = {}
+    part = ""
+    for word in words:
+        key, equals, value = word.partition("=")
+        if f"#{word}" in (HOLDOUT, VALIDATION):
+            part += f"#{word}"
+        elif not equals or key not in _KEYS or not value:
+            known = ", ".join(f"#{key}=…" for key in _KEYS)
+            raise UserError(f"'#{word}' behind {place} means nothing: there are {known}, {HOLDOUT} and {VALIDATION}.")
+        elif key == "labels-from":
+            if value not in ("0", "1"):
+                raise UserError(f"#labels-from={value} behind {place}: labels are counted from 0 or from 1.")
+            values[_KEYS[key]] = int(value)
+        else:
+            values[_KEYS[key]] = str(Path(expand_home(value)).absolute()) if key == "names" else value
+    return Spec(place=place, reading=Reading(**values), part=part)  # type: ignore[arg-type]
+
+
+def choose_names(written: str, data: Sequence[str]) -> tuple[Names, list[str]]:
+    """What `--class-names` says: the spelling to use, and the data sets, with its file behind each if it names one.
+
+    Raises:
+        UserError: it is neither a spelling nor a file of class names.
+    """
+    for spelling in get_args(Names):
+        if written == spelling:
+            return spelling, list(data)
+    if not Path(expand_home(written)).is_file():
+        raise UserError(
+            f"--class-names {written} is none of curated and raw, and no file: give a file with a class name a line in "
+            "label order, or a JSON list."
+        )
+    read_class_names(written)
+    specs = [parse_spec(text) for text in data]
+    named = (dataclasses.replace(s, reading=dataclasses.replace(s.reading, names=_absolute(written))) for s in specs)
+    return "curated", [str(spec) for spec in named]
+
+
+def _absolute(path: str) -> str:
+    return str(Path(expand_home(path)).absolute())
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        return False
