@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
+from rayclip import terminal
 from rayclip.attacks import Attack
 from rayclip.attacks.bert import TextSettings
 from rayclip.attacks.clean import Clean
@@ -412,20 +412,20 @@ def _compare(
 
 def show(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> None:
     """Print the tables to standard output."""
-    console = Console(highlight=False)
+    console = terminal.console()
     for table in result_tables(rows, labels):
         console.print(table.rich(console.width))
 
 
 def show_search(found: Found) -> None:
     """Print where every trial ended on the validation data, the best first; * marks the Pareto front."""
-    console = Console(highlight=False)
+    console = terminal.console()
     console.print(search_table(found.scores, found.front, found.robust).rich(console.width))
 
 
 def show_retrieval(rows: Sequence[RecallRow]) -> None:
     """Print the tables to standard output."""
-    console = Console(highlight=False)
+    console = terminal.console()
     for table in retrieval_tables(rows):
         console.print(table.rich(console.width))
 

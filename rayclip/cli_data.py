@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rayclip.cli_options import JsonLogs, Quiet, complete_data
+from rayclip.places import check_file, check_folder
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ def show(
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a contact sheet.")] = None,
 ) -> None:
     """A data set's protocol, classes and counts; a contact sheet on request."""
-    if sheet is not None and not sheet.absolute().parent.is_dir():
-        raise UserError(f"--sheet {sheet}: there is no folder {sheet.absolute().parent}.")
+    if sheet is not None:
+        check_file("--sheet", sheet)
 
     from rayclip.data.catalog import prepared
     from rayclip.data.opening import data_root
@@ -139,6 +140,7 @@ def prepare(
     rejected.parquet with the reason.
     """
     from rayclip.data.catalog import Options, prepare_named
+    from rayclip.data.manifest import MANIFEST
     from rayclip.data.opening import data_root
     from rayclip.data.registry import find
     from rayclip.data.sources import Place
@@ -154,6 +156,8 @@ def prepare(
     if location is not None and len(wanted) > 1 and source != "torchvision":
         raise UserError(f"--source {source} {location} is one data set, but {len(wanted)} are named.")
     store = Store(root or data_root())
+    if force or any(store.size(f"{name}/{MANIFEST}") is None for name in wanted):
+        check_folder("--root" if root else "the data root (--root or RAYCLIP_DATA)", store.root)
     options = Options(
         splits=None if splits is None else [s.strip() for s in splits.split(",") if s.strip()],
         strict=strict,
@@ -352,6 +356,6 @@ def _short(manifest: "Manifest | UserError | None") -> str:
 
 
 def _console() -> Any:
-    from rich.console import Console
+    from rayclip import terminal
 
-    return Console(highlight=False, markup=False)
+    return terminal.console()

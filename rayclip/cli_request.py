@@ -29,6 +29,7 @@ from rayclip.cli_options import (
     Verbose,
     budget_of,
     check_places,
+    check_tracking,
     complete_defenses,
     default_step,
 )
@@ -125,6 +126,7 @@ def request(
 ) -> Request:
     """What the options stand for."""
     check_places(out, json)
+    check_tracking(tracking_uri, no_tracking)
 
     from rayclip import checks
     from rayclip.attacks import parse_attacks

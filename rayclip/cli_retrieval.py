@@ -19,9 +19,10 @@ from rayclip.cli_options import (
     Tracking,
     budget_of,
     check_places,
+    check_tracking,
     complete_attacks,
     complete_data,
-    wrote_json,
+    hand_out,
 )
 
 
@@ -64,6 +65,7 @@ def retrieval(
 ) -> None:
     """Recall at 1, 5, 10 of images' captions (TR) and captions' images (IR), clean and attacked."""
     check_places(out, json)
+    check_tracking(tracking_uri, no_tracking)
 
     from rayclip import api, checks
     from rayclip.attacks import parse_attacks
@@ -90,7 +92,9 @@ def retrieval(
         eps=budget,
         seed=seed,
     )
-    if wrote_json(json, api.rows_json(rows)):
-        return
-    api.show_retrieval(rows)
-    print(f"results: {out}")
+
+    def show() -> None:
+        api.show_retrieval(rows)
+        print(f"results: {out}")
+
+    hand_out(json, api.rows_json(rows), show)

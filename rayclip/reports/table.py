@@ -57,14 +57,14 @@ class Table:
         table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 0 if tight else 1), show_edge=False, pad_edge=False)
         for i in (0, *chosen):
             table.add_column(
-                _stacked(self.header[i]) if i else self.header[0],
+                Text(_stacked(self.header[i]) if i else self.header[0]),
                 justify="right" if i else "left",
                 no_wrap=bool(i),
                 overflow="fold",
             )
         for row in self.body:
             if any(row[i] for i in chosen):
-                table.add_row(*(row[i] for i in (0, *chosen)))
+                table.add_row(*(Text(row[i]) for i in (0, *chosen)))  # names may hold brackets
         return table
 
 
