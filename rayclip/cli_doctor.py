@@ -104,8 +104,14 @@ def _versions() -> Iterator[Finding]:
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         yield Finding("libraries", "wrong", f"torchvision does not fit this torch ({reason}): install both together.")
+
+    for name in sorted({path.stem for path in Path.cwd().iterdir()} & {*_MODULES}):
+        path = next(p for p in Path.cwd().iterdir() if p.stem == name)
+        if path.suffix == ".py" or (path / "__init__.py").is_file():
+            says = f"{path} bears the name of a library, and what Python starts here may import it instead: rename it."
+            yield Finding("libraries", "note", says)
 
 
 def _gpu() -> Iterator[Finding]:

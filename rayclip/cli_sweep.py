@@ -164,9 +164,7 @@ class Run:
         self.substitutes = "clip-table" if bundled else options.substitutes
         out = options.out or f"runs/{name.replace('-', '_')}-{options.scale}"
         check_folder("--out", out)
-        if (
-            options.models and not Path(options.models).expanduser().is_dir()
-        ):  # finished ones may lie where none is added
+        if options.models and not Path(options.models).expanduser().is_dir():  # what is finished may be read-only
             check_folder("--models", options.models)
         check_tracking(options.tracking_uri, no_tracking=False)
         self.out = Store(out)

@@ -41,10 +41,10 @@ def save_checkpoint(clip: Clip, folder: Path, lineage: Mapping[str, Any], dtype:
         state, file = {clip.kind: clip.learned}, PROMPT_FILE
         lineage = {**lineage, "prompt": clip.describe()}
     else:
-        (partial / CONFIG_FILE).write_text(json.dumps(clip.config, indent=1) + "\n", encoding="utf-8")
+        (partial / CONFIG_FILE).write_text(json.dumps(clip.config, indent=1) + "\n")
     save_file({name: x.detach().to("cpu", dtype).contiguous() for name, x in state.items()}, partial / file)
     (partial / file).chmod(0o644)  # safetensors writes 0600, which the other users of a cluster cannot read
-    (partial / LINEAGE_FILE).write_text(json.dumps(dict(lineage), indent=1) + "\n", encoding="utf-8")
+    (partial / LINEAGE_FILE).write_text(json.dumps(dict(lineage), indent=1) + "\n")
     folder.mkdir(exist_ok=True)
     for name in (name for name in FILES if (partial / name).exists()):
         os.replace(partial / name, folder / name)

@@ -1,5 +1,6 @@
 """Result tables in the papers' shape: a row a model, a column an attack, one table a data set."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,8 +30,10 @@ class Table:
     caption: str
 
     def markdown(self) -> str:
-        lines = [f"**{self.title}**", "", _line(self.header), _line(["---"] + ["---:"] * (len(self.header) - 1))]
-        return "\n".join([*lines, *map(_line, self.body), "", self.caption, ""])
+        head = [f"**{as_markdown(self.title)}**", "", _line(map(as_markdown, self.header))]
+        rule = _line(["---"] + ["---:"] * (len(self.header) - 1))
+        body = [_line(map(as_markdown, row)) for row in self.body]
+        return "\n".join([*head, rule, *body, "", as_markdown(self.caption), ""])
 
     def rich(self, width: int = 80) -> Group:
         """For a terminal of `width` columns: what does not fit beside the row names follows below, the names again."""
@@ -73,7 +76,13 @@ def _stacked(name: str) -> str:
     return "\n".join(name.rsplit(" ", 1))
 
 
-def _line(cells: Sequence[str]) -> str:
+def as_markdown(text: str) -> str:
+    """A text that GitHub's Markdown shows as it is: no bars, brackets, stars or tags of a name count."""
+    text = re.sub(r"[\\`*\[\]|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", " ".join(text.splitlines()))
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
