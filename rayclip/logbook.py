@@ -286,7 +286,7 @@ class Logbook:
             for name, content in files.items():
                 path = Path(folder) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(content, encoding="utf-8")
+                path.write_bytes(content.encode("utf-8", "backslashreplace"))
             self.tracker.artifact(run, Path(folder))
 
 

@@ -51,6 +51,11 @@ def quiet_client(uri: str) -> Any:
     return MlflowClient(uri)
 
 
+def told(text: str) -> str:
+    """A text as MLflow may have it: without secrets, and without the bytes of a file's name that are no UTF-8."""
+    return redacted(text.encode("utf-8", "backslashreplace").decode())
+
+
 def shorten(text: str, longest: int) -> str:
     """Without its middle where it is too long: names of models differ at their ends."""
     tail = longest // 2
@@ -162,11 +167,11 @@ class MlflowTracker:
         if parent:
             all_tags["mlflow.parentRunId"] = parent
         client = self.client()
-        all_tags = {safe_names.key(key): redacted(value) for key, value in all_tags.items()}
-        shown = shorten(redacted(name), _NAME)
+        all_tags = {safe_names.key(key): told(value) for key, value in all_tags.items()}
+        shown = shorten(told(name), _NAME)
         made = client.create_run(self.experiment_id, run_name=shown, tags=all_tags, start_time=time_ms)
         run = made.info.run_id
-        entries = [Param(safe_names.key(key), redacted(str(value))) for key, value in (params or {}).items()]
+        entries = [Param(safe_names.key(key), told(str(value))) for key, value in (params or {}).items()]
         for i in range(0, len(entries), _PARAMS_AT_ONCE):
             client.log_batch(run, params=entries[i : i + _PARAMS_AT_ONCE])
         return run
@@ -222,7 +227,7 @@ class MlflowTracker:
         """What the UI says of a run, or of the experiment (None) where nobody has said anything, in Markdown."""
         if len(text) > _TEXT:
             text = f"{text[: _TEXT - 40].rpartition(chr(10))[0]}\n\n(The whole is in the artifacts.)"
-        client, text = self.client(), redacted(text)
+        client, text = self.client(), told(text)
         if run is not None:
             client.set_tag(run, NOTE, text)
         elif NOTE not in client.get_experiment(self.experiment_id).tags:
@@ -249,8 +254,8 @@ class MlflowTracker:
         """A data set that a run has used, as the UI's dataset."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        source = redacted(json.dumps({"spec": about.get("spec", name)}))
-        dataset = Dataset(name, digest, "rayclip", source, profile=redacted(json.dumps(dict(about))))
+        source = told(json.dumps({"spec": about.get("spec", name)}))
+        dataset = Dataset(name, digest, "rayclip", source, profile=told(json.dumps(dict(about))))
         self.client().log_inputs(run, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
     def finish(self, run: str, *, failed: bool = False, time_ms: int | None = None) -> None:
