@@ -23,7 +23,6 @@ from rayclip.cli_options import (
     Tracking,
     Verbose,
     budget_of,
-    check_places,
     check_tracking,
     complete_data,
     complete_methods,
@@ -34,6 +33,7 @@ from rayclip.cli_options import (
 )
 from rayclip.cli_request import Request, with_request
 from rayclip.names import METHODS
+from rayclip.places import check_folder
 from rayclip.types import UserError
 
 # Typer brings its own click: its exceptions are reached through the one that Typer makes public.
@@ -193,7 +193,7 @@ def train(
     The result is a checkpoint that `rayclip eval --model local-dir:OUT` and open_clip load; a prompt is loaded onto its
     model with `--model prompted:OUT`.
     """
-    check_places(out, None, done="rayclip.json")
+    check_folder("--out", out, done="rayclip.json")
     check_tracking(tracking_uri, no_tracking)
     if lr is not None and not 0 < lr < float("inf"):
         raise UserError(f"--lr {lr} must be a positive number.")

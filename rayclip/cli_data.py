@@ -155,9 +155,10 @@ def prepare(
             find(name)
     if location is not None and len(wanted) > 1 and source != "torchvision":
         raise UserError(f"--source {source} {location} is one data set, but {len(wanted)} are named.")
-    store = Store(root or data_root())
-    if force or any(store.size(f"{name}/{MANIFEST}") is None for name in wanted):
-        check_folder("--root" if root else "the data root (--root or RAYCLIP_DATA)", store.root)
+    base, option = root or data_root(), "--root" if root else "the data root (RAYCLIP_DATA)"
+    for name in wanted:
+        check_folder(option, f"{base}/{name}", done="" if force else MANIFEST)
+    store = Store(base)
     options = Options(
         splits=None if splits is None else [s.strip() for s in splits.split(",") if s.strip()],
         strict=strict,

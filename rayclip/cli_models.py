@@ -33,6 +33,7 @@ from rayclip.cli_options import (
     default_step,
     hand_out,
 )
+from rayclip.places import check_folder
 from rayclip.types import UserError
 
 
@@ -54,7 +55,7 @@ def import_(
     ] = False,
 ) -> None:
     """Write another code's checkpoint as one of ours (`local-dir:OUT`); a file that would run code is refused."""
-    check_places(str(out), None, done="rayclip.json")
+    check_folder("--out", str(out), done="rayclip.json")
 
     from rayclip.models.checkpoint import read_lineage, save_checkpoint
     from rayclip.models.imports import import_model

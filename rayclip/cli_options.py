@@ -125,16 +125,11 @@ def least_of(min_workers: int | None, workers: int) -> int | None:
     return min_workers
 
 
-def check_places(out: str, json: str | None, done: str | None = None) -> None:
-    """Raise a `UserError` if results could not be written there.
-
-    Args:
-        done: the file that says that all is there already, and nothing is to be written.
-    """
+def check_places(out: str, json: str | None) -> None:
+    """Raise a `UserError` if results could not be written there."""
     if json not in (None, "-"):
         check_stream("--json", str(json))
-    if "://" in out or done is None or not (Path(out).expanduser() / done).is_file():
-        check_folder("--out", out)
+    check_folder("--out", out)
 
 
 def check_tracking(uri: str | None, no_tracking: bool) -> None:

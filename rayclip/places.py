@@ -12,17 +12,20 @@ from pathlib import Path
 from rayclip.types import UserError
 
 
-def check_folder(option: str, place: str) -> None:
+def check_folder(option: str, place: str, *, done: str = "") -> None:
     """Raise a `UserError` if files could not be written into a folder that is there or would be made; an object store's
     URI may be anything. Leaves nothing behind.
 
     Args:
         option: what names the folder, for the sentence.
+        done: the file in it that says that all is there, and nothing has to be written any more.
     """
     if "://" in place:
         return
     with _explained(option, place, "no file can be written there", "folder"):
         path = Path(place).expanduser().absolute()
+        if done and (path / done).is_file():
+            return
         missing = [p for p in (path, *path.parents) if not os.path.lexists(p)]
         there = (path, *path.parents)[len(missing)]
         if not there.is_dir():

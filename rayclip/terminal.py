@@ -67,8 +67,12 @@ def console(*, stderr: bool = False) -> "Console":
     """A rich console for what names people have chosen: no brackets or colons of theirs are markup."""
     from rich.console import Console
 
+    class OurConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # progress goes on, a table ends its command: not for rich, which would exit, to decide
+
     forgive(sys.stderr if stderr else sys.stdout)
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return OurConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 def write_document(text: str, *, declares_utf8: bool) -> None:
