@@ -40,7 +40,7 @@ def shown(monkeypatch, names, encoding):
         patch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding=encoding))
         show(rows)
         sys.stdout.flush()
-    return printed.getvalue().decode(encoding)
+        return printed.getvalue().decode(encoding)
 
 
 def python(code, **env):
