@@ -83,8 +83,11 @@ def test_a_spoiled_store_is_told_by_every_command(here, made, monkeypatch, capsy
         assert says in str(told.value) and "\n" not in str(told.value)
         assert not isinstance(told.value, AwayError), "waiting does not mend it"
     assert time.perf_counter() - began < 20
-    code, out, err = call(monkeypatch, capsys, "ui", "--no-browser")
-    assert (code, out) == (2, "") and says in err and err.count("\n") == 1
+    evaluate = ["eval", "--model", "digits", "--data", "digits", "--attacks", "clean", "--limit", "4", "--out", "o"]
+    for command in (["ui", "--no-browser"], evaluate):
+        code, out, err = call(monkeypatch, capsys, *command)
+        assert (code, out) == (2, "") and says in err and err.count("\n") == 1
+    assert not (here / "o").exists()
     ((topic, state, line),) = cli_doctor._careful("MLflow", lambda: cli_doctor._mlflow(None))
     assert (topic, state) == ("MLflow", "wrong") and says in line
 
