@@ -82,8 +82,10 @@ def _where(error: BaseException) -> str:
     with contextlib.suppress(OSError):
         here = Path.cwd()
         for file in reversed(files):
-            if here in file.absolute().parents and file.stem in {*_MODULES, *sys.stdlib_module_names}:
-                return f": {file} is imported in the place of the installed {file.stem}, rename it"
+            if here in file.absolute().parents:
+                name = Path(file.absolute().relative_to(here).parts[0]).stem
+                if name in {*_MODULES, *sys.stdlib_module_names}:
+                    return f": {file} is imported in the place of the installed {name}, rename it"
     return f" in {files[-1].name}" if files else ""
 
 
