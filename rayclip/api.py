@@ -6,14 +6,14 @@ Everything that can be wrong in the arguments is found before Ray starts and bef
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
+from rayclip import terminal
 from rayclip.attacks import Attack
 from rayclip.attacks.bert import TextSettings
 from rayclip.attacks.clean import Clean
@@ -49,6 +49,7 @@ from rayclip.progress import Display, say
 from rayclip.reports import result_tables, retrieval_tables, search_table
 from rayclip.reports.results import LINEAGE, model_name
 from rayclip.reports.table import heading
+from rayclip.store import no_room
 from rayclip.types import Row, UserError
 
 
@@ -62,10 +63,11 @@ def evaluate_models(models: Sequence[str], evaluation: Evaluation, where: Where)
     store = Store(where.out)
     with where.logbook(store) as logbook:
         rows = _evaluate(cells, positions, store, where)
-        found = _alarms(cells, rows, positions, store)
-        for model in dict.fromkeys(models):
-            _log_evaluations(logbook, model, model, None, rows, cells, found[model])
         _write_results(store, rows, {}, cells)
+        found = _alarms(cells, rows, positions, store)
+        with _logging(store):
+            for model in dict.fromkeys(models):
+                _log_evaluations(logbook, model, model, None, rows, cells, found[model])
     return rows
 
 
@@ -181,7 +183,8 @@ def evaluate_retrieval(
                 run_task(task, clip, pairs, store, where.pool.batch_size, update)
                 mine = read_recalls(task, store)
                 assert mine is not None
-            logbook.retrieval(task, mine)
+            with _logging(store):
+                logbook.retrieval(task, mine)
             rows += mine
     return rows
 
@@ -407,34 +410,53 @@ def _compare(
     """Evaluate models, log each below its run in `runs` or one of its own, and all of them in `root`."""
     cells, positions = _plan(list(labels), evaluations, opened)
     rows = _evaluate(cells, positions, store, where)
+    _write_results(store, rows, labels, cells)
     found = _alarms(cells, rows, positions, store)
     last = {run: model for model, run in runs.items()}  # of several checkpoints or mixtures the trained model itself
-    for model, label in labels.items():
-        run = runs.get(model) or logbook.open(label, parent=root, tags={"rayclip.kind": "untouched"})
-        trial = run if last.get(run) == model else None
-        _log_evaluations(logbook, model, label, run, rows, cells, found[model], trial)
-        logbook.finish(run)
-    _write_results(store, rows, labels, cells)
-    logbook.summary(root, rows, labels)
+    with _logging(store):
+        for model, label in labels.items():
+            run = runs.get(model) or logbook.open(label, parent=root, tags={"rayclip.kind": "untouched"})
+            trial = run if last.get(run) == model else None
+            _log_evaluations(logbook, model, label, run, rows, cells, found[model], trial)
+            logbook.finish(run)
+        logbook.summary(root, rows, labels)
     return rows
+
+
+@contextlib.contextmanager
+def _logging(store: Store) -> Iterator[None]:
+    """Results are on disk when they are logged: nothing that goes wrong with a tracker keeps them from being shown.
+
+    Raises:
+        UserError, OSError: the disk is full, or the like, which the next command would meet, too.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if no_room(error):
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        say("warning", f"not all could be logged ({said}): the results are in {store.root}; run again to log the rest.")
 
 
 def show(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> None:
     """Print the tables to standard output."""
-    console = Console(highlight=False)
+    console = terminal.console()
     for table in result_tables(rows, labels):
         console.print(table.rich(console.width))
 
 
 def show_search(found: Found) -> None:
     """Print where every trial ended on the validation data, the best first; * marks the Pareto front."""
-    console = Console(highlight=False)
+    console = terminal.console()
     console.print(search_table(found.scores, found.front, found.robust).rich(console.width))
 
 
 def show_retrieval(rows: Sequence[RecallRow]) -> None:
     """Print the tables to standard output."""
-    console = Console(highlight=False)
+    console = terminal.console()
     for table in retrieval_tables(rows):
         console.print(table.rich(console.width))
 
@@ -538,4 +560,4 @@ def _write_results(store: Store, rows: Sequence[Row], labels: Mapping[str, str],
     for spec, fingerprint in {(cell.model, cell.model_fingerprint) for cell in cells}:
         store.write_json(f"{LINEAGE}/{fingerprint}.json", model_record(spec, labels.get(spec)))
     store.write("results.json", rows_json(rows).encode())
-    store.write("table.md", markdown(rows, labels).encode())
+    store.write("table.md", markdown(rows, labels).encode("utf-8", "backslashreplace"))

@@ -26,6 +26,7 @@ from rayclip.models.exact import has_batch_norm
 from rayclip.models.loading import patch_size
 from rayclip.models.named import allow as allow_named
 from rayclip.models.scorers import DEFAULT, Scorer
+from rayclip.places import check_folder
 from rayclip.progress import Display, say
 from rayclip.reports.results import Results
 from rayclip.spool import Spool
@@ -116,6 +117,7 @@ class Where:
 
     def logbook(self, store: Store) -> Logbook:
         """Connects to the tracker; the first thing that is done once the arguments are known to be good."""
+        check_folder("the folder of the results,", self.out)
         if self.tracking is None:
             return Logbook(store, None)
         return Logbook(store, self.tracking.connect(store), self.tracking.about)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -22,16 +22,17 @@ from rayclip.cli_options import (
     Tracking,
     Verbose,
     budget_of,
-    check_places,
+    check_tracking,
     complete_data,
     complete_methods,
     complete_models,
+    hand_out,
     least_of,
     refuse_repeats,
-    wrote_json,
 )
 from rayclip.cli_request import Request, with_request
 from rayclip.names import METHODS
+from rayclip.places import check_folder
 from rayclip.types import UserError
 from rayclip.units import format_budget, parse_budget
 
@@ -77,11 +78,13 @@ def evaluate(
 
     where = dataclasses.replace(asked.where, pool=dataclasses.replace(asked.where.pool, workers=workers))
     rows = api.evaluate_models(asked.models, asked.evaluation, where)
-    if wrote_json(asked.json, api.rows_json(rows)):
-        return
-    api.show(rows)
-    print(f"results: {where.out}")
-    cli_plan.say_spent(where.out)
+
+    def show() -> None:
+        api.show(rows)
+        print(f"results: {where.out}")
+        cli_plan.say_spent(where.out)
+
+    hand_out(asked.json, api.rows_json(rows), show)
 
 
 @app.command()
@@ -212,7 +215,8 @@ def train(
     The result is a checkpoint that `rayclip eval --model local-dir:OUT` and open_clip load; a prompt is loaded onto its
     model with `--model prompted:OUT`.
     """
-    check_places(out, None)
+    check_folder("--out", out, done="rayclip.json")
+    check_tracking(tracking_uri, no_tracking)
     if lr is not None and not 0 < lr < float("inf"):
         raise UserError(f"--lr {lr} must be a positive number.")
 
@@ -320,9 +324,9 @@ def defenses() -> None:
 
 def _list_kinds(what: str, kinds: Mapping[str, tuple[str, type]]) -> None:
     """Names, with what they do and their settings."""
-    from rich.console import Console
     from rich.table import Table
 
+    from rayclip import terminal
     from rayclip.settings import shown_defaults
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -331,7 +335,7 @@ def _list_kinds(what: str, kinds: Mapping[str, tuple[str, type]]) -> None:
     for name, (about, kind) in kinds.items():
         settings = " ".join(f"{k}={v}" for k, v in shown_defaults(kind).items())
         table.add_row(name, about + (f"  [{settings}]" if settings else ""))
-    Console(highlight=False, markup=False).print(table)
+    terminal.console().print(table)
 
 
 @app.command()
@@ -384,6 +388,9 @@ def parse_betas(text: str | None) -> tuple[float, float] | None:
 
 def run(command: Callable[..., Any], program: str) -> None:
     """Run a Typer application; what the user can mend ends in one sentence and exit code 2."""
+    from rayclip import terminal
+
+    terminal.prepare()
     if "--json-logs" in sys.argv:  # ahead of Typer, whose own complaints are among what is logged
         from rayclip.progress import log_as_json
 
@@ -395,25 +402,38 @@ def run(command: Callable[..., Any], program: str) -> None:
     except _ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message())
-            sys.exit(2)
+            _leave(2)
         hint = f" Try '{error.ctx.command_path} --help'." if isinstance(error, _UsageError) and error.ctx else ""
-        sys.exit(_complain(error.format_message() + hint))
+        _leave(_complain(error.format_message() + hint))
     except UserError as error:
-        sys.exit(_complain(str(error)))
+        _leave(_complain(str(error)))
     except OSError as error:
         from rayclip.store import no_room
 
         explained = no_room(error)
         if explained is None:
             raise
-        sys.exit(_complain(str(explained)))
+        _leave(_complain(str(explained)))
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:  # Typer turns Ctrl-C into this code by itself
         from rayclip.progress import say
 
         say("note", "stopped; the same command goes on from here.")
-    sys.exit(code if isinstance(code, int) else 0)
+    _leave(code if isinstance(code, int) else 0)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit once all that was printed is out."""
+    from rayclip import terminal
+
+    try:
+        terminal.flush()
+    except BrokenPipeError:
+        code = terminal.BROKEN_PIPE
+    except UserError as error:
+        code = code or _complain(str(error))
+    sys.exit(code)
 
 
 def _complain(sentence: str) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rayclip.cli_options import Cluster, JsonLogs, Quiet, Verbose, complete_data, complete_models
+from rayclip.places import check_file
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def filter_captions(
     from rayclip.models.captions import check_enough, nearest_captions
 
     check_table_name(out)
+    check_file("--out", out)
     if out.exists() and not overwrite:
         raise UserError(f"--out {out} exists and may have been edited: give another name, or --overwrite.")
     names, alternatives = _class_names(data, classes)
@@ -160,8 +162,8 @@ def generate(
     """Let a language or image-text model describe the classes; `rayclip captions filter` chooses from the result."""
     if out.suffix != ".json":
         raise UserError(f"--out {out}: generated captions are written as .json.")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}.")
+    if not out.is_file():
+        check_file("--out", out)
     parts = out.with_suffix(".parts")
     if out.exists() and not (parts / "job.json").is_file():
         raise UserError(f"--out {out} exists and was not generated here: give another name.")

@@ -7,6 +7,7 @@ import typer
 
 from rayclip.cli_options import JsonLogs, Quiet, complete_data
 from rayclip.paths import expand_home, split_places
+from rayclip.places import check_file, check_folder
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def show(
     """A data set's protocol, classes and counts; a contact sheet on request."""
     name = expand_home(name)
     sheet = sheet if sheet is None else sheet.expanduser()
-    if sheet is not None and not sheet.absolute().parent.is_dir():
-        raise UserError(f"--sheet {sheet}: there is no folder {sheet.absolute().parent}.")
+    if sheet is not None:
+        check_file("--sheet", sheet)
 
     from rayclip.data.catalog import prepared
     from rayclip.data.opening import data_root
@@ -153,6 +154,7 @@ def prepare(
     rejected.parquet with the reason.
     """
     from rayclip.data.catalog import Options, prepare_named
+    from rayclip.data.manifest import MANIFEST
     from rayclip.data.opening import data_root
     from rayclip.data.registry import find
     from rayclip.data.sources import Place
@@ -168,7 +170,10 @@ def prepare(
             find(name)
     if location is not None and len(wanted) > 1 and source != "torchvision":
         raise UserError(f"--source {source} {location} is one data set, but {len(wanted)} are named.")
-    store = Store(root or data_root())
+    base, option = root or data_root(), "--root" if root else "the data root (RAYCLIP_DATA)"
+    for name in wanted:
+        check_folder(option, f"{base}/{name}", done="" if force else MANIFEST)
+    store = Store(base)
     options = Options(
         splits=None if splits is None else [s.strip() for s in ",".join(splits).split(",") if s.strip()],
         strict=strict,
@@ -381,6 +386,6 @@ def _short(manifest: "Manifest | UserError | None") -> str:
 
 
 def _console() -> Any:
-    from rich.console import Console
+    from rayclip import terminal
 
-    return Console(highlight=False, markup=False)
+    return terminal.console()

@@ -1,10 +1,12 @@
 """`rayclip doctor`: what of this machine, its cluster and its servers works, and what to do about the rest."""
 
+import contextlib
 import importlib
 import json as jsons
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import typer
@@ -13,6 +15,7 @@ from rayclip.cli_options import Cluster, Tracking
 from rayclip.types import UserError, redacted
 
 _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "transformers", "ray", "mlflow", "pyarrow")
+_MODULES = ("torch", "torchvision", "open_clip", "transformers", "ray", "mlflow", "pyarrow", "numpy", "PIL", "rich")
 _ROOM = 5 << 30  # bytes that a checkpoint or two and a copied data set want
 
 
@@ -47,6 +50,7 @@ def doctor(
     }
     for topic, check in checks.items():
         for finding in _careful(topic, check):
+            finding = finding._replace(says=" ".join(finding.says.split()))
             found.append(finding)
             if not json:
                 mark = {"ok": "✓", "note": "·", "wrong": "✗"}[finding.state]
@@ -58,11 +62,31 @@ def doctor(
 
 
 def _careful(topic: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """What a check finds; an error in it is a finding too."""
+    """What a check finds; an error in it is a finding too, whatever it is: the other checks go on."""
     try:
         yield from check()
     except UserError as error:
         yield Finding(topic, "wrong", str(error))
+    except (Exception, SystemExit) as error:  # libraries may also end the process
+        lines = [line.strip() for line in redacted(str(error)).splitlines() if line.strip()]
+        said = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+        yield Finding(topic, "wrong", f"this check was cut off by an error ({said}){_where(error)}.")
+
+
+def _where(error: BaseException) -> str:
+    """What to do about an error in a module that stands in the way of an installed one."""
+    trace, files = error.__traceback__, []
+    while trace is not None:
+        files.append(Path(trace.tb_frame.f_code.co_filename))
+        trace = trace.tb_next
+    with contextlib.suppress(OSError):
+        here = Path.cwd()
+        for file in reversed(files):
+            if here in file.absolute().parents:
+                name = Path(file.absolute().relative_to(here).parts[0]).stem
+                if name in {*_MODULES, *sys.stdlib_module_names}:
+                    return f": {file} is imported in the place of the installed {name}, rename it"
+    return f" in {files[-1].name}" if files else ""
 
 
 def _versions() -> Iterator[Finding]:
@@ -82,8 +106,14 @@ def _versions() -> Iterator[Finding]:
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         yield Finding("libraries", "wrong", f"torchvision does not fit this torch ({reason}): install both together.")
+
+    for name in sorted({path.stem for path in Path.cwd().iterdir()} & {*_MODULES}):
+        path = next(p for p in Path.cwd().iterdir() if p.stem == name)
+        if path.suffix == ".py" or (path / "__init__.py").is_file():
+            says = f"{path} bears the name of a library, and what Python starts here may import it instead: rename it."
+            yield Finding("libraries", "note", says)
 
 
 def _gpu() -> Iterator[Finding]:
@@ -119,7 +149,7 @@ def _mlflow(uri: str | None) -> Iterator[Finding]:
     from rayclip.tracking import default_uri, look
 
     place = uri or default_uri()
-    found = look(place)
+    found = look(place, to_write=True)
     if found is None:
         yield Finding("MLflow", "ok", f"{redacted(place)} will be made at the first run")
     else:
@@ -144,16 +174,28 @@ def _data(root: str | None) -> Iterator[Finding]:
 def _disk() -> Iterator[Finding]:
     import shutil
     import tempfile
-    from pathlib import Path
 
+    from rayclip.places import check_folder
     from rayclip.store import cache_root
 
-    for what, place in (("here", Path.cwd()), ("cache", cache_root()), ("temporary", Path(tempfile.gettempdir()))):
-        there = next(p for p in (place, *place.parents) if p.exists())
-        free = shutil.disk_usage(there).free
-        if not os.access(there, os.W_OK):
-            yield Finding("disk", "wrong", f"{what}: {place} cannot be written")
-        elif free < _ROOM:
+    kinds: dict[str, tuple[Callable[[], Path | str], str]] = {
+        "here": (Path.cwd, "change into a folder that can be written"),
+        "cache": (cache_root, "set RAYCLIP_CACHE to one that can"),
+        "temporary": (tempfile.gettempdir, "set TMPDIR to one that can"),
+    }
+    for what, (find, remedy) in kinds.items():
+        place = Path()
+        try:
+            place = Path(find())
+            check_folder(what, str(place))
+            there = next(p for p in (place, *place.parents) if p.exists())
+            free = shutil.disk_usage(there).free
+        except (UserError, OSError, RuntimeError) as error:
+            why = getattr(error.__cause__ or error, "strerror", None) or str(error)
+            shown = f"{place} cannot be written" if place.is_absolute() else "there is none that can be written"
+            yield Finding("disk", "wrong", f"{what}: {shown} ({why}): {remedy}.")
+            continue
+        if free < _ROOM:
             yield Finding("disk", "note", f"{what}: {place} has {free / 2**30:.1f} GiB left")
         else:
             yield Finding("disk", "ok", f"{what}: {place} has {free >> 30} GiB left")

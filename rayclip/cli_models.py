@@ -28,13 +28,14 @@ from rayclip.cli_options import (
     Tracking,
     Verbose,
     attack_defaults,
-    check_folder,
     check_places,
+    check_tracking,
     complete_models,
+    hand_out,
     one_list,
-    wrote_json,
 )
 from rayclip.paths import split_places
+from rayclip.places import check_folder
 from rayclip.types import UserError
 from rayclip.units import parse_budgets
 
@@ -59,7 +60,7 @@ def import_(
     ] = False,
 ) -> None:
     """Write another code's checkpoint as one of ours (`local-dir:OUT`); a file that would run code is refused."""
-    check_folder("--out", str(out))
+    check_folder("--out", str(out), done="rayclip.json")
 
     from rayclip.models.checkpoint import read_lineage, save_checkpoint
     from rayclip.models.imports import import_model
@@ -110,6 +111,7 @@ def interpolate(
 ) -> None:
     """Evaluate the weights (1-a)·FROM + a·TO at each a: the curve from clean to robust accuracy."""
     check_places(out, json)
+    check_tracking(tracking_uri, no_tracking)
 
     from rayclip import api, checks
     from rayclip.attacks import parse_attacks
@@ -132,10 +134,12 @@ def interpolate(
         verbose=verbose,
     )
     rows = api.compare(f"interpolate {start} to {end}", models, [evaluation], where)
-    if wrote_json(json, api.rows_json(rows)):
-        return
-    api.show(rows, models)
-    print(f"results: {out}")
+
+    def show() -> None:
+        api.show(rows, models)
+        print(f"results: {out}")
+
+    hand_out(json, api.rows_json(rows), show)
 
 
 def mixes(start: str, end: str, a: str, label: str = "") -> dict[str, str]:

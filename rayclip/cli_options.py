@@ -9,6 +9,7 @@ import typer
 
 from rayclip.names import ATTACKS_ABOUT, DATASETS, DEFENSES_ABOUT, METHODS
 from rayclip.paths import split_places
+from rayclip.places import check_folder, check_stream
 from rayclip.types import UserError
 from rayclip.units import parse_budget
 
@@ -189,25 +190,50 @@ def least_of(min_workers: int | None, workers: int) -> int | None:
 
 def check_places(out: str, json: str | None) -> None:
     """Raise a `UserError` if results could not be written there."""
-    if json not in (None, "-") and not Path(json).absolute().parent.is_dir():
-        raise UserError(f"--json {json}: there is no folder {Path(json).absolute().parent}.")
+    if json not in (None, "-"):
+        check_stream("--json", str(json))
     check_folder("--out", out)
 
 
-def check_folder(option: str, place: str) -> None:
-    """Raise a `UserError` if a folder could not be made there; an object store's URI may be anything."""
-    if "://" in place:
+def check_tracking(uri: str | None, no_tracking: bool) -> None:
+    """Raise a `UserError` if MLflow could never log there; that it may be away is found out later."""
+    if no_tracking:
         return
-    path = Path(place).expanduser().absolute()
-    there = next(p for p in (path, *path.parents) if p.exists())
-    if not there.is_dir():
-        raise UserError(f"{option} {place}: {'that' if there == path else there} is a file: give a folder.")
+    from rayclip.tracking import check_address, default_uri
+
+    check_address(uri or default_uri())
 
 
-def wrote_json(json: str | None, rows: str) -> bool:
-    """Write the rows where `--json` says; whether that is standard output, which then holds nothing else."""
+def hand_out(json: str | None, rows: str, show: Callable[[], None]) -> None:
+    """Write rows where `--json` says, and show them unless that is standard output, which then holds nothing else.
+
+    They are shown whatever becomes of the file.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     if json == "-":
         print(rows, end="")
-    elif json is not None:
-        Path(json).write_text(rows)
-    return json == "-"
+        return
+    failed = None if json is None else _write(Path(json).expanduser(), rows)
+    show()
+    if failed is not None:
+        raise UserError(
+            f"--json {json} cannot be written ({failed.strerror or failed}): make room or mend the rights, and run "
+            "again; what is finished is not computed again."
+        )
+
+
+def _write(path: Path, text: str) -> OSError | None:
+    """A file whole or not at all; a device or a pipe in place."""
+    from rayclip.store import Store
+
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+        else:
+            path = path.resolve()
+            Store(str(path.parent)).write(path.name, text.encode())
+    except OSError as error:
+        return error
+    return None

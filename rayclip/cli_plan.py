@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayclip.cli_options import one_list, wrote_json
+from rayclip.cli_options import hand_out, one_list
 from rayclip.cli_request import Request, with_request
 from rayclip.types import UserError
 
@@ -55,11 +55,13 @@ def plan(
     )
     kept, done, runs = api.spent(where.out)
     answer = {**found.to_json(), "spent": [dataclasses.asdict(each) for each in done], "runs": runs}
-    if wrote_json(asked.json, jsons.dumps(answer, indent=1) + "\n"):
-        return
-    _show(found)
-    if kept is not None and any(each.done for each in done):
-        _show_spent(kept, done, runs)
+
+    def show() -> None:
+        _show(found)
+        if kept is not None and any(each.done for each in done):
+            _show_spent(kept, done, runs)
+
+    hand_out(asked.json, jsons.dumps(answer, indent=1) + "\n", show)
 
 
 def parse_counts(text: str | None) -> list[int]:
@@ -157,7 +159,7 @@ def _table(*columns: str) -> Any:
 
 
 def _print(table: Any) -> None:
-    from rich.console import Console
+    from rayclip import terminal
 
-    console = Console(highlight=False, markup=False)
+    console = terminal.console()
     console.print(table, width=None if console.is_terminal else _WIDTH)

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rayclip.cli_options import Cluster, JsonLogs, Model, Quiet, Tracking, check_folder, complete_models, split_models
+from rayclip import terminal
+from rayclip.cli_options import Cluster, JsonLogs, Model, Quiet, Tracking, complete_models, split_models
+from rayclip.places import check_file, check_folder
 from rayclip.types import UserError
 
 if TYPE_CHECKING:  # `--help` is instant
@@ -50,10 +52,8 @@ def report(
     """Tables and figures from result files: accuracies with intervals, averages, worst cases, McNemar's test."""
     out = None if out == Path("-") else out
     form = form or _form(out)
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}.")
-    if out is not None and out.is_dir():
-        raise UserError(f"--out {out} is a folder: give a file such as {out / f'report.{form}'}.")
+    if out is not None:
+        check_file("--out", out, example=f"report.{form}")
     if figures is not None:
         check_folder("--figures", str(figures))
 
@@ -68,7 +68,7 @@ def report(
         beside=out.absolute().parent if out is not None else Path.cwd(),
     )
     if out is None:
-        sys.stdout.write(text)
+        terminal.write_document(text, declares_utf8=form in ("html", "tex"))
         return
     _write(out, text)
     print(f"report: {out}")

@@ -30,6 +30,7 @@ from rayclip.cli_options import (
     Verbose,
     attack_defaults,
     check_places,
+    check_tracking,
     complete_defenses,
     one_list,
     split_models,
@@ -137,6 +138,7 @@ def request(
 ) -> Request:
     """What the options stand for."""
     check_places(out, json)
+    check_tracking(tracking_uri, no_tracking)
 
     from rayclip import checks
     from rayclip.attacks import parse_attacks

@@ -19,11 +19,12 @@ from rayclip.cli_options import (
     Tracking,
     attack_defaults,
     check_places,
+    check_tracking,
     complete_attacks,
     complete_data,
+    hand_out,
     one_list,
     split_models,
-    wrote_json,
 )
 from rayclip.units import parse_budgets
 
@@ -70,6 +71,7 @@ def retrieval(
 ) -> None:
     """Recall at 1, 5, 10 of images' captions (TR) and captions' images (IR), clean and attacked."""
     check_places(out, json)
+    check_tracking(tracking_uri, no_tracking)
 
     from rayclip import api, checks
     from rayclip.attacks import parse_attacks
@@ -92,7 +94,9 @@ def retrieval(
         eps=parse_budgets(eps or []),
         seed=seed,
     )
-    if wrote_json(json, api.rows_json(rows)):
-        return
-    api.show_retrieval(rows)
-    print(f"results: {out}")
+
+    def show() -> None:
+        api.show_retrieval(rows)
+        print(f"results: {out}")
+
+    hand_out(json, api.rows_json(rows), show)

@@ -11,8 +11,9 @@ import typer
 
 from rayclip.cli import parse_shots
 from rayclip.cli import run as run_app
-from rayclip.cli_options import JsonLogs, MinWorkers, Quiet, check_folder, least_of, one_list
+from rayclip.cli_options import JsonLogs, MinWorkers, Quiet, check_tracking, least_of, one_list
 from rayclip.paths import split_places
+from rayclip.places import check_folder
 from rayclip.scales import ELSEWHERE, MMCOA_METHODS, ONE_SIZE, ScaleName, scales
 from rayclip.types import UserError
 from rayclip.units import default_step
@@ -176,9 +177,12 @@ class Run:
         # A part of the digits is no other data
         bundled = options.substitutes == "default" and data == ("digits",)
         self.substitutes = "clip-table" if bundled else options.substitutes
-        if options.out:
-            check_folder("--out", options.out)
-        self.out = Store(options.out or f"runs/{name.replace('-', '_')}-{options.scale}")
+        out = options.out or f"runs/{name.replace('-', '_')}-{options.scale}"
+        check_folder("--out", out)
+        if options.models and not Path(options.models).expanduser().is_dir():  # what is finished may be read-only
+            check_folder("--models", options.models)
+        check_tracking(options.tracking_uri, no_tracking=False)
+        self.out = Store(out)
         self._errors: dict[str, str] = {}
         self.tracking = checks.Tracking.choose(options.tracking_uri, name, about)
 

@@ -6,7 +6,6 @@ Experiment = study; parent run = sweep, child = trial, grandchild = evaluation.
 import dataclasses
 import hashlib
 import json
-import re
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from rayclip.models.zeroshot import TEMPLATE
 from rayclip.progress import say
 from rayclip.reports import example_grid, result_tables
 from rayclip.reports.table import Varying, across
+from rayclip.safe_names import file_part, key_part
 from rayclip.spool import RUNS, Spool
 from rayclip.types import Row, Tracker, redacted
 
@@ -270,7 +270,7 @@ class Logbook:
             if self._store.size(images) is not None:
                 title = f"{name.removeprefix('eval ')} on {cell.dataset}: {cell.attack_label}"
                 grid = example_grid(self._store.read_tables([images]), cell.class_names, title)
-                pictures[f"{_plain(cell.dataset)}-{cell.attack_label}"] = grid
+                pictures[f"{file_part(cell.dataset)}-{file_part(cell.attack_label)}"] = grid
         return pictures
 
     def _texts(self, cells: Sequence[Cell]) -> dict[str, str]:
@@ -279,7 +279,7 @@ class Logbook:
         for cell in cells:
             texts = self._store.read(f"texts/{cell.texts_id}.json") if isinstance(cell.attack, TextSettings) else None
             if texts is not None:
-                files[f"texts/{cell.dataset}-{cell.attack.name}.json"] = texts.decode()
+                files[f"texts/{file_part(cell.dataset)}-{file_part(cell.attack_label)}.json"] = texts.decode()
         return files
 
     def _files(self, run: str, files: Mapping[str, str]) -> None:
@@ -288,7 +288,7 @@ class Logbook:
             for name, content in files.items():
                 path = Path(folder) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(content)
+                path.write_bytes(content.encode("utf-8", "backslashreplace"))
             self.tracker.artifact(run, Path(folder))
 
 
@@ -298,12 +298,12 @@ def metric_names(rows: Sequence[Row]) -> dict[str, float]:
     values: dict[str, float] = {}
     by_attack: dict[str, list[float]] = {}
     for row in rows:
-        kind = row.attack if row.attack == "clean" or row.is_worst else f"robust/{_plain(row.attack)}"
-        values[f"{kind}/{_plain(row.dataset)}"] = row.top1
+        kind = row.attack if row.attack == "clean" or row.is_worst else f"robust/{key_part(row.attack)}"
+        values[f"{kind}/{key_part(row.dataset)}"] = row.top1
         by_attack.setdefault(row.attack, []).append(row.top1)
     datasets = len({row.dataset for row in rows})
     if datasets > 1:
-        values |= {f"avg/{_plain(attack)}": sum(v) / len(v) for attack, v in by_attack.items() if len(v) == datasets}
+        values |= {f"avg/{key_part(attack)}": sum(v) / len(v) for attack, v in by_attack.items() if len(v) == datasets}
     return values
 
 
@@ -337,12 +337,7 @@ def _shared_protocol(rows: Sequence[Row]) -> str:
 def recall_names(rows: Sequence[RecallRow]) -> dict[str, float]:
     """`clean/tr_at_1/DATA`, `robust/ATTACK/tr_at_1/DATA`: MLflow takes no `@` in a metric's name."""
     kind = {r.attack: "clean" if r.attack == "clean" else f"robust/{r.attack}" for r in rows}
-    return {f"{kind[r.attack]}/{r.direction}_at_{r.k}/{_plain(r.dataset)}": r.recall for r in rows}
-
-
-def _plain(name: str) -> str:
-    """A file's name may hold what MLflow refuses in a metric's."""
-    return re.sub(r"[^\w.-]", "_", name)
+    return {f"{kind[r.attack]}/{r.direction}_at_{r.k}/{key_part(r.dataset)}": r.recall for r in rows}
 
 
 def rows_json(rows: Sequence[Row] | Sequence[RecallRow]) -> str:

@@ -4,6 +4,7 @@ Progress of several pieces of work at once is bars on a terminal and a line now 
 all of it is JSON, one object a line.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -16,11 +17,12 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from rayclip import terminal
 
 _LINE_EVERY_S = 15.0  # between two lines of one task where there is no terminal
 _JSON_EVERY_S = 1.0  # between two objects of one task
@@ -60,12 +62,14 @@ def say(level: Literal["note", "warning", "error"], message: str) -> None:
     if _as_json:
         _write(level, message=message)
     else:
-        print(f"{level}: {message}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody reads it any more, or its disk is full: no reason to end the work
+            print(f"{level}: {message}", file=sys.stderr)
 
 
 def _write(level: str, **fields: Any) -> None:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    print(json.dumps({"time": now, "level": level, **fields}), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(json.dumps({"time": now, "level": level, **fields}), file=sys.stderr, flush=True)
 
 
 def _write_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -129,7 +133,7 @@ class Display:
         self._parts: dict[str, _Task] = {}
         self._began = time.monotonic()
         self._quiet = quiet
-        self._console = Console(stderr=True, highlight=False, markup=False)
+        self._console = terminal.console(stderr=True)
         bars = self._console.is_terminal and not quiet and not _as_json
         self._live = Live(console=self._console, get_renderable=self._picture) if bars else None
 
@@ -184,7 +188,8 @@ class Display:
             return
         parts = (f"{task.name:<22} {_count(task)}", _pace(rate), f"{_clock(left)} left" * bool(left), task.note)
         line = "  ".join(part for part in parts if part)
-        self._console.print(f"[{now - self._began:4.0f} s] {line}", soft_wrap=True)
+        with contextlib.suppress(OSError):
+            self._console.print(f"[{now - self._began:4.0f} s] {line}", soft_wrap=True)
 
     def _picture(self) -> Table:
         """Bars, with what they stand for in the columns that are left."""

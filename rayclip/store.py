@@ -60,7 +60,10 @@ class Store:
                 f"'{root}' holds a secret, and addresses are written into results and logs: take it out and set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or your store's own variables, or a role) on every node."
             )
-        self.root = root if "://" in root else str(Path(root).expanduser().absolute())
+        try:
+            self.root = root if "://" in root else str(Path(root).expanduser().absolute())
+        except (RuntimeError, OSError) as error:  # a home that nobody has; a working directory that is gone
+            raise UserError(f"'{root}' cannot be opened ({error}): give another folder.") from error
 
     @property
     def is_local(self) -> bool:

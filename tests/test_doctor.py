@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -72,3 +74,54 @@ def test_something_wrong_is_exit_code_1_and_the_rest_is_still_said(monkeypatch, 
     assert code == 1 and marks["MLflow"] == "✗" and marks["rayclip"] == "✓" and {"GPU", "data", "disk"} <= set(marks)
     code, out, _ = call(monkeypatch, capsys, "doctor", "--json")
     assert code == 0 and {finding["topic"] for finding in json.loads(out)} >= {"rayclip", "libraries", "MLflow"}
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            RuntimeError("first line\nand more"),
+            "this check was cut off by an error (RuntimeError: first line) in test_",
+        ),
+        (SystemExit(3), "(SystemExit: 3)"),
+        (OSError(36, "File name too long"), "File name too long"),
+        (MemoryError(), "(MemoryError)"),
+        (KeyError("postgresql://me:secret@host/x"), "postgresql://me:***@host/x"),
+    ],
+)
+def test_no_error_of_one_check_ends_the_others(monkeypatch, capsys, error, says):
+    def fails(*_):
+        yield cli_doctor.Finding("topic", "ok", "before")
+        raise error
+
+    for check in ("_versions", "_gpu", "_ray", "_mlflow", "_data"):
+        monkeypatch.setattr(cli_doctor, check, fails)
+    code, out, err = call(monkeypatch, capsys, "doctor")
+    lines = out.splitlines()
+    assert code == 1 and err == "" and sum(says in line for line in lines) == 5
+    assert [line.split()[1] for line in lines if line[0] == "✗"] == ["versions", "GPU", "Ray", "MLflow", "data"]
+    assert any(line.split()[1] == "disk" for line in lines)
+
+
+@pytest.mark.parametrize("name", ["ray.py", "pyarrow/__init__.py"])
+def test_a_file_that_shadows_a_library_is_named(here, monkeypatch, name):
+    (here / name).parent.mkdir(exist_ok=True)
+    (here / name).write_text("raise RuntimeError('shadow')\n")
+    assert any(
+        state == "note" and "bears the name of a library" in says for _, state, says in found(cli_doctor._versions)
+    )
+    code = "import sys; sys.path.insert(0, '.'); from rayclip import cli_doctor as d\n" + (
+        f"def check():\n    import {name.partition('/')[0].removesuffix('.py')}\n    yield\n"
+        "print(*d._careful('topic', check))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)
+    module = name.partition("/")[0].removesuffix(".py")
+    assert f"{here / name} is imported in the place of the installed {module}, rename it" in done.stdout
+
+
+def test_places_that_cannot_be_written_are_wrong_with_what_to_do(here, monkeypatch):
+    monkeypatch.setenv("RAYCLIP_CACHE", "/proc/x")
+    assert [says for topic, state, says in found(cli_doctor._disk) if state == "wrong"] == [
+        "cache: /proc/x cannot be written (No such file or directory): set RAYCLIP_CACHE to one that can."
+    ]
+    assert not any(here.iterdir()), "nothing is left behind"

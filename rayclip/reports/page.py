@@ -42,7 +42,7 @@ def html(document: Document, draw: Callable[[Figure], str]) -> str:
 def shell(title: str, *, header: str, main: str) -> str:
     """A whole page around its header and main part."""
     static = resources.files("rayclip.reports") / "static"
-    style, script = ((static / name).read_text() for name in ("page.css", "page.js"))
+    style, script = ((static / name).read_text("utf-8") for name in ("page.css", "page.js"))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

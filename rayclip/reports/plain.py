@@ -4,8 +4,10 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Mapping
+from urllib.parse import quote
 
 from rayclip.reports.document import Cell, Document, Grid
+from rayclip.reports.table import as_markdown
 
 _TALL, _WIDE = 44, 7  # lines of one LaTeX table; columns from which intervals stand below their numbers
 _LONG = 24  # characters of a word that may be broken
@@ -42,17 +44,18 @@ def markdown(document: Document, figures: Mapping[str, str]) -> str:
     Args:
         figures: where pictures lie, by name.
     """
-    blocks = [f"# {document.title}", *document.summary]
+    blocks = [f"# {as_markdown(document.title)}", *map(as_markdown, document.summary)]
     for part in document.parts:
-        blocks += [f"## {part.title}", *part.text]
+        blocks += [f"## {as_markdown(part.title)}", *map(as_markdown, part.text)]
         for grid in part.grids:
             rule = _row("---" if is_text else "---:" for is_text in grid.is_text)
-            head = [_row(map(_plain, grid.header)), rule]
-            body = [_row([_plain(name), *map(_markdown_cell, cells)]) for name, cells in grid.rows]
-            blocks += [f"**{_plain(grid.title)}**", "\n".join([*head, *body]), _plain(grid.caption)]
+            head = [_row(map(as_markdown, grid.header)), rule]
+            body = [_row([as_markdown(name), *map(_markdown_cell, cells)]) for name, cells in grid.rows]
+            blocks += [f"**{as_markdown(grid.title)}**", "\n".join([*head, *body]), as_markdown(grid.caption)]
         for figure in part.figures:
             if figure.name in figures:
-                blocks += [f"![{figure.alt}]({figures[figure.name]})", f"**{figure.title}.** {figure.caption}"]
+                title, caption, alt = map(as_markdown, (figure.title, figure.caption, figure.alt))
+                blocks += [f"![{alt}]({quote(figures[figure.name])})", f"**{title}.** {caption}"]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -60,13 +63,9 @@ def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _plain(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;").replace("_", "\\_")
-
-
 def _markdown_cell(cell: Cell) -> str:
-    text = f"**{cell.text}**" if cell.best else cell.text
-    return f"{text} {cell.note}".strip()
+    text = as_markdown(cell.text)
+    return f"{f'**{text}**' if cell.best else text} {as_markdown(cell.note)}".strip()
 
 
 _PREAMBLE = r"""\documentclass{article}
@@ -148,8 +147,12 @@ def _latex_cell(cell: Cell, wide: bool) -> str:
 
 def _tex(text: str) -> str:
     text = re.sub(r"(?<![\w'])'(?=\S)", "`", text)  # an opening quotation mark
-    kept = "".join(_LATEX.get(c, c) for c in text)
-    return kept.encode("latin-1", "replace").decode("latin-1")
+    return "".join(_LATEX.get(c) or (c if _in_font(c) else rf"\textbackslash{{}}u{ord(c):04x}") for c in text)
+
+
+def _in_font(c: str) -> bool:
+    """Whether LaTeX's own fonts have a character: what they lack is escaped, for two names to stay two."""
+    return " " <= c <= "~" or "\xa0" <= c <= "\xff"
 
 
 def _broken(text: str) -> str:

@@ -1,5 +1,6 @@
 """Result tables in the papers' shape: a row a model, a column an attack, one table a data set."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +32,10 @@ class Table:
     caption: str
 
     def markdown(self) -> str:
-        lines = [f"**{self.title}**", "", _line(self.header), _line(["---"] + ["---:"] * (len(self.header) - 1))]
-        return "\n".join([*lines, *map(_line, self.body), "", self.caption, ""])
+        head = [f"**{as_markdown(self.title)}**", "", _line(map(as_markdown, self.header))]
+        rule = _line(["---"] + ["---:"] * (len(self.header) - 1))
+        body = [_line(map(as_markdown, row)) for row in self.body]
+        return "\n".join([*head, rule, *body, "", as_markdown(self.caption), ""])
 
     def rich(self, width: int = 80) -> Group:
         """For a terminal of `width` columns: what does not fit beside the row names follows below, the names again."""
@@ -59,14 +62,14 @@ class Table:
         table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 0 if tight else 1), show_edge=False, pad_edge=False)
         for i in (0, *chosen):
             table.add_column(
-                _stacked(self.header[i]) if i else self.header[0],
+                Text(_stacked(self.header[i]) if i else self.header[0]),
                 justify="right" if i else "left",
                 no_wrap=bool(i),
                 overflow="fold",
             )
         for row in self.body:
             if any(row[i] for i in chosen):
-                table.add_row(*(row[i] for i in (0, *chosen)))
+                table.add_row(*(Text(row[i]) for i in (0, *chosen)))  # names may hold brackets
         return table
 
 
@@ -75,7 +78,13 @@ def _stacked(name: str) -> str:
     return "\n".join(name.rsplit(" ", 1))
 
 
-def _line(cells: Sequence[str]) -> str:
+def as_markdown(text: str) -> str:
+    """A text that GitHub's Markdown shows as it is: no bars, brackets, stars or tags of a name count."""
+    text = re.sub(r"[\\`*\[\]|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", " ".join(text.splitlines()))
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 

@@ -1,6 +1,7 @@
 """MLflow: the only room where `mlflow` is imported."""
 
-from rayclip.tracking.mlflow_tracker import MlflowTracker, default_uri, look
+from rayclip.tracking.address import AwayError, check_address, default_uri
+from rayclip.tracking.mlflow_tracker import MlflowTracker, look
 from rayclip.tracking.spooled import SpooledTracker
 
-__all__ = ["MlflowTracker", "SpooledTracker", "default_uri", "look"]
+__all__ = ["AwayError", "MlflowTracker", "SpooledTracker", "check_address", "default_uri", "look"]

@@ -7,11 +7,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rayclip import safe_names
+from rayclip.tracking.address import check_address, check_database, explained, sqlite_file
 from rayclip.types import UserError, has_secret, redacted
 from rayclip.version import code_version
 
@@ -19,6 +20,7 @@ from rayclip.version import code_version
 _METRICS_AT_ONCE = 1000
 _PARAMS_AT_ONCE = 100
 _TEXT = 5000  # characters of a tag
+_NAME = 250  # of a run's name
 
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens it as model training, not as GenAI
 
@@ -26,20 +28,18 @@ KEY = "rayclip.key"  # the tag of a run by which we know it
 NOTE = "mlflow.note.content"  # the tag that the UI shows as a description, in Markdown
 
 
-def default_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or an SQLite file in the working directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
-
-
-def look(uri: str) -> int | None:
+def look(uri: str, *, to_write: bool = False) -> int | None:
     """How many experiments a store holds; None for an SQLite file that is not there yet.
+
+    Args:
+        to_write: whether it has to be one that can be logged to.
 
     Raises:
         UserError: it cannot be reached, or refuses us.
     """
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        return None
-    return MlflowTracker(uri, "").count_experiments()
+    check_address(uri, to_write=to_write)
+    file = sqlite_file(uri)
+    return None if file is not None and not file.is_file() else MlflowTracker(uri, "").count_experiments()
 
 
 def quiet_client(uri: str) -> Any:
@@ -49,6 +49,17 @@ def quiet_client(uri: str) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
+
+
+def told(text: str) -> str:
+    """A text as MLflow may have it: without secrets, and without the bytes of a file's name that are no UTF-8."""
+    return redacted(text.encode("utf-8", "backslashreplace").decode())
+
+
+def shorten(text: str, longest: int) -> str:
+    """Without its middle where it is too long: names of models differ at their ends."""
+    tail = longest // 2
+    return text if len(text) <= longest else f"{text[: longest - tail - 1]}…{text[-tail:]}"
 
 
 def is_away(error: Exception) -> bool:
@@ -87,32 +98,26 @@ class MlflowTracker:
         """Reach the store.
 
         Raises:
-            UserError: it cannot be reached, or refuses us.
+            AwayError: it cannot be reached now, or refuses us.
+            UserError: it cannot be logged to.
         """
-        with self._explained():
+        check_address(self.uri)
+        check_database(self.uri)
+        with explained(self.uri):
             _ = self.experiment_id
 
     def count_experiments(self) -> int:
         """Raises as `contact` does; makes no experiment."""
-        with self._explained():
+        check_database(self.uri)
+        with explained(self.uri):
             return len(self.client().search_experiments())
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            yield
-        except (MlflowException, OSError) as error:
-            if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
-                raise UserError(
-                    f"MLflow at '{self.uri}' refuses us: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
-                    "to a user that may write there."
-                ) from error
-            raise UserError(
-                f"MLflow at '{self.uri}' cannot be reached: start it, or give another --tracking-uri "
-                f"({str(error).splitlines()[0][:160]})."
-            ) from error
+    def find_experiment(self, name: str) -> tuple[str | None, list[str]]:
+        """The id of an experiment if there is one, and the names of all. Raises as `contact` does."""
+        with explained(self.uri):
+            client = self.client()
+            found = client.get_experiment_by_name(name)
+            return found and found.experiment_id, [e.name for e in client.search_experiments()]
 
     @property
     def experiment_id(self) -> str:
@@ -120,6 +125,11 @@ class MlflowTracker:
         if self._experiment_id is None:
             client = self.client()
             found = client.get_experiment_by_name(self.experiment)
+            if found and found.lifecycle_stage != "active":
+                raise UserError(
+                    f"the MLflow experiment '{self.experiment}' was deleted: give another name, or run "
+                    f"`mlflow experiments restore --experiment-id {found.experiment_id}`."
+                )
             if found:
                 self._experiment_id = found.experiment_id
             else:
@@ -135,9 +145,8 @@ class MlflowTracker:
 
     def _artifact_location(self) -> str | None:
         """Beside an SQLite file, whatever directory a worker runs in; a server decides for itself."""
-        if not self.uri.startswith("sqlite:///"):
-            return None
-        return (Path(self.uri.removeprefix("sqlite:///")).parent / "mlruns").as_uri()
+        file = sqlite_file(self.uri)
+        return None if file is None else (file.parent / "mlruns").as_uri()
 
     def client(self) -> Any:
         return quiet_client(self.uri)
@@ -151,17 +160,18 @@ class MlflowTracker:
         tags: Mapping[str, str] | None = None,
         time_ms: int | None = None,
     ) -> str:
-        """`time_ms` is when it started, now unless given."""
+        """`time_ms` is when it started, now unless given. Keys are spelled as MLflow takes them (`safe_names.key`)."""
         from mlflow.entities import Param
 
         all_tags = dict(tags or {})
         if parent:
             all_tags["mlflow.parentRunId"] = parent
         client = self.client()
-        all_tags = {key: redacted(value) for key, value in all_tags.items()}
-        made = client.create_run(self.experiment_id, run_name=redacted(name), tags=all_tags, start_time=time_ms)
+        all_tags = {safe_names.key(key): told(value) for key, value in all_tags.items()}
+        shown = shorten(told(name), _NAME)
+        made = client.create_run(self.experiment_id, run_name=shown, tags=all_tags, start_time=time_ms)
         run = made.info.run_id
-        entries = [Param(key, redacted(str(value))) for key, value in (params or {}).items()]
+        entries = [Param(safe_names.key(key), told(str(value))) for key, value in (params or {}).items()]
         for i in range(0, len(entries), _PARAMS_AT_ONCE):
             client.log_batch(run, params=entries[i : i + _PARAMS_AT_ONCE])
         return run
@@ -217,7 +227,7 @@ class MlflowTracker:
         """What the UI says of a run, or of the experiment (None) where nobody has said anything, in Markdown."""
         if len(text) > _TEXT:
             text = f"{text[: _TEXT - 40].rpartition(chr(10))[0]}\n\n(The whole is in the artifacts.)"
-        client, text = self.client(), redacted(text)
+        client, text = self.client(), told(text)
         if run is not None:
             client.set_tag(run, NOTE, text)
         elif NOTE not in client.get_experiment(self.experiment_id).tags:
@@ -244,8 +254,8 @@ class MlflowTracker:
         """A data set that a run has used, as the UI's dataset."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        source = redacted(json.dumps({"spec": about.get("spec", name)}))
-        dataset = Dataset(name, digest, "rayclip", source, profile=redacted(json.dumps(dict(about))))
+        source = told(json.dumps({"spec": about.get("spec", name)}))
+        dataset = Dataset(name, digest, "rayclip", source, profile=told(json.dumps(dict(about))))
         self.client().log_inputs(run, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
     def finish(self, run: str, *, failed: bool = False, time_ms: int | None = None) -> None:

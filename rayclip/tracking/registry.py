@@ -1,12 +1,12 @@
 """Checkpoints as versions of registered models: with a signature, served without unpickling, the best one named."""
 
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rayclip import __version__
+from rayclip.safe_names import model_name
 from rayclip.tracking.mlflow_tracker import MlflowTracker
 
 LOADER = "rayclip.serving"
@@ -24,7 +24,7 @@ def register(tracker: MlflowTracker, run: str, checkpoint: Path, folder: str, co
         content: `class_names`, `template`, `description`, and `tags` of the version.
     """
     client = tracker.client()
-    name = _model_name(tracker.experiment)
+    name = model_name(tracker.experiment)
     if any(v.source.endswith(f"/{folder}") for v in client.search_model_versions(f"run_id = '{run}'")):
         return
     tracker.artifact(run, checkpoint, f"{folder}/data")
@@ -53,13 +53,10 @@ def rank(tracker: MlflowTracker, protocol: str, accuracies: Mapping[str, float])
             client.set_model_version_tag(version.name, version.version, PROTOCOL, protocol)
             names.add(version.name)
     for name in names:
-        measured = client.search_model_versions(f"name = '{name}' and tags.`{PROTOCOL}` = '{protocol}'")
+        versions = client.search_model_versions(f"tags.`{PROTOCOL}` = '{protocol}'")
+        measured = [v for v in versions if v.name == name]  # a name may hold a quotation mark
         best = max(measured, key=lambda v: (float(v.tags[WORST]), -int(v.version)))  # the older of two equal ones
         client.set_registered_model_alias(name, CHAMPION, best.version)
-
-
-def _model_name(experiment: str) -> str:
-    return re.sub(r"[/:]", "-", experiment)
 
 
 def _make_registered(client: Any, name: str, experiment: str) -> None:
@@ -99,4 +96,4 @@ def _write_model(place: Path, run: str, folder: str, class_names: Sequence[str],
     model = Model(artifact_path=folder, run_id=run, signature=signature)
     pyfunc.add_to_model(model, loader_module=LOADER, data="data")
     model.save(str(place / "MLmodel"))
-    (place / "requirements.txt").write_text(f"rayclip=={__version__}\n")
+    (place / "requirements.txt").write_text(f"rayclip=={__version__}\n", encoding="utf-8")

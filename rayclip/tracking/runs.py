@@ -2,7 +2,8 @@
 
 import re
 
-from rayclip.tracking.mlflow_tracker import default_uri, quiet_client
+from rayclip.tracking.address import check_address, check_database, default_uri, explained
+from rayclip.tracking.mlflow_tracker import quiet_client
 from rayclip.types import UserError
 
 RESULTS, MODEL = "rayclip.results", "rayclip.model"  # tags: the results' folder; of one model's evaluation, which
@@ -22,12 +23,17 @@ def results_of(run: str, uri: str | None) -> tuple[str, str | None]:
     from mlflow.exceptions import MlflowException
 
     where = uri or default_uri()
-    try:
-        tags = quiet_client(where).get_run(run.removeprefix("runs:/")).data.tags
-    except (MlflowException, OSError) as error:
-        raise UserError(
-            f"there is no run '{run}' at {where}: give --tracking-uri, or the folder of results."
-        ) from error
+    check_address(where, to_write=False)
+    check_database(where)
+    with explained(where):
+        try:
+            tags = quiet_client(where).get_run(run.removeprefix("runs:/")).data.tags
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UserError(
+                f"there is no run '{run}' at {where}: give --tracking-uri, or the folder of results."
+            ) from error
     if RESULTS not in tags:
         raise UserError(f"run '{run}' does not say where its results lie: give the folder instead.")
     return tags[RESULTS], tags.get(MODEL)

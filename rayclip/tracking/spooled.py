@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rayclip.progress import say
+from rayclip.safe_names import key
 from rayclip.spool import IDS, Spool
 from rayclip.store import Store, no_room
+from rayclip.tracking.address import AwayError
 from rayclip.tracking.mlflow_tracker import KEY, MlflowTracker, is_away, source_tags
 from rayclip.tracking.registry import rank, register
-from rayclip.types import UserError, redacted
+from rayclip.types import redacted
 
 _RETRY_S = 30.0  # between attempts while the server is away
 _PATIENCE_S = 10.0  # for the last entries of a command
@@ -32,7 +34,7 @@ class SpooledTracker:
             known: an earlier start has logged from this folder to this tracker, so that it may be away now.
 
         Raises:
-            UserError: the first contact fails.
+            UserError: MLflow cannot be logged to, or the first contact fails.
         """
         self.spool, self._mlflow = spool, mlflow
         self._ids: dict[str, str] = spool.store.read_json(IDS) or {}  # MLflow's of each run it has taken
@@ -44,7 +46,7 @@ class SpooledTracker:
         self._quiet_until = 0.0
         try:
             mlflow.contact()
-        except UserError:
+        except AwayError:
             if not known:
                 raise
             self._lost()
@@ -192,7 +194,8 @@ class SpooledTracker:
         content, log = entry["content"], self._mlflow
         match entry["kind"]:
             case "metrics":
-                values = [(name, value, step) for name, value, step in content if self._is_new(run, name, value, step)]
+                named = [(key(name), value, step) for name, value, step in content]
+                values = [each for each in named if self._is_new(run, *each)]
                 log.metrics(run, values, time_ms=entry["time_ms"])
                 self._last |= {(run, name): (step, value) for name, value, step in values}
             case "table":

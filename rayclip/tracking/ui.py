@@ -6,9 +6,9 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
-from pathlib import Path
 
-from rayclip.tracking.mlflow_tracker import default_uri, look, quiet_client
+from rayclip.tracking.address import default_uri, sqlite_file
+from rayclip.tracking.mlflow_tracker import MlflowTracker, look
 from rayclip.types import UserError, redacted
 
 _START_S = 60.0
@@ -22,7 +22,8 @@ def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) 
         UserError: no MLflow there, no such experiment, or the port is taken.
     """
     uri = uri or default_uri()
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
         raise UserError(f"there is no MLflow store at '{uri}' yet: run something first, or give --tracking-uri.")
     if not uri.startswith("http"):
         look(uri)  # says what is wrong with an address before a server is started on it
@@ -30,12 +31,10 @@ def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) 
         raise UserError(f"MLflow at '{redacted(uri)}' does not answer: start it, or give another --tracking-uri.")
     page = f"/#/experiments?{_WORKFLOW}"
     if experiment is not None:
-        client = quiet_client(uri)
-        found = client.get_experiment_by_name(experiment)
+        found, known = MlflowTracker(uri, "").find_experiment(experiment)
         if found is None:
-            known = ", ".join(e.name for e in client.search_experiments())
-            raise UserError(f"MLflow at '{uri}' has no experiment '{experiment}': it has {known}.")
-        page = f"/#/experiments/{found.experiment_id}/runs?{_WORKFLOW}"
+            raise UserError(f"MLflow at '{uri}' has no experiment '{experiment}': it has {', '.join(known)}.")
+        page = f"/#/experiments/{found}/runs?{_WORKFLOW}"
     if uri.startswith("http"):
         _show(uri.rstrip("/") + page, browser)
         return

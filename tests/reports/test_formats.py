@@ -1,6 +1,7 @@
 """A report as Markdown, LaTeX, CSV and HTML."""
 
 import csv
+import html
 import io
 import json
 import re
@@ -10,13 +11,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rayclip.reports import make_leaderboard, make_report
+from rayclip.reports import make_leaderboard, make_report, result_tables
 from rayclip.reports.build import build
 from rayclip.reports.document import Cell, Grid, Part
 from rayclip.reports.numbers import sections
 from rayclip.reports.plain import comma_separated, latex, markdown
 from rayclip.reports.results import read_results
-from rayclip.types import UserError
+from rayclip.types import Row, UserError
 from reports.made import BERT, CLEAN, SEP, bits, describe, pgd, put
 
 WORDS = Part(
@@ -226,3 +227,55 @@ def test_a_model_without_all_data_sets_has_no_average_on_the_leaderboard(results
     rows = re.findall(r"<tr data-id=.*?</tr>", make_leaderboard(read_results([str(tmp_path)]), "Board")["index.html"])
     guest = [re.search('data-dataset="(.*?)"', row)[1] for row in rows if "guest" in row]
     assert set(guest) == {"one"}
+
+
+BRACKETS = ["tecoa[eps=1]", "x[/b]", "[a](http://b)", "a|b", "`c`", "*d*", "$x_{$ and $", "_e_", "f<g>", "模", "型"]
+
+
+def shown_in_markdown(text):
+    """What GitHub shows of a cell without any markup: escapes and entities undone."""
+    return html.unescape(re.sub(r"\\([\\`*_\[\]|~])", r"\1", text))
+
+
+@pytest.mark.parametrize("form", ["md", "html", "tex", "csv"])
+def test_names_are_whole_in_every_form(tmp_path, form):
+    for m, model in enumerate(BRACKETS):
+        for attack in (CLEAN, pgd()):
+            put(tmp_path / "results", model, attack, bits(m), dataset="d[1]|$x$")
+    results = read_results([str(tmp_path / "results")])
+    text = make_report(results, form, beside=tmp_path, figures=None if form == "csv" else tmp_path / "my figures")
+    if form == "md":
+        (table,) = re.findall(r"\*\*d.*?accuracy in %\*\*\n\n(.*?)\n\n", text, re.DOTALL)
+        rows = [re.split(r"(?<!\\)\|", line) for line in table.splitlines()[2:]]
+        assert {shown_in_markdown(row[1].strip()) for row in rows} == set(BRACKETS)
+        assert {len(row) for row in rows} == {5}, "a bar in a name begins no cell"
+        assert "](my%20figures/" in text, "a blank ends a picture's address"
+    elif form == "html":
+        assert {html.unescape(name) for name in re.findall('<tr data-id="(.*?)">', text)} == set(BRACKETS)
+    elif form == "tex":
+        assert r"\textbackslash{}u6a21" in text and r"\textbackslash{}u578b" in text, "two names stay two"
+        assert r"\$x\_\{\$" in text
+    else:
+        assert {line["model"] for line in csv.DictReader(io.StringIO(text))} == set(BRACKETS)
+
+
+def test_the_table_of_an_evaluation_is_markdown_whatever_names_are(tmp_path):
+    rows = [
+        Row(
+            model=name,
+            dataset="d|1",
+            attack="clean",
+            eps=None,
+            steps=None,
+            n=4,
+            top1=75.0,
+            ci_low=30.0,
+            ci_high=95.0,
+            protocol={"template": "a {}", "resolution": "native", "precision": "fp32", "seed": 0},
+            cell=name,
+        )
+        for name in BRACKETS
+    ]
+    (table,) = result_tables(rows)
+    lines = [line for line in table.markdown().splitlines() if line.startswith("| ")][2:]
+    assert [shown_in_markdown(re.split(r"(?<!\\)\|", line)[1].strip()) for line in lines] == BRACKETS

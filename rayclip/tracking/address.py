@@ -1,0 +1,189 @@
+"""What is wrong with an MLflow address, found out in a moment: MLflow itself tries a database for minutes.
+
+The rules of `check_address` need no MLflow: a command can ask before it imports anything else.
+"""
+
+import os
+import shlex
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rayclip.places import check_folder
+from rayclip.types import UserError, redacted
+
+_FILE = "sqlite:///"
+_DATABASES = ("postgresql", "mysql", "mssql")
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_MAGIC = b"SQLite format 3\0"
+_KNOCK_S = 5.0
+_BUSY = 503  # a lock, say
+# By the module that a driver is imported as, where that is no package's name
+_PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+
+
+class AwayError(UserError):
+    """MLflow does not answer now; it may later."""
+
+
+def default_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or an SQLite file in the working directory.
+
+    Raises:
+        UserError: the working directory is gone.
+    """
+    try:
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"{_FILE}{Path('mlflow.db').absolute()}"
+    except FileNotFoundError as error:
+        raise UserError("the working directory is gone: change into one that is there.") from error
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an SQLite store."""
+    return Path(uri.removeprefix(_FILE).partition("?")[0]).absolute() if uri.startswith(_FILE) else None
+
+
+def is_database(uri: str) -> bool:
+    """Whether MLflow opens the address as a database, without a server of its own."""
+    return uri.startswith(_FILE) or uri.partition("://")[0].partition("+")[0] in _DATABASES
+
+
+def check_address(uri: str, *, to_write: bool = True) -> None:
+    """Raise a `UserError` for what waiting will not mend: a file that is no database or may not be written, a driver
+    that is not installed.
+
+    Args:
+        to_write: something is to be logged there.
+    """
+    path = sqlite_file(uri)
+    if path is not None:
+        _check_file(uri, path, to_write=to_write)
+    elif is_database(uri):
+        _check_driver(uri)
+
+
+def check_database(uri: str) -> None:
+    """Connect to a database once.
+
+    Raises:
+        AwayError: it cannot be reached or refuses us.
+    """
+    if not is_database(uri) or uri.startswith(_FILE):
+        return
+    from sqlalchemy import create_engine, inspect, make_url
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
+
+    url = make_url(uri)
+    try:
+        if url.host and not url.host.startswith("/"):  # a driver would wait for longer
+            port = url.port or _PORTS[url.get_backend_name()]
+            socket.create_connection((url.host, port), timeout=_KNOCK_S).close()
+        inspect(create_engine(url, poolclass=NullPool))
+    except (SQLAlchemyError, OSError) as error:
+        raise AwayError(
+            f"the database of MLflow at '{uri}' cannot be reached: start it, or give another --tracking-uri "
+            f"({reason(error)})."
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """An error's first line, at most 300 characters."""
+    text = (redacted(str(error)).strip().splitlines() or [""])[0]
+    return (text if len(text) <= 300 else f"{text[:299]}…").rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Whatever MLflow raises of an address, as one sentence.
+
+    Raises:
+        AwayError: it cannot be reached now.
+        UserError: it refuses us, or cannot be used.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # those of databases and their drivers, too
+        status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
+        if status in (401, 403):
+            raise AwayError(
+                f"MLflow at '{uri}' refuses us: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user "
+                "that may write there."
+            ) from error
+        if is_database(uri) and "mlflow db upgrade" in str(error):  # its own remedy, whose sentence has no address
+            import mlflow
+
+            raise UserError(
+                f"the database of MLflow at '{uri}' is of another version of MLflow than this one "
+                f"({mlflow.__version__}): take a backup and run `mlflow db upgrade {shlex.quote(uri)}`, or give "
+                "another --tracking-uri."
+            ) from error
+        if is_database(uri) and status != _BUSY:
+            raise UserError(
+                f"the database of MLflow at '{uri}' cannot be used: mend it, move it away, or give another "
+                f"--tracking-uri ({reason(error)})."
+            ) from error
+        if not isinstance(error, OSError | MlflowException) or (400 <= status < 500 and status not in (408, 429)):
+            raise UserError(
+                f"MLflow at '{uri}' cannot be reached as it is written: give another --tracking-uri ({reason(error)})."
+            ) from error
+        raise AwayError(
+            f"MLflow at '{uri}' cannot be reached: start it, or give another --tracking-uri ({reason(error)})."
+        ) from error
+
+
+def _check_file(uri: str, path: Path, *, to_write: bool) -> None:
+    if path.is_dir():
+        raise UserError(f"the database of MLflow at '{uri}' is a folder: give a file.")
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                head = file.read(len(_MAGIC))
+            if head and head != _MAGIC:  # an empty file is an empty database
+                raise UserError(
+                    f"the database of MLflow at '{uri}' is none, or damaged: move it away, or give another "
+                    "--tracking-uri."
+                )
+    except OSError as error:
+        raise UserError(
+            f"the database of MLflow at '{uri}' cannot be read ({error.strerror}): mend its rights, or give another "
+            "--tracking-uri."
+        ) from error
+    if not to_write:
+        return
+    try:
+        check_folder("the folder", str(path.parent))  # of the file itself, of its journal, and of `mlruns`
+    except UserError as error:
+        cause = getattr(error.__cause__, "strerror", None) or "that is no folder"
+        raise UserError(
+            f"MLflow cannot write '{path}', where runs are logged ({cause}): work in a folder that can be written, "
+            "or give another --tracking-uri."
+        ) from error
+    if path.exists() and not os.access(path, os.W_OK):
+        raise UserError(
+            f"MLflow cannot write '{path}', where runs are logged: mend its rights, or give another --tracking-uri."
+        )
+
+
+def _check_driver(uri: str) -> None:
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except ImportError as error:
+        module = error.name or "its driver"
+        package = _PACKAGES.get(module.partition(".")[0], module)
+        raise UserError(
+            f"MLflow reaches '{uri}' through the Python package {module}, which is not installed: "
+            f"pip install {shlex.quote(package)}, or start an MLflow server and give its address."
+        ) from error
+    except (SQLAlchemyError, ValueError) as error:
+        raise UserError(
+            f"MLflow at '{uri}' cannot be reached as it is written: give another --tracking-uri ({reason(error)})."
+        ) from error
