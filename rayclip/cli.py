@@ -32,13 +32,13 @@ from rayclip.cli_options import (
     wrote_json,
 )
 from rayclip.cli_request import Request, with_request
+from rayclip.interrupts import INTERRUPTED, STOPPED, exit_code, listen
 from rayclip.names import METHODS
 from rayclip.types import UserError
 
 # Typer brings its own click: its exceptions are reached through the one that Typer makes public.
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
-_INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -353,7 +353,9 @@ def parse_betas(text: str | None) -> tuple[float, float] | None:
 
 
 def run(command: Callable[..., Any], program: str) -> None:
-    """Run a Typer application; what the user can mend ends in one sentence and exit code 2."""
+    """Run a Typer application; what the user can mend ends in one sentence and exit code 2, Ctrl-C and SIGTERM in one
+    and exit code 130 or 143."""
+    listen()
     if "--json-logs" in sys.argv:  # ahead of Typer, whose own complaints are among what is logged
         from rayclip.progress import log_as_json
 
@@ -376,11 +378,12 @@ def run(command: Callable[..., Any], program: str) -> None:
             raise
         sys.exit(_complain(str(explained)))
     except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
-    if code == _INTERRUPTED:  # Typer turns Ctrl-C into this code by itself
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # Typer turns Ctrl-C into this code by itself
         from rayclip.progress import say
 
-        say("note", "stopped; the same command goes on from here.")
+        say("note", STOPPED)
+        code = exit_code()
     sys.exit(code if isinstance(code, int) else 0)
 
 
