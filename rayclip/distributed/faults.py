@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from rayclip.types import UserError
@@ -33,6 +34,12 @@ def no_memory(node: str | None, tried: str = "") -> UserError:
         f"{which} has too little memory: Ray has ended {'a worker' if not tried else 'its workers'} there to keep it "
         f"alive{tried}; free memory on it, take smaller batches or a smaller model, or a larger node, and {AGAIN}."
     )
+
+
+def only_node() -> str | None:
+    """Address of the node that all workers are on, if there is but one."""
+    alive = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return alive[0] if len(alive) == 1 else None
 
 
 def within(error: BaseException | None) -> Iterator[BaseException]:

@@ -66,7 +66,9 @@ def _make_short(usual: Path, reason: str) -> Path:
             if why_not(folder) is None:
                 return folder
             folder.rmdir()
-    raise UserError(f"Ray has no place for its sockets, since {usual} {reason}: set {_PLACE} to a short folder of yours.")
+    raise UserError(
+        f"Ray has no place for its sockets, since {usual} {reason}: set {_PLACE} to a short folder of yours."
+    )
 
 
 def shadowing() -> list[str]:
@@ -109,7 +111,7 @@ def import_as_here() -> Callable[[], None] | None:
                     sys.path.remove(unwanted)
 
         if unwanted not in sys.path:  # or the node itself was started to import from there
-            sys.meta_path.insert(0, Dropper)  # type: ignore[arg-type]
+            sys.meta_path.insert(0, Dropper)
 
     return start
 
