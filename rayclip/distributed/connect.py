@@ -55,7 +55,7 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
         verbose: let Ray print what its workers print.
 
     Raises:
-        UserError: Ray does not start here; no cluster answers, or it refuses our token; or Ray itself fails in the block.
+        UserError: Ray does not start; no cluster answers, or it refuses our token; or Ray itself fails in the block.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -29,9 +29,11 @@ def why_not(folder: Path) -> str | None:
     if len(path) > _LONGEST - _BELOW:
         return f"is {len(path)} bytes long and Ray's sockets leave room for {_LONGEST - _BELOW}"
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return None
+    except OSError:
         return "cannot be written"
-    return None
 
 
 @contextmanager
@@ -69,6 +71,20 @@ def _make_short(usual: Path, reason: str) -> Path:
     raise UserError(
         f"Ray has no place for its sockets, since {usual} {reason}: set {_PLACE} to a short folder of yours."
     )
+
+
+def surroundings() -> list[str]:
+    """What of this place Ray would not bear by itself, and how it is dealt with, in sentences: for `rayclip doctor`."""
+    found, folder = [], ray_folder()
+    reason = why_not(folder)
+    if reason is not None:
+        with short_folder():
+            found.append(f"{folder} {reason}: a private Ray keeps them in a short folder such as {ray_folder()}")
+    names = shadowing()
+    if names:
+        listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        found.append(f"{listed} here: named like installed packages, which are imported all the same")
+    return found
 
 
 def shadowing() -> list[str]:
