@@ -21,7 +21,7 @@ def explained(error: Exception, node: str | None = None) -> Exception:
         if isinstance(inner, UserError | FloatingPointError):
             return UserError(str(inner))
         if isinstance(inner, OutOfMemoryError):
-            return no_memory(node)
+            return no_memory(node or only_node())
     if isinstance(error, RayError) and not isinstance(error, RayTaskError):
         return UserError(f"Ray has failed ({first_line(error)}): see that its nodes are up, and {AGAIN}.")
     return error
@@ -36,8 +36,14 @@ def no_memory(node: str | None, tried: str = "") -> UserError:
     )
 
 
+def often(times: int) -> str:
+    return "once" if times == 1 else f"{times} times"
+
+
 def only_node() -> str | None:
     """Address of the node that all workers are on, if there is but one."""
+    if not ray.is_initialized():
+        return None
     alive = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     return alive[0] if len(alive) == 1 else None
 

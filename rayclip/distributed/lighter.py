@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.train import UserCallback
+from ray.train import ControllerError, UserCallback
 
-from rayclip.distributed.faults import no_memory, only_node, ran_out_of_memory
+from rayclip.distributed.faults import no_memory, often, only_node, ran_out_of_memory
 from rayclip.distributed.notes import Notes
 from rayclip.training import TrainConfig
 
@@ -33,13 +33,19 @@ def fit_into_memory(config: TrainConfig, notes: Notes, rank: int, world_size: in
     return replace(config, accumulate=_parts(config, _times(notes), world_size))
 
 
+def lost_a_helper(error: BaseException) -> bool:
+    """Whether Ray's memory monitor has ended what Train works with, and not a worker: Train itself does not try again,
+    but Tune does, if its function raises."""
+    return isinstance(error, ControllerError) and ran_out_of_memory(error)
+
+
 def why_it_failed(error: BaseException | None, notes: Notes, config: TrainConfig, world_size: int) -> str | None:
     """A sentence if memory was the reason, None otherwise."""
     if not ran_out_of_memory(error):
         return None
     times = _times(notes)
     parts = _parts(config, max(0, times - 1), world_size)
-    tried = f" {times} times, at last with a batch in {parts} parts" if times else ""
+    tried = f" {often(times)}, at last with a batch in {parts} part{'s' * (parts > 1)}" if times else ""
     return str(no_memory((notes.read("pressure") or "").partition(" ")[2] or only_node(), tried))
 
 

@@ -13,7 +13,7 @@ import ray
 import torch
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from rayclip.distributed.faults import AGAIN, explained, no_memory, only_node
+from rayclip.distributed.faults import AGAIN, explained, no_memory, often, only_node
 from rayclip.distributed.pressure import Pressure
 from rayclip.distributed.resources import PoolSize, Share, check_shared
 from rayclip.evaluation import Cell, Evaluator, Shard, Shards, Store
@@ -270,7 +270,7 @@ class _Pool:
         if hand.ready and self._schedule is not None:
             self._schedule.leave(hand)
         if not self._pressure.lost(len(self._hands), self._now()):
-            tried = f" {self._pressure.killed} times, at last with one image at a time and no other beside it"
+            tried = f" {often(self._pressure.killed)}, at last with one image at a time and no other beside it"
             raise no_memory(hand.node or only_node(), tried) from error
         note = f"little memory on {hand.node or 'a node'}: a worker was ended"
         self._display.update("evaluating", self._samples_done, self._total, note)

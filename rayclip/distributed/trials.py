@@ -26,7 +26,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import TrialScheduler
 from ray.util.placement_group import get_current_placement_group
 
-from rayclip.distributed.lighter import MemoryWatch, fit_into_memory, why_it_failed
+from rayclip.distributed.lighter import MemoryWatch, fit_into_memory, lost_a_helper, why_it_failed
 from rayclip.distributed.notes import Notes, release
 from rayclip.distributed.resources import check_shared, within_reach
 from rayclip.models.checkpoint import FILES, read_lineage
@@ -173,6 +173,7 @@ def run_trials(
     todo = sorted((t for t in trials if not t.is_finished()), key=_length, reverse=True)
     storage.write(_BEGUN, b"")
     for trial in todo:
+        trial.notes(storage).clear("pressure")
         display.update(trial.name, 0, 0, "waiting")
     calls = on_finish, on_report, on_measure
     watcher = _Watcher(todo, workers, storage, display, *calls, may_stop=scheduler is not None)
@@ -224,7 +225,6 @@ def _driver(
             return
         notes = trial.notes(storage)
         notes.clear("failure")
-        notes.clear("pressure")
         release(notes)  # of an earlier driver that was lost
         filesystem, place = storage.filesystem()
         reports = Reports()
@@ -259,6 +259,8 @@ def _driver(
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:  # Train has tried again itself; Tune must not
             reports.drain()
+            if lost_a_helper(error):
+                raise
             tune.report({"failure": _why(error, trial, notes, workers)})
             return
         reports.drain()
