@@ -31,6 +31,7 @@ from rayclip.cli_options import (
     refuse_repeats,
 )
 from rayclip.cli_request import Request, with_request
+from rayclip.interrupts import INTERRUPTED, STOPPED, exit_code, listen
 from rayclip.names import METHODS
 from rayclip.places import check_folder
 from rayclip.types import UserError
@@ -39,7 +40,6 @@ from rayclip.units import format_budget, parse_budget
 # Typer brings its own click: its exceptions are reached through the one that Typer makes public.
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
-_INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -387,9 +387,11 @@ def parse_betas(text: str | None) -> tuple[float, float] | None:
 
 
 def run(command: Callable[..., Any], program: str) -> None:
-    """Run a Typer application; what the user can mend ends in one sentence and exit code 2."""
+    """Run a Typer application; what the user can mend ends in one sentence and exit code 2, Ctrl-C and SIGTERM in one
+    and exit code 130 or 143."""
     from rayclip import terminal
 
+    listen()
     terminal.prepare()
     if "--json-logs" in sys.argv:  # ahead of Typer, whose own complaints are among what is logged
         from rayclip.progress import log_as_json
@@ -415,11 +417,12 @@ def run(command: Callable[..., Any], program: str) -> None:
             raise
         _leave(_complain(str(explained)))
     except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
-    if code == _INTERRUPTED:  # Typer turns Ctrl-C into this code by itself
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # Typer turns Ctrl-C into this code by itself
         from rayclip.progress import say
 
-        say("note", "stopped; the same command goes on from here.")
+        say("note", STOPPED)
+        code = exit_code()
     _leave(code if isinstance(code, int) else 0)
 
 

@@ -131,9 +131,11 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _ray(cluster: bool) -> Iterator[Finding]:
-    from rayclip.distributed import cluster_holds, ray_cluster
+    from rayclip.distributed import cluster_holds, ray_cluster, surroundings
 
     try:
+        for sentence in surroundings():
+            yield Finding("Ray", "note", sentence)
         with ray_cluster(cluster=cluster):
             nodes, holds = cluster_holds()
     except UserError as error:

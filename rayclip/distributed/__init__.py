@@ -7,6 +7,7 @@ from rayclip.distributed.calibration import calibrate
 from rayclip.distributed.connect import cluster_holds, ray_cluster
 from rayclip.distributed.pool import Ran, evaluate
 from rayclip.distributed.resources import PoolSize
+from rayclip.distributed.session import surroundings
 
 if TYPE_CHECKING:
     from rayclip.distributed.search import Validation, run_search, waiting
@@ -25,6 +26,7 @@ __all__ = [
     "ray_cluster",
     "run_search",
     "run_trials",
+    "surroundings",
     "waiting",
     "with_precision",
 ]

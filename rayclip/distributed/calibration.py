@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from rayclip.distributed.pool import make_actor, shown_cause
+from rayclip.distributed.faults import explained
+from rayclip.distributed.pool import make_actor
 from rayclip.distributed.resources import PoolSize, Share
 from rayclip.evaluation import Cell, Shard, Shards, Store, chosen_positions
 from rayclip.evaluation.costs import Costs, Hardware
@@ -58,11 +59,11 @@ def calibrate(
     actor = make_actor(store, size, share)
     try:
         try:
-            hardware = ray.get(actor.hello.remote(), timeout=_NODE_S)
+            hardware, node = ray.get(actor.hello.remote(), timeout=_NODE_S)
         except GetTimeoutError:
             raise UserError(f"no worker with {share} came within {_NODE_S / 60:.0f} minutes.") from None
         except RayError as error:
-            raise shown_cause(error) from error
+            raise explained(error) from error
         found = Calibration(hardware=hardware, start=time.monotonic() - began, wanted=share.wanted)
         costs.read({cell.id: cell for cell in cells}.values(), store, hardware)
         end = time.monotonic() + seconds
@@ -77,11 +78,11 @@ def calibrate(
                     continue
                 display.update("calibrating", number, len(work), cell.attack_label)
                 if cell.model_fingerprint not in found.loading:  # what the first forwards take is no rate
-                    ready = _measure(actor, shards, _WARM_UP, seconds)
+                    ready = _measure(actor, node, shards, _WARM_UP, seconds)
                     if ready is None:
                         return found
                     found.loading[cell.model_fingerprint] = ready.loading
-                done = _measure(actor, shards, count, seconds)
+                done = _measure(actor, node, shards, count, seconds)
                 if done is None:
                     return found
                 costs.add(cell, done.samples, done.seconds)
@@ -90,7 +91,7 @@ def calibrate(
         ray.kill(actor)
 
 
-def _measure(actor: object, shards: Shards, count: int, seconds: float) -> Done | None:
+def _measure(actor: object, node: str, shards: Shards, count: int, seconds: float) -> Done | None:
     """What samples from everywhere take; None if the patience for it is over."""
     chosen = shards.positions[chosen_positions(len(shards.positions), count)]
     shard = Shard(cell=shards.cell, positions=tuple(chosen.tolist()))
@@ -99,4 +100,4 @@ def _measure(actor: object, shards: Shards, count: int, seconds: float) -> Done 
     except GetTimeoutError:
         return None
     except RayError as error:
-        raise shown_cause(error) from error
+        raise explained(error, node) from error

@@ -2,18 +2,20 @@
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
 import torch
 from PIL import Image
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
 
 from rayclip.data import ImageSet
+from rayclip.distributed.faults import AGAIN, explained, no_memory, only_node
 from rayclip.distributed.resources import within_reach
 from rayclip.models.generators import GeneratorSettings, TransformersGenerator, caption_classes
 from rayclip.progress import Display
@@ -120,7 +122,8 @@ class _Pool:
         self._folder, self._data, self._display = folder, data, display
         self._done = len(job.class_names) - sum(len(chunks[number]) for number in todo)
         self._attempts: dict[int, int] = {}
-        self._actors: list[Any] = []
+        self._places: dict[Any, Any] = {}  # actors, with where they are
+        self._alone = 0  # actors that memory has ended, one after the other, which had no other beside them
 
     def run(self, workers: int | None) -> None:
         count, cpus, gpus = _resources(workers)
@@ -132,7 +135,7 @@ class _Pool:
                 return
             if actor is None:
                 actor = actor_class.remote(self._job, max(1, int(cpus)))
-                self._actors.append(actor)
+                self._places[actor] = actor.where.remote()
             number = self._queue.pop(0)
             running[actor.run.remote(number, self._chunks[number], self._images(number))] = actor, number
 
@@ -142,10 +145,29 @@ class _Pool:
             while running:
                 (ready, *_), _ = ray.wait(list(running), num_returns=1)
                 actor, number = running.pop(ready)
-                start(actor if self._collect(ready, number) else None)
+                match self._collect(ready, number):
+                    case "done":
+                        self._alone = 0
+                        start(actor)
+                    case "lost":
+                        start()
+                    case "pressed" if not running:  # or there is one less from now on
+                        self._rest(actor)
+                        start()
         finally:
-            for actor in self._actors:
+            for actor in self._places:
                 ray.kill(actor)
+
+    def _rest(self, actor: Any) -> None:
+        """Wait for memory, if there is hope."""
+        self._alone += 1
+        if self._alone >= _ATTEMPTS:
+            try:
+                node = ray.get(self._places[actor], timeout=1)
+            except (RayError, GetTimeoutError):
+                node = only_node()
+            raise no_memory(node, f" {self._alone} times with no other beside it")
+        time.sleep(2.0**self._alone)
 
     def _images(self, number: int) -> list[list[Image.Image]]:
         """Read by the driver, so that only it needs the data set's files."""
@@ -154,30 +176,31 @@ class _Pool:
         job, data = self._job, self._data
         return [data.images(example_positions(data, name, job.images, job.seed)) for name in self._chunks[number]]
 
-    def _collect(self, ready: Any, number: int) -> bool:
-        """Keep a finished chunk; False if its actor was lost and the chunk went back to the queue."""
+    def _collect(self, ready: Any, number: int) -> Literal["done", "lost", "pressed"]:
+        """Keep a finished chunk; or its actor was lost, to memory if it was pressed, and the chunk is in the queue."""
         chunk = self._chunks[number]
         try:
             captions = ray.get(ready)
         except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from None
             if isinstance(error.cause, torch.OutOfMemoryError):
                 raise UserError("the generator ran out of GPU memory: try a smaller --batch-size.") from None
-            raise
-        except RayActorError as error:
+            raise explained(error) from None
+        except OutOfMemoryError:
+            self._queue.insert(0, number)
+            return "pressed"
+        except RayError as error:
             self._attempts[number] = self._attempts.get(number, 0) + 1
             if self._attempts[number] >= _ATTEMPTS:
                 raise UserError(
                     f"the captions of '{chunk[0]}' lost their worker {_ATTEMPTS} times (out of memory? try a smaller "
-                    "--batch-size or generator); run again to go on from here."
+                    f"--batch-size or generator); {AGAIN}."
                 ) from error
             self._queue.insert(0, number)
-            return False
+            return "lost"
         _write_json(_part(self._folder, number), dict(zip(chunk, captions, strict=True)))
         self._done += len(chunk)
         self._display.update("writing captions", self._done, len(self._job.class_names), chunk[-1])
-        return True
+        return "done"
 
 
 class _Actor:
@@ -186,6 +209,10 @@ class _Actor:
     def __init__(self, job: CaptionJob, threads: int) -> None:
         self._job, self._threads = job, threads
         self._generator: TransformersGenerator | None = None
+
+    def where(self) -> str:
+        """The address of its node."""
+        return ray.util.get_node_ip_address()
 
     def run(self, number: int, names: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> list[list[str]]:
         job = self._job

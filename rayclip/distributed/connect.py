@@ -3,14 +3,20 @@
 import json
 import logging
 import os
+import platform
 import secrets
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from rayclip.distributed.faults import explained, first_line
+from rayclip.distributed.session import import_as_here, short_folder
+from rayclip.interrupts import stop
 from rayclip.types import UserError
 
 # Set before Ray starts, so that its workers inherit them; whatever the user has set stays.
@@ -31,6 +37,7 @@ _LOCAL_SETTINGS = {
 # Where Ray looks for a token, and whether it asks for one.
 _TOKEN_MODE, _TOKEN_SOURCES = "RAY_AUTH_MODE", ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_START = "worker_process_setup_hook"
 _TOLD = ("RAYCLIP_MODELS",)  # which models a checkpoint may name
 _LOCAL_OBJECT_STORE = 256 << 20  # bytes; our data go through files, not through the object store
 
@@ -48,7 +55,7 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
         verbose: let Ray print what its workers print.
 
     Raises:
-        UserError: no cluster answers, or it refuses our token.
+        UserError: Ray does not start; no cluster answers, or it refuses our token; or Ray itself fails in the block.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -59,6 +66,7 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
             os.environ.setdefault(name, value)
 
     import ray
+    from ray.exceptions import RayError
 
     level = logging.INFO if verbose else logging.ERROR
     for name, quiet_level in (("ray", level), ("ray.train", level), ("ray.tune", logging.CRITICAL)):
@@ -68,13 +76,19 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
         return
     quiet = {"log_to_driver": verbose, "logging_level": level}
     address = os.environ.get("RAY_ADDRESS", "auto")
-    with _private_token() if local else _token_for(address):
+    with short_folder() if local else nullcontext(), _private_token() if local else _token_for(address):
         try:
-            if local:
-                ray.init(address="local", include_dashboard=False, object_store_memory=_LOCAL_OBJECT_STORE, **quiet)
-            else:
-                _join(address, quiet)
+            with _sigterm_kept():
+                if local:
+                    _start(quiet)
+                else:
+                    _join(address, quiet)
             yield
+        except RayError as error:
+            shown = explained(error)
+            if shown is error:
+                raise
+            raise shown from error
         finally:
             ray.shutdown()
 
@@ -88,14 +102,55 @@ def cluster_holds() -> tuple[int, str]:
     return sum(node["Alive"] for node in ray.nodes()), ", ".join([*said, f"{found.get('memory', 0) / 2**30:.0f} GiB"])
 
 
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """SIGTERM means after the block what it meant before: Ray takes it, to print a stack of its C++ code."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as error:  # by Ray's handler, if it came meanwhile
+        if error.code != signal.SIGTERM or before in (signal.SIG_DFL, signal.SIG_IGN):
+            raise
+        stop(signal.SIGTERM)
+    finally:
+        # Where nobody asked for it, what Ray has set in Python ends the process in order
+        ours = signal.getsignal(signal.SIGTERM) if before in (signal.SIG_DFL, None) else before
+        signal.signal(signal.SIGTERM, ours)
+
+
+def _start(quiet: Mapping[str, Any]) -> None:
+    """A private Ray."""
+    import ray
+
+    start = import_as_here()
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=_LOCAL_OBJECT_STORE,
+            runtime_env=None if start is None else {_START: start},
+            **quiet,
+        )
+    except Exception as error:  # a node that is not up in time has no type of its own
+        raise UserError(
+            f"Ray does not start on this machine ({first_line(error)}): see that it has memory, processes and room in "
+            "/dev/shm and TMPDIR to spare, and try again."
+        ) from error
+
+
 def _join(address: str, quiet: Mapping[str, Any]) -> None:
     import ray
     from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray.exceptions import AuthenticationError, RayError
 
+    answers = False
     try:
         ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one, what follows ends the process
         _knock(address)
+        answers = True
         with warnings.catch_warnings(action="ignore"):  # what is wrong is an exception, too
             ray.init(address=address, runtime_env=_runtime_env(address), **quiet)
     except Exception as error:  # from elsewhere also gRPC's own
@@ -108,10 +163,17 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
             raise
         # From elsewhere a refusal may come as silence
         token = "see that RAY_AUTH_TOKEN is its token, " if address.startswith("ray://") else ""
+        if answers:
+            versions = f"Ray {ray.__version__} and Python {platform.python_version()}"
+            raise UserError(
+                f"{address} answers, but as a Ray cluster it cannot be joined from here: see that it has the versions "
+                f"of this machine ({versions}) and is up (ray status), {token}or leave --cluster out to use this "
+                f"machine alone ({first_line(error, lines=8)})."
+            ) from error
         raise UserError(
             "no Ray cluster answers: start one (ray start --head), set RAY_ADDRESS to its address (ray://HOST:10001 "
             f"from a machine that is not one of its own), {token}or leave --cluster out to use this machine alone "
-            f"({(str(error).splitlines() or [type(error).__name__])[0][:120]})."
+            f"({first_line(error)})."
         ) from error
 
 
@@ -119,10 +181,13 @@ def _runtime_env(address: str) -> dict[str, Any] | None:
     """What the workers of a running cluster, whose environment is another, have to know of ours: from elsewhere, also
     this very code."""
     settings = {name: os.environ[name] for name in _TOLD if name in os.environ}
-    told = json.loads(os.environ.get(_JOB) or "{}").get("runtime_env", {}).get("env_vars", {})  # Ray takes none twice
-    settings = {name: value for name, value in settings.items() if name not in told}
-    code = {"py_modules": [str(Path(__file__).parents[1])]} if address.startswith("ray://") else {}
-    return {**code, **({"env_vars": settings} if settings else {})} or None
+    told = json.loads(os.environ.get(_JOB) or "{}").get("runtime_env", {})
+    settings = {name: value for name, value in settings.items() if name not in told.get("env_vars", {})}
+    found: dict[str, Any] = {"env_vars": settings} if settings else {}  # Ray takes none twice
+    if address.startswith("ray://"):
+        return {"py_modules": [str(Path(__file__).parents[1])], **found}
+    start = None if {"working_dir", _START} & told.keys() else import_as_here()
+    return {**found, **({_START: start} if start else {})} or None
 
 
 @contextmanager

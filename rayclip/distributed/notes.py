@@ -11,7 +11,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from rayclip.store import Store
 
-_Kind = Literal["failure", "reservation", "stop"]
+_Kind = Literal["failure", "pressure", "reservation", "stop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class Notes:
     run: str
 
     def read(self, kind: _Kind) -> str | None:
-        """`failure`: what trying again does not mend; `reservation`: resources of the Train run; `stop`: a request."""
+        """`failure`: what trying again does not mend; `pressure`: how often Ray's memory monitor has ended a worker,
+        and the node of the last; `reservation`: resources of the Train run; `stop`: a request."""
         note = self.storage.read(f"{self.run}.{kind}")
         return None if note is None else note.decode()
 
@@ -36,6 +37,14 @@ class Notes:
 
     def clear(self, kind: _Kind) -> None:
         self.storage.delete(f"{self.run}.{kind}")
+
+    def write_node(self, rank: int, address: str) -> None:
+        """Where a rank is: nobody can ask it once it has been ended."""
+        self.storage.write(f"{self.run}.node-{rank}", address.encode())
+
+    def node_of(self, rank: int) -> str | None:
+        note = self.storage.read(f"{self.run}.node-{rank}")
+        return None if note is None else note.decode()
 
 
 def release(notes: Notes) -> None:

@@ -7,12 +7,14 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
+from rayclip.distributed.faults import AGAIN, explained, no_memory, often, only_node
+from rayclip.distributed.pressure import Pressure
 from rayclip.distributed.resources import PoolSize, Share, check_shared
 from rayclip.evaluation import Cell, Evaluator, Shard, Shards, Store
 from rayclip.evaluation.costs import Costs, Hardware
@@ -78,6 +80,7 @@ class _Hand:
     """An actor as the driver sees it."""
 
     actor: Any
+    node: str | None = None  # its address, once it is ready
     ref: Any = None  # what it was asked for last
     ready: bool = False
     rests_until: float = 0.0
@@ -89,7 +92,7 @@ class _Pool:
         self._total = total
         self._missing = {shards.cell.id: len(shards.positions) for shards in work}
         self._samples_done = total - sum(self._missing.values())
-        self._share = Share.of(size)
+        self._share, self._pressure = Share.of(size), Pressure(size.batch_size)
         self._hands: list[_Hand] = []
         self._free: list[_Hand] = []
         self._waiting: dict[Any, _Hand] = {}
@@ -135,8 +138,8 @@ class _Pool:
         queued = self._schedule.queued if self._schedule else sum(len(shards) for shards in self._work)
         busy = len(self._waiting) - len(self._starting())
         ready = len(self._hands) - len(self._starting())
-        most = min(self._share.wanted, busy + queued, ready + max(_STARTING, ready))
-        for _ in range(most - len(self._hands)):
+        most = min(self._share.wanted, busy + queued, ready + max(_STARTING, ready), self._pressure.most(self._now()))
+        for _ in range(int(most) - len(self._hands)):
             hand = _Hand(actor=make_actor(self._store, self._size, self._share))
             self._hands.append(hand)
             self._ask(hand, hand.actor.hello.remote(_record(self._work[0].cell)))
@@ -188,7 +191,7 @@ class _Pool:
             self._waited = self._waited or now
             self._free.remove(hand)
             # A worker that was lost may have run out of memory without being able to say so
-            batch_size = max(1, self._size.batch_size >> self._schedule.losses(shard))
+            batch_size = max(1, self._pressure.batch_size >> self._schedule.losses(shard))
             self._ask(hand, hand.actor.run.remote(self._work[shard.cell][shard.number], batch_size))
             self._show(self._work[shard.cell].cell)
             self._most = max(self._most, len(self._waiting) - len(self._starting()))
@@ -199,11 +202,14 @@ class _Pool:
             answer = ray.get(ref)
         except RayTaskError as error:
             self._failed(hand, error)
-        except RayActorError as error:
+        except OutOfMemoryError as error:
+            self._pressed(hand, error)
+        except RayError as error:
             self._gone(hand, error)
         else:
-            if isinstance(answer, Hardware):
-                self._joined(hand, answer)
+            if isinstance(answer, Joined):
+                hand.node = answer.node
+                self._joined(hand, answer.hardware)
             else:
                 self._finished(hand, answer)
 
@@ -223,6 +229,7 @@ class _Pool:
         shard = self._schedule.finish(hand)
         self._free.append(hand)
         self._loading += done.loading
+        self._pressure.done()
         if shard is None:
             return
         cell = self._work[shard.cell].cell
@@ -245,10 +252,10 @@ class _Pool:
         """An actor raised something; it lives."""
         cause = error.cause
         if not isinstance(cause, OSError) or not hand.ready:
-            raise shown_cause(error) from None
-        explained = no_room(cause)
-        if explained is not None:
-            raise explained from error
+            raise explained(error) from None
+        full = no_room(cause)
+        if full is not None:
+            raise full from error
         assert self._schedule is not None
         loss = self._schedule.fail(hand)
         self._free.append(hand)
@@ -256,7 +263,19 @@ class _Pool:
             self._check(loss.shard, loss.times, f"could not be read or written ({str(cause).splitlines()[0][:200]})")
             hand.rests_until = self._now() + 2**loss.times
 
-    def _gone(self, hand: _Hand, error: RayActorError) -> None:
+    def _pressed(self, hand: _Hand, error: OutOfMemoryError) -> None:
+        """Ray's memory monitor has ended an actor. Its shard goes back, however often: this ends by `Pressure`."""
+        self._hands.remove(hand)
+        ray.kill(hand.actor)
+        if hand.ready and self._schedule is not None:
+            self._schedule.leave(hand)
+        if not self._pressure.lost(len(self._hands), self._now()):
+            tried = f" {often(self._pressure.killed)}, at last with one image at a time and no other beside it"
+            raise no_memory(hand.node or only_node(), tried) from error
+        note = f"little memory on {hand.node or 'a node'}: a worker was ended"
+        self._display.update("evaluating", self._samples_done, self._total, note)
+
+    def _gone(self, hand: _Hand, error: RayError) -> None:
         """An actor is lost: its process, its node, or the way to it."""
         self._hands.remove(hand)
         ray.kill(hand.actor)
@@ -275,7 +294,7 @@ class _Pool:
     def _check(self, shard: ShardId, times: int, why: str) -> None:
         if times >= _ATTEMPTS:
             dataset = self._work[shard.cell].cell.dataset
-            raise UserError(f"a shard of '{dataset}' {why} {times} times; run again to go on from here.")
+            raise UserError(f"a shard of '{dataset}' {why} {times} times; {AGAIN}.")
 
 
 def _record(cell: Cell) -> str:
@@ -289,10 +308,11 @@ def make_actor(store: Store, size: PoolSize, share: Share) -> Any:
     return ray.remote(**options)(_Actor).remote(store, size, share)
 
 
-def shown_cause(error: Exception) -> Exception:
-    """What to raise for what an actor raised: what the user can mend as one sentence, anything else as it is."""
-    cause = error.cause if isinstance(error, RayTaskError) else None
-    return UserError(str(cause)) if isinstance(cause, UserError | FloatingPointError) else error
+class Joined(NamedTuple):
+    """An actor that is ready: what it computes with, and the address of its node."""
+
+    hardware: Hardware
+    node: str
 
 
 class _Actor:
@@ -301,8 +321,8 @@ class _Actor:
     def __init__(self, store: Store, size: PoolSize, share: Share) -> None:
         self._store, self._size, self._share = store, size, share
 
-    def hello(self, written: str | None = None) -> Hardware:
-        """What it computes with.
+    def hello(self, written: str | None = None) -> Joined:
+        """What it computes with, and where.
 
         Raises:
             UserError: a file that the driver has written is not to be seen from here.
@@ -315,7 +335,7 @@ class _Actor:
         hardware = Hardware.here(device, self._share.gpus)
         size = self._size
         self._evaluator = Evaluator(self._store, device, size.batch_size, compiled=size.compiled, hardware=hardware)
-        return hardware
+        return Joined(hardware, ray.util.get_node_ip_address())
 
     def run(self, shard: Shard, batch_size: int) -> Done:
         return self._evaluator.run(shard, batch_size)

@@ -27,6 +27,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.util.placement_group import get_current_placement_group
 
 from rayclip.distributed.connect import _JOB, ray_cluster
+from rayclip.distributed.lighter import MemoryWatch, fit_into_memory, lost_a_helper, why_it_failed
 from rayclip.distributed.notes import Notes, release
 from rayclip.distributed.resources import check_shared, within_reach
 from rayclip.models.checkpoint import FILES, read_lineage
@@ -202,6 +203,7 @@ def run_trials(
     todo = sorted((t for t in trials if not t.is_finished()), key=_length, reverse=True)
     storage.write(_BEGUN, b"")
     for trial in todo:
+        trial.notes(storage).clear("pressure")
         display.update(trial.name, 0, 0, "waiting")
     calls = on_finish, on_report, on_measure
     watcher = _Watcher(todo, workers, storage, display, *calls, may_stop=scheduler is not None)
@@ -278,7 +280,7 @@ def _driver(
                 name=name,
                 storage_path=place,
                 storage_filesystem=filesystem,
-                callbacks=[reports],
+                callbacks=[reports, MemoryWatch(notes)],
                 failure_config=ray.train.FailureConfig(max_failures=_RETRIES),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=None if trial.keep_epochs else 1),
             ),
@@ -287,7 +289,9 @@ def _driver(
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:  # Train has tried again itself; Tune must not
             reports.drain()
-            tune.report({"failure": _last_line(error)})
+            if lost_a_helper(error):
+                raise
+            tune.report({"failure": _why(error, trial, notes, workers)})
             return
         reports.drain()
         if result.checkpoint is None:
@@ -340,7 +344,7 @@ def _train_worker(args: dict[str, Any]) -> None:
         if failure is not None:  # a rank of an earlier attempt found what trying again does not mend
             ray.train.report({"failure": failure})
             return
-        train(args["config"], host)
+        train(fit_into_memory(args["config"], notes, host.rank, host.world_size), host)
     except _StopError:
         return
     except (UserError, FloatingPointError, OSError) as error:
@@ -450,13 +454,19 @@ class _Watcher(tune.Callback):
         release(self._trials[trial.config["index"]].notes(self._storage))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._end(self._trials[trial.config["index"]], _last_line(trial.get_error()))
+        mine = self._trials[trial.config["index"]]
+        self._end(mine, _why(trial.get_error(), mine, mine.notes(self._storage), self._workers))
 
     def _end(self, trial: Trial, error: str | None) -> None:
         if error is not None:
             self.errors[trial.name] = error
             release(trial.notes(self._storage))
         self._on_finish(trial, error)
+
+
+def _why(error: BaseException | None, trial: Trial, notes: Notes, workers: Workers) -> str:
+    """Why a trial failed, in one sentence."""
+    return why_it_failed(error, notes, trial.config, workers.count) or _last_line(error)
 
 
 def _last_line(error: BaseException | None) -> str:

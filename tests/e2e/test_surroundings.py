@@ -1,82 +1,317 @@
-"""Whole commands where names, terminals and folders are not what a developer has."""
+"""Commands in surroundings that Ray does not bear by itself: folders, modules, signals, nodes that do not come up."""
 
-import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
+import psutil
 import pytest
-from mlflow import MlflowClient
 
-from conftest import tiny_clip
+import tiny_generators
 from data.test_data import png, write
-from rayclip.models.checkpoint import save_checkpoint
+from e2e.test_commands import RAYCLIP, TRAIN, run, verdicts
+from servers import free_port, wait_for
 
-pytestmark = pytest.mark.e2e
-RAYCLIP = [sys.executable, "-m", "rayclip"]
-MODELS = ["tecoa[eps=1]", "tecoa[eps=4]", "x[/b]"]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-
-def test_names_with_brackets_and_accents_are_whole_on_a_latin_terminal_and_in_mlflow(tmp_path):
-    save_checkpoint(tiny_clip(), tmp_path / "model", {})
-    for i, name in enumerate(MODELS):
-        save_checkpoint(tiny_clip(i), tmp_path / name, {})
-    for name in ("té st", "tè st"):
-        write(tmp_path / f"{name}.parquet", [0, 1, 2, 0], [png(c, (8, 8)) for c in ("red", "green", "blue", "white")])
-    command = [*RAYCLIP, "eval", "--attacks", "clean,pgd", "--steps", "1", "--eps", "8/255", "--out", "out"]
-    command += [part for name in MODELS for part in ("--model", f"local-dir:{name}")]
-    command += ["--data", "té st.parquet,tè st.parquet", "--json", "rows.json"]
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    environment |= {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0", "COLUMNS": "100"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
-    said = done.stderr.decode("latin-1")
-    assert done.returncode == 0, said
-    assert "warning" not in said and "refuse" not in said
-    table = done.stdout.decode("latin-1")
-    assert all(table.count(f"local-dir:{name} ") == 3 for name in MODELS), "on both data sets and their average"
-    assert "té st: accuracy in %" in table and "results: out" in table
-    rows = json.loads((tmp_path / "rows.json").read_text())
-    assert {row["dataset"] for row in rows} == {"té st", "tè st"}
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("rayclip-eval").experiment_id])
-    assert {run.info.run_name for run in runs} == {f"eval local-dir:{name}" for name in MODELS}
-    for run in runs:
-        mine = {r["dataset"]: r["top1"] for r in rows if f"eval {r['model']}" == run.info.run_name}
-        assert {name: run.data.metrics[f"worst/{name}"] for name in mine} == mine or "worst" in str(run.data.metrics)
-        assert {f"clean/{name}" for name in mine} <= set(run.data.metrics)
-        pictures = [f.path for f in client.list_artifacts(run.info.run_id, "images") if f.path.endswith(".png")]
-        assert len({path.split("-")[1] for path in pictures}) == 2, "a picture of each data set"
-
-    again = [*command[:-2], "--json", "-"]
-    for encoding in ("ascii", "utf-8"):
-        done = subprocess.run(
-            again, cwd=tmp_path, env=environment | {"PYTHONIOENCODING": encoding}, capture_output=True, check=True
-        )
-        assert json.loads(done.stdout) == rows
+BIN = Path(sys.executable).parent
+INSTALLED = BIN / "rayclip"  # which imports nothing from the working directory
+LONG = "slurm_jobdir/1355700/tmp.t0016/a_rather_long_directory_name_of_a_cluster_job/scratch"
+SMALL = ["--model", "digits", "--data", "digits", "--attacks", "clean", "--limit", "4", "--no-tracking", "--quiet"]
+MANY = ["--model", "digits", "--data", "digits", "--attacks", "clean,pgd,bert,sep", "--eps", "32/255", "--steps", "20"]
+MANY += ["--shard-size", "5", "--no-tracking"]
 
 
-def test_the_doctor_says_all_that_is_wrong_and_survives_it(tmp_path):
-    (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)
-    (tmp_path / "pyarrow.py").write_text("raise RuntimeError('imported from the working directory')\n")
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"PYTHONIOENCODING": "latin-1"}
-    program = shutil.which("rayclip", path=os.path.dirname(sys.executable))
-    if program is None:
-        pytest.skip("the program rayclip is not installed")
-    long = tmp_path / ("a_rather_long_directory_name_of_a_cluster_job/" * 3)
+def installed(cwd, *args, **env):
+    """The command as it is installed."""
+    if not INSTALLED.exists():
+        pytest.skip("rayclip is not installed as a command")
+    env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"} | env
+    return subprocess.run([str(INSTALLED), *map(str, args)], cwd=cwd, capture_output=True, text=True, env=env)
+
+
+def given(shared, folder, name):
+    """Run a case of the inputs in a copy of its folder, every line of it; what it wrote to both streams."""
+    case = shared / "inputs" / name
+    if not case.is_dir():
+        pytest.skip(f"no folder {case}")
+    shutil.copytree(case, folder / name)
+    env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "TMPDIR": str(folder)}
+    command = ["bash", "-e", str(folder / name / "cmd")]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done
+
+
+def private_folders():
+    return {place for root in ("/tmp", "/var/tmp", "/dev/shm") for place in Path(root).glob("rc-*")}
+
+
+def test_the_given_long_temporary_folder(shared, tmp_path):
+    before = private_folders()
+    done = given(shared, tmp_path, "long_tmpdir")
+    assert "a private one starts" in done.stdout, "doctor too"
+    assert (tmp_path / "long_tmpdir" / "o" / "results.json").exists()
+    assert private_folders() <= before
+
+
+def test_training_and_captions_under_a_long_temporary_folder(tmp_path):
+    long = tmp_path / LONG
     long.mkdir(parents=True)
-    for env in (environment, environment | {"TMPDIR": str(long)}):
-        done = subprocess.run([program, "doctor"], cwd=tmp_path, env=env, capture_output=True, check=False)
-        out = done.stdout.decode("latin-1")
-        assert done.returncode == 1 and done.stderr == b"", done.stderr
-        topics = [line.split()[1] for line in out.splitlines()]
-        assert {"rayclip", "libraries", "GPU", "Ray", "MLflow", "data", "disk"} <= set(topics)
-        assert "is none, or damaged: move it away" in out and "pyarrow.py bears the name of a library" in out
-    # As a module Python looks in the working directory first, and every check that reads a table meets it
-    done = subprocess.run(
-        [*RAYCLIP, "doctor", "--json"], cwd=tmp_path, env=environment, capture_output=True, check=False
+    run(tmp_path, *TRAIN, "--epochs", "1", "--out", "m", "--no-tracking", "--quiet", TMPDIR=str(long))
+    assert (tmp_path / "m" / "rayclip.json").exists()
+    generator = tiny_generators.text_model(tmp_path / "text")
+    options = ["--data", "digits", "--per-class", "1", "--max-new-tokens", "20", "--quiet", "--out", "c.json"]
+    run(tmp_path, "captions", "generate", "--generator", generator, *options, TMPDIR=str(long))
+
+
+def test_the_given_module_that_shadows_ours(shared, tmp_path):
+    given(shared, tmp_path, "cwd_shadows_workers")
+    assert (tmp_path / "cwd_shadows_workers" / "o" / "results.json").exists()
+
+
+def test_modules_beside_the_data_are_imported_by_no_worker(tmp_path):
+    """Of evaluation, training and captioning; the names are packages of ours, of others, and of Python itself."""
+    for name in ("pyarrow", "rayclip", "torch", "safetensors", "random", "wandb"):
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name} was imported from the working directory')")
+    generator = tiny_generators.text_model(tmp_path / "generator")
+    options = ["--data", "digits", "--per-class", "1", "--max-new-tokens", "20", "--quiet", "--out", "c.json"]
+    for command in (
+        ("eval", *SMALL, "--out", "r"),
+        (*TRAIN, "--epochs", "1", "--out", "m", "--no-tracking", "--quiet"),
+        ("captions", "generate", "--generator", generator, *options),
+    ):
+        done = installed(tmp_path, *command)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_plugin_in_the_working_directory_that_the_driver_imports_is_there_for_workers(tmp_path):
+    """By PYTHONPATH, as `ray job submit --working-dir` sets it."""
+    (tmp_path / "mine.py").write_text(
+        "from rayclip.attacks.pgd import PGD\n"
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(PGD):\n"
+        "    '''PGD by another name.'''\n"
+        "    name: ClassVar[str] = 'mine'\n"
     )
-    found = json.loads(done.stdout)
-    assert done.returncode == 1
-    assert {f["topic"] for f in found} >= {"rayclip", "libraries", "GPU", "Ray", "MLflow", "data", "disk"}
-    assert any("is imported in the place of the installed pyarrow, rename it" in f["says"] for f in found)
+    about = tmp_path / "mine-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[rayclip.attacks]\nmine = mine:Mine\n")
+    options = ["--attacks", "mine:steps=1", "--eps", "1/255", "--out", "r"]
+    for out, path in (("r", str(tmp_path)), ("s", ".")):
+        options[-1] = out
+        done = installed(tmp_path, "eval", *SMALL, *options, PYTHONPATH=path)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+# --------------------------------------------------------------------------------------------------------- SIGTERM
+
+
+class Started:
+    """A command that runs; ended with all that it has started."""
+
+    def __init__(self, cwd, *args, program=RAYCLIP, **env):
+        command = [*program, *map(str, args)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, cwd=cwd, env=os.environ | env, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+        self.family = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.look()
+        for member in self.family:
+            if member.is_running():
+                member.kill()
+        self.process.kill()
+        self.process.communicate()
+
+    def look(self):
+        """Remember what it has started."""
+        if self.process.poll() is None:
+            self.family = psutil.Process(self.process.pid).children(recursive=True)
+
+    def left(self):
+        return [member.name() for member in self.family if member.is_running() and member.status() != "zombie"]
+
+
+def terminated(started, *, everyone=False):
+    """What SIGTERM makes of a command: its standard error, after what has to hold of it."""
+    started.look()
+    if everyone:
+        os.killpg(started.process.pid, signal.SIGTERM)
+    else:
+        started.process.terminate()
+    _, stderr = started.process.communicate(timeout=90)
+    assert started.process.returncode == 143, stderr[-3000:]
+    assert stderr.endswith("note: stopped; the same command goes on from here.\n"), stderr[-3000:]
+    assert "SIGTERM" not in stderr and "Traceback" not in stderr and stderr.count("\n") <= 3, stderr[-3000:]
+    wait_for(lambda: not started.left(), 30)
+    return stderr
+
+
+@pytest.mark.parametrize("everyone", [False, True])
+def test_sigterm_stops_an_evaluation_and_the_same_command_goes_on(tmp_path, everyone):
+    """Of the command alone, as Kubernetes sends it, or of all its processes at once, as Slurm does."""
+    command = ["eval", *MANY, "--limit", "40", "--quiet", "--out", "r"]
+    with Started(tmp_path, *command) as started:
+        wait_for(lambda: len(verdicts(tmp_path / "r")) > 10 or started.process.poll() is not None)
+        terminated(started, everyone=everyone)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "r").glob("cells/*/*.parquet")}
+    assert before and not (tmp_path / "r" / "results.json").exists()
+    run(tmp_path, *command)
+    after = {file: file.stat().st_mtime_ns for file in (tmp_path / "r").glob("cells/*/*.parquet")}
+    assert before.items() <= after.items() and len(verdicts(tmp_path / "r")) == 160
+
+
+@pytest.mark.parametrize("everyone", [False, True])
+def test_sigterm_stops_training(tmp_path, everyone):
+    command = [*TRAIN, "--epochs", "500", "--out", "m", "--no-tracking", "--quiet"]
+    with Started(tmp_path, *command) as started:
+        unfinished = tmp_path / "m" / ".rayclip" / "unfinished"
+        wait_for(lambda: any(unfinished.glob("train-*/checkpoint_*/training_state.pt")))
+        terminated(started, everyone=everyone)
+    assert any(unfinished.glob("train-*/checkpoint_*/training_state.pt"))
+
+
+def test_sigterm_stops_a_sweep(tmp_path):
+    program = [sys.executable, str(Path(__file__).parents[2] / "sweeps" / "mmcoa_shots.py")]
+    options = ["--quiet", "--out", "s", "--epochs", "500", "--methods", "tecoa"]
+    with Started(tmp_path, *options, program=program) as started:
+        wait_for(lambda: any((tmp_path / "s").glob("**/train-*/checkpoint_*")) or started.process.poll() is not None)
+        terminated(started)
+
+
+def test_sigterm_stops_captions(tmp_path):
+    generator = tiny_generators.text_model(tmp_path / "text")
+    options = ["--data", "digits", "--per-class", "4", "--batch-size", "4", "--max-new-tokens", "200", "--quiet"]
+    with Started(tmp_path, "captions", "generate", "--generator", generator, *options, "--out", "c.json") as started:
+        wait_for(lambda: any((tmp_path / "c.parts").glob("part-*.json")))
+        terminated(started)
+
+
+def test_sigterm_while_ray_starts(tmp_path):
+    with Started(tmp_path, "eval", *SMALL, "--out", "r") as started:
+        wait_for(lambda: started.look() or "gcs_server" in started.left())
+        terminated(started)
+
+
+def test_sigterm_stops_preparing_data(tmp_path):
+    images = [png((i % 251, i // 251, 7)) for i in range(20000)]
+    file = write(tmp_path / "many.parquet", [i % 3 for i in range(20000)], images)
+    command = ["data", "prepare", "many", "--source", "parquet", file, "--root", tmp_path / "root", "--quiet"]
+    with Started(tmp_path, *command) as started:
+        wait_for(lambda: (tmp_path / "root").exists() or started.process.poll() is not None)
+        terminated(started)
+
+
+def test_a_second_signal_ends_the_command_at_once_and_ray_with_it(tmp_path):
+    with Started(tmp_path, "eval", *MANY, "--quiet", "--out", "r") as started:
+        wait_for(lambda: len(verdicts(tmp_path / "r")) > 10)
+        started.look()
+        raylet = next(member for member in started.family if member.name() == "raylet")
+        raylet.suspend()  # so that there is something to wait for
+        started.process.terminate()
+        time.sleep(1)
+        started.process.terminate()
+        began = time.monotonic()
+        _, stderr = started.process.communicate(timeout=30)
+        assert time.monotonic() - began < 3 and started.process.returncode == 143
+        assert stderr.endswith("note: stopped; the same command goes on from here.\n") and "Traceback" not in stderr
+        raylet.resume()
+        wait_for(lambda: not started.left(), 30)
+
+
+# ------------------------------------------------------------------------------------------ nodes that do not come up
+
+
+@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
+def test_a_node_that_does_not_come_up_is_one_sentence(tmp_path, part):
+    """It hangs as soon as it is there."""
+    with Started(tmp_path, "eval", *SMALL, "--out", "r") as started:
+
+        def found():
+            for member in psutil.Process(started.process.pid).children(recursive=True):
+                if member.name() == part:
+                    member.suspend()
+                    return True
+            return False
+
+        began = time.monotonic()
+        while not found():
+            assert started.process.poll() is None and time.monotonic() - began < 120
+        started.look()
+        began = time.monotonic()
+        _, stderr = started.process.communicate(timeout=180)
+        assert started.process.returncode == 2, stderr[-3000:]
+        assert stderr.startswith("error: Ray does not start on this machine (") and stderr.count("\n") == 1
+        assert time.monotonic() - began < 120
+        wait_for(lambda: not started.left(), 30)
+
+
+def refused(cwd, address, seconds, **env):
+    began = time.monotonic()
+    done = run(cwd, "eval", "--cluster", *SMALL, "--out", "r", check=False, RAY_ADDRESS=address, **env)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr[-3000:]
+    assert time.monotonic() - began < seconds
+    return done.stderr
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_dead_address_is_one_sentence(tmp_path, scheme):
+    assert "no Ray cluster answers" in refused(tmp_path, f"{scheme}127.0.0.1:{free_port()}", 60)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+@pytest.mark.parametrize("talks", [False, True])
+def test_an_address_where_something_else_answers_is_one_sentence(tmp_path, scheme, talks):
+    """Nothing at all comes back, as from a stopped head or through a firewall, or a web page does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        held = []
+
+        def accept():
+            while True:
+                try:
+                    held.append(server.accept()[0])
+                except OSError:
+                    return
+                if talks:
+                    held[-1].sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                    held[-1].close()
+
+        threading.Thread(target=accept, daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        said = refused(tmp_path, f"{scheme}{address}", 180)
+        assert "cannot be joined from here" in said
+        server.close()
+
+
+def test_a_cluster_of_another_version_is_one_sentence_that_says_so(tmp_path):
+    head = "import ray, sys; ray.__version__ = '2.0.1'; from ray.scripts.scripts import main; sys.exit(main())"
+    port, folder = free_port(), Path("/tmp") / f"rv-{os.getpid()}"
+    command = [sys.executable, "-c", head, "start", "--head", "--block", "--port", str(port), "--num-cpus", "1"]
+    command += ["--include-dashboard=false", "--temp-dir", str(folder), "--object-store-memory", str(80 << 20)]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_AUTH_MODE": "disabled"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        while "Ray runtime started" not in (line := process.stdout.readline()):
+            assert line, "the head did not start"
+        said = refused(tmp_path, f"127.0.0.1:{port}", 90, RAY_AUTH_MODE="disabled")
+        assert "cannot be joined from here" in said and "2.0.1" in said, said
+    finally:
+        process.terminate()
+        process.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
