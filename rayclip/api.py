@@ -43,6 +43,7 @@ from rayclip.evaluation.front import Score, pareto_front
 from rayclip.evaluation.retrieval import RecallRow, make_task, read_recalls, run_task
 from rayclip.logbook import Logbook, markdown, rows_json
 from rayclip.models.checkpoint import FILES, model_record
+from rayclip.models.resizing import Resize, check_resize
 from rayclip.progress import Display, say
 from rayclip.reports import result_tables, retrieval_tables, search_table
 from rayclip.reports.results import LINEAGE, model_name
@@ -130,6 +131,7 @@ def evaluate_retrieval(
     *,
     limit: int | None = None,
     resolution: Resolution = "model",
+    resize: Resize = "antialias",
     attacks: Sequence[Attack] = (Clean(),),
     eps: float | None = None,
     seed: int = 0,
@@ -144,6 +146,7 @@ def evaluate_retrieval(
     Raises:
         UserError: bad arguments, before anything is written.
     """
+    check_resize(resize, resolution)
     opened = Opened(quiet=where.quiet)
     pairs = open_pairs(data)
     opened.check(pairs)
@@ -152,7 +155,14 @@ def evaluate_retrieval(
     specs = list(dict.fromkeys(models))
     tasks = [
         make_task(
-            (m, opened.fingerprint(m)), pairs, limit=limit, resolution=resolution, attack=attack, eps=eps, seed=seed
+            (m, opened.fingerprint(m)),
+            pairs,
+            limit=limit,
+            resolution=resolution,
+            resize=resize,
+            attack=attack,
+            eps=eps,
+            seed=seed,
         )
         for m in specs
         for attack in attacks

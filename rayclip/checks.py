@@ -253,6 +253,7 @@ def evaluations_of(results: Results) -> list[Evaluation]:
             eps=parse_budget(said["eps"]) if "eps" in said else None,
             seed=said["seed"],
             resolution=said["resolution"],
+            resize=said["resize"],
             names=said["class_names"],
             template=said["template"],
             precision=said["precision"],

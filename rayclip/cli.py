@@ -17,6 +17,7 @@ from rayclip.cli_options import (
     Model,
     NoTracking,
     Quiet,
+    Resize,
     Resolution,
     StepSize,
     Substitutes,
@@ -171,6 +172,7 @@ def train(
     substitutes: Substitutes = "default",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     resolution: Resolution = "native",
+    resize: Resize = "antialias",
     class_names: ClassNames = "curated",
     precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 autocast on GPUs.")] = "auto",
     save_every_steps: Annotated[int, typer.Option(min=0, help="Checkpoint also every N steps.")] = 0,
@@ -241,6 +243,7 @@ def train(
         shots=parse_shots(shots),
         seed=seed,
         resolution=resolution,
+        resize=resize,
         names=class_names,
         recipe=checks.choose_recipe(chosen, model, recipe, {k: v for k, v in overrides.items() if v is not None}),
         precision=precision,
@@ -267,7 +270,9 @@ def train(
         return
     test = "TEST.parquet" if data.endswith(".parquet") else data
     print(f"checkpoint: {out}")
-    print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {eps} --out {place.child('eval').root}")
+    same = "" if resize == "antialias" else f" --resize {resize}"
+    where_to = place.child("eval").root
+    print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {eps}{same} --out {where_to}")
 
 
 @app.command()

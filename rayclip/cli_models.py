@@ -20,6 +20,7 @@ from rayclip.cli_options import (
     NoTracking,
     Out,
     Quiet,
+    Resize,
     Resolution,
     Seed,
     StepSize,
@@ -91,6 +92,7 @@ def interpolate(
     limit: Limit = None,
     substitutes: Substitutes = "default",
     resolution: Resolution = "native",
+    resize: Resize = "antialias",
     class_names: ClassNames = "curated",
     seed: Seed = 0,
     cluster: Cluster = False,
@@ -114,7 +116,7 @@ def interpolate(
     evaluation = checks.Evaluation(
         data=[d.strip() for d in data.split(",") if d.strip()],
         attacks=parse_attacks(attacks, defaults),
-        protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=class_names),
+        protocol=Protocol(eps=budget, seed=seed, resolution=resolution, resize=resize, names=class_names),
         limit=limit,
     )
     models = mixes(start, end, a)

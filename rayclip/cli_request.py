@@ -21,6 +21,7 @@ from rayclip.cli_options import (
     NoTracking,
     Out,
     Quiet,
+    Resize,
     Resolution,
     Seed,
     StepSize,
@@ -93,6 +94,7 @@ def request(
     limit: Limit = None,
     substitutes: Substitutes = "default",
     resolution: Resolution = "native",
+    resize: Resize = "antialias",
     class_names: ClassNames = "curated",
     seed: Seed = 0,
     gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="May be a fraction, such as 0.25.")] = None,
@@ -138,7 +140,9 @@ def request(
     evaluation = checks.Evaluation(
         data=[d.strip() for d in data.split(",") if d.strip()],
         attacks=parse_attacks(attacks, defaults),
-        protocol=Protocol(eps=budget, seed=seed, resolution=resolution, names=class_names, precision=precision),
+        protocol=Protocol(
+            eps=budget, seed=seed, resolution=resolution, resize=resize, names=class_names, precision=precision
+        ),
         limit=limit,
         defenses=parse_defenses(defense),
         aims=parse_aims(aim, draws or DRAWS),

@@ -19,6 +19,7 @@ from rayclip.data import ImageSet, Names, Resolution
 from rayclip.data.captions import BUNDLED, read_captions, table_for
 from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, is_random
 from rayclip.models import TEMPLATE, Precision
+from rayclip.models.resizing import Resize, check_resize
 from rayclip.models.scorers import DEFAULT, WCA, Described, Scorer
 from rayclip.types import UserError
 from rayclip.units import format_budget, in_255ths
@@ -37,6 +38,8 @@ class Protocol:
         eps: budget of the image attacks, in pixel units; None where there is none.
         seed: of the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
+        resize: of `native` images, inside the model's forward: `antialias` as PIL, `plain` as the code of TeCoA and
+            MMCoA (see `models.resizing`).
         names: spelling of the classes: CLIP's curated one, or the data's own (the reference code's).
         template: the class prompts.
         precision: of the model that is attacked; verdicts are always the fp32 model's (`evaluation.confirm`).
@@ -45,9 +48,13 @@ class Protocol:
     eps: float | None = None
     seed: int = 0
     resolution: Resolution = "native"
+    resize: Resize = "antialias"
     names: Names = "curated"
     template: str = TEMPLATE
     precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        check_resize(self.resize, self.resolution)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +122,7 @@ class Cell:
             **self.attack.describe(),
             "seed": self.protocol.seed,
             "resolution": self.protocol.resolution,
+            "resize": self.protocol.resize,
             "class_names": self.protocol.names,
             "template": self.protocol.template,
             "scorer": self.scorer.describe(),

@@ -30,6 +30,7 @@ from rayclip.evaluation.aggregate import wilson
 from rayclip.evaluation.cell import check_budget, label_with_eps, with_substitutes
 from rayclip.evaluation.plan import chosen_positions
 from rayclip.models import Clip
+from rayclip.models.resizing import Resize, check_resize
 from rayclip.rng import sample_keys
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -91,6 +92,7 @@ class Task:
     Attributes:
         model, data: as the user named them; only the fingerprints enter the id.
         images: how many images take part, spread evenly over the data; all their captions do.
+        resize: see `cell.Protocol`.
         eps: the attack's budget in pixel units; None where it needs none.
         seed: of the attack's random numbers.
     """
@@ -102,9 +104,13 @@ class Task:
     images: int
     captions: int
     resolution: Resolution = "model"
+    resize: Resize = "antialias"
     attack: Attack = field(default_factory=Clean)
     eps: float | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_resize(self.resize, self.resolution)
 
     @property
     def id(self) -> str:
@@ -151,6 +157,7 @@ class Task:
             "captions": self.captions,
             "text": "adversarial captions" if isinstance(self.attack, TextSettings) else AS_WRITTEN,
             "resolution": self.resolution,
+            "resize": self.resize,
             "ties": "against the query",
             "defense": "none",
             "precision": "fp32",
@@ -298,6 +305,7 @@ def make_task(
     *,
     limit: int | None = None,
     resolution: Resolution = "model",
+    resize: Resize = "antialias",
     attack: Attack | None = None,
     eps: float | None = None,
     seed: int = 0,
@@ -319,6 +327,7 @@ def make_task(
         images=len(positions),
         captions=sum(len(pairs.captions[p]) for p in positions),
         resolution=resolution,
+        resize=resize,
         attack=attack,
         eps=eps if attack.needs_eps else None,
         seed=seed,
@@ -336,9 +345,10 @@ def run_task(
     """Compute a task's recalls in fp32, TF32 off, and write them."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    clip = clip.eval().with_resize(task.resize)
     positions = chosen_positions(len(pairs), task.images).tolist()
     embedded = embed_pairs(
-        clip.eval(),
+        clip,
         pairs,
         batch_size,
         progress,

@@ -6,6 +6,7 @@ attacked at their native resolution, and the activation (QuickGELU) that the wei
 Shapes: B batch, C channels, H W any size, D embedding, L context length.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rayclip.models.image import class_token_tower, encode_class_token
 from rayclip.models.named import check_towers
+from rayclip.models.resizing import Resize, resized
 from rayclip.models.text import Packed, causal_tower, encode_causal, encode_packed, end_marks, pack
 from rayclip.store import Store
 from rayclip.types import UserError, check_same
@@ -50,9 +52,11 @@ class Clip(nn.Module):
         config: `model_cfg` and `preprocess_cfg` as open_clip writes them; enough to rebuild the model from weights.
         image_size: side of the square input that the image tower wants, in pixels.
         template: of class prompts, for a model that was trained on one of its own.
+        resize: how images of another size come to `image_size` (`models.resizing`).
     """
 
     template: str | None = None
+    resize: Resize = "antialias"
     mean: Tensor
     std: Tensor
 
@@ -89,7 +93,7 @@ class Clip(nn.Module):
     def encode_image(self, pixels_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
         """Embed images. `(B, 3, H, W)` in [0, 1] -> `(B, D)`; differentiable in the pixels.
 
-        Images of another size than `image_size` are resized bicubically with anti-aliasing (as PIL does).
+        Images of another size than `image_size` are resized bicubically, as `resize` says.
         """
         if 0 < self._chunk < len(pixels_BCHW):
             return self._by_chunk(Clip.encode_image, pixels_BCHW, normalize)
@@ -101,10 +105,15 @@ class Clip(nn.Module):
 
     def tower_input(self, pixels_BCHW: Tensor) -> Tensor:
         """What the image tower takes: resized and normalised, `(B, 3, image_size, image_size)`."""
-        if pixels_BCHW.shape[-2:] != (self.image_size, self.image_size):
-            size = (self.image_size, self.image_size)
-            pixels_BCHW = F.interpolate(pixels_BCHW, size=size, mode="bicubic", antialias=True)
-        return (pixels_BCHW - self.mean) / self.std
+        return (resized(pixels_BCHW, self.image_size, self.resize) - self.mean) / self.std
+
+    def with_resize(self, how: Resize) -> Self:
+        """This model, weights and all, that resizes in another way; the one that it is asked of stays as it is."""
+        if how == self.resize:
+            return self
+        other = copy.copy(self)
+        other.resize = how
+        return other
 
     def encode_text(self, tokens_BL: Tensor, *, normalize: bool = True) -> Tensor:
         """Embed token rows, as long as `tokenize` makes them or longer. `(B, L)` int64 -> `(B, D)`."""

@@ -36,6 +36,7 @@ class Prompted(Clip):
         if isinstance(base, Prompted):
             raise UserError(f"model '{base.spec}' has a learned prompt already: name the model that it stands on.")
         super().__init__(base.model, base.config, base._tokenizer, base.spec)
+        self.resize = base.resize
         self.learned = nn.Parameter(learned)
         self.to(base.mean)
         if learned.shape != (wanted := self.shape(base, len(learned))):

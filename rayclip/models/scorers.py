@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rayclip import rng
 from rayclip.models.clip import Clip
+from rayclip.models.resizing import Resize
 from rayclip.models.zeroshot import OtherEyes, SeveralPrompts, ZeroShot, class_prompts, clean_name
 from rayclip.settings import FILLED_IN, convert_all, settable, split_names, with_changes
 from rayclip.types import UserError
@@ -203,19 +204,22 @@ class WeightedCrops(OtherEyes):
     def embed(self, pixels_BCHW: Tensor, index: Tensor | None = None, *, normalize: bool = True) -> Tensor:
         """`Σ_i w_i f(crop_i)`, `(B, D)`; it has no un-normalised form."""
         keys_B = self._draws.of(index, len(pixels_BCHW)).squeeze(1)
-        crops = random_crops(pixels_BCHW, keys_B, self._crops, self._alpha, self.clip.image_size)
+        crops = random_crops(pixels_BCHW, keys_B, self._crops, self._alpha, self.clip.image_size, self.clip.resize)
         crop_BND = self.clip.encode_image(crops.flatten(0, 1)).unflatten(0, (len(pixels_BCHW), self._crops))
         whole_BD = self.clip.encode_image(pixels_BCHW)
         weight_BN = (IMAGE_WEIGHT * (crop_BND * whole_BD[:, None]).sum(-1)).softmax(1)
         return (weight_BN[..., None] * crop_BND).sum(1)
 
 
-def random_crops(pixels_BCHW: Tensor, keys_B: Tensor, crops: int, alpha: float, size: int) -> Tensor:
+def random_crops(
+    pixels_BCHW: Tensor, keys_B: Tensor, crops: int, alpha: float, size: int, resize: Resize = "antialias"
+) -> Tensor:
     """Square crops of side U(alpha, 0.9)·min(H, W) at uniform places, bicubic at the model's input size,
-    `(B, N, C, size, size)` in [0, 1]. Images larger than that are brought to it first, with anti-aliasing."""
+    `(B, N, C, size, size)` in [0, 1]. Images larger than that are brought to it first, as `resize` says."""
     if min(pixels_BCHW.shape[-2:]) > size:
         height, width = (max(size, round(side * size / min(pixels_BCHW.shape[-2:]))) for side in pixels_BCHW.shape[-2:])
-        pixels_BCHW = F.interpolate(pixels_BCHW, size=(height, width), mode="bicubic", antialias=True)
+        antialias = resize == "antialias"
+        pixels_BCHW = F.interpolate(pixels_BCHW, size=(height, width), mode="bicubic", antialias=antialias)
     height, width = pixels_BCHW.shape[-2:]
     drawn = rng.uniform(keys_B, (crops, 3), dtype=pixels_BCHW.dtype)
     side_BN = (alpha + (LARGEST_CROP - alpha) * drawn[..., 0]) * min(height, width)

@@ -10,7 +10,7 @@ from rayclip.reports.numbers import AVERAGE, Attack, Entry, Section, Subject, se
 from rayclip.reports.origins import joined, origins
 from rayclip.reports.recalls import RecallTable, recall_lines, recall_parts, recall_tables
 from rayclip.reports.results import Results, natural
-from rayclip.reports.table import SHOWN, heading, in_one_breath
+from rayclip.reports.table import SHOWN, heading, in_one_breath, resolution_note
 from rayclip.types import UserError
 
 SIGNIFICANT = 0.05
@@ -186,7 +186,7 @@ def _baseline(section: Section, name: str | None) -> Subject | None:
 def said(shared: Mapping[str, Any]) -> str:
     return (
         f"prompt '{shared['template']}', {shared.get('class_names') or 'curated'} class names, "
-        f"{shared['resolution']} resolution, seed {shared['seed']}"
+        f"{resolution_note(shared)}, seed {shared['seed']}"
     )
 
 

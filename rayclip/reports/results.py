@@ -23,6 +23,7 @@ from rayclip.types import UserError
 
 _COLUMNS = ["position", "label", "clean_pred", "adv_pred"]
 _RECORD = ("model", "model_fingerprint", "dataset", "data_fingerprint", "class_names", "protocol")
+_UNSAID = {"resize": "antialias"}  # of results from before it could be chosen
 _MANY = 1000  # cells from which several processes read
 LINEAGE = "lineage"  # folder of the records of models, beside `cells`
 _PAIRS = "retrieval"  # folder of retrieval's results, likewise
@@ -276,7 +277,7 @@ class _Gathered:
         verdicts = Verdicts(positions_N=self._shared(fetched.positions), packed=fetched.packed)
         if cell in self.found:
             verdicts = self._union(self.found[cell].verdicts, verdicts)
-        record, protocol = fetched.record, fetched.record["protocol"]
+        record, protocol = fetched.record, {**_UNSAID, **fetched.record["protocol"]}
         self.results.class_names.setdefault(record["data_fingerprint"], tuple(record["class_names"]))
         self.found[cell] = JudgedCell(
             id=cell,
@@ -312,7 +313,7 @@ class _Gathered:
                     dataset=record["dataset"],
                     data_fingerprint=record["data_fingerprint"],
                     attack=record["attack_label"],
-                    protocol=record["protocol"],
+                    protocol={**_UNSAID, **record["protocol"]},
                     recalls=tuple(Recall(**recall) for recall in record["recalls"]),
                 )
                 self.results.pairs += [pairs] * all(pairs.id != other.id for other in self.results.pairs)

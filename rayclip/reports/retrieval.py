@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rayclip.evaluation.retrieval import AS_WRITTEN, RecallRow
-from rayclip.reports.table import Table, heading, in_one_breath
+from rayclip.reports.table import Table, heading, in_one_breath, resolution_note
 
 _SETTINGS = (
     ("steps", "step", "norm", "start", "stop", "seed", "classes"),
@@ -59,7 +59,7 @@ def protocol_notes(described: Mapping[str, Mapping[str, Any]]) -> list[str]:
         )
     changed = [heading(attack) for attack, p in described.items() if p["text"] != AS_WRITTEN]
     text = f"{AS_WRITTEN}{', adversarial under ' + ', '.join(changed) if changed else ''}"
-    return [*notes, f"{text.capitalize()}, {protocol['resolution']} resolution, {protocol['precision']}"]
+    return [*notes, f"{text.capitalize()}, {resolution_note(protocol)}, {protocol['precision']}"]
 
 
 def _number(row: RecallRow) -> str:

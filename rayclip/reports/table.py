@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.console import Group
@@ -129,6 +130,12 @@ def heading(attack: str) -> str:
     return " ".join(filter(None, (name.replace("_", " "), aim, f"{eps}/255"))) if separator else name
 
 
+def resolution_note(protocol: Mapping[str, Any]) -> str:
+    """`model resolution`, `native resolution (plain resize)`."""
+    note = f"{protocol['resolution']} resolution"
+    return f"{note} ({protocol.get('resize') or 'antialias'} resize)" if protocol["resolution"] == "native" else note
+
+
 def in_one_breath(described: Iterable[tuple[str, str]]) -> list[str]:
     """`NAME, NAME: SETTINGS` for all that share their settings."""
     sharing: dict[str, list[str]] = {}
@@ -167,7 +174,7 @@ def _protocol(rows: Sequence[Row]) -> str:
         notes += [f"through a random defence each query averages {draws} draws"] if draws > 1 else []
     shared = (
         f"prompt '{first['template']}', {first.get('class_names', 'curated')} class names, "
-        f"{first['resolution']} resolution, {first['precision']}, seed {first['seed']}"
+        f"{resolution_note(first)}, {first['precision']}, seed {first['seed']}"
     )
     if any(row.attack == "worst" for row in rows):
         notes.append("worst: right under every attack, per sample")

@@ -72,7 +72,7 @@ def train(config: TrainConfig, host: Host) -> Clip:
         UserError: bad model or data, more shots than a class has, or fewer images than workers.
         FloatingPointError: the loss is not finite; the message names the step.
     """
-    clip = load_model(config.model, host.device)
+    clip = load_model(config.model, host.device).with_resize(config.resize)
     data = few_shot(open_data(config.data, "train", config.names), config.shots, config.seed)
     if config.data_fingerprint:
         check_same("data", config.data, data.fingerprint, config.data_fingerprint)

@@ -155,6 +155,7 @@ def test_shots(plan):
     assert {(t.config.model, t.config.data, t.config.resolution) for t in part[0]} == {
         ("ViT-B-32:openai", "imagenet", "model")
     }
+    assert part[4].protocol.resize == ("plain" if part[4].protocol.resolution == "native" else "antialias")
     assert {(t.config.method.steps, t.config.method.eps) for t in part[0]} == {(10, 1 / 255)}
     assert part[0][1].config.recipe == part[0][1].config.method.recipe, "the paper's own"
     assert part[0][2].config.recipe == dataclasses.replace(part[0][2].config.method.recipe, epochs=28)
@@ -193,6 +194,10 @@ def test_co_attack(plan):
     parts = plan("mmcoa_co_attack", "--scale", "paper")
     assert [len(p[0]) for p in parts] == [3, 3, 3, 9] and [len(p[2]) for p in parts] == [1, 1, 1, 15]
     assert [p[0][0].config.resolution for p in parts] == ["native", "native", "native", "model"]
+    resizes = ["plain", "plain", "plain", "antialias"]
+    assert (
+        [p[0][0].config.resize for p in parts] == resizes == [p[4].protocol.resize for p in parts[:3]] + ["antialias"]
+    )
     assert parts[0][1] == ["clean 1", "co-attack-100 1"]
 
 
