@@ -327,7 +327,7 @@ def test_files_that_changed_since_the_plan_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["tecoa", "fare", "vp"])
 def test_training_on_native_images_resizes_as_it_was_asked_to(name, tmp_path):
-    """Images of 13 px through a model of 8: the first step's loss is that of images that were resized by hand."""
+    """Images of 13 px, a model of 8: another way is another run with other losses, and the lineage says which."""
     noise = np.random.default_rng(0)
     pictures = [pngs(torch.from_numpy(noise.random((1, 3, 13, 13), dtype=np.float32)))[0] for _ in range(6)]
     place = write(tmp_path / "noisy.parquet", [0, 1, 2] * 2, pictures)
