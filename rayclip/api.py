@@ -35,7 +35,7 @@ from rayclip.distributed import (
 )
 from rayclip.evaluation import Cell, Store, collect_rows, outstanding
 from rayclip.evaluation import forecast as forecasts
-from rayclip.evaluation.alarms import alarms
+from rayclip.evaluation.alarms import alarms, cut_alarms
 from rayclip.evaluation.cell import label_with_eps
 from rayclip.evaluation.costs import Costs
 from rayclip.evaluation.forecast import Forecast
@@ -188,6 +188,8 @@ def evaluate_retrieval(
                 assert mine is not None
             logbook.retrieval(task, mine)
             rows += mine
+    for sentence in cut_alarms(rows):
+        say("warning", sentence)
     return rows
 
 
@@ -500,7 +502,8 @@ def _alarms(
     """Warnings about the measurement by model; also printed."""
     found = {}
     for model in dict.fromkeys(c.model for c in cells):
-        found[model] = alarms([c for c in cells if c.model == model], rows, positions, store)
+        found[model] = cut_alarms([row for row in rows if row.model == model])
+        found[model] += alarms([c for c in cells if c.model == model], rows, positions, store)
         for sentence in found[model]:
             say("warning", sentence)
     return found

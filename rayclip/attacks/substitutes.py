@@ -41,6 +41,9 @@ class SubstituteSource(Protocol):
         Never the word itself, a stop word or a piece of a word; best first.
         """
 
+    def cut(self, sentences: Sequence[Sequence[str]]) -> int:
+        """How many of the sentences are not read to their end."""
+
 
 class TokenTable:
     """The nearest whole words by cosine in CLIP's own token-embedding table. Needs no download.
@@ -53,6 +56,10 @@ class TokenTable:
         pairs = [(word, row) for word, row in clip.whole_words if word not in STOP_WORDS]
         self._words = [word for word, _ in pairs]
         self._rows = torch.tensor([row for _, row in pairs], device=clip.device)
+
+    def cut(self, sentences: Sequence[Sequence[str]]) -> int:
+        """None: each word is looked up by itself."""
+        return 0
 
     @torch.no_grad()
     def candidates(self, sentences: Sequence[Sequence[str]]) -> list[list[list[str]]]:
@@ -116,6 +123,11 @@ class MaskedLM:
             ]
             for sentence, row in zip(sentences, found, strict=True)
         ]
+
+    def cut(self, sentences: Sequence[Sequence[str]]) -> int:
+        """How many of the sentences are not read to their end."""
+        lengths = (sum(len(self._tokenizer.tokenize(w)) or 1 for w in sentence) for sentence in sentences)
+        return sum(length > self._room for length in lengths)
 
     def _read(
         self, sentences: Sequence[Sequence[str]], part: range, found: list[list[list[str]]]

@@ -33,7 +33,7 @@ from rayclip.models import Clip
 from rayclip.models.resizing import Resize, check_resize
 from rayclip.rng import sample_keys
 from rayclip.store import Store
-from rayclip.types import UserError
+from rayclip.types import Cut, UserError
 from rayclip.units import format_budget
 
 Direction = Literal["tr", "ir"]
@@ -82,6 +82,8 @@ class RecallRow:
     ci_high: float
     protocol: dict[str, Any]
     result: str
+    cut_texts: int = 0
+    cut_for_substitutes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,7 +364,10 @@ def run_task(
         where = f"model '{task.model}' on '{task.dataset}' under {task.attack_label}"
         raise FloatingPointError(f"{where}: {error}.") from error
     found = [{"direction": r.direction, "k": r.k, "right": r.right, "n": r.n} for r in recalls]
-    store.write_json(task.file, {**task.record(), "recalls": found})
+    captions = [caption for p in positions for caption in pairs.captions[p]]
+    unread = task.attack.count_cut(clip, captions) if isinstance(task.attack, TextSettings) else 0
+    cut = Cut(len(clip.cut_texts(captions)), unread)
+    store.write_json(task.file, {**task.record(), **cut.recorded(), "recalls": found})
 
 
 def _bind(task: Task, clip: Clip, pairs: PairSet, positions: Sequence[int], store: Store) -> PairAttack:
@@ -390,12 +395,14 @@ def read_recalls(task: Task, store: Store) -> list[RecallRow] | None:
     """
     try:
         stored = store.read_json(task.file)
-        return None if stored is None else [_row(task, Recall(**recall)) for recall in stored["recalls"]]
+        if stored is None:
+            return None
+        return [_row(task, Recall(**recall), Cut.read(stored)) for recall in stored["recalls"]]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"result file {store.root}/{task.file} is damaged: delete it and run again.") from error
 
 
-def _row(task: Task, recall: Recall) -> RecallRow:
+def _row(task: Task, recall: Recall, cut: Cut) -> RecallRow:
     low, high = wilson(recall.right, recall.n)
     return RecallRow(
         model=task.model,
@@ -409,4 +416,5 @@ def _row(task: Task, recall: Recall) -> RecallRow:
         ci_high=high,
         protocol=task.describe(),
         result=task.id,
+        **cut.recorded(),
     )

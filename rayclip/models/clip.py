@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rayclip.models.cutting import find_cut
 from rayclip.models.image import class_token_tower, encode_class_token
 from rayclip.models.named import check_towers
 from rayclip.models.resizing import Resize, resized
@@ -152,6 +153,15 @@ class Clip(nn.Module):
         if tower is not None and len(tokens_BL):
             tokens_BL = tokens_BL[:, : int(end_marks(tower, tokens_BL).max()) + 1]
         return tokens_BL.to(self.device)
+
+    @property
+    def room(self) -> int:
+        """Tokens of a text that the model reads, start and end mark included."""
+        return int(self._tokenizer([""]).shape[1])
+
+    def cut_texts(self, texts: Sequence[str]) -> list[str]:
+        """The different texts that are longer than `room`, and are cut there."""
+        return find_cut(self._tokenizer, texts, self.room)
 
     def embed_texts(self, texts: Sequence[str], *, chunk: int = 256) -> Tensor:
         """Normalised embeddings of any number of texts, `(len(texts), D)`.

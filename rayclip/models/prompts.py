@@ -108,6 +108,11 @@ class WithContext(Prompted):
         shape = cls.shape(base, min(count, base.text_tower.context_length // 2))
         return cls(base, 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
 
+    @property
+    def room(self) -> int:
+        """What the context leaves."""
+        return super().room - len(self.learned)
+
     def encode_text(self, tokens_BL: Tensor, *, normalize: bool = True) -> Tensor:
         count, tower = len(self.learned), self.text_tower
         start_B1 = tokens_BL[:, :1]

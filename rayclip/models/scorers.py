@@ -57,6 +57,10 @@ class Scorer(ABC):
         return f"{self.name} ({shown})" if shown else self.name
 
     @abstractmethod
+    def prompts(self, class_names: Sequence[str], template: str) -> list[list[str]]:
+        """The texts of each class whose embeddings make its weights."""
+
+    @abstractmethod
     def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
         """Made once a model and class set."""
 
@@ -76,6 +80,9 @@ class Template(Scorer):
 
     name: ClassVar[str] = "template"
 
+    def prompts(self, class_names: Sequence[str], template: str) -> list[list[str]]:
+        return [[prompt] for prompt in class_prompts(class_names, template)]
+
     def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
         return ZeroShot(clip, class_names, template)
 
@@ -92,12 +99,14 @@ class Ensemble(Scorer):
 
     templates: Templates = "openai"
 
-    def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
+    def prompts(self, class_names: Sequence[str], template: str) -> list[list[str]]:
         import open_clip
 
         found = {"openai": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
-        texts = [[make(clean_name(name)) for make in found[self.templates]] for name in class_names]
-        return SeveralPrompts(clip, class_names, texts, template)
+        return [[make(clean_name(name)) for make in found[self.templates]] for name in class_names]
+
+    def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
+        return SeveralPrompts(clip, class_names, self.prompts(class_names, template), template)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +132,9 @@ class Described(Scorer):
 
     def _described(self) -> str:
         return super().describe()
+
+    def prompts(self, class_names: Sequence[str], template: str) -> list[list[str]]:
+        return [list(own) for own in self.needed_texts(class_names)]
 
     def needed_texts(self, class_names: Sequence[str]) -> Texts:
         if len(self.texts) != len(class_names):
@@ -166,6 +178,11 @@ class WCA(Described):
     @property
     def cost(self) -> int:
         return 1 + self.crops
+
+    def prompts(self, class_names: Sequence[str], template: str) -> list[list[str]]:
+        """Descriptions, and the template that they are weighed by."""
+        own = zip(super().prompts(class_names, template), class_prompts(class_names, template), strict=True)
+        return [[*texts, prompt] for texts, prompt in own]
 
     def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
         return CropsAgainstTexts(clip, class_names, self.needed_texts(class_names), template)

@@ -19,7 +19,7 @@ import pyarrow as pa
 from rayclip.evaluation.retrieval import Recall
 from rayclip.spool import logged_runs
 from rayclip.store import Store
-from rayclip.types import UserError
+from rayclip.types import Cut, UserError
 
 _COLUMNS = ["position", "label", "clean_pred", "adv_pred"]
 _RECORD = ("model", "model_fingerprint", "dataset", "data_fingerprint", "class_names", "protocol")
@@ -106,6 +106,7 @@ class JudgedCell:
     Attributes:
         code: version and commit that computed it.
         run: of MLflow, that logged it; empty where it is not known.
+        cut: texts that were not read to their end.
     """
 
     id: str
@@ -121,6 +122,7 @@ class JudgedCell:
     verdicts: Verdicts
     code: str = ""
     run: str = ""
+    cut: Cut = field(default_factory=Cut)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +136,7 @@ class JudgedPairs:
     attack: str
     protocol: Mapping[str, Any]
     recalls: tuple[Recall, ...]
+    cut: Cut = field(default_factory=Cut)
 
 
 @dataclass(kw_only=True)
@@ -293,6 +296,7 @@ class _Gathered:
             verdicts=verdicts,
             code=" ".join([*record.get("code", {}).values()]),
             run=self._run(store, cell),
+            cut=Cut.read(record),
         )
 
     def _run(self, store: Store, cell: str) -> str:
@@ -315,6 +319,7 @@ class _Gathered:
                     attack=record["attack_label"],
                     protocol={**_UNSAID, **record["protocol"]},
                     recalls=tuple(Recall(**recall) for recall in record["recalls"]),
+                    cut=Cut.read(record),
                 )
                 self.results.pairs += [pairs] * all(pairs.id != other.id for other in self.results.pairs)
         except (KeyError, TypeError) as error:

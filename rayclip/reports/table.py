@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from rayclip.types import Row
+from rayclip.types import Cut, Row
 
 # Of an attack's settings, those that the line below a table names; labels say the rest, the results all
 SHOWN = (
@@ -102,7 +102,7 @@ def _table(dataset: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Tabl
     )
     sizes = sorted({row.n for row in rows})
     title = f"{dataset}: accuracy in %, n = {', '.join(map(str, sizes))}, 95 % Wilson intervals"
-    return Table(title, ("model", *map(heading, attacks)), body, _protocol(rows))
+    return Table(title, ("model", *map(heading, attacks)), body, _protocol(rows, labels))
 
 
 def _average(rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
@@ -130,6 +130,30 @@ def heading(attack: str) -> str:
     return " ".join(filter(None, (name.replace("_", " "), aim, f"{eps}/255"))) if separator else name
 
 
+def cut_notes(found: Iterable[tuple[str, Cut]]) -> list[str]:
+    """What is said of texts that were not read to their end: how many, of each owner apart where that differs.
+
+    Args:
+        found: owners, such as models, and counts; of several counts of one owner the largest is said.
+    """
+    counts: dict[str, Cut] = {}
+    for owner, cut in found:
+        before = counts.get(owner, Cut())
+        counts[owner] = Cut(max(cut.texts, before.texts), max(cut.substitutes, before.substitutes))
+    notes = []
+    for which, what in (
+        ("texts", "cut at the context length of the text encoder"),
+        ("substitutes", "not read to the end by the masked language model"),
+    ):
+        each = {owner: getattr(cut, which) for owner, cut in counts.items()}
+        if len(set(each.values())) > 1:
+            notes.append(f"texts {what}: " + ", ".join(f"{owner} {count}" for owner, count in each.items() if count))
+        elif any(each.values()):
+            count = next(iter(each.values()))
+            notes.append(f"{count:,} {'text is' if count == 1 else 'texts are'} {what}")
+    return notes
+
+
 def resolution_note(protocol: Mapping[str, Any]) -> str:
     """`model resolution`, `native resolution (plain resize)`."""
     note = f"{protocol['resolution']} resolution"
@@ -151,7 +175,7 @@ def _number(row: Row | None) -> str:
     return f"{top1} {row.ci_low:.0f}–{row.ci_high:.0f}"
 
 
-def _protocol(rows: Sequence[Row]) -> str:
+def _protocol(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
     """What every number of the table shares, and what belongs to one attack."""
     notes = []
     first = next(row.protocol for row in rows if row.attack != "worst")
@@ -178,4 +202,5 @@ def _protocol(rows: Sequence[Row]) -> str:
     )
     if any(row.attack == "worst" for row in rows):
         notes.append("worst: right under every attack, per sample")
+    notes += cut_notes((row.who(labels), Cut(row.cut_texts, row.cut_for_substitutes)) for row in rows)
     return ". ".join([*notes, shared]) + "."
