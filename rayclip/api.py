@@ -37,7 +37,7 @@ from rayclip.distributed import (
 )
 from rayclip.evaluation import Cell, Protocol, Store, collect_rows, outstanding
 from rayclip.evaluation import forecast as forecasts
-from rayclip.evaluation.alarms import alarms
+from rayclip.evaluation.alarms import alarms, cut_alarms
 from rayclip.evaluation.cell import at_budgets, budgets_for, label_with_eps
 from rayclip.evaluation.costs import Costs
 from rayclip.evaluation.forecast import Forecast
@@ -45,6 +45,7 @@ from rayclip.evaluation.front import Score, pareto_front
 from rayclip.evaluation.retrieval import RecallRow, make_task, read_recalls, run_task
 from rayclip.logbook import Logbook, markdown, rows_json
 from rayclip.models.checkpoint import FILES, model_record
+from rayclip.models.resizing import Resize, check_resize
 from rayclip.progress import Display, say
 from rayclip.reports import result_tables, retrieval_tables, search_table
 from rayclip.reports.results import LINEAGE, model_name
@@ -134,6 +135,7 @@ def evaluate_retrieval(
     *,
     limit: int | None = None,
     resolution: Resolution = "model",
+    resize: Resize = "antialias",
     attacks: Sequence[Attack] = (Clean(),),
     eps: float | tuple[float, ...] | None = None,
     seed: int = 0,
@@ -148,6 +150,7 @@ def evaluate_retrieval(
     Raises:
         UserError: bad arguments, before anything is written.
     """
+    check_resize(resize, resolution)
     opened = Opened(quiet=where.quiet)
     pairs = open_pairs(data)
     opened.check(pairs)
@@ -157,7 +160,14 @@ def evaluate_retrieval(
     budgets = Protocol(eps=eps).budgets
     found_tasks = [
         make_task(
-            (m, opened.fingerprint(m)), pairs, limit=limit, resolution=resolution, attack=attack, eps=budget, seed=seed
+            (m, opened.fingerprint(m)),
+            pairs,
+            limit=limit,
+            resolution=resolution,
+            resize=resize,
+            attack=attack,
+            eps=budget,
+            seed=seed,
         )
         for m in specs
         for attack in attacks
@@ -186,6 +196,8 @@ def evaluate_retrieval(
             with _logging(store):
                 logbook.retrieval(task, mine)
             rows += mine
+    for sentence in cut_alarms(rows):
+        say("warning", sentence)
     return rows
 
 
@@ -527,7 +539,8 @@ def _alarms(
     """Warnings about the measurement by model; also printed."""
     found = {}
     for model in dict.fromkeys(c.model for c in cells):
-        found[model] = alarms([c for c in cells if c.model == model], rows, positions, store)
+        found[model] = cut_alarms([row for row in rows if row.model == model])
+        found[model] += alarms([c for c in cells if c.model == model], rows, positions, store)
         for sentence in found[model]:
             say("warning", sentence)
     return found

@@ -18,7 +18,7 @@ from rayclip.distributed import (
     PoolSize,
 )
 from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, make_cells
-from rayclip.evaluation.cell import MadeAgainst, default_substitutes
+from rayclip.evaluation.cell import MadeAgainst, counted, default_substitutes
 from rayclip.logbook import Logbook
 from rayclip.methods import SMALL_BELOW, Method, Recipe
 from rayclip.models import Clip, load_model
@@ -136,11 +136,11 @@ class Opened:
         self._data: dict[tuple[str, str, str], ImageSet] = {}
         self._said: set[str] = set()
 
-    def note(self, sentence: str) -> None:
-        """Say something that a reader of the numbers should know, once."""
+    def note(self, sentence: str, kind: Literal["note", "warning"] = "note") -> None:
+        """Say something that a reader of the numbers should know, once for all trials of a sweep."""
         if sentence not in self._said:
             self._said.add(sentence)
-            say("note", sentence)
+            say(kind, sentence)
 
     def model(self, spec: str) -> Clip:
         """The last one stays in memory."""
@@ -217,12 +217,36 @@ def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainCo
         )
     if method.trains == "prompt":
         allow_named(config.model)  # the prompt that is learned will name it
+    _warn_of_cut(config, method, data.name, data.class_names, opened)
     return dataclasses.replace(
         config,
         method=method,
         model_fingerprint=opened.fingerprint(config.model),
         data_fingerprint=data.fingerprint,
     )
+
+
+def _warn_of_cut(
+    config: TrainConfig, method: Method, dataset: str, class_names: Sequence[str], opened: "Opened"
+) -> None:
+    """Say once if the model does not read the texts that it is trained on to their end."""
+    clip = method.dressed(opened.model(config.model), config.seed)
+    prompts = method.prompts(class_names, clip.template or config.template)
+    cut = len(clip.cut_texts(prompts))
+    if cut:
+        opened.note(
+            f"{config.model} on {dataset}: {cut:,} of {len(set(prompts)):,} texts that {method.name} trains on are "
+            f"longer than the {clip.room} tokens that the model reads, and cut there.",
+            "warning",
+        )
+    if isinstance(text := getattr(method, "text", None), TextSettings):
+        unread = text.count_cut(clip, prompts)
+        if unread:
+            opened.note(
+                f"{config.model} on {dataset}: BERT-Attack does not read {unread:,} of {len(set(prompts)):,} texts to "
+                f"their end, whose words stay as they are: raise its max_length (now {text.max_length}).",
+                "warning",
+            )
 
 
 def plan_cells(
@@ -258,7 +282,7 @@ def plan_cells(
             for attack in {c.attack for c in new}:
                 if isinstance(attack, TextSettings):
                     attack.source(opened.model(spec))
-        cells += new
+        cells += counted(new, opened.model(spec))
     return cells, {spec: chosen_positions(len(data), evaluation.limit) for spec, data in datasets}
 
 
@@ -278,6 +302,7 @@ def evaluations_of(results: Results) -> list[Evaluation]:
         protocol = Protocol(
             seed=said["seed"],
             resolution=said["resolution"],
+            resize=said["resize"],
             names=said["class_names"],
             template=said["template"],
             precision=said["precision"],

@@ -16,6 +16,7 @@ from rayclip.cli_options import (
     Model,
     NoTracking,
     Quiet,
+    Resize,
     Resolution,
     StepSize,
     Substitutes,
@@ -193,6 +194,7 @@ def train(
     substitutes: Substitutes = "default",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     resolution: Resolution = "native",
+    resize: Resize = "antialias",
     class_names: ClassNames = "curated",
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
@@ -268,6 +270,7 @@ def train(
         shots=parse_shots(shots),
         seed=seed,
         resolution=resolution,
+        resize=resize,
         names=names,
         recipe=checks.choose_recipe(
             chosen,
@@ -300,8 +303,9 @@ def train(
         return
     test = "TEST.parquet" if data.endswith(".parquet") else data
     print(f"checkpoint: {out}")
+    same = "" if resize == "antialias" else f" --resize {resize}"
     budget, results = format_budget(chosen.eps), place.child("eval").root
-    print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {budget} --out {results}")
+    print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {budget}{same} --out {results}")
 
 
 @app.command()

@@ -115,6 +115,13 @@ def filter_captions(
         "class_names": names,
     }
     write_captions(out, rows, made_from)
+    cut = clip.cut_texts([caption for own in matching.captions for caption in own])
+    if cut:
+        say(
+            "warning",
+            f"{_count(len(cut), 'caption is', 'captions are')} longer than the {clip.room} tokens that '{model}' "
+            "reads, and cut there: what stands beyond counts for nothing.",
+        )
     filled = {row.class_index for row in rows if row.source == "template"}
     if filled and not quiet:
         say("note", f"{_count(len(filled), 'class', 'classes')} filled up with templates")

@@ -21,6 +21,7 @@ from rayclip.cli_options import (
     NoTracking,
     Out,
     Quiet,
+    Resize,
     Resolution,
     Seed,
     StepSize,
@@ -98,6 +99,7 @@ def interpolate(
     limit: Limit = None,
     substitutes: Substitutes = "default",
     resolution: Resolution = "native",
+    resize: Resize = "antialias",
     class_names: ClassNames = "curated",
     seed: Seed = 0,
     cluster: Cluster = False,
@@ -122,7 +124,7 @@ def interpolate(
     evaluation = checks.Evaluation(
         data=specs,
         attacks=parse_attacks(one_list(attacks), attack_defaults(steps, step_size, substitutes)),
-        protocol=Protocol(eps=parse_budgets(eps or []), seed=seed, resolution=resolution, names=names),
+        protocol=Protocol(eps=parse_budgets(eps or []), seed=seed, resolution=resolution, resize=resize, names=names),
         limit=limit,
     )
     models = mixes(start, end, one_list(a))

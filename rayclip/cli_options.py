@@ -71,6 +71,14 @@ Resolution = Annotated[
     typer.Option(help="native: perturb at the images' own size; model: resize to the model's input first."),
 ]
 
+Resize = Annotated[
+    Literal["antialias", "plain"],
+    typer.Option(
+        help="Of native images to the model's input: antialias as PIL, plain as the code of TeCoA and MMCoA (bicubic "
+        "without anti-aliasing)."
+    ),
+]
+
 ClassNames = Annotated[
     str,
     typer.Option(

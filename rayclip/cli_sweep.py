@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # `--help` is instant
     from rayclip.distributed import Trial
     from rayclip.evaluation.cell import MadeAgainst
     from rayclip.methods import Method, Recipe
+    from rayclip.models.resizing import Resize
     from rayclip.store import Store
 
 
@@ -265,6 +266,10 @@ class Run:
             return self.setting.resolution
         return "native" if data.partition("#")[0] in ONE_SIZE else "model"
 
+    def resize(self, data: str) -> "Resize":
+        """How a data set's images come to the model's input size, where they are perturbed at their own."""
+        return self.setting.resize if self.resolution(data) == "native" else "antialias"
+
     def recipe(self, method: "Method") -> "Recipe":
         """The scale's recipe for a method: at `paper` the published one, its warm-up as long as written."""
         if self.setting.small_recipe:
@@ -312,6 +317,7 @@ class Run:
             "data": data,
             "seed": self.options.seed,
             "resolution": self.resolution(data),
+            "resize": self.resize(data),
             "save_every_epochs": min(chosen.epochs, self.setting.save_every_epochs),
         }
         full = TrainConfig(method=method, recipe=chosen, shots=shots, **{**settings, **config})
@@ -374,7 +380,9 @@ class Run:
                 defenses=parse_defenses(defenses),
                 scorers=parse_scorers(scorers),
                 made_against=made_against,
-                protocol=Protocol(eps=budget, seed=self.options.seed, resolution=resolution),
+                protocol=Protocol(
+                    eps=budget, seed=self.options.seed, resolution=resolution, resize=self.resize(alike[0])
+                ),
             )
             for resolution, alike in data.items()
         ]

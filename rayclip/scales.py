@@ -23,7 +23,8 @@ class Scale:
     """Everything that differs between the scales.
 
     Budgets in pixel units; None epochs are each method's own, a limit of None is all test images. The resolution
-    `auto` is `native` where the images of a data set have one size, as in MMCoA's code, and `model` elsewhere.
+    `auto` is `native` where the images of a data set have one size, as in MMCoA's code, and `model` elsewhere. `resize`
+    is that of native images.
     """
 
     model: str | None
@@ -39,6 +40,7 @@ class Scale:
     epochs: int | None = None
     save_every_epochs: int = 1
     resolution: Literal["native", "model", "auto"] = "native"
+    resize: Literal["antialias", "plain"] = "antialias"
     limit: int | None = None
 
 
@@ -87,6 +89,7 @@ def scales() -> dict[ScaleName, Scale]:
             stop="final",
             small_recipe=False,
             resolution="auto",
+            resize="plain",
         ),
     }
 

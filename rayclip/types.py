@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 # `user:password@` ahead of a host, and the options of an address that open a door
 _PASSWORD = re.compile(r"(?<=://)([^\s/?#@:]*):[^\s/?#]*@")
@@ -43,6 +43,27 @@ def check_same(what: str, spec: str, found: str, planned: str) -> None:
         )
 
 
+class Cut(NamedTuple):
+    """How many texts a number stands on that were not read to their end.
+
+    Attributes:
+        texts: cut at the context length of the text encoder.
+        substitutes: read by the masked language model, which BERT-Attack asks for substitutes, up to its `max_length`
+            only.
+    """
+
+    texts: int = 0
+    substitutes: int = 0
+
+    def recorded(self) -> dict[str, int]:
+        """As result files hold it."""
+        return {"cut_texts": self.texts, "cut_for_substitutes": self.substitutes}
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> "Cut":
+        return cls(*(int(record.get(name, 0)) for name in cls().recorded()))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One number of a result table together with the protocol it stands on. Accuracies are percents."""
@@ -60,6 +81,8 @@ class Row:
     cell: str
     defense: str = "none"
     scorer: str = "template"
+    cut_texts: int = 0
+    cut_for_substitutes: int = 0
 
     @property
     def is_worst(self) -> bool:

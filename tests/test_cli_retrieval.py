@@ -115,6 +115,7 @@ def test_attacked_metrics_have_names_of_their_own(here, monkeypatch, capsys):
         ({"--data": "mscoco"}, "no image-caption data 'mscoco'"),
         ({"--resolution": "native"}, "--resolution model"),
         ({"--resolution": "huge"}, "'native', 'model'"),
+        ({"--resize": "plain"}, "choose --resolution native"),
         ({"--limit": "0"}, "--limit"),
         ({"--model": "resnet50"}, "unknown model 'resnet50'"),
         ({"--model": None}, "Missing option '--model'"),

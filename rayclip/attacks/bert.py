@@ -182,6 +182,11 @@ class TextSettings:
     def attack(self, clip: Clip, prompts: Sequence[str]) -> list[TextChange]:
         return bert_attack(clip, prompts, self.source(clip), changes=self.changes)
 
+    def count_cut(self, clip: Clip, prompts: Sequence[str]) -> int:
+        """How many of the texts the source of substitutes does not read to their end; what it does not read stays."""
+        source = self.source(clip)
+        return source.cut([source.rules.split(prompt) for prompt in dict.fromkeys(prompts)])
+
     def describe_text(self) -> dict[str, Any]:
         """The settings that count: the token table is only asked for its `k` nearest."""
         unused = ("threshold", "offset", "combinations", "max_length") if self.substitutes == TOKEN_TABLE else ()

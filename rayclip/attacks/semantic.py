@@ -131,20 +131,21 @@ class SemanticEnsemble(GradientAttack):
 
     def _embed(self, victim: ZeroShot) -> Tensor:
         """Class weights of every caption set, `(M, K, D)`; embedded once for a victim, not once a batch."""
-        texts = self._texts(victim)
+        texts = self.own_texts(victim.class_names)
         if victim.clip not in _embedded or _embedded[victim.clip][0] != texts:
             by_set = [text for own in zip(*texts, strict=True) for text in own]
             with torch.no_grad():
                 _embedded[victim.clip] = texts, victim.clip.embed_texts(by_set).view(self.sets, len(texts), -1)
         return _embedded[victim.clip][1]
 
-    def _texts(self, victim: ZeroShot) -> Texts:
+    def own_texts(self, class_names: Sequence[str]) -> Texts:
+        """`sets` captions of each class."""
         if self.texts:
-            if len(self.texts) != len(victim.class_names):
-                raise ValueError(f"captions of {len(self.texts)} classes for a victim of {len(victim.class_names)}")
+            if len(self.texts) != len(class_names):
+                raise ValueError(f"captions of {len(self.texts)} classes for a victim of {len(class_names)}")
             return self.texts
         self._need_texts()
-        return template_texts(victim.class_names, self.sets)
+        return template_texts(class_names, self.sets)
 
     def _need_texts(self) -> None:
         if self.captions:

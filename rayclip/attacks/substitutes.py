@@ -30,6 +30,9 @@ class SubstituteSource(Protocol):
     def as_read(self, texts: Sequence[str]) -> Sequence[str]:
         """What CLIP gets to read of a text while the attack looks for words."""
 
+    def cut(self, sentences: Sequence[Sequence[str]]) -> int:
+        """How many of the sentences are not read to their end."""
+
 
 class TokenTable:
     """The nearest whole words by cosine in CLIP's own token-embedding table. Needs no download.
@@ -47,6 +50,10 @@ class TokenTable:
 
     def as_read(self, texts: Sequence[str]) -> Sequence[str]:
         return texts
+
+    def cut(self, sentences: Sequence[Sequence[str]]) -> int:
+        """None: each word is looked up by itself."""
+        return 0
 
     @torch.no_grad()
     def candidates(self, sentences: Sequence[Sequence[str]]) -> list[list[list[str]]]:
@@ -114,6 +121,11 @@ class MaskedLM:
 
     def as_read(self, texts: Sequence[str]) -> Sequence[str]:
         return texts
+
+    def cut(self, sentences: Sequence[Sequence[str]]) -> int:
+        """How many of the sentences are not read to their end."""
+        lengths = (sum(len(self._tokenizer.tokenize(w)) or 1 for w in sentence) for sentence in sentences)
+        return sum(length > self._room for length in lengths)
 
     def _read(
         self, sentences: Sequence[Sequence[str]], part: range, found: list[list[list[str]]]

@@ -87,5 +87,6 @@ class TTC(Purifier):
     def _instability(self, victim: ZeroShot, pixels: Tensor, delta: Tensor, clean_BD: Tensor) -> Tensor:
         if not self.original:
             return instability(clean_BD, victim.embed(pixels + delta, normalize=False))
-        encode = load_once(self.original, self.original_fingerprint, str(pixels.device)).encode_image
+        original = load_once(self.original, self.original_fingerprint, str(pixels.device))
+        encode = original.with_resize(victim.clip.resize).encode_image
         return instability(encode(pixels, normalize=False), encode(pixels + delta, normalize=False))

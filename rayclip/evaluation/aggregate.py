@@ -11,7 +11,7 @@ import numpy as np
 from rayclip.defenses import chain_label
 from rayclip.evaluation.cell import Cell
 from rayclip.store import Store
-from rayclip.types import Row, UserError
+from rayclip.types import Cut, Row, UserError
 
 WORST = "worst"
 _Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
@@ -112,7 +112,9 @@ def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store:
     for members in same_subject(cells):
         data = members[0].data
         verdicts = [right_after_attack(cell, positions[data], store) for cell in members]
-        found = [_row(cell, labels[cell], right) for cell, right in zip(members, verdicts, strict=True)]
+        found = [
+            _row(cell, labels[cell], right, _cut(cell, store)) for cell, right in zip(members, verdicts, strict=True)
+        ]
         rows += found
         for case in cases:
             within = case.of([row.protocol for row in found])
@@ -171,7 +173,12 @@ def right_after_attack(cell: Cell, positions: np.ndarray, store: Store) -> np.nd
     return np.array([verdict[int(p)] for p in positions])
 
 
-def _row(cell: Cell, label: str, right: np.ndarray) -> Row:
+def _cut(cell: Cell, store: Store) -> Cut:
+    """How many texts were cut, from the cell's record where that was not counted now."""
+    return cell.cut if cell.cut is not None else Cut.read(store.read_json(f"cells/{cell.id}/cell.json") or {})
+
+
+def _row(cell: Cell, label: str, right: np.ndarray, cut: Cut) -> Row:
     low, high = wilson(int(right.sum()), len(right))
     return Row(
         model=cell.model,
@@ -187,6 +194,7 @@ def _row(cell: Cell, label: str, right: np.ndarray) -> Row:
         cell=cell.id,
         defense=chain_label(cell.defense),
         scorer=cell.scorer.label,
+        **cut.recorded(),
     )
 
 

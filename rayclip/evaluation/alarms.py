@@ -7,8 +7,9 @@ import numpy as np
 from rayclip.defenses import IGNORE
 from rayclip.evaluation.aggregate import same_subject
 from rayclip.evaluation.cell import Cell
+from rayclip.evaluation.retrieval import RecallRow
 from rayclip.store import Store
-from rayclip.types import Row
+from rayclip.types import Cut, Row
 
 _POINTS = 0.5  # of accuracy: less may be chance
 _MARGIN_DROP = 0.01  # of the clean margin: noise of the attack's start alone lowers it by less
@@ -38,6 +39,27 @@ def alarms(cells: Sequence[Cell], rows: Sequence[Row], positions: Mapping[str, n
         for ball in balls:  # within different balls, nothing can be told from who leaves more
             alike = [(cell, row) for cell, row in attacking if (cell.attack.ball, cell.eps) == ball]
             found += _gradients_lose(alike) + _steps_lose(alike)
+    return found
+
+
+def cut_alarms(rows: Sequence[Row | RecallRow]) -> list[str]:
+    """One sentence for each model and data set with texts that were not read to their end."""
+    most: dict[tuple[str, str], Cut] = {}
+    for row in rows:
+        before = most.get((row.model, row.dataset), Cut())
+        texts, substitutes = max(row.cut_texts, before.texts), max(row.cut_for_substitutes, before.substitutes)
+        most[row.model, row.dataset] = Cut(texts, substitutes)
+    found = []
+    for (model, dataset), cut in most.items():
+        whats = [
+            f"{count:,} text{'s are' if count > 1 else ' is'} {what}"
+            for count, what in (
+                (cut.texts, "longer than what the model reads and cut at its context length"),
+                (cut.substitutes, "longer than what the masked language model reads (max_length), and keep their ends"),
+            )
+            if count
+        ]
+        found += [f"{model} on {dataset}: {' and '.join(whats)}: what stands beyond counts for nothing."] * bool(whats)
     return found
 
 

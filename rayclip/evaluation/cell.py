@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,9 +18,10 @@ from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
 from rayclip.data.captions import BUNDLED, read_captions, table_for
 from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, is_random
-from rayclip.models import TEMPLATE, Precision
+from rayclip.models import TEMPLATE, Clip, Precision
+from rayclip.models.resizing import Resize, check_resize
 from rayclip.models.scorers import DEFAULT, WCA, Described, Scorer
-from rayclip.types import UserError
+from rayclip.types import Cut, UserError
 from rayclip.units import format_budget, in_255ths
 from rayclip.version import code_version
 
@@ -37,6 +38,8 @@ class Protocol:
         eps: budget of the attacks that name none of their own, in pixel units; each of them runs at each of several.
         seed: of the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
+        resize: of `native` images, inside the model's forward: `antialias` as PIL, `plain` as the code of TeCoA and
+            MMCoA (see `models.resizing`).
         names: spelling of the classes: CLIP's curated one, or the data's own (the reference code's).
         template: the class prompts.
         precision: of the model that is attacked; verdicts are always the fp32 model's (`evaluation.confirm`).
@@ -45,9 +48,13 @@ class Protocol:
     eps: float | tuple[float, ...] | None = None
     seed: int = 0
     resolution: Resolution = "native"
+    resize: Resize = "antialias"
     names: Names = "curated"
     template: str = TEMPLATE
     precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        check_resize(self.resize, self.resolution)
 
     @property
     def budgets(self) -> tuple[float, ...]:
@@ -61,6 +68,9 @@ class Cell:
 
     `model` and `data` are how the user named them; the fingerprints are what they are, and only those enter the id.
     `attack` has its budget and its step filled in (`Attack.within`).
+
+    Attributes:
+        cut: texts that are not read to their end (`counted`); None where nobody has counted them.
     """
 
     model: str
@@ -75,6 +85,7 @@ class Cell:
     aim: Aim = IGNORE
     scorer: Scorer = DEFAULT
     attacked: Scorer = DEFAULT
+    cut: Cut | None = field(default=None, compare=False)
 
     @cached_property
     def id(self) -> str:
@@ -122,6 +133,7 @@ class Cell:
             **self.attack.describe(),
             "seed": self.protocol.seed,
             "resolution": self.protocol.resolution,
+            "resize": self.protocol.resize,
             "class_names": self.protocol.names,
             "template": self.protocol.template,
             "scorer": self.scorer.describe(),
@@ -145,6 +157,7 @@ class Cell:
             "defense_label": chain_label(self.defense),
             "scorer_label": self.scorer.label,
             "protocol": self.describe(),
+            **(Cut() if self.cut is None else self.cut).recorded(),
             "code": code_version(),
         }
 
@@ -154,6 +167,33 @@ class Cell:
         defended = sum(defense.cost for defense in self.defense)
         query = self.attacked.cost + (0 if self.aim == IGNORE else defended)
         return self.scorer.cost + defended + self.attack.cost * query * self.aim.draws
+
+
+def counted(cells: Sequence[Cell], clip: Clip) -> list[Cell]:
+    """Cells of one model with the number of their texts that it does not read to their end."""
+    found: dict[tuple[Any, ...], int] = {}
+
+    def once(count: Callable[[], int], *key: Any) -> int:
+        if key not in found:
+            found[key] = count()
+        return found[key]
+
+    def cut(cell: Cell) -> Cut:
+        template = clip.template or cell.protocol.template
+        attack = cell.attack
+        prompts = [text for own in cell.scorer.prompts(cell.class_names, template) for text in own]
+        texts = list(prompts)
+        if cell.attacked != cell.scorer:
+            texts += [text for own in cell.attacked.prompts(cell.class_names, template) for text in own]
+        if isinstance(attack, SemanticEnsemble):
+            texts += [text for own in attack.own_texts(cell.class_names) for text in own]
+        unread = 0
+        if isinstance(attack, TextSettings):
+            asked = attack.describe_text()
+            unread = once(lambda: attack.count_cut(clip, prompts), tuple(prompts), *asked.values())
+        return Cut(once(lambda: len(clip.cut_texts(texts)), tuple(texts)), unread)
+
+    return [replace(cell, cut=cut(cell)) for cell in cells]
 
 
 def label_with_eps(attack: Attack, eps: float | None) -> str:

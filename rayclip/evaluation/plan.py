@@ -55,7 +55,7 @@ class Shards:
     def queue(self, seconds: float) -> Queue:
         """For the schedule; what a worker keeps loaded is the model, and the model with a class set."""
         cell = self.cell
-        victim = (cell.protocol.template, cell.scorer.describe(), cell.data_fingerprint)
+        victim = (cell.protocol.template, cell.protocol.resize, cell.scorer.describe(), cell.data_fingerprint)
         return Queue(
             samples=len(self.positions), size=self.size, needs=(cell.model_fingerprint, victim), seconds=seconds
         )

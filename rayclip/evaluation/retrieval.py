@@ -31,9 +31,10 @@ from rayclip.evaluation.cell import described_budget, label_with_eps, with_subst
 from rayclip.evaluation.plan import chosen_positions
 from rayclip.models import Clip
 from rayclip.models.exact import use_exact_fp32
+from rayclip.models.resizing import Resize, check_resize
 from rayclip.rng import sample_keys
 from rayclip.store import Store
-from rayclip.types import UserError
+from rayclip.types import Cut, UserError
 
 Direction = Literal["tr", "ir"]
 
@@ -81,6 +82,8 @@ class RecallRow:
     ci_high: float
     protocol: dict[str, Any]
     result: str
+    cut_texts: int = 0
+    cut_for_substitutes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,7 @@ class Task:
     Attributes:
         model, data: as the user named them; only the fingerprints enter the id.
         images: how many images take part, spread evenly over the data; all their captions do.
+        resize: see `cell.Protocol`.
         attack: with its budget and its step filled in.
         seed: of the attack's random numbers.
     """
@@ -102,8 +106,12 @@ class Task:
     images: int
     captions: int
     resolution: Resolution = "model"
+    resize: Resize = "antialias"
     attack: Attack = field(default_factory=Clean)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_resize(self.resize, self.resolution)
 
     @property
     def eps(self) -> float | None:
@@ -155,6 +163,7 @@ class Task:
             "captions": self.captions,
             "text": "adversarial captions" if isinstance(self.attack, TextSettings) else AS_WRITTEN,
             "resolution": self.resolution,
+            "resize": self.resize,
             "ties": "against the query",
             "defense": "none",
             "precision": "fp32",
@@ -302,6 +311,7 @@ def make_task(
     *,
     limit: int | None = None,
     resolution: Resolution = "model",
+    resize: Resize = "antialias",
     attack: Attack | None = None,
     eps: float | None = None,
     seed: int = 0,
@@ -323,6 +333,7 @@ def make_task(
         images=len(positions),
         captions=sum(len(pairs.captions[p]) for p in positions),
         resolution=resolution,
+        resize=resize,
         attack=attack,
         seed=seed,
     )
@@ -338,9 +349,10 @@ def run_task(
 ) -> None:
     """Compute a task's recalls in fp32, TF32 off, and write them."""
     use_exact_fp32()
+    clip = clip.eval().with_resize(task.resize)
     positions = chosen_positions(len(pairs), task.images).tolist()
     embedded = embed_pairs(
-        clip.eval(),
+        clip,
         pairs,
         batch_size,
         progress,
@@ -354,7 +366,10 @@ def run_task(
         where = f"model '{task.model}' on '{task.dataset}' under {task.attack_label}"
         raise FloatingPointError(f"{where}: {error}.") from error
     found = [{"direction": r.direction, "k": r.k, "right": r.right, "n": r.n} for r in recalls]
-    store.write_json(task.file, {**task.record(), "recalls": found})
+    captions = [caption for p in positions for caption in pairs.captions[p]]
+    unread = task.attack.count_cut(clip, captions) if isinstance(task.attack, TextSettings) else 0
+    cut = Cut(len(clip.cut_texts(captions)), unread)
+    store.write_json(task.file, {**task.record(), **cut.recorded(), "recalls": found})
 
 
 def _bind(task: Task, clip: Clip, pairs: PairSet, positions: Sequence[int], store: Store) -> PairAttack:
@@ -382,12 +397,14 @@ def read_recalls(task: Task, store: Store) -> list[RecallRow] | None:
     """
     try:
         stored = store.read_json(task.file)
-        return None if stored is None else [_row(task, Recall(**recall)) for recall in stored["recalls"]]
+        if stored is None:
+            return None
+        return [_row(task, Recall(**recall), Cut.read(stored)) for recall in stored["recalls"]]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"result file {store.root}/{task.file} is damaged: delete it and run again.") from error
 
 
-def _row(task: Task, recall: Recall) -> RecallRow:
+def _row(task: Task, recall: Recall, cut: Cut) -> RecallRow:
     low, high = wilson(recall.right, recall.n)
     return RecallRow(
         model=task.model,
@@ -401,4 +418,5 @@ def _row(task: Task, recall: Recall) -> RecallRow:
         ci_high=high,
         protocol=task.describe(),
         result=task.id,
+        **cut.recorded(),
     )

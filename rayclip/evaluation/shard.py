@@ -251,10 +251,12 @@ class Evaluator:
             return clip
 
         def make() -> ZeroShot:
-            clip = _warm(self._models, cell.model_fingerprint, load)
+            # A view of the loaded model, which cells with another resize share
+            clip = _warm(self._models, cell.model_fingerprint, load).with_resize(cell.protocol.resize)
             return scorer.classifier(clip, cell.class_names, cell.protocol.template)
 
-        key = (cell.model_fingerprint, cell.protocol.template, scorer.describe(), *cell.class_names)
+        protocol = (cell.protocol.template, cell.protocol.resize)
+        key = (cell.model_fingerprint, *protocol, scorer.describe(), *cell.class_names)
         return _warm(self._victims, key, make)
 
     def _fast(self, cell: Cell, attacked: ZeroShot) -> ZeroShot | None:
@@ -266,9 +268,12 @@ class Evaluator:
         def copy() -> Clip:
             return fast_copy(attacked.clip, cell.precision, compiled=compiled)
 
+        def make() -> ZeroShot:
+            return attacked.seen_by(_warm(self._fast_models, model, copy).with_resize(cell.protocol.resize))
+
         model = (cell.model_fingerprint, cell.precision)
-        key = (*model, cell.protocol.template, cell.attacked.describe(), *cell.class_names)
-        return _warm(self._fast_victims, key, lambda: attacked.seen_by(_warm(self._fast_models, model, copy)))
+        protocol = (cell.protocol.template, cell.protocol.resize)
+        return _warm(self._fast_victims, (*model, *protocol, cell.attacked.describe(), *cell.class_names), make)
 
     def _adversarial_prompts(self, cell: Cell, victim: ZeroShot) -> tuple[str, ...] | None:
         """Once per (model, class set, settings): from memory, from the store, or made here and kept there."""

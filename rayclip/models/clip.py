@@ -6,6 +6,7 @@ attacked at their native resolution, and the activation (QuickGELU) that the wei
 Shapes: B batch, C channels, H W any size, D embedding, L context length.
 """
 
+import copy
 import hashlib
 import json
 import re
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +22,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rayclip.models.cutting import find_cut
 from rayclip.models.image import class_token_tower, encode_class_token
 from rayclip.models.loading import BUNDLED as BUNDLED
 from rayclip.models.loading import CONFIG_FILE as CONFIG_FILE
 from rayclip.models.loading import WEIGHTS_FILE as WEIGHTS_FILE
 from rayclip.models.loading import build, explain, parse
 from rayclip.models.loading import silence as silence
+from rayclip.models.resizing import Resize, resized
 from rayclip.models.text import Packed, causal_tower, encode_causal, encode_packed, end_marks, pack
 from rayclip.types import UserError, check_same
 
@@ -47,10 +50,12 @@ class Clip(nn.Module):
         config: `model_cfg` and `preprocess_cfg` as open_clip writes them; enough to rebuild the model from weights.
         image_size: side of the square input that the image tower wants, in pixels.
         template: of class prompts, for a model that was trained on one of its own.
+        resize: how images of another size come to `image_size` (`models.resizing`).
         appends_tokens: its image tower reads learned tokens besides its patches.
     """
 
     template: str | None = None
+    resize: Resize = "antialias"
     appends_tokens: bool = False
     mean: Tensor
     std: Tensor
@@ -88,7 +93,7 @@ class Clip(nn.Module):
     def encode_image(self, pixels_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
         """Embed images. `(B, 3, H, W)` in [0, 1] -> `(B, D)`; differentiable in the pixels.
 
-        Images of another size than `image_size` are resized bicubically with anti-aliasing (as PIL does).
+        Images of another size than `image_size` are resized bicubically, as `resize` says.
         """
         if 0 < self._chunk < len(pixels_BCHW):
             return self._by_chunk(Clip.encode_image, pixels_BCHW, normalize)
@@ -100,10 +105,15 @@ class Clip(nn.Module):
 
     def tower_input(self, pixels_BCHW: Tensor) -> Tensor:
         """What the image tower takes: resized and normalised, `(B, 3, image_size, image_size)`."""
-        if pixels_BCHW.shape[-2:] != (self.image_size, self.image_size):
-            size = (self.image_size, self.image_size)
-            pixels_BCHW = F.interpolate(pixels_BCHW, size=size, mode="bicubic", antialias=True)
-        return (pixels_BCHW - self.mean) / self.std
+        return (resized(pixels_BCHW, self.image_size, self.resize) - self.mean) / self.std
+
+    def with_resize(self, how: Resize) -> Self:
+        """This model, weights and all, that resizes in another way; the one that it is asked of stays as it is."""
+        if how == self.resize:
+            return self
+        other = copy.copy(self)
+        other.resize = how
+        return other
 
     def encode_text(self, tokens_BL: Tensor, *, normalize: bool = True) -> Tensor:
         """Embed token rows, as long as `tokenize` makes them or longer. `(B, L)` int64 -> `(B, D)`."""
@@ -149,6 +159,15 @@ class Clip(nn.Module):
         if tower is not None and len(tokens_BL):
             tokens_BL = tokens_BL[:, : int(end_marks(tower, tokens_BL).max()) + 1]
         return tokens_BL.to(self.device)
+
+    @property
+    def room(self) -> int:
+        """Tokens of a text that the model reads, start and end mark included."""
+        return int(self._tokenizer([""]).shape[1])
+
+    def cut_texts(self, texts: Sequence[str]) -> list[str]:
+        """The different texts that are longer than `room`, and are cut there."""
+        return find_cut(self._tokenizer, texts, self.room)
 
     def embed_texts(self, texts: Sequence[str], *, chunk: int = 256) -> Tensor:
         """Normalised embeddings of any number of texts, `(len(texts), D)`.

@@ -39,6 +39,7 @@ class Prompted(Clip):
         if isinstance(base, Prompted):
             raise UserError(f"model '{base.spec}' has a learned prompt already: name the model that it stands on.")
         super().__init__(base.model, base.config, base._tokenizer, base.spec)
+        self.resize = base.resize
         self.learned = nn.Parameter(learned)
         self.to(base.mean)
         if learned.shape != (wanted := self.shape(base, len(learned))):
@@ -109,6 +110,11 @@ class WithContext(Prompted):
         """A random context, N(0, 0.02²), of `count` tokens but at most half of what the text tower reads."""
         shape = cls.shape(base, min(count, base.text_tower.context_length // 2))
         return cls(base, 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+
+    @property
+    def room(self) -> int:
+        """What the context leaves."""
+        return super().room - len(self.learned)
 
     def encode_text(self, tokens_BL: Tensor, *, normalize: bool = True) -> Tensor:
         if 0 < self._chunk < len(tokens_BL):

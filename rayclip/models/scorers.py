@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rayclip import rng
 from rayclip.models.clip import Clip
+from rayclip.models.resizing import Resize
 from rayclip.models.zeroshot import OtherEyes, SeveralPrompts, ZeroShot, class_prompts, clean_name
 from rayclip.settings import FILLED_IN, convert_all, settable, split_names, with_changes
 from rayclip.types import UserError
@@ -56,6 +57,10 @@ class Scorer(ABC):
         return f"{self.name} ({shown})" if shown else self.name
 
     @abstractmethod
+    def prompts(self, class_names: Sequence[str], template: str) -> list[list[str]]:
+        """The texts of each class whose embeddings make its weights."""
+
+    @abstractmethod
     def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
         """Made once a model and class set."""
 
@@ -75,6 +80,9 @@ class Template(Scorer):
 
     name: ClassVar[str] = "template"
 
+    def prompts(self, class_names: Sequence[str], template: str) -> list[list[str]]:
+        return [[prompt] for prompt in class_prompts(class_names, template)]
+
     def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
         return ZeroShot(clip, class_names, template)
 
@@ -91,12 +99,14 @@ class Ensemble(Scorer):
 
     templates: Templates = "openai"
 
-    def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
+    def prompts(self, class_names: Sequence[str], template: str) -> list[list[str]]:
         import open_clip
 
         found = {"openai": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
-        texts = [[make(clean_name(name)) for make in found[self.templates]] for name in class_names]
-        return SeveralPrompts(clip, class_names, texts, template)
+        return [[make(clean_name(name)) for make in found[self.templates]] for name in class_names]
+
+    def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
+        return SeveralPrompts(clip, class_names, self.prompts(class_names, template), template)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +132,9 @@ class Described(Scorer):
 
     def _described(self) -> str:
         return super().describe()
+
+    def prompts(self, class_names: Sequence[str], template: str) -> list[list[str]]:
+        return [list(own) for own in self.needed_texts(class_names)]
 
     def needed_texts(self, class_names: Sequence[str]) -> Texts:
         if len(self.texts) != len(class_names):
@@ -166,6 +179,11 @@ class WCA(Described):
     def cost(self) -> int:
         return 1 + self.crops
 
+    def prompts(self, class_names: Sequence[str], template: str) -> list[list[str]]:
+        """Descriptions, and the template that they are weighed by."""
+        own = zip(super().prompts(class_names, template), class_prompts(class_names, template), strict=True)
+        return [[*texts, prompt] for texts, prompt in own]
+
     def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
         return CropsAgainstTexts(clip, class_names, self.needed_texts(class_names), template)
 
@@ -203,19 +221,22 @@ class WeightedCrops(OtherEyes):
     def embed(self, pixels_BCHW: Tensor, index: Tensor | None = None, *, normalize: bool = True) -> Tensor:
         """`Σ_i w_i f(crop_i)`, `(B, D)`; it has no un-normalised form."""
         keys_B = self._draws.of(index, len(pixels_BCHW)).squeeze(1)
-        crops = random_crops(pixels_BCHW, keys_B, self._crops, self._alpha, self.clip.image_size)
+        crops = random_crops(pixels_BCHW, keys_B, self._crops, self._alpha, self.clip.image_size, self.clip.resize)
         crop_BND = self.clip.encode_image(crops.flatten(0, 1)).unflatten(0, (len(pixels_BCHW), self._crops))
         whole_BD = self.clip.encode_image(pixels_BCHW)
         weight_BN = (IMAGE_WEIGHT * (crop_BND * whole_BD[:, None]).sum(-1)).softmax(1)
         return (weight_BN[..., None] * crop_BND).sum(1)
 
 
-def random_crops(pixels_BCHW: Tensor, keys_B: Tensor, crops: int, alpha: float, size: int) -> Tensor:
+def random_crops(
+    pixels_BCHW: Tensor, keys_B: Tensor, crops: int, alpha: float, size: int, resize: Resize = "antialias"
+) -> Tensor:
     """Square crops of side U(alpha, 0.9)·min(H, W) at uniform places, bicubic at the model's input size,
-    `(B, N, C, size, size)` in [0, 1]. Images larger than that are brought to it first, with anti-aliasing."""
+    `(B, N, C, size, size)` in [0, 1]. Images larger than that are brought to it first, as `resize` says."""
     if min(pixels_BCHW.shape[-2:]) > size:
         height, width = (max(size, round(side * size / min(pixels_BCHW.shape[-2:]))) for side in pixels_BCHW.shape[-2:])
-        pixels_BCHW = F.interpolate(pixels_BCHW, size=(height, width), mode="bicubic", antialias=True)
+        antialias = resize == "antialias"
+        pixels_BCHW = F.interpolate(pixels_BCHW, size=(height, width), mode="bicubic", antialias=antialias)
     height, width = pixels_BCHW.shape[-2:]
     drawn = rng.uniform(keys_B, (crops, 3), dtype=pixels_BCHW.dtype)
     side_BN = (alpha + (LARGEST_CROP - alpha) * drawn[..., 0]) * min(height, width)

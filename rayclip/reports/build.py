@@ -10,8 +10,8 @@ from rayclip.reports.numbers import AVERAGE, Attack, Entry, Section, Subject, se
 from rayclip.reports.origins import joined, origins
 from rayclip.reports.recalls import RecallTable, recall_lines, recall_parts, recall_tables
 from rayclip.reports.results import Results, natural
-from rayclip.reports.table import SHOWN, across, heading, in_one_breath
-from rayclip.types import UserError
+from rayclip.reports.table import SHOWN, across, cut_notes, heading, in_one_breath, resolution_note
+from rayclip.types import Cut, UserError
 
 SIGNIFICANT = 0.05
 _ALL_PAIRS = 60_000  # so many comparisons are embedded in a page; of more models only those with the baseline
@@ -116,9 +116,21 @@ def _grid(
             *(["† over fewer attacks than the others of its column, and not ranked with them"] if partial else []),
             *attack_notes(section, attacks),
             *_defense_notes(section),
+            *cut_notes(_cut(section, [dataset for _, dataset, _ in columns], attacks)),
             said(section.shared),
         ),
     )
+
+
+def _cut(section: Section, shown: Sequence[str], attacks: Sequence[Attack]) -> Iterator[tuple[str, Cut]]:
+    """Texts that were not read to their end, by model, and by data set where there are several."""
+    datasets = section.datasets if AVERAGE in shown else list(dict.fromkeys(shown))
+    for subject in section.subjects:
+        for dataset in datasets:
+            for attack in attacks:
+                entry = section.get(subject, dataset, attack)
+                owner = subject.name if len(datasets) == 1 else f"{subject.name} on {dataset}"
+                yield from ((owner, cell.cut) for cell in ([] if entry is None else entry.cells))
 
 
 def significance_grid(section: Section, baseline: Subject) -> Grid:
@@ -186,7 +198,7 @@ def _baseline(section: Section, name: str | None) -> Subject | None:
 def said(shared: Mapping[str, Any]) -> str:
     return (
         f"prompt '{shared['template']}', {shared.get('class_names') or 'curated'} class names, "
-        f"{shared['resolution']} resolution, seed {shared['seed']}"
+        f"{resolution_note(shared)}, seed {shared['seed']}"
     )
 
 

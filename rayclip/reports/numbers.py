@@ -19,7 +19,7 @@ AVERAGE = "average"
 Kind = Literal["clean", "image", "text", "multimodal", "worst"]
 _KINDS: tuple[Kind, ...] = ("clean", "image", "text", "multimodal", "worst")
 # What every number of a section shares; other settings belong to one attack and stand below the tables
-_SHARED = ("resolution", "class_names", "template", "seed", "protocol")
+_SHARED = ("resolution", "resize", "class_names", "template", "seed", "protocol")
 
 
 @dataclass(frozen=True, kw_only=True)

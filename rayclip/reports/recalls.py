@@ -10,7 +10,7 @@ from rayclip.reports.document import Grid, Part, accuracy
 from rayclip.reports.numbers import Attack, Number, Subject, attack_order, dataset_names, kind_of, subject_order
 from rayclip.reports.results import JudgedPairs, Results, natural
 from rayclip.reports.retrieval import protocol_notes
-from rayclip.reports.table import heading
+from rayclip.reports.table import cut_notes, heading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,7 @@ def _grid(table: RecallTable) -> Grid:
             f"n = {settings['images']:,} images (TR) and {settings['captions']:,} captions (IR), 95 % Wilson intervals"
             f"{', best in bold' * several}",
             *protocol_notes({table.attack.label: settings}),
+            *cut_notes((subject.name, pairs.cut) for subject, pairs in table.rows),
         ),
     )
 

@@ -19,10 +19,11 @@ import pyarrow as pa
 from rayclip.evaluation.retrieval import Recall
 from rayclip.spool import logged_runs
 from rayclip.store import Store
-from rayclip.types import UserError
+from rayclip.types import Cut, UserError
 
 _COLUMNS = ["position", "label", "clean_pred", "adv_pred"]
 _RECORD = ("model", "model_fingerprint", "dataset", "data_fingerprint", "class_names", "protocol")
+_UNSAID = {"resize": "antialias"}  # of results from before it could be chosen
 _MANY = 1000  # cells from which several processes read
 LINEAGE = "lineage"  # folder of the records of models, beside `cells`
 _PAIRS = "retrieval"  # folder of retrieval's results, likewise
@@ -105,6 +106,7 @@ class JudgedCell:
     Attributes:
         code: version and commit that computed it.
         run: of MLflow, that logged it; empty where it is not known.
+        cut: texts that were not read to their end.
     """
 
     id: str
@@ -120,6 +122,7 @@ class JudgedCell:
     verdicts: Verdicts
     code: str = ""
     run: str = ""
+    cut: Cut = field(default_factory=Cut)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,7 @@ class JudgedPairs:
     attack: str
     protocol: Mapping[str, Any]
     recalls: tuple[Recall, ...]
+    cut: Cut = field(default_factory=Cut)
 
 
 @dataclass(kw_only=True)
@@ -276,7 +280,7 @@ class _Gathered:
         verdicts = Verdicts(positions_N=self._shared(fetched.positions), packed=fetched.packed)
         if cell in self.found:
             verdicts = self._union(self.found[cell].verdicts, verdicts)
-        record, protocol = fetched.record, fetched.record["protocol"]
+        record, protocol = fetched.record, {**_UNSAID, **fetched.record["protocol"]}
         self.results.class_names.setdefault(record["data_fingerprint"], tuple(record["class_names"]))
         self.found[cell] = JudgedCell(
             id=cell,
@@ -292,6 +296,7 @@ class _Gathered:
             verdicts=verdicts,
             code=" ".join([*record.get("code", {}).values()]),
             run=self._run(store, cell),
+            cut=Cut.read(record),
         )
 
     def _run(self, store: Store, cell: str) -> str:
@@ -312,8 +317,9 @@ class _Gathered:
                     dataset=record["dataset"],
                     data_fingerprint=record["data_fingerprint"],
                     attack=record["attack_label"],
-                    protocol=record["protocol"],
+                    protocol={**_UNSAID, **record["protocol"]},
                     recalls=tuple(Recall(**recall) for recall in record["recalls"]),
+                    cut=Cut.read(record),
                 )
                 self.results.pairs += [pairs] * all(pairs.id != other.id for other in self.results.pairs)
         except (KeyError, TypeError) as error:

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rayclip.evaluation.retrieval import AS_WRITTEN, RecallRow
-from rayclip.reports.table import Table, heading, in_one_breath
+from rayclip.reports.table import Table, cut_notes, heading, in_one_breath, resolution_note
+from rayclip.types import Cut
 
 _SETTINGS = (
     ("steps", "step", "norm", "start", "stop", "seed", "classes"),
@@ -29,6 +30,7 @@ def _table(rows: Sequence[RecallRow], first: str, title: str) -> Table:
     names = list(dict.fromkeys(getattr(row, first) for row in rows))
     described = {row.attack: row.protocol for row in rows}
     protocol = rows[0].protocol
+    cut = cut_notes((r.model, Cut(r.cut_texts, r.cut_for_substitutes)) for r in rows)
     return Table(
         title=f"{title}: recall in %, n = {protocol['images']} images (TR) and {protocol['captions']} captions (IR), "
         "95 % Wilson intervals",
@@ -36,7 +38,7 @@ def _table(rows: Sequence[RecallRow], first: str, title: str) -> Table:
         body=tuple(
             (heading(n) if first == "attack" else n, *(_number(found[n, d, k]) for d, k in columns)) for n in names
         ),
-        caption="".join(f"{note}. " for note in protocol_notes(described)).strip(),
+        caption="".join(f"{note}. " for note in (*protocol_notes(described), *cut)).strip(),
     )
 
 
@@ -59,7 +61,7 @@ def protocol_notes(described: Mapping[str, Mapping[str, Any]]) -> list[str]:
         )
     changed = [heading(attack) for attack, p in described.items() if p["text"] != AS_WRITTEN]
     text = f"{AS_WRITTEN}{', adversarial under ' + ', '.join(changed) if changed else ''}"
-    return [*notes, f"{text.capitalize()}, {protocol['resolution']} resolution, {protocol['precision']}"]
+    return [*notes, f"{text.capitalize()}, {resolution_note(protocol)}, {protocol['precision']}"]
 
 
 def _number(row: RecallRow) -> str:

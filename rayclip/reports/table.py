@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from rayclip.evaluation.aggregate import WORST
-from rayclip.types import Row
+from rayclip.types import Cut, Row
 
 # Of an attack's settings, those that the line below a table names; labels say the rest, the results all
 SHOWN = (
@@ -113,7 +113,7 @@ def _table(dataset: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Tabl
     )
     sizes = sorted({row.n for row in rows})
     title = f"{dataset}: accuracy in %, n = {', '.join(map(str, sizes))}, 95 % Wilson intervals"
-    return Table(title, ("model", *map(heading, attacks)), body, _protocol(rows))
+    return Table(title, ("model", *map(heading, attacks)), body, _protocol(rows, labels))
 
 
 def _average(rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
@@ -179,6 +179,36 @@ def heading(attack: str) -> str:
     return " ".join(filter(None, shown))
 
 
+def cut_notes(found: Iterable[tuple[str, Cut]]) -> list[str]:
+    """What is said of texts that were not read to their end: how many, of each owner apart where that differs.
+
+    Args:
+        found: owners, such as models, and counts; of several counts of one owner the largest is said.
+    """
+    counts: dict[str, Cut] = {}
+    for owner, cut in found:
+        before = counts.get(owner, Cut())
+        counts[owner] = Cut(max(cut.texts, before.texts), max(cut.substitutes, before.substitutes))
+    notes = []
+    for which, what in (
+        ("texts", "cut at the context length of the text encoder"),
+        ("substitutes", "not read to the end by the masked language model"),
+    ):
+        each = {owner: getattr(cut, which) for owner, cut in counts.items()}
+        if len(set(each.values())) > 1:
+            notes.append(f"texts {what}: " + ", ".join(f"{owner} {count}" for owner, count in each.items() if count))
+        elif any(each.values()):
+            count = next(iter(each.values()))
+            notes.append(f"{count:,} {'text is' if count == 1 else 'texts are'} {what}")
+    return notes
+
+
+def resolution_note(protocol: Mapping[str, Any]) -> str:
+    """`model resolution`, `native resolution (plain resize)`."""
+    note = f"{protocol['resolution']} resolution"
+    return f"{note} ({protocol.get('resize') or 'antialias'} resize)" if protocol["resolution"] == "native" else note
+
+
 def in_one_breath(described: Iterable[tuple[str, str]]) -> list[str]:
     """`NAME, NAME: SETTINGS` for all that share their settings."""
     sharing: dict[str, list[str]] = {}
@@ -194,7 +224,7 @@ def _number(row: Row | None) -> str:
     return f"{top1} {row.ci_low:.0f}–{row.ci_high:.0f}"
 
 
-def _protocol(rows: Sequence[Row]) -> str:
+def _protocol(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
     """What every number of the table shares, and what belongs to one attack."""
     notes = []
     first = next(row.protocol for row in rows if not row.is_worst)
@@ -217,10 +247,11 @@ def _protocol(rows: Sequence[Row]) -> str:
         notes += [f"through a random defence each query averages {draws} draws"] if draws > 1 else []
     shared = (
         f"prompt '{first['template']}', {first.get('class_names', 'curated')} class names, "
-        f"{first['resolution']} resolution, {first['precision']}, seed {first['seed']}"
+        f"{resolution_note(first)}, {first['precision']}, seed {first['seed']}"
     )
     worst = {row.attack for row in rows if row.is_worst}
     if worst:
         which = "every attack" if len(worst) == 1 else "every attack within its budget"
         notes.append(f"worst case: right under {which}, per sample")
+    notes += cut_notes((row.who(labels), Cut(row.cut_texts, row.cut_for_substitutes)) for row in rows)
     return ". ".join([*notes, shared]) + "."

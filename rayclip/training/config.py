@@ -9,6 +9,7 @@ from rayclip import PROTOCOL
 from rayclip.data import Names, Resolution
 from rayclip.methods import Method, Recipe
 from rayclip.models import TEMPLATE
+from rayclip.models.resizing import Resize, check_resize
 from rayclip.types import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -28,6 +29,7 @@ class TrainConfig:
         shots: images a class; None for all.
         seed: of the few-shot draw, the order of the batches and the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
+        resize: of `native` images, inside the model's forward: `antialias` or `plain` (see `models.resizing`).
         names: spelling of the classes in the prompts (see `data.opening`).
         precision: `fp32`, or `bf16` autocast. `auto` is bf16 on a GPU and fp32 on a CPU; whoever plans a run for
             others decides it for them (`distributed.with_precision`), as it is part of `digest`.
@@ -46,6 +48,7 @@ class TrainConfig:
     shots: int | None = None
     seed: int = 0
     resolution: Resolution = "native"
+    resize: Resize = "antialias"
     names: Names = "curated"
     template: str = TEMPLATE
     precision: Precision = "auto"
@@ -57,6 +60,7 @@ class TrainConfig:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
+        check_resize(self.resize, self.resolution)
         if not 0 <= self.eps_warmup <= self.recipe.epochs:
             raise UserError(
                 f"eps-warmup {self.eps_warmup:g} does not fit into a run of {self.recipe.epochs} epochs: write a "

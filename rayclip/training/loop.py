@@ -75,7 +75,7 @@ def train(config: TrainConfig, host: Host) -> Clip:
     """
     use_exact_fp32()
     config = config.decided(on_gpu=host.device.type == "cuda")
-    clip = load_model(config.model, host.device)
+    clip = load_model(config.model, host.device).with_resize(config.resize)
     data = few_shot(open_data(config.data, "train", config.names), config.shots, config.seed)
     if config.data_fingerprint:
         check_same("data", config.data, data.fingerprint, config.data_fingerprint)

@@ -157,6 +157,7 @@ def test_shots(plan):
     assert {(t.config.model, t.config.data, t.config.resolution) for t in part[0]} == {
         ("ViT-B-32:openai", "imagenet", "model")
     }
+    assert part[4].protocol.resize == ("plain" if part[4].protocol.resolution == "native" else "antialias")
     assert {(t.config.method.steps, t.config.method.eps) for t in part[0]} == {(10, 1 / 255)}
     whole = {t.name.split()[0]: dataclasses.replace(t.config.method.recipe, warmup_whole=True) for t in part[0]}
     assert part[0][1].config.recipe == whole["tecoa"], "the paper's own, its warm-up as long as written"
@@ -209,6 +210,8 @@ def test_co_attack(plan):
     parts = plan("mmcoa_co_attack", "--scale", "paper")
     assert [len(p[0]) for p in parts] == [3, 3, 3, 9] and [len(p[2]) for p in parts] == [1, 1, 1, 15]
     assert [p[0][0].config.resolution for p in parts] == ["native", "native", "native", "model"]
+    assert [p[0][0].config.resize for p in parts] == ["plain", "plain", "plain", "antialias"]
+    assert [p[4].protocol.resize for p in parts[:3]] == ["plain"] * 3
     assert parts[0][1] == ["clean 1", "co-attack-100 1"]
 
 

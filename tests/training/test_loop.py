@@ -20,6 +20,7 @@ from rayclip.data.captions import BUNDLED
 from rayclip.data.digits import CLASS_NAMES, Digits
 from rayclip.data.sampling import EpochSampler
 from rayclip.evaluation import Evaluator, Store
+from rayclip.evaluation.examples import pngs
 from rayclip.methods import METHODS, SMALL_MODEL, Recipe, make_method
 from rayclip.methods.advpt import AdvPT
 from rayclip.methods.ft_standard import FTStandard
@@ -499,3 +500,22 @@ def test_files_that_changed_since_the_plan_are_refused(tmp_path):
     for changed in (config(data_fingerprint="other"), config(model_fingerprint="other")):
         with pytest.raises(UserError, match="not what it was"):
             train(changed, LocalHost(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["tecoa", "fare", "vp"])
+def test_training_on_native_images_resizes_as_it_was_asked_to(name, tmp_path):
+    """Images of 13 px, a model of 8: another way is another run with other losses, and the lineage says which."""
+    noise = np.random.default_rng(0)
+    pictures = [pngs(torch.from_numpy(noise.random((1, 3, 13, 13), dtype=np.float32)))[0] for _ in range(6)]
+    place = write(tmp_path / "noisy.parquet", [0, 1, 2] * 2, pictures)
+    losses, digests = {}, set()
+    for how in ("plain", "antialias"):
+        host = LocalHost(tmp_path / how)
+        asked = replace(config(name), data=place, shots=None, resize=how)
+        asked = replace(asked, recipe=replace(asked.recipe, epochs=1, batch_size=6))
+        clip = train(asked, host)
+        losses[how] = host.curve[1]["loss"]
+        digests.add(asked.digest())
+        assert clip.resize == how and read_lineage(host.checkpoints[-1])["config"]["resize"] == how
+    assert len(digests) == 2
+    assert losses["plain"] != pytest.approx(losses["antialias"], rel=1e-4)
