@@ -7,6 +7,7 @@ import torch
 
 from rayclip import rng
 from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, wide
+from rayclip.attacks.square import Schedule
 from rayclip.models import ZeroShot
 from rayclip.settings import FILLED_IN
 
@@ -93,12 +94,18 @@ class InTurn(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(InTurn):
-    """The paper's `standard`."""
+    """The paper's `standard`.
+
+    Attributes:
+        queries: Square's.
+        schedule: Square's: `paper`, or `official` as auto-attack's code runs it.
+    """
 
     name: ClassVar[str] = "autoattack"
     PARTS: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-t", "fab-t", "square")
 
-    queries: int = 5000  # Square's
+    queries: int = 5000
+    schedule: Schedule = "paper"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,10 @@ Shapes: B batch, A samples of it that are being attacked, C H W image, n numbers
 """
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from rayclip.types import UserError
 
 # Queries of 10000 at which the window's share of the image is halved (section 3.3 of the paper); others are scaled.
 HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)
+# Proposals after which auto-attack's code halves it, however many there are
+OFFICIAL_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+Schedule = Literal["paper", "official"]
 
 _BLOCK = 64  # proposals whose random numbers are drawn at once
 
@@ -33,6 +36,8 @@ class Square(Attack):
     Attributes:
         queries: image forwards per sample at most.
         p_init: the first windows' share of the image's pixels, in (0, 1].
+        schedule: when that share is halved. `paper`: as section 3.3 has it, scaled to the number of queries.
+            `official`: as auto-attack's code runs it: not scaled, and after 500 proposals too.
         norm: `linf`, or `l2` over all pixels and channels of an image.
     """
 
@@ -41,6 +46,7 @@ class Square(Attack):
 
     queries: int = 5000
     p_init: float = 0.8
+    schedule: Schedule = "paper"
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
@@ -57,7 +63,11 @@ class Square(Attack):
 
     def side(self, query: int, height: int, width: int) -> int:
         """The window's side at a query (the start is query 0), in pixels."""
-        share = self.p_init / 2 ** bisect_right(HALVINGS, query * 10000 // self.queries)
+        if self.schedule == "official":
+            halved = bisect_left(OFFICIAL_HALVINGS, query - 1)
+        else:
+            halved = bisect_right(HALVINGS, query * 10000 // self.queries)
+        share = self.p_init / 2**halved
         return min(max(round(math.sqrt(share * height * width)), 1), height, width)
 
     @torch.no_grad()

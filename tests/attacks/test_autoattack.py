@@ -96,6 +96,14 @@ def test_few_classes_change_the_parts_and_the_result_says_so(monkeypatch, classe
         assert attack.label == name  # one column for data sets of any number of classes
 
 
+@pytest.mark.parametrize("schedule", ["paper", "official"])
+def test_squares_schedule_is_passed_on(schedule):
+    attack = make_attack("autoattack", **({} if schedule == "paper" else {"schedule": schedule})).for_classes(10)
+    *others, square = attack.parts()
+    assert square.schedule == schedule and attack.describe()["schedule"] == schedule
+    assert not any(hasattr(part, "schedule") for part in others)
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("name", ["autoattack", "autoattack-seeds"])
 def test_few_classes_run(name, classes):

@@ -27,6 +27,18 @@ def test_the_published_schedule(queries):
     assert make_attack("square", p_init=1.0).side(0, 10, 40) == 10, "never more than the shorter side"
 
 
+@pytest.mark.parametrize("queries", [5000, 300])
+def test_the_schedule_of_the_official_code(queries):
+    """Halved once more, after 500 proposals, and at the same proposals however many there are."""
+    attack = make_attack("square", queries=queries, schedule="official")
+    for proposal in range(queries - 1):
+        share = 0.8
+        for halving in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000):
+            if proposal > halving:
+                share /= 2
+        assert attack.side(1 + proposal, 224, 224) == round(math.sqrt(share * 224 * 224))
+
+
 @pytest.mark.parametrize("side", range(1, 12))
 def test_the_pattern_is_equation_2(side):
     def bump(r, s, h1, h2):  # 1-based

@@ -1,9 +1,12 @@
 """BERT-Attack's words of MMCoA's public code, and ours of `offset=reference`: the same, text by text.
 
 `golden/bert_words.json` was written by `attack/bert_attack.py` of MMCoA's repository with its own
-`models/tokenization_bert.py` (transformers 4.30), at its defaults (k=10, one word, threshold 0.3, max length 30), on the
-pocket-clip of the shared folder and on the masked language model that `masked_lm` makes: BERT's vocabulary, two small
-layers, weights drawn by name. A whole prompt is the template around the name.
+`models/tokenization_bert.py` (transformers 4.30), at its defaults (k=10, one word, threshold 0.3, max length 30), on
+the pocket-clip of the shared folder and on the masked language model that `masked_lm` makes: BERT's vocabulary, two
+small layers, weights drawn by name. The prompt of a class is "This is a photo of a {class}".
+
+Of 509 texts with one word changed and with two, ours are the same in all when the public code's divergences are taken
+in double precision, as ours are. In its single precision 18 of the 1,018 differ, where two words are equal to 1e-7.
 """
 
 import json
