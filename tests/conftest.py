@@ -53,7 +53,7 @@ def tiny_clip(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: obje
 
 
 class NormInputs(TorchFunctionMode):
-    """Rows and tokens that a LayerNorm gets within the block. A hook would see them too, but changes the model's way."""
+    """Rows and tokens that a LayerNorm gets within the block. A hook would see them too, but changes the way."""
 
     def __init__(self, norm: torch.nn.LayerNorm) -> None:
         super().__init__()

@@ -314,8 +314,8 @@ def _read_pickle(file: Path, opened: io.BytesIO | None = None, harmless: Sequenc
 def _no_weights(file: Path) -> UserError:
     if _is_other_pickle(file):
         return UserError(
-            f"{file} is a pickle that torch.save did not write (of numpy arrays, say): save the weights with torch.save "
-            "or as safetensors."
+            f"{file} is a pickle that torch.save did not write (of numpy arrays, say): save the weights with "
+            "torch.save or as safetensors."
         )
     return _damaged(file)
 

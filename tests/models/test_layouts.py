@@ -460,13 +460,15 @@ def architecture(tmp_path):
     return "tiny-arch"
 
 
-def test_a_file_of_weights_does_not_say_its_activation(architecture, source, tmp_path):
+def test_a_file_of_weights_does_not_say_its_activation(architecture, source, tmp_path, capsys, monkeypatch):
     file = tmp_path / "epoch_3.pt"
     torch.save({"epoch": 3, "name": "run", "state_dict": before("module.", whole(source))}, file)
     with pytest.raises(UserError, match="does not say which activation") as refused:
         load_model(f"tiny-arch:{file}")
     said = str(refused.value)
     assert f"tiny-arch-quickgelu:{file}" in said and f"tiny-arch-gelu:{file}" in said and "\n" not in said
+    command = ["eval", "--model", f"tiny-arch:{file}", "--data", "digits", "--eps", "1/255", "--out", str(tmp_path)]
+    assert "does not say which activation" in refusal(command, capsys, monkeypatch)
     quick, plain = load_model(f"tiny-arch-quickgelu:{file}"), load_model(f"tiny-arch-gelu:{file}")
     assert quick.config["model_cfg"].get("quick_gelu") and not plain.config["model_cfg"].get("quick_gelu")
     gelu = tiny_clip(1)
