@@ -50,7 +50,7 @@ def here(tmp_path, monkeypatch):
     write(inputs / "good.parquet", [0, 1, 2] * 3)
     write(inputs / "unnamed.parquet", [0, 1], names=None)
     write(inputs / "nolabel.parquet", ["a", "b"], label_type="string")
-    write(inputs / "mixed.parquet", [0, 1], [png("red", (20, 10)), png("blue", (10, 10))])
+    write(inputs / "mixed.parquet", [0, 1, 2], [png("red", (20, 10)), *[png("blue", (10, 10))] * 2])
     save_checkpoint(tiny_clip(), inputs / "model", {})
     save_checkpoint(tiny_clip(), inputs / "shape", {})
     config = json.loads((inputs / "shape" / "open_clip_config.json").read_text())

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 import uuid
 from pathlib import Path
 
@@ -25,8 +26,9 @@ def local_path(store: Store, file: File) -> Path:
         path = store.path(file.file)
         if not path.is_file() or path.stat().st_size != file.bytes:
             raise UserError(
-                f"{path} is missing or has another size than its manifest says: `rayclip data verify` tells more, "
-                "`rayclip data prepare --force` makes it anew."
+                f"{path} is missing or has another size than its manifest says: `rayclip data verify "
+                f"{shlex.quote(store.name)} --root {shlex.quote(str(path.parent.parent))}` tells more; prepare it "
+                "again as before, with --force."
             )
         return path
     copy = cache_root() / file.sha256[:2] / f"{file.sha256}{Path(file.file).suffix}"

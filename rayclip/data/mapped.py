@@ -59,8 +59,8 @@ class MappedImages:
         data = self._maps[number][offset : offset + size]
         if zlib.crc32(data) != crc:
             raise UserError(
-                f"image {position} of '{self._name}' is damaged on disk: `rayclip data verify` tells more, "
-                "`rayclip data prepare --force` makes the data set anew."
+                f"image {position} of '{self._name}' is damaged on disk: `rayclip data verify {self._name}` tells "
+                "more; prepare it again as before, with --force."
             )
         return data
 

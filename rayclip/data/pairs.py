@@ -90,7 +90,7 @@ def open_pairs(spec: str, split: str | None = None) -> PairSet:
         if not path.is_dir():
             raise UserError(
                 f"no image-caption data '{spec}': give a .parquet file {_LAYOUT}, a folder with test*.parquet, or run "
-                "`rayclip data prepare` for mscoco_captions, flickr30k or flickr8k."
+                "`rayclip data prepare flickr8k` (or flickr30k, mscoco_captions) and give that name."
             )
         if not (path / MANIFEST).is_file():
             return _open_folder(path)

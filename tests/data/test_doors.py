@@ -1,5 +1,6 @@
 """What people have lying about: opened as it is, or told in a sentence that works when it is followed."""
 
+import ast
 import io
 import json
 import os
@@ -12,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 from PIL import Image
 
 from data import forms
 from data.hub_forms import image_structs, make_parquet, make_wds, picture, write_parquet, write_tar
 from data.test_data import png, write
-from rayclip import cli_request
+from rayclip import cli, cli_request
 from rayclip.data import batch_pixels, open_data
 from rayclip.data.pairs import open_pairs
 from rayclip.types import UserError
@@ -467,3 +469,52 @@ def test_pairs_lie_in_the_same_layouts(tmp_path):
         open_pairs(f"{tmp_path}/a.parquet#labels-from=1")
     with pytest.raises(UserError, match="has captions and no labels: use `rayclip retrieval`"):
         open_data(f"{tmp_path}/a.parquet", "test")
+
+
+# Every command that a sentence of these rooms names can be run as it is written
+
+
+def named_commands():
+    """Commands between backticks in the texts of `rayclip.data` and of its command line, values filled in."""
+    folder = Path(cli_request.__file__).parent
+    for file in sorted([*(folder / "data").rglob("*.py"), folder / "cli_data.py"]):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(part.value if isinstance(part, ast.Constant) else "x" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value
+            else:
+                continue
+            for command in re.findall(r"`(rayclip [^`]+)`", text):
+                yield file.relative_to(folder).as_posix(), " ".join(command.split())
+
+
+@pytest.mark.parametrize(("file", "command"), sorted(set(named_commands())))
+def test_commands_that_are_named_can_be_parsed(file, command):
+    words = shlex.split(command)[1:]
+    found = typer.main.get_command(cli.app)
+    while words and hasattr(found, "commands"):
+        found = found.commands[words.pop(0)]
+    if words:  # else a mention of the command, not a line to type
+        found.make_context("rayclip", [w.replace("CONFIG", "x") for w in words])
+
+
+def test_the_command_that_adds_a_split_works(here, rayclip, monkeypatch):
+    forms.make("tiny_imagenet_folder", here, monkeypatch)
+    assert rayclip("data", "prepare", "tiny_imagenet", "--source", "folder", here, "--splits", "val")[0] == 0
+    with pytest.raises(UserError, match="of 'tiny_imagenet' only val is prepared") as caught:
+        open_data("tiny_imagenet", "train")
+    args = shlex.split(re.search(r"`rayclip (.+?)` adds", str(caught.value)).group(1))
+    assert rayclip(*[str(here) if word == "PLACE" else word for word in args])[0] == 0
+    assert (len(open_data("tiny_imagenet", "train")), len(open_data("tiny_imagenet", "test"))) == (400, 300)
+
+
+def test_the_command_that_tells_more_of_a_damaged_set_works(here, rayclip):
+    make_parquet(here / "p", {"test": 6})
+    rayclip("data", "prepare", "b", "--source", "parquet", str(here / "p"), "--root", str(here / "r s"))
+    (here / "r s/b/test-00000.parquet").write_bytes(b"short")
+    with pytest.raises(UserError) as caught:
+        open_data(str(here / "r s/b"), "test").images([0])
+    args = shlex.split(re.search(r"`rayclip (.+?)` tells more", str(caught.value)).group(1))
+    code, out, err = rayclip(*args)
+    assert code == 2 and "test-00000.parquet has 5 bytes" in out and "--force" in err
