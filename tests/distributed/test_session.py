@@ -1,4 +1,4 @@
-"""Where a private Ray keeps its sockets, and what its workers import; on a real Ray in e2e/test_surroundings.py."""
+"""Where a private Ray keeps its sockets, and what its workers import; on a real Ray in e2e/test_ray_surroundings.py."""
 
 import os
 import stat

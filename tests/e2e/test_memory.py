@@ -206,7 +206,7 @@ def test_training_goes_on_with_batches_in_more_parts(hunger, tmp_path):
         assert errors == {}
         found.append(load_file(out / "open_clip_model.safetensors"))
     for name, tensor in found[0].items():
-        assert_close(found[1][name], tensor, rtol=1e-5, atol=1e-6)
+        assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-5)  # sums in other parts are rounded otherwise
 
 
 def test_training_that_cannot_go_on_says_which_node_had_too_little(hunger, tmp_path):
