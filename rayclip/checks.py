@@ -35,7 +35,9 @@ from rayclip.training import TrainConfig
 from rayclip.training.captions import with_captions
 from rayclip.training.config import check_shares
 from rayclip.types import UserError
+from rayclip.units import format_budget
 
+_SMALL_L2 = 0.1  # papers take 0.25 and more
 _SILENT_S = 2.0  # a check that is over sooner is not worth a line
 
 
@@ -260,6 +262,13 @@ def plan_cells(
     protocol = evaluation.protocol
     if not evaluation.data:
         raise UserError("no data set is named: give --data a name or a .parquet file.")
+    for attack in evaluation.attacks:
+        if attack.ball == "l2" and attack.eps is None and 0 < max(protocol.budgets, default=0) < _SMALL_L2:
+            say(
+                "note",
+                f"{attack.name} measures its budget in l_2, where {format_budget(max(protocol.budgets))} over a whole "
+                f"image is next to nothing: write {attack.name}:eps=128/255.",
+            )
     specs = [locate(spec) for spec in evaluation.data]
     datasets = [(spec, opened.data(spec, "test", protocol.resolution, protocol.names)) for spec in specs]
     names = [data.name for _, data in datasets]

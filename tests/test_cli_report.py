@@ -7,6 +7,7 @@ import pytest
 
 from rayclip.attacks import attack_as_described, parse_attacks
 from rayclip.attacks.registry import known_attacks
+from rayclip.evaluation.cell import described_budget
 from rayclip.types import UserError
 from reports.made import BERT, CLEAN, bits, fingerprint, pgd, put
 from test_cli import call
@@ -116,8 +117,8 @@ def test_what_cannot_work_is_one_sentence_and_leaves_nothing(monkeypatch, capsys
 def test_an_attack_is_made_again_from_its_protocol(name):
     kind = known_attacks()[name]
     of_files = {"semantic": {"captions": "digits", "texts": (("a", "b"),)}, "transfer": {"source": "digits"}}
-    attack = kind(**of_files.get(name, {})).pinned()
-    described = {"attack": name, "eps": "1/255", **attack.describe()}
+    attack = kind(**of_files.get(name, {})).pinned().within(1 / 255)
+    described = {"attack": name, **described_budget(attack), **attack.describe()}
     if name in of_files:
         with pytest.raises(UserError, match="use rayclip eval"):
             attack_as_described(described)
@@ -133,5 +134,7 @@ def test_a_setting_that_is_not_the_default_comes_back():
         "bert:k=3,changes=2",
         "apgd-t:targets=4",
     ):
-        (attack,) = parse_attacks(text, {})
-        assert attack_as_described({"attack": attack.name, "eps": "1/255", **attack.describe()}) == attack
+        (parsed,) = parse_attacks(text, {})
+        attack = parsed.within(1 / 255)
+        described = {"attack": attack.name, **described_budget(attack), **attack.describe()}
+        assert attack_as_described(described) == attack

@@ -69,7 +69,7 @@ def test_a_folder_with_retrieval_alone_makes_tables_with_intervals_and_protocol(
             assert f"**{number}** {best['ci_low']:.0f}–{best['ci_high']:.0f}" in text
     assert "n = 5 images (TR) and 8 captions (IR), 95 % Wilson intervals, best in bold." in text
     assert "ties count against the query" in text
-    assert "pgd-2 2/255: steps 2, step 0.25/255, norm linf" in text and "adversarial under bert" in text
+    assert "pgd-2 2/255: steps 2, step 1.25/255, norm linf" in text and "adversarial under bert" in text
 
 
 def test_the_csv_has_a_line_a_number(report, searched):
