@@ -223,7 +223,6 @@ def train(
     from rayclip.training import TrainConfig
 
     own = parse_settings(method, setting or [])
-    small = recipe == "small" or (recipe is None and checks.is_small(model))
     asked: dict[str, Any] = {
         "against": attack,
         "eps": budget_of(eps),
@@ -240,6 +239,7 @@ def train(
         "objective": objective,
         "text": TextSettings(substitutes=substitutes),
     }
+    small = recipe == "small" or (recipe is None and checks.is_small(model))
     chosen = make_method(method, published=not small, **{**asked, **own})
     overrides: dict[str, Any] = {
         "epochs": epochs,
