@@ -232,7 +232,6 @@ def train(
 
     names, (data,) = choose_names(class_names, [data])
     own = parse_settings(method, setting or [])
-    small = recipe == "small" or (recipe is None and checks.is_small(model))
     asked: dict[str, Any] = {
         "against": attack,
         "eps": budget_of(eps),
@@ -249,6 +248,7 @@ def train(
         "objective": objective,
         "text": TextSettings(substitutes=substitutes),
     }
+    small = recipe == "small" or (recipe is None and checks.is_small(model))
     chosen = make_method(method, published=not small, **{**asked, **own})
     overrides: dict[str, Any] = {
         "epochs": epochs,

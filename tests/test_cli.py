@@ -119,6 +119,9 @@ IMPORT = {"--allow-gelu": "{i}/tower.pt", "--base": "local-dir:{i}/model", "--ou
         ("train", {"--method": "saft", "--captions": "none.csv"}, "no such file of captions: none.csv"),
         ("train", {"--method": "saft", "--captions": "digits"}, "has captions of 'zero' as class 0, which is"),
         ("train", {"--method": "fare", "--trains": "all"}, "fare knows no texts"),
+        ("train", {"--setting": "tokens"}, "write KEY=VALUE"),
+        ("train", {"--setting": "tokens=10"}, "method 'tecoa' has no setting 'tokens'"),
+        ("train", {"--workers": "9", "--batch-size": "4"}, "batches of 3 images of 9, which cannot be dealt out to 9 workers"),
         ("train", {"--lr": "-1"}, "--lr -1.0 must be a positive number"),
         ("train", {"--betas": "0.9"}, "--betas '0.9' are not two numbers from 0 to below 1"),
         ("train", {"--betas": "0.9,1"}, "write 0.9,0.98"),
@@ -258,3 +261,32 @@ def test_ui_says_in_a_sentence_what_is_not_there(monkeypatch, capsys, tmp_path, 
     code, out, err = call(monkeypatch, capsys, "ui", "--no-browser", *where)
     assert (code, out) == (2, "") and sentence in err and err.count("\n") == 1 and ":secret@" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--method", "mmcoa"], ("own", 1 / 255, 1 / 255, 1e-3, False)),
+        (["--method", "mmcoa", "--recipe", "paper"], ("pgd", 1 / 255, 1 / 255, 1e-6, True)),
+        (["--method", "mmcoa", "--recipe", "paper", "--attack", "own"], ("own", 1 / 255, 1 / 255, 1e-6, True)),
+        (["--method", "fare", "--recipe", "paper"], ("own", 4 / 255, 1 / 255, 1e-5, True)),
+        (["--method", "fare", "--eps", "2/255"], ("own", 2 / 255, 1 / 255, 1e-3, False)),
+        (["--method", "advpt", "--recipe", "paper"], ("own", 8 / 255, 1 / 255, 2e-3, True)),
+        (["--method", "advpt", "--recipe", "paper", "--eps", "4/255"], ("own", 4 / 255, 0.5 / 255, 2e-3, True)),
+        (["--method", "tecoa", "--eps", "32/255", "--steps", "10"], ("own", 32 / 255, 8 / 255, 1e-3, False)),
+        (["--method", "tecoa", "--step-size", "3/255"], ("own", 1 / 255, 3 / 255, 1e-3, False)),
+    ],
+)
+def test_train_takes_the_published_settings_with_the_published_recipe(monkeypatch, capsys, tmp_path, options, expected):
+    seen = []
+    monkeypatch.setattr("rayclip.api.fine_tune", lambda trial, where: seen.append(trial) or True)
+    code, out, err = call(
+        monkeypatch, capsys, "train", "--model", "digits", "--data", "digits", "--out", tmp_path / "m", *options
+    )
+    assert code == 0, err
+    method, recipe = seen[0].config.method, seen[0].config.recipe
+    assert (method.against, method.eps, method.step_length) == (expected[0], *map(pytest.approx, expected[1:3]))
+    assert (recipe.lr, recipe.warmup_whole) == expected[3:]
+    assert f"--eps {round(method.eps * 255)}/255" in out
+    if method.name == "advpt":
+        assert method.context == 32 and recipe.epochs == 200

@@ -86,7 +86,12 @@ def test_a_disk_that_is_full_at_any_write_leaves_every_run_once_and_whole(mlflow
 def test_a_trial_that_was_finished_but_not_logged_is_logged_by_the_next_start(mlflow, tmp_path):
     """Its driver was lost, or its disk was full, after the checkpoint and before the run was closed."""
     config = TrainConfig(
-        method=make_method("tecoa"), recipe=make_method("tecoa").small, model="digits", data="digits", shots=1
+        method=make_method("tecoa"),
+        recipe=make_method("tecoa").small,
+        model="digits",
+        data="digits",
+        shots=1,
+        precision="fp32",
     )
     trial = Trial(name="m", config=check_training(config, 1, Opened(quiet=True)), out=str(tmp_path / "m"))
     save_checkpoint(load_model("digits"), tmp_path / "m", {"digest": trial.config.digest()})

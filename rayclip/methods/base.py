@@ -1,7 +1,8 @@
 """What a training method is.
 
-The train loop calls `attack` (eval mode, gradients of the weights off) and then `loss` (train mode). A method sees
-pixels in [0, 1], labels, and the class prompts; it never sees an optimiser, a device or a cluster.
+The train loop calls `attack` (gradients of the weights off) and then `loss`, both in eval mode: BatchNorm keeps its
+statistics and dropout is off (`training.loop.attack_and_backward`). A method sees pixels in [0, 1], labels, and the
+class prompts; it never sees an optimiser, a device or a cluster.
 """
 
 from abc import ABC, abstractmethod
