@@ -518,3 +518,17 @@ def test_the_command_that_tells_more_of_a_damaged_set_works(here, rayclip):
     args = shlex.split(re.search(r"`rayclip (.+?)` tells more", str(caught.value)).group(1))
     code, out, err = rayclip(*args)
     assert code == 2 and "test-00000.parquet has 5 bytes" in out and "--force" in err
+
+
+def test_a_clone_without_its_large_files_is_told(tmp_path, here, rayclip):
+    path = tmp_path / "test-0.parquet"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    with pytest.raises(UserError, match=r"only says where Git LFS has it, run `git lfs pull`"):
+        open_data(str(path), "test")
+    code, _, err = rayclip("data", "prepare", "x", "--source", "parquet", path)
+    assert code == 2 and "run `git lfs pull`" in err
+
+
+def test_a_folder_called_parquet_is_a_folder(tmp_path):
+    make_parquet(tmp_path / "x.parquet", {"part": 7}, layout="{split}-{i}.parquet", per_file=3)
+    assert len(open_data(str(tmp_path / "x.parquet"), "test")) == 7
