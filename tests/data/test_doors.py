@@ -445,7 +445,7 @@ def test_class_names_commas_and_home_on_the_command_line(here, rayclip, saved_cl
     found = evaluation("--data", "~/a,b.parquet,digits", "--class-names", "~/names.txt")
     assert found.data == [f"{here}/a,b.parquet#names={names}", f"digits#names={names}"]
     assert found.protocol.names == "curated" and open_data(found.data[0], "test").class_names == NAMES
-    assert evaluation("--data=~/a,b.parquet#names=~/names.txt").data == [f"{here}/a,b.parquet#names=~/names.txt"]
+    assert evaluation("--data=~/a,b.parquet#names=~/names.txt").data == [f"{here}/a,b.parquet#names={names}"]
     assert open_data("~/a,b.parquet#names=~/names.txt", "test").class_names == NAMES
     assert evaluation("--data", "digits", "--class-names", "raw").protocol.names == "raw"
     code, _, err = rayclip(*command, "--data", "digits", "--class-names", "raww")
