@@ -6,7 +6,7 @@ from pathlib import Path
 
 # A `~` that a shell leaves as it is: behind `local-dir:`, `captions=` or a comma, in quotes, after `--data=`.
 _HOME = re.compile(r"(?:(?<=^)|(?<=[:=,]))~(?=/|$)")
-# What follows the place of a data set: `#holdout`, `#label=fine_label`.
+# What follows the place of a data set: `#holdout`, `#label=fine_label`
 _OPTIONS = re.compile(r"(?:#(?:holdout|validation|[a-z-]+=[^#,]*))*$")
 
 

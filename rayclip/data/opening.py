@@ -83,7 +83,7 @@ def _open(place: str, role: str, names: Names, reading: Reading) -> ImageSet:
         path = Path(place)
         if path.is_file() and (command := advise(path, own_name(path.stem))):
             raise UserError(f"{path} is read after it is prepared: `{command}`.")
-        if path.is_file() or path.suffix == ".parquet":
+        if path.is_file() or (path.suffix == ".parquet" and not path.is_dir()):
             return ParquetImages([path], path.stem, reading)
         if not path.is_dir():
             raise _unknown(place)

@@ -85,7 +85,7 @@ def open_pairs(spec: str, split: str | None = None) -> PairSet:
     place = locate(parsed.place)
     if "://" not in place:
         path = Path(place)
-        if path.is_file() or path.suffix == ".parquet":
+        if path.is_file() or (path.suffix == ".parquet" and not path.is_dir()):
             return PairSet([path], path.stem)
         if not path.is_dir():
             raise UserError(

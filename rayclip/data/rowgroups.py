@@ -22,6 +22,7 @@ from rayclip.types import UserError
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 _CACHE_BYTES = 512 << 20  # encoded images kept in memory per data set and process
 _NOTHING = memoryview(b"")
+_LFS = b"version https://git-lfs"
 
 
 class RowGroups:
@@ -216,7 +217,15 @@ def open_parquet(path: Path) -> Any:
             return ArrowFile(path)
         return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
     except UNREADABLE as error:
-        raise UserError(f"{path} is no readable Parquet file: {first_line(error)}") from error
+        reason = lfs_pointer(path) or first_line(error)
+        raise UserError(f"{path} is no readable Parquet file: {reason}") from error
+
+
+def lfs_pointer(path: Path) -> str | None:
+    """What to do if a clone of a repository left a note in a file's place; None if it did not."""
+    with path.open("rb") as file:
+        is_pointer = file.read(len(_LFS)) == _LFS
+    return "it only says where Git LFS has it, run `git lfs pull` in its folder." if is_pointer else None
 
 
 def read_column(path: Path, file: Any, column: str) -> Any:

@@ -429,20 +429,27 @@ def test_class_names_commas_and_home_on_the_command_line(here, rayclip, saved_cl
     bare = {"image": image_structs([picture(i) for i in range(3)]), "label": [0, 1, 2]}
     write_parquet(here / "a,b.parquet", bare)
     names = _names(here)
-    asked = {}
-    monkeypatch.setattr(
-        cli_request, "Request", lambda *parts: asked.update(zip(("models", "evaluation"), parts, strict=False))
-    )
-    options = {"model": [saved_clip], "out": "o", "attacks": "clean", "class_names": "~/names.txt"}
-    cli_request.request(data="~/a,b.parquet,digits#names=" + names, **options)
-    specs = asked["evaluation"].data
-    assert specs == [f"{here}/a,b.parquet#names={names}", f"digits#names={names}"]
-    assert asked["evaluation"].protocol.names == "curated"
-    assert open_data(specs[0], "test").class_names == NAMES
-    cli_request.request(data="digits", **options | {"class_names": "raw"})
-    assert asked["evaluation"].protocol.names == "raw"
-    with pytest.raises(UserError, match=r"--class-names raww is none of curated and raw, and no file"):
-        cli_request.request(data="digits", **options | {"class_names": "raww"})
+    asked = []
+
+    def seen(models, evaluation, *others):
+        asked.append(evaluation)
+        raise UserError("seen")
+
+    monkeypatch.setattr(cli_request, "Request", seen)
+    command = ["eval", "--model", saved_clip, "--attacks", "clean", "--out", "o", "--no-tracking"]
+
+    def evaluation(*options):
+        assert rayclip(*command, *options)[2] == "error: seen\n"
+        return asked.pop()
+
+    found = evaluation("--data", "~/a,b.parquet,digits", "--class-names", "~/names.txt")
+    assert found.data == [f"{here}/a,b.parquet#names={names}", f"digits#names={names}"]
+    assert found.protocol.names == "curated" and open_data(found.data[0], "test").class_names == NAMES
+    assert evaluation("--data=~/a,b.parquet#names=~/names.txt").data == [f"{here}/a,b.parquet#names={names}"]
+    assert open_data("~/a,b.parquet#names=~/names.txt", "test").class_names == NAMES
+    assert evaluation("--data", "digits", "--class-names", "raw").protocol.names == "raw"
+    code, _, err = rayclip(*command, "--data", "digits", "--class-names", "raww")
+    assert code == 2 and "--class-names raww is none of curated and raw, and no file: give a file with" in err
 
 
 @pytest.mark.parametrize("command", ["list", "verify", "show"])
@@ -518,3 +525,17 @@ def test_the_command_that_tells_more_of_a_damaged_set_works(here, rayclip):
     args = shlex.split(re.search(r"`rayclip (.+?)` tells more", str(caught.value)).group(1))
     code, out, err = rayclip(*args)
     assert code == 2 and "test-00000.parquet has 5 bytes" in out and "--force" in err
+
+
+def test_a_clone_without_its_large_files_is_told(tmp_path, here, rayclip):
+    path = tmp_path / "test-0.parquet"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    with pytest.raises(UserError, match=r"only says where Git LFS has it, run `git lfs pull`"):
+        open_data(str(path), "test")
+    code, _, err = rayclip("data", "prepare", "x", "--source", "parquet", path)
+    assert code == 2 and "run `git lfs pull`" in err
+
+
+def test_a_folder_called_parquet_is_a_folder(tmp_path):
+    make_parquet(tmp_path / "x.parquet", {"part": 7}, layout="{split}-{i}.parquet", per_file=3)
+    assert len(open_data(str(tmp_path / "x.parquet"), "test")) == 7

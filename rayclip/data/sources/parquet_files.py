@@ -15,7 +15,7 @@ from rayclip.data.arrowfile import ArrowFile
 from rayclip.data.columns import declared_names, find_columns, numbers_of
 from rayclip.data.labels import MISSING, counted_from_1, explain_labels, with_given_names
 from rayclip.data.layout import SPLITS, find_files
-from rayclip.data.rowgroups import RowGroups, beside, checksums, footer, is_arrow
+from rayclip.data.rowgroups import RowGroups, beside, checksums, footer, is_arrow, lfs_pointer
 from rayclip.data.sources.base import Record
 from rayclip.data.sources.shards import Shard, Sharded, unreadable
 from rayclip.data.spec import Reading
@@ -218,7 +218,7 @@ def open_parquet(
     Raises:
         UserError: nothing there, or see `ParquetSource`.
     """
-    if path.is_file() or path.suffix == ".parquet":
+    if path.is_file() or (path.suffix == ".parquet" and not path.is_dir()):
         words = re.split(r"[^a-z]+", path.stem.lower())
         told = (own for own, spellings in SPLITS.items() if not set(spellings).isdisjoint(words))
         return ParquetSource({next(told, split): [path]}, name, class_names, reading=reading)
@@ -243,7 +243,7 @@ def _open(shard: Shard, path: Path) -> Any:
     try:
         return ArrowFile(path) if is_arrow(path) else pq.ParquetFile(path)
     except (pa.ArrowException, OSError, ValueError) as error:  # bytes that are no UTF-8 are a ValueError
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = (lfs_pointer(path) or str(error).splitlines()[0]).rstrip(".")
         with path.open("rb") as raw:
             begins = raw.read(4)
         if shard.remote or begins == b"PAR1":
