@@ -34,7 +34,7 @@ def test_names_with_brackets_and_accents_are_whole_on_a_latin_terminal_and_in_ml
     assert done.returncode == 0, said
     assert "MLflow" not in said, "nothing is refused"
     table = done.stdout.decode("latin-1")
-    assert all(table.count(f"local-dir:{name} ") == 3 for name in MODELS), "on both data sets and their average"
+    assert all(table.count(f"local-dir:{name}") == 3 for name in MODELS), "on both data sets and their average"
     assert "té st: accuracy in %" in table and "results: out" in table
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert {row["dataset"] for row in rows} == {"té st", "tè st"}
