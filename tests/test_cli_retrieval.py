@@ -1,5 +1,6 @@
 """`rayclip retrieval` in this process."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from conftest import tiny_clip
 from data.test_data import write
 from data.test_pairs import CAPTIONS, write_pairs
 from rayclip.evaluation import retrieval
+from rayclip.logbook import Logbook
 from rayclip.models.checkpoint import save_checkpoint
 from test_cli import call
 
@@ -139,3 +141,25 @@ def test_bad_arguments_get_one_sentence_and_leave_nothing(here, monkeypatch, cap
     assert code == 2 and says in err and out == ""
     assert err.count("\n") == 1 and err.startswith("error: ")
     assert list(Path.cwd().iterdir()) == [], "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (TypeError("of nobody's making"), 0, "warning: not all could be logged (TypeError: of nobody's making)"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: a file cannot be written or read (No space"),
+    ],
+)
+def test_results_are_there_whatever_becomes_of_the_log(here, monkeypatch, capsys, error, code, says):
+    def fails(*_):
+        raise error
+
+    (here / "model[0]").mkdir()
+    save_checkpoint(tiny_clip(), here / "model[0]", {})
+    args = ["retrieval", "--data", here / "pairs.parquet", "--out", "out", "--no-tracking", "--quiet"]
+    args += ["--model", f"local-dir:{here}/model[0]"]
+    monkeypatch.setattr(Logbook, "retrieval", fails)
+    found, out, err = call(monkeypatch, capsys, *args)
+    assert found == code and says in err and "Traceback" not in err
+    assert len(list(Path("out/retrieval").glob("*.json"))) == 1
+    assert code or ("model[0]" in out and "results: out" in out)

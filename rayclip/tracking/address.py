@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rayclip.places import check_folder
-from rayclip.types import UserError, redacted
+from rayclip.types import UserError, has_secret, redacted
 
 _FILE = "sqlite:///"
 _DATABASES = ("postgresql", "mysql", "mssql")
@@ -49,6 +49,15 @@ def is_database(uri: str) -> bool:
     return uri.startswith(_FILE) or uri.partition("://")[0].partition("+")[0] in _DATABASES
 
 
+def refuse_secret(uri: str) -> None:
+    """Raise a `UserError` for an address with a password, which would come into logs and results."""
+    if has_secret(uri):
+        raise UserError(
+            f"the MLflow address '{uri}' holds a secret: take it out and set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD; ahead of a database that asks for a password, start an MLflow server."
+        )
+
+
 def check_address(uri: str, *, to_write: bool = True) -> None:
     """Raise a `UserError` for what waiting will not mend: a file that is no database or may not be written, a driver
     that is not installed.
@@ -56,6 +65,7 @@ def check_address(uri: str, *, to_write: bool = True) -> None:
     Args:
         to_write: something is to be logged there.
     """
+    refuse_secret(uri)
     path = sqlite_file(uri)
     if path is not None:
         _check_file(uri, path, to_write=to_write)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rayclip import safe_names
-from rayclip.tracking.address import check_address, check_database, explained, sqlite_file
-from rayclip.types import UserError, has_secret, redacted
+from rayclip.tracking.address import check_address, check_database, explained, refuse_secret, sqlite_file
+from rayclip.types import UserError, redacted
 from rayclip.version import code_version
 
 # MLflow's limits on one request
@@ -80,11 +80,7 @@ class MlflowTracker:
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
-        if has_secret(uri):
-            raise UserError(
-                f"the MLflow address '{uri}' holds a secret: take it out and set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD; ahead of a database that asks for a password, start an MLflow server."
-            )
+        refuse_secret(uri)
         if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
             uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
         self.uri, self.experiment = uri, experiment
