@@ -281,8 +281,8 @@ def _knock(address: str) -> None:
 
 
 def _greet(door: socket.socket) -> None:
-    """Raise an `OSError` unless HTTP/2, on which Ray's gRPC stands, is spoken there (RFC 9113, 3.4): what is silent would
-    keep Ray waiting for minutes."""
+    """Raise an `OSError` unless HTTP/2, on which Ray's gRPC stands, is spoken there (RFC 9113, 3.4): what is silent
+    would keep Ray waiting for minutes."""
     door.settimeout(_GREETING_S)
     door.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _SETTINGS_FRAME, 0, 0, 0, 0, 0)))
     try:
