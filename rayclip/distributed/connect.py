@@ -39,6 +39,7 @@ _TOKEN_MODE, _TOKEN_SOURCES = "RAY_AUTH_MODE", ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKE
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _START = "worker_process_setup_hook"
 _TOLD = ("RAYCLIP_MODELS",)  # which models a checkpoint may name
+_GREETING_S, _SETTINGS_FRAME = 10.0, 4
 _LOCAL_OBJECT_STORE = 256 << 20  # bytes; our data go through files, not through the object store
 
 
@@ -272,6 +273,21 @@ def _knock(address: str) -> None:
     address = address.removeprefix("ray://") if client else canonicalize_bootstrap_address(address) or ""
     host, _, port = address.rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=5).close()
+        with socket.create_connection((host, int(port)), timeout=5) as door:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("0", "false"):
+                _greet(door)
         if not client:
             GcsClient(address=address)
+
+
+def _greet(door: socket.socket) -> None:
+    """Raise an `OSError` unless HTTP/2, on which Ray's gRPC stands, is spoken there (RFC 9113, 3.4): what is silent
+    would keep Ray waiting for minutes."""
+    door.settimeout(_GREETING_S)
+    door.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _SETTINGS_FRAME, 0, 0, 0, 0, 0)))
+    try:
+        answer = door.recv(9)  # a frame's header: length, type, flags, stream
+    except TimeoutError:
+        raise OSError("something listens there but says nothing") from None
+    if len(answer) < 4 or answer[3] != _SETTINGS_FRAME:
+        raise OSError("something else than Ray answers there")

@@ -274,7 +274,7 @@ def refused(cwd, address, seconds, **env):
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_a_dead_address_is_one_sentence(tmp_path, scheme):
-    assert "no Ray cluster answers" in refused(tmp_path, f"{scheme}127.0.0.1:{free_port()}", 60)
+    assert "no Ray cluster answers" in refused(tmp_path, f"{scheme}127.0.0.1:{free_port()}", 120)
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
@@ -296,8 +296,9 @@ def test_an_address_where_something_else_answers_is_one_sentence(tmp_path, schem
 
         threading.Thread(target=accept, daemon=True).start()
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        said = refused(tmp_path, f"{scheme}{address}", 180)
-        assert "cannot be joined from here" in said
+        said = refused(tmp_path, f"{scheme}{address}", 120)
+        assert "no Ray cluster answers" in said
+        assert ("something else than Ray answers" if talks else "says nothing") in said
         server.close()
 
 
@@ -311,7 +312,7 @@ def test_a_cluster_of_another_version_is_one_sentence_that_says_so(tmp_path):
     try:
         while "Ray runtime started" not in (line := process.stdout.readline()):
             assert line, "the head did not start"
-        said = refused(tmp_path, f"127.0.0.1:{port}", 90, RAY_AUTH_MODE="disabled")
+        said = refused(tmp_path, f"127.0.0.1:{port}", 180, RAY_AUTH_MODE="disabled")
         assert "cannot be joined from here" in said and "2.0.1" in said, said
     finally:
         process.terminate()
