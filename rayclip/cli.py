@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from rayclip import cli_captions, cli_data, cli_doctor, cli_models, cli_plan, cli_report, cli_retrieval
+from rayclip import cli_captions, cli_data, cli_doctor, cli_models, cli_plan, cli_report, cli_retrieval, signatures
 from rayclip.cli_options import (
     ClassNames,
     Cluster,
@@ -23,6 +23,8 @@ from rayclip.cli_options import (
     Tracking,
     Verbose,
     budget_of,
+    check_data,
+    check_models,
     check_tracking,
     complete_data,
     complete_methods,
@@ -217,6 +219,10 @@ def train(
     The result is a checkpoint that `rayclip eval --model local-dir:OUT` and open_clip load; a prompt is loaded onto its
     model with `--model prompted:OUT`.
     """
+    signatures.check_methods([method])
+    budget = budget_of(eps)
+    check_models([model])
+    check_data([data])
     check_folder("--out", out, done="rayclip.json")
     check_tracking(tracking_uri, no_tracking)
     if lr is not None and not 0 < lr < float("inf"):
@@ -234,7 +240,7 @@ def train(
     own = parse_settings(method, setting or [])
     asked: dict[str, Any] = {
         "against": attack,
-        "eps": budget_of(eps),
+        "eps": budget,
         "steps": steps,
         "step": parse_budget(step_size, "step-size") if step_size else None,
         "norm": norm,
@@ -304,8 +310,8 @@ def train(
     test = "TEST.parquet" if data.endswith(".parquet") else data
     print(f"checkpoint: {out}")
     same = "" if resize == "antialias" else f" --resize {resize}"
-    budget, results = format_budget(chosen.eps), place.child("eval").root
-    print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {budget}{same} --out {results}")
+    written, results = format_budget(chosen.eps), place.child("eval").root
+    print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {written}{same} --out {results}")
 
 
 @app.command()

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from rayclip import signatures
 from rayclip.cli_options import (
     ATTACKS,
     Attacks,
@@ -29,6 +30,8 @@ from rayclip.cli_options import (
     Tracking,
     Verbose,
     attack_defaults,
+    check_data,
+    check_models,
     check_places,
     check_tracking,
     complete_models,
@@ -112,6 +115,10 @@ def interpolate(
     verbose: Verbose = False,
 ) -> None:
     """Evaluate the weights (1-a)·FROM + a·TO at each a: the curve from clean to robust accuracy."""
+    budgets = parse_budgets(eps or [])
+    signatures.check_attacks(one_list(attacks), has_budget=bool(budgets))
+    check_models([start, end])
+    check_data(split_places(data))
     check_places(out, json)
     check_tracking(tracking_uri, no_tracking)
 
@@ -124,7 +131,7 @@ def interpolate(
     evaluation = checks.Evaluation(
         data=specs,
         attacks=parse_attacks(one_list(attacks), attack_defaults(steps, step_size, substitutes)),
-        protocol=Protocol(eps=parse_budgets(eps or []), seed=seed, resolution=resolution, resize=resize, names=names),
+        protocol=Protocol(eps=budgets, seed=seed, resolution=resolution, resize=resize, names=names),
         limit=limit,
     )
     models = mixes(start, end, one_list(a))

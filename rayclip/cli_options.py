@@ -203,6 +203,37 @@ def check_places(out: str, json: str | None) -> None:
     check_folder("--out", out)
 
 
+def check_models(specs: Sequence[str]) -> None:
+    """Raise a `UserError` for a model that nothing could load: no specification, or a folder that is not there. Whether
+    what is there can be loaded is found out later."""
+    for spec in specs:
+        kind, colon, place = spec.partition(":")
+        if not colon and spec != "digits":
+            here = Path(spec).expanduser()
+            hint = f" (or did you mean local-dir:{spec}?)" if here.is_dir() else ""
+            raise UserError(
+                f"unknown model '{spec}'{hint}: use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip NAME:TAG "
+                "such as ViT-B-32:openai."
+            )
+        if kind in ("local-dir", "prompted") and "://" not in place and not Path(place).expanduser().is_dir():
+            raise UserError(f"model '{spec}': there is no folder {place}.")
+
+
+def check_data(specs: Sequence[str], *, pairs: bool = False) -> None:
+    """Raise a `UserError` for data that is not there; what it holds is found out later."""
+    from rayclip.data import locate, open_data, open_pairs
+    from rayclip.data.spec import parse_spec
+
+    for spec in specs:
+        place = parse_spec(locate(spec)).place
+        if "://" in place or place == "digits" or Path(place).exists():
+            continue
+        if pairs:
+            open_pairs(spec)
+        else:
+            open_data(spec, "test")
+
+
 def check_tracking(uri: str | None, no_tracking: bool) -> None:
     """Raise a `UserError` if MLflow could never log there; that it may be away is found out later."""
     if no_tracking:

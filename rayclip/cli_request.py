@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from rayclip import signatures
 from rayclip.cli_options import (
     ATTACKS,
     Attacks,
@@ -30,6 +31,8 @@ from rayclip.cli_options import (
     Tracking,
     Verbose,
     attack_defaults,
+    check_data,
+    check_models,
     check_places,
     check_tracking,
     complete_defenses,
@@ -139,6 +142,12 @@ def request(
     verbose: Verbose = False,
 ) -> Request:
     """What the options stand for."""
+    models, budgets = split_models(model), parse_budgets(eps or [])
+    signatures.check_attacks(one_list(attacks), has_budget=bool(budgets))
+    signatures.check_defenses(one_list(defense))
+    signatures.check_scorers(one_list(scorer))
+    check_models(models)
+    check_data(split_places(data))
     check_places(out, json)
     check_tracking(tracking_uri, no_tracking)
 
@@ -155,7 +164,7 @@ def request(
         data=specs,
         attacks=parse_attacks(one_list(attacks), attack_defaults(steps, step_size, substitutes)),
         protocol=Protocol(
-            eps=parse_budgets(eps or []),
+            eps=budgets,
             seed=seed,
             resolution=resolution,
             resize=resize,
@@ -176,7 +185,7 @@ def request(
         quiet=quiet,
         verbose=verbose,
     )
-    return Request(split_models(model), evaluation, where, json)
+    return Request(models, evaluation, where, json)
 
 
 def with_request(command: Callable[..., None]) -> Callable[..., None]:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from rayclip import signatures
 from rayclip.cli_options import (
     AttackSteps,
     Budgets,
@@ -19,6 +20,8 @@ from rayclip.cli_options import (
     Substitutes,
     Tracking,
     attack_defaults,
+    check_data,
+    check_models,
     check_places,
     check_tracking,
     complete_attacks,
@@ -72,6 +75,10 @@ def retrieval(
     json_logs: JsonLogs = False,
 ) -> None:
     """Recall at 1, 5, 10 of images' captions (TR) and captions' images (IR), clean and attacked."""
+    models, budgets = split_models(model), parse_budgets(eps or [])
+    signatures.check_attacks(one_list(attacks), has_budget=bool(budgets), on_pairs=True)
+    check_models(models)
+    check_data([data], pairs=True)
     check_places(out, json)
     check_tracking(tracking_uri, no_tracking)
 
@@ -87,14 +94,14 @@ def retrieval(
         quiet=quiet,
     )
     rows = api.evaluate_retrieval(
-        split_models(model),
+        models,
         data,
         where,
         limit=limit,
         resolution=resolution,
         resize=resize,
         attacks=parse_attacks(one_list(attacks), defaults),
-        eps=parse_budgets(eps or []),
+        eps=budgets,
         seed=seed,
     )
 

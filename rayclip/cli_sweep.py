@@ -11,12 +11,22 @@ import typer
 
 from rayclip.cli import parse_shots
 from rayclip.cli import run as run_app
-from rayclip.cli_options import JsonLogs, MinWorkers, Quiet, check_tracking, least_of, one_list
+from rayclip.cli_options import (
+    JsonLogs,
+    MinWorkers,
+    Quiet,
+    check_data,
+    check_models,
+    check_tracking,
+    least_of,
+    one_list,
+)
 from rayclip.paths import split_places
 from rayclip.places import check_folder
 from rayclip.scales import ELSEWHERE, MMCOA_METHODS, ONE_SIZE, ScaleName, scales
+from rayclip.signatures import check_methods
 from rayclip.types import UserError
-from rayclip.units import default_step
+from rayclip.units import default_step, parse_budget
 
 if TYPE_CHECKING:  # `--help` is instant
     from rayclip.api import Found, SweepResult
@@ -155,10 +165,6 @@ class Run:
     """
 
     def __init__(self, name: str, options: Options, differs: Mapping[str, Any], about: str = "") -> None:
-        from rayclip import checks
-        from rayclip.store import Store
-        from rayclip.units import parse_budget
-
         self.name, self.options = name, options
         setting = dataclasses.replace(scales()[options.scale], **differs)
         self.setting = dataclasses.replace(
@@ -183,6 +189,13 @@ class Run:
         if options.models and not Path(options.models).expanduser().is_dir():  # what is finished may be read-only
             check_folder("--models", options.models)
         check_tracking(options.tracking_uri, no_tracking=False)
+        check_methods(split(options.methods))
+        check_models([model])
+        check_data([*data, *tests])
+
+        from rayclip import checks
+        from rayclip.store import Store
+
         self.out = Store(out)
         self._errors: dict[str, str] = {}
         self.tracking = checks.Tracking.choose(options.tracking_uri, name, about)

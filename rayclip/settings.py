@@ -69,6 +69,19 @@ def split_names(text: str, option: str, example: str) -> list[tuple[str, dict[st
     return found
 
 
+def split_chains(text: str) -> list[list[str]]:
+    """`"none,ttc:eps=4/255,steps=2+tte"` as chains, lists of links; a comma before `key=value` stays inside a link."""
+    chains: list[list[str]] = []
+    for part in text.split(","):
+        first, *rest = part.split("+")
+        if "=" in first.partition(":")[0] and chains:
+            chains[-1][-1] += "," + first
+        else:
+            chains.append([first.strip()])
+        chains[-1] += [link.strip() for link in rest]
+    return chains
+
+
 def convert_all(
     what: str, name: str, written: Mapping[str, str], types: Mapping[str, Any], norm: Norm = "linf"
 ) -> dict[str, Any]:

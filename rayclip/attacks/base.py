@@ -15,6 +15,7 @@ from rayclip import rng
 from rayclip.attacks.variants import Forward, Variant, accumulate, views
 from rayclip.models import ZeroShot
 from rayclip.settings import settable, written
+from rayclip.signatures import no_budget
 from rayclip.types import UserError
 from rayclip.units import Norm, check_budget, default_step
 
@@ -125,9 +126,7 @@ class Attack(ABC):
             return self
         eps = self.eps if self.eps is not None else eps
         if eps is None:
-            raise UserError(
-                f"attack '{self.name}' needs a budget: give --eps, for example --eps 1/255, or {self.name}:eps=1/255."
-            )
+            raise no_budget(self.name)
         check_budget(eps, self.ball, f"attack '{self.name}'")
         return replace(self, eps=eps)
 

@@ -19,6 +19,7 @@ from rayclip.attacks.base import Attack, GradientAttack, Prompts, Samples
 from rayclip.attacks.registry import ATTACKS
 from rayclip.models import Clip
 from rayclip.models.zeroshot import SeveralPrompts
+from rayclip.signatures import not_for_pairs
 from rayclip.types import UserError
 
 
@@ -79,8 +80,7 @@ def within_on_pairs(attack: Attack, eps: float | None) -> Attack:
 def check_for_pairs(attack: Attack) -> None:
     """Raise a `UserError` unless the attack can be run on pairs."""
     if not attack.for_pairs:
-        known = ", ".join(sorted(name for name, kind in ATTACKS.items() if kind.for_pairs))
-        raise UserError(f"attack '{attack.name}' is for classification: for retrieval use one of {known}.")
+        raise not_for_pairs(attack.name, (name for name, kind in ATTACKS.items() if kind.for_pairs))
     if getattr(attack, "stop", "final") != "final":
         raise UserError(
             f"attack '{attack.name}' with stop=first_success has nothing to stop at in retrieval, where an image is "

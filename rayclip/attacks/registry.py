@@ -24,6 +24,7 @@ from rayclip.attacks.square import Square
 from rayclip.attacks.transfer import Transfer
 from rayclip.names import ATTACKS_ABOUT
 from rayclip.settings import convert_all, split_names
+from rayclip.signatures import unknown
 from rayclip.types import UserError
 from rayclip.units import Norm
 
@@ -60,7 +61,7 @@ def attack_class(name: str) -> type[Attack]:
     offered = {e.name: e for e in entry_points(group="rayclip.attacks")}
     if name in offered:
         return offered[name].load()
-    raise UserError(f"unknown attack '{name}': use one of {', '.join(sorted({*ATTACKS, *offered}))}.")
+    raise unknown("attack", name, sorted({*ATTACKS, *offered}))
 
 
 def known_attacks() -> dict[str, type[Attack]]:
@@ -84,10 +85,13 @@ def make_attack(name: str, **settings: Any) -> Attack:
     return kind(**settings)
 
 
+def own_norm(kind: type[Attack]) -> Norm:
+    """That an attack measures its budget in unless its settings say another."""
+    return "l2" if any(f.name == "norm" and f.default == "l2" for f in fields(kind)) else "linf"
+
+
 def _norm(kind: type[Attack], written: Mapping[str, str]) -> Norm:
-    """That an attack with such settings measures its budget in."""
-    default = next((f.default for f in fields(kind) if f.name == "norm"), "linf")
-    return "l2" if written.get("norm", default) == "l2" else "linf"
+    return "l2" if written.get("norm", own_norm(kind)) == "l2" else "linf"
 
 
 def attack_as_described(protocol: Mapping[str, Any]) -> Attack:

@@ -9,7 +9,8 @@ from rayclip.defenses.signed import AntiAdversary, Hedge
 from rayclip.defenses.ttc import TTC
 from rayclip.defenses.tte import TTE
 from rayclip.names import DEFENSES_ABOUT
-from rayclip.settings import convert_all, split_names
+from rayclip.settings import convert_all, split_chains, split_names
+from rayclip.signatures import unknown
 from rayclip.types import UserError
 
 NONE = "none"
@@ -37,7 +38,7 @@ def parse_defenses(text: str) -> list[Chain]:
         UserError: unknown defence or setting, or a value that does not fit.
     """
     chains: list[list[Defense]] = []
-    for links in _links(text):
+    for links in split_chains(text):
         if links == [NONE]:
             chains.append([])
         else:
@@ -48,24 +49,11 @@ def parse_defenses(text: str) -> list[Chain]:
     return found
 
 
-def _links(text: str) -> list[list[str]]:
-    """The chains as lists of links as they are written; a comma before `key=value` stays inside a link."""
-    chains: list[list[str]] = []
-    for part in text.split(","):
-        first, *rest = part.split("+")
-        if "=" in first.partition(":")[0] and chains:
-            chains[-1][-1] += "," + first
-        else:
-            chains.append([first.strip()])
-        chains[-1] += [link.strip() for link in rest]
-    return chains
-
-
 def _defense(link: str) -> Defense:
     ((name, written),) = split_names(link, "--defense", "ttc:eps=4/255")
     known = known_defenses()
     if name not in known:
-        raise UserError(f"unknown defence '{name}': use {NONE} or one of {', '.join(sorted(known))}.")
+        raise unknown("defence", name, sorted(known))
     kind = known[name]
     return kind(**convert_all("defence", name, written, kind.settings()))
 

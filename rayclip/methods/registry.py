@@ -16,6 +16,7 @@ from rayclip.methods.tecoa import TeCoA
 from rayclip.methods.tga_zsr import TGAZSR
 from rayclip.methods.vp import VP
 from rayclip.settings import convert_all, settable
+from rayclip.signatures import unknown
 from rayclip.types import UserError
 
 METHODS: dict[str, type[Method]] = {
@@ -30,7 +31,7 @@ def method_class(name: str) -> type[Method]:
     offered = {e.name: e for e in entry_points(group="rayclip.methods")}
     if name in offered:
         return offered[name].load()
-    raise UserError(f"unknown method '{name}': use one of {', '.join([*METHODS, *sorted(offered)])}.")
+    raise unknown("method", name, [*METHODS, *sorted(offered)])
 
 
 def parse_settings(name: str, written: Sequence[str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from rayclip.models.clip import Clip
 from rayclip.models.resizing import Resize
 from rayclip.models.zeroshot import OtherEyes, SeveralPrompts, ZeroShot, class_prompts, clean_name
 from rayclip.settings import FILLED_IN, convert_all, settable, split_names, with_changes
+from rayclip.signatures import unknown
 from rayclip.types import UserError
 
 Texts = tuple[tuple[str, ...], ...]
@@ -264,7 +265,7 @@ def parse_scorers(text: str) -> list[Scorer]:
     found: list[Scorer] = []
     for name, written in split_names(text, "--scorer", "wca:crops=30"):
         if name not in SCORERS:
-            raise UserError(f"unknown scorer '{name}': use one of {', '.join(SCORERS)}.")
+            raise unknown("scorer", name, SCORERS)
         kind = SCORERS[name]
         found.append(kind(**convert_all("scorer", name, written, kind.settings())))
     if len(set(found)) < len(found):
