@@ -36,8 +36,8 @@ class CoAttack(JointAttack):
     """BERT-Attack on every prompt; the image climbs `co_attack_loss` with the adversarial text of its true class (for
     retrieval: its own adversarial captions). Judged adversarial image against adversarial texts.
 
-    The defaults are the paper's for classification; for retrieval it takes 10 steps of 1.25·eps/steps in 2/255. Its code
-    starts in the positive half of the ball, U(0, eps); from the same start the images are the same, pixel by pixel.
+    The defaults are the paper's for classification; for retrieval it takes 10 steps of 1.25·eps/steps in 2/255. Its
+    code starts in the positive half of the ball, U(0, eps); from the same start the images are equal pixel by pixel.
 
     Attributes:
         text_weight: of the divergence from the text.
