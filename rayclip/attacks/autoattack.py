@@ -98,7 +98,7 @@ class AutoAttack(InTurn):
 
     Attributes:
         queries: Square's.
-        schedule: Square's: `paper`, or `official` as auto-attack's code runs it.
+        schedule: Square's: `paper`, or `official` as auto-attack's code runs it; `Square` says which is the stronger.
     """
 
     name: ClassVar[str] = "autoattack"

@@ -37,7 +37,7 @@ class CoAttack(JointAttack):
     retrieval: its own adversarial captions). Judged adversarial image against adversarial texts.
 
     The defaults are the paper's for classification; for retrieval it takes 10 steps of 1.25·eps/steps in 2/255. Its
-    code starts in the positive half of the ball, U(0, eps); from the same start the images are the same, pixel by pixel.
+    code starts in the positive half of the ball, U(0, eps); from the same start the images are equal pixel by pixel.
 
     Attributes:
         text_weight: of the divergence from the text.

@@ -37,7 +37,10 @@ class Square(Attack):
         queries: image forwards per sample at most.
         p_init: the first windows' share of the image's pixels, in (0, 1].
         schedule: when that share is halved. `paper`: as section 3.3 has it, scaled to the number of queries.
-            `official`: as auto-attack's code runs it: not scaled, and after 500 proposals too.
+            `official`: as auto-attack's code runs it: not scaled, and after 500 proposals too. `paper` is the
+            stronger with few queries and as good with many: of 60 digits at 24/255 it leaves 17 standing of 1000
+            queries and 15 of 5000, `official` 35 and 14. That code itself leaves 23 of 5000: no window of its own
+            starts at the last row or column; with those and our random numbers its images are ours, pixel by pixel.
         norm: `linf`, or `l2` over all pixels and channels of an image.
     """
 
