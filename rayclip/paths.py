@@ -6,7 +6,8 @@ from pathlib import Path
 
 # A `~` that a shell leaves as it is: behind `local-dir:`, `captions=` or a comma, in quotes, after `--data=`.
 _HOME = re.compile(r"(?:(?<=^)|(?<=[:=,]))~(?=/|$)")
-_OPTIONS = re.compile(r"(?:#[^#/]*)*$")  # what follows the place of a data set: `#holdout`, `#label=fine_label`
+# What follows the place of a data set: `#holdout`, `#label=fine_label`
+_OPTIONS = re.compile(r"(?:#(?:holdout|validation|[a-z-]+=[^#,]*))*$")
 
 
 def expand_home(text: str) -> str:

@@ -199,6 +199,12 @@ class GradientAttack(Attack):
     stop: Stop = "first_success"
     variant: Variant = "plain"
 
+    def within(self, eps: float | None) -> Self:
+        found = super().within(eps)
+        if found.step is not None or found.eps is None:
+            return found
+        return replace(found, step=default_step(found.eps, self.steps, self.ball))
+
     @property
     def label(self) -> str:
         return f"{self.name}-{self.suffix}" + ("" if self.norm == "linf" else f"_{self.norm}")
@@ -211,12 +217,6 @@ class GradientAttack(Attack):
     @property
     def cost(self) -> int:
         return 2 * self.steps
-
-    def within(self, eps: float | None) -> Self:
-        found = super().within(eps)
-        if found.step is not None or found.eps is None:
-            return found
-        return replace(found, step=default_step(found.eps, self.steps, self.ball))
 
     def ascend(
         self, forward: Forward, samples: Samples, *, eps: float, constant: bool = False
