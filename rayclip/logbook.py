@@ -208,8 +208,7 @@ class Logbook:
             name,
             key=key,
             parent=parent,
-            params={"model": rows[0].model, "scorer": rows[0].scorer, "defense": rows[0].defense}
-            | _attack_params(rows),
+            params={"model": rows[0].model, "scorer": rows[0].scorer, "defense": rows[0].defense} | attack_params(rows),
             tags={"rayclip.kind": "eval", "rayclip.protocol": digest, "rayclip.model": cells[0].model_fingerprint}
             | {f"rayclip.data.{c.dataset}": c.data_fingerprint for c in cells}
             | {"rayclip.warnings": str(len(warnings))},
@@ -307,7 +306,7 @@ def metric_names(rows: Sequence[Row]) -> dict[str, float]:
     return values
 
 
-def _attack_params(rows: Sequence[Row]) -> dict[str, Any]:
+def attack_params(rows: Sequence[Row]) -> dict[str, Any]:
     """Every attack's settings; what differs between data sets with the data sets that have it."""
     protocols: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:

@@ -198,6 +198,12 @@ class GradientAttack(Attack):
     stop: Stop = "first_success"
     variant: Variant = "plain"
 
+    def within(self, eps: float | None) -> Self:
+        found = super().within(eps)
+        if found.step is not None or found.eps is None:
+            return found
+        return replace(found, step=default_step(found.eps, self.steps, self.ball))
+
     @property
     def label(self) -> str:
         return f"{self.name}-{self.suffix}" + ("" if self.norm == "linf" else f"_{self.norm}")
@@ -210,12 +216,6 @@ class GradientAttack(Attack):
     @property
     def cost(self) -> int:
         return 2 * self.steps
-
-    def within(self, eps: float | None) -> Self:
-        found = super().within(eps)
-        if found.step is not None or found.eps is None:
-            return found
-        return replace(found, step=default_step(found.eps, self.steps, self.ball))
 
     def follow(self, direction: Tensor, gradient: Tensor) -> Tensor:
         """What a step follows: the gradient, or what that adds to the `direction` of the step before (zeros at first);

@@ -1,5 +1,8 @@
 """Budgets belong to attacks, and what attacks within different budgets or norms leave is never mixed."""
 
+import csv
+import io
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,10 +14,12 @@ from rayclip.checks import evaluations_of
 from rayclip.evaluation import Protocol, Store, collect_rows, make_cells
 from rayclip.evaluation.aggregate import Ball, worst_accuracy, worst_cases
 from rayclip.evaluation.alarms import alarms
-from rayclip.logbook import metric_names, worst_case
+from rayclip.logbook import attack_params, metric_names, worst_case
 from rayclip.reports import result_tables
+from rayclip.reports.build import build
 from rayclip.reports.leaderboard import places, threats
 from rayclip.reports.numbers import sections
+from rayclip.reports.plain import comma_separated, markdown
 from rayclip.reports.results import read_results
 from rayclip.types import UserError
 
@@ -231,8 +236,17 @@ def test_few_and_many_classes_share_a_column_and_its_average(tmp_path, attack):
     (section,) = sections(read_results([str(tmp_path)]))
     assert [a.label for a in section.attacks] == ["clean", label]
     assert section.number(section.subjects[0], "average", section.attacks[1]).top1 == pytest.approx(mean)
+    document = build(read_results([str(tmp_path)]))
+    lines = list(csv.DictReader(io.StringIO(comma_separated(document))))
+    (line,) = [x for x in lines if (x["dataset"], x["attack"]) == ("average", label)]
+    assert float(line["top1"]) == pytest.approx(mean, abs=1e-4)
+    if attack != "fab-t":
+        assert set(json.loads(line["protocol"])["parts"]) == {"pcam", "three", "ten"}
     if attack == "autoattack-seeds":
-        assert "parts apgd-ce on pcam; apgd-ce, apgd-dlr on three, ten" in average.caption
+        said = "apgd-ce on pcam; apgd-ce, apgd-dlr on three, ten"
+        assert f"parts {said}" in average.caption and attack_params(rows)[f"attack.{label}.parts"] == said
+        page = markdown(document, {})
+        assert "autoattack-seeds 2/255 on pcam: " in page and "autoattack-seeds 2/255 on ten, three: " in page
 
 
 def test_an_attack_that_did_not_run_on_all_data_sets_has_no_average(tmp_path):
