@@ -121,11 +121,7 @@ IMPORT = {"--allow-gelu": "{i}/tower.pt", "--base": "local-dir:{i}/model", "--ou
         ("train", {"--method": "fare", "--trains": "all"}, "fare knows no texts"),
         ("train", {"--setting": "tokens"}, "write KEY=VALUE"),
         ("train", {"--setting": "tokens=10"}, "method 'tecoa' has no setting 'tokens'"),
-        (
-            "train",
-            {"--workers": "9", "--batch-size": "4"},
-            "batches of 3 images of 9, which cannot be dealt out to 9 workers",
-        ),
+        ("train", {"--workers": "9", "--batch-size": "4"}, "3 images of 9, which cannot be dealt out to 9 workers"),
         ("train", {"--lr": "-1"}, "--lr -1.0 must be a positive number"),
         ("train", {"--betas": "0.9"}, "--betas '0.9' are not two numbers from 0 to below 1"),
         ("train", {"--betas": "0.9,1"}, "write 0.9,0.98"),
