@@ -22,25 +22,26 @@ def settings(run):
     return given | ({"step": parse_budget(run["step"])} if "step" in run else {})
 
 
-def attacked(run, images: Images, **changes):
-    chosen = settings(run) | changes
-    if run["attack"] == "fgsm":
-        chosen = {}
-    return make_attack(run["attack"], **chosen).run(images.model, images.samples, eps=parse_budget(run["eps"]))
+def attacked(run, images: Images):
+    attack = make_attack(run["attack"], **({} if run["attack"] == "fgsm" else settings(run)))
+    return attack.run(images.model, images.samples, eps=parse_budget(run["eps"])).images_BCHW
 
 
 def check(run, images, made):
-    """The same images, to rounding, stand; the same losses; the same pixels."""
+    """The same images stand; the same losses, the same pixels."""
     assert images.stands(made) == run["stands"]
+    # Our FGSM leaves images alone that are wrong already
+    those = [i for i, right in enumerate(images.stands(images.pixels)) if right == "1" or run["attack"] != "fgsm"]
     with torch.no_grad():
         losses = F.cross_entropy(images.model(made), images.labels, reduction="none").tolist()
-    assert losses == pytest.approx(run["loss"], abs=2e-3)
-    assert equal_share(places(made - images.pixels), run["change"]) > 0.995
+    change = places(made - images.pixels)
+    assert [losses[i] for i in those] == pytest.approx([run["loss"][i] for i in those], abs=2e-3)
+    assert equal_share([change[i] for i in those], [run["change"][i] for i in those]) > 0.995
 
 
 @pytest.mark.parametrize("run", BY_PAPERS, ids=title)
 def test_beside_the_papers_code(run, first_images):
-    check(run, first_images, attacked(run, first_images).images_BCHW)
+    check(run, first_images, attacked(run, first_images))
 
 
 @pytest.mark.parametrize("run", [r for r in BY_PAPERS if r["steps"] == 10], ids=title)
@@ -62,7 +63,7 @@ def library_images(shared):
 
 @pytest.mark.parametrize("run", BY_LIBRARIES, ids=title)
 def test_beside_torchattacks_and_foolbox(run, library_images):
-    check(run, library_images, attacked(run, library_images).images_BCHW)
+    check(run, library_images, attacked(run, library_images))
 
 
 def test_fab_beside_torchattacks():
