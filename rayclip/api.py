@@ -43,13 +43,14 @@ from rayclip.evaluation.costs import Costs
 from rayclip.evaluation.forecast import Forecast
 from rayclip.evaluation.front import Score, pareto_front
 from rayclip.evaluation.retrieval import RecallRow, make_task, read_recalls, run_task
-from rayclip.logbook import Logbook, markdown, rows_json
+from rayclip.logbook import Logbook, markdown
 from rayclip.models.checkpoint import FILES, model_record
 from rayclip.models.resizing import Resize, check_resize
 from rayclip.progress import Display, say
-from rayclip.reports import result_tables, retrieval_tables, search_table
 from rayclip.reports.results import LINEAGE, model_name
-from rayclip.reports.table import heading
+from rayclip.reports.retrieval import retrieval_tables
+from rayclip.reports.search import search_table
+from rayclip.reports.table import heading, rows_json
 from rayclip.store import no_room
 from rayclip.types import Row, UserError
 
@@ -451,13 +452,6 @@ def _logging(store: Store) -> Iterator[None]:
             raise
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         say("warning", f"not all could be logged ({said}): the results are in {store.root}; run again to log the rest.")
-
-
-def show(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> None:
-    """Print the tables to standard output."""
-    console = terminal.console()
-    for table in result_tables(rows, labels):
-        console.print(table.rich(console.width))
 
 
 def show_search(found: Found) -> None:

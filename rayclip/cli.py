@@ -75,19 +75,32 @@ def evaluate(
     ] = None,
 ) -> None:
     """Attack a model and print a table of what is left of its accuracy."""
-    import dataclasses
+    from rayclip import answers, progress
 
-    from rayclip import api
+    answer = answers.find(asked.words, asked.files, asked.out)
+    if answer is not None:
+        for level, sentence in answer.said:
+            progress.say(level, sentence)
+    else:
+        import dataclasses
 
-    where = dataclasses.replace(asked.where, pool=dataclasses.replace(asked.where.pool, workers=workers))
-    rows = api.evaluate_models(asked.models, asked.evaluation, where)
+        from rayclip import api
+
+        evaluation, where = asked.opened
+        where = dataclasses.replace(where, pool=dataclasses.replace(where.pool, workers=workers))
+        with progress.listening() as said:
+            rows = api.evaluate_models(asked.models, evaluation, where)
+        answer = answers.Answer(rows, said)
+        answers.keep(asked.words, asked.files, asked.out, answer)
 
     def show() -> None:
-        api.show(rows)
-        print(f"results: {where.out}")
-        cli_plan.say_spent(where.out)
+        show_rows(answer.rows)
+        print(f"results: {asked.out}")
+        cli_plan.say_spent(asked.out)
 
-    hand_out(asked.json, api.rows_json(rows), show)
+    from rayclip.reports.table import rows_json, show_rows
+
+    hand_out(asked.json, rows_json(answer.rows), show)
 
 
 @app.command()

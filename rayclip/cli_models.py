@@ -126,6 +126,7 @@ def interpolate(
     from rayclip.attacks import parse_attacks
     from rayclip.data.spec import choose_names
     from rayclip.evaluation import Protocol
+    from rayclip.reports.table import rows_json, show_rows
 
     names, specs = choose_names(class_names, split_places(data))
     evaluation = checks.Evaluation(
@@ -145,10 +146,10 @@ def interpolate(
     rows = api.compare(f"interpolate {start} to {end}", models, [evaluation], where)
 
     def show() -> None:
-        api.show(rows, models)
+        show_rows(rows, models)
         print(f"results: {out}")
 
-    hand_out(json, api.rows_json(rows), show)
+    hand_out(json, rows_json(rows), show)
 
 
 def mixes(start: str, end: str, a: str, label: str = "") -> dict[str, str]:

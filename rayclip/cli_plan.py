@@ -74,6 +74,11 @@ def parse_counts(text: str | None) -> list[int]:
 
 def say_spent(out: str) -> None:
     """One line after an evaluation that was planned."""
+    from rayclip.store import PLAN, Store
+
+    if Store(out).size(PLAN) is None:
+        return
+
     from rayclip import api
 
     plan, done, runs = api.spent(out)

@@ -1,8 +1,11 @@
 """What `rayclip eval` and `rayclip plan` ask alike: the options, and what they stand for."""
 
 import inspect
+import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -51,13 +54,35 @@ if TYPE_CHECKING:
 _NO_DEFENSE, _AIMS, _SCORER, _OWN = ["none"], ["ignore,bpda"], ["template"], ["own"]
 
 
-class Request(NamedTuple):
-    """Models, what to evaluate them on, where; and the place of the answer."""
+@dataclass(frozen=True)
+class Request:
+    """What an evaluation was asked for with, and after heavy imports what that stands for.
+
+    Attributes:
+        out, json: places of the results, and of the answer.
+        words, files: what decides the answer, and what of it may name files (`answers`).
+        stands_for: makes `opened`.
+    """
 
     models: list[str]
-    evaluation: "Evaluation"
-    where: "Where"
+    out: str
     json: str | None
+    words: dict[str, Any]
+    files: list[str]
+    stands_for: Callable[[], tuple["Evaluation", "Where"]]
+
+    @cached_property
+    def opened(self) -> tuple["Evaluation", "Where"]:
+        """What to evaluate the models on, and where."""
+        return self.stands_for()
+
+    @property
+    def evaluation(self) -> "Evaluation":
+        return self.opened[0]
+
+    @property
+    def where(self) -> "Where":
+        return self.opened[1]
 
 
 def request(
@@ -151,41 +176,59 @@ def request(
     check_places(out, json)
     check_tracking(tracking_uri, no_tracking)
 
-    from rayclip import checks
-    from rayclip.attacks import parse_attacks
-    from rayclip.data.spec import choose_names
-    from rayclip.defenses import DRAWS, parse_aims, parse_defenses
-    from rayclip.distributed.resources import PoolSize
-    from rayclip.evaluation import Protocol
-    from rayclip.models.scorers import parse_scorers
+    from rayclip.data import locate
+    from rayclip.data.spec import choose_names, parse_spec
+    from rayclip.tracking import default_uri
 
     names, specs = choose_names(class_names, split_places(data))
-    evaluation = checks.Evaluation(
-        data=specs,
-        attacks=parse_attacks(one_list(attacks), attack_defaults(steps, step_size, substitutes)),
-        protocol=Protocol(
-            eps=budgets,
-            seed=seed,
-            resolution=resolution,
-            resize=resize,
-            names=names,
-            precision=precision,
-        ),
-        limit=limit,
-        defenses=parse_defenses(one_list(defense)),
-        aims=parse_aims(one_list(aim), draws or DRAWS),
-        scorers=parse_scorers(one_list(scorer)),
-        made_against=_made_against(one_list(made_against)),
-    )
-    where = checks.Where(
-        out=out,
-        tracking=None if no_tracking else checks.Tracking.choose(tracking_uri, experiment),
-        cluster=cluster,
-        pool=PoolSize(gpus=gpus_per_worker, batch_size=batch_size, shard_size=shard_size, compiled=compiled),
-        quiet=quiet,
-        verbose=verbose,
-    )
-    return Request(models, evaluation, where, json)
+    words: dict[str, Any] = {
+        "models": models,
+        "data": [locate(spec) for spec in specs],
+        "with": [one_list(values) for values in (attacks, defense, aim, scorer, made_against)],
+        "attack": [list(budgets), steps, step_size, substitutes, draws, seed],
+        "protocol": [limit, resolution, resize, names, precision, compiled],
+        "tracking": None if no_tracking else [tracking_uri or default_uri(), experiment],
+    }
+    read = [parse_spec(spec) for spec in words["data"]]
+    values = [part for text in words["with"] for part in re.split("[,+=]", text)]
+    files = [*models, *(r.place for r in read), *(r.reading.names or "" for r in read), substitutes, *values]
+
+    def stands_for() -> tuple["Evaluation", "Where"]:
+        from rayclip import checks
+        from rayclip.attacks import parse_attacks
+        from rayclip.defenses import DRAWS, parse_aims, parse_defenses
+        from rayclip.distributed.resources import PoolSize
+        from rayclip.evaluation import Protocol
+        from rayclip.models.scorers import parse_scorers
+
+        evaluation = checks.Evaluation(
+            data=specs,
+            attacks=parse_attacks(one_list(attacks), attack_defaults(steps, step_size, substitutes)),
+            protocol=Protocol(
+                eps=budgets,
+                seed=seed,
+                resolution=resolution,
+                resize=resize,
+                names=names,
+                precision=precision,
+            ),
+            limit=limit,
+            defenses=parse_defenses(one_list(defense)),
+            aims=parse_aims(one_list(aim), draws or DRAWS),
+            scorers=parse_scorers(one_list(scorer)),
+            made_against=_made_against(one_list(made_against)),
+        )
+        where = checks.Where(
+            out=out,
+            tracking=None if no_tracking else checks.Tracking.choose(tracking_uri, experiment),
+            cluster=cluster,
+            pool=PoolSize(gpus=gpus_per_worker, batch_size=batch_size, shard_size=shard_size, compiled=compiled),
+            quiet=quiet,
+            verbose=verbose,
+        )
+        return evaluation, where
+
+    return Request(models, out, json, words, files, stands_for)
 
 
 def with_request(command: Callable[..., None]) -> Callable[..., None]:

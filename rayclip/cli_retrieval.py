@@ -85,6 +85,7 @@ def retrieval(
     from rayclip import api, checks
     from rayclip.attacks import parse_attacks
     from rayclip.distributed.resources import PoolSize
+    from rayclip.reports.table import rows_json
 
     defaults = attack_defaults(steps, step_size, substitutes) | {"stop": "final"}
     where = checks.Where(
@@ -109,4 +110,4 @@ def retrieval(
         api.show_retrieval(rows)
         print(f"results: {out}")
 
-    hand_out(json, api.rows_json(rows), show)
+    hand_out(json, rows_json(rows), show)

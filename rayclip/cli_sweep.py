@@ -444,9 +444,9 @@ class Run:
 
     def show(self, found: "SweepResult | Found") -> None:
         """Print a table, and remember what failed."""
-        from rayclip import api
+        from rayclip.reports.table import show_rows
 
-        api.show(found.rows, found.labels)
+        show_rows(found.rows, found.labels)
         self._errors |= found.errors
 
     def end(self) -> None:

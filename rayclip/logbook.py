@@ -22,7 +22,7 @@ from rayclip.models.checkpoint import read_lineage
 from rayclip.models.zeroshot import TEMPLATE
 from rayclip.progress import say
 from rayclip.reports import example_grid, result_tables
-from rayclip.reports.table import Varying, across
+from rayclip.reports.table import Varying, across, rows_json
 from rayclip.safe_names import file_part, key_part
 from rayclip.spool import RUNS, Spool
 from rayclip.types import Row, Tracker, redacted
@@ -337,10 +337,6 @@ def recall_names(rows: Sequence[RecallRow]) -> dict[str, float]:
     """`clean/tr_at_1/DATA`, `robust/ATTACK/tr_at_1/DATA`: MLflow takes no `@` in a metric's name."""
     kind = {r.attack: "clean" if r.attack == "clean" else f"robust/{r.attack}" for r in rows}
     return {f"{kind[r.attack]}/{r.direction}_at_{r.k}/{key_part(r.dataset)}": r.recall for r in rows}
-
-
-def rows_json(rows: Sequence[Row] | Sequence[RecallRow]) -> str:
-    return json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n"
 
 
 def markdown(rows: Sequence[Row], labels: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -23,6 +24,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rayclip import terminal
+
+Level = Literal["note", "warning", "error"]
 
 _LINE_EVERY_S = 15.0  # between two lines of one task where there is no terminal
 _JSON_EVERY_S = 1.0  # between two objects of one task
@@ -57,8 +60,24 @@ def log_as_json() -> None:
     sys.excepthook = _write_traceback
 
 
-def say(level: Literal["note", "warning", "error"], message: str) -> None:
+_listeners: list[list[tuple[Level, str]]] = []
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[list[tuple[Level, str]]]:
+    """What is said in this block, to be said again."""
+    heard: list[tuple[Level, str]] = []
+    _listeners.append(heard)
+    try:
+        yield heard
+    finally:
+        _listeners.remove(heard)
+
+
+def say(level: Level, message: str) -> None:
     """One sentence (or some lines) on standard error."""
+    for heard in _listeners:
+        heard.append((level, message))
     if _as_json:
         _write(level, message=message)
     else:

@@ -23,6 +23,8 @@ from pyarrow import fs
 
 from rayclip.types import UserError, has_secret
 
+PLAN = "plan.json"  # of an evaluation, beside its results
+
 _CHUNK = 8 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _NOTE = b"rayclip"

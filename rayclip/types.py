@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+WORST = "worst"  # the worst case over several attacks, where an attack is named
+
 # `user:password@` ahead of a host, and the options of an address that open a door
 _PASSWORD = re.compile(r"(?<=://)([^\s/?#@:]*):[^\s/?#]*@")
 _KEY = re.compile(

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rayclip.api import show
+from rayclip.reports.table import show_rows
 from rayclip.types import Row
 from test_progress import on_terminal
 
@@ -17,7 +17,7 @@ PLAIN = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "100"}
 
 
 def shown(monkeypatch, names, encoding):
-    """What `api.show` prints of models of these names, where standard output has an encoding."""
+    """What `show_rows` prints of models of these names, where standard output has an encoding."""
     rows = [
         Row(
             model=name,
@@ -38,7 +38,7 @@ def shown(monkeypatch, names, encoding):
     with monkeypatch.context() as patch:
         patch.setenv("COLUMNS", "100")
         patch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding=encoding))
-        show(rows)
+        show_rows(rows)
         sys.stdout.flush()
         return printed.getvalue().decode(encoding)
 

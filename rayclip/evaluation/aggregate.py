@@ -11,9 +11,8 @@ import numpy as np
 from rayclip.defenses import chain_label
 from rayclip.evaluation.cell import Cell
 from rayclip.store import Store
-from rayclip.types import Cut, Row, UserError
+from rayclip.types import WORST, Cut, Row, UserError
 
-WORST = "worst"
 _Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 

@@ -9,10 +9,9 @@ from rayclip.evaluation.cell import Cell
 from rayclip.evaluation.costs import Basis, Costs, Hardware, read_timings
 from rayclip.evaluation.plan import Shards, cut
 from rayclip.evaluation.simulate import Workers, simulate
-from rayclip.store import Store
+from rayclip.store import PLAN, Store
 from rayclip.types import UserError
 
-PLAN = "plan.json"
 RUNS = "evaluations.json"
 _SIMULATED = 100_000  # shards; of more the wall time is total/N, or the longest shard: they fill any cluster evenly
 

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rayclip.reports.grid import example_grid
-from rayclip.reports.retrieval import retrieval_tables
-from rayclip.reports.search import search_table
 from rayclip.reports.table import Table, result_tables
 from rayclip.types import UserError
 
@@ -19,8 +17,6 @@ __all__ = [
     "make_leaderboard",
     "make_report",
     "result_tables",
-    "retrieval_tables",
-    "search_table",
 ]
 
 

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import binom
 
-from rayclip.evaluation.aggregate import WORST, Ball, WorstCase, ball_of, distinct_labels, wilson, worst_cases
+from rayclip.evaluation.aggregate import Ball, WorstCase, ball_of, distinct_labels, wilson, worst_cases
 from rayclip.reports.results import JudgedCell, JudgedPairs, Model, Results, Verdicts, natural, shared
+from rayclip.types import WORST
 
 AVERAGE = "average"
 Kind = Literal["clean", "image", "text", "multimodal", "worst"]

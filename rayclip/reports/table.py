@@ -1,17 +1,22 @@
 """Result tables in the papers' shape: a row a model, a column an attack, one table a data set."""
 
+import dataclasses
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from rayclip.evaluation.aggregate import WORST
-from rayclip.types import Cut, Row
+from rayclip import terminal
+from rayclip.types import WORST, Cut, Row
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # Of an attack's settings, those that the line below a table names; labels say the rest, the results all
 SHOWN = (
@@ -132,6 +137,18 @@ def _average(rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
         tuple(body),
         ". ".join(["Every data set weighs the same", *_differences(rows)]) + ".",
     )
+
+
+def show_rows(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> None:
+    """Print the tables to standard output."""
+    console = terminal.console()
+    for table in result_tables(rows, labels):
+        console.print(table.rich(console.width))
+
+
+def rows_json(rows: "Sequence[DataclassInstance]") -> str:
+    """Rows of results or of recalls, as `--json` and `results.json` have them."""
+    return json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n"
 
 
 def _differences(rows: Sequence[Row]) -> Iterator[str]:

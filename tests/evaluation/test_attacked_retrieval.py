@@ -16,7 +16,7 @@ from rayclip.evaluation import Store
 from rayclip.evaluation.retrieval import Embedded, make_task, read_recalls, recall_of, run_task
 from rayclip.models import load_model
 from rayclip.models.zeroshot import clean_name
-from rayclip.reports import retrieval_tables
+from rayclip.reports.retrieval import retrieval_tables
 from rayclip.types import UserError
 
 ON_PAIRS = [name for name, kind in ATTACKS.items() if kind.for_pairs]
