@@ -232,12 +232,12 @@ def train(
     The result is a checkpoint that `rayclip eval --model local-dir:OUT` and open_clip load; a prompt is loaded onto its
     model with `--model prompted:OUT`.
     """
+    check_folder("--out", out, done="rayclip.json")
+    check_tracking(tracking_uri, no_tracking)
     signatures.check_methods([method])
     budget = budget_of(eps)
     check_models([model])
     check_data([data])
-    check_folder("--out", out, done="rayclip.json")
-    check_tracking(tracking_uri, no_tracking)
     if lr is not None and not 0 < lr < float("inf"):
         raise UserError(f"--lr {lr} must be a positive number.")
 

@@ -115,12 +115,12 @@ def interpolate(
     verbose: Verbose = False,
 ) -> None:
     """Evaluate the weights (1-a)·FROM + a·TO at each a: the curve from clean to robust accuracy."""
+    check_places(out, json)
+    check_tracking(tracking_uri, no_tracking)
     budgets = parse_budgets(eps or [])
     signatures.check_attacks(one_list(attacks), has_budget=bool(budgets))
     check_models([start, end])
     check_data(split_places(data))
-    check_places(out, json)
-    check_tracking(tracking_uri, no_tracking)
 
     from rayclip import api, checks
     from rayclip.attacks import parse_attacks

@@ -167,14 +167,14 @@ def request(
     verbose: Verbose = False,
 ) -> Request:
     """What the options stand for."""
+    check_places(out, json)
+    check_tracking(tracking_uri, no_tracking)
     models, budgets = split_models(model), parse_budgets(eps or [])
     signatures.check_attacks(one_list(attacks), has_budget=bool(budgets))
     signatures.check_defenses(one_list(defense))
     signatures.check_scorers(one_list(scorer))
     check_models(models)
     check_data(split_places(data))
-    check_places(out, json)
-    check_tracking(tracking_uri, no_tracking)
 
     from rayclip.data import locate
     from rayclip.data.spec import choose_names, parse_spec

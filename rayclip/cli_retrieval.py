@@ -75,12 +75,12 @@ def retrieval(
     json_logs: JsonLogs = False,
 ) -> None:
     """Recall at 1, 5, 10 of images' captions (TR) and captions' images (IR), clean and attacked."""
+    check_places(out, json)
+    check_tracking(tracking_uri, no_tracking)
     models, budgets = split_models(model), parse_budgets(eps or [])
     signatures.check_attacks(one_list(attacks), has_budget=bool(budgets), on_pairs=True)
     check_models(models)
     check_data([data], pairs=True)
-    check_places(out, json)
-    check_tracking(tracking_uri, no_tracking)
 
     from rayclip import api, checks
     from rayclip.attacks import parse_attacks

@@ -261,7 +261,7 @@ class Run:
             "eps": self.setting.eps,
             "steps": steps,
             "step": self.step(self.setting.eps),
-            "text": TextSettings(substitutes=self.substitutes),
+            "text": TextSettings(substitutes=self.substitutes, offset=self.setting.offset),
         }
         published = method_class(name).published if self.is_paper else {}
         if "eps" in published:
@@ -331,6 +331,7 @@ class Run:
             "seed": self.options.seed,
             "resolution": self.resolution(data),
             "resize": self.resize(data),
+            "names": self.setting.names,
             "save_every_epochs": min(chosen.epochs, self.setting.save_every_epochs),
         }
         full = TrainConfig(method=method, recipe=chosen, shots=shots, **{**settings, **config})
@@ -357,6 +358,7 @@ class Run:
             "steps": self.setting.test_steps,
             "stop": self.setting.stop,
             "substitutes": self.substitutes,
+            "offset": self.setting.offset,
         }
         return parse_attacks(text, defaults)
 
@@ -394,7 +396,11 @@ class Run:
                 scorers=parse_scorers(scorers),
                 made_against=made_against,
                 protocol=Protocol(
-                    eps=budget, seed=self.options.seed, resolution=resolution, resize=self.resize(alike[0])
+                    eps=budget,
+                    seed=self.options.seed,
+                    resolution=resolution,
+                    resize=self.resize(alike[0]),
+                    names=self.setting.names,
                 ),
             )
             for resolution, alike in data.items()

@@ -6,6 +6,7 @@ Experiment = study; parent run = sweep, child = trial, grandchild = evaluation.
 import dataclasses
 import hashlib
 import json
+import re
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
@@ -297,12 +298,14 @@ def metric_names(rows: Sequence[Row]) -> dict[str, float]:
     values: dict[str, float] = {}
     by_attack: dict[str, list[float]] = {}
     for row in rows:
-        kind = row.attack if row.attack == "clean" or row.is_worst else f"robust/{key_part(row.attack)}"
+        kind = row.attack if row.attack == "clean" or row.is_worst else f"robust/{_attack_part(row.attack)}"
         values[f"{kind}/{key_part(row.dataset)}"] = row.top1
         by_attack.setdefault(row.attack, []).append(row.top1)
     datasets = len({row.dataset for row in rows})
     if datasets > 1:
-        values |= {f"avg/{key_part(attack)}": sum(v) / len(v) for attack, v in by_attack.items() if len(v) == datasets}
+        values |= {
+            f"avg/{_attack_part(attack)}": sum(v) / len(v) for attack, v in by_attack.items() if len(v) == datasets
+        }
     return values
 
 
@@ -317,6 +320,11 @@ def attack_params(rows: Sequence[Row]) -> dict[str, Any]:
         for attack, by_dataset in protocols.items()
         for key, value in across(by_dataset).items()
     }
+
+
+def _attack_part(label: str) -> str:
+    """An attack's column in a metric's name; settings that tell it from others are joined by `_`."""
+    return key_part(re.sub("[ /]", "_", label))
 
 
 def worst_case(rows: Sequence[Row]) -> float | None:

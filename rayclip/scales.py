@@ -24,7 +24,7 @@ class Scale:
 
     Budgets in pixel units; None epochs are each method's own, a limit of None is all test images. The resolution
     `auto` is `native` where the images of a data set have one size, as in MMCoA's code, and `model` elsewhere. `resize`
-    is that of native images.
+    is that of native images, `names` the spelling of the classes, `offset` BERT-Attack's (`attacks.bert.TextSettings`).
     """
 
     model: str | None
@@ -41,6 +41,8 @@ class Scale:
     save_every_epochs: int = 1
     resolution: Literal["native", "model", "auto"] = "native"
     resize: Literal["antialias", "plain"] = "antialias"
+    names: Literal["curated", "raw"] = "curated"
+    offset: Literal["correct", "reference"] = "correct"
     limit: int | None = None
 
 
@@ -77,7 +79,7 @@ def scales() -> dict[ScaleName, Scale]:
             few_shot_epochs=20,
             epochs=4,
         ),
-        # The papers' code counts the last iterate, hence `final`.
+        # The papers' code counts the last iterate, hence `final`; class names and substitutes are its own, too.
         ScaleName.paper: Scale(
             model="ViT-B-32:openai",
             data=("imagenet",),
@@ -90,6 +92,8 @@ def scales() -> dict[ScaleName, Scale]:
             small_recipe=False,
             resolution="auto",
             resize="plain",
+            names="raw",
+            offset="reference",
         ),
     }
 

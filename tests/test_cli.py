@@ -80,7 +80,7 @@ IMPORT = {"--allow-gelu": "{i}/tower.pt", "--base": "local-dir:{i}/model", "--ou
         ("eval", {"--eps": None}, "give --eps"),
         ("eval", {"--step-size": "2"}, "2/255"),
         ("eval", {"--model": "resnet50"}, "unknown model 'resnet50'"),
-        ("eval", {"--model": "local-dir:{i}/nothing"}, "no file open_clip_config.json"),
+        ("eval", {"--model": "local-dir:{i}/nothing"}, "there is no folder"),
         ("eval", {"--model": "local-dir:{i}/shape"}, "do not fit"),
         ("eval", {"--data": "{i}/missing.parquet"}, "no such data file"),
         ("eval", {"--data": "{i}/nolabel.parquet"}, "the text 'a' is none of the class names"),

@@ -154,6 +154,7 @@ def test_results_are_there_whatever_becomes_of_the_log(here, monkeypatch, capsys
     def fails(*_):
         raise error
 
+    monkeypatch.setenv("COLUMNS", "300")  # so that no name is broken
     (here / "model[0]").mkdir()
     save_checkpoint(tiny_clip(), here / "model[0]", {})
     args = ["retrieval", "--data", here / "pairs.parquet", "--out", "out", "--no-tracking", "--quiet"]

@@ -30,6 +30,9 @@ def asked(monkeypatch, function, *words):
         raise Asked(args, kwargs)
 
     monkeypatch.setattr(f"rayclip.api.{function}", stop)
+    for module in ("cli_request", "cli_models", "cli_retrieval"):  # what is named here is nowhere
+        for check in ("check_models", "check_data"):
+            monkeypatch.setattr(f"rayclip.{module}.{check}", lambda specs, **_: None)
     with pytest.raises(Asked) as found:
         typer.main.get_command(cli.app)(list(words), standalone_mode=False)
     return found.value.args
@@ -94,6 +97,8 @@ def sweep(monkeypatch, tmp_path):
 
         for method in ("trials", "evaluations", "trial", "grid", "pairs"):
             monkeypatch.setattr(Run, method, stop)
+        for check in ("check_models", "check_data"):
+            monkeypatch.setattr(f"rayclip.cli_sweep.{check}", lambda specs: None)
         monkeypatch.setattr("rayclip.cli_sweep.run_app", lambda app, name: typer.main.get_command(app)(
             list(words), standalone_mode=False))  # fmt: skip
         with pytest.raises(Asked) as found:
@@ -145,10 +150,10 @@ def test_a_path_that_exists_stays_whole(tmp_path, monkeypatch):
     (tmp_path / "a,b.parquet").touch()
     monkeypatch.chdir(tmp_path)
     asked = {p.name: p.default for p in inspect.signature(request).parameters.values()}
-    evaluation: Evaluation
-    (_, evaluation, _, _) = request(
+    found = request(
         **asked | {"model": ["local-dir:my, own,digits"], "data": ["a,b.parquet,digits"], "out": "o", "eps": ["1/255"]}
     )
+    evaluation: Evaluation = found.evaluation
     assert list(evaluation.data) == ["a,b.parquet", "digits"]
     assert split_models(["local-dir:my, own,digits"]) == ["local-dir:my, own", "digits"]
 

@@ -366,7 +366,7 @@ def test_a_disk_that_cannot_be_written_is_one_sentence(small_disk, monkeypatch, 
     (small_disk / "mine").mkdir()
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     code, out, err = call(monkeypatch, capsys, *args)
-    assert (code, out) == (2, "") and err.startswith(f"error: cannot write below {small_disk / 'mine'}: ")
+    assert (code, out) == (2, "") and err.startswith(f"error: --root {small_disk / 'mine'}: no file can be written")
     assert err.count("\n") == 1
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     assert call(monkeypatch, capsys, *args)[0] == 0
@@ -547,7 +547,7 @@ PETS = ["--source", "folder", "{i}/pets"]
         (["prepare", "mine", *PETS, "--splits", "evaluated"], "known of their own data sets only"),
         (["prepare", "mine", *PETS, "--splits", ","], "--splits names no split"),
         (["prepare", "mine", *PETS, "--jobs", "0"], "Invalid value for '--jobs'"),
-        (["prepare", "mine", *PETS, "--root", "{i}/file"], "cannot write below {i}/file/mine"),
+        (["prepare", "mine", *PETS, "--root", "{i}/file"], "--root {i}/file/mine: {i}/file is a file: give a folder"),
         (["prepare", "mine", *PETS, "--root", "ftp://x/y"], "'ftp://x/y/mine' cannot be opened"),
         (["prepare", "mine", "--source", "torchvision", "{i}/pets"], "torchvision has no data set 'mine'"),
         (["prepare", "mine", "--source", "hub"], "no place on the hub is known for 'mine'"),

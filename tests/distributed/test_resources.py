@@ -76,7 +76,7 @@ def test_a_node_that_does_not_see_the_results_says_so_before_anything_is_spent(m
     with pytest.raises(UserError, match=f"{tmp_path} is another folder on node .*: give as --out one that"):
         actor.hello("cells/x/cell.json")
     store.write_json("cells/x/cell.json", {})
-    assert actor.hello("cells/x/cell.json").name == "cpu"
+    assert actor.hello("cells/x/cell.json").hardware.name == "cpu"
 
 
 def test_a_full_disk_that_ray_met_is_a_sentence_that_says_what_to_do():

@@ -5,8 +5,8 @@
 the pocket-clip of the shared folder and on the masked language model that `masked_lm` makes: BERT's vocabulary, two
 small layers, weights drawn by name. The prompt of a class is "This is a photo of a {class}".
 
-Of 509 texts with one word changed and with two, ours are the same in all when the public code's divergences are taken
-in double precision, as ours are. In its single precision 18 of the 1,018 differ, where two words are equal to 1e-7.
+Of 529 texts with one word changed and with two, ours are the same in all when the public code's divergences are taken
+in double precision, as ours are. In its single precision 23 of the 1,058 differ, where two words are nearly equal.
 """
 
 import json

@@ -48,6 +48,7 @@ def plan(monkeypatch, capsys, tmp_path):
             return SweepResult(rows=[], labels={}, errors={})
 
         monkeypatch.setattr(Run, "go", note)
+        monkeypatch.setattr("rayclip.cli_sweep.check_data", lambda specs: None)  # nobody has the papers' here
         code, _, err = run_sweep(monkeypatch, capsys, name, *args)
         assert code == 0, err
         return parts
@@ -92,12 +93,8 @@ def test_help_lists_the_common_options(monkeypatch, capsys, name):
 )
 def test_wrong_input_is_one_sentence_and_leaves_nothing(here, monkeypatch, capsys, name, args, says):  # noqa: F811
     monkeypatch.setenv("RAYCLIP_DATA", str(here / "no-data"))
-    if name == "mmcoa_retrieval" and "--model" in args:
-        args, says = [*args, "--pairs", "pairs.parquet"], "pairs.parquet"
-    elif name == "saft_sources":
+    if name == "saft_sources":
         args = [*args, "--sources", "templates"]
-    elif name == "mmcoa_retrieval" and "paper" in args:
-        says = "run `rayclip data prepare` for mscoco_captions"
     code, out, err = run_sweep(monkeypatch, capsys, name, *args)
     assert code == 2 and says in err and err.count("\n") == 1 and out == ""
     assert list(Path.cwd().iterdir()) == []
@@ -122,7 +119,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(here, monkeypatch, capsy
         ("saft_captions", ["--captions", "templates", "--sets", "99"], "fewer sets"),
         ("saft_captions", ["--sets", "99"], "has 8 of 99 captions"),
         ("saft_sources", ["--sources", "nowhere.csv"], "nowhere.csv"),
-        ("saft_sources", ["--data", "own.parquet"], "--sources is missing"),
+        ("saft_sources", ["--data", "digits#holdout"], "--sources is missing"),
         ("saft_methods", ["--captions", "nowhere.parquet"], "nowhere.parquet"),
         ("saft_scorers", ["--crops", "0"], "Invalid value for '--crops'"),
         ("ttc_defenses", ["--defense-eps", "4"], "4/255"),
@@ -165,6 +162,9 @@ def test_shots(plan):
     assert part[0][0].config.recipe == dataclasses.replace(whole["ft-standard"], epochs=10)
     assert part[0][2].config.recipe.schedule == "constant" == part[0][0].config.recipe.schedule
     assert [t.config.method.against for t in part[0][:3]] == ["own", "own", "pgd"]
+    assert part[4].protocol.names == "raw" == part[0][0].config.names, "class names as the papers' code spells them"
+    bert = next(attack for attack in part[4].attacks if attack.name == "bert")
+    assert bert.offset == "reference" == part[0][2].config.method.text.offset
 
 
 def test_in_distribution(plan):
