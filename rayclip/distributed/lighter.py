@@ -21,9 +21,13 @@ class MemoryWatch(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         for rank, error in worker_exceptions.items():
             if ran_out_of_memory(error):
-                node = self._notes.node_of(rank) or only_node() or ""
-                self._notes.write("pressure", f"{_times(self._notes) + 1} {node}")
+                note_pressure(self._notes, self._notes.node_of(rank))
                 return
+
+
+def note_pressure(notes: Notes, node: str | None = None) -> None:
+    """Count what Ray's memory monitor has ended, for those that come after it."""
+    notes.write("pressure", f"{_times(notes) + 1} {node or only_node() or ''}")
 
 
 def fit_into_memory(config: TrainConfig, notes: Notes, rank: int, world_size: int) -> TrainConfig:
@@ -40,8 +44,9 @@ def lost_a_helper(error: BaseException) -> bool:
 
 
 def why_it_failed(error: BaseException | None, notes: Notes, config: TrainConfig, world_size: int) -> str | None:
-    """A sentence if memory was the reason, None otherwise."""
-    if not ran_out_of_memory(error):
+    """A sentence if memory was the reason, None otherwise. What Tune hands on of a lost helper has lost its cause, but
+    not what `drive` has noted of it."""
+    if not ran_out_of_memory(error) and notes.read("starved") is None:
         return None
     times = _times(notes)
     parts = _parts(config, max(0, times - 1), world_size)

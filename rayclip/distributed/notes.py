@@ -11,7 +11,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from rayclip.store import Store
 
-_Kind = Literal["failure", "pressure", "reservation", "stop"]
+_Kind = Literal["failure", "pressure", "reservation", "starved", "stop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,8 @@ class Notes:
 
     def read(self, kind: _Kind) -> str | None:
         """`failure`: what trying again does not mend; `pressure`: how often Ray's memory monitor has ended a worker,
-        and the node of the last; `reservation`: resources of the Train run; `stop`: a request."""
+        and the node of the last; `reservation`: resources of the Train run; `starved`: memory has ended Train itself;
+        `stop`: a request."""
         note = self.storage.read(f"{self.run}.{kind}")
         return None if note is None else note.decode()
 

@@ -27,7 +27,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.util.placement_group import get_current_placement_group
 
 from rayclip.distributed.connect import _JOB, ray_cluster
-from rayclip.distributed.lighter import MemoryWatch, fit_into_memory, lost_a_helper, why_it_failed
+from rayclip.distributed.lighter import MemoryWatch, fit_into_memory, lost_a_helper, note_pressure, why_it_failed
 from rayclip.distributed.notes import Notes, release
 from rayclip.distributed.resources import check_shared, within_reach
 from rayclip.models.checkpoint import FILES, read_lineage
@@ -255,6 +255,7 @@ def _driver(
             return
         notes = trial.notes(storage)
         notes.clear("failure")
+        notes.clear("starved")
         release(notes)  # of an earlier driver that was lost
         filesystem, place = storage.filesystem()
         reports = Reports()
@@ -290,6 +291,8 @@ def _driver(
         except ray.train.TrainingFailedError as error:  # Train has tried again itself; Tune must not
             reports.drain()
             if lost_a_helper(error):
+                note_pressure(notes)
+                notes.write("starved", "")
                 raise
             tune.report({"failure": _why(error, trial, notes, workers)})
             return

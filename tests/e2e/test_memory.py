@@ -1,6 +1,7 @@
 """Workers that Ray's memory monitor ends, on a real Ray: work goes on with less, or says which node has too little."""
 
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass, fields, replace
@@ -187,6 +188,7 @@ def trial(out):
         method=method,
         shots=5,
         recipe=recipe,
+        precision="fp32",  # as a run is planned
         model_fingerprint=load_model("digits").fingerprint(),
         data_fingerprint=open_data("digits", "train").fingerprint,
     )
@@ -206,7 +208,7 @@ def test_training_goes_on_with_batches_in_more_parts(hunger, tmp_path):
         assert errors == {}
         found.append(load_file(out / "open_clip_model.safetensors"))
     for name, tensor in found[0].items():
-        assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-5)  # sums in other parts are rounded otherwise
+        assert_close(found[1][name], tensor, rtol=1e-5, atol=1e-6)  # sums in other parts are rounded otherwise
 
 
 def test_training_that_cannot_go_on_says_which_node_had_too_little(hunger, tmp_path):
@@ -218,7 +220,8 @@ def test_training_that_cannot_go_on_says_which_node_had_too_little(hunger, tmp_p
     assert errors["t"].startswith(
         f"node {ray.util.get_node_ip_address()} has too little memory: Ray has ended its workers"
     )
-    assert "4 times, at last with a batch in 8 parts" in errors["t"]
+    times, parts = map(int, re.search(r"(\d+) times, at last with a batch in (\d+) parts;", errors["t"]).groups())
+    assert times >= 4 and parts == min(2 ** (times - 1), 50), "each attempt with batches in twice as many parts"
     assert "\n" not in errors["t"] and len(errors["t"]) < 330
 
 
