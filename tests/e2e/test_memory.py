@@ -13,6 +13,7 @@ import psutil
 import pytest
 import ray
 import ray.cloudpickle
+import torch
 
 from rayclip.attacks.registry import parse_attacks
 from rayclip.data import open_data
@@ -178,7 +179,7 @@ def test_an_evaluation_that_cannot_go_on_says_which_node_had_too_little(hunger, 
     assert len(columns(cells[0], store)["position"]) == 96, "the same again goes on"
 
 
-def trial(out):
+def trial(out, **more):
     method = make_method("tecoa", eps=8 / 255, steps=1)
     method = HungryMethod(**{field.name: getattr(method, field.name) for field in fields(HungryMethod)})
     recipe = replace(method.small, epochs=2, batch_size=50)
@@ -191,24 +192,34 @@ def trial(out):
         precision="fp32",  # as a run is planned
         model_fingerprint=load_model("digits").fingerprint(),
         data_fingerprint=open_data("digits", "train").fingerprint,
+        **more,
     )
     return Trial(name="t", config=config, out=str(out))
 
 
-def test_training_goes_on_with_batches_in_more_parts(hunger, tmp_path):
+def trained(config_of_trial, folder):
     from safetensors.torch import load_file
+
+    errors = run_trials(
+        [config_of_trial], workers=Workers(), storage=Store(str(folder)), spool=None, display=Display(quiet=True)
+    )
+    assert errors == {}
+    return load_file(Path(config_of_trial.out) / "open_clip_model.safetensors")
+
+
+def test_training_goes_on_with_batches_in_more_parts(hunger, tmp_path):
+    """As a run that takes its batches in so many parts from the start. Not as one that takes them whole: sums in other
+    parts are rounded otherwise, which flips signs in PGD and moves weights by up to 4e-4."""
     from torch.testing import assert_close
 
-    found = []
-    for rule in ("", 25):  # of 50
-        hunger(rule)
-        out = tmp_path / f"out{rule}"
-        storage = Store(str(tmp_path / f"unfinished{rule}"))
-        errors = run_trials([trial(out)], workers=Workers(), storage=storage, spool=None, display=Display(quiet=True))
-        assert errors == {}
-        found.append(load_file(out / "open_clip_model.safetensors"))
-    for name, tensor in found[0].items():
-        assert_close(found[1][name], tensor, rtol=1e-5, atol=1e-6)  # sums in other parts are rounded otherwise
+    hunger(25)  # of 50
+    found = trained(trial(tmp_path / "out"), tmp_path / "unfinished")
+    hunger()
+    for parts in (2, 4):  # Ray may end a worker twice for one cause
+        expected = trained(trial(tmp_path / f"out{parts}", accumulate=parts), tmp_path / f"unfinished{parts}")
+        if all(torch.allclose(found[name], tensor, rtol=1e-5, atol=1e-6) for name, tensor in expected.items()):
+            return
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_training_that_cannot_go_on_says_which_node_had_too_little(hunger, tmp_path):
