@@ -28,7 +28,7 @@ from rayclip.progress import Display
 from rayclip.training import TrainConfig
 from rayclip.types import UserError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.alone, pytest.mark.timeout(600)]
 
 ROOM_GIB, MOST_GIB = 4, 7  # that work may take beyond what the machine has in use, and that a hungry worker takes
 POSITIONS = {"digits": chosen_positions(445, 96)}
