@@ -18,6 +18,8 @@ def explained(error: Exception, node: str | None = None) -> Exception:
         node: address of the one that it came from, if that is known.
     """
     for inner in within(error):
+        if isinstance(inner, RayTaskError):  # which is of its cause's class, too, and says where that was raised
+            continue
         if isinstance(inner, UserError | FloatingPointError):
             return UserError(str(inner))
         if isinstance(inner, OutOfMemoryError):
