@@ -1,4 +1,4 @@
-"""FGSM (Goodfellow et al. 2015): one step of length eps along the sign of the cross-entropy's gradient."""
+"""FGSM (Goodfellow et al. 2015): one step of length eps along the sign of the cross-entropy gradient."""
 
 from dataclasses import dataclass
 from typing import ClassVar
