@@ -49,7 +49,7 @@ def rescaled(pixels_ACHW: Tensor, scale: float, noise_ACHW: Tensor) -> Tensor:
 class SGA(TextAttack, GradientAttack):
     """Gives every image its own adversarial texts, and moves its pixels away from all of them.
 
-    1. For each text of the image: among the substitutes of BERT-Attack's words, take the one farthest from the image.
+    1. For each text of the image: of BERT-Attack's substitutes for a word, take the one farthest from the image.
     2. The image maximises `image_loss` with these texts.
     3. Repeat step 1, guided by the adversarial image instead of the clean one.
 

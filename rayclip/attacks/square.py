@@ -106,8 +106,8 @@ class Square(Attack):
         return Adversarial(adversarial, None, torch.zeros_like(queries_B), queries_B)
 
     def _draws(self, keys_B: Tensor, channels: int, stream: int) -> Tensor:
-        """Return the random numbers of `_BLOCK` proposals, `(B, _BLOCK, n)`; in float64, so that their product with an
-        integer stays below it.
+        """Return the random numbers of `_BLOCK` proposals, `(B, _BLOCK, n)`; in float64, so that a number below 1 times
+        an integer stays below that integer.
 
         l_inf: row, column, and a sign per channel. l_2: row and column twice, an orientation, and a sign per channel.
         """
