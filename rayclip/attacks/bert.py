@@ -154,7 +154,7 @@ class TextSettings:
         threshold: masked LM only: smallest raw logit of a substitute (0 is off).
         offset: masked LM only: `correct`, or `reference`, which reproduces MMCoA's code and finds the same words:
             predictions are read one position early, there is no [SEP], words are split at blanks, stop words are
-            compared case-sensitively ("This" is none, and is often the word replaced), and substitutes may be pieces of
+            compared case-sensitively ("This" is none, and is often the word replaced), and substitutes need not be
             words.
         combinations: masked LM only: combinations of word pieces considered for a word of several pieces.
         max_length: masked LM only: word pieces read of a text, [CLS] and [SEP] included; words beyond stay unchanged.
