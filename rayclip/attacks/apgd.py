@@ -106,7 +106,7 @@ def halving(s: State, steps: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(Attack):
-    """Algorithm 1, run once or more from random starts; subclasses choose the losses. A sample leaves at its first
+    """Algorithm 1 from one or more random starts; subclasses choose the losses. A sample leaves at its first
     adversarial point; an unbroken one ends at the point of the highest loss over all restarts.
 
     Both conditions look at x(0) .. x(w_j), as in the paper. Whether a step raised the loss is judged at the point that

@@ -48,7 +48,7 @@ class InTurn(Attack):
 
     def parts(self) -> list[Attack]:
         """Return the attacks that run on data with `classes` classes (any number if None), in order."""
-        from rayclip.attacks.registry import attack_class  # here, as the registry imports this file
+        from rayclip.attacks.registry import attack_class  # not at the top: the registry imports this file
 
         chosen = []
         for name in self.PARTS:

@@ -220,8 +220,8 @@ class GradientAttack(Attack):
         return 2 * self.steps
 
     def follow(self, direction: Tensor, gradient: Tensor) -> Tensor:
-        """Return the direction of the next step: the gradient, or what it adds to the `direction` of the previous step
-        (zeros at first). Hook for attacks with momentum."""
+        """Return the direction of the next step: the gradient, or its combination with the `direction` of the previous
+        step (zeros at first). Hook for attacks with momentum."""
         return accumulate(self.variant, direction, gradient)
 
     def ascend(
@@ -340,7 +340,8 @@ def sizes(deltas: Tensor, norm: Norm) -> Tensor:
 
 
 def mean_embeddings(victim: ZeroShot, texts: Sequence[Sequence[str]]) -> Tensor:
-    """Return text weights `(B, D)`: for each image the mean of the normalised embeddings of its own texts."""
+    """Return text weights `(B, D)` for each image, computed from the mean of the normalised embeddings of its own
+    texts."""
     with torch.no_grad():
         each = victim.clip.embed_texts([text for own in texts for text in own])
         return victim.weights(torch.stack([part.mean(0) for part in each.split([len(own) for own in texts])]))

@@ -34,8 +34,9 @@ def co_attack_loss(image_AD: Tensor, clean_AD: Tensor, text_AD: Tensor, text_wei
 
 @dataclass(frozen=True, kw_only=True)
 class CoAttack(JointAttack):
-    """BERT-Attack on every prompt; the image maximises `co_attack_loss` with the adversarial text of its true class
-    (for retrieval: its own adversarial captions). Adversarial images are classified against adversarial texts.
+    """Co-Attack: BERT-Attack on every prompt; the image maximises `co_attack_loss` with the adversarial text of its
+    true class (for retrieval: its own adversarial captions). Adversarial images are classified against adversarial
+    texts.
 
     The defaults are the paper's for classification; for retrieval it uses 10 steps of 1.25·eps/steps at 2/255. Its code
     starts in the positive half of the ball, U(0, eps); from the same start the images are equal pixel by pixel.

@@ -20,7 +20,7 @@ from rayclip.types import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class FABT(Attack):
-    """Searches for the nearest misclassified image; it counts if it lies in the eps ball, else the image stays
+    """FAB-T: a search for the nearest misclassified image; it counts if it lies in the eps ball, else the image stays
     unchanged.
 
     For each of the most likely wrong classes t, from the clean image x, with the boundary f_t = f_y linearised at x_i:

@@ -31,8 +31,8 @@ def feature_distance(clean_AD: Tensor, other_AD: Tensor, objective: Objective) -
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureAttack(GradientAttack):
-    """Maximises the distance between the un-normalised embeddings f(x + d) and f(x); classified by the class prompts
-    like every other attack.
+    """Feature attack: maximises the distance between the un-normalised embeddings f(x + d) and f(x); the result is
+    classified by the class prompts like that of every other attack.
 
     The clean embedding costs one more query per sample.
 

@@ -10,7 +10,7 @@ from rayclip.models import ZeroShot
 
 @dataclass(frozen=True, kw_only=True)
 class FGSM(Attack):
-    """x' = clip(x + eps·sign(∇ CE(x, y)), 0, 1)."""
+    """FGSM: x' = clip(x + eps·sign(∇ CE(x, y)), 0, 1)."""
 
     name: ClassVar[str] = "fgsm"
 

@@ -76,7 +76,7 @@ def digest_texts(texts: Texts) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticEnsemble(GradientAttack):
-    """Maximises the loss averaged over `sets` captions per class; one image forward pass serves all of them.
+    """Semantic ensemble: maximises the loss averaged over `sets` captions per class, with one image forward pass.
 
     Classified, and under `first_success` stopped, by the clean class prompts: SAFT uses the attack in training, and
     evaluates with the usual template.

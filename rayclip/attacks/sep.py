@@ -14,8 +14,8 @@ from rayclip.models import ZeroShot
 
 @dataclass(frozen=True, kw_only=True)
 class SepAttack(JointAttack):
-    """The image maximises the cross-entropy against the CLEAN class prompts; BERT-Attack changes every class prompt;
-    the adversarial image is classified against the adversarial prompts (MMCoA, section III-A)."""
+    """Sep-Attack: the image maximises the cross-entropy against the CLEAN class prompts; BERT-Attack changes every
+    class prompt; the adversarial image is classified against the adversarial prompts (MMCoA, section III-A)."""
 
     name: ClassVar[str] = "sep"
 

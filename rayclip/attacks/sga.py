@@ -47,7 +47,7 @@ def rescaled(pixels_ACHW: Tensor, scale: float, noise_ACHW: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SGA(TextAttack, GradientAttack):
-    """Gives every image its own adversarial texts, and moves its pixels away from all of them.
+    """Set-level guidance attack: every image gets its own adversarial texts, and its pixels move away from all of them.
 
     1. For each text of the image: of BERT-Attack's substitutes for a word, take the one farthest from the image.
     2. The image maximises `image_loss` with these texts.

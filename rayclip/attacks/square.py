@@ -28,7 +28,7 @@ _BLOCK = 64  # proposals whose random numbers are drawn at once
 
 @dataclass(frozen=True, kw_only=True)
 class Square(Attack):
-    """Lowers the margin z_y − max z_j and keeps each proposal that does. Needs no gradient from the model.
+    """Square attack: lowers the margin z_y − max z_j, keeping each proposal that does. Needs no gradient.
 
     A sample leaves at its first misclassified image; an unbroken one keeps its image of lowest margin.
     `Adversarial.steps_B` is 0, as no gradient is followed.

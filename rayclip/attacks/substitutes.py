@@ -227,7 +227,7 @@ class MaskedLM:
 
 
 class ReferenceMaskedLM(MaskedLM):
-    """Reproduces MMCoA's `BertAttack`, which is taken from Co-Attack's: it finds the same words.
+    """Reproduction of MMCoA's `BertAttack`, which is taken from Co-Attack's: it finds the same words.
 
     - The model reads `[CLS] X` without `[SEP]`, and the predictions are taken one position early, as if there were no
       [CLS]: a word is replaced by what the model expects for the word before it.

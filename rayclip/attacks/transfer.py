@@ -14,7 +14,7 @@ from rayclip.types import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(GradientAttack):
-    """An image attack runs on a source model; the victim only sees the result.
+    """An image attack that runs on a source model; the victim only sees the result.
 
     The source classifies with its own embeddings of the victim's class prompts, and takes pixels of any size.
     `Adversarial.queries_B` counts the source's forward passes. Images that the victim misclassifies stay unchanged.
@@ -45,7 +45,7 @@ class Transfer(GradientAttack):
     @property
     def inner(self) -> Attack:
         """The attack on the source."""
-        from rayclip.attacks.registry import attack_class  # here, as the registry imports this file
+        from rayclip.attacks.registry import attack_class  # not at the top: the registry imports this file
 
         kind = attack_class(self.attack)
         shared = kind.settings().keys() & GradientAttack.settings().keys()

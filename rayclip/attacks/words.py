@@ -46,7 +46,7 @@ _ALSO_HAS = frozenset(
 
 @dataclass(frozen=True)
 class WordRules:
-    """How a text is split into words, and which of them may change.
+    """Rules for how a text is split into words, and which of them may change.
 
     Attributes:
         split: returns the words of a text; joined by blanks they represent it.

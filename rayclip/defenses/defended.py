@@ -20,7 +20,7 @@ Chain = tuple[Defense, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Aim:
-    """How an attack treats a defended classifier (Athalye, Carlini & Wagner 2018).
+    """Settings of an attack on a defended classifier (Athalye, Carlini & Wagner 2018).
 
     Attributes:
         gradient: `ignore`: the attack sees the undefended classifier, as in most papers. `straight`: it differentiates

@@ -12,7 +12,7 @@ from rayclip.models import ZeroShot
 
 @dataclass(frozen=True, kw_only=True)
 class RandomNoise(Purifier):
-    """x + d, d ~ U(-eps, eps), clipped to the image range.
+    """Uniform noise: x + d, d ~ U(-eps, eps), clipped to the image range.
 
     Attributes:
         eps: in pixel units.

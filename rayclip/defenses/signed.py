@@ -23,7 +23,7 @@ _TTC = 4 / 255  # the budget of every defence in TTC's comparison
 
 @dataclass(frozen=True, kw_only=True)
 class SignedSteps(Purifier):
-    """From d = 0, takes `steps` signed steps that raise `objective`, inside the eps ball and the image range.
+    """Purifier that takes `steps` signed steps from d = 0, raising `objective` inside the eps ball and image range.
 
     Attributes:
         preset: `paper` uses the defence's own eps, `ttc` the 4/255 of TTC's comparison; steps and step are the paper's.

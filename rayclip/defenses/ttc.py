@@ -31,8 +31,8 @@ def weighted(deltas: list[Tensor], beta: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class TTC(Purifier):
-    """d⁰ ~ U(-eps, eps); `steps` signed steps raise ‖f(x + d) − f(x)‖². If `instability` is `tau` or more, the image
-    gets d⁰ alone, else the weighted mean of d⁰ .. d^N.
+    """Counterattack: d⁰ ~ U(-eps, eps); `steps` signed steps raise ‖f(x + d) − f(x)‖². If `instability` is `tau` or
+    more, the image gets d⁰ alone, else the weighted mean of d⁰ .. d^N.
 
     Attributes:
         eps, step: in pixel units.

@@ -103,7 +103,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a paper trains its method; every entry can be overridden for a run.
+    """A paper's training recipe for its method; every entry can be overridden for a run.
 
     Attributes:
         schedule: of the learning rate after its warm-up.

@@ -1,4 +1,4 @@
-"""PMG-AFT (Wang et al., CVPR 2024): TeCoA, guided by the predictions of the pre-trained model."""
+"""PMG-AFT (Wang et al., CVPR 2024): TeCoA guided by the predictions of the pre-trained model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -33,7 +33,7 @@ IMAGE_QUESTIONS = (
     'The picture is of "{}". Which visible details set it apart from things that look alike? Answer in one sentence.',
 )
 
-_ROUNDS = 4  # of asking, to replace answers that were repeats or unfinished
+_ROUNDS = 4  # of questions; later rounds replace repeated and unfinished answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class GeneratorKind:
 
 
 class CaptionGenerator(ABC):
-    """Answers questions with sentences. The same questions with the same seed get the same answers."""
+    """A model that answers questions with sentences. The same questions with the same seed get the same answers."""
 
     @abstractmethod
     def generate(self, asks: Sequence[Ask], seed: int) -> list[str | None]:

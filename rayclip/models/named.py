@@ -55,7 +55,7 @@ def check_towers(config: object, folder: str | Path) -> None:
 
 
 def allow(spec: str) -> None:
-    """Let checkpoints name a model that the user has named; this includes the workers of a Ray that starts later."""
+    """Let checkpoints name a model that the user has named, also in the workers of a Ray instance that starts later."""
     for part in spec.removeprefix("mix:").rpartition("@")[0].split("+") if spec.startswith("mix:") else [spec]:
         known = list(filter(None, os.environ.get(ROOTS, "").split(",")))
         if part.startswith(_LOCAL) and (place := _place(part.removeprefix(_LOCAL))) not in known:

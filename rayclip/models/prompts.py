@@ -35,7 +35,7 @@ class Prompted(Clip):
     kind: ClassVar[str]
 
     def __init__(self, base: Clip, learned: Tensor) -> None:
-        """Raises `UserError` if the shape of `learned` does not fit `base`, or `base` has a prompt already."""
+        """Raise a `UserError` if the shape of `learned` does not fit `base`, or `base` has a prompt already."""
         if isinstance(base, Prompted):
             raise UserError(f"model '{base.spec}' has a learned prompt already: name the model that it stands on.")
         super().__init__(base.model, base.config, base._tokenizer, base.spec)

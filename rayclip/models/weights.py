@@ -39,7 +39,8 @@ _NEEDLESS = (*_OPENAI, "text.transformer.embeddings.position_ids")
 _FIRST = ("vision_encoder_state_dict", "state_dict", "model")  # preferred among entries that fit equally well
 _IMAGE_POSITIONS = ("positional_embedding", "visual.positional_embedding")
 _DEEPEST = 3  # levels of nested entries
-_COPIES = re.compile(r"(^|[._])(ema|swa|teacher|averaged|frozen|initial|original)([._]|$)")  # averaged, initial etc.
+# Names of copies that may lie beside the trained weights
+_COPIES = re.compile(r"(^|[._])(ema|swa|teacher|averaged|frozen|initial|original)([._]|$)")
 
 # Types that training loops save beside weights, and torch does not read by itself: none of them calls anything. numpy 1
 # and Python before 3.13 have other names for the same.
@@ -334,11 +335,11 @@ def _is_other_pickle(file: Path) -> bool:
 
 
 class _Part:
-    """Replaces a module of an archive: keeps its attributes, and none of its code."""
+    """Placeholder for a module of an archive: keeps its attributes, and none of its code."""
 
 
 def _same(value: Any, *_: Any) -> Any:
-    """Replaces the functions with which an archive marks the type of a list."""
+    """Return `value`; replaces the functions with which an archive marks the type of a list."""
     return value
 
 
