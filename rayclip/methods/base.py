@@ -204,7 +204,7 @@ class Method(ABC):
 
     @property
     def trains_texts(self) -> bool:
-        """Whether the class prompts' embeddings change during training."""
+        """True if the class prompts' embeddings change during training."""
         return self.trains == "all"
 
     def dressed(self, clip: Clip, seed: int) -> Clip:

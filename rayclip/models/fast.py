@@ -35,7 +35,7 @@ def fast_copy(clip: Clip, precision: Precision = "fp32", *, compiled: bool = Fal
         backend: of torch.compile.
 
     Raises:
-        UserError: the image tower has custom parts whose result in `precision` differs from fp32.
+        UserError: the image tower has custom parts that do not compute in `precision` what they do in fp32.
     """
     copied, model = _shallow(clip), _shallow(clip.model)
     is_stock = class_token_tower(clip.model) is not None
@@ -101,8 +101,8 @@ def padded(count: int) -> int:
     """Return the size to which a batch is padded: decided images leave an attack one by one, and a graph needs few
     sizes.
 
-    There are four sizes between a power of two and the next, so that padding adds at most a quarter beyond the smallest
-    sizes.
+    There are four sizes between a power of two and the next, so that above the smallest sizes padding adds at most a
+    quarter.
     """
     step = max(_SMALLEST, 1 << max(0, (count - 1).bit_length() - 3))
     return -(-count // step) * step
