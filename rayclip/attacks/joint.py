@@ -28,7 +28,7 @@ class JointAttack(TextAttack, GradientAttack):
 
     @abstractmethod
     def objective(self, victim: ZeroShot, samples: Samples, text_PD: Tensor) -> Objective:
-        """Return the image's loss; `text_PD` are the normalised embeddings of the adversarial prompts."""
+        """Return the image's objective; `text_PD` are the normalised embeddings of the adversarial prompts."""
 
     def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         assert prompts is not None, "call prepare first"

@@ -62,8 +62,9 @@ class Defense(ABC):
 class Purifier(Defense):
     """A defence that adds a perturbation of its own to the image.
 
-    Its steps follow signs of gradients. Their derivative is zero wherever it exists, so second-order gradients are
-    never needed: the gradient of a purifier itself is the identity wherever nothing is clipped to the image range.
+    Its steps follow signs of gradients. The derivative of a sign is zero wherever it exists, so second-order gradients
+    are never needed: the gradient straight through a purifier is the identity wherever nothing is clipped to the image
+    range.
     """
 
     @abstractmethod

@@ -232,8 +232,9 @@ class WeightedCrops(OtherEyes):
 def random_crops(
     pixels_BCHW: Tensor, keys_B: Tensor, crops: int, alpha: float, size: int, resize: Resize = "antialias"
 ) -> Tensor:
-    """Return square crops of side U(alpha, 0.9)·min(H, W) at uniform positions, bicubic at the model's input size, `(B,
-    N, C, size, size)` in [0, 1]. Images whose shorter side exceeds `size` are first reduced to it, as `resize` says."""
+    """Return square crops, `(B, N, C, size, size)` in [0, 1]: side U(alpha, 0.9)·min(H, W), uniform positions, resized
+    bicubically to the model's input size. Images whose shorter side exceeds `size` are first reduced to it, as `resize`
+    says."""
     if min(pixels_BCHW.shape[-2:]) > size:
         height, width = (max(size, round(side * size / min(pixels_BCHW.shape[-2:]))) for side in pixels_BCHW.shape[-2:])
         antialias = resize == "antialias"

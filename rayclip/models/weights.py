@@ -61,8 +61,8 @@ class WeightsFile:
     Attributes:
         groups: its tensors by the entries that contain them ("" at the top, else `state_dict` or the like) and name.
         entries: its top entries.
-        quick_gelu: whether the activation is QuickGELU, if the file tells: OpenAI's archives do, and files with entries
-            from one.
+        quick_gelu: whether the activation is QuickGELU, if the file tells: OpenAI's archives do, and files whose
+            entries show that they come from one.
     """
 
     path: Path
