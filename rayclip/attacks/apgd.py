@@ -1,7 +1,7 @@
 """APGD (Croce & Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-attacks"): PGD with momentum that chooses its step by itself. Names are those of the paper's Algorithm 1.
+attacks"): PGD with momentum and an adaptive step size. Names follow the paper's Algorithm 1.
 
-Shapes: B batch, A samples of it that still hold, C H W image, K classes, T targets.
+Shapes: B batch, A samples of it that are not broken yet, C H W image, K classes, T targets.
 """
 
 from abc import abstractmethod
@@ -30,16 +30,16 @@ from rayclip.types import UserError
 
 ALPHA = 0.75  # weight of the gradient step; the rest is momentum
 RHO = 0.75  # smallest share of steps that must raise the loss between two checkpoints
-_TINY = 1e-12  # in place of a denominator of 0, where the largest logits are equal
+_TINY = 1e-12  # lower bound on denominators, which are 0 if the largest logits are equal
 
 # (logits_AK, indices_A into the batch) -> loss_A to raise
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def checkpoints(steps: int) -> list[int]:
-    """W of Algorithm 1: `w_j = ceil(p_j·N)`, `p_1 = 0.22`, `p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06)`.
+    """Return W of Algorithm 1: `w_j = ceil(p_j·N)`, `p_1 = 0.22`, `p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06)`.
 
-    In whole hundredths, since 0.41·100 is more than 41 in floating point.
+    Computed in whole hundredths, since 0.41·100 is more than 41 in floating point.
     """
     before, p, found = 0, 22, set()
     while p <= 100:
@@ -49,31 +49,32 @@ def checkpoints(steps: int) -> list[int]:
 
 
 def dlr(logits_AK: Tensor, labels_A: Tensor) -> Tensor:
-    """Difference of logits ratio, `(A,)`: `−(z_y − max_{i≠y} z_i) / (z_π1 − z_π3)`, π from largest to smallest."""
+    """Return the difference of logits ratio, `(A,)`: `−(z_y − max_{i≠y} z_i) / (z_π1 − z_π3)`, π sorting from largest
+    to smallest."""
     top = logits_AK.topk(3).values
     return -margin(logits_AK, labels_A) / (top[:, 0] - top[:, 2]).clamp_min(_TINY)
 
 
 def targeted_dlr(logits_AK: Tensor, labels_A: Tensor, targets_A: Tensor) -> Tensor:
-    """`−(z_y − z_t) / (z_π1 − (z_π3 + z_π4)/2)`, `(A,)`."""
+    """Return the targeted difference of logits ratio, `(A,)`: `−(z_y − z_t) / (z_π1 − (z_π3 + z_π4)/2)`."""
     top = logits_AK.topk(4).values
     own, target = (logits_AK.gather(1, c[:, None]).squeeze(1) for c in (labels_A, targets_A))
     return -(own - target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(_TINY)
 
 
 class State(NamedTuple):
-    """What the algorithm remembers of each sample that still holds: nothing that another sample could change.
+    """The algorithm's state for each sample that is not broken yet; no sample's state depends on another sample.
 
     Attributes:
-        at: its index in the batch.
+        at: the sample's index in the batch.
         clean: the image; x, x_before and x_max are perturbations of it.
         f, gradient: of the loss, at x. After a restart x and the gradient are those of x_max, and f stays the value
-            that the step before it reached.
+            that the previous step reached.
         eta: step size.
-        x_max, f_max, gradient_max: where the loss was highest so far.
-        rises: steps since the last checkpoint that raised f.
+        x_max, f_max, gradient_max: point, loss and gradient where the loss was highest so far.
+        rises: number of steps since the last checkpoint that raised f.
         f_max_before: f_max at the last checkpoint.
-        halved: whether that checkpoint halved eta.
+        halved: whether eta was halved at the last checkpoint.
     """
 
     at: Tensor
@@ -95,24 +96,25 @@ class State(NamedTuple):
 
 
 def halving(s: State, steps: int) -> Tensor:
-    """Conditions 1 and 2 at a checkpoint that comes `steps` after the one before, bool `(A,)`.
+    """Return whether conditions 1 or 2 hold at a checkpoint `steps` after the previous one, bool `(A,)`.
 
-    1. Fewer than rho of the steps raised the loss. 2. Neither eta nor f_max changed since the last checkpoint.
+    1. Fewer than rho of the steps raised the loss.
+    2. Neither eta nor f_max changed since the last checkpoint.
     """
     return (s.rises < RHO * steps) | (~s.halved & (s.f_max == s.f_max_before))
 
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(Attack):
-    """Algorithm 1, once or more from random starts. A sample leaves at its first adversarial point; one that holds ends
-    at the point of the highest loss over all restarts. Subclasses choose the losses.
+    """Algorithm 1 from one or more random starts; subclasses choose the losses. A sample leaves at its first
+    adversarial point; an unbroken one ends at the point of the highest loss over all restarts.
 
-    Both conditions look at x(0) .. x(w_j), as the paper writes them; a step counts as a rise by the loss that it
-    reached itself, whether or not a restart then takes its place.
+    Both conditions look at x(0) .. x(w_j), as in the paper. Whether a step raised the loss is judged at the point that
+    it reached itself, even if a restart then replaces that point.
 
     Attributes:
-        iterations: N, steps of each restart; N + 1 queries for a sample that holds.
-        restarts: each from a random start of its own.
+        iterations: N, steps of each restart; a sample that is not broken costs N + 1 queries.
+        restarts: number of runs, each from a random start of its own.
         norm: `linf`, or `l2` over all pixels and channels of an image. The first step is 2·eps long.
     """
 
@@ -131,7 +133,7 @@ class APGD(Attack):
 
     @abstractmethod
     def losses(self, victim: ZeroShot, samples: Samples) -> list[Loss]:
-        """What each run of Algorithm 1 raises, in order."""
+        """Return the loss that each run of Algorithm 1 raises, in order."""
 
     def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         attack = self.for_classes(len(victim.text_KD))
@@ -162,10 +164,11 @@ class APGD(Attack):
         eps: float,
         turn: int,
     ) -> State:
-        """One run of Algorithm 1. Writes what breaks, steps and queries to `made`; returns the samples that hold."""
+        """Run Algorithm 1 once. Writes adversarial images, steps and queries to `made`; returns the samples that are
+        not broken."""
 
         def visit(index: Tensor, pixels: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
-            """The rows that hold, and their losses and gradients. The last point needs no gradient."""
+            """Return the rows that are not broken, and their losses and gradients. The last point needs no gradient."""
             with torch.set_grad_enabled(not last):
                 f, broken = forward(pixels.requires_grad_(not last), index)
             made.queries_B[index] += 1
@@ -228,7 +231,7 @@ class APGDCE(APGD):
 
 @dataclass(frozen=True, kw_only=True)
 class APGDDLR(APGD):
-    """APGD on the difference of logits ratio, which needs three classes."""
+    """APGD on the difference of logits ratio, which needs at least three classes."""
 
     name: ClassVar[str] = "apgd-dlr"
 
@@ -243,10 +246,10 @@ class APGDDLR(APGD):
 
 @dataclass(frozen=True, kw_only=True)
 class APGDT(APGD):
-    """APGD on the targeted DLR, once a target: the wrong classes from the likeliest at the clean image on.
+    """APGD on the targeted DLR, one run per target: the wrong classes in order of their likelihood for the clean image.
 
     Attributes:
-        targets: wrong classes to try; at most K − 1 of them.
+        targets: number of wrong classes to try; at most K − 1 of them.
     """
 
     name: ClassVar[str] = "apgd-t"
@@ -266,7 +269,7 @@ class APGDT(APGD):
     def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         made = super().craft(victim, samples, eps=eps)
         ordered = torch.ones_like(made.queries_B) if samples.todo_B is None else samples.todo_B.long()
-        return made._replace(queries_B=made.queries_B + ordered)  # the forward that puts the targets in order
+        return made._replace(queries_B=made.queries_B + ordered)  # the forward pass that ranks the targets
 
     def losses(self, victim: ZeroShot, samples: Samples) -> list[Loss]:
         images, labels_B, _, todo_B = samples

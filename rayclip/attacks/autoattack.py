@@ -1,4 +1,4 @@
-"""AutoAttack (Croce & Hein 2020): attacks in turn, each on what the ones before it left standing."""
+"""AutoAttack (Croce & Hein 2020): several attacks in turn, each on the samples that the previous ones did not break."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
@@ -14,17 +14,19 @@ from rayclip.settings import FILLED_IN
 
 @dataclass(frozen=True, kw_only=True)
 class InTurn(Attack):
-    """Subclasses name the parts. A part that is not defined for the data's few classes is replaced or left out, and the
-    protocol names what runs: below four classes APGD-DLR stands for APGD-T, below three neither runs. The label stays,
-    so that data sets of few and many classes share a column and its average, as in the papers' tables.
+    """Attacks in sequence; subclasses name the parts.
 
-    `part_B` of the result tells which part broke a sample; steps and queries are sums over the parts, the forward that
-    judges each part included.
+    If a part is not defined for the data's number of classes, it is replaced or left out, and the protocol names what
+    runs: below four classes APGD-DLR replaces APGD-T, below three neither runs. The label stays the same, so that data
+    sets of few and many classes share a column and its average, as in the papers' tables.
+
+    `part_B` of the result tells which part broke a sample; steps and queries are sums over the parts, including the
+    forward pass that judges each part.
 
     Attributes:
-        iterations: of every part that has such a setting; all else is as the parts' own defaults.
-        norm: of every part.
-        classes: of the data.
+        iterations: for every part with such a setting; other settings are the parts' own defaults.
+        norm: for every part.
+        classes: number of classes of the data.
     """
 
     PARTS: ClassVar[tuple[str, ...]]
@@ -45,8 +47,8 @@ class InTurn(Attack):
         return replace(self, classes=count)
 
     def parts(self) -> list[Attack]:
-        """What runs on data of `classes` classes (any number if None), in order."""
-        from rayclip.attacks.registry import attack_class  # which imports this file
+        """Return the attacks that run on data with `classes` classes (any number if None), in order."""
+        from rayclip.attacks.registry import attack_class  # not at the top: the registry imports this file
 
         chosen = []
         for name in self.PARTS:
@@ -61,7 +63,8 @@ class InTurn(Attack):
         return chosen
 
     def describe(self) -> dict[str, Any]:
-        """Own settings; the parts in order with their numbers of targets; each part's settings as `part.setting`."""
+        """Return own settings, the parts in order with their numbers of targets, and each part's settings as
+        `part.setting`."""
         own, parts = super().describe(), self.parts()
         names = []
         for part in parts:
@@ -94,11 +97,11 @@ class InTurn(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(InTurn):
-    """The paper's `standard`.
+    """AutoAttack `standard`, as in the paper: APGD-CE, APGD-T, FAB-T and Square.
 
     Attributes:
-        queries: Square's.
-        schedule: Square's: `paper`, or `official` as auto-attack's code runs it; `Square` says which is the stronger.
+        queries: of Square.
+        schedule: of Square: `paper`, or `official` as in auto-attack's code; `Square` says which is stronger.
     """
 
     name: ClassVar[str] = "autoattack"
@@ -110,7 +113,7 @@ class AutoAttack(InTurn):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttackSeeds(InTurn):
-    """APGD-CE and APGD-DLR, as SAFT and TTC run it; on two classes APGD-CE alone."""
+    """APGD-CE and APGD-DLR, as SAFT and TTC run them; on two classes APGD-CE alone."""
 
     name: ClassVar[str] = "autoattack-seeds"
     PARTS: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-dlr")

@@ -1,4 +1,4 @@
-"""What an attack is, and the one loop that every gradient attack shares.
+"""The attack interface, its input and output types, and the loop that all gradient attacks share.
 
 Shapes: B batch, C H W image, K classes, D embedding; A the samples of a batch that are still being attacked.
 """
@@ -23,7 +23,7 @@ Start = Literal["random", "zero"]
 Stop = Literal["first_success", "final"]
 
 
-# Adversarial class prompts, one a class; None where the text is left alone
+# Adversarial class prompts, one per class; None if the attack leaves the text unchanged
 Prompts = tuple[str, ...] | None
 
 
@@ -33,8 +33,8 @@ class Samples(NamedTuple):
     Attributes:
         images_BCHW: pixels in [0, 1].
         labels_B: true classes.
-        keys_B: one 64-bit key a sample (`rng.sample_keys`).
-        todo_B: bool; samples that were wrong before the attack are False and stay untouched. None attacks all.
+        keys_B: one 64-bit key per sample (`rng.sample_keys`).
+        todo_B: bool; False marks samples that were wrong before the attack and stay unchanged. None attacks all.
     """
 
     images_BCHW: Tensor
@@ -44,15 +44,15 @@ class Samples(NamedTuple):
 
 
 class Adversarial(NamedTuple):
-    """What an attack made of a batch.
+    """The result of attacking a batch.
 
     Attributes:
-        images_BCHW: in [0, 1]; the input where the image was not attacked.
-        text_KD: class weights to judge against; None where the text was not attacked.
-        steps_B: gradient steps behind each image.
-        queries_B: image forwards spent on each sample.
-        part_B: of a sequence of attacks, which one broke the sample, counted from 1; 0 where none did.
-        own_texts: adversarial texts of each image's true class, where an attack gives every image texts of its own.
+        images_BCHW: pixels in [0, 1]; the input itself where an image was not attacked.
+        text_KD: adversarial class weights to classify against; None if the text was not attacked.
+        steps_B: gradient steps taken for each image.
+        queries_B: image forward passes spent on each sample.
+        part_B: for a sequence of attacks, the number (from 1) of the one that broke the sample; 0 if none did.
+        own_texts: adversarial texts of each image's true class, for attacks that give every image its own texts.
     """
 
     images_BCHW: Tensor
@@ -63,7 +63,7 @@ class Adversarial(NamedTuple):
     own_texts: tuple[tuple[str, ...], ...] | None = None
 
     def logits(self, victim: ZeroShot, labels_B: Tensor) -> Tensor:
-        """What the victim makes of it, `(B, K)`."""
+        """Return the victim's logits for the adversarial examples, `(B, K)`."""
         image_BD = victim.embed(self.images_BCHW)
         if self.own_texts is None:
             return victim.logits(image_BD, self.text_KD)
@@ -75,24 +75,24 @@ class Adversarial(NamedTuple):
         return cls(images_BCHW, text_KD, zeros, zeros.clone())
 
 
-_ROUNDING = 1e-6  # of pixels that somebody has normalised and brought back
-_WATCH = 8  # where nobody is judged, so many steps lie between two looks at who has come back to a former perturbation
+_ROUNDING = 1e-6  # tolerance for pixels that were normalised and mapped back
+_WATCH = 8  # under `final`: steps between two checks for perturbations that repeat
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """An attack with its settings. Subclasses are frozen dataclasses, one file a family, and say how images are made
-    (`craft`).
+    """An attack with its settings. Subclasses are frozen dataclasses, one file per family, and define how adversarial
+    images are made (`craft`).
 
     Attributes:
-        eps: budget in pixel units, of attacks that need one; None leaves it to who runs the attack.
+        eps: budget in pixel units, for attacks that need one; None leaves it to the caller.
     """
 
     name: ClassVar[str]
     needs_eps: ClassVar[bool] = True
     black_box: ClassVar[bool] = False  # uses scores only, no gradients
-    asks_victim: ClassVar[bool] = True  # whether what it does depends on the victim's answers for images
-    for_pairs: ClassVar[bool] = False  # whether it also makes sense where images are the classes (`attacks.pairs`)
+    asks_victim: ClassVar[bool] = True  # whether its result depends on the victim's outputs for images
+    for_pairs: ClassVar[bool] = False  # whether it can attack image-caption pairs, too (`attacks.pairs`)
 
     eps: float | None = None
 
@@ -103,24 +103,25 @@ class Attack(ABC):
 
     @property
     def cost(self) -> int:
-        """Forwards and backwards per image at most, roughly."""
+        """Approximate upper bound on the forward and backward passes per image."""
         return 0
 
     @classmethod
     def settings(cls) -> dict[str, Any]:
-        """The names and types of what a user may set."""
+        """Return the names and types of the settings that a user may choose."""
         return {name: kind for name, kind in settable(cls).items() if name != "eps" or cls.needs_eps}
 
     @property
     def ball(self) -> Norm:
-        """The norm that the budget is measured in."""
+        """Norm in which the budget is measured."""
         return getattr(self, "norm", "linf")
 
     def within(self, eps: float | None) -> Self:
-        """The attack with its budget and what follows from it filled in; its own budget comes first.
+        """Return the attack with its budget and the settings derived from it filled in; its own budget takes
+        precedence.
 
         Raises:
-            UserError: it needs a budget and there is none, or none that its norm can have.
+            UserError: the attack needs a budget and has none, or the budget is invalid in its norm.
         """
         if not self.needs_eps:
             return self
@@ -131,27 +132,28 @@ class Attack(ABC):
         return replace(self, eps=eps)
 
     def for_classes(self, count: int) -> Self:
-        """The attack as it runs on data of so many classes.
+        """Return the attack as it runs on data with `count` classes.
 
         Raises:
-            UserError: it is not defined for so few.
+            UserError: the attack is not defined for so few classes.
         """
         return self
 
     def pinned(self) -> Self:
-        """The attack with the fingerprints of the files that its verdicts depend on filled in."""
+        """Return the attack with the fingerprints of the files that its verdicts depend on filled in."""
         return self
 
     def describe(self) -> dict[str, Any]:
-        """The settings that a result's protocol must state."""
+        """Return the settings that a result's protocol must state."""
         return {name: written(name, getattr(self, name)) for name in self.settings() if name != "eps"}
 
     def describe_prepared(self) -> dict[str, Any] | None:
-        """The settings that `prepare` depends on; None where there is nothing to prepare."""
+        """Return the settings that `prepare` depends on; None if there is nothing to prepare."""
         return None
 
     def prepare(self, victim: ZeroShot) -> Prompts:
-        """What depends on model and class set alone: adversarial class prompts. Made once, kept with the results."""
+        """Return adversarial class prompts, which depend on model and class set alone; made once and kept with the
+        results."""
         return None
 
     def run(
@@ -160,11 +162,11 @@ class Attack(ABC):
         """Attack a batch.
 
         Args:
-            eps: budget in pixel units, in place of the attack's own; ignored by attacks that leave the image alone.
-            prompts: what `prepare` returned.
+            eps: budget in pixel units, replacing the attack's own; ignored by attacks that leave the image unchanged.
+            prompts: the result of `prepare`.
 
         Raises:
-            UserError: no budget; one that is negative, not finite, or in l_inf 1 or more; pixels outside [0, 1].
+            UserError: the budget is missing, negative, not finite, or in l_inf 1 or more; or pixels lie outside [0, 1].
         """
         ready = self if eps is None or not self.needs_eps else replace(self, eps=eps)
         ready = ready.within(None)
@@ -173,22 +175,22 @@ class Attack(ABC):
 
     @abstractmethod
     def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
-        """What `run` does once budget and pixels are checked."""
+        """Make the adversarial examples; `run` calls this after checking budget and pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAttack(Attack):
-    """Steps of fixed length along the loss gradient inside a ball; subclasses choose the loss.
+    """Attack that takes steps of fixed length along the loss gradient inside a ball; subclasses choose the loss.
 
     Attributes:
-        steps: gradient steps.
-        step: length of one, in pixel units; None is `default_step` of the budget.
+        steps: number of gradient steps.
+        step: length of a step, in pixel units; None uses `default_step` of the budget.
         norm: `linf`, or `l2` over all pixels and channels of an image.
         start: `random` (linf: uniform in the ball; l2: gaussian direction, uniform radius) or `zero`.
-        stop: `first_success` (a sample leaves the batch at its first iterate that fools the model) or `final` (the
-            last iterate counts, as in the papers' code).
-        variant: how the gradient is made to transfer: `plain`, or any of `mi`, `di`, `si` joined by `-`
-            (`attacks.variants`). The verdict is always on the image itself.
+        stop: `first_success` (a sample leaves the batch at its first iterate that fools the model) or `final` (the last
+            iterate counts, as in the papers' code).
+        variant: modification of the gradient for better transfer: `plain` (none), or any of `mi`, `di`, `si` joined by
+            `-` (`attacks.variants`). The verdict is always on the image itself.
     """
 
     steps: int = 10
@@ -210,7 +212,7 @@ class GradientAttack(Attack):
 
     @property
     def suffix(self) -> str:
-        """Variant and steps, as a label shows them: `100`, `mi-di-100`."""
+        """Variant and number of steps as labels show them: `100`, `mi-di-100`."""
         return str(self.steps) if self.variant == "plain" else f"{self.variant}-{self.steps}"
 
     @property
@@ -218,22 +220,22 @@ class GradientAttack(Attack):
         return 2 * self.steps
 
     def follow(self, direction: Tensor, gradient: Tensor) -> Tensor:
-        """What a step follows: the gradient, or what that adds to the `direction` of the step before (zeros at first);
-        the hook of attacks that remember."""
+        """Return the direction of the next step: the gradient, or its combination with the `direction` of the previous
+        step (zeros at first). Hook for attacks with momentum."""
         return accumulate(self.variant, direction, gradient)
 
     def ascend(
         self, forward: Forward, samples: Samples, *, eps: float, constant: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loop. Returns adversarial images, steps and queries.
+        """Run the attack loop; return adversarial images, steps and queries.
 
-        Decided samples leave: each step runs on the undecided ones only. The scalar that is differentiated is the sum
-        over samples: its sign is the mean's, and a mean underflows in half precision.
+        Each step runs on the undecided samples only; decided ones leave the batch. The scalar that is differentiated is
+        the sum over samples: its sign is the mean's, and a mean underflows in half precision.
 
         Args:
-            constant: whether `forward` is a function of the pixels alone, without noise of its own. Then a
-                perturbation that was met before has a known future, and its sample is decided too: signed steps in a
-                small ball soon go to and fro between two images.
+            constant: whether `forward` is a function of the pixels alone, without noise of its own. Then, once a
+                perturbation repeats, all later steps are known, and its sample is decided too: signed steps in a small
+                ball soon alternate between two images.
         """
         images_BCHW, _, keys_B, todo_B = samples
         adversarial = images_BCHW.clone()
@@ -247,7 +249,7 @@ class GradientAttack(Attack):
         length = default_step(eps, self.steps, self.norm) if self.step is None else self.step
         judge, repeats = self.stop == "first_success", constant and self.variant in ("plain", "si")
         for done in range(self.steps + 1):
-            pixels = (clean + delta).clamp(0, 1)  # adding may round a hair beyond the range
+            pixels = (clean + delta).clamp(0, 1)  # the sum may round slightly beyond the range
             adversarial[active], steps_B[active] = pixels, done
             if done == self.steps or not len(active):
                 break
@@ -264,7 +266,7 @@ class GradientAttack(Attack):
                 steps_B[active] = torch.where(turns_A, self.steps, done)
                 decided_A = decided_A | turns_A
             kept: slice | Tensor = slice(None)
-            if judge or watch:  # looking at who is decided waits for the device
+            if judge or watch:  # reading which samples are decided waits for the device
                 kept = (~decided_A).nonzero().squeeze(1)
                 if not len(kept):
                     break
@@ -277,11 +279,11 @@ class GradientAttack(Attack):
 
 
 def check_pixels(images_BCHW: Tensor) -> None:
-    """Raise a `UserError` unless all pixels are in [0, 1], up to rounding. One wait for the device."""
+    """Raise a `UserError` unless all pixels lie in [0, 1], up to rounding. Waits for the device once."""
     if not images_BCHW.numel():
         return
     low, high = torch.stack(images_BCHW.detach().aminmax()).tolist()
-    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN is neither
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN fails both comparisons
         raise UserError(
             f"images have pixels from {low:.3g} to {high:.3g}, and attacks take pixels in [0, 1]: divide bytes by 255, "
             "and leave normalisation to the model."
@@ -289,8 +291,8 @@ def check_pixels(images_BCHW: Tensor) -> None:
 
 
 def random_start(clean: Tensor, keys: Tensor, eps: float, norm: Norm, *, stream: int = 0) -> Tensor:
-    """A perturbation of each image, a function of its key and `stream` (l2 uses three): linf uniform in the ball, l2 of
-    gaussian direction and uniform radius; then cut to the image range."""
+    """Return a random perturbation of each image that depends on its key and `stream` alone (l2 uses three streams).
+    linf: uniform in the ball; l2: gaussian direction and uniform radius. Clipped so that images stay in [0, 1]."""
     shape, dtype = tuple(clean.shape[1:]), clean.dtype
     if norm == "linf":
         delta = (2 * rng.uniform(keys, shape, stream=stream, dtype=dtype) - 1) * eps
@@ -302,43 +304,44 @@ def random_start(clean: Tensor, keys: Tensor, eps: float, norm: Norm, *, stream:
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """The direction of unit length in which a linear loss rises most."""
+    """Return the direction of unit length in which a linear loss rises most."""
     return (
         gradient.sign() if norm == "linf" else gradient / _norms(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
     )
 
 
 def project(delta: Tensor, clean: Tensor, eps: float, norm: Norm) -> Tensor:
-    """Into the eps ball, then cut so that clean + delta lies in [0, 1]."""
+    """Project onto the eps ball, then clip so that clean + delta lies in [0, 1]."""
     if norm == "linf":
         return _into_range(delta.clamp(-eps, eps), clean)
     return _into_range(delta * (eps / _norms(delta).clamp_min(torch.finfo(delta.dtype).tiny)).clamp(max=1), clean)
 
 
 def _into_range(delta: Tensor, clean: Tensor) -> Tensor:
-    """Shrink so that clean + delta stays in [0, 1]; this moves no coordinate away from 0, so the ball holds too."""
+    """Clip so that clean + delta lies in [0, 1]; this moves no coordinate away from 0, so delta stays in its ball."""
     return (clean + delta).clamp(0, 1) - clean
 
 
 def margin(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """z_y minus the largest other logit, `(B,)`: positive where the prediction is right."""
+    """Return z_y minus the largest other logit, `(B,)`; positive if the prediction is right."""
     own = logits_BK.gather(1, labels_B[:, None]).squeeze(1)
     others = logits_BK.scatter(1, labels_B[:, None], -torch.inf)
     return own - others.amax(1)
 
 
 def wide(x_A: Tensor) -> Tensor:
-    """A number an image, in the shape that scales images: `(A, 1, 1, 1)`."""
+    """Reshape one number per image to `(A, 1, 1, 1)`, so that it scales images."""
     return x_A.view(-1, 1, 1, 1)
 
 
 def sizes(deltas: Tensor, norm: Norm) -> Tensor:
-    """How long perturbations `(A, ...)` are, `(A,)`."""
+    """Return the norms of perturbations `(A, ...)`, `(A,)`."""
     return deltas.flatten(1).norm(dim=1) if norm == "l2" else deltas.flatten(1).abs().amax(1)
 
 
 def mean_embeddings(victim: ZeroShot, texts: Sequence[Sequence[str]]) -> Tensor:
-    """Text weights `(B, D)` of each image's own texts, from the mean of their normalised embeddings."""
+    """Return text weights `(B, D)` for each image, computed from the mean of the normalised embeddings of its own
+    texts."""
     with torch.no_grad():
         each = victim.clip.embed_texts([text for own in texts for text in own])
         return victim.weights(torch.stack([part.mean(0) for part in each.split([len(own) for own in texts])]))

@@ -1,11 +1,12 @@
-"""BERT-Attack (Li et al. 2020) as MMCoA uses it, on class prompts and on free captions: replace the words that matter
-most.
+"""BERT-Attack (Li et al. 2020) as MMCoA uses it, on class prompts and on free captions: it replaces the most important
+words.
 
-The attack sees the text and the text encoder only, never an image; on class prompts it runs once per (data set, model).
-All texts and all their maskings go through the text encoder together.
+The attack depends on the text and the text encoder only, never on an image; on class prompts it runs once per (data
+set, model). All texts and all their masked versions go through the text encoder together.
 
-Words are taken in lower case, punctuation as words of their own, which CLIP's tokenizer does too; only a word with a
-letter or a digit is ever replaced. `offset=reference` does it as the public code does: `substitutes.ReferenceMaskedLM`.
+Words are taken in lower case and punctuation marks are words of their own, as in CLIP's tokenizer; only words with a
+letter or a digit are ever replaced. `offset=reference` follows the public code instead:
+`substitutes.ReferenceMaskedLM`.
 
 Shapes: P prompts, M masked or replaced sentences of all prompts in a row, D embedding.
 """
@@ -23,23 +24,23 @@ from rayclip.attacks.substitutes import TOKEN_TABLE, Offset, SubstituteSource, s
 from rayclip.models import Clip, ZeroShot
 
 UNKNOWN = "[UNK]"
-_TOGETHER = 1024  # prompts whose sentences are in memory at once
+_TOGETHER = 1024  # prompts processed at once, to bound memory
 
 
 class TextChange(NamedTuple):
-    """An adversarial prompt and how it came about. `changes` are (position, old word, new word)."""
+    """An adversarial prompt and its changes, each (position, old word, new word)."""
 
     prompt: str
     changes: tuple[tuple[int, str, str], ...]
 
 
 class Ranked(NamedTuple):
-    """A prompt made ready for changes.
+    """A prompt with its words ranked for replacement.
 
     Attributes:
-        words: as the source's rules split them.
+        words: as the source's rules split the prompt.
         order: the positions that may change, most important first.
-        options: for each word, what may stand in its place; where the rules let it stay, the word itself first.
+        options: for each word, its possible substitutes; if the rules let a word stay, the word itself comes first.
         clean_D: the unchanged prompt's normalised embedding.
     """
 
@@ -49,12 +50,13 @@ class Ranked(NamedTuple):
     clean_D: Tensor
 
 
-# (owners_M: the prompt that each sentence came from, embeddings_MD, normalised) -> gain_M; the largest is taken
+# (owners_M: the prompt that each sentence came from, embeddings_MD, normalised) -> gain_M; the largest wins
 Gain = Callable[[Tensor, Tensor], Tensor]
 
 
 def divergence(clean_D: Tensor, other_D: Tensor) -> Tensor:
-    """KL(softmax clean ‖ softmax other) over the embedding axis, in float64: `(..., D)`, `(..., D)` -> `(...)`."""
+    """Return KL(softmax clean ‖ softmax other) over the embedding axis, in float64: `(..., D)`, `(..., D)` ->
+    `(...)`."""
     p, q = clean_D.double().log_softmax(-1), other_D.double().log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1)
 
@@ -62,9 +64,9 @@ def divergence(clean_D: Tensor, other_D: Tensor) -> Tensor:
 def bert_attack(clip: Clip, prompts: Sequence[str], source: SubstituteSource, *, changes: int = 1) -> list[TextChange]:
     """Attack any number of texts, long ones included, in batches.
 
-    1. Importance of a word: the divergence when `[UNK]` stands in its place. Asked only where it decides.
+    1. Importance of a word: the divergence if `[UNK]` replaces it. Computed only where it affects the result.
     2. For the most important word that is no stop word and has substitutes, try them all.
-    3. Take the one with the largest divergence from the clean prompt; go on until `changes` words are changed.
+    3. Take the one with the largest divergence from the clean prompt; repeat until `changes` words are changed.
     """
     found: list[TextChange] = []
     for start in range(0, len(prompts), _TOGETHER):
@@ -75,13 +77,13 @@ def bert_attack(clip: Clip, prompts: Sequence[str], source: SubstituteSource, *,
 
 
 def _away(clean_PD: Tensor, owners_M: Tensor, new_MD: Tensor) -> Tensor:
-    """BERT-Attack's gain: how far a sentence is from the clean prompt it came from."""
+    """Return BERT-Attack's gain: each sentence's divergence from the clean prompt that it came from."""
     return divergence(clean_PD[owners_M], new_MD)
 
 
 @torch.no_grad()
 def rank_words(clip: Clip, prompts: Sequence[str], source: SubstituteSource) -> list[Ranked]:
-    """Step 1 of the attack, and the substitutes of step 2."""
+    """Rank the words of each prompt by importance (step 1 of the attack) and collect their substitutes for step 2."""
     rules = source.rules
     words = [rules.split(prompt) for prompt in prompts]
     options = source.candidates(words)
@@ -103,7 +105,7 @@ def rank_words(clip: Clip, prompts: Sequence[str], source: SubstituteSource) -> 
 def change_words(
     clip: Clip, ranked: Sequence[Ranked], source: SubstituteSource, gain: Gain, changes: int
 ) -> list[TextChange]:
-    """Steps 2 and 3: word by word, the substitute of the largest `gain` for each prompt."""
+    """Run steps 2 and 3: word by word, choose the substitute with the largest `gain` for each prompt."""
     current = [list(r.words) for r in ranked]
     changed: list[list[tuple[int, str, str]]] = [[] for _ in ranked]
     for turn in range(max((len(r.order) for r in ranked), default=0)):
@@ -135,8 +137,8 @@ def _with(sentence: list[str], position: int, word: str) -> str:
 
 
 def _embed(clip: Clip, source: SubstituteSource, sentences: Sequence[str]) -> Tensor:
-    """Normalised embeddings, `(M, D)`."""
-    with torch.autocast(clip.device.type, enabled=False):  # divergences are small: half precision would blur them
+    """Return normalised embeddings, `(M, D)`."""
+    with torch.autocast(clip.device.type, enabled=False):  # divergences are too small for half precision
         return clip.embed_texts(source.as_read(sentences))
 
 
@@ -145,16 +147,17 @@ class TextSettings:
     """BERT-Attack's settings.
 
     Attributes:
-        substitutes: `clip-table` (the nearest whole words in CLIP's own token table; no download), or a masked
-            language model: a hub name such as `bert-base-uncased`, or a folder.
-        k: substitutes looked at per position.
+        substitutes: `clip-table` (the nearest whole words in CLIP's own token table; no download), or a masked language
+            model: a hub name such as `bert-base-uncased`, or a folder.
+        k: substitutes considered per position.
         changes: words changed per prompt.
         threshold: masked LM only: smallest raw logit of a substitute (0 is off).
-        offset: masked LM only: `correct`, or `reference`, which does everything as MMCoA's code does, whose words come
-            out: predictions read one position early, no [SEP], words split at blanks, stop words compared in their case
-            ("This" is none, and is often what is replaced), pieces put in that are no words.
-        combinations: masked LM only: how many combinations of word pieces are looked at for a word of several.
-        max_length: masked LM only: word pieces that it reads of a text, [CLS] and [SEP] among them; words beyond stay.
+        offset: masked LM only: `correct`, or `reference`, which reproduces MMCoA's code and finds the same words:
+            predictions are read one position early, there is no [SEP], words are split at blanks, stop words are
+            compared case-sensitively ("This" is none, and is often the word replaced), and substitutes need not be
+            words.
+        combinations: masked LM only: combinations of word pieces considered for a word of several pieces.
+        max_length: masked LM only: word pieces read of a text, [CLS] and [SEP] included; words beyond stay unchanged.
     """
 
     substitutes: str = "default"
@@ -183,19 +186,20 @@ class TextSettings:
         return bert_attack(clip, prompts, self.source(clip), changes=self.changes)
 
     def count_cut(self, clip: Clip, prompts: Sequence[str]) -> int:
-        """How many of the texts the source of substitutes does not read to their end; what it does not read stays."""
+        """Return how many of the texts are too long for the source of substitutes; what it does not read stays
+        unchanged."""
         source = self.source(clip)
         return source.cut([source.rules.split(prompt) for prompt in dict.fromkeys(prompts)])
 
     def describe_text(self) -> dict[str, Any]:
-        """The settings that count: the token table is only asked for its `k` nearest."""
+        """Return the settings that affect the result; with the token table, those of the masked LM do not."""
         unused = ("threshold", "offset", "combinations", "max_length") if self.substitutes == TOKEN_TABLE else ()
         return {f.name: getattr(self, f.name) for f in fields(TextSettings) if f.name not in unused}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextAttack(TextSettings, Attack):
-    """What attacks with adversarial texts share: class prompts, or captions where images are the classes."""
+    """Base of the attacks with adversarial texts: class prompts, or captions if images are the classes."""
 
     for_pairs: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""No attack at all: the column that every table starts from."""
+"""No attack: clean accuracy, the first column of every table."""
 
 from dataclasses import dataclass
 from typing import ClassVar

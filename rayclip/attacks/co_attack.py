@@ -1,4 +1,5 @@
-"""Co-Attack (Zhang, Yi and Sang 2022): text first, then an image that leaves its clean self and that text.
+"""Co-Attack (Zhang, Yi and Sang 2022): attacks the text first, then moves the image away from its clean embedding and
+from the adversarial text.
 
 Shapes: A images that are being attacked, K classes, D embedding, P prompts.
 """
@@ -17,30 +18,31 @@ from rayclip.models.zeroshot import mean_over_views, per_view
 
 
 def co_attack_loss(image_AD: Tensor, clean_AD: Tensor, text_AD: Tensor, text_weight: float = 3.0) -> Tensor:
-    """`KL(softmax e ‖ softmax e') + text_weight · KL(p ‖ softmax e')`, float64 `(A,)`, `(A, V)` of views.
+    """Return `KL(softmax e ‖ softmax e') + text_weight · KL(p ‖ softmax e')`, float64 `(A,)`; `(A, V)` for V views.
 
-    All embeddings are normalised, as the CLIP models inside Co-Attack's and MMCoA's code return them: softmax of raw
-    ones is nearly one-hot, and the first term then drowns the second.
+    All embeddings are normalised, as the CLIP models inside Co-Attack's and MMCoA's code return them: the softmax of
+    raw embeddings is nearly one-hot, and the first term then drowns the second.
 
     Args:
         image_AD: embeddings e' of the adversarial images.
         clean_AD: embeddings e of the clean ones.
-        text_AD: distributions p = softmax t' of the adversarial texts. Of an image with several texts the mean of
-            theirs: the divergence from the mean has the same gradient as the mean of the divergences.
+        text_AD: distributions p = softmax t' of the adversarial texts. For an image with several texts, the mean of
+            their distributions: the divergence from the mean has the same gradient as the mean of the divergences.
     """
     return divergence(clean_AD, image_AD) + text_weight * divergence(text_AD.log(), image_AD)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CoAttack(JointAttack):
-    """BERT-Attack on every prompt; the image climbs `co_attack_loss` with the adversarial text of its true class (for
-    retrieval: its own adversarial captions). Judged adversarial image against adversarial texts.
+    """Co-Attack: BERT-Attack on every prompt; the image maximises `co_attack_loss` with the adversarial text of its
+    true class (for retrieval: its own adversarial captions). Adversarial images are classified against adversarial
+    texts.
 
-    The defaults are the paper's for classification; for retrieval it takes 10 steps of 1.25·eps/steps in 2/255. Its
-    code starts in the positive half of the ball, U(0, eps); from the same start the images are equal pixel by pixel.
+    The defaults are the paper's for classification; for retrieval it uses 10 steps of 1.25·eps/steps at 2/255. Its code
+    starts in the positive half of the ball, U(0, eps); from the same start the images are equal pixel by pixel.
 
     Attributes:
-        text_weight: of the divergence from the text.
+        text_weight: weight of the divergence from the text.
     """
 
     name: ClassVar[str] = "co-attack"

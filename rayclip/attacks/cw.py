@@ -1,4 +1,4 @@
-"""CW (Carlini & Wagner 2017) with an l_inf budget: PGD whose loss is the logit margin."""
+"""CW (Carlini & Wagner 2017) with an l_inf budget: PGD on the logit margin loss."""
 
 from dataclasses import dataclass
 from typing import ClassVar

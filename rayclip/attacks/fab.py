@@ -1,4 +1,5 @@
-"""FAB-T: the smallest perturbation that changes the prediction, by projections onto linearised decision boundaries.
+"""FAB-T: finds the smallest perturbation that changes the prediction, by projecting onto linearised decision
+boundaries.
 
 Croce & Hein 2020, "Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack", in the targeted form
 that AutoAttack uses (Croce & Hein 2020, "Reliable evaluation of adversarial robustness ...").
@@ -19,20 +20,21 @@ from rayclip.types import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class FABT(Attack):
-    """Looks for the nearest misclassified image; it counts where it lies in the eps ball, all other images stay.
+    """FAB-T: a search for the nearest misclassified image; it counts if it lies in the eps ball, else the image stays
+    unchanged.
 
     For each of the most likely wrong classes t, from the clean image x, with the boundary f_t = f_y linearised at x_i:
     `x' = (1 − α)·(x_i + η·δ_i) + α·(x + η·δ_0)`, where δ_i and δ_0 lead from x_i and from x to their nearest points on
-    the boundary inside [0, 1], and `α = min(‖δ_i‖ / (‖δ_i‖ + ‖δ_0‖), α_max)`. Where x' is misclassified it is kept if
-    it is the nearest to x so far, and the next iteration starts at `(1 − β)·x + β·x'`. At the end the segment from x to
-    the best image is searched in `SEARCH` steps of false position, for a margin of −`SLACK`.
+    the boundary inside [0, 1], and `α = min(‖δ_i‖ / (‖δ_i‖ + ‖δ_0‖), α_max)`. If x' is misclassified, it is kept if it
+    is the nearest to x so far, and the next iteration starts at `(1 − β)·x + β·x'`. At the end, `SEARCH` steps of the
+    false position method search the segment from x to the best image for a margin of −`SLACK`.
 
-    Iterates towards far targets amplify rounding: of samples whose nearest adversarial image is about eps away, a few
-    are decided by the arithmetic of the batch. In float64 no verdict depends on it.
+    Iterates towards distant targets amplify rounding: if a sample's nearest adversarial image is about eps away, its
+    verdict may depend on rounding within the batch. This concerns few samples, and none in float64.
 
     Attributes:
         iterations: per target.
-        targets: wrong classes to try, the most likely at x first; at most K − 1 of them.
+        targets: number of wrong classes to try, the most likely at x first; at most K − 1 of them.
         alpha_max: largest weight of the step from x.
         eta: overshoot, in [1, inf).
         beta: how far towards a misclassified x' the next iteration starts, in (0, 1].
@@ -43,7 +45,7 @@ class FABT(Attack):
 
     name: ClassVar[str] = "fab-t"
     SEARCH: ClassVar[int] = 3
-    SLACK: ClassVar[float] = 1e-3  # in logits: on the boundary itself, the batch's rounding would decide
+    SLACK: ClassVar[float] = 1e-3  # in logits: exactly on the boundary, rounding within the batch would decide
 
     iterations: int = 100
     targets: int = 9
@@ -114,7 +116,7 @@ class FABT(Attack):
         return Adversarial(torch.where(wide(inside), nearest, images), None, steps_B, queries_B)
 
     def _step(self, clean: Tensor, point: Tensor, gap_A: Tensor, normal: Tensor) -> Tensor:
-        """x_{i+1} from x_i; `gap_A` and `normal` are f_t − f_y and its gradient at x_i."""
+        """Return x_{i+1} for x_i; `gap_A` and `normal` are f_t − f_y and its gradient at x_i."""
         gap_clean_A = gap_A + (normal * (clean - point)).flatten(1).sum(1)
         move = towards_plane(point, normal, gap_A, self.norm)
         move_clean = towards_plane(clean, normal, gap_clean_A, self.norm)
@@ -127,7 +129,7 @@ class FABT(Attack):
     def _search(
         self, victim: ZeroShot, images: Tensor, labels: Tensor, found: Tensor, nearest: Tensor, distance_B: Tensor
     ) -> None:
-        """Bring each found image nearer to the boundary, on the straight line to its clean one; in place."""
+        """Move each adversarial image closer to the boundary, along the straight line to its clean image; in place."""
         if not len(found):
             return
         clean, label = images[found], labels[found]
@@ -146,7 +148,7 @@ class FABT(Attack):
 
 
 def _linearise(victim: ZeroShot, point: Tensor, index: Tensor, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """f_t − f_y at each point, `(A,)`, and its gradient, `(A, C, H, W)`."""
+    """Return f_t − f_y at each point, `(A,)`, and its gradient, `(A, C, H, W)`."""
     with torch.enable_grad():
         pixels = point.detach().requires_grad_()
         logits = victim(pixels, index)
@@ -157,13 +159,13 @@ def _linearise(victim: ZeroShot, point: Tensor, index: Tensor, label: Tensor, ta
 
 @torch.no_grad()
 def towards_plane(points: Tensor, normals: Tensor, gaps_A: Tensor, norm: Norm) -> Tensor:
-    """The smallest move of each point x onto the plane `gap + <normal, z − x> = 0` that stays in [0, 1].
+    """Return the smallest move of each point x onto the plane `gap + <normal, z − x> = 0` that stays in [0, 1].
 
-    Every coordinate moves in the direction that closes the gap until it meets its wall: at the same speed in l_inf, at
-    speed |normal| in l_2. The gap closed after a time τ, `Σ |w|·min(speed·τ, room)`, is concave and piecewise linear
-    with a bend where a coordinate meets its wall; sorting the bends gives the τ that closes it, exactly. Where the box
-    ends before the plane, the move goes to the corner of the box that is nearest to the plane. In float64, as the sums
-    run over all pixels.
+    Every coordinate moves in the direction that closes the gap until it reaches the edge of [0, 1]: at the same speed
+    in l_inf, at speed |normal| in l_2. The gap closed after a time τ, `Σ |w|·min(speed·τ, room)`, is concave and
+    piecewise linear with a bend where a coordinate reaches its edge; sorting the bends gives the τ that closes the gap
+    exactly. If the box ends before the plane, the move goes to the corner of the box that is nearest to the plane.
+    Computed in float64, as the sums run over all pixels.
 
     Args:
         points, normals: `(A, ...)`, points in [0, 1].
@@ -182,7 +184,7 @@ def towards_plane(points: Tensor, normals: Tensor, gaps_A: Tensor, norm: Norm) -
     bends, order = torch.where(speed > 0, room / speed.clamp_min(tiny), 0).sort(1)
     rates = (w.abs() * speed).gather(1, order)
     at_walls = bends * rates
-    before = at_walls.cumsum(1) - at_walls  # closed by the coordinates that met their walls before
+    before = at_walls.cumsum(1) - at_walls  # closed by the coordinates that reached their edges earlier
     moving = rates.flip(1).cumsum(1).flip(1)  # the rate of all others
     closed = before + bends * moving
     last = torch.searchsorted(closed, gap.abs()[:, None]).clamp(max=closed.shape[1] - 1)

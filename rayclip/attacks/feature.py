@@ -1,4 +1,4 @@
-"""The feature attack: drive the image embedding away from the clean one. Needs neither labels nor texts.
+"""The feature attack: moves the image embedding away from the clean one. Needs neither labels nor texts.
 
 Shapes: A samples being attacked, D embedding.
 """
@@ -19,7 +19,7 @@ Objective = Literal["squared", "kl"]
 
 
 def feature_distance(clean_AD: Tensor, other_AD: Tensor, objective: Objective) -> Tensor:
-    """How far un-normalised embeddings are from the clean ones, `(A,)`; of several views the mean.
+    """Return the distance of un-normalised embeddings from the clean ones, `(A,)`; with several views, their mean.
 
     `squared`: ‖other − clean‖² (FARE, TTC). `kl`: KL(softmax clean ‖ softmax other) over the embedding axis (AdvPT).
     """
@@ -31,9 +31,10 @@ def feature_distance(clean_AD: Tensor, other_AD: Tensor, objective: Objective) -
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureAttack(GradientAttack):
-    """Raises the distance of f(x + d) from f(x), un-normalised; judged by the class prompts as every attack is.
+    """Feature attack: maximises the distance between the un-normalised embeddings f(x + d) and f(x); the result is
+    classified by the class prompts like that of every other attack.
 
-    The clean embedding costs each sample one more query.
+    The clean embedding costs one more query per sample.
 
     Attributes:
         objective: see `feature_distance`.
@@ -53,7 +54,7 @@ class FeatureAttack(GradientAttack):
         todo_B = torch.ones_like(samples.labels_B, dtype=torch.bool) if samples.todo_B is None else samples.todo_B
         if not todo_B.any():
             return Adversarial.untouched(images)
-        place_B = todo_B.cumsum(0) - 1  # of a sample among those to do
+        place_B = todo_B.cumsum(0) - 1  # index of a sample among those to attack
         with torch.no_grad():
             clean_AD = victim.embed(images[todo_B], todo_B.nonzero().squeeze(1), normalize=False)
 

@@ -1,4 +1,4 @@
-"""FGSM (Goodfellow et al. 2015): one step of length eps along the sign of the cross-entropy's gradient."""
+"""FGSM (Goodfellow et al. 2015): one step of length eps along the sign of the cross-entropy gradient."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +10,7 @@ from rayclip.models import ZeroShot
 
 @dataclass(frozen=True, kw_only=True)
 class FGSM(Attack):
-    """x' = clip(x + eps·sign(∇ CE(x, y)), 0, 1)."""
+    """FGSM: x' = clip(x + eps·sign(∇ CE(x, y)), 0, 1)."""
 
     name: ClassVar[str] = "fgsm"
 

@@ -1,4 +1,4 @@
-"""What the attacks on both modalities share whose texts do not depend on the image: BERT-Attack first, then the image.
+"""Base of the attacks on both modalities whose texts do not depend on the image: BERT-Attack first, then the image.
 
 Shapes: B batch, K classes, D embedding, P prompts; A the samples of a batch that are still being attacked.
 """
@@ -20,15 +20,15 @@ Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class JointAttack(TextAttack, GradientAttack):
-    """Adversarial texts of all classes, adversarial images; subclasses choose the image's loss.
+    """Adversarial texts for all classes, and adversarial images; subclasses choose the image's loss.
 
-    The prediction is of the adversarial image against the adversarial texts. Under `first_success` an image whose clean
-    pixels already fail against them is not touched.
+    Adversarial images are classified against the adversarial texts. Under `first_success`, an image whose clean pixels
+    are already misclassified against these texts is not attacked.
     """
 
     @abstractmethod
     def objective(self, victim: ZeroShot, samples: Samples, text_PD: Tensor) -> Objective:
-        """The image's loss; `text_PD` are the normalised embeddings of the adversarial prompts."""
+        """Return the image's objective; `text_PD` are the normalised embeddings of the adversarial prompts."""
 
     def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         assert prompts is not None, "call prepare first"

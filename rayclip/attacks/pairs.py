@@ -1,9 +1,10 @@
-"""Attacks on image-caption pairs, for retrieval: whatever attacks a classifier attacks pairs, where images are classes.
+"""Attacks on image-caption pairs, for retrieval: pairs are attacked as a classifier in which every image is a class.
 
-Class i is image i, its prompts are the image's captions, its text weights their mean embedding: the logit of image j
-for class i is s times the mean similarity of j with i's captions. So PGD's loss is the cross-entropy of an image over
-the captions of all images, its own being right; what Sep-Attack, Co-Attack and SGA do with the prompt of the true class
-they do with the image's captions. The classes are those of the whole set: a result does not depend on the batch.
+Class i is image i, its prompts are the image's captions, and its text weights their mean embedding: the logit of image
+j for class i is s times the mean similarity of j with i's captions. So PGD's loss is the cross-entropy of an image over
+the captions of all images, where its own are correct; what Sep-Attack, Co-Attack and SGA do with the prompt of the true
+class they do with the image's captions. The classes are those of the whole set, so a result does not depend on the
+batch.
 
 Shapes: I images of the set, B of a batch, T captions of the set, D embedding.
 """
@@ -24,8 +25,8 @@ from rayclip.types import UserError
 
 
 class PairVictim(SeveralPrompts):
-    """A frozen CLIP as a classifier over images: `captions[i]` are class i's prompts, at least one; its weights are the
-    mean of their embeddings, as it comes: retrieval compares with every caption."""
+    """A frozen CLIP as a classifier over images: `captions[i]` are the prompts of class i, at least one. Its weights
+    are the mean of their embeddings without normalisation, as retrieval compares with every caption."""
 
     def __init__(self, clip: Clip, captions: Sequence[Sequence[str]]) -> None:
         super().__init__(clip, [str(i) for i in range(len(captions))], captions)
@@ -35,7 +36,7 @@ class PairVictim(SeveralPrompts):
 
 
 class AdversarialPairs(NamedTuple):
-    """Images `(B, C, H, W)` in [0, 1], and the captions of each."""
+    """Adversarial images `(B, C, H, W)` in [0, 1], and the captions of each."""
 
     images_BCHW: Tensor
     captions: list[tuple[str, ...]]
@@ -46,9 +47,9 @@ class PairAttack:
     """An attack bound to a set of pairs.
 
     Attributes:
-        keys_I: one 64-bit key an image (`rng.sample_keys`).
-        prompts: what `attack.prepare(victim)` returned.
-        eps: budget in pixel units; ignored by attacks that leave the image alone.
+        keys_I: one 64-bit key per image (`rng.sample_keys`).
+        prompts: the result of `attack.prepare(victim)`.
+        eps: budget in pixel units; ignored by attacks that leave the image unchanged.
     """
 
     attack: Attack
@@ -70,7 +71,8 @@ class PairAttack:
 
 
 def within_on_pairs(attack: Attack, eps: float | None) -> Attack:
-    """`Attack.within`; where the attack names no step, with the papers' for retrieval, 1.25·eps/steps (Co-Attack's)."""
+    """Return `Attack.within`; if the attack sets no step length, use the papers' for retrieval, 1.25·eps/steps
+    (Co-Attack's)."""
     placed = attack.within(eps)
     if placed.eps is None or not isinstance(attack, GradientAttack) or attack.step is not None:
         return placed
@@ -78,7 +80,7 @@ def within_on_pairs(attack: Attack, eps: float | None) -> Attack:
 
 
 def check_for_pairs(attack: Attack) -> None:
-    """Raise a `UserError` unless the attack can be run on pairs."""
+    """Raise a `UserError` unless the attack can run on pairs."""
     if not attack.for_pairs:
         raise not_for_pairs(attack.name, (name for name, kind in ATTACKS.items() if kind.for_pairs))
     if getattr(attack, "stop", "final") != "final":

@@ -13,13 +13,13 @@ from rayclip.settings import FILLED_IN
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(GradientAttack):
-    """l_inf or l_2, both stop rules; settings in `GradientAttack`."""
+    """PGD in l_inf or l_2, with either stop rule; settings in `GradientAttack`."""
 
     name: ClassVar[str] = "pgd"
     for_pairs: ClassVar[bool] = True
 
     def loss(self, logits_AK: Tensor, labels_A: Tensor) -> Tensor:
-        """Per-sample loss to raise, `(A,)`: the hook in which CW and its kin differ."""
+        """Return the per-sample loss to maximise, `(A,)`; CW and similar attacks override it."""
         return F.cross_entropy(logits_AK, labels_A, reduction="none")
 
     def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
@@ -33,7 +33,7 @@ class PGD(GradientAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class PGDL2(PGD):
-    """PGD in the l_2 ball under a name of its own."""
+    """PGD in the l_2 ball, as an attack with its own name."""
 
     name: ClassVar[str] = "pgd-l2"
 

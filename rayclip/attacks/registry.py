@@ -1,4 +1,4 @@
-"""Attacks by name, and the text form in which users write them: `pgd:steps=100,step=1/255`."""
+"""Registry of attacks by name, and parser of the text form in which users write them: `pgd:steps=100,step=1/255`."""
 
 import json
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ ATTACKS: dict[str, type[Attack]] = {
 
 
 def attack_class(name: str) -> type[Attack]:
-    """One of ours, or one that another package offers through the entry-point group `rayclip.attacks`."""
+    """Return the class of a built-in attack, or of one that another package offers as entry point `rayclip.attacks`."""
     if name in ATTACKS:
         return ATTACKS[name]
     offered = {e.name: e for e in entry_points(group="rayclip.attacks")}
@@ -65,18 +65,18 @@ def attack_class(name: str) -> type[Attack]:
 
 
 def known_attacks() -> dict[str, type[Attack]]:
-    """Every attack by its name, those of other packages last."""
+    """Return every attack by its name, those of other packages last."""
     offered = {e.name: e.load() for e in entry_points(group="rayclip.attacks") if e.name not in ATTACKS}
     return {**ATTACKS, **offered}
 
 
 def about(name: str, kind: type[Attack]) -> str:
-    """An attack in one line; of another package's, the first line of its docstring."""
+    """Return a one-line description of an attack; for another package's, the first line of its docstring."""
     return ATTACKS_ABOUT.get(name) or (kind.__doc__ or "").strip().split("\n")[0]
 
 
 def make_attack(name: str, **settings: Any) -> Attack:
-    """An attack with settings given as values."""
+    """Return an attack with settings given as values."""
     kind = attack_class(name)
     known = kind.settings()
     for key in settings:
@@ -86,7 +86,7 @@ def make_attack(name: str, **settings: Any) -> Attack:
 
 
 def own_norm(kind: type[Attack]) -> Norm:
-    """That an attack measures its budget in unless its settings say another."""
+    """Return the norm in which an attack measures its budget unless its settings choose another."""
     return "l2" if any(f.name == "norm" and f.default == "l2" for f in fields(kind)) else "linf"
 
 
@@ -95,10 +95,10 @@ def _norm(kind: type[Attack], written: Mapping[str, str]) -> Norm:
 
 
 def attack_as_described(protocol: Mapping[str, Any]) -> Attack:
-    """The attack of a result's protocol: the inverse of `Attack.describe`.
+    """Return the attack that a result's protocol describes: the inverse of `Attack.describe`.
 
     Raises:
-        UserError: it is not known, or what it was does not stand there in full (such as a file's contents).
+        UserError: the attack is unknown, or the protocol does not describe it in full (such as a file's contents).
     """
     name = protocol["attack"]
     types = attack_class(name).settings()
@@ -116,13 +116,13 @@ def attack_as_described(protocol: Mapping[str, Any]) -> Attack:
 
 
 def parse_attacks(text: str, defaults: Mapping[str, Any]) -> list[Attack]:
-    """`"clean,pgd:steps=100,step=1/255,bert"` as attacks, in that order.
+    """Parse `"clean,pgd:steps=100,step=1/255,bert"` into attacks, in that order.
 
     Args:
-        defaults: settings for every attack that has them (`steps`, `substitutes`, ...) and does not name its own.
+        defaults: settings for every attack that has them (`steps`, `substitutes`, ...) and does not set its own.
 
     Raises:
-        UserError: unknown attack or setting, or a value that does not fit.
+        UserError: unknown attack or setting, or an invalid value.
     """
     attacks: list[Attack] = []
     for name, written in split_names(text, "--attacks", "pgd:steps=100"):

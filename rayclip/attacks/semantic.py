@@ -1,4 +1,4 @@
-"""SAFT's semantic-ensemble attack: an image that is wrong under many descriptions of each class at once.
+"""SAFT's semantic-ensemble attack: makes an image that is misclassified under many descriptions of each class at once.
 
 Shapes: A samples being attacked, M caption sets, K classes, D embedding.
 """
@@ -23,12 +23,13 @@ from rayclip.types import UserError
 Objective = Literal["cross_entropy", "mean_similarity"]
 Texts = tuple[tuple[str, ...], ...]
 
-# Each model's caption embeddings, for the texts that were asked for last
+# Each model's caption embeddings, for the most recent texts
 _embedded: WeakKeyDictionary[Clip, tuple[Texts, Tensor]] = WeakKeyDictionary()
 
 
 def ensemble_loss(logits_AMK: Tensor, labels_A: Tensor, objective: Objective) -> Tensor:
-    """What the attack raises, `(A,)`; the logits are `s·<f(x + d), t>` for class k's caption in set m.
+    """Return the loss that the attack maximises, `(A,)`; the logits are `s·<f(x + d), t>` for class k's caption in set
+    m.
 
     `cross_entropy`: the mean over the sets of CE(logits, y) (SAFT's code). `mean_similarity`: minus the mean logit of
     the true class's captions (the paper's words).
@@ -44,13 +45,13 @@ def ensemble_loss(logits_AMK: Tensor, labels_A: Tensor, objective: Objective) ->
 def best_texts(
     texts: Sequence[Sequence[str]], class_names: Sequence[str], sets: int, *, who: str, captions: str
 ) -> Texts:
-    """The first `sets` captions of each class.
+    """Return the first `sets` captions of each class.
 
     Args:
-        who, captions: for the message: whose setting `sets` is, and the table that the texts are from.
+        who, captions: for the error message: whose setting `sets` is, and the table that the texts come from.
 
     Raises:
-        UserError: a class has fewer.
+        UserError: a class has fewer captions.
     """
     short = [(name, own) for name, own in zip(class_names, texts, strict=True) if len(own) < sets]
     if short:
@@ -63,30 +64,30 @@ def best_texts(
 
 
 def template_texts(class_names: Sequence[str], sets: int) -> Texts:
-    """What stands in for captions where there are none: `sets` templates, filled in for each class."""
+    """Return stand-ins for captions: `sets` templates, filled in for each class."""
     by_set = [class_prompts(class_names, template) for template in FILL_TEMPLATES[:sets]]
     return tuple(zip(*by_set, strict=True))
 
 
 def digest_texts(texts: Texts) -> str:
-    """A hash that tells captions apart."""
+    """Return a hash that identifies captions."""
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticEnsemble(GradientAttack):
-    """The image climbs the loss averaged over `sets` captions a class; one image forward serves all of them.
+    """Semantic ensemble: maximises the loss averaged over `sets` captions per class, with one image forward pass.
 
-    Judged, and under `first_success` stopped, by the clean class prompts: SAFT uses the attack in training, and
+    Classified, and under `first_success` stopped, by the clean class prompts: SAFT uses the attack in training, and
     evaluates with the usual template.
 
     Attributes:
         objective: see `ensemble_loss`.
-        sets: M, captions of each class; its best ones.
-        captions: table of captions, as `rayclip captions filter` writes it, of the classes that are attacked, or a
-            folder with one for each data set; an evaluation reads it before it starts. Without one, the captions are
+        sets: M, captions per class; the best ones are used.
+        captions: table of captions, as `rayclip captions filter` writes it, for the classes that are attacked, or a
+            folder with one table per data set; an evaluation reads it before it starts. Without one, the captions are
             the first `sets` of `FILL_TEMPLATES`.
-        texts: the captions of each class in label order; what is in the table, for those who have no table.
+        texts: the captions of each class in label order, as read from the table, or given directly without one.
     """
 
     name: ClassVar[str] = "semantic"
@@ -104,15 +105,15 @@ class SemanticEnsemble(GradientAttack):
             )
 
     def with_texts(self, texts: Sequence[Sequence[str]], class_names: Sequence[str]) -> Self:
-        """The attack with the captions of each class, best first, of which it keeps `sets`.
+        """Return the attack with the captions of each class, best first; it keeps `sets` of them.
 
         Raises:
-            UserError: a class has fewer.
+            UserError: a class has fewer captions.
         """
         return replace(self, texts=best_texts(texts, class_names, self.sets, who=self.name, captions=self.captions))
 
     def describe(self) -> dict[str, Any]:
-        """`captions` is a hash of the texts, or `templates`."""
+        """Return the settings; `captions` is a hash of the texts, or `templates`."""
         if not self.texts:
             self._need_texts()
             return super().describe() | {"captions": "templates"}
@@ -130,7 +131,7 @@ class SemanticEnsemble(GradientAttack):
         return Adversarial(images, None, steps, queries)
 
     def _embed(self, victim: ZeroShot) -> Tensor:
-        """Class weights of every caption set, `(M, K, D)`; embedded once for a victim, not once a batch."""
+        """Return the class weights of every caption set, `(M, K, D)`; embedded once per victim, not once per batch."""
         texts = self.own_texts(victim.class_names)
         if victim.clip not in _embedded or _embedded[victim.clip][0] != texts:
             by_set = [text for own in zip(*texts, strict=True) for text in own]
@@ -139,7 +140,7 @@ class SemanticEnsemble(GradientAttack):
         return _embedded[victim.clip][1]
 
     def own_texts(self, class_names: Sequence[str]) -> Texts:
-        """`sets` captions of each class."""
+        """Return `sets` captions of each class."""
         if self.texts:
             if len(self.texts) != len(class_names):
                 raise ValueError(f"captions of {len(self.texts)} classes for a victim of {len(class_names)}")

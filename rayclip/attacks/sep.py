@@ -1,4 +1,5 @@
-"""Sep-Attack: the papers' "multimodal" attack. Each modality is attacked on its own, both are judged together."""
+"""Sep-Attack: the papers' "multimodal" attack. Each modality is attacked on its own, and both are evaluated
+together."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,8 +14,8 @@ from rayclip.models import ZeroShot
 
 @dataclass(frozen=True, kw_only=True)
 class SepAttack(JointAttack):
-    """The image climbs the cross-entropy against the CLEAN class prompts; BERT-Attack changes every class prompt; the
-    prediction is of the adversarial image against the adversarial prompts (MMCoA, section III-A)."""
+    """Sep-Attack: the image maximises the cross-entropy against the CLEAN class prompts; BERT-Attack changes every
+    class prompt; the adversarial image is classified against the adversarial prompts (MMCoA, section III-A)."""
 
     name: ClassVar[str] = "sep"
 

@@ -1,7 +1,7 @@
-"""SGA, the set-level guidance attack (Lu et al. 2023): text guided by the image, the image by its texts at several
-scales, the text again by the adversarial image.
+"""SGA, the set-level guidance attack (Lu et al. 2023): attacks the text guided by the image, then the image guided by
+its texts at several scales, then the text again guided by the adversarial image.
 
-Shapes: B batch, A samples of it that are still being attacked, D embedding, M sentences on trial.
+Shapes: B batch, A samples of it that are still being attacked, D embedding, M candidate sentences.
 """
 
 import itertools
@@ -20,26 +20,26 @@ from rayclip.models import ZeroShot
 from rayclip.models.zeroshot import mean_over_views, per_view
 from rayclip.types import UserError
 
-_FIRST_STREAM = 4  # of the noise; the random start takes those below
+_FIRST_STREAM = 4  # of the noise; the random start uses lower ones
 
 
 def text_gain(image_MD: Tensor, text_MD: Tensor) -> Tensor:
-    """What a text's change raises: `-<f(x), t'>` of normalised embeddings, `(M,)` in float64."""
+    """Return the gain that a change of text maximises: `-<f(x), t'>` of normalised embeddings, `(M,)` in float64."""
     return -(image_MD.double() * text_MD.double()).sum(-1)
 
 
 def image_loss(views_SAD: Tensor, own_AD: Tensor) -> Tensor:
-    """What an image's change raises: `-Σ_s mean_t' <f(view_s), t'>`, `(A,)`.
+    """Return the loss that the image maximises: `-Σ_s mean_t' <f(view_s), t'>`, `(A,)`.
 
     Args:
-        views_SAD: normalised embeddings of the image at every scale; `(S, A, V, D)` where a defence has several views.
+        views_SAD: normalised embeddings of the image at every scale; `(S, A, V, D)` if a defence has several views.
         own_AD: mean of the normalised embeddings of the image's adversarial texts.
     """
     return -mean_over_views((views_SAD * per_view(own_AD, views_SAD[0])).sum(-1).sum(0))
 
 
 def rescaled(pixels_ACHW: Tensor, scale: float, noise_ACHW: Tensor) -> Tensor:
-    """The image with noise at another size, in [0, 1]; the model's own resize brings it to the model's input."""
+    """Return the noisy image at another size, in [0, 1]; the model's own resize brings it to the model's input size."""
     height, width = (max(1, round(side * scale)) for side in pixels_ACHW.shape[-2:])
     noisy = pixels_ACHW + noise_ACHW
     return F.interpolate(noisy, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)
@@ -47,20 +47,20 @@ def rescaled(pixels_ACHW: Tensor, scale: float, noise_ACHW: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SGA(TextAttack, GradientAttack):
-    """Every image has adversarial texts of its own, and its pixels are moved away from all of them.
+    """Set-level guidance attack: every image gets its own adversarial texts, and its pixels move away from all of them.
 
-    1. Each text of the image: BERT-Attack's words and substitutes, of which the one farthest from the image is taken.
-    2. The image climbs `image_loss` with these texts.
-    3. As 1, guided by the adversarial image instead of the clean one.
+    1. For each text of the image: of BERT-Attack's substitutes for a word, take the one farthest from the image.
+    2. The image maximises `image_loss` with these texts.
+    3. Repeat step 1, guided by the adversarial image instead of the clean one.
 
-    For zero-shot classification an image's text is the prompt of its true class; the prediction is of the adversarial
-    image against that adversarial prompt and the clean prompts of all other classes, which are paired with no image.
-    Under `first_success` an image whose clean pixels already fail against its text of step 1 is not touched; with one
-    changed word step 3 cannot undo a success. For retrieval an image's texts are its captions, all of them are changed,
-    and all are the candidates.
+    For zero-shot classification an image's text is the prompt of its true class; the adversarial image is classified
+    against that adversarial prompt and the clean prompts of all other classes, which are paired with no image. Under
+    `first_success` an image whose clean pixels are already misclassified with its text of step 1 is not attacked; with
+    one changed word, step 3 cannot undo a success. For retrieval an image's texts are its captions; all of them are
+    changed, and all are candidates.
 
     Attributes:
-        scales: of the views, 1 among them: that one is the image itself, without noise.
+        scales: of the views, 1 among them: that view is the image itself, without noise.
         noise: standard deviation of the other views' gaussian noise, in pixel units.
     """
 
@@ -112,7 +112,7 @@ class SGA(TextAttack, GradientAttack):
 
 
 class _OwnTexts:
-    """The texts of a batch's images, ranked once for both times that an image guides them."""
+    """The texts of a batch's images, ranked once and used both times that an image guides them."""
 
     def __init__(self, attack: SGA, victim: ZeroShot, labels: Sequence[int], attacked: Sequence[int]) -> None:
         self._clip, self._changes = victim.clip, attack.changes
@@ -125,7 +125,7 @@ class _OwnTexts:
         self._ranked = [ranked[text] for _, text in flat]
 
     def guided_by(self, image_BD: Tensor) -> tuple[tuple[str, ...], ...]:
-        """Each image's texts, changed where it is attacked."""
+        """Return each image's texts, changed if the image is attacked."""
         image_BD = image_BD if image_BD.ndim == 2 else image_BD.mean(1)
 
         def gain(owners_M: Tensor, text_MD: Tensor) -> Tensor:

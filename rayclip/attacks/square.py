@@ -1,6 +1,6 @@
-"""Square attack (Andriushchenko, Croce, Flammarion & Hein 2020): random search over square windows, by scores alone.
+"""Square attack (Andriushchenko, Croce, Flammarion & Hein 2020): random search over square windows, from scores alone.
 
-Shapes: B batch, A samples of it that are being attacked, C H W image, n numbers that one proposal draws.
+Shapes: B batch, A samples of it that are being attacked, C H W image, n random numbers per proposal.
 """
 
 import math
@@ -17,9 +17,9 @@ from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, ma
 from rayclip.models import ZeroShot
 from rayclip.types import UserError
 
-# Queries of 10000 at which the window's share of the image is halved (section 3.3 of the paper); others are scaled.
+# Queries out of 10000 at which the window's share of the image is halved (section 3.3 of the paper); scaled to others.
 HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)
-# Proposals after which auto-attack's code halves it, however many there are
+# Proposals after which auto-attack's code halves it, whatever the number of queries
 OFFICIAL_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 Schedule = Literal["paper", "official"]
 
@@ -28,19 +28,19 @@ _BLOCK = 64  # proposals whose random numbers are drawn at once
 
 @dataclass(frozen=True, kw_only=True)
 class Square(Attack):
-    """Lowers the margin z_y − max z_j; a proposal is kept if it does. Needs no gradient from the model.
+    """Square attack: lowers the margin z_y − max z_j, keeping each proposal that does. Needs no gradient.
 
-    A sample leaves at its first image that is misclassified; an image that holds out keeps its lowest margin.
+    A sample leaves at its first misclassified image; an unbroken one keeps its image of lowest margin.
     `Adversarial.steps_B` is 0, as no gradient is followed.
 
     Attributes:
-        queries: image forwards per sample at most.
+        queries: largest number of image forward passes per sample.
         p_init: the first windows' share of the image's pixels, in (0, 1].
-        schedule: when that share is halved. `paper`: as section 3.3 has it, scaled to the number of queries.
-            `official`: as auto-attack's code runs it: not scaled, and after 500 proposals too. `paper` is the
-            stronger with few queries and as good with many: of 60 digits at 24/255 it leaves 17 standing of 1000
-            queries and 15 of 5000, `official` 35 and 14. That code itself leaves 23 of 5000: no window of its own
-            starts at the last row or column; with those and our random numbers its images are ours, pixel by pixel.
+        schedule: when that share is halved. `paper`: as in section 3.3, scaled to the number of queries. `official`: as
+            in auto-attack's code: not scaled, and after 500 proposals too. `paper` is stronger with few queries and as
+            good with many: of 60 digits at 24/255 it leaves 17 unbroken after 1000 queries and 15 after 5000,
+            `official` 35 and 14. That code itself leaves 23 after 5000, because none of its windows starts at the last
+            row or column; with those windows and our random numbers its images equal ours, pixel by pixel.
         norm: `linf`, or `l2` over all pixels and channels of an image.
     """
 
@@ -65,7 +65,7 @@ class Square(Attack):
         return self.queries
 
     def side(self, query: int, height: int, width: int) -> int:
-        """The window's side at a query (the start is query 0), in pixels."""
+        """Return the window's side at a query (the start is query 0), in pixels."""
         if self.schedule == "official":
             halved = bisect_left(OFFICIAL_HALVINGS, query - 1)
         else:
@@ -106,15 +106,17 @@ class Square(Attack):
         return Adversarial(adversarial, None, torch.zeros_like(queries_B), queries_B)
 
     def _draws(self, keys_B: Tensor, channels: int, stream: int) -> Tensor:
-        """What `_BLOCK` proposals draw, `(B, _BLOCK, n)`; float64, for products with a whole number to stay below it.
+        """Return the random numbers of `_BLOCK` proposals, `(B, _BLOCK, n)`; in float64, so that a number below 1 times
+        an integer stays below that integer.
 
-        l_inf: row, column, a sign a channel. l_2: row and column twice, a turn, a sign a channel.
+        l_inf: row, column, and a sign per channel. l_2: row and column twice, an orientation, and a sign per channel.
         """
         count = channels + (2 if self.norm == "linf" else 5)
         return rng.uniform(keys_B, (_BLOCK, count), stream=stream, dtype=torch.float64)
 
     def _initial(self, clean: Tensor, keys: Tensor, eps: float) -> Tensor:
-        """l_inf: stripes one pixel wide of ±eps. l_2: a grid of tiles, five along the shorter side, each a pattern."""
+        """Return the start. l_inf: stripes one pixel wide of ±eps. l_2: a grid of tiles, five along the shorter side,
+        each with the pattern."""
         _, channels, height, width = clean.shape
         if self.norm == "linf":
             stripes = _signs(rng.uniform(keys, (channels, 1, width), dtype=clean.dtype))
@@ -128,14 +130,15 @@ class Square(Attack):
 
 
 def _propose_linf(clean: Tensor, best: Tensor, draws_An: Tensor, side: int, eps: float) -> Tensor:
-    """±eps inside one window, a sign a channel (algorithm 2): ±2·eps from a corner of the ball, projected."""
+    """Propose ±eps inside one window, one sign per channel (algorithm 2): ±2·eps from a corner of the ball,
+    projected."""
     window = _window(draws_An[:, 0], draws_An[:, 1], side, clean)[0]
     signs = _signs(draws_An[:, 2:]).to(clean)[:, :, None, None]
     return torch.where(window, (clean + eps * signs).clamp(0, 1), best)
 
 
 def _propose_l2(clean: Tensor, best: Tensor, draws_An: Tensor, side: int, eps: float) -> Tensor:
-    """The pattern added in one window, paid for by what another window and the budget have left (algorithm 3)."""
+    """Add the pattern in one window, using the budget of another window and any that is left (algorithm 3)."""
     nu = best - clean
     first, rows, columns = _window(draws_An[:, 0], draws_An[:, 1], side, clean)
     second, _, _ = _window(draws_An[:, 2], draws_An[:, 3], side, clean)
@@ -157,13 +160,15 @@ def _propose_l2(clean: Tensor, best: Tensor, draws_An: Tensor, side: int, eps: f
 
 @lru_cache(maxsize=64)
 def pattern(side: int) -> Tensor:
-    """Two bumps of opposite sign side by side, `(side, side)` float64 on the CPU (equation 2 and what follows it)."""
+    """Return two bumps of opposite sign side by side, `(side, side)` float64 on the CPU (equation 2 and the text after
+    it)."""
     left = side // 2
     return torch.cat((_bump(side, left), -_bump(side, side - left)), dim=1)
 
 
 def _bump(height: int, width: int) -> Tensor:
-    """Entry (r, s) is `Σ_{k=0..M} 1/(n+1−k)²`, `n = ⌊height/2⌋`; M is n less the ring (r, s) is in, the middle's 0."""
+    """Return a bump with entries `Σ_{k=0..M} 1/(n+1−k)²` at (r, s), `n = ⌊height/2⌋`; M is n minus the number of the
+    ring that (r, s) is in, 0 in the middle."""
     n = height // 2
     sums = (1 / torch.arange(n + 1, 0, -1, dtype=torch.float64).square()).cumsum(0)
     r = (torch.arange(height) - n).abs()[:, None]
@@ -172,7 +177,8 @@ def _bump(height: int, width: int) -> Tensor:
 
 
 def _window(row_A: Tensor, column_A: Tensor, side: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A square at a random place: mask `(A, 1, H, W)`, and each pixel's row and column in it, clamped to its edge."""
+    """Return a square at a random place: mask `(A, 1, H, W)`, and each pixel's row and column in it, clamped to its
+    edge."""
     found = []
     for draw_A, extent in ((row_A, like.shape[2]), (column_A, like.shape[3])):
         start = (draw_A * (extent - side + 1)).long()

@@ -1,4 +1,4 @@
-"""Where BERT-Attack finds words to put in: a masked language model, or CLIP's own token table."""
+"""Sources of substitute words for BERT-Attack: a masked language model, or CLIP's own token table."""
 
 import itertools
 from collections.abc import Sequence
@@ -22,22 +22,22 @@ class SubstituteSource(Protocol):
     rules: ClassVar[WordRules]
 
     def candidates(self, sentences: Sequence[Sequence[str]]) -> list[list[list[str]]]:
-        """For each sentence (a list of words) and each of its words, the words that may stand there.
+        """Return, for each sentence (a list of words) and each of its words, the possible substitutes, best first.
 
-        Never the word itself, a stop word or a piece of a word; best first.
+        They never include the word itself, a stop word or a piece of a word.
         """
 
     def as_read(self, texts: Sequence[str]) -> Sequence[str]:
-        """What CLIP gets to read of a text while the attack looks for words."""
+        """Return the texts as CLIP reads them while the attack searches for words."""
 
     def cut(self, sentences: Sequence[Sequence[str]]) -> int:
-        """How many of the sentences are not read to their end."""
+        """Return how many of the sentences are too long to be read to their end."""
 
 
 class TokenTable:
     """The nearest whole words by cosine in CLIP's own token-embedding table. Needs no download.
 
-    A word of several BPE pieces stands at the mean of their rows.
+    A word of several BPE pieces is represented by the mean of their rows.
     """
 
     rules: ClassVar[WordRules] = CORRECT
@@ -52,7 +52,7 @@ class TokenTable:
         return texts
 
     def cut(self, sentences: Sequence[Sequence[str]]) -> int:
-        """None: each word is looked up by itself."""
+        """Return 0: each word is looked up by itself."""
         return 0
 
     @torch.no_grad()
@@ -68,25 +68,26 @@ class TokenTable:
         return [[found[word] for word in sentence] for sentence in sentences]
 
     def _pieces(self, words: Sequence[str]) -> list[list[int]]:
-        """Each word's rows of the table, without the marks of start and end."""
+        """Return each word's rows of the table, without the start and end marks."""
         rows = self._clip.tokenize(words).tolist()
-        # The end mark has the highest id, and padding follows it. A word of no piece at all stands at row 0.
+        # The end mark has the highest id, and padding follows it. A word without any piece gets row 0.
         return [row[1 : row.index(max(row))] or [0] for row in rows]
 
 
 class MaskedLM:
     """A masked language model's predictions at the word's own position; the sentence itself is not masked.
 
-    A word of one piece: the top k predictions whose raw logit reaches `threshold`, pieces of words dropped. A word of
+    A word of one piece: the top k predictions whose raw logit reaches `threshold`, without pieces of words. A word of
     several: combinations of the top 4 predictions of each piece, the first `combinations` of them, ranked by the
-    model's perplexity on the combination alone. Words beyond `max_length` pieces, [CLS] and [SEP] counted, have none.
+    model's perplexity on the combination alone. Words beyond `max_length` pieces, [CLS] and [SEP] included, have no
+    substitutes.
     """
 
     rules: ClassVar[WordRules] = CORRECT
 
     PIECES, TOP = 12, 4
     _FIRST = 1  # position of the first word's prediction, after [CLS]
-    _TOGETHER = 64  # sentences a forward: 30 positions of 30,522 logits each are 230 MB
+    _TOGETHER = 64  # sentences per forward pass: 30 positions of 30,522 logits each are 230 MB
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class MaskedLM:
         self._tokenizer, self._model = _load_masked_lm(model, str(device))
         self._k, self._threshold, self._combinations = k, threshold, combinations
         longest = min(max_length, self._model.config.max_position_embeddings)
-        self._room = max(0, longest - len(self._framed([])))  # pieces of a text that are read
+        self._room = max(0, longest - len(self._framed([])))  # pieces read of a text
 
     @torch.no_grad()
     def candidates(self, sentences: Sequence[Sequence[str]]) -> list[list[list[str]]]:
@@ -123,14 +124,15 @@ class MaskedLM:
         return texts
 
     def cut(self, sentences: Sequence[Sequence[str]]) -> int:
-        """How many of the sentences are not read to their end."""
+        """Return how many of the sentences are too long to be read to their end."""
         lengths = (sum(len(self._tokenizer.tokenize(w)) or 1 for w in sentence) for sentence in sentences)
         return sum(length > self._room for length in lengths)
 
     def _read(
         self, sentences: Sequence[Sequence[str]], part: range, found: list[list[list[str]]]
     ) -> dict[tuple[int, int], list[list[int]]]:
-        """One forward. Fills in the words of one piece; returns the combinations for (sentence, word) of several."""
+        """Run one forward pass. Fills in `found` for words of one piece; returns the combinations of each (sentence,
+        word) with several."""
         pieces = [[self._pieces(word) for word in sentences[s]] for s in part]
         rows = [[p for word in s for p in word][: self._room] for s in pieces]
         logits, tops = self._predict([self._framed(row) for row in rows])
@@ -160,24 +162,24 @@ class MaskedLM:
         return [self._tokenizer.cls_token, *pieces, self._tokenizer.sep_token]
 
     def _fits(self, start: int, end: int) -> bool:
-        """Whether a word of the pieces from `start` to before `end` is read."""
+        """Return whether a word whose pieces run from `start` to before `end` is read."""
         return end <= self._room
 
     @property
     def _choices(self) -> int:
-        """Predictions a piece that are combined."""
+        """Number of predictions per piece that are combined."""
         return self.TOP
 
     def _is_word(self, token: str) -> bool:
-        """Whether a prediction may be put in: no ##piece, punctuation or special token."""
+        """Return whether a prediction may be a substitute: no ##piece, punctuation or special token."""
         return token.isalpha()
 
     def _are_words(self, text: str) -> bool:
-        """The same for a combination."""
+        """Return the same for a combination."""
         return text.isascii() and text.replace(" ", "").isalpha()
 
     def _predict(self, rows: list[list[str]]) -> tuple[Tensor, Tensor]:
-        """The top-k logits and ids at every position, `(B, L, k)` each, on the CPU."""
+        """Return the top-k logits and ids at every position, `(B, L, k)` each, on the CPU."""
         longest = max(len(row) for row in rows)
         ids = [self._tokenizer.convert_tokens_to_ids(row) for row in rows]
         pad = self._tokenizer.pad_token_id
@@ -197,7 +199,8 @@ class MaskedLM:
         return words
 
     def _rank(self, several: dict[tuple[int, int], list[list[int]]]) -> dict[tuple[int, int], list[str]]:
-        """Each word's combinations as texts, the least surprising first; those of one length share their forwards."""
+        """Return each word's combinations as texts, lowest perplexity first; combinations of equal length share forward
+        passes."""
         by_length: dict[int, list[tuple[int, ...]]] = {}
         for row in dict.fromkeys(tuple(row) for rows in several.values() for row in rows):
             by_length.setdefault(len(row), []).append(row)
@@ -224,13 +227,13 @@ class MaskedLM:
 
 
 class ReferenceMaskedLM(MaskedLM):
-    """Everything as MMCoA's `BertAttack` does it, which took it over from Co-Attack's: the same words come out.
+    """Reproduction of MMCoA's `BertAttack`, which is taken from Co-Attack's: it finds the same words.
 
     - The model reads `[CLS] X` without `[SEP]`, and the predictions are taken one position early, as if there were no
       [CLS]: a word is replaced by what the model expects for the word before it.
-    - A word that the cut at `max_length` goes through keeps the predictions that are left.
-    - Whatever is predicted may be put in, punctuation, [unused] and special tokens too, if it holds no `##`.
-    - What CLIP reads is the text that the language model's tokenizer gives back: in lower case, without accents, cut.
+    - A word that is cut in two by `max_length` keeps the predictions that are left.
+    - Any prediction without `##` may be a substitute, punctuation, [unused] and special tokens too.
+    - CLIP reads the text as the language model's tokenizer decodes it: in lower case, without accents, cut.
     """
 
     rules: ClassVar[WordRules] = REFERENCE
@@ -287,7 +290,7 @@ def _load_masked_lm(name: str, device: str) -> tuple[Any, Any]:
 
 
 def substitute_source(clip: Clip, name: str, *, k: int, offset: Offset, **settings: Any) -> SubstituteSource:
-    """The source that a protocol names: `clip-table`, or a masked language model's hub name or folder.
+    """Return the source that a protocol names: `clip-table`, or a masked language model's hub name or folder.
 
     Args:
         settings: of `MaskedLM`.

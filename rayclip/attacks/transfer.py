@@ -1,4 +1,4 @@
-"""Transfer: adversarial examples made on one model and judged on another."""
+"""Transfer attack: adversarial examples are made on one model and evaluated on another."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -14,15 +14,15 @@ from rayclip.types import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(GradientAttack):
-    """An attack on images runs against a source model; the victim sees only the result.
+    """An image attack that runs on a source model; the victim only sees the result.
 
     The source classifies with its own embeddings of the victim's class prompts, and takes pixels of any size.
-    `Adversarial.queries_B` counts the source's forwards. Images that the victim is wrong about stay untouched.
+    `Adversarial.queries_B` counts the source's forward passes. Images that the victim misclassifies stay unchanged.
 
     Attributes:
-        source: the model to attack, a specification as `load_model` takes it.
-        attack: the attack on it, by name; it takes those of the settings here that it has.
-        stop: `final` by default: what fools the source at once need not fool another model.
+        source: the model to attack, a specification that `load_model` takes.
+        attack: name of the attack to run on it; it takes those settings of this class that it has.
+        stop: `final` by default: what fools the source early need not fool another model.
     """
 
     name: ClassVar[str] = "transfer"
@@ -45,7 +45,7 @@ class Transfer(GradientAttack):
     @property
     def inner(self) -> Attack:
         """The attack on the source."""
-        from rayclip.attacks.registry import attack_class  # which knows this file
+        from rayclip.attacks.registry import attack_class  # not at the top: the registry imports this file
 
         kind = attack_class(self.attack)
         shared = kind.settings().keys() & GradientAttack.settings().keys()
@@ -70,7 +70,8 @@ class Transfer(GradientAttack):
         return replace(self, source_fingerprint=load_model(self.source).fingerprint())
 
     def describe(self) -> dict[str, Any]:
-        """The inner attack's settings; `source` is what the model is, not how it was named."""
+        """Return the inner attack's settings; `source` is the model's fingerprint, not the name that was given for
+        it."""
         return self.inner.describe() | {"inner": self.attack, "source": self.pinned().source_fingerprint}
 
     def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:

@@ -1,7 +1,8 @@
-"""Variants of a gradient attack whose examples transfer better: they change the gradient, never the verdict.
+"""Variants of gradient attacks for better transfer: they change the gradient, never the verdict.
 
-MI (Dong et al. 2018, equation 6), DI (Xie et al. 2019) and SI (Lin et al. 2020, equation 7), alone or together. They
-are two hooks of the loop in `base`: `views` says at which images the loss is taken, `accumulate` what is followed.
+MI (Dong et al. 2018, equation 6), DI (Xie et al. 2019) and SI (Lin et al. 2020, equation 7), alone or combined. They
+use two hooks of the loop in `base`: `views` chooses the images at which the loss is taken, `accumulate` the direction
+that is followed.
 
 Shapes: A samples that are being attacked, C H W image.
 """
@@ -17,7 +18,7 @@ from rayclip import rng
 
 Variant = Literal["plain", "mi", "di", "si", "mi-di", "mi-si", "di-si", "mi-di-si"]
 
-# (pixels_ACHW, indices_A into the batch) -> (loss_A to raise, broken_A)
+# (pixels_ACHW, indices_A into the batch) -> (loss_A to maximise, broken_A)
 Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 DECAY = 1.0  # MI's mu
@@ -31,11 +32,11 @@ _STREAM = 1 << 20  # beyond the streams of random starts
 def views(
     variant: Variant, forward: Forward, keys_A: Tensor, step: int, *, judge: bool
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, int]]:
-    """`forward` as a variant takes it: `(pixels, indices) -> (loss_A, broken_A, forwards per sample)`.
+    """Wrap `forward` for a variant: `(pixels, indices) -> (loss_A, broken_A, forward passes per sample)`.
 
     Args:
-        step: number of the step; DI draws anew in each.
-        judge: whether `broken_A` is wanted; where it is not, DI saves the forward of the image itself.
+        step: number of the step; DI draws new random numbers in each.
+        judge: whether `broken_A` is needed; if not, DI saves the forward pass of the image itself.
     """
 
     def look(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -59,7 +60,7 @@ def views(
 
 
 def accumulate(variant: Variant, direction: Tensor, gradient: Tensor) -> Tensor:
-    """What a step follows: the gradient, or with MI `g <- mu·g + gradient / ‖gradient‖_1`."""
+    """Return the direction that a step follows: the gradient, or with MI `g <- mu·g + gradient / ‖gradient‖_1`."""
     if "mi" not in variant:
         return gradient
     length = gradient.abs().sum((1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
@@ -67,7 +68,8 @@ def accumulate(variant: Variant, direction: Tensor, gradient: Tensor) -> Tensor:
 
 
 def resize_and_pad(pixels_ACHW: Tensor, keys_A: Tensor, *, stream: int) -> Tensor:
-    """DI: with probability p, each image shrunk to a random share of its canvas, at a random place, zeros around it.
+    """Apply DI: with probability p, shrink each image to a random share of its canvas, at a random place, padded with
+    zeros.
 
     The paper enlarges the canvas instead; here the model would resize that back, as CLIP's input has one size. Side and
     place are continuous, and every image has its own, so one warp serves the whole batch.
@@ -75,7 +77,7 @@ def resize_and_pad(pixels_ACHW: Tensor, keys_A: Tensor, *, stream: int) -> Tenso
     chosen, side, left, top = rng.uniform(keys_A, (4,), stream=stream, dtype=pixels_ACHW.dtype).unbind(1)
     share = SMALLEST + (1 - SMALLEST) * side
     zero = torch.zeros_like(share)
-    # In coordinates of [-1, 1], o on the canvas shows the image's point (o + 1 - 2·offset) / share - 1.
+    # In coordinates of [-1, 1], point o on the canvas shows the image's point (o + 1 - 2·offset) / share - 1.
     shift_x, shift_y = ((1 - 2 * place * (1 - share)) / share - 1 for place in (left, top))
     matrix = torch.stack((1 / share, zero, shift_x, zero, 1 / share, shift_y), 1).view(-1, 2, 3)
     grid = F.affine_grid(matrix, list(pixels_ACHW.shape), align_corners=False)

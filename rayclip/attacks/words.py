@@ -1,4 +1,5 @@
-"""What counts as a word in BERT-Attack, and which words are left alone: as it should be, and as MMCoA's code has it."""
+"""Rules for splitting texts into words and for stop words in BERT-Attack: the correct ones, and those of MMCoA's
+code."""
 
 import re
 from collections.abc import Callable
@@ -6,7 +7,7 @@ from dataclasses import dataclass
 
 _WORDS = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\s\w]+|_+")
 
-# English function words: replacing them, or putting them in, changes grammar rather than meaning.
+# English function words: replacing them, or inserting them, changes grammar rather than meaning.
 STOP_WORDS = frozenset(
     """
     a about above across after again against all almost along already also although am among an and another any anyone
@@ -45,13 +46,13 @@ _ALSO_HAS = frozenset(
 
 @dataclass(frozen=True)
 class WordRules:
-    """How a text is cut into words, and which of them may change.
+    """Rules for how a text is split into words, and which of them may change.
 
     Attributes:
-        split: the words of a text; joined by blanks they stand for it.
-        stop_words: neither replaced nor put in.
-        letters_only: whether what is replaced must hold a letter or a digit.
-        may_stay: whether a word competes with its substitutes: where it wins it stays, and the next word has its turn.
+        split: returns the words of a text; joined by blanks they represent it.
+        stop_words: neither replaced nor inserted.
+        letters_only: whether a replaced word must contain a letter or a digit.
+        may_stay: whether a word competes with its substitutes: if it wins, it stays, and the next word is tried.
     """
 
     split: Callable[[str], list[str]]
@@ -64,17 +65,17 @@ class WordRules:
 
 
 def split_words(text: str) -> list[str]:
-    """In lower case, punctuation as words of their own, as CLIP's tokenizer has it."""
+    """Split into lower-case words with punctuation as words of their own, as CLIP's tokenizer does."""
     return _WORDS.findall(text.lower())
 
 
 def split_at_blanks(text: str) -> list[str]:
-    """As MMCoA's code does it: case and punctuation stay, and so do two blanks, with an empty word between."""
+    """Split as MMCoA's code does: keeps case and punctuation, and an empty word between two blanks."""
     return text.split(" ")
 
 
 CORRECT = WordRules(split=split_words, stop_words=STOP_WORDS, letters_only=True, may_stay=False)
-# The list is in lower case and compared as it is: "This" at the start of a prompt is no stop word.
+# The list is in lower case and compared case-sensitively: "This" at the start of a prompt is no stop word.
 REFERENCE = WordRules(
     split=split_at_blanks, stop_words=(STOP_WORDS - _LACKS) | _ALSO_HAS, letters_only=False, may_stay=True
 )

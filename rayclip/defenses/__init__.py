@@ -1,4 +1,4 @@
-"""Test-time defences: one file each, a wrapper that makes another classifier of a classifier."""
+"""Test-time defences: one file per defence; each wraps a classifier and returns a classifier."""
 
 from rayclip.defenses.base import Defense, Purifier
 from rayclip.defenses.defended import IGNORE, Aim, Chain, Defended, chain_label, describe_chain, is_random

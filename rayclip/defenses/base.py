@@ -1,4 +1,4 @@
-"""What a test-time defence is: it looks at other pixels than it was given.
+"""The interface of test-time defences: each replaces the pixels that the classifier gets.
 
 Shapes: B batch, V views of an image, C H W image.
 """
@@ -17,44 +17,44 @@ from rayclip.settings import settable, with_changes, written
 class Defense(ABC):
     """A defence with its settings. Subclasses are frozen dataclasses, one file each.
 
-    A defence belongs to no model: it gets the undefended classifier with every batch, and may ask it anything.
+    A defence belongs to no model: it gets the undefended classifier with every batch, and may query it freely.
     """
 
     name: ClassVar[str]
-    random: ClassVar[bool] = False  # whether it draws numbers
-    smooth: ClassVar[bool] = False  # whether its derivative is worth following; BPDA stands in for those that are not
+    random: ClassVar[bool] = False  # whether it uses random numbers
+    smooth: ClassVar[bool] = False  # whether its derivative is useful to attacks; for the others BPDA replaces it
 
     @classmethod
     def settings(cls) -> dict[str, Any]:
-        """The names and types of what a user may set."""
+        """Return the names and types of the settings that a user may choose."""
         return settable(cls)
 
     def pinned(self) -> Self:
-        """The defence with the fingerprints of the files that its predictions depend on filled in."""
+        """Return the defence with the fingerprints of the files that its predictions depend on filled in."""
         return self
 
     def describe(self) -> dict[str, Any]:
-        """The settings that a result's protocol must state."""
+        """Return the settings that a result's protocol must state."""
         return {name: written(name, getattr(self, name)) for name in self.settings()}
 
     @property
     def label(self) -> str:
-        """Its name, and the settings that are not the defaults, as a user would write them."""
+        """Name, and the settings that differ from the defaults, as a user would write them."""
         return with_changes(self)
 
     @property
     def cost(self) -> int:
-        """Forwards and backwards per image beyond the prediction's own, roughly."""
+        """Approximate number of forward and backward passes per image beyond the prediction's own."""
         return 0
 
     @abstractmethod
     def views(self, victim: ZeroShot, pixels_BCHW: Tensor, keys_B: Tensor) -> Tensor:
-        """What the classifier is to look at instead, `(B, V, C, H, W)` in [0, 1].
+        """Return the images that the classifier gets instead, `(B, V, C, H, W)` in [0, 1].
 
         Args:
             victim: the undefended classifier.
             pixels_BCHW: in [0, 1].
-            keys_B: one 64-bit key a sample, the source of all randomness (`rng`).
+            keys_B: one 64-bit key per sample, the source of all randomness (`rng`).
         """
 
 
@@ -62,13 +62,14 @@ class Defense(ABC):
 class Purifier(Defense):
     """A defence that adds a perturbation of its own to the image.
 
-    Its steps follow signs of gradients. Their derivative is zero wherever it exists, so that no gradient of a gradient
-    is ever needed: the one straight through a purifier is the identity where nothing is clipped to the image range.
+    Its steps follow signs of gradients. The derivative of a sign is zero wherever it exists, so second-order gradients
+    are never needed: the gradient straight through a purifier is the identity wherever nothing is clipped to the image
+    range.
     """
 
     @abstractmethod
     def purify(self, victim: ZeroShot, pixels_BCHW: Tensor, keys_B: Tensor) -> Tensor:
-        """The perturbed images, `(B, C, H, W)` in [0, 1]."""
+        """Return the perturbed images, `(B, C, H, W)` in [0, 1]."""
 
     def views(self, victim: ZeroShot, pixels_BCHW: Tensor, keys_B: Tensor) -> Tensor:
         return self.purify(victim, pixels_BCHW, keys_B)[:, None]

@@ -1,4 +1,4 @@
-"""A classifier behind test-time defences is a classifier again, to be judged and to be attacked through.
+"""A classifier behind test-time defences, itself a classifier that can be evaluated and attacked through.
 
 Shapes: B batch, K draws, V views of an image, C H W image, D embedding.
 """
@@ -20,13 +20,14 @@ Chain = tuple[Defense, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Aim:
-    """What an attack on a defended classifier is aimed at (Athalye, Carlini & Wagner 2018).
+    """Settings of an attack on a defended classifier (Athalye, Carlini & Wagner 2018).
 
     Attributes:
         gradient: `ignore`: the attack sees the undefended classifier, as in most papers. `straight`: it differentiates
-            the defence as it is. `bpda`: on the way back the identity stands in for every defence that is not smooth.
-        draws: of a random defence, averaged at every query of the attack (EOT): the logarithm of their mean
-            probabilities is what it attacks. Each query draws anew.
+            through the defence as it is. `bpda`: the backward pass replaces every defence that is not smooth by the
+            identity.
+        draws: number of draws of a random defence that are averaged at every query of the attack (EOT); the attack gets
+            the logarithm of their mean probabilities. Each query draws anew.
     """
 
     gradient: Gradient = "ignore"
@@ -34,7 +35,7 @@ class Aim:
 
     @property
     def label(self) -> str:
-        """What follows the attack in metric names; nothing where it ignores the defence."""
+        """Suffix of the attack in metric names; empty if the attack ignores the defence."""
         if self.gradient == "ignore":
             return ""
         return f"_{self.gradient}"
@@ -49,11 +50,12 @@ IGNORE = Aim()
 class Defended(OtherEyes):
     """`victim` behind a chain of defences, for one batch.
 
-    Without an aim it is what is judged: a sample meets the same draw of the defence's randomness whenever it is judged.
-    With one it is what an attack attacks: every query draws anew, and never what the judge draws.
+    Without an aim, it is the classifier for evaluation: a sample gets the same draw of the defence's randomness at
+    every evaluation. With an aim, it is the classifier for an attack: every query draws anew, and never the same
+    numbers as the evaluation.
 
     Args:
-        keys_B: one 64-bit key a sample (`rng.sample_keys`).
+        keys_B: one 64-bit key per sample (`rng.sample_keys`).
     """
 
     def __init__(self, victim: ZeroShot, chain: Chain, keys_B: Tensor, aim: Aim | None = None) -> None:
@@ -74,7 +76,7 @@ class Defended(OtherEyes):
         return features.squeeze(1)
 
     def _views(self, pixels: Tensor, keys: Tensor) -> Tensor:
-        """The images `(B·K, C, H, W)` through all defences, `(B·K, V, C, H, W)`."""
+        """Pass images `(B·K, C, H, W)` through all defences, `(B·K, V, C, H, W)`."""
         views = pixels[:, None]
         for place, defense in enumerate(self._chain):
             count = views.shape[1]
@@ -92,12 +94,12 @@ def is_random(chain: Chain) -> bool:
 
 
 def chain_label(chain: Chain) -> str:
-    """`ttc:tau=0.1+tte`, settings where they are not the defaults; `none` for no defence."""
+    """Return `ttc:tau=0.1+tte`, with settings that differ from the defaults; `none` for no defence."""
     return "+".join(defense.label for defense in chain) or "none"
 
 
 def describe_chain(chain: Chain) -> str:
-    """The defences with all their settings, in order; `none` for no defence."""
+    """Return the defences with all their settings, in order; `none` for no defence."""
 
     def one(defense: Defense) -> str:
         settings = ", ".join(f"{k} {v}" for k, v in defense.describe().items())

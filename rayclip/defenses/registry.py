@@ -1,4 +1,5 @@
-"""Defences by name, and the text form in which users write chains of them: `ttc:eps=4/255,steps=2+tte`."""
+"""Registry of defences by name, and parser of the text form in which users write chains of them:
+`ttc:eps=4/255,steps=2+tte`."""
 
 from importlib.metadata import entry_points
 
@@ -14,28 +15,28 @@ from rayclip.signatures import unknown
 from rayclip.types import UserError
 
 NONE = "none"
-DRAWS = 4  # of EOT, where nobody says how many
+DRAWS = 4  # default number of EOT draws
 
 DEFENSES: dict[str, type[Defense]] = {d.name: d for d in (TTC, RandomNoise, TTE, AntiAdversary, Hedge)}
 
 
 def known_defenses() -> dict[str, type[Defense]]:
-    """Every defence by its name, those that other packages offer through `rayclip.defenses` last."""
+    """Return every defence by its name, those that other packages offer through `rayclip.defenses` last."""
     offered = {e.name: e.load() for e in entry_points(group="rayclip.defenses") if e.name not in DEFENSES}
     return {**DEFENSES, **offered}
 
 
 def about(name: str, kind: type[Defense]) -> str:
-    """A defence in one line; of another package's, the first line of its docstring."""
+    """Return a one-line description of a defence; for another package's, the first line of its docstring."""
     return DEFENSES_ABOUT.get(name) or (kind.__doc__ or "").strip().split("\n")[0]
 
 
 def parse_defenses(text: str) -> list[Chain]:
-    """`"none,ttc:eps=4/255,steps=2+tte,rn"` as chains, in that order. `none` is the empty chain; a `+` puts the next
-    defence behind the last, whose images it sees.
+    """Parse `"none,ttc:eps=4/255,steps=2+tte,rn"` into chains, in that order. `none` is the empty chain; `+` adds a
+    defence that gets the images of the one before it.
 
     Raises:
-        UserError: unknown defence or setting, or a value that does not fit.
+        UserError: unknown defence or setting, or an invalid value.
     """
     chains: list[list[Defense]] = []
     for links in split_chains(text):
@@ -59,10 +60,10 @@ def _defense(link: str) -> Defense:
 
 
 def parse_aims(text: str, draws: int) -> list[Aim]:
-    """`"ignore,bpda"` as aims, `draws` for those that go through the defence.
+    """Parse `"ignore,bpda"` into aims, with `draws` for those that attack through the defence.
 
     Raises:
-        UserError: an unknown one.
+        UserError: an unknown aim.
     """
     aims: list[Aim] = []
     for word in (w.strip() for w in text.split(",")):

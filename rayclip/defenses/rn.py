@@ -1,4 +1,4 @@
-"""RN: uniform noise, the simplest defence; TTC's first perturbation without its steps."""
+"""RN: uniform noise, the simplest defence; the same as TTC's initial perturbation without its steps."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +12,7 @@ from rayclip.models import ZeroShot
 
 @dataclass(frozen=True, kw_only=True)
 class RandomNoise(Purifier):
-    """x + d, d ~ U(-eps, eps), cut to the image range.
+    """Uniform noise: x + d, d ~ U(-eps, eps), clipped to the image range.
 
     Attributes:
         eps: in pixel units.

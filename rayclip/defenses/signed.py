@@ -1,4 +1,4 @@
-"""Defences that follow the sign of a gradient of the classifier's own opinion: anti-adversary and hedge defence.
+"""Defences that take signed gradient steps on the classifier's own predictions: anti-adversary and hedge defence.
 
 Shapes: B batch, C H W image, K classes.
 """
@@ -18,18 +18,18 @@ from rayclip.units import format_budget
 
 Preset = Literal["paper", "ttc"]
 
-_TTC = 4 / 255  # the budget that every defence of TTC's comparison has
+_TTC = 4 / 255  # the budget of every defence in TTC's comparison
 
 
 @dataclass(frozen=True, kw_only=True)
 class SignedSteps(Purifier):
-    """From d = 0, `steps` signed steps that raise `objective`, inside the eps ball and the image range.
+    """Purifier that takes `steps` signed steps from d = 0, raising `objective` inside the eps ball and image range.
 
     Attributes:
-        preset: `paper` is the defence's own eps, `ttc` the 4/255 of TTC's comparison; steps and step are the paper's.
-        eps: in pixel units, in place of the preset's.
-        steps: how many.
-        step: length of one, in pixel units.
+        preset: `paper` uses the defence's own eps, `ttc` the 4/255 of TTC's comparison; steps and step are the paper's.
+        eps: in pixel units, replaces the preset's.
+        steps: number of steps.
+        step: length of a step, in pixel units.
     """
 
     PAPER_EPS: ClassVar[float]
@@ -41,7 +41,7 @@ class SignedSteps(Purifier):
 
     @property
     def ball(self) -> float:
-        """The eps that counts."""
+        """The eps in effect."""
         return self.eps if self.eps is not None else self.PAPER_EPS if self.preset == "paper" else _TTC
 
     def describe(self) -> dict[str, Any]:
@@ -54,7 +54,8 @@ class SignedSteps(Purifier):
 
     @abstractmethod
     def objective(self, logits_BK: Tensor, predicted_B: Tensor) -> Tensor:
-        """What the steps raise, `(B,)`; `predicted_B` are the classes predicted for the images as they came."""
+        """Return the objective that the steps raise, `(B,)`; `predicted_B` are the predicted classes of the unmodified
+        inputs."""
 
     def purify(self, victim: ZeroShot, pixels_BCHW: Tensor, keys_B: Tensor) -> Tensor:
         delta, predicted_B = torch.zeros_like(pixels_BCHW), None
@@ -71,8 +72,8 @@ class SignedSteps(Purifier):
 
 @dataclass(frozen=True, kw_only=True)
 class AntiAdversary(SignedSteps):
-    """Anti-adversary (Alfarra et al., AAAI 2022): K = 2 steps of 0.15 that LOWER the cross-entropy of the class that is
-    predicted for the image as it came. The paper's own setting has no ball: 0.3 is what two steps can reach."""
+    """Anti-adversary (Alfarra et al., AAAI 2022): K = 2 steps of 0.15 that LOWER the cross-entropy of the class
+    predicted for the unmodified input. The paper's own setting has no ball: 0.3 is what two steps can reach."""
 
     name: ClassVar[str] = "anti-adversary"
     PAPER_EPS: ClassVar[float] = 0.3
@@ -87,7 +88,7 @@ class AntiAdversary(SignedSteps):
 @dataclass(frozen=True, kw_only=True)
 class Hedge(SignedSteps):
     """Hedge defence (Wu et al. 2021): 20 steps of 4/255 inside 8/255 that RAISE the sum of the cross-entropies over all
-    classes, away from where one class is certain."""
+    classes, away from regions where one class is certain."""
 
     name: ClassVar[str] = "hedge"
     PAPER_EPS: ClassVar[float] = 8 / 255

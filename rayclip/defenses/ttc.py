@@ -1,5 +1,5 @@
-"""TTC, test-time counterattacks (Xing et al., CVPR 2025): images that an attack has made falsely stable are driven away
-from where they are.
+"""TTC, test-time counterattacks (Xing et al., CVPR 2025): perturbs images whose features are suspiciously stable, a
+sign of an attack, away from their current features.
 
 Shapes: B batch, N steps, C H W image, D embedding.
 """
@@ -19,28 +19,28 @@ from rayclip.settings import FILLED_IN
 
 
 def instability(clean_BD: Tensor, noisy_BD: Tensor) -> Tensor:
-    """tau = ‖f(x + d⁰) − f(x)‖ / ‖f(x)‖ of un-normalised features, `(B,)`: low where an attack made them stable."""
+    """Return tau = ‖f(x + d⁰) − f(x)‖ / ‖f(x)‖ of un-normalised features, `(B,)`; low if an attack made them stable."""
     return (noisy_BD - clean_BD).norm(dim=1) / clean_BD.norm(dim=1)
 
 
 def weighted(deltas: list[Tensor], beta: float) -> Tensor:
-    """The mean of d⁰ .. d^N with weights softmax(beta·n)."""
+    """Return the mean of d⁰ .. d^N with weights softmax(beta·n)."""
     weights = (beta * torch.arange(len(deltas), dtype=torch.float64)).softmax(0).tolist()
     return sum((w * d for w, d in zip(weights[1:], deltas[1:], strict=True)), weights[0] * deltas[0])
 
 
 @dataclass(frozen=True, kw_only=True)
 class TTC(Purifier):
-    """d⁰ ~ U(-eps, eps); `steps` signed steps raise ‖f(x + d) − f(x)‖². Where `instability` is `tau` or more the image
-    gets d⁰ alone, else the weighted mean of d⁰ .. d^N.
+    """Counterattack: d⁰ ~ U(-eps, eps); `steps` signed steps raise ‖f(x + d) − f(x)‖². If `instability` is `tau` or
+    more, the image gets d⁰ alone, else the weighted mean of d⁰ .. d^N.
 
     Attributes:
         eps, step: in pixel units.
         steps: N.
-        tau: threshold of the instability; 0 never counterattacks.
+        tau: threshold of the instability; with 0 it never counterattacks.
         beta: how much more the later perturbations weigh.
-        original: model whose encoder measures the instability, as `load_model` takes it; empty is the victim's own. The
-            paper takes the original CLIP's for adversarially fine-tuned victims.
+        original: model whose encoder measures the instability, as `load_model` takes it; empty uses the victim. The
+            paper uses the original CLIP for adversarially fine-tuned victims.
     """
 
     name: ClassVar[str] = "ttc"
@@ -60,7 +60,7 @@ class TTC(Purifier):
         return replace(self, original_fingerprint=load_model(self.original).fingerprint())
 
     def describe(self) -> dict[str, Any]:
-        """`original` is what the model is, not how it was named."""
+        """Return the settings; `original` is the model's fingerprint, not the name that was given for it."""
         return super().describe() | {"original": self.pinned().original_fingerprint or "victim"}
 
     @property

@@ -18,7 +18,7 @@ class TTE(Defense):
     prediction is the mean of their softmax (`models.zeroshot.merge_views`).
 
     Attributes:
-        crop: side of a crop, as a share of the image's.
+        crop: side of a crop, as a share of the image's side.
     """
 
     name: ClassVar[str] = "tte"

@@ -1,18 +1,19 @@
-"""Training methods: one file each, a loss and the attack it trains against.
+"""Training methods: one file per method, with its loss and the attack it trains against.
 
-Where the papers, their code and this package differ. Published settings are those of the code (`Method.published`),
-with its recipe (`Method.recipe_for`): sweeps use them at the scale `paper`, and `rayclip train` does for models of 20
-million parameters and more, or with `--recipe paper`. The default is what a method does otherwise, and in Python.
+The table shows where the papers, their code and this package differ. Published settings are those of the code
+(`Method.published`), with its recipe (`Method.recipe_for`): sweeps use them at the scale `paper`, and `rayclip train`
+for models of 20 million parameters and more, or with `--recipe paper`. In all other cases, and in Python, the defaults
+hold.
 
 method        papers and their code                                 default here                 published
 ------------  --------------------------------------------------  --------------------------  -----------------------
 ft-standard   MMCoA's: both encoders, Adam 1e-6 without a           CE over the class prompts    the same; trains=image
-              schedule, CE over the class prompts, 30 epochs.                                    has the recipe of
+              schedule, CE over the class prompts, 30 epochs.                                    uses the recipe of
               CLIP-FT of SAFT's and TTC's line (TGA-ZSR's code):                                 CLIP-FT
               image encoder, SGD 1e-4, contrastive inside the
               batch, diagonal
 tecoa         paper: lr 1e-5, 2 steps; code: 1e-7, 5 steps          2 steps                      lr 1e-5
-pmg-aft       code: no temperature, in the attack neither;          form=scaled: temperature     form=published
+pmg-aft       code: no temperature, not in the attack either;       form=scaled: temperature     form=published
               divergences summed over the batch. TTC's:             and means
               temperature, means, the first divergence the other
               way round
@@ -32,7 +33,7 @@ advpt         code: 32 tokens, a full stop after the name, 200      16 tokens, n
 vp            code: frame from N(0, 1), 10 tokens after the         frame=empty, tokens=0        frame=normal, tokens=10
               patches (README: 100)
 
-The papers' warm-ups are as long as written (`Recipe.warmup_whole`) at the scale `paper` and with `--recipe paper`;
+The papers' warm-ups have their published length (`Recipe.warmup_whole`) at the scale `paper` and with `--recipe paper`;
 elsewhere they take a tenth of a run at most.
 """
 

@@ -1,4 +1,4 @@
-"""AdvPT (Zhang et al., ECCV 2024, arXiv 2311.11261): adversarial prompt tuning of the text side, CLIP frozen."""
+"""AdvPT (Zhang et al., ECCV 2024, arXiv 2311.11261): adversarial prompt tuning of the text side of a frozen CLIP."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,12 +20,12 @@ from rayclip.types import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class AdvPT(PromptMethod):
-    """CE(s·z'·T(v), y) over a context v in front of each class name; z' = f(x') is made once, before training.
+    """CE(s·z'·T(v), y) with a learned context v in front of each class name; z' = f(x') is made once, before training.
 
-    x' raises KL(softmax f(x) ‖ softmax f(x')) of the un-normalised embeddings, which the context has no part in.
+    x' maximises KL(softmax f(x) ‖ softmax f(x')) of the un-normalised embeddings, which do not depend on the context.
 
     Attributes:
-        context: learned tokens; at most half of what the text tower reads.
+        context: number of learned tokens; at most half of what the text tower reads.
     """
 
     name: ClassVar[str] = "advpt"
@@ -47,7 +47,7 @@ class AdvPT(PromptMethod):
     context: int = 16
 
     def recipe_for(self, patch: int | None) -> Recipe:
-        """100 epochs on B/16 and L/14, 200 on B/32."""
+        """Return the recipe: 100 epochs on B/16 and L/14, 200 on B/32."""
         return replace(self.recipe, epochs=100) if patch in (14, 16) else self.recipe
 
     @property

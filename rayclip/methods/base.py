@@ -1,4 +1,4 @@
-"""What a training method is.
+"""The interface of training methods, and the inputs they get.
 
 The train loop calls `attack` (gradients of the weights off) and then `loss`, both in eval mode: BatchNorm keeps its
 statistics and dropout is off (`training.loop.attack_and_backward`). A method sees pixels in [0, 1], labels, and the
@@ -27,7 +27,8 @@ Trains = str  # a part of the model, as `Clip.parameters_of` takes it
 
 
 class ClassTexts:
-    """The class prompts' embeddings during training: made once if the text encoder is frozen, else with gradients."""
+    """The class prompts' embeddings during training: computed once if the text encoder is frozen, else with
+    gradients."""
 
     def __init__(self, clip: Clip, prompts: Sequence[str], *, trainable: bool) -> None:
         self._clip, self.prompts = clip, list(prompts)
@@ -36,11 +37,11 @@ class ClassTexts:
             self._fixed_KD = None if trainable else clip.embed_texts(self.prompts)
 
     def all(self) -> Tensor:
-        """`(K, D)`, one row a class."""
+        """Return `(K, D)`, one row per class."""
         return self._clip.encode_text(self._tokens_KL) if self._fixed_KD is None else self._fixed_KD
 
     def of(self, labels_B: Tensor) -> Tensor:
-        """`(B, D)`, each sample's own class; each class present is encoded once."""
+        """Return `(B, D)`, the embedding of each sample's own class; each class present is encoded once."""
         if self._fixed_KD is not None:
             return self._fixed_KD[labels_B]
         classes, inverse = labels_B.unique(return_inverse=True)
@@ -49,11 +50,11 @@ class ClassTexts:
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
-    """The model that training started from, frozen: f₀ in the papers.
+    """The frozen model that training started from: f₀ in the papers.
 
     Attributes:
         clip: in eval mode, without gradients.
-        texts: the class prompts as it embeds them, the same prompts as `Batch.texts`.
+        texts: this model's embeddings of the class prompts, the same prompts as in `Batch.texts`.
     """
 
     clip: Clip
@@ -67,14 +68,14 @@ class Batch:
     Attributes:
         pixels_BCHW: clean, in [0, 1].
         labels_B: int64.
-        keys_B: one 64-bit key a sample and step, for the attack's random start.
+        keys_B: one 64-bit key per sample and step, for the attack's random start.
         texts: the class prompts' embeddings.
         total: samples in the global batch.
         original: for methods that need it (`Method.needs_original`).
-        prepared_BD: what `Method.prepare` made of the samples before training.
-        adversarial_BCHW: what `Method.attack` made of the pixels.
-        adversarial_prompts: what it made of the prompts of the classes present, by label.
-        original_BD: the original's un-normalised embeddings of the clean images, where the attack made them.
+        prepared_BD: the result of `Method.prepare` for the samples, computed before training.
+        adversarial_BCHW: adversarial images that `Method.attack` made.
+        adversarial_prompts: adversarial prompts that it made for the classes present, by label.
+        original_BD: the original model's un-normalised embeddings of the clean images, if the attack computed them.
     """
 
     pixels_BCHW: Tensor
@@ -89,9 +90,10 @@ class Batch:
     original_BD: Tensor | None = None
 
     def split(self, parts: int) -> list["Batch"]:
-        """A batch that was not attacked yet in so many parts of nearly equal size, fewer if it has fewer samples.
+        """Split a batch that has not been attacked yet into `parts` of nearly equal size, fewer if it has fewer
+        samples.
 
-        They keep `total`, so that their losses add up to the loss of the whole.
+        The parts keep `total`, so that their losses add up to the loss of the whole batch.
         """
         size = max(1, -(-len(self.labels_B) // parts))
         names = ["pixels_BCHW", "labels_B", "keys_B"] + ["prepared_BD"] * (self.prepared_BD is not None)
@@ -101,15 +103,15 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a paper trains its method; every entry can be overridden for a run.
+    """A paper's training recipe for its method; every entry can be overridden for a run.
 
     Attributes:
         schedule: of the learning rate after its warm-up.
         warmup_steps, warmup_epochs: length of the warm-up, their sum; a tenth of the run at most unless `warmup_whole`,
             since the papers' 1000 steps are meant for runs of tens of thousands.
-        warmup_lr: constant rate during the warm-up; None lets it rise linearly to `lr`.
-        warmup_whole: the warm-up is as long as written, even if the run ends within it, as in the papers' code.
-        batch_size: images of a step, of all workers together.
+        warmup_lr: constant rate during the warm-up; with None it rises linearly to `lr`.
+        warmup_whole: keep the warm-up's full length even if the run ends within it, as in the papers' code.
+        batch_size: images per step, over all workers.
     """
 
     optimizer: Optimizer
@@ -128,8 +130,8 @@ class Recipe:
 
 
 SMALL_BELOW = 20_000_000  # parameters
-# For models of a few million parameters, which the papers' learning rates would hardly move. Chosen on a fifth of the
-# digits' train split; the test split had no say.
+# For models of a few million parameters, which the papers' learning rates would hardly change. Chosen on a fifth of the
+# digits' train split; the test split was not used.
 SMALL_MODEL = Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.01, warmup_steps=10, batch_size=128, epochs=8)
 
 
@@ -138,8 +140,8 @@ class Method(ABC):
     """A training method with its settings; subclasses are frozen dataclasses, one file each.
 
     Attributes:
-        against: what the image attack raises: `own` is the method's own objective; `pgd`, `cw`, `feature` are those of
-            the attacks with these names (`objectives`).
+        against: objective that the image attack maximises: `own` is the method's own; `pgd`, `cw`, `feature` are those
+            of the attacks with these names (`objectives`).
         eps, steps, step: budget, number and length of the image attack's steps, in pixel units; a step of None is
             `units.default_step`.
         norm, start: of the image attack, see `attacks.base.GradientAttack`.
@@ -149,10 +151,10 @@ class Method(ABC):
     name: ClassVar[str]
     recipe: ClassVar[Recipe]
     published: ClassVar[Mapping[str, Any]] = {}  # settings of the published code that are not the defaults here
-    needs_original: ClassVar[bool] = False  # whether `Batch.original` is wanted
+    needs_original: ClassVar[bool] = False  # whether the method uses `Batch.original`
     small: ClassVar[Recipe] = SMALL_MODEL  # for small models
-    prepares: ClassVar[bool] = False  # whether `prepare` is to be called
-    compares_samples: ClassVar[bool] = False  # whether a sample's loss or attack depends on the others of its batch
+    prepares: ClassVar[bool] = False  # whether `prepare` must be called
+    compares_samples: ClassVar[bool] = False  # whether a sample's loss or attack depends on the rest of its batch
 
     against: str = OWN
     eps: float = 1 / 255
@@ -163,24 +165,26 @@ class Method(ABC):
     trains: Trains = "all"
 
     def recipe_for(self, patch: int | None) -> Recipe:
-        """The published recipe, for an image tower with patches of so many pixels (None: it has none)."""
+        """Return the published recipe for an image tower with patches of `patch` pixels (None: it has no patches)."""
         return self.recipe
 
     @property
     def step_length(self) -> float:
-        """Of a step of the image attack, in pixel units."""
+        """Length of the image attack's steps, in pixel units."""
         return default_step(self.eps, self.steps, self.norm) if self.step is None else self.step
 
     def with_default_substitutes(self, substitutes: str) -> Self:
-        """The method with its text attack's source of substitutes spelled out, where it has one and names none."""
+        """Return the method with `substitutes` as the source for its text attack, if it has a text attack and names no
+        source."""
         return self
 
     def prompts(self, class_names: Sequence[str], template: str) -> list[str]:
-        """The texts behind `Batch.texts`: one a class, or all classes' first texts, then their second ones, ..."""
+        """Return the texts behind `Batch.texts`: one per class, or all classes' first texts, then all second ones,
+        ..."""
         return class_prompts(class_names, template)
 
     def describe(self) -> dict[str, Any]:
-        """The settings, nested plain values: what lineage files hold and what tells two runs apart."""
+        """Return the settings as nested plain values; lineage files hold them, and they distinguish runs."""
         return asdict(self) | {"step": self.step_length}
 
     def check(self, clip: Clip) -> None:
@@ -195,44 +199,45 @@ class Method(ABC):
 
     @property
     def texts_per_class(self) -> int:
-        """How many of `prompts` belong to one class."""
+        """Number of `prompts` per class."""
         return 1
 
     @property
     def trains_texts(self) -> bool:
-        """Whether the class prompts' embeddings change in training."""
+        """True if the class prompts' embeddings change during training."""
         return self.trains == "all"
 
     def dressed(self, clip: Clip, seed: int) -> Clip:
-        """The model as it is trained: itself, or with what is to be learned around it."""
+        """Return the model as it is trained: itself, or with the part to be learned added around it."""
         return clip
 
     def prepare(self, clip: Clip, batch: Batch) -> Tensor:
-        """What is made once, before training, of each sample, `(B, D)`. Called with `clip` frozen."""
+        """Return what is computed once per sample before training, `(B, D)`. Called with `clip` frozen."""
         raise NotImplementedError
 
     def weakened(self, share: float) -> Self:
-        """The method with this share (0..1) of its budget; the attack's steps shrink alike, so that it crosses the
-        smaller ball in as many."""
+        """Return the method with this share (0..1) of its budget; the steps shrink in proportion, so that the attack
+        crosses the smaller ball in as many steps."""
         return replace(self, eps=share * self.eps, step=share * self.step_length)
 
     def attack(self, clip: Clip, batch: Batch) -> Batch:
-        """Add the adversarial examples that `loss` wants. Called with `clip` frozen."""
+        """Add the adversarial examples that `loss` needs. Called with `clip` frozen."""
         return batch
 
     @abstractmethod
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise and detached scalars to log, all of them sums over samples (`parallel.global_mean`)."""
+        """Return the loss to minimise and detached scalars to log, all of them sums over samples
+        (`parallel.global_mean`)."""
 
     def image_attack(self) -> GradientAttack:
-        """PGD with the method's settings, to its last step."""
+        """Return PGD with the method's settings; it runs to its last step."""
         return PGD(steps=self.steps, step=self.step_length, norm=self.norm, start=self.start, stop="final")
 
     def perturb(self, clip: Clip, batch: Batch, own: Callable[[Tensor], Tensor]) -> Batch:
-        """`image_attack` of every image, on the objective that `against` names.
+        """Attack every image with `image_attack`, maximising the objective that `against` names.
 
         Args:
-            own: the method's own, `pixels_BCHW -> (B,)`.
+            own: the method's own objective, `pixels_BCHW -> (B,)`.
         """
         objective = own if self.against == OWN else objective_of(self.against, clip, batch, self.texts_per_class)
 

@@ -1,4 +1,4 @@
-"""FARE (Schlarmann et al., ICML 2024): robust features by themselves, without labels or texts."""
+"""FARE (Schlarmann et al., ICML 2024): robust image features, trained without labels or texts."""
 
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
@@ -25,7 +25,7 @@ class _MomentumPGD(PGD):
 
 @dataclass(frozen=True, kw_only=True)
 class FARE(Method):
-    """`‖f(x') − f₀(x)‖²` on un-normalised features, on images that PGD made by raising the same.
+    """`‖f(x') − f₀(x)‖²` on un-normalised features, on images that PGD made by maximising the same distance.
 
     The paper trains with 10 steps at 2/255 or 4/255, for 2 epochs of ImageNet: 20,000 steps.
 

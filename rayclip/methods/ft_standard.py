@@ -1,4 +1,4 @@
-"""FT-standard: ordinary fine-tuning on clean images, the baseline that shows what adversarial examples add."""
+"""FT-standard: ordinary fine-tuning on clean images, the baseline for adversarial training."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +17,8 @@ from rayclip.types import UserError
 class FTStandard(Method):
     """CE of clean images over all class prompts.
 
-    Both encoders (MMCoA's FT-standard), or `trains=image` (TTC's CLIP-FT), which has a recipe of its own.
+    Trains both encoders (MMCoA's FT-standard), or the image encoder only with `trains=image` (TTC's CLIP-FT), which has
+    a recipe of its own.
     """
 
     name: ClassVar[str] = "ft-standard"

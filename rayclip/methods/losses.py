@@ -12,21 +12,22 @@ Targets = Literal["diagonal", "class"]
 
 
 def class_cross_entropy(image_BD: Tensor, text_KD: Tensor, labels_B: Tensor, scale: Tensor) -> Tensor:
-    """CE(s·f(x)·T, y) for each sample, `(B,)`: the loss of FT-standard and TeCoA (methods: TeCoA equation 3)."""
+    """Return CE(s·f(x)·T, y) of each sample, `(B,)`: the loss of FT-standard and TeCoA (TeCoA equation 3)."""
     return F.cross_entropy(scale * image_BD @ text_KD.T, labels_B, reduction="none")
 
 
 def contrastive(
     image_BD: Tensor, text_BD: Tensor, labels_B: Tensor, scale: Tensor, total: int, targets: Targets = "diagonal"
 ) -> Tensor:
-    """CE(image→text) + CE(text→image) inside the global batch, for each of this worker's pairs, `(B,)`.
+    """Return CE(image→text) + CE(text→image) inside the global batch, for each of this worker's pairs, `(B,)`.
 
-    MMCoA equations 7 and 8. Row i of `image_BD` and `text_BD` are a pair; the other side's rows come from all workers.
+    MMCoA equations 7 and 8. Row i of `image_BD` and row i of `text_BD` are a pair; the rows to compare with come from
+    all workers.
 
     Args:
         targets: `diagonal` (reference code): only a pair's own partner is positive, so two images of one class are each
             other's negatives. `class` (equation 7): every pair of the same class is positive, and a row's loss is the
-            mean over its positives, so that both conventions agree when no class occurs twice.
+            mean over its positives, so that both conventions agree if no class occurs twice.
     """
     image_GD, text_GD = gather(image_BD, total), gather(text_BD, total)
     labels_G = gather(labels_B, total)
@@ -43,13 +44,14 @@ def contrastive(
 
 
 def divergence(from_BK: Tensor, to_BK: Tensor) -> Tensor:
-    """KL(softmax from ‖ softmax to) of logits for each sample, `(B,)`."""
+    """Return KL(softmax from ‖ softmax to) of the logits of each sample, `(B,)`."""
     log_p, log_q = from_BK.log_softmax(1), to_BK.log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
 def weighted_sum(terms: dict[str, tuple[float, Tensor]], total: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """`Σ weight · global mean` of terms `(B,)`, and the detached means (unweighted) under their names and `loss`."""
+    """Return `Σ weight · global mean` of terms `(B,)`, and the detached means (unweighted) under their names and
+    `loss`."""
     means = {name: global_mean(term_B, total) for name, (_, term_B) in terms.items()}
     loss = torch.stack([weight * means[name] for name, (weight, _) in terms.items()]).sum()
     return loss, {"loss": loss.detach(), **{name: mean.detach() for name, mean in means.items()}}

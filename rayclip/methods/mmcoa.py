@@ -1,6 +1,6 @@
 """MMCoA (arXiv 2404.19287): multimodal contrastive adversarial training.
 
-Adversarial images are aligned with clean texts, adversarial texts with clean images (equations 7 to 9).
+Aligns adversarial images with clean texts, and adversarial texts with clean images (equations 7 to 9).
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from rayclip.types import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class MMCoA(Method):
-    """`λ_img · L(f(x'), t) + λ_txt · L(f(x), t')` with L contrastive in the batch, in both directions.
+    """`λ_img · L(f(x'), t) + λ_txt · L(f(x), t')` with L contrastive inside the batch, in both directions.
 
     Attributes:
         lambda_img, lambda_txt: the two weights; the ablations set one to 0 and skip its attack.

@@ -1,6 +1,6 @@
-"""What a training attack raises where it is to be another attack's objective than the method's own.
+"""Objectives of other attacks for the training attack, in place of the method's own.
 
-Shapes: B batch, M texts a class, K classes, D embedding.
+Shapes: B batch, M texts per class, K classes, D embedding.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ OWN = "own"  # the method's own
 
 
 def check_objective(name: str, start: str) -> None:
-    """Raise a `UserError` if no attack of that name can stand in for a method's own."""
+    """Raise a `UserError` if no attack of that name can provide the training attack's objective."""
     if name not in _possible():
         raise UserError(f"--attack '{name}' is no training attack: use {OWN} or one of {', '.join(_possible())}.")
     if issubclass(attack_class(name), FeatureAttack) and start == "zero":
@@ -30,7 +30,7 @@ def check_objective(name: str, start: str) -> None:
 
 
 def _possible() -> list[str]:
-    """Attacks that are steps of PGD on a loss, in any norm."""
+    """Return the attacks that are steps of PGD on a loss, in any norm."""
     return [
         name
         for name, kind in known_attacks().items()
@@ -39,10 +39,11 @@ def _possible() -> list[str]:
 
 
 def objective_of(name: str, clip: Clip, batch: "Batch", texts_per_class: int) -> Callable[[Tensor], Tensor]:
-    """An attack's objective on this batch, `pixels (B, C, H, W) -> (B,)`; of several texts a class the mean.
+    """Return an attack's objective on this batch, `pixels (B, C, H, W) -> (B,)`; with several texts per class, their
+    mean.
 
     Args:
-        texts_per_class: M; `batch.texts` holds the classes' first texts, then their second ones, ...
+        texts_per_class: M; `batch.texts` holds all classes' first texts, then all second ones, ...
     """
     kind = attack_class(name)
     if issubclass(kind, FeatureAttack):

@@ -1,4 +1,4 @@
-"""PMG-AFT (Wang et al., CVPR 2024): TeCoA, guided by the pre-trained model's answers."""
+"""PMG-AFT (Wang et al., CVPR 2024): TeCoA guided by the predictions of the pre-trained model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class PMGAFT(TeCoA):
     The examples are TeCoA's. f₀'s logits use its own texts; the last term has gradients through both sides.
 
     Attributes:
-        form: `scaled`: logits are CLIP's, all terms are means over the batch. `published`: as the paper's code has it,
+        form: `scaled`: logits are CLIP's, and all terms are means over the batch. `published`: as in the paper's code,
             which divides the temperature out of the logits, in the attack too, and sums the divergences over the batch.
-            The learning rate of `recipe` belongs to the latter, whose gradient is an order of magnitude smaller.
+            The learning rate of `recipe` is meant for `published`, whose gradient is an order of magnitude smaller.
         lambda_original, lambda_clean: weights of the two divergences, in that order.
     """
 
@@ -39,7 +39,7 @@ class PMGAFT(TeCoA):
     lambda_clean: float = 1.0
 
     def temperature(self, clip: Clip) -> Tensor:
-        return clip.scale if self.form == "scaled" else 1 + 0 * clip.scale  # DDP wants all parameters to take part
+        return clip.scale if self.form == "scaled" else 1 + 0 * clip.scale  # DDP requires all parameters to take part
 
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.adversarial_BCHW is not None and batch.original is not None

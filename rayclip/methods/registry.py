@@ -1,4 +1,4 @@
-"""Training methods by name."""
+"""Registry of training methods by name."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -25,7 +25,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def method_class(name: str) -> type[Method]:
-    """One of ours, or one that another package offers through the entry-point group `rayclip.methods`."""
+    """Return the class of a built-in method, or of one that another package offers as entry point `rayclip.methods`."""
     if name in METHODS:
         return METHODS[name]
     offered = {e.name: e for e in entry_points(group="rayclip.methods")}
@@ -35,12 +35,12 @@ def method_class(name: str) -> type[Method]:
 
 
 def parse_settings(name: str, written: Sequence[str]) -> dict[str, Any]:
-    """What `KEY=VALUE`s say of a method's own settings.
+    """Parse `KEY=VALUE` texts into a method's own settings.
 
     Raises:
-        UserError: unknown method, a setting that it does not have, or a value that does not fit.
+        UserError: unknown method, a setting that it does not have, or an invalid value.
     """
-    types = {k: t for k, t in settable(method_class(name)).items() if k != "text"}  # `--substitutes` says that
+    types = {k: t for k, t in settable(method_class(name)).items() if k != "text"}  # set by `--substitutes`
     parts = [text.partition("=") for text in written]
     for text, (key, _, value) in zip(written, parts, strict=True):
         if not key or not value:
@@ -49,13 +49,14 @@ def parse_settings(name: str, written: Sequence[str]) -> dict[str, Any]:
 
 
 def make_method(name: str, *, published: bool = False, **settings: Any) -> Method:
-    """A method with the settings that apply to it; None keeps its default, and what it does not have is left out.
+    """Return a method with the settings that apply to it; None keeps its default, and settings it does not have are
+    ignored.
 
     Args:
-        published: defaults are those of the published code (`Method.published`).
+        published: use the defaults of the published code (`Method.published`).
 
     Raises:
-        UserError: unknown method, or settings that it refuses.
+        UserError: unknown method, or settings that it rejects.
     """
     kind = method_class(name)
     known = {f.name for f in fields(kind)}

@@ -1,4 +1,4 @@
-"""SAFT (Zhang et al. 2026, arXiv 2602.12461): semantic-aware adversarial fine-tuning, on M captions a class."""
+"""SAFT (Zhang et al. 2026, arXiv 2602.12461): semantic-aware adversarial fine-tuning, with M captions per class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,18 +20,18 @@ TEMPLATES = "templates"
 
 @dataclass(frozen=True, kw_only=True)
 class SAFT(TGAZSR):
-    """TGA-ZSR's three terms, CE averaged over M captions a class, on images that the semantic-ensemble attack made. The
-    attention is that of the true class's captions: the mean of their cosine maps, then scaled (`models.attention`).
-    Each image costs one forward for all captions.
+    """TGA-ZSR's three terms with CE averaged over M captions per class, on images made by the semantic-ensemble attack.
+    The attention is that of the true class's captions: the mean of their cosine maps, then scaled (`models.attention`).
+    Each image costs one forward pass for all captions.
 
-    SAFT-L and SAFT-M differ in where the captions come from: a language model, or one that sees images.
+    SAFT-L and SAFT-M differ in the source of the captions: a language model, or a multimodal one.
 
     Attributes:
         objective: of the attack, see `semantic.ensemble_loss`.
-        sets: M, captions of each class; its best ones.
-        captions: table of captions as `rayclip captions filter` writes it, or `templates` to do without; whoever plans
-            a run reads it (`with_texts`), and no worker needs it.
-        texts: the captions of each class in label order: what is in the table.
+        sets: M, captions per class; the best ones are used.
+        captions: table of captions as `rayclip captions filter` writes it, or `templates` to do without; it is read
+            when a run is planned (`with_texts`), and workers do not need it.
+        texts: the captions of each class in label order, as read from the table.
     """
 
     name: ClassVar[str] = "saft"
@@ -48,10 +48,10 @@ class SAFT(TGAZSR):
             raise UserError(f"saft: there are {len(FILL_TEMPLATES)} templates, not {self.sets}: ask for fewer sets.")
 
     def with_texts(self, texts: Sequence[Sequence[str]], class_names: Sequence[str]) -> Self:
-        """The method with the captions of each class, best first, of which it keeps `sets`.
+        """Return the method with the captions of each class, best first; it keeps `sets` of them.
 
         Raises:
-            UserError: a class has fewer; the message names it.
+            UserError: a class has fewer captions; the message names it.
         """
         return replace(self, texts=best_texts(texts, class_names, self.sets, who=self.name, captions=self.captions))
 
@@ -60,14 +60,14 @@ class SAFT(TGAZSR):
         return self.sets
 
     def prompts(self, class_names: Sequence[str], template: str) -> list[str]:
-        """All classes' captions of the first set, then of the second, ..."""
+        """Return all classes' captions of the first set, then of the second, ..."""
         texts = template_texts(class_names, self.sets) if self.captions == TEMPLATES else self.texts
         if len(texts) != len(class_names):
             raise ValueError(f"captions of {len(texts)} classes for {len(class_names)}: call with_texts")
         return [text for one_set in zip(*texts, strict=True) for text in one_set]
 
     def describe(self) -> dict[str, Any]:
-        """`captions` is a hash of the texts, or `templates`."""
+        """Return the settings; `captions` is a hash of the texts, or `templates`."""
         shown = super().describe()
         del shown["texts"]
         return shown | ({} if self.captions == TEMPLATES else {"captions": digest_texts(self.texts)})

@@ -14,7 +14,7 @@ from rayclip.models import Clip
 
 @dataclass(frozen=True, kw_only=True)
 class TeCoA(Method):
-    """CE(s·f(x')·T, y), on images that PGD made by raising the same loss. The paper trains with 2 steps."""
+    """CE(s·f(x')·T, y), on images that PGD made by maximising the same loss. The paper trains with 2 steps."""
 
     name: ClassVar[str] = "tecoa"
     recipe: ClassVar[Recipe] = Recipe(optimizer="sgd", lr=1e-5, momentum=0.9, warmup_steps=1000, epochs=10)
@@ -23,7 +23,7 @@ class TeCoA(Method):
     trains: Trains = "image"
 
     def temperature(self, clip: Clip) -> Tensor:
-        """What cosines are multiplied by, in the attack and in the loss."""
+        """Return the factor that cosines are multiplied by, in the attack and in the loss."""
         return clip.scale
 
     def attack(self, clip: Clip, batch: Batch) -> Batch:

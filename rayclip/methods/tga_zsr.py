@@ -1,6 +1,6 @@
-"""TGA-ZSR (Yu et al., NeurIPS 2024): TeCoA that keeps text-guided attention where the original model has it.
+"""TGA-ZSR (Yu et al., NeurIPS 2024): TeCoA that keeps text-guided attention close to the original model's.
 
-Shapes: B this worker's samples, M texts a class, K classes, D embedding.
+Shapes: B this worker's samples, M texts per class, K classes, D embedding.
 """
 
 from dataclasses import dataclass
@@ -41,8 +41,8 @@ class TGAZSR(TeCoA):
         patch_tower(clip)
 
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """CE and attention are averaged over the M texts of a class, which are one here. Each image costs one forward
-        whatever M is."""
+        """Return CE and attention terms, averaged over the M texts per class (one here). Each image costs one forward
+        pass whatever M is."""
         sets = self.texts_per_class
         assert batch.adversarial_BCHW is not None and batch.original is not None
         text_MKD = batch.texts.all().unflatten(0, (sets, -1))
@@ -65,7 +65,7 @@ class TGAZSR(TeCoA):
 
 @torch.no_grad()
 def original_attention(batch: Batch, sets: int) -> Tensor:
-    """A₀(x), `(B, image_size²)`: images and texts as the original model embeds them."""
+    """Return A₀(x), `(B, image_size²)`, from the original model's embeddings of images and texts."""
     assert batch.original is not None
     f0 = batch.original.clip
     own_BMD = batch.original.texts.all().unflatten(0, (sets, -1))[:, batch.labels_B].transpose(0, 1)

@@ -1,4 +1,4 @@
-"""VP, robust visual prompting: a learned frame around every image, trained on adversarial images, CLIP frozen.
+"""VP, robust visual prompting: a learned frame around every image, trained on adversarial images; CLIP is frozen.
 
 The frame is Bahng et al.'s (arXiv 2203.17274), its adversarial training Mao et al.'s (TeCoA, ICLR 2023).
 """
@@ -16,12 +16,12 @@ from rayclip.types import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class VP(PromptMethod, TeCoA):
-    """TeCoA through the frame: CE(s·f(x' + frame)·T, y), on images that PGD made by raising the same loss.
+    """TeCoA with the frame: CE(s·f(x' + frame)·T, y), on images that PGD made by maximising the same loss.
 
     Attributes:
-        frame: it starts `empty`, as the model is, or `normal`, drawn from N(0, 1), as in the published code; a run on
-            few images or of few steps wants the former.
-        tokens: so many vectors are learned besides, which the image tower reads after its patches.
+        frame: initial frame: `empty`, which leaves the model unchanged, or `normal`, drawn from N(0, 1), as in the
+            published code; for few images or few steps use `empty`.
+        tokens: number of additional learned vectors, which the image tower reads after its patches.
     """
 
     name: ClassVar[str] = "vp"

@@ -1,4 +1,4 @@
-"""CLIP behind one wrapper: pixels in [0, 1] and tokens in, embeddings out."""
+"""CLIP in one wrapper that takes pixels in [0, 1] and tokens, and returns embeddings."""
 
 from rayclip.models.clip import Clip, load_model
 from rayclip.models.fast import Precision, fast_copy

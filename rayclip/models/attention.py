@@ -1,6 +1,6 @@
-"""Text-guided attention (TGA-ZSR): where an image's patches resemble a text.
+"""Text-guided attention (TGA-ZSR): a map of where an image's patches resemble a text.
 
-Shapes: B batch, T patches, M texts of an image, D embedding.
+Shapes: B batch, T patches, M texts per image, D embedding.
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ from rayclip.types import UserError
 
 
 def patch_tower(clip: Clip) -> Any:
-    """The model's image tower, if its patch tokens can be brought into the space of its embeddings.
+    """Return the model's image tower, if its patch tokens can be projected into the space of its embeddings.
 
     Raises:
-        UserError: it is no ViT of open_clip's own, pools by attention, or drops patches.
+        UserError: the tower is not open_clip's own ViT, pools by attention, or drops patches.
     """
-    from open_clip.transformer import VisionTransformer  # seconds of imports
+    from open_clip.transformer import VisionTransformer  # the import takes seconds
 
     tower: Any = clip.model.visual
     is_plain = isinstance(tower, VisionTransformer) and tower.attn_pool is None and tower.proj is not None
@@ -33,16 +33,17 @@ def patch_tower(clip: Clip) -> Any:
 
 
 def encode_with_patches(clip: Clip, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised embeddings of images, `(B, D)` as `encode_image`, and of their patches, `(B, T, D)`; one forward.
+    """Return normalised embeddings of images, `(B, D)` as `encode_image`, and of their patches, `(B, T, D)`; one
+    forward pass.
 
-    A patch's embedding is its last token through the tower's final norm and projection. The forward is the model's own,
-    whatever parts it has; what its transformer makes of the tokens is taken on the way.
+    A patch's embedding is its last token after the tower's final norm and projection. The forward pass is the model's
+    own, whatever parts it has; a hook takes the tokens that its transformer returns.
 
     Args:
         pixels_BCHW: `(B, 3, H, W)` in [0, 1].
 
     Raises:
-        UserError: as `patch_tower`, or the model's own pass does not go through the tower's transformer once.
+        UserError: as `patch_tower`, or the model's own forward pass does not use the tower's transformer exactly once.
     """
     tower, seen = patch_tower(clip), list[Tensor]()
     handle = tower.transformer.register_forward_hook(lambda _, __, tokens_BTE: seen.append(tokens_BTE))
@@ -59,18 +60,18 @@ def encode_with_patches(clip: Clip, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor
 
 
 def text_guided_attention(clip: Clip, patches_BTD: Tensor, text_BMD: Tensor) -> Tensor:
-    """The attention map A of each image, flattened: `(B, image_size²)`, values in [0, 1].
+    """Return the attention map A of each image, flattened: `(B, image_size²)`, values in [0, 1].
 
-    Cosines of the patches with a text, their mean over the image's M texts, scaled per image to minimum 0 and maximum
-    1, and enlarged bilinearly to the model's input size. SAFT's code averages before it scales, too; the other order
-    weighs each text by how flat its map is.
+    Cosines of the patches with a text, averaged over the image's M texts, scaled per image to minimum 0 and maximum 1,
+    and enlarged bilinearly to the model's input size. SAFT's code averages before it scales, too; the other order would
+    weight each text by how flat its map is.
 
     Args:
-        patches_BTD, text_BMD: normalised embeddings; the texts are of the image's true class.
+        patches_BTD, text_BMD: normalised embeddings; the texts are those of the image's true class.
     """
     wide = torch.promote_types(patches_BTD.dtype, torch.float32)
-    with torch.autocast(patches_BTD.device.type, enabled=False):  # scaling would magnify what bf16 rounds
-        # A cosine is linear in the text: that of the mean text is the mean of the texts' cosines
+    with torch.autocast(patches_BTD.device.type, enabled=False):  # scaling would magnify bf16's rounding errors
+        # A cosine is linear in the text: the cosine of the mean text is the mean of the texts' cosines
         scores_BT = (patches_BTD.to(wide) @ text_BMD.to(wide).mean(1).unsqueeze(2)).squeeze(2)
     low, high = scores_BT.amin(1, keepdim=True), scores_BT.amax(1, keepdim=True)
     scaled_BT = (scores_BT - low) / (high - low).clamp_min(torch.finfo(scores_BT.dtype).eps)

@@ -1,10 +1,10 @@
-"""Transformer blocks of open_clip's own, batch first throughout.
+"""Forward pass of open_clip's own transformer blocks, batch first throughout.
 
-`nn.MultiheadAttention` turns its input to length first. What it then multiplies is not contiguous, and if the weights
-are frozen, as in every attack, PyTorch multiplies it by one small product a position: on a CPU 2.6 times as long as
-one large product, a fifth of the forward and backward pass of a ViT-B/32.
+`nn.MultiheadAttention` transposes its input to length first. The result is not contiguous, and if the weights are
+frozen, as in every attack, PyTorch multiplies it by one small product per position: on a CPU this takes 2.6 times as
+long as one large product, a fifth of the forward and backward pass of a ViT-B/32.
 
-Shapes: B rows, T tokens, Q tokens that ask, E width of a token.
+Shapes: B rows, T tokens, Q query tokens, E width of a token.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def run_blocks(blocks: Iterable[nn.Module], x_BTE: Tensor, mask: Tensor | None = None) -> Tensor:
-    """What `blocks` make of tokens, one after the other.
+    """Pass tokens through `blocks`, one after the other.
 
     Args:
         blocks: stock `ResidualAttentionBlock`s (`models.stock`), batch first.
@@ -28,14 +28,14 @@ def run_blocks(blocks: Iterable[nn.Module], x_BTE: Tensor, mask: Tensor | None =
 
 
 def run_block(block: Any, x_BTE: Tensor, asking: int, mask: Tensor | None = None) -> Tensor:
-    """What a block makes of the first `asking` tokens, `(B, Q, E)`, which see all."""
+    """Return a block's output for the first `asking` tokens, `(B, Q, E)`; they attend to all tokens."""
     seen_BTE = block.ln_1(x_BTE)
     x_BQE = x_BTE[:, :asking] + block.ls_1(attend(block.attn, seen_BTE, asking, mask))
     return x_BQE + block.ls_2(block.mlp(block.ln_2(x_BQE)))
 
 
 def attend(attention: nn.MultiheadAttention, x_BTE: Tensor, asking: int, mask: Tensor | None = None) -> Tensor:
-    """Self-attention in which the first `asking` tokens look at all, `(B, Q, E)`."""
+    """Return self-attention in which the first `asking` tokens attend to all tokens, `(B, Q, E)`."""
     weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, x_BTE.shape[2]
     if asking == x_BTE.shape[1]:
         asked, keys, values = F.linear(x_BTE, weight, bias).chunk(3, dim=2)

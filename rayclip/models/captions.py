@@ -1,4 +1,5 @@
-"""SAFT's hallucination filter: of each class's captions the M whose text embeddings are nearest to the class name's.
+"""SAFT's hallucination filter: keeps, of each class's captions, the M whose text embeddings are nearest to the class
+name's.
 
 Shapes: D embedding.
 """
@@ -13,7 +14,7 @@ from rayclip.models.clip import Clip
 from rayclip.models.zeroshot import TEMPLATE, class_prompts, clean_name
 from rayclip.types import UserError
 
-# What classes with too few captions are filled up with, in this order.
+# Templates that fill up classes with too few captions, in this order.
 FILL_TEMPLATES = (
     TEMPLATE,
     "An image that shows a {}",
@@ -34,12 +35,12 @@ FILL_TEMPLATES = (
 )
 
 _BLOCK = 4096  # texts between two reports of progress
-_DIGITS = 6  # of a score: what fp32 holds of a cosine, whatever the batch
+_DIGITS = 6  # of a score: the digits of an fp32 cosine that do not depend on the batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """A caption with its cosine to the class name, rounded to six digits; `filled` marks a template's."""
+    """A caption with its cosine to the class name, rounded to six digits; `filled` marks a filled-in template."""
 
     caption: str
     score: float
@@ -58,13 +59,14 @@ def nearest_captions(
     """Keep the captions of each class that are nearest to its name, best first (SAFT's hallucination filter).
 
     Scores are `<g(caption), g(name)>` with `g` CLIP's normalised text embedding and the bare name as `clean_name`
-    writes it. Captions of equal score keep their order. Captions longer than the model's context are cut in embedding.
+    writes it. Captions of equal score keep their order. Captions longer than the model's context are truncated when
+    embedded.
 
     Args:
-        captions: of each class, in the order of `class_names`, no repeats.
-        keep: M, how many of each class.
-        fill: a class with fewer is filled up with prompts from `FILL_TEMPLATES`, which come after its captions.
-        progress: told (texts embedded, texts in all) now and then.
+        captions: of each class, in the order of `class_names`, without repeats.
+        keep: M, captions to keep per class.
+        fill: fill up a class that has fewer with prompts from `FILL_TEMPLATES`, which come after its captions.
+        progress: called from time to time with (texts embedded, texts in total).
 
     Returns:
         For each class `keep` captions.
@@ -91,7 +93,8 @@ def nearest_captions(
 
 
 def check_enough(class_names: Sequence[str], captions: Sequence[Sequence[str]], keep: int, *, fill: bool) -> None:
-    """Raise a `UserError` that names classes with fewer than `keep` captions, or with more missing than templates."""
+    """Raise a `UserError` that names classes with fewer than `keep` captions, or, with `fill`, with more missing than
+    there are templates."""
     if keep < 1:
         raise ValueError(f"keep is {keep}; it must be 1 or more")
     short = [label for label, own in enumerate(captions) if len(own) < keep]
@@ -121,7 +124,7 @@ def _fillers(name: str, own: Sequence[str], keep: int) -> list[str]:
 
 @torch.no_grad()
 def _embed(clip: Clip, texts: Sequence[str], progress: Callable[[int, int], None]) -> dict[str, Tensor]:
-    """Each different text's normalised embedding `(D,)`."""
+    """Return each distinct text's normalised embedding `(D,)`."""
     different = list(dict.fromkeys(texts))
     found: dict[str, Tensor] = {}
     for start in range(0, len(different), _BLOCK):

@@ -1,6 +1,6 @@
-"""Checkpoints as open_clip `local-dir:` folders: two files of open_clip's, and `rayclip.json` with the lineage.
+"""Checkpoints as open_clip `local-dir:` folders: open_clip's two files, and `rayclip.json` with the lineage.
 
-A learned prompt is one small file, and its lineage names the model that it stands on.
+A learned prompt is one small file, and its lineage names the model that it was learned for.
 """
 
 import json
@@ -23,15 +23,15 @@ from rayclip.types import UserError
 
 LINEAGE_FILE = "rayclip.json"
 PROMPT_FILE = "prompt.safetensors"
-FILES = (PROMPT_FILE, WEIGHTS_FILE, CONFIG_FILE, LINEAGE_FILE)  # that a checkpoint may have, the last one last
+FILES = (PROMPT_FILE, WEIGHTS_FILE, CONFIG_FILE, LINEAGE_FILE)  # possible files; the lineage is written last
 
 
 def save_checkpoint(clip: Clip, folder: Path, lineage: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
-    """Write `clip` so that `load_model("local-dir:FOLDER")` and plain open_clip give back the same function.
+    """Write `clip` so that `load_model("local-dir:FOLDER")` and plain open_clip load the same function.
 
-    Of a `Prompted` one only the prompt is written; `load_model("prompted:FOLDER")` gives back the same function.
-    The files are written beside the folder and moved in when complete, the lineage last: a folder with
-    `rayclip.json` is whole.
+    Of a `Prompted` model only the prompt is written; `load_model("prompted:FOLDER")` loads the same function. The files
+    are written beside the folder and moved in when complete, the lineage last: a folder with `rayclip.json` is
+    complete.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
@@ -54,10 +54,10 @@ def save_checkpoint(clip: Clip, folder: Path, lineage: Mapping[str, Any], dtype:
 
 @torch.no_grad()
 def restore(clip: Clip, folder: Path) -> None:
-    """Give `clip` the weights of a checkpoint of a model like it, or what a prompted one learned.
+    """Load the weights of a checkpoint into `clip`, a model of the same architecture; for a prompted one, its prompt.
 
     Raises:
-        UserError: they hold NaN or infinity.
+        UserError: the checkpoint contains NaN or infinity.
     """
     saved = load_file(folder / (PROMPT_FILE if isinstance(clip, Prompted) else WEIGHTS_FILE))
     check_finite(saved, f"the checkpoint in {folder}")
@@ -68,10 +68,11 @@ def restore(clip: Clip, folder: Path) -> None:
 
 
 def load_prompted(spec: str, device: torch.device | str = "cpu") -> Clip:
-    """A learned prompt on its model, `prompted:DIR`.
+    """Load a learned prompt and its model, `prompted:DIR`.
 
     Raises:
-        UserError: no prompt there, or its model is not where it was, not what it was, or not its to name (`named`).
+        UserError: there is no prompt, or its model is missing, has changed, or may not be named by a checkpoint
+            (`named`).
     """
     folder = spec.removeprefix("prompted:")
     about = (read_lineage(folder) or {}).get("prompt")
@@ -97,10 +98,10 @@ def load_prompted(spec: str, device: torch.device | str = "cpu") -> Clip:
 
 
 def read_lineage(folder: Path | str) -> dict[str, Any] | None:
-    """The lineage of a complete checkpoint, in a folder or at a URI; None where there is none.
+    """Return the lineage of a complete checkpoint, in a folder or at a URI; None if there is none.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the lineage is damaged.
     """
     store = Store(str(folder))
     try:
@@ -113,7 +114,8 @@ def read_lineage(folder: Path | str) -> dict[str, Any] | None:
 
 
 def model_record(spec: str, label: str | None = None) -> dict[str, Any]:
-    """What results say of a model: its name, its label in tables, and where its weights come from if that is known."""
+    """Return a model's entry in results: its name, its label in tables, and the origin of its weights if that is
+    known."""
     kind, _, path = spec.partition(":")
     lineage = read_lineage(path) if kind in ("local-dir", "prompted") else None
     return {"model": spec, "label": label, "lineage": lineage}

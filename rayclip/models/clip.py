@@ -1,6 +1,6 @@
 """Any open_clip model as a CLIP that takes [0, 1] pixels.
 
-The wrapper owns what scripts of the field copy around: normalisation, the differentiable resize of images that are
+The wrapper handles what scripts of the field copy around: normalisation, the differentiable resize of images that are
 attacked at their native resolution, and the activation (QuickGELU) that the weights were trained with.
 
 Shapes: B batch, C channels, H W any size, D embedding, L context length.
@@ -33,7 +33,7 @@ from rayclip.models.resizing import Resize, resized
 from rayclip.models.text import Packed, causal_tower, encode_causal, encode_packed, end_marks, pack
 from rayclip.types import UserError, check_same
 
-# What an image tower holds ahead of its transformer blocks, by open_clip's names and by timm's
+# Parts of an image tower ahead of its transformer blocks, by open_clip's names and by timm's
 _BEFORE_BLOCKS = {
     *("class_embedding", "positional_embedding", "conv1", "ln_pre"),
     *("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre"),
@@ -46,12 +46,12 @@ class Clip(nn.Module):
     """An open_clip model with its preprocessing inside.
 
     Attributes:
-        spec: how the user named it.
+        spec: the specification that the user gave.
         config: `model_cfg` and `preprocess_cfg` as open_clip writes them; enough to rebuild the model from weights.
-        image_size: side of the square input that the image tower wants, in pixels.
-        template: of class prompts, for a model that was trained on one of its own.
-        resize: how images of another size come to `image_size` (`models.resizing`).
-        appends_tokens: its image tower reads learned tokens besides its patches.
+        image_size: side of the square input of the image tower, in pixels.
+        template: class-prompt template, for a model that was trained on one of its own.
+        resize: how images of another size are resized to `image_size` (`models.resizing`).
+        appends_tokens: whether its image tower reads learned tokens besides its patches.
     """
 
     template: str | None = None
@@ -84,9 +84,10 @@ class Clip(nn.Module):
 
     @torch.no_grad()
     def bound_scale(self) -> None:
-        """Bring a logit_scale beyond the bound back, as CLIP's training does after each step.
+        """Clamp logit_scale to its bound, as CLIP's training does after each step.
 
-        `scale` alone would not do for training: its clamp has no gradient beyond the bound, hence a hair below it.
+        In training, the clamp in `scale` does not suffice: it has no gradient beyond the bound, hence a value slightly
+        below it.
         """
         cast(Tensor, self.model.logit_scale).clamp_(max=_MAX_LOG_SCALE - 1e-6)
 
@@ -104,11 +105,11 @@ class Clip(nn.Module):
         return F.normalize(raw_BD, dim=-1) if normalize else raw_BD
 
     def tower_input(self, pixels_BCHW: Tensor) -> Tensor:
-        """What the image tower takes: resized and normalised, `(B, 3, image_size, image_size)`."""
+        """Return the image tower's input: resized and normalised, `(B, 3, image_size, image_size)`."""
         return (resized(pixels_BCHW, self.image_size, self.resize) - self.mean) / self.std
 
     def with_resize(self, how: Resize) -> Self:
-        """This model, weights and all, that resizes in another way; the one that it is asked of stays as it is."""
+        """Return a model that shares all weights but resizes in another way; this one does not change."""
         if how == self.resize:
             return self
         other = copy.copy(self)
@@ -126,7 +127,7 @@ class Clip(nn.Module):
         return F.normalize(raw_BD, dim=-1) if normalize else raw_BD
 
     def _encode_full(self, tokens_BL: Tensor, normalize: bool) -> Tensor:
-        """Through the model's own pass, which wants rows of full length: they may have been cut for a shorter one."""
+        """Encode with the model's own pass, which needs rows of full length; shorter rows are padded."""
         missing = getattr(self.text_tower, "context_length", 0) - tokens_BL.shape[1]
         if missing > 0:
             tokens_BL = F.pad(tokens_BL, (0, missing))
@@ -136,8 +137,8 @@ class Clip(nn.Module):
     def in_chunks(self, size: int) -> Iterator[None]:
         """Encode at most `size` images or texts at a time, for batches whose activations do not fit into memory.
 
-        Only the embeddings are kept; backward encodes chunk after chunk once more. Values and gradients are those of
-        the whole batch, for losses that compare its samples with each other too.
+        Only the embeddings are kept; the backward pass encodes chunk after chunk once more. Values and gradients are
+        those of the whole batch, also for losses that compare its samples with each other.
         """
         previous, self._chunk = self._chunk, size
         try:
@@ -150,10 +151,11 @@ class Clip(nn.Module):
         return torch.cat([checkpoint(encode, self, part, normalize=normalize, use_reentrant=False) for part in parts])
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token rows of the texts on the model's device, `(B, L)` int64; longer texts than its context are cut.
+        """Return token rows of the texts on the model's device, `(B, L)` int64; texts longer than its context are
+        truncated.
 
-        L is the context length, or with a causal text tower only what the longest of the texts needs. That is known
-        before the rows are on a device, for which nobody then has to wait.
+        L is the context length, or with a causal text tower only what the longest of the texts needs. That is computed
+        before the rows go to the device, so that nothing waits for the device.
         """
         tokens_BL, tower = self._tokenizer(list(texts)), causal_tower(self.model)
         if tower is not None and len(tokens_BL):
@@ -162,18 +164,18 @@ class Clip(nn.Module):
 
     @property
     def room(self) -> int:
-        """Tokens of a text that the model reads, start and end mark included."""
+        """Number of tokens of a text that the model reads, including start and end mark."""
         return int(self._tokenizer([""]).shape[1])
 
     def cut_texts(self, texts: Sequence[str]) -> list[str]:
-        """The different texts that are longer than `room`, and are cut there."""
+        """Return the distinct texts that are longer than `room` and therefore truncated."""
         return find_cut(self._tokenizer, texts, self.room)
 
     def embed_texts(self, texts: Sequence[str], *, chunk: int = 256) -> Tensor:
-        """Normalised embeddings of any number of texts, `(len(texts), D)`.
+        """Return normalised embeddings of any number of texts, `(len(texts), D)`.
 
-        Equal texts are encoded once, `chunk` rows at a time; with a causal text tower, what texts begin with in common
-        is too (`models.text`).
+        Equal texts are encoded once, `chunk` rows at a time; with a causal text tower, common beginnings of texts are
+        encoded once, too (`models.text`).
         """
         place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         tokens_TL, tower = self._tokenizer(list(place)), causal_tower(self.model)
@@ -221,20 +223,20 @@ class Clip(nn.Module):
 
     @property
     def text_tower(self) -> Any:
-        """The module that holds the text encoder's parts: the model itself, or one of its own."""
+        """The module that holds the text encoder's parts: the model itself, or a submodule."""
         return self.get_submodule("model.text" if hasattr(self.model, "text") else "model")
 
     def parameters_of(self, part: str) -> list[nn.Parameter]:
-        """The parameters that a run trains.
+        """Return the parameters that a run trains.
 
         Args:
             part: `all`; `image`, the image encoder; or `last-N`, its last N transformer blocks and what comes after
                 them (final norm, pooling, projection).
 
         Raises:
-            UserError: another word, a tower without transformer blocks, or one with fewer than N.
+            UserError: an unknown part, a tower without transformer blocks, or one with fewer than N.
         """
-        if part == "all":  # a logit_bias is SigLIP's, and no loss of ours uses it
+        if part == "all":  # a logit_bias is SigLIP's, and no loss here uses it
             return [p for name, p in self.named_parameters() if not name.endswith("logit_bias")]
         visual = cast(nn.Module, self.model.visual)
         if part == "image":
@@ -261,7 +263,8 @@ class Clip(nn.Module):
         raise UserError(f"the image encoder of '{self.spec}' has no transformer blocks to choose from: train image.")
 
     def fingerprint(self) -> str:
-        """A hash of configuration and weights: equal for equal functions, however the model was named or stored."""
+        """Return a hash of configuration and weights: equal for equal functions, however the model was named or
+        stored."""
         digest = hashlib.sha256(json.dumps(self.config["model_cfg"], sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
@@ -271,7 +274,7 @@ class Clip(nn.Module):
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode with the parameters' gradients off, as every attack wants it; restores both."""
+    """Set eval mode and turn off the parameters' gradients, as attacks need; restores both afterwards."""
     was_training = model.training
     wanted = [p for p in model.parameters() if p.requires_grad]
     model.eval()
@@ -290,13 +293,13 @@ def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
 
     Args:
         spec: `digits` (bundled), `local-dir:PLACE` (a folder or a URI), `hf-hub:ORG/NAME`, or an open_clip `NAME:TAG`
-            such as `ViT-B-32:openai`. TAG may be a file of weights (`weights`), whose activation the name has to
-            say, since the file does not: `ViT-B-32-quickgelu:FILE` (OpenAI's) or `ViT-B-32-gelu:FILE`; or
+            such as `ViT-B-32:openai`. TAG may be a file of weights (`weights`); the name then has to state its
+            activation, since the file does not: `ViT-B-32-quickgelu:FILE` (OpenAI's) or `ViT-B-32-gelu:FILE`. Also
             `prompted:DIR` with a learned prompt (`prompts`), or `mix:START+END@a` between two of these (`mixing`).
 
     Raises:
-        UserError: no such model, files missing or unreachable, weights of another shape, with NaN or infinity, or of
-            an unknown activation.
+        UserError: no such model, files missing or unreachable, weights of another shape, with NaN or infinity, or of an
+            unknown activation.
     """
     if spec.startswith("prompted:"):
         from rayclip.models.checkpoint import load_prompted
@@ -320,10 +323,10 @@ def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
 
 @lru_cache(maxsize=2)
 def load_once(spec: str, fingerprint: str = "", device: str = "cpu") -> Clip:
-    """A model that an attack or a defence asks for beside the victim: loaded once a process, frozen.
+    """Load a model that an attack or a defence needs besides the victim: once per process, frozen.
 
     Args:
-        fingerprint: what it must be; empty takes the files as they are.
+        fingerprint: the fingerprint that it must have; empty accepts any.
     """
     clip = load_model(spec, device).requires_grad_(False)
     if fingerprint:

@@ -1,4 +1,4 @@
-"""Which texts a text encoder does not read to their end.
+"""Finds texts that are longer than a text encoder reads.
 
 Shapes: T texts, L tokens.
 """
@@ -12,15 +12,15 @@ _MARKS = 3  # tokens at most that a tokenizer adds to a text: start, end, class
 
 
 def find_cut(tokenizer: Any, texts: Sequence[str], room: int) -> list[str]:
-    """The different texts that are longer than `room` tokens, in their order.
+    """Return the distinct texts that are longer than `room` tokens, in their order.
 
-    A text fits if twice the room holds the same tokens and padding besides. Nothing else is asked of a tokenizer of
-    open_clip's than what it is called for: where its padding stands, and which marks it puts around a text, is its own.
+    A text fits if tokenizing it with twice the room gives the same tokens plus padding. This uses open_clip's
+    tokenizers only by calling them, as each has its own padding and its own marks around a text.
 
     Args:
         room: tokens of a text that the encoder reads, marks included.
     """
-    # A token is a byte of the text or more, so that most texts need no second look
+    # A token covers a byte of the text or more, so most texts need no second check
     long = [text for text in dict.fromkeys(texts) if len(text) + _MARKS > room or not text.isascii()]
     if not long:
         return []

@@ -1,4 +1,4 @@
-"""fp32 that is fp32, in training and in evaluation alike."""
+"""Exact fp32 arithmetic (no TF32), in training and in evaluation alike."""
 
 import torch
 from torch import nn
@@ -9,8 +9,8 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 def use_exact_fp32() -> None:
     """Switch TF32 off in this process, for matrix products and for convolutions.
 
-    With TF32, which torch leaves on for convolutions, a GPU rounds the factors of an fp32 product to 10 bits. Whatever
-    trains, attacks or judges calls this first; all of them want the same, so that nobody has to put anything back.
+    With TF32, which torch leaves on for convolutions, a GPU rounds the factors of an fp32 product to 10 bits. All code
+    that trains, attacks or evaluates calls this first; since all of it needs the same setting, nothing is restored.
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -18,5 +18,5 @@ def use_exact_fp32() -> None:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether what the model makes of a sample in train mode depends on the rest of its batch (RN50)."""
+    """Return whether the model's output for a sample in train mode depends on the rest of its batch (RN50)."""
     return any(isinstance(module, _BATCH_NORMS) for module in model.modules())

@@ -1,8 +1,8 @@
 """A copy of a model for attacks: its image tower in reduced precision, or compiled, or both.
 
-The copy's weights are cast once (autocast would cast frozen ones again at every call). Pixels come and embeddings go
-in fp32: normalisation, text tower, class weights, logits, losses and perturbations stay what they are. What an attack
-finds on such a copy is worth something once the model itself has confirmed it (`evaluation.confirm`).
+The copy's weights are cast once (autocast would cast frozen ones again at every call). Pixels and embeddings stay fp32,
+and so do normalisation, text tower, class weights, logits, losses and perturbations. An adversarial example found on
+such a copy only counts once the model itself has confirmed it (`evaluation.confirm`).
 
 Shapes: B batch, C channels, H W image, D embedding.
 """
@@ -23,19 +23,19 @@ from rayclip.types import UserError
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_NEAR = 0.9  # cosine of two embeddings that differ by rounding, at least, in the deepest of towers too
-_SMALLEST = 8  # images in a batch of a compiled tower, at least and in steps of at least
+_NEAR = 0.9  # smallest cosine of two embeddings that differ by rounding only, even in the deepest towers
+_SMALLEST = 8  # smallest batch of a compiled tower, and smallest step between batch sizes
 
 
 def fast_copy(clip: Clip, precision: Precision = "fp32", *, compiled: bool = False, backend: str = "inductor") -> Clip:
-    """`clip` with an image tower of its own for attacks; all else is shared. Gradients reach the pixels only.
+    """Return `clip` with a separate image tower for attacks; all else is shared. Gradients reach the pixels only.
 
     Args:
-        compiled: the tower goes through torch.compile at its first use, with CUDA graphs on a GPU.
+        compiled: compile the tower with torch.compile at its first use, with CUDA graphs on a GPU.
         backend: of torch.compile.
 
     Raises:
-        UserError: the image tower has parts of its own that do not compute in `precision` what they do in fp32.
+        UserError: the image tower has custom parts that do not compute in `precision` what they do in fp32.
     """
     copied, model = _shallow(clip), _shallow(clip.model)
     is_stock = class_token_tower(clip.model) is not None
@@ -43,7 +43,7 @@ def fast_copy(clip: Clip, precision: Precision = "fp32", *, compiled: bool = Fal
         tower = _Tower(clip.model.visual, is_stock, _DTYPES[precision], compiled, backend)  # type: ignore[arg-type]
         model.visual, copied.model = tower, model
         fits = is_stock or _near(clip, tower)
-    except (RuntimeError, TypeError, ValueError, AttributeError):  # what a hook may do with tensors it does not expect
+    except (RuntimeError, TypeError, ValueError, AttributeError):  # from hooks that get unexpected tensors
         fits = False
     if not fits:
         raise UserError(
@@ -55,24 +55,24 @@ def fast_copy(clip: Clip, precision: Precision = "fp32", *, compiled: bool = Fal
 
 @torch.no_grad()
 def _near(clip: Clip, tower: "_Tower") -> bool:
-    """Whether a copied tower embeds two images of noise about as the model's own does."""
+    """Return whether a copied tower embeds two images of noise about as the model's own does."""
     noise = torch.rand(2, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
     x_BCHW = clip.tower_input(noise.to(clip.mean))
-    with frozen(clip):  # in train mode batch statistics would be changed by a look
+    with frozen(clip):  # in train mode a forward pass would change batch statistics
         own, copied = clip.model.visual(x_BCHW), tower.visual(x_BCHW.to(tower.dtype))  # type: ignore[operator]
     own, copied = (out[0] if isinstance(out, tuple) else out for out in (own, copied))
     return bool(F.cosine_similarity(own.float(), copied.float()).min() > _NEAR)
 
 
 def _shallow(module: Any) -> Any:
-    """A module with the same children, of which some may then be replaced."""
+    """Return a module with the same children, some of which may then be replaced."""
     copied = copy.copy(module)
     copied._modules = dict(module._modules)
     return copied
 
 
 class _Tower(nn.Module):
-    """An image tower of another precision behind fp32 doors."""
+    """Image tower in reduced precision; inputs and outputs stay fp32."""
 
     def __init__(self, visual: nn.Module, is_stock: bool, dtype: torch.dtype, compiled: bool, backend: str) -> None:
         super().__init__()
@@ -92,22 +92,25 @@ class _Tower(nn.Module):
         if self.compiled:  # one graph for all sizes; CUDA graphs are recorded once for each
             torch._dynamo.maybe_mark_dynamic(reduced, 0)
         out = self._embed(reduced)
-        if isinstance(out, tuple):  # CoCa's tower gives its tokens too
+        if isinstance(out, tuple):  # CoCa's tower returns its tokens, too
             return _Leave.apply(out[0], sizes)[:count], *(rest[:count] for rest in out[1:])
         return _Leave.apply(out, sizes)[:count]
 
 
 def padded(count: int) -> int:
-    """The size to which a batch is filled up: decided images leave an attack one by one, and a graph wants few sizes.
+    """Return the size to which a batch is padded: decided images leave an attack one by one, and a graph needs few
+    sizes.
 
-    Four sizes between a power of two and the next, so that at most a quarter is filled up beyond the smallest sizes.
+    There are four sizes between a power of two and the next, so that above the smallest sizes padding adds at most a
+    quarter.
     """
     step = max(_SMALLEST, 1 << max(0, (count - 1).bit_length() - 3))
     return -(-count // step) * step
 
 
 class _Enter(torch.autograd.Function):
-    """Into the tower's precision; the gradient comes back in fp32 and gets back the size that `_Leave` took off."""
+    """Cast to the tower's precision; the gradient comes back in fp32, multiplied by the size that `_Leave` divided it
+    by."""
 
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, dtype: torch.dtype, sizes: list[Tensor]) -> Tensor:
@@ -120,8 +123,8 @@ class _Enter(torch.autograd.Function):
 
 
 class _Leave(torch.autograd.Function):
-    """Out of the tower's precision, in memory that the tower will not use again; each image's gradient is brought to
-    size 1 on its way in, where half precision would lose the small gradients of images that are far from broken."""
+    """Cast back to fp32, in memory that the tower does not reuse. Backward scales each image's gradient to size 1, as
+    half precision would lose the small gradients of images that are far from misclassified."""
 
     @staticmethod
     def forward(ctx: Any, embedded_BD: Tensor, sizes: list[Tensor]) -> Tensor:

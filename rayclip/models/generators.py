@@ -1,6 +1,6 @@
 """Models that write captions of classes, for data sets that have none.
 
-A generator answers questions in the manner of CuPL (Pratt et al. 2023): several questions a class, sampled answers,
+A generator answers questions in the manner of CuPL (Pratt et al. 2023): several questions per class, sampled answers,
 one sentence each. With an image-text model every question comes with one example image of the class.
 """
 
@@ -33,7 +33,7 @@ IMAGE_QUESTIONS = (
     'The picture is of "{}". Which visible details set it apart from things that look alike? Answer in one sentence.',
 )
 
-_ROUNDS = 4  # of asking again where answers were repeats or unfinished
+_ROUNDS = 4  # of questions; later rounds replace repeated and unfinished answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorSettings:
-    """How a generator samples.
+    """Sampling settings of a generator.
 
     Attributes:
         batch_size: questions answered at a time.
@@ -62,11 +62,11 @@ class GeneratorSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorKind:
-    """What a model can do, known from its configuration alone.
+    """A model's capabilities, known from its configuration alone.
 
     Attributes:
         sees: takes images.
-        chats: has a chat template; others continue a text.
+        chats: has a chat template; other models continue a text.
         fingerprint: changes with the model's files.
     """
 
@@ -76,11 +76,11 @@ class GeneratorKind:
 
 
 class CaptionGenerator(ABC):
-    """Answers questions with sentences. The same questions with the same seed get the same answers."""
+    """A model that answers questions with sentences. The same questions with the same seed get the same answers."""
 
     @abstractmethod
     def generate(self, asks: Sequence[Ask], seed: int) -> list[str | None]:
-        """One sentence for each question, None where the answer holds no finished one."""
+        """Return one sentence for each question, None if the answer contains no complete one."""
 
 
 def caption_classes(
@@ -92,11 +92,11 @@ def caption_classes(
     images: Sequence[Sequence[Image.Image]] = (),
     seed: int = 0,
 ) -> list[list[str]]:
-    """Up to `per_class` different sentences of each class, asking again a few times for what is missing.
+    """Return up to `per_class` distinct sentences for each class, asking again a few times for missing ones.
 
     Args:
-        questions: with `{}` for the class; a class is asked them in turn.
-        images: examples of each class, which take turns after the questions have; none for text models.
+        questions: with `{}` for the class; each class is asked them in turn.
+        images: examples of each class; the next one is used after all questions were asked; none for text models.
     """
     found: list[dict[str, None]] = [{} for _ in class_names]
     asked = [0] * len(class_names)
@@ -118,17 +118,19 @@ def caption_classes(
 
 
 def _seed(*numbers: int) -> int:
-    """A seed of its own for each tuple of numbers."""
+    """Return a different seed for each tuple of numbers."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
 
 
 def first_sentence(text: str, *, finished: bool = True) -> str | None:
-    """The first sentence of an answer without a model's decoration, or None.
+    """Return the first sentence of an answer without a model's decoration, or None.
 
-    Thoughts, list marks, markup and quotes go. A full stop after at most two letters ("St. Bernard") ends no sentence.
+    Removes thoughts, list marks, markup and quotes. A full stop after at most two letters ("St. Bernard") ends no
+    sentence.
 
     Args:
-        finished: the model ended by itself; else an answer without an end of sentence is cut off and worth nothing.
+        finished: whether the model ended by itself; if not, an answer without an end of sentence is truncated and
+            useless.
     """
     text = re.sub(r"<think>.*?(</think>|$)", " ", text, flags=re.DOTALL)
     lines = (re.sub(r"^(?:[-*•#>]+|\(?\d{1,2}[.)])\s+", "", line.strip()) for line in text.splitlines())
@@ -139,13 +141,13 @@ def first_sentence(text: str, *, finished: bool = True) -> str | None:
 
 
 def generator_kind(model: str) -> GeneratorKind:
-    """Look at a model's small files.
+    """Return a model's capabilities from its small files.
 
     Args:
         model: a folder or hub id of a `transformers` text-generation or image-text model.
 
     Raises:
-        UserError: no such model, or one that writes no text.
+        UserError: no such model, or one that does not generate text.
     """
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -187,7 +189,7 @@ class TransformersGenerator(CaptionGenerator):
         self._settings, self._device = settings or GeneratorSettings(), torch.device(device)
         self._front = _load(model, "AutoProcessor" if self.kind.sees else "AutoTokenizer")
         self._tokenizer = getattr(self._front, "tokenizer", self._front)
-        self._tokenizer.padding_side = "left"  # generation goes on at the right end
+        self._tokenizer.padding_side = "left"  # generation continues at the right end
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
         if self._tokenizer.pad_token is None:
@@ -209,7 +211,8 @@ class TransformersGenerator(CaptionGenerator):
         return answers
 
     def _batches(self, prompts: Sequence[str]) -> list[range]:
-        """Consecutive positions. Image captioners take prompts of one length only: BLIP's start token is position 0."""
+        """Return ranges of consecutive positions. Image captioners need prompts of equal length: BLIP's start token is
+        position 0."""
         size, batches, start = self._settings.batch_size, [], 0
         for i in range(1, len(prompts) + 1):
             other = i < len(prompts) and not self.kind.chats and self.kind.sees and prompts[i] != prompts[start]
@@ -225,7 +228,7 @@ class TransformersGenerator(CaptionGenerator):
         if self.kind.sees:
             content = [{"type": "image"}] * (ask.image is not None) + [{"type": "text", "text": ask.question}]
         template = self._front.chat_template
-        # Models that would think first have templates that know this switch.
+        # Models that would think first have templates with this switch.
         switches = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
         return self._front.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True, **switches
@@ -235,12 +238,12 @@ class TransformersGenerator(CaptionGenerator):
     def _answer(self, prompts: list[str], images: list[Image.Image | None]) -> list[str | None]:
         options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
         if self.kind.chats:
-            options["add_special_tokens"] = False  # the template has written them
+            options["add_special_tokens"] = False  # the template contains them already
         if images[0] is not None:
             options["images"] = [[image] for image in images] if self.kind.chats else images
         inputs = self._front(text=prompts, **options).to(self._device)
         for name, value in inputs.items():
-            if torch.is_floating_point(value):  # pixels, under whatever name the model has for them
+            if torch.is_floating_point(value):  # pixels, whatever the model calls them
                 inputs[name] = value.to(self._model.dtype)
         if "token_type_ids" not in inspect.signature(self._model.forward).parameters:
             inputs.pop("token_type_ids", None)  # some tokenizers write them for every model
@@ -252,14 +255,14 @@ class TransformersGenerator(CaptionGenerator):
                 max_new_tokens=self._settings.max_new_tokens,
             )
         captioner = self.kind.sees and not self.kind.chats
-        fresh = written if captioner else written[:, inputs["input_ids"].shape[1] :]  # a captioner's prompt is a part
+        fresh = written if captioner else written[:, inputs["input_ids"].shape[1] :]  # a caption includes its prompt
         texts = self._tokenizer.batch_decode(fresh, skip_special_tokens=True)
         ended = [int(row[-1]) in self._ends for row in written]
         return [first_sentence(text, finished=end) for text, end in zip(texts, ended, strict=True)]
 
 
 def _load(model: str, auto: str) -> Any:
-    """`transformers.<auto>.from_pretrained(model)`, quietly and without running code that comes with a model."""
+    """Return `transformers.<auto>.from_pretrained(model)`, quietly and without running code that comes with a model."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

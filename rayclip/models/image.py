@@ -1,10 +1,10 @@
-"""A ViT that is read at its class token, whose last block works for that token alone.
+"""Faster forward pass of a ViT with class-token pooling: its last block is computed for the class token alone.
 
-What the last block makes of the patch tokens goes nowhere: only the class token is pooled. It needs their keys and
-values, but neither their queries nor their way through the MLP, which is most of a block.
+The last block's outputs for patch tokens are never used: only the class token is pooled. It needs their keys and
+values, but neither their queries nor their MLP, which is most of a block.
 
-Patches do not overlap, so that embedding them is one matrix product. Its gradient in the pixels, which attacks want and
-training does not, takes a fifth of the time of a convolution's on a CPU.
+Patches do not overlap, so that embedding them is one matrix product. Its gradient with respect to the pixels, which
+attacks need and training does not, takes a fifth of the time of a convolution's on a CPU.
 
 Shapes: B batch, C channels, H W height and width, T tokens, E width of a token, D embedding.
 """
@@ -20,13 +20,13 @@ from rayclip.models.stock import is_stock
 
 
 def class_token_tower(model: nn.Module) -> Any:
-    """The image tower of an open_clip model if it is a stock ViT (`models.stock`) that pools its class token, else
-    None: then the model's own `encode_image` has to be asked."""
+    """Return the image tower of an open_clip model if it is a stock ViT (`models.stock`) that pools its class token,
+    else None: then the model's own `encode_image` must be used."""
     return model.visual if is_stock(model, ("visual",)) else None
 
 
 def encode_class_token(tower: Any, x_BCHW: Tensor) -> Tensor:
-    """Un-normalised embeddings `(B, D)` of what `Clip.tower_input` makes of images."""
+    """Return un-normalised embeddings `(B, D)` of images prepared by `Clip.tower_input`."""
     *blocks, last = tower.transformer.resblocks
     x_BTE = run_blocks(blocks, _first_tokens(tower, x_BCHW))
     pooled_BE = tower.ln_post(run_block(last, x_BTE, asking=1))[:, 0]
@@ -34,10 +34,10 @@ def encode_class_token(tower: Any, x_BCHW: Tensor) -> Tensor:
 
 
 def _first_tokens(tower: Any, x_BCHW: Tensor) -> Tensor:
-    """The class token and the embedded patches, as the first block takes them: `(B, T, E)`."""
+    """Return the class token and the embedded patches as input of the first block, `(B, T, E)`."""
     height, width = tower.conv1.kernel_size
     rows, columns = x_BCHW.shape[2] // height, x_BCHW.shape[3] // width
-    whole = x_BCHW[:, :, : rows * height, : columns * width]  # a convolution leaves out what fills no patch
+    whole = x_BCHW[:, :, : rows * height, : columns * width]  # a convolution ignores pixels beyond the last whole patch
     patches = whole.unflatten(3, (columns, width)).unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5)
     patches_BTE = F.linear(patches.flatten(3).flatten(1, 2), tower.conv1.weight.flatten(1))
     class_B1E = tower.class_embedding.to(patches_BTE.dtype).expand(len(patches_BTE), 1, -1)

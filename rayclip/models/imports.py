@@ -1,4 +1,4 @@
-"""The field's checkpoints, written as rayclip's own: their weights on the model that they were fine-tuned from."""
+"""Imports the field's checkpoints as rayclip's own: their weights in the model that they were fine-tuned from."""
 
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,17 @@ from rayclip.types import UserError
 
 
 def import_model(source: str, base: str | None, *, allow_gelu: bool = False) -> tuple[Clip, dict[str, Any]]:
-    """A model with imported weights, and its lineage.
+    """Return a model with imported weights, and its lineage.
 
     Args:
         source: a file (`weights.read_weights`), or `hf-hub:ORG/NAME`, which needs no base.
         base: the model that the weights were fine-tuned from: it gives the architecture, the preprocessing, and the
-            text tower where the file has none.
+            text tower if the file has none.
         allow_gelu: the base may have another activation than QuickGELU, OpenAI's.
 
     Raises:
-        UserError: what `read_weights` and `match` raise, weights that do not fit the base or hold NaN, or a base whose
-            activation is not theirs.
+        UserError: what `read_weights` and `match` raise, weights that do not fit the base or contain NaN, or a base
+            with another activation than theirs.
     """
     if source.startswith("hf-hub:"):
         if base is not None:
@@ -55,7 +55,8 @@ def import_model(source: str, base: str | None, *, allow_gelu: bool = False) -> 
 
 
 def _check_activation(source: str, base: str, is_quick: bool, told: bool | None, allow_gelu: bool) -> None:
-    """The base's activation has to be the file's: as the file tells it, else QuickGELU unless the user says GELU."""
+    """Raise a `UserError` unless the base has the file's activation: the one stated in the file, else QuickGELU unless
+    the user says GELU."""
     if told is not None and told != is_quick:
         raise UserError(
             f"{source} says that its activation is {'QuickGELU' if told else 'GELU'}, which --base {base} does not "

@@ -1,4 +1,4 @@
-"""How a model's specification is read: what it names, its weights, and the activation that they were trained with."""
+"""Loads a model from its specification: what it names, its weights, and the activation that they were trained with."""
 
 import codecs
 import json
@@ -20,14 +20,15 @@ from rayclip.types import UserError
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
-_WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.bin")  # that a folder may have, the first one first
-_GELU, _QUICK_GELU = "-gelu", "-quickgelu"  # what a name with a file of weights says of the activation
+_WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.bin")  # that a folder may have, in order of preference
+_GELU, _QUICK_GELU = "-gelu", "-quickgelu"  # suffixes of names, which state the activation of a file of weights
 BUNDLED = {"digits": Path(__file__).parent / "digits"}
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Libraries narrate and retry through the root logger; what matters comes back as an exception."""
+    """Silence logging: libraries report progress and retries through the root logger; real problems are raised as
+    exceptions."""
     previous = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -37,13 +38,13 @@ def silence() -> Iterator[None]:
 
 
 class Source(NamedTuple):
-    """What open_clip is asked for.
+    """A parsed specification, as open_clip needs it.
 
     Attributes:
-        name: `local-dir:FOLDER`, `hf-hub:ORG/NAME`, or one of its architectures.
+        name: `local-dir:FOLDER`, `hf-hub:ORG/NAME`, or one of open_clip's architectures.
         tag: of published weights.
         file: weights that are read here.
-        gelu: the user says that the weights of `file` were trained with GELU.
+        gelu: the user states that the weights of `file` were trained with GELU.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Source(NamedTuple):
 
 
 def parse(spec: str) -> Source:
-    """After cheap checks."""
+    """Parse a specification, after cheap checks."""
     if spec in BUNDLED:
         return Source(f"local-dir:{BUNDLED[spec]}", file=BUNDLED[spec] / WEIGHTS_FILE)
     if spec.startswith("local-dir:"):
@@ -68,12 +69,12 @@ def parse(spec: str) -> Source:
                 f"model '{spec}': no file {missing} in {place}; give a folder that holds {CONFIG_FILE} "
                 f"and {WEIGHTS_FILE}."
             )
-        with suppress(ValueError):  # open_clip says what is wrong with it
+        with suppress(ValueError):  # open_clip reports what is wrong with it
             check_towers(json.loads((folder / CONFIG_FILE).read_text("utf-8-sig")), place)
         return Source(f"local-dir:{folder}", file=file)
     if spec.startswith("hf-hub:"):
         return Source(spec)
-    import open_clip  # seconds of imports that the processes which only drive others are spared
+    import open_clip  # the import takes seconds, which driver processes need not spend
 
     name, _, tag = spec.partition(":")
     known, said, is_file = open_clip.list_models(), name.replace("/", "-"), Path(tag).is_file()
@@ -97,8 +98,8 @@ def parse(spec: str) -> Source:
 
 
 def patch_size(spec: str) -> int | None:
-    """Side of the image tower's patches in pixels, from the model's configuration alone; None where that does not say,
-    or is not to be had."""
+    """Return the side of the image tower's patches in pixels, from the model's configuration alone; None if it does not
+    say or is not available."""
     import open_clip
 
     with suppress(UserError, OSError, ValueError, RuntimeError, KeyError), silence():
@@ -108,7 +109,8 @@ def patch_size(spec: str) -> int | None:
 
 
 def build(spec: str, source: Source, device: torch.device) -> tuple[nn.Module, dict[str, Any], Any]:
-    """A model in fp32, a configuration that rebuilds it (`model_cfg` and `preprocess_cfg`), and its tokenizer."""
+    """Return a model in fp32, a configuration that rebuilds it (`model_cfg` and `preprocess_cfg`), and its
+    tokenizer."""
     import open_clip
 
     name, tag, file, _ = source
@@ -139,7 +141,7 @@ def build(spec: str, source: Source, device: torch.device) -> tuple[nn.Module, d
 
 
 def _has_quick_gelu(source: Source, found: WeightsFile) -> bool:
-    """The activation of a file of weights, which the file or the architecture's name has to tell."""
+    """Return whether a file of weights uses QuickGELU, as stated by the file or by the architecture's name."""
     import open_clip
 
     name, file = source.name, source.file
@@ -160,7 +162,7 @@ def _has_quick_gelu(source: Source, found: WeightsFile) -> bool:
 
 
 def _fill(model: nn.Module, found: WeightsFile, spec: str, name: str, is_folder: bool) -> None:
-    """Give a model the weights of a file, if they are a whole CLIP's and fit."""
+    """Load the weights of a file into a model, if they are those of a whole CLIP and fit."""
     from open_clip.model import resize_pos_embed, resize_text_pos_embed
 
     _, _, part, weights, _ = match(found, model)
@@ -184,7 +186,8 @@ def _fill(model: nn.Module, found: WeightsFile, spec: str, name: str, is_folder:
 
 @contextmanager
 def _without_byte_order_mark(source: str) -> Iterator[str]:
-    """open_clip does not read a configuration that an editor has put one in front of: it gets a folder without it."""
+    """Yield a source whose configuration has no byte order mark, which some editors add and open_clip does not read: a
+    temporary folder without it if needed."""
     folder = Path(source.removeprefix("local-dir:"))
     if not source.startswith("local-dir:") or not (folder / CONFIG_FILE).read_bytes().startswith(codecs.BOM_UTF8):
         yield source
@@ -198,7 +201,7 @@ def _without_byte_order_mark(source: str) -> Iterator[str]:
 
 
 def _full_config(model: nn.Module, source: str, quick_gelu: bool) -> dict[str, Any]:
-    """`model_cfg` and `preprocess_cfg` such that `local-dir:` rebuilds exactly this model."""
+    """Return `model_cfg` and `preprocess_cfg` such that `local-dir:` rebuilds exactly this model."""
     import open_clip
 
     model_cfg = json.loads(json.dumps(open_clip.get_model_config(source)))

@@ -1,4 +1,4 @@
-"""Weight interpolation between a model and its fine-tuned self: `θ(a) = (1-a)·θ₀ + a·θ_ft` (MMCoA, figure 8)."""
+"""Weight interpolation between a model and its fine-tuned version: `θ(a) = (1-a)·θ₀ + a·θ_ft` (MMCoA, figure 8)."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ PREFIX = "mix:"
 
 
 def mix_spec(start: str, end: str, a: float) -> str:
-    """`mix:START+END@a`, which `load_model` takes. Raises `UserError` as `parse_mix`."""
+    """Return `mix:START+END@a`, which `load_model` takes. Raises `UserError` as `parse_mix`."""
     spec = f"{PREFIX}{start}+{end}@{a:g}"
     parse_mix(spec)
     return spec
 
 
 def parse_mix(spec: str) -> tuple[str, str, float]:
-    """START, END and a of `mix:START+END@a`.
+    """Return START, END and a of `mix:START+END@a`.
 
     Raises:
-        UserError: it does not read like that, or a is not from 0 to 1.
+        UserError: the text has another form, or a is not between 0 and 1.
     """
     ends, separator, number = spec.removeprefix(PREFIX).rpartition("@")
     try:
@@ -42,7 +42,7 @@ def parse_mix(spec: str) -> tuple[str, str, float]:
 
 
 def load_mix(spec: str, device: torch.device | str = "cpu") -> Clip:
-    """The model of a `mix:` specification, in fp32. At a = 0 and a = 1 its weights are those of the end, bit for bit.
+    """Load the model of a `mix:` specification, in fp32. At a = 0 and a = 1 its weights equal that end's, bit for bit.
 
     Raises:
         UserError: what `parse_mix` and `load_model` raise, or two models of different architecture.
@@ -66,12 +66,13 @@ def load_mix(spec: str, device: torch.device | str = "cpu") -> Clip:
 
 
 def interpolate(start: Tensor, end: Tensor, a: float) -> Tensor:
-    """`(1-a)·start + a·end`, any shape; counters (integers) stay those of the start."""
+    """Return `(1-a)·start + a·end`, any shape; counters (integers) stay those of the start."""
     return (1 - a) * start + a * end if start.is_floating_point() else start
 
 
 def _architecture(clip: Clip) -> list[Any]:
-    """Equal for models whose weights mean the same, however their configurations are written."""
+    """Return a description that is equal for models whose weights have the same meaning, however their configurations
+    are written."""
     return [
         [(name, tensor.shape) for name, tensor in clip.model.state_dict().items()],
         [(type(module).__name__, getattr(module, "num_heads", None)) for module in clip.model.modules()],

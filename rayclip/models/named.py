@@ -1,7 +1,8 @@
-"""Which models a checkpoint may name: its file may come from anywhere, and must not open whatever it likes.
+"""Restricts which models a checkpoint may name: its file may come from anywhere, and must not open arbitrary files.
 
-A learned prompt says which model it stands on. That model's files have to lie beside the prompt's folder, below the
-working directory, or below a place of `RAYCLIP_MODELS` (several with commas between). What the user names is not asked.
+A learned prompt names the model that it was learned for. That model's files have to lie beside the prompt's folder,
+below the working directory, or below a place in `RAYCLIP_MODELS` (several separated by commas). Models that the user
+names are not restricted.
 """
 
 import os
@@ -44,7 +45,7 @@ def check_named(spec: str, folder: str | Path) -> None:
 
 
 def check_towers(config: object, folder: str | Path) -> None:
-    """Raise a `UserError` if an open_clip configuration names a tower or a tokenizer by a place instead of a name."""
+    """Raise a `UserError` if an open_clip configuration names a tower or a tokenizer by a path instead of a name."""
     parts = config.get("model_cfg") if isinstance(config, dict) else None
     for part, key in _TOWERS:
         tower = parts.get(part) if isinstance(parts, dict) else None
@@ -54,7 +55,7 @@ def check_towers(config: object, folder: str | Path) -> None:
 
 
 def allow(spec: str) -> None:
-    """Let checkpoints name a model that the user has named; the workers of a Ray that starts later know it too."""
+    """Let checkpoints name a model that the user has named, also in the workers of a Ray instance that starts later."""
     for part in spec.removeprefix("mix:").rpartition("@")[0].split("+") if spec.startswith("mix:") else [spec]:
         known = list(filter(None, os.environ.get(ROOTS, "").split(",")))
         if part.startswith(_LOCAL) and (place := _place(part.removeprefix(_LOCAL))) not in known:
@@ -62,7 +63,7 @@ def allow(spec: str) -> None:
 
 
 def _place(where: str) -> str:
-    """An absolute path without links, or a URI."""
+    """Return an absolute path without links, or a URI."""
     store = Store(where)
     return str(store.path("").resolve()) if store.is_local else store.root
 
@@ -80,5 +81,5 @@ def _below(place: str, root: str) -> bool:
         return "://" not in root and Path(place).is_relative_to(root)
     (address, _, options), (base, _, own) = place.partition("?"), root.partition("?")
     inside = address.removeprefix(base.rstrip("/"))
-    # The endpoint is among the options; `%2e%2e` is `..` to whoever opens the address.
+    # The options include the endpoint; `%2e%2e` is decoded to `..` when the address is opened.
     return options == own and inside != address and inside[:1] in ("", "/") and not re.search(r"\.\.|%", inside)

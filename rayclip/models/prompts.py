@@ -1,9 +1,9 @@
 """Learned prompts around a frozen CLIP: a context in front of every text, or a frame around every image.
 
-What is learned is one tensor, saved apart from the model (`checkpoint`) and loaded onto it as `prompted:DIR`.
+The learned part is one tensor, saved separately from the model (`checkpoint`) and loaded onto it as `prompted:DIR`.
 
-Shapes: B batch, L tokens, N context tokens, W width of the text tower, S side of the image tower's input, F its pixels
-that the frame covers.
+Shapes: B batch, L tokens, N context tokens, W width of the text tower, S side of the image tower's input, F pixels of
+it that the frame covers.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ FRAME_SHARE = 30 / 224  # Bahng et al. 2022: 30 pixels of 224
 
 
 class Prompted(Clip):
-    """A CLIP whose weights stay as they are, with something learned around it.
+    """A CLIP with frozen weights and a learned prompt around it.
 
     Attributes:
-        kind: names the class in files.
+        kind: name of the class in files.
         learned: the only parameter.
     """
 
     kind: ClassVar[str]
 
     def __init__(self, base: Clip, learned: Tensor) -> None:
-        """Raises `UserError` if `learned` is not of the shape that `base` asks for, or `base` has a prompt already."""
+        """Raise a `UserError` if the shape of `learned` does not fit `base`, or `base` has a prompt already."""
         if isinstance(base, Prompted):
             raise UserError(f"model '{base.spec}' has a learned prompt already: name the model that it stands on.")
         super().__init__(base.model, base.config, base._tokenizer, base.spec)
@@ -47,19 +47,19 @@ class Prompted(Clip):
 
     @classmethod
     def shape(cls, base: Clip, count: int) -> tuple[int, ...]:
-        """Of what is learned around `base`.
+        """Return the shape of the tensor learned around `base`.
 
         Args:
-            count: what its first axis has, where that can be chosen.
+            count: length of its first axis, if that can be chosen.
         """
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:
-        """Always in eval mode: dropout and BatchNorm's statistics are the frozen model's too."""
+        """Keep eval mode always: dropout and BatchNorm's statistics belong to the frozen model, too."""
         return super().train(False)
 
     def bound_scale(self) -> None:
-        """The model is frozen, its temperature too."""
+        """Do nothing: the model is frozen, and so is its temperature."""
 
     def parameters_of(self, part: str) -> list[nn.Parameter]:
         if part != "prompt":
@@ -78,7 +78,7 @@ class Prompted(Clip):
         return hashlib.sha256(f"{self.base_fingerprint}{self.kind}".encode() + learned.tobytes()).hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint says of the prompt: enough to put it onto its model again."""
+        """Return a checkpoint's description of the prompt: enough to load it onto its model again."""
         base = self.spec
         if base.startswith("local-dir:"):
             base = f"local-dir:{Store(base.removeprefix('local-dir:')).root}"
@@ -88,8 +88,8 @@ class Prompted(Clip):
 class WithContext(Prompted):
     """N vectors between the start mark and the first word of every text, in place of word embeddings (CoOp, AdvPT).
 
-    Class prompts are the bare names: the context takes the template's place. A text that leaves no room is cut before
-    its end mark.
+    Class prompts are the bare names: the context replaces the template. A text that is too long is truncated before its
+    end mark.
     """
 
     kind = "context"
@@ -107,13 +107,13 @@ class WithContext(Prompted):
 
     @classmethod
     def begin(cls, base: Clip, count: int, seed: int) -> Self:
-        """A random context, N(0, 0.02²), of `count` tokens but at most half of what the text tower reads."""
+        """Return a random context, N(0, 0.02²), of `count` tokens but at most half of what the text tower reads."""
         shape = cls.shape(base, min(count, base.text_tower.context_length // 2))
         return cls(base, 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
 
     @property
     def room(self) -> int:
-        """What the context leaves."""
+        """Number of tokens that the context leaves for a text."""
         return super().room - len(self.learned)
 
     def encode_text(self, tokens_BL: Tensor, *, normalize: bool = True) -> Tensor:
@@ -121,7 +121,7 @@ class WithContext(Prompted):
             return self._by_chunk(WithContext.encode_text, tokens_BL, normalize)
         count, tower = len(self.learned), self.text_tower
         start_B1 = tokens_BL[:, :1]
-        # Start marks hold the context's places: they are no padding, and lower than the end mark.
+        # Start marks hold the context's positions: they are not padding, and lower than the end mark.
         longer_BL = torch.cat([start_B1, start_B1.expand(-1, count), tokens_BL[:, 1:]], 1)
         cut_BL, end_B = longer_BL[:, : tower.context_length].clone(), longer_BL.amax(1)
         cut_BL[:, -1] = torch.where(cut_BL.amax(1) < end_B, end_B, cut_BL[:, -1])
@@ -140,14 +140,14 @@ class WithContext(Prompted):
             handle.remove()
 
     def embed_texts(self, texts: Sequence[str], *, chunk: int = 256) -> Tensor:
-        """As `Clip.embed_texts`, each text in a row of its own."""
+        """Return the same as `Clip.embed_texts`, with each text in a row of its own."""
         return torch.cat([self.encode_text(part) for part in self.tokenize(texts).split(chunk)])
 
 
 class WithFrame(Prompted):
     """A frame added to every image at the size of the tower's input, after normalisation (visual prompting).
 
-    It is 30 pixels wide at 224, at other sizes in proportion, at least 1; it lies on top of the image's border, which
+    It is 30 pixels wide at 224, in proportion at other sizes, at least 1; it is added to the image's border, which
     shows through.
     """
 
@@ -159,7 +159,7 @@ class WithFrame(Prompted):
 
     @classmethod
     def begin(cls, base: Clip, seed: int | None = None) -> Self:
-        """An empty frame, the model as it is; with a seed, one drawn from N(0, 1)."""
+        """Return an empty frame, which leaves the model unchanged; with a seed, one drawn from N(0, 1)."""
         return cls(base, _start(cls.shape(base, 3), seed))
 
     def tower_input(self, pixels_BCHW: Tensor) -> Tensor:
@@ -170,14 +170,14 @@ class WithFrame(Prompted):
 
     @property
     def frame(self) -> Tensor:
-        """Its pixels, `(3, F)`."""
+        """The frame's pixels, `(3, F)`."""
         return self.learned
 
 
 class WithFrameAndTokens(WithFrame):
     """The frame, and T vectors that the image tower reads after its patches, without a position (Mao et al. 2023).
 
-    `learned` holds the frame's 3·F values, then the tokens' T·E, E the width of the image tower.
+    `learned` holds the frame's 3·F values, then the tokens' T·E, with E the width of the image tower.
     """
 
     kind = "frame+tokens"
@@ -190,7 +190,7 @@ class WithFrameAndTokens(WithFrame):
 
     @classmethod
     def begin(cls, base: Clip, seed: int | None = None, tokens: int = 10) -> Self:
-        """The tokens are drawn from N(0, 1), the frame too with a seed; without one it is empty."""
+        """Return tokens drawn from N(0, 1), and a frame drawn likewise with a seed, else empty."""
         count = cls.shape(base, 0)[0] + (tokens - 1) * token_width(base)
         learned = _start((count,), seed or 0)
         if seed is None:
@@ -217,10 +217,10 @@ class WithFrameAndTokens(WithFrame):
 
 
 def token_width(clip: Clip) -> int:
-    """E, what a token of the image tower has.
+    """Return E, the width of the image tower's tokens.
 
     Raises:
-        UserError: it is no ViT of open_clip's own that is read at its class token.
+        UserError: the tower is not open_clip's own ViT with class-token pooling.
     """
     if class_token_tower(clip.model) is None:
         raise UserError(
@@ -231,7 +231,7 @@ def token_width(clip: Clip) -> int:
 
 
 def _entrance(clip: Clip) -> nn.Module:
-    """What all tokens of the image tower go through first, in a copy for attacks (`fast`) too."""
+    """Return the module that all tokens of the image tower pass first, also in a copy for attacks (`fast`)."""
     modules = cast(nn.Module, clip.model.visual).named_modules()
     return next(module for name, module in modules if name.rpartition(".")[2] == "ln_pre")
 
@@ -241,7 +241,7 @@ def _start(shape: tuple[int, ...], seed: int | None) -> Tensor:
 
 
 def frame_mask(side: int) -> Tensor:
-    """Where the frame of an image of `side` pixels is, `(side, side)` bool."""
+    """Return where the frame of an image of `side` pixels is, `(side, side)` bool."""
     width = max(1, round(FRAME_SHARE * side))
     mask = torch.ones(side, side, dtype=torch.bool)
     mask[width : side - width, width : side - width] = False

@@ -1,4 +1,4 @@
-"""How images of another size reach a model's input size inside its differentiable forward.
+"""Resizes images to a model's input size inside its differentiable forward pass.
 
 Shapes: B batch, C channels, H W any size, S side of the model's input.
 """
@@ -14,12 +14,12 @@ Resize = Literal["antialias", "plain"]
 
 
 def resized(pixels_BCHW: Tensor, side: int, how: Resize) -> Tensor:
-    """Bicubic, `(B, C, side, side)`; images of that size come back as they are.
+    """Resize bicubically, `(B, C, side, side)`; images of that size are returned unchanged.
 
     Args:
-        how: `antialias` as PIL does it (a = -0.5, the kernel as wide as the pixels it leaves out); `plain` as the code
+        how: `antialias` as PIL does it (a = -0.5, the kernel widened by the factor of reduction); `plain` as the code
             of TeCoA and MMCoA does it (torch's bicubic kernel, a = -0.75, without anti-aliasing). Enlarged images
-            differ too, for the kernels do.
+            differ too, because the kernels do.
     """
     if pixels_BCHW.shape[-2:] == (side, side):
         return pixels_BCHW
@@ -27,7 +27,7 @@ def resized(pixels_BCHW: Tensor, side: int, how: Resize) -> Tensor:
 
 
 def check_resize(how: str, resolution: str) -> None:
-    """Raise a `UserError` for an unknown way to resize, or one that the resolution leaves no room for."""
+    """Raise a `UserError` for an unknown way to resize, or one that does not apply at this resolution."""
     if how not in get_args(Resize):
         raise UserError(f"resize '{how}' is none: use antialias or plain.")
     if how == "plain" and resolution != "native":

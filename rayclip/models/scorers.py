@@ -1,6 +1,6 @@
 """Ways to score an image against a class: one template, several, descriptions (CuPL), or crops and descriptions (WCA).
 
-A scorer makes a classifier of a CLIP and a set of classes. Attacks, defences and evaluation know classifiers only.
+A scorer makes a classifier from a CLIP and a set of classes. Attacks, defences and evaluation only use classifiers.
 
 Shapes: B batch, N crops, C H W image, P texts of all classes in a row, K classes, D embedding.
 """
@@ -31,46 +31,46 @@ Templates = Literal["openai", "simple"]
 
 @dataclass(frozen=True, kw_only=True)
 class Scorer(ABC):
-    """A way to score with its settings. Subclasses are frozen dataclasses."""
+    """A scoring method with its settings. Subclasses are frozen dataclasses."""
 
     name: ClassVar[str]
-    random: ClassVar[bool] = False  # whether it draws numbers
+    random: ClassVar[bool] = False  # whether it uses random numbers
 
     @classmethod
     def settings(cls) -> dict[str, Any]:
-        """The names and types of what a user may set."""
+        """Return the names and types of the settings that a user may choose."""
         return settable(cls)
 
     @property
     def label(self) -> str:
-        """Its name, and the settings that are not the defaults, as a user would write them."""
+        """Name, and the settings that differ from the defaults, as a user would write them."""
         return with_changes(self)
 
     @property
     def cost(self) -> int:
-        """Image forwards of one query."""
+        """Image forward passes per query."""
         return 1
 
     def describe(self) -> str:
-        """Name and settings as a result's protocol must state them."""
+        """Return name and settings as a result's protocol must state them."""
         values = {name: getattr(self, name) for name in self.settings()}
         shown = ", ".join(f"{k} {v}" for k, v in values.items())
         return f"{self.name} ({shown})" if shown else self.name
 
     @abstractmethod
     def prompts(self, class_names: Sequence[str], template: str) -> list[list[str]]:
-        """The texts of each class whose embeddings make its weights."""
+        """Return the texts of each class whose embeddings make its weights."""
 
     @abstractmethod
     def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
-        """Made once a model and class set."""
+        """Return the classifier; made once per model and class set."""
 
     def bind(self, classifier: ZeroShot, keys_B: Tensor, *, attacked: bool) -> ZeroShot:
-        """The classifier for one batch.
+        """Return the classifier for one batch.
 
         Args:
-            keys_B: one 64-bit key a sample, the source of all randomness.
-            attacked: draw anew at each query; else the same for a sample whenever it is judged.
+            keys_B: one 64-bit key per sample, the source of all randomness.
+            attacked: draw anew at each query; else a sample gets the same draw at every evaluation.
         """
         return classifier
 
@@ -93,7 +93,7 @@ class Ensemble(Scorer):
     """The normalised mean of the embeddings of many templates (Radford et al. 2021, section 3.1.4).
 
     Attributes:
-        templates: `openai` are the 80 for ImageNet, `simple` the 7 best of them; open_clip's lists.
+        templates: `openai` for the 80 for ImageNet, `simple` for the 7 best of them; open_clip's lists.
     """
 
     name: ClassVar[str] = "ensemble"
@@ -112,12 +112,12 @@ class Ensemble(Scorer):
 
 @dataclass(frozen=True, kw_only=True)
 class Described(Scorer):
-    """A scorer on descriptions of the classes.
+    """Base of scorers that use descriptions of the classes.
 
     Attributes:
-        captions: table of captions, as `rayclip captions filter` writes it, of the classes that are evaluated, or a
-            folder with one for each data set; an evaluation reads it before it starts. `digits` brings its own.
-        texts: the captions of each class in label order; what is in the table.
+        captions: table of captions, as `rayclip captions filter` writes it, for the classes that are evaluated, or a
+            folder with one table per data set; an evaluation reads it before it starts. `digits` brings its own.
+        texts: the captions of each class in label order, as read from the table.
     """
 
     captions: str = ""
@@ -127,7 +127,7 @@ class Described(Scorer):
         return replace(self, texts=tuple(map(tuple, texts)))
 
     def describe(self) -> str:
-        """`captions` is a hash of the texts."""
+        """Return name and settings; `captions` is a hash of the texts."""
         digest = hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()[:16]
         return replace(self, captions=digest)._described()
 
@@ -159,7 +159,7 @@ class WCA(Described):
 
     `Σ_i Σ_j w_i v_j <f(crop_i), g(text_j)>`, w the softmax over the crops of `e^4 · <f(crop_i), f(x)>`, v that over the
     class's descriptions of `e^2.02 · <g(text_j), g(template)>`. The double sum is the product of a weighted image
-    embedding and a weighted text embedding, so that a batch costs its crops' forwards and one matrix product.
+    embedding and a weighted text embedding, so that a batch costs its crops' forward passes and one matrix product.
 
     Attributes:
         crops: N.
@@ -181,7 +181,7 @@ class WCA(Described):
         return 1 + self.crops
 
     def prompts(self, class_names: Sequence[str], template: str) -> list[list[str]]:
-        """Descriptions, and the template that they are weighed by."""
+        """Return the descriptions of each class, and the template prompt that weights them."""
         own = zip(super().prompts(class_names, template), class_prompts(class_names, template), strict=True)
         return [[*texts, prompt] for texts, prompt in own]
 
@@ -198,20 +198,20 @@ IMAGE_WEIGHT, TEXT_WEIGHT = math.exp(4.0), math.exp(2.02)
 
 
 class CropsAgainstTexts(SeveralPrompts):
-    """WCA's text side. Its image side draws numbers, so that it is made for a batch (`WCA.bind`)."""
+    """WCA's text side. Its image side is random, so it is made for each batch (`WCA.bind`)."""
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         embedded_PD = self.embed_each(prompts)
         with torch.no_grad():
             template_KD = self.clip.embed_texts(class_prompts(self.class_names, self.template))
         similar_P = (embedded_PD * template_KD[self.owners]).sum(1)
-        weight_P = (TEXT_WEIGHT * similar_P).exp()  # no larger than e^(e^2.02): no maximum need be taken off
+        weight_P = (TEXT_WEIGHT * similar_P).exp()  # at most e^(e^2.02): no maximum need be subtracted
         weight_P = weight_P / (self.pool(weight_P[:, None]) * self.counts[:, None]).squeeze(1)[self.owners]
         return self.pool(weight_P[:, None] * embedded_PD) * self.counts[:, None]
 
 
 class WeightedCrops(OtherEyes):
-    """WCA's image side: an image is embedded as the weighted sum of its crops, for one batch."""
+    """WCA's image side, for one batch: an image's embedding is the weighted sum of its crops' embeddings."""
 
     deterministic = False
 
@@ -220,7 +220,7 @@ class WeightedCrops(OtherEyes):
         self._draws, self._crops, self._alpha = draws, crops, alpha
 
     def embed(self, pixels_BCHW: Tensor, index: Tensor | None = None, *, normalize: bool = True) -> Tensor:
-        """`Σ_i w_i f(crop_i)`, `(B, D)`; it has no un-normalised form."""
+        """Return `Σ_i w_i f(crop_i)`, `(B, D)`; it has no un-normalised form."""
         keys_B = self._draws.of(index, len(pixels_BCHW)).squeeze(1)
         crops = random_crops(pixels_BCHW, keys_B, self._crops, self._alpha, self.clip.image_size, self.clip.resize)
         crop_BND = self.clip.encode_image(crops.flatten(0, 1)).unflatten(0, (len(pixels_BCHW), self._crops))
@@ -232,8 +232,9 @@ class WeightedCrops(OtherEyes):
 def random_crops(
     pixels_BCHW: Tensor, keys_B: Tensor, crops: int, alpha: float, size: int, resize: Resize = "antialias"
 ) -> Tensor:
-    """Square crops of side U(alpha, 0.9)·min(H, W) at uniform places, bicubic at the model's input size,
-    `(B, N, C, size, size)` in [0, 1]. Images larger than that are brought to it first, as `resize` says."""
+    """Return square crops, `(B, N, C, size, size)` in [0, 1]: side U(alpha, 0.9)·min(H, W), uniform positions, resized
+    bicubically to the model's input size. Images whose shorter side exceeds `size` are first reduced to it, as `resize`
+    says."""
     if min(pixels_BCHW.shape[-2:]) > size:
         height, width = (max(size, round(side * size / min(pixels_BCHW.shape[-2:]))) for side in pixels_BCHW.shape[-2:])
         antialias = resize == "antialias"
@@ -242,7 +243,7 @@ def random_crops(
     drawn = rng.uniform(keys_B, (crops, 3), dtype=pixels_BCHW.dtype)
     side_BN = (alpha + (LARGEST_CROP - alpha) * drawn[..., 0]) * min(height, width)
     zero = torch.zeros_like(side_BN)
-    # In coordinates of [-1, 1], o on the crop shows the image's point share·o + offset.
+    # In coordinates of [-1, 1], point o on the crop shows the image's point share·o + offset.
     share_x, share_y = side_BN / width, side_BN / height
     offset_x, offset_y = ((2 * drawn[..., i] - 1) * (1 - share) for i, share in ((1, share_x), (2, share_y)))
     matrix = torch.stack((share_x, zero, offset_x, zero, share_y, offset_y), -1).view(-1, 2, 3)
@@ -257,10 +258,10 @@ DEFAULT = Template()
 
 
 def parse_scorers(text: str) -> list[Scorer]:
-    """`"template,cupl:captions=FILE,wca:captions=FILE,crops=30"` as scorers, in that order.
+    """Parse `"template,cupl:captions=FILE,wca:captions=FILE,crops=30"` into scorers, in that order.
 
     Raises:
-        UserError: unknown scorer or setting, or a value that does not fit.
+        UserError: unknown scorer or setting, or an invalid value.
     """
     found: list[Scorer] = []
     for name, written in split_names(text, "--scorer", "wca:crops=30"):

@@ -1,11 +1,11 @@
-"""Whether a tower is open_clip's own in every part, so that a shorter forward pass may stand in for it.
+"""Checks that a tower is open_clip's own in every part, so that a shorter forward pass can replace its own.
 
-`models.image` and `models.text` compute what open_clip's towers do with less work. They know only stock towers: a hook,
-an adapter, a subclassed attention or patch embedding, a parametrized weight or a patched method changes the function,
-and they would pass it over. Such a model goes through its own `encode_image` and `encode_text`.
+`models.image` and `models.text` compute what open_clip's towers do with less work. They only support stock towers: a
+hook, an adapter, a subclassed attention or patch embedding, a parametrized weight or a patched method changes the
+function, and they would ignore it. Such a model uses its own `encode_image` and `encode_text`.
 
-The question is asked again at each call, since hooks come and go. torch has no public way to ask for a module's hooks;
-they are recognised as what they are, tables of functions that a module carries.
+The check runs at each call, since hooks are added and removed. torch has no public way to list a module's hooks; they
+are recognised as tables of functions among a module's attributes.
 """
 
 import functools
@@ -17,14 +17,15 @@ from typing import Any, cast
 from torch import nn
 from torch.nn.modules import module as torch_modules
 
-_Classes = tuple[type | None, ...]  # that a child may be of; None: it may be missing
+_Classes = tuple[type | None, ...]  # classes that a child may have; None: it may be missing
 
 
 def is_stock(model: nn.Module, parts: Iterable[str]) -> bool:
-    """Whether a CLIP of open_clip's is stock, in itself and in the children that are named; the others may be anything.
+    """Return whether an open_clip CLIP is stock, in itself and in the named children; the other children may be
+    anything.
 
-    Stock are exactly open_clip's and torch's classes in the places where open_clip's own code puts them, with the
-    settings that the rebuilt passes know, and without hooks or patched methods, on classes or instances.
+    Stock means exactly open_clip's and torch's classes in the places where open_clip's own code puts them, with the
+    settings that the shorter passes support, and without hooks or patched methods, on classes or instances.
     """
     allowed = _models().get(type(model))
     if allowed is None or any(map(_is_patched, (*_models(), *_children()))) or any(_tables(vars(torch_modules))):
@@ -34,7 +35,7 @@ def is_stock(model: nn.Module, parts: Iterable[str]) -> bool:
 
 
 def _is_one_of(classes: _Classes, module: nn.Module | None) -> bool:
-    """Whether `module` is exactly of one of the classes, and stock with all that it holds."""
+    """Return whether `module` is exactly of one of the classes, and stock including all its children."""
     kind = None if module is None else type(module)
     if module is None or kind is None or kind not in classes:
         return kind in classes
@@ -47,13 +48,13 @@ def _is_one_of(classes: _Classes, module: nn.Module | None) -> bool:
 
 
 def _is_bare(module: nn.Module) -> bool:
-    """No hooks, and nothing on the instance that hides what its class defines."""
+    """Return whether a module has no hooks, and nothing on the instance that hides what its class defines."""
     attributes, kind = vars(module), cast(type, type(module))
     return not any(_hooks(attributes)) and _defined_by(kind).isdisjoint(attributes)
 
 
 def _tables(attributes: Mapping[str, Any]) -> list[Any]:
-    """What torch or one of its modules keeps of functions to call around a forward or backward pass."""
+    """Return the tables of functions that torch or a module calls around a forward or backward pass."""
     return [attributes[name] for name in _named_as_hooks(attributes)]
 
 
@@ -61,7 +62,7 @@ def _named_as_hooks(attributes: Iterable[str]) -> list[str]:
     return [name for name in attributes if name.endswith("hooks") and ("forward" in name or "backward" in name)]
 
 
-_hooks = operator.itemgetter(*_named_as_hooks(vars(nn.Module())))  # of a module, whose attributes it is given
+_hooks = operator.itemgetter(*_named_as_hooks(vars(nn.Module())))  # takes a module's attributes
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def _defined_by(kind: type) -> frozenset[str]:
 
 
 def _is_patched(kind: type) -> bool:
-    """Whether a method of a class was written elsewhere than the class."""
+    """Return whether a method of a class was defined outside the class."""
     return any(
         type(value) is FunctionType and (value.__module__ != kind.__module__ or hasattr(value, "__wrapped__"))
         for value in vars(kind).values()
@@ -79,7 +80,7 @@ def _is_patched(kind: type) -> bool:
 
 @functools.cache
 def _models() -> dict[type, dict[str, _Classes]]:
-    """The children of open_clip's two plain CLIPs: what each may be."""
+    """Return the classes that each child of open_clip's two plain CLIPs may have."""
     from open_clip.model import CLIP, CustomTextCLIP
     from open_clip.transformer import LayerNorm, LayerNormFp32, TextTransformer, Transformer, VisionTransformer
 
@@ -93,8 +94,8 @@ def _models() -> dict[type, dict[str, _Classes]]:
 
 @functools.cache
 def _children() -> dict[type, dict[str, _Classes]]:
-    """The children of each class of a stock tower: what each may be; `*`: all of a list."""
-    from open_clip import transformer as t  # seconds of imports
+    """Return the classes that each child of a stock tower's classes may have; `*`: all items of a list."""
+    from open_clip import transformer as t  # the import takes seconds
 
     norm, scale = (t.LayerNorm, t.LayerNormFp32), (t.LayerScale, nn.Identity)
     mlp = {"c_fc": (nn.Linear,), "gelu": (nn.GELU, t.QuickGELU), "c_proj": (nn.Linear,)}
@@ -129,7 +130,7 @@ def _children() -> dict[type, dict[str, _Classes]]:
 
 @functools.cache
 def _settings() -> dict[type, Callable[[Any], bool]]:
-    """What the rebuilt passes ask of a class's settings; of the others nothing."""
+    """Return the settings that the shorter passes require of each class; other classes may have any."""
     from open_clip import transformer as t
 
     return {

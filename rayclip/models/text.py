@@ -1,9 +1,9 @@
-"""A causal text tower, run no further than its texts reach.
+"""Forward pass of a causal text tower, run only as far as its texts reach.
 
-In CLIP's text tower a token sees only those before it, and the text's embedding is read at its end mark: whatever
-stands behind the longest text's end mark changes nothing. "This is a photo of a cat" ends at the ninth of 77 positions.
-For the same reason texts that begin alike share what they begin with: the prompts of all classes, or a prompt and its
-substitutes, stand in one row as one beginning and many ends that do not see each other.
+In CLIP's text tower a token sees only those before it, and the text's embedding is read at its end mark: nothing behind
+the longest text's end mark has any effect. "This is a photo of a cat" ends at the ninth of 77 positions. For the same
+reason texts that begin alike can share their beginning: the prompts of all classes, or a prompt and its substitutes,
+are packed into one row as one beginning and many ends that do not see each other.
 
 Shapes: B texts, R rows, L positions, W width, D embedding.
 """
@@ -19,10 +19,10 @@ from rayclip.models.stock import is_stock
 
 
 def causal_tower(model: nn.Module) -> Any:
-    """The module that holds an open_clip model's text tower if that is stock (`models.stock`), causal and read at an
-    end mark, else None: then the model's own `encode_text` has to be asked, with rows of full length.
+    """Return the module that holds an open_clip model's text tower if that is stock (`models.stock`), causal and read
+    at an end mark, else None: then the model's own `encode_text` must be used, with rows of full length.
 
-    None: towers of transformers, SigLIP's (not causal), CoCa's (read at a token appended after the padding).
+    None for towers of transformers, SigLIP's (not causal), CoCa's (read at a token appended after the padding).
     """
     parts = ("text",) if hasattr(model, "text") else ("token_embedding", "transformer", "ln_final", "text_projection")
     if not is_stock(model, parts):
@@ -32,16 +32,16 @@ def causal_tower(model: nn.Module) -> Any:
 
 
 def end_marks(tower: Any, tokens_BL: Tensor) -> Tensor:
-    """The position that a text's embedding is read at, `(B,)`: its highest token, or its first `eos`."""
+    """Return the position at which a text's embedding is read, `(B,)`: its highest token, or its first `eos`."""
     kind, eos = _pooling(tower)
     return (tokens_BL if kind == "argmax" else tokens_BL.eq(eos).int()).argmax(1)
 
 
 def encode_causal(tower: Any, tokens_BL: Tensor, words_BLW: Tensor | None = None) -> Tensor:
-    """Un-normalised embeddings `(B, D)` of token rows that reach as far as the last end mark, or beyond.
+    """Return un-normalised embeddings `(B, D)` of token rows that reach at least to the last end mark.
 
     Args:
-        words_BLW: what stands in place of the tokens' own embeddings.
+        words_BLW: embeddings that replace the tokens' own.
     """
     length = tokens_BL.shape[1]
     x_BLW = tower.token_embedding(tokens_BL) if words_BLW is None else words_BLW
@@ -54,7 +54,7 @@ class Packed(NamedTuple):
     """Texts that share rows. All tensors but `texts_B` are int64 and may be moved to a device.
 
     Attributes:
-        texts_B: which texts these are.
+        texts_B: indices of the texts.
         tokens_RL: each row a beginning, the ends of its texts one after the other, and padding.
         positions_RL: a token's position in its own text.
         parts_RL: 0 for the beginning, 1, 2, ... for the ends, -1 for the padding.
@@ -73,18 +73,18 @@ class Packed(NamedTuple):
 
 
 def pack(texts: Sequence[list[int]], longest: int, rows: int) -> list[Packed]:
-    """Batches of up to `rows` rows of about the same length, none over `longest` unless a text is.
+    """Return batches of up to `rows` rows of about the same length, none over `longest` unless a text is.
 
     Args:
-        texts: each one's tokens up to its end mark.
+        texts: each text's tokens up to its end mark.
     """
-    shared: list[tuple[int, list[int]]] = []  # of each row, the length of its beginning, and its texts
+    shared: list[tuple[int, list[int]]] = []  # for each row: the length of its beginning, and its texts
     width = 0
     for t in sorted(range(len(texts)), key=lambda t: texts[t]):
         if shared:
             begin, members = shared[-1]
             common = min(begin, _alike(texts[members[0]], texts[t]), len(texts[t]) - 1)
-            # A shorter beginning is repeated in every end: worth it if that is less than the beginning itself
+            # Shortening the beginning repeats the rest in every end: worth it if that is less than the beginning itself
             repeated = (begin - common) * len(members) if len(members) > 1 else 0
             longer = width + repeated + len(texts[t]) - common
             if repeated < common and longer <= longest:
@@ -118,13 +118,13 @@ def _batch(texts: Sequence[list[int]], shared: Sequence[tuple[int, list[int]]]) 
 
 
 def _alike(one: list[int], other: list[int]) -> int:
-    """How many tokens two texts begin with in common."""
+    """Return how many tokens the beginnings of two texts have in common."""
     differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differ, min(len(one), len(other)))
 
 
 def encode_packed(tower: Any, packed: Packed) -> Tensor:
-    """Un-normalised embeddings of `packed.texts_B`, `(B, D)`."""
+    """Return un-normalised embeddings of `packed.texts_B`, `(B, D)`."""
     texts_B, tokens_RL, positions_RL, parts_RL, marks_B2 = packed
     x_RLW = tower.token_embedding(tokens_RL) + tower.positional_embedding[positions_RL]
     length = tokens_RL.shape[1]
@@ -144,7 +144,7 @@ def _project(tower: Any, x_BW: Tensor) -> Tensor:
 
 
 def _pooling(tower: Any) -> tuple[str, int]:
-    """`argmax` or another way of reading the embedding, and the end mark where it is searched by its number."""
+    """Return `argmax` or another way of reading the embedding, and the end mark's token id if it is found by its id."""
     if hasattr(tower, "text_pool_type"):
         return tower.text_pool_type, tower.text_eos_id
     return tower.pool_type, tower.eos_id

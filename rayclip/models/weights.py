@@ -1,10 +1,10 @@
-"""Files of weights as the field saves them, read as weights only and matched with a model by its own names.
+"""Reads files of weights in the field's formats, as weights only, and matches them with a model by its own names.
 
-Whatever stands around the tensors is looked through: `state_dict` (open_clip, Lightning), `model` (MMCoA),
-`vision_encoder_state_dict` (TeCoA, PMG-AFT, TGA-ZSR, SAFT) or nothing (RobustVLM), and before their names `module.`
-(DataParallel), `_orig_mod.` (torch.compile), `model.`, `vision_model.`, `visual.`, in any order. safetensors and
-TorchScript archives (OpenAI's) are read too. No code of a file runs: a pickle that wants to call anything is refused,
-and of an archive only the tensors are taken.
+The tensors may be wrapped in `state_dict` (open_clip, Lightning), `model` (MMCoA), `vision_encoder_state_dict` (TeCoA,
+PMG-AFT, TGA-ZSR, SAFT) or nothing (RobustVLM), and their names may be prefixed by `module.` (DataParallel),
+`_orig_mod.` (torch.compile), `model.`, `vision_model.`, `visual.`, in any order. safetensors and TorchScript archives
+(OpenAI's) are read too. No code of a file runs: a pickle that wants to call anything is refused, and of an archive only
+the tensors are taken.
 """
 
 import argparse
@@ -32,17 +32,18 @@ from torch import Tensor, nn
 from rayclip.types import UserError
 
 _SHOWN = 3  # keys that an error names
-_LEAST = 0.5  # of a tower's tensors that a file must name to be taken for its weights
-# What OpenAI's archives say beside their weights; and positions that transformers used to save
+_LEAST = 0.5  # smallest share of a tower's tensors that a file must name to count as its weights
+# Entries besides weights in OpenAI's archives; and positions that transformers used to save
 _OPENAI = ("input_resolution", "context_length", "vocab_size")
 _NEEDLESS = (*_OPENAI, "text.transformer.embeddings.position_ids")
-_FIRST = ("vision_encoder_state_dict", "state_dict", "model")  # of entries that fit equally well
+_FIRST = ("vision_encoder_state_dict", "state_dict", "model")  # preferred among entries that fit equally well
 _IMAGE_POSITIONS = ("positional_embedding", "visual.positional_embedding")
-_DEEPEST = 3  # entries within entries
-_COPIES = re.compile(r"(^|[._])(ema|swa|teacher|averaged|frozen|initial|original)([._]|$)")  # of the trained weights
+_DEEPEST = 3  # levels of nested entries
+# Names of copies that may lie beside the trained weights
+_COPIES = re.compile(r"(^|[._])(ema|swa|teacher|averaged|frozen|initial|original)([._]|$)")
 
-# What training loops put beside weights, and torch does not read by itself: none of it calls anything. numpy 1 and
-# Python before 3.13 have other names for the same.
+# Types that training loops save beside weights, and torch does not read by itself: none of them calls anything. numpy 1
+# and Python before 3.13 have other names for the same.
 _NUMBER, _ARRAY = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
 _HARMLESS: list[Any] = [
     *((_NUMBER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
@@ -55,12 +56,13 @@ _HARMLESS: list[Any] = [
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """What a file holds.
+    """The content of a file of weights.
 
     Attributes:
-        groups: its tensors by the entries that they stand in ("" at the top, else `state_dict` or the like) and name.
+        groups: its tensors by the entries that contain them ("" at the top, else `state_dict` or the like) and name.
         entries: its top entries.
-        quick_gelu: the activation, where the file tells: OpenAI's archives do, and what says that it comes from one.
+        quick_gelu: whether the activation is QuickGELU, if the file tells: OpenAI's archives do, and files whose
+            entries show that they come from one.
     """
 
     path: Path
@@ -77,11 +79,11 @@ class Fitting(NamedTuple):
     """The weights of a file that belong to a model.
 
     Attributes:
-        layout: the entry that they stand in, or `state dict`.
-        prefix: what stood before their names.
+        layout: the entry that contains them, or `state dict`.
+        prefix: prefix of their names in the file.
         part: whether they are the `image` tower's or the `whole` CLIP's.
         weights: under the model's (tower's) names.
-        left: entries and tensors beside them.
+        left: entries and tensors of the file that were not used.
     """
 
     layout: str
@@ -120,12 +122,12 @@ def read_weights(file: Path) -> WeightsFile:
 
 
 def match(found: WeightsFile, model: nn.Module) -> Fitting:
-    """The weights of a file that are an open_clip model's, or its image tower's, whatever stands around them.
+    """Return the weights of a file that belong to an open_clip model, or to its image tower, however they are wrapped.
 
-    Where several are (an averaged copy beside the trained weights), those that are no copy.
+    If several fit (an averaged copy beside the trained weights), those that are not a copy are preferred.
 
     Raises:
-        UserError: there are none, or a text tower stands beside an image tower under names of its own.
+        UserError: none fit, or the file has an image tower and a text tower that uses other names.
     """
     whole = set(model.state_dict())
     image = {name.removeprefix("visual.") for name in whole if name.startswith("visual.")}
@@ -158,7 +160,7 @@ def match(found: WeightsFile, model: nn.Module) -> Fitting:
 
 
 def misfits(tower: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """What keeps weights from being a tower's, some of it; empty where they are."""
+    """Return the first reasons why weights do not fit a tower; empty if they fit."""
     own = tower.state_dict()
     shapes = [
         f"{name} is {tuple(weights[name].shape)} and not {tuple(tensor.shape)}{_sizes(name, weights[name], tensor)}"
@@ -172,7 +174,7 @@ def misfits(tower: nn.Module, weights: Mapping[str, Tensor]) -> str:
 
 
 def put(tower: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load weights that fit, whatever their precision, in the tower's own."""
+    """Load fitting weights of any precision into the tower, in the tower's own precision."""
     own = tower.state_dict()
     tower.load_state_dict({name: x.reshape(own[name].shape) for name, x in weights.items()})
 
@@ -189,14 +191,15 @@ def check_finite(weights: Mapping[str, Tensor], whose: str) -> None:
 
 
 def _sizes(name: str, found: Tensor, own: Tensor) -> str:
-    """What another length of a positional embedding means, for people."""
+    """Return an explanation for users of a positional embedding of another length."""
     if not name.endswith("positional_embedding") or found.shape[1:] != own.shape[1:]:
         return ""
     return f" (made for another {'image size' if name in _IMAGE_POSITIONS else 'context length'})"
 
 
 def _prefixes(group: Mapping[str, Tensor], names: set[str], is_whole: bool) -> Counter[str]:
-    """How many tensors have names of a tower behind each prefix; of a whole CLIP, more than the image tower's."""
+    """Count, for each prefix, the tensors behind it with names of a tower; for a whole CLIP, not only the image
+    tower's."""
     counts, complete = Counter[str](), set[str]()
     for name in group:
         parts = name.split(".")
@@ -210,7 +213,7 @@ def _prefixes(group: Mapping[str, Tensor], names: set[str], is_whole: bool) -> C
 
 
 def _as_open_clip_has_it(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Layouts of other codes and of older versions that open_clip brings to its own."""
+    """Convert layouts of other codes and of older versions to open_clip's, where it can."""
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
@@ -230,7 +233,7 @@ def _refuse_other_text_tower(found: WeightsFile, place: str, prefix: str) -> Non
 
 
 def _tensors(content: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str, Tensor]]:
-    """The entry, the name and the value of each tensor."""
+    """Yield the entry, the name and the value of each tensor."""
     if isinstance(content, Mapping) and len(path) <= _DEEPEST:
         for key, value in content.items():
             if isinstance(value, Tensor):
@@ -240,7 +243,7 @@ def _tensors(content: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str, Te
 
 
 def _check(file: Path) -> None:
-    """Say what a file is that cannot be weights: downloads and clones leave such ones."""
+    """Raise a `UserError` that says what a file is if it cannot be weights: downloads and clones leave such files."""
     if file.is_dir():
         raise UserError(about_folder(file))
     if not file.is_file():
@@ -262,7 +265,7 @@ def _check(file: Path) -> None:
 
 
 def about_folder(folder: Path) -> str:
-    """What to do with a folder that is named where a file of weights, or a model's folder of ours, should be."""
+    """Return advice about a folder that is named in place of a file of weights or of a model's folder."""
     if (folder / "open_clip_config.json").is_file():
         return f"{folder} is a model's folder, which needs no import: name it as local-dir:{folder}."
     if (folder / "config.json").is_file():
@@ -288,10 +291,10 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(file: Path, opened: io.BytesIO | None = None, harmless: Sequence[Any] = ()) -> Any:
-    """What torch's own reader takes as weights only."""
+    """Return what torch's own reader accepts as weights only."""
     try:
         with torch.serialization.safe_globals([*_HARMLESS, *harmless]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of protocols that it might not know: then it raises
+            warnings.simplefilter("ignore")  # of unknown protocols; they raise an error anyway
             return torch.load(opened or file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
@@ -321,7 +324,8 @@ def _no_weights(file: Path) -> UserError:
 
 
 def _is_other_pickle(file: Path) -> bool:
-    """Whether the file is one pickle from end to end, which torch's files never are; only looked at."""
+    """Return whether the file is one pickle from end to end, which torch's files never are; it is scanned, not
+    loaded."""
     try:
         with file.open("rb") as opened:
             names = [name for name, _, _ in pickletools.genops(opened) if name.name in ("PROTO", "STOP")]
@@ -331,11 +335,11 @@ def _is_other_pickle(file: Path) -> bool:
 
 
 class _Part:
-    """Stands for a module of an archive: its attributes, and none of its code."""
+    """Placeholder for a module of an archive: keeps its attributes, and none of its code."""
 
 
 def _same(value: Any, *_: Any) -> Any:
-    """Stands for the functions by which an archive marks the type of a list."""
+    """Return `value`; replaces the functions with which an archive marks the type of a list."""
     return value
 
 
@@ -345,11 +349,11 @@ def _is_archive(file: Path) -> bool:
 
 
 def _read_archive(file: Path) -> tuple[dict[str, Tensor], bool | None]:
-    """The tensors of a TorchScript archive under their names, and whether its activation is QuickGELU if it has one.
+    """Return the tensors of a TorchScript archive by name, and whether its activation is QuickGELU if it has one.
 
     torch's reader of weights refuses archives as a whole, since loading one as a program runs it. Their tensors are
-    pickled as those of any other file: it gets these alone, in a copy without the program, and for each class of the
-    program one of ours that does nothing.
+    pickled like those of any other file: the reader gets these alone, in a copy without the program, and each class of
+    the program is replaced by one that does nothing.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -378,7 +382,7 @@ def _read_archive(file: Path) -> tuple[dict[str, Tensor], bool | None]:
 
 
 def _collect(part: Any, prefix: str, tensors: dict[str, Tensor], kinds: set[str], depth: int = 0) -> None:
-    if depth > 64:  # an archive's modules are a tree; a file may say otherwise
+    if depth > 64:  # an archive's modules are a tree; a crafted file may contain cycles
         return
     kinds.add(type(part).__name__)
     for name, value in (vars(part) if isinstance(part, _Part) else {}).items():

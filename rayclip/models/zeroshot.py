@@ -1,4 +1,4 @@
-"""Zero-shot classification: one text embedding a class, computed once per (model, class set) and reused.
+"""Zero-shot classification: one text embedding per class, computed once per (model, class set) and reused.
 
 Shapes: B batch, V views of an image, K classes, D embedding.
 """
@@ -19,7 +19,8 @@ TEMPLATE = "This is a photo of a {}"  # no full stop: SAFT, TTC, MMCoA and TeCoA
 
 
 def clean_name(name: str) -> str:
-    """Lower-case, with `_`, `-` and `/` as blanks: what the papers' code does to every class name."""
+    """Return the name in lower case, with `_`, `-` and `/` as blanks: the papers' code does this to every class
+    name."""
     return " ".join(name.lower().translate(str.maketrans("_-/", "   ")).split())
 
 
@@ -30,10 +31,10 @@ def class_prompts(class_names: Sequence[str], template: str = TEMPLATE) -> list[
 class ZeroShot:
     """A frozen CLIP as a classifier over `class_names`.
 
-    `classifier(pixels)` gives logits; `embed` and `logits` are its two halves, so that an attack on several text sets
-    pays for one image forward. A classifier behind a test-time defence (`defenses.Defended`) is one too: it may look at
-    several views of an image, and its randomness belongs to the samples, hence the `index` of each image in the batch
-    that is being attacked, without which it takes the images for the whole batch.
+    `classifier(pixels)` returns logits; `embed` and `logits` are its two halves, so that an attack on several text sets
+    pays for one image forward pass. A classifier behind a test-time defence (`defenses.Defended`) has the same
+    interface: it may use several views of an image, and its randomness belongs to the samples, hence the `index` of
+    each image in the batch that is being attacked. Without `index`, the images are taken to be the whole batch.
 
     Attributes:
         deterministic: whether the logits are a function of the pixels alone; attacks use that (`GradientAttack`).
@@ -54,53 +55,55 @@ class ZeroShot:
             self._scale = self.clip.scale
 
     def embed_each(self, prompts: Sequence[str]) -> Tensor:
-        """Normalised embeddings of prompts, `(P, D)`. Those of the last list stay: every batch asks for the same."""
+        """Return normalised embeddings of prompts, `(P, D)`. Those of the last list are cached, as every batch needs
+        the same."""
         if self._embedded is None or self._embedded[0] is not prompts:
             with torch.no_grad():
                 self._embedded = prompts, self.clip.embed_texts(prompts)
         return self._embedded[1]
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text weights of the classes, `(K, D)`."""
+        """Return text weights of the classes, `(K, D)`."""
         return self.weights(self.pool(self.embed_each(prompts)))
 
     def pool(self, values_PD: Tensor) -> Tensor:
-        """What belongs to prompts as what belongs to classes, `(K, D)`: here a class has one prompt."""
+        """Reduce values per prompt to values per class, `(K, D)`: here a class has one prompt."""
         return values_PD
 
     def weights(self, mean_KD: Tensor) -> Tensor:
-        """Text weights made of the means of normalised embeddings."""
+        """Return text weights computed from the means of normalised embeddings."""
         return mean_KD
 
     @property
     def plain(self) -> "ZeroShot":
-        """The classifier that a test-time defence asks, which must not draw numbers."""
+        """The classifier that a test-time defence queries, which must not be random."""
         return self
 
     def prompts_of(self, label: int) -> list[str]:
         return [self.prompts[label]]
 
     def seen_by(self, clip: Clip) -> Self:
-        """The same classifier, with the same class weights, that looks at images through another model."""
+        """Return the same classifier, with the same class weights, but with another model as its image encoder."""
         other = copy.copy(self)
         other.clip = clip
         return other
 
     def embed(self, pixels_BCHW: Tensor, index: Tensor | None = None, *, normalize: bool = True) -> Tensor:
-        """`(B, D)`; `(B, V, D)` of a classifier that looks at several views.
+        """Return image embeddings `(B, D)`; `(B, V, D)` for a classifier that uses several views.
 
         Args:
-            index: place of each image in the batch; None where they are all of it, in order.
+            index: position of each image in the batch; None if they are all of it, in order.
         """
         return self.clip.encode_image(pixels_BCHW, normalize=normalize)
 
     def logits(self, image_BD: Tensor, text_KD: Tensor | None = None) -> Tensor:
-        """`s · <f(x), t_c>`, `(B, K)`, against the clean class prompts unless other text weights are given. Of several
-        views the logarithm of their mean probabilities."""
+        """Return `s · <f(x), t_c>`, `(B, K)`, against the clean class prompts unless other text weights are given. For
+        several views, return the logarithm of their mean probabilities."""
         return merge_views(self._scale * image_BD @ (self.text_KD if text_KD is None else text_KD).T)
 
     def logits_with_own(self, image_BD: Tensor, own_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """`(B, K)`: each image's true class has text weights of its own, the other classes their clean ones."""
+        """Return logits `(B, K)` in which each image's true class has its own text weights, the other classes their
+        clean ones."""
         own = self._scale * (image_BD * per_view(own_BD, image_BD)).sum(-1)
         others = self._scale * image_BD @ self.text_KD.T
         labels = per_view(labels_B[:, None], image_BD).expand(*own.shape, 1)
@@ -111,12 +114,12 @@ class ZeroShot:
 
 
 class SeveralPrompts(ZeroShot):
-    """A frozen CLIP as a classifier whose classes have any number of prompts each, at least one: a class's weights are
-    the normalised mean of the embeddings of its prompts.
+    """A frozen CLIP as a classifier whose classes have one or more prompts each: a class's weights are the normalised
+    mean of the embeddings of its prompts.
 
     Attributes:
         prompts: of all classes, in a row.
-        counts: how many each class has, `(K,)`.
+        counts: number of prompts of each class, `(K,)`.
         owners: the class of each prompt, `(P,)`.
     """
 
@@ -131,7 +134,7 @@ class SeveralPrompts(ZeroShot):
         self._start([text for own in texts for text in own])
 
     def pool(self, values_PD: Tensor) -> Tensor:
-        """The mean over each class's prompts, `(K, D)`."""
+        """Return the mean over each class's prompts, `(K, D)`."""
         return torch.segment_reduce(values_PD, "mean", lengths=self.counts, axis=0)
 
     def weights(self, mean_KD: Tensor) -> Tensor:
@@ -141,12 +144,12 @@ class SeveralPrompts(ZeroShot):
         return list(self.own(self.prompts, label))
 
     def own(self, texts: Sequence[str], label: int) -> Sequence[str]:
-        """A class's part of texts that stand in the prompts' order."""
+        """Return a class's part of texts that are in the order of the prompts."""
         return texts[self._ends[label - 1] if label else 0 : self._ends[label]]
 
 
 class OtherEyes(ZeroShot):
-    """A classifier that shares another's texts and sees images in its own way, perhaps in another one each time;
+    """A classifier that shares another's texts but embeds images in its own way, possibly differently each time;
     subclasses define `embed`."""
 
     deterministic = False
@@ -176,17 +179,18 @@ class OtherEyes(ZeroShot):
 
 
 def merge_views(logits: Tensor) -> Tensor:
-    """`(B, K)` as it is; `(B, V, K)` as the logarithm of the views' mean softmax, `(B, K)`."""
+    """Return logits `(B, K)` unchanged; for `(B, V, K)`, the logarithm of the views' mean softmax, `(B, K)`."""
     if logits.ndim == 2:
         return logits
     return logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
 
 
 def per_view(rows_BX: Tensor, embedded: Tensor) -> Tensor:
-    """What an image has once, in the shape that meets all its views: `(B, 1, X)` where `embedded` is `(B, V, D)`."""
+    """Reshape values per image to broadcast over its views: `(B, 1, X)` if `embedded` is `(B, V, D)`, else
+    unchanged."""
     return rows_BX[:, None] if embedded.ndim == 3 else rows_BX
 
 
 def mean_over_views(values: Tensor) -> Tensor:
-    """`(B,)` as it is, `(B, V)` as the mean over the views."""
+    """Return `(B,)` unchanged, `(B, V)` as the mean over the views."""
     return values if values.ndim == 1 else values.mean(1)
