@@ -27,8 +27,8 @@ from rayclip import terminal
 
 Level = Literal["note", "warning", "error"]
 
-_LINE_EVERY_S = 15.0  # between two lines of one task without a terminal
-_JSON_EVERY_S = 1.0  # between two objects of one task
+_LINE_EVERY_S = 15.0  # seconds between two lines of one task, without a terminal
+_JSON_EVERY_S = 1.0  # seconds between two JSON objects of one task
 _ALL = 12  # up to this many tasks are all shown; of more, only those running
 _AT_WORK = 8  # most bars shown for parts, or for running tasks
 _BAR = 10  # width of a bar in columns, of 80

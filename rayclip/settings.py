@@ -103,7 +103,7 @@ def convert_all(
 
 
 def _convert(owner: str, key: str, value: str, kind: Any, norm: Norm = "linf") -> Any:
-    if get_origin(kind) in (Union, UnionType):  # `float | None`: nobody writes None
+    if get_origin(kind) in (Union, UnionType):  # `float | None`: users never write None
         (kind,) = (k for k in get_args(kind) if k is not NoneType)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):

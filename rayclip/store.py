@@ -80,7 +80,7 @@ class Store:
         """Return the store of the subfolder `name`; a URI keeps its options (`?endpoint_override=…`)."""
         _check(name, self.root)
         base, mark, options = self.root.partition("?") if "://" in self.root else (self.root, "", "")
-        part = quote(name) if "://" in self.root else name  # or `?` in it would start the URI's options
+        part = quote(name) if "://" in self.root else name  # quoted, or `?` in it would start the URI's options
         return Store(f"{base.rstrip('/')}/{part}{mark}{options}")
 
     def path(self, name: str) -> Path:
