@@ -1,7 +1,7 @@
-"""rayclip: adversarial fine-tuning and attack of CLIP, carried over a cluster by Ray."""
+"""rayclip: adversarial fine-tuning, attack and evaluation of CLIP, distributed over a cluster by Ray."""
 
 __version__ = "0.1.0"
 
-# Part of every evaluation cell's identity. Raise it with any change that can move a verdict, so that
-# results computed before the change are never mixed with results computed after it.
+# Part of every evaluation cell's id. Raise it with any change that can alter a verdict, so that results from before and
+# after the change are never mixed.
 PROTOCOL = 3

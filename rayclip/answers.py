@@ -1,8 +1,7 @@
-"""Answers that are there already: `rayclip eval` in the very words of a finished one says what that one said, without
-torch, Ray or a model.
+"""Cache of finished evaluations: repeating a `rayclip eval` command prints its result again, without torch or Ray.
 
-An answer lies beside the results, `answers/<words>.json`, with the state of every file that the words name. Where one
-of them changed, results are gone, or something waits for MLflow, all is looked at anew.
+An answer is stored beside the results as `answers/<hash of the command>.json`, with the state of every file that the
+command names. If one of them changed, results are missing, or entries wait for MLflow, the evaluation is run again.
 """
 
 import dataclasses
@@ -21,22 +20,22 @@ from rayclip.store import Store
 from rayclip.types import Row
 from rayclip.version import code_version
 
-_MOST_FILES = 10_000  # below a folder: of larger ones the state is not looked at, and no answer kept
+_MOST_FILES = 10_000  # below a folder; for larger folders the state is not recorded and no answer is kept
 
 
 class Answer(NamedTuple):
-    """What an evaluation ended with: its rows, and what was said meanwhile."""
+    """Result of an evaluation: its rows, and the messages shown during it."""
 
     rows: list[Row]
     said: list[tuple[Level, str]]
 
 
 def find(words: Mapping[str, Any], places: Sequence[str], out: str) -> Answer | None:
-    """The answer to an evaluation in these words; None if there is none, or it may have changed.
+    """Return the stored answer to an evaluation; None if there is none or it may be outdated.
 
     Args:
-        words: everything that decides results and where they are logged.
-        places: models, data sets and files among them, as the user wrote them.
+        words: all settings that decide the results and where they are logged.
+        places: the models, data sets and files among them, as the user wrote them.
         out: folder of the results.
     """
     store = Store(out)
@@ -51,7 +50,7 @@ def find(words: Mapping[str, Any], places: Sequence[str], out: str) -> Answer | 
 
 
 def keep(words: Mapping[str, Any], places: Sequence[str], out: str, answer: Answer) -> None:
-    """Let the same words find the answer."""
+    """Store an answer so that `find` returns it for the same settings."""
     store, files = Store(out), _state(places)
     if not store.is_local or files is None or Spool(store).names():
         return
@@ -71,7 +70,7 @@ def _name(words: Mapping[str, Any]) -> str:
 
 
 def _state(places: Sequence[str]) -> dict[str, list[int]] | None:
-    """Size and time of every file that the places hold; None where somebody else may change it unseen."""
+    """Return size and modification time of every file in the places; None if changes to one could go unnoticed."""
     found: dict[str, list[int]] = {}
     for text in {expand_home(place) for place in places if place}:
         if "://" in text or text.startswith(("hf-hub:", "prompted:", "mix:")):

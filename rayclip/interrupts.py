@@ -1,5 +1,5 @@
-"""Ctrl-C, and SIGTERM, by which batch systems and Kubernetes announce that they will kill a command: both stop it
-cleanly, and a second one ends it at once."""
+"""Handle Ctrl-C and SIGTERM, which batch systems and Kubernetes send before they kill a command: the first signal stops
+the command cleanly, a second one ends it at once."""
 
 import os
 import signal
@@ -12,11 +12,11 @@ _received: list[int] = []
 
 
 def listen() -> None:
-    """Let the first SIGINT or SIGTERM raise `KeyboardInterrupt` in the main thread, which calls this, and the second
-    end the process at once."""
+    """Install the handlers: the first SIGINT or SIGTERM raises `KeyboardInterrupt` in the main thread, the second ends
+    the process at once. Call from the main thread."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    os.register_at_fork(after_in_child=_forget)  # a pool ends its processes by SIGTERM
+    os.register_at_fork(after_in_child=_forget)  # process pools end their processes by SIGTERM
 
 
 def _forget() -> None:
@@ -25,12 +25,12 @@ def _forget() -> None:
 
 
 def exit_code() -> int:
-    """Of a command that was stopped, as a shell has it: 128 and the number of the signal that came first."""
+    """Return the exit code of a stopped command, by shell convention: 128 plus the number of the first signal."""
     return 128 + _received[0] if _received else INTERRUPTED
 
 
 def stop(number: int) -> None:
-    """What the first signal does; for one that a library has taken for itself."""
+    """Do what the first signal does; for handlers of signals that a library has taken over."""
     _received.append(number)
     raise KeyboardInterrupt
 
@@ -42,7 +42,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
     try:
         say("note", STOPPED)
-    except RuntimeError:  # it came in the middle of printing
+    except RuntimeError:  # the signal arrived in the middle of printing
         pass
     finally:
         os._exit(exit_code())

@@ -1,6 +1,7 @@
-"""Where results go: whether something can be written there, found out before any work starts. Standard library only.
+"""Check that output files and folders can be written, before any work starts. Standard library only.
 
-Looking at rights is not enough: a superuser may write everywhere, and yet not on a read-only disk or below `/proc`.
+Checking permissions is not enough: a superuser has them everywhere, but still cannot write to a read-only disk or
+below `/proc`. So the checks write a temporary file.
 """
 
 import contextlib
@@ -13,12 +14,12 @@ from rayclip.types import UserError
 
 
 def check_folder(option: str, place: str, *, done: str = "") -> None:
-    """Raise a `UserError` if files could not be written into a folder that is there or would be made; an object store's
-    URI may be anything. Leaves nothing behind.
+    """Raise a `UserError` if files cannot be written into a folder, existing or yet to be created. Object-store URIs
+    are not checked. Leaves nothing behind.
 
     Args:
-        option: what names the folder, for the sentence.
-        done: the file in it that says that all is there, and nothing has to be written any more.
+        option: the option that names the folder, for the message.
+        done: a file whose presence in the folder means that everything is already written, so nothing is checked.
     """
     if "://" in place:
         return
@@ -40,16 +41,16 @@ def check_folder(option: str, place: str, *, done: str = "") -> None:
                 pass
         finally:
             for folder in reversed(made):
-                with contextlib.suppress(OSError):  # somebody else has put something in it meanwhile
+                with contextlib.suppress(OSError):  # another process may have put something in it meanwhile
                     folder.rmdir()
 
 
 def check_file(option: str, place: str | Path, *, example: str = "") -> None:
-    """Raise a `UserError` if a file could not be written; a device or a pipe is none that could be replaced by one.
+    """Raise a `UserError` if a file cannot be written. Devices and pipes are refused, since a file cannot replace them.
 
     Args:
-        option: what names the file, for the sentence.
-        example: a name that would do where a folder is given.
+        option: the option that names the file, for the message.
+        example: a file name to suggest if a folder is given.
     """
     with _explained(option, str(place), "it cannot be written", "file"):
         path = Path(place).expanduser().absolute()
@@ -64,7 +65,7 @@ def check_file(option: str, place: str | Path, *, example: str = "") -> None:
 
 
 def check_stream(option: str, place: str) -> None:
-    """Raise a `UserError` if nothing could be written to a file in place; a device or a pipe will do."""
+    """Raise a `UserError` if `place` cannot be opened for writing; devices and pipes are allowed."""
     path = Path(place).expanduser().absolute()
     if path.exists() and not path.is_dir():
         if not os.access(path, os.W_OK):
@@ -77,7 +78,7 @@ def check_stream(option: str, place: str) -> None:
 def _explained(option: str, place: str, what: str, kind: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, a home that nobody has
+    except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, a home folder of no known user
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{option} {place}: {what} ({reason}): give another {kind}.") from error
 

@@ -1,7 +1,7 @@
-"""What a command says while it works, all of it on standard error: how far it is, notes, warnings and errors.
+"""Progress, notes, warnings and errors of a running command, all on standard error.
 
-Progress of several pieces of work at once is bars on a terminal and a line now and then elsewhere. After `log_as_json`
-all of it is JSON, one object a line.
+Progress is shown as bars on a terminal, one for each task, and elsewhere as an occasional line. After `log_as_json`
+all output is JSON, one object per line.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ from rayclip import terminal
 
 Level = Literal["note", "warning", "error"]
 
-_LINE_EVERY_S = 15.0  # between two lines of one task where there is no terminal
-_JSON_EVERY_S = 1.0  # between two objects of one task
-_ALL = 12  # so many tasks are all shown; of more only those at work
-_AT_WORK = 8  # bars of parts, or of tasks at work, at most
-_BAR = 10  # columns of 80
-_NAME = 24  # characters that notes leave to a task's name
+_LINE_EVERY_S = 15.0  # seconds between two lines of one task, without a terminal
+_JSON_EVERY_S = 1.0  # seconds between two JSON objects of one task
+_ALL = 12  # up to this many tasks are all shown; of more, only those running
+_AT_WORK = 8  # most bars shown for parts, or for running tasks
+_BAR = 10  # width of a bar in columns, of 80
+_NAME = 24  # most characters to which names are padded where notes follow them
 
-# What libraries read when they are imported, where they do not leave it to Python's logging what is printed
+# Variables that libraries read at import, for those whose output Python's logging does not control
 _SILENT = {
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -42,15 +42,15 @@ _SILENT = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
-_as_json = False  # of the whole process, chosen once by the command line
+_as_json = False  # for the whole process, set once by the command line
 
 
 def log_as_json() -> None:
-    """From now on standard error holds JSON objects only, one a line.
+    """Write only JSON objects to standard error from now on, one per line.
 
     Each has `time` (ISO 8601, UTC) and `level`: `progress` with `task`, `completed`, `total`, `per_second`,
-    `seconds_left` and `note`, the others (`note`, `warning`, `error`) with `message`. What libraries warn of is among
-    them, and an error that nobody foresaw, with its `traceback`.
+    `seconds_left` and `note`, the others (`note`, `warning`, `error`) with `message`. Warnings of libraries are
+    included, and so are unexpected errors, with their `traceback`.
     """
     global _as_json
     _as_json = True
@@ -65,7 +65,7 @@ _listeners: list[list[tuple[Level, str]]] = []
 
 @contextlib.contextmanager
 def listening() -> Iterator[list[tuple[Level, str]]]:
-    """What is said in this block, to be said again."""
+    """Collect the messages said in this block, so that they can be repeated later."""
     heard: list[tuple[Level, str]] = []
     _listeners.append(heard)
     try:
@@ -75,13 +75,13 @@ def listening() -> Iterator[list[tuple[Level, str]]]:
 
 
 def say(level: Level, message: str) -> None:
-    """One sentence (or some lines) on standard error."""
+    """Write one sentence (or several lines) to standard error."""
     for heard in _listeners:
         heard.append((level, message))
     if _as_json:
         _write(level, message=message)
     else:
-        with contextlib.suppress(OSError):  # nobody reads it any more, or its disk is full: no reason to end the work
+        with contextlib.suppress(OSError):  # closed by its reader, or disk full: no reason to end the work
             print(f"{level}: {message}", file=sys.stderr)
 
 
@@ -96,7 +96,7 @@ def _write_traceback(kind: type[BaseException], error: BaseException, trace: Tra
 
 
 class _JsonHandler(logging.Handler):
-    """For what libraries log."""
+    """Writes the log records of libraries as JSON."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "error" if record.levelno >= logging.ERROR else "warning"
@@ -105,7 +105,7 @@ class _JsonHandler(logging.Handler):
 
 @dataclass
 class _Task:
-    """Something of which `completed` of `total` are done; a total of 0 is not known yet."""
+    """Progress of one task: `completed` of `total` are done; a total of 0 means unknown yet."""
 
     name: str
     completed: int = 0
@@ -120,7 +120,7 @@ class _Task:
         self.at = time.monotonic()
         if (
             not self.begun or completed <= self.before
-        ):  # neither waiting nor what an earlier run did is work of this one
+        ):  # exclude waiting time and work of an earlier run from this run's rate
             self.began, self.before = self.at, completed
         self.completed, self.total, self.note = completed, total, note
 
@@ -134,18 +134,18 @@ class _Task:
 
     @property
     def rate(self) -> float | None:
-        """Of this run, a second; None while nothing is known of it."""
+        """Items per second in this run; None while unknown."""
         elapsed = self.at - self.began
         return (self.completed - self.before) / elapsed if elapsed > 0 and self.completed > self.before else None
 
     @property
     def left(self) -> float | None:
-        """Seconds at that rate."""
+        """Seconds left at that rate; None while unknown, and once done."""
         return (self.total - self.completed) / self.rate if self.rate and self.total and not self.done else None
 
 
 class Display:
-    """Use as a context manager; `update` creates a task the first time it is named."""
+    """Progress display; use as a context manager. `update` creates a task when it is first named."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._tasks: dict[str, _Task] = {}
@@ -169,17 +169,18 @@ class Display:
             self._live.stop()
 
     def update(self, name: str, completed: int, total: int, note: str = "") -> None:
-        """`completed` of `total` of the task `name` are done; a total of 0 is not known yet."""
+        """Report that `completed` of `total` of the task `name` are done; a total of 0 means unknown yet."""
         task = self._tasks.setdefault(name, _Task(name))
         task.update(completed, total, note)
         if not self._live and not self._quiet:
             self._tell(task)
 
     def part(self, key: str, name: str, total: int, more: int = 0) -> None:
-        """A part of the work has begun, or `more` of it are done. A terminal shows it below the tasks until all are.
+        """Report that a part of the work has begun, or that `more` of its `total` are done. A terminal shows the part
+        below the tasks until it is finished.
 
         Args:
-            key: tells it from others of the same name.
+            key: distinguishes parts of the same name.
         """
         part = self._parts.setdefault(key, _Task(name))
         part.update(part.completed + more, total, "")
@@ -187,7 +188,7 @@ class Display:
             del self._parts[key]
 
     def _tell(self, task: _Task) -> None:
-        """A line or an object now and then, and one when a task is done."""
+        """Write a line or a JSON object at intervals, and one when the task is done."""
         now = time.monotonic()
         wait = _JSON_EVERY_S if _as_json else _LINE_EVERY_S
         if not task.begun or task.told == math.inf or (not task.done and now - task.told < wait):
@@ -211,7 +212,7 @@ class Display:
             self._console.print(f"[{now - self._began:4.0f} s] {line}", soft_wrap=True)
 
     def _picture(self) -> Table:
-        """Bars, with what they stand for in the columns that are left."""
+        """Draw the bars, each with its name, count, rate and time left."""
         grid = Table.grid(padding=(0, 1))
         grid.add_column()
         for justify in ("left", "right", "right", "right"):
@@ -241,19 +242,19 @@ def _count(task: _Task) -> str:
 
 
 def _cut(text: str) -> Text:
-    """Gives way where a row is too long."""
+    """Return text that is shortened with an ellipsis where a row is too long."""
     return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _pace(rate: float | None) -> str:
-    """`0.25/s`, `12.3/s`, `1234/s`."""
+    """Format a rate: `0.25/s`, `12.3/s`, `1234/s`."""
     if rate is None:
         return ""
     return f"{rate:.2g}/s" if rate < 1 else f"{rate:.1f}/s" if rate < 100 else f"{rate:.0f}/s"
 
 
 def _clock(seconds: float | None) -> str:
-    """`0:07`, `12:34`, `1:02:03`."""
+    """Format a duration: `0:07`, `12:34`, `1:02:03`."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)

@@ -1,8 +1,8 @@
-"""Random numbers that belong to a sample, not to a batch, a worker or a device.
+"""Random numbers per sample, independent of batch, worker and device.
 
 Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), a counter-based generator,
 written in torch integer arithmetic: every sample has its own 64-bit key, so its noise is the same in any batch, shard
-or cluster, on a CPU and on a GPU, and nothing has to be saved for a resume.
+or cluster, on a CPU and on a GPU, and resuming needs no saved state.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def sample_keys(samples: Iterable[int], *context: object) -> Tensor:
-    """One 64-bit key a sample: a hash of the sample's id and of `context` (run seed, data set, attack, ...).
+    """Return one 64-bit key per sample: a hash of the sample's id and of `context` (run seed, data set, attack, ...).
 
-    Returns `(B,)` int64 on the CPU.
+    The keys are `(B,)` int64 on the CPU.
     """
     tail = "\x1f".join(str(part) for part in context)
     digests = (hashlib.blake2b(f"{i}\x1f{tail}".encode(), digest_size=8).digest() for i in samples)
@@ -29,26 +29,26 @@ def sample_keys(samples: Iterable[int], *context: object) -> Tensor:
 
 
 def subkeys(keys_B: Tensor, context: str) -> Tensor:
-    """The samples' keys for one part of an attack, so that its noise is not the other parts'."""
+    """Derive the samples' keys for one part of an attack, so that its noise differs from that of other parts."""
     digest = hashlib.blake2b(context.encode(), digest_size=8).digest()
     return keys_B ^ int.from_bytes(digest, "little", signed=True)
 
 
 def numbered(keys: Tensor, numbers: Tensor) -> Tensor:
-    """The samples' keys for their draw of each number; keys and int64 numbers in shapes that broadcast."""
-    return keys + (numbers + 1) * _GOLDEN  # wraps; neighbouring keys are as good as any to Philox
+    """Derive the samples' keys for draws with these numbers; keys and int64 numbers must broadcast."""
+    return keys + (numbers + 1) * _GOLDEN  # wraps around; neighbouring keys serve Philox as well as any others
 
 
 class Draws:
-    """Which numbers a classifier with randomness of its own draws for the samples of a batch.
+    """The random draws of a stochastic classifier for the samples of a batch.
 
-    Where it is judged, a sample's draw is always the same. Where it is attacked, every query of a sample draws anew,
-    counted for each sample alone, and never what the judge draws.
+    When the classifier is evaluated, a sample's draw is always the same. When it is attacked, every query of a sample
+    draws anew, counted per sample, and never repeats the draw used for evaluation.
 
     Args:
-        keys_B: one 64-bit key a sample, on the device of the pixels.
-        attacked: see above.
-        count: K, draws of a query.
+        keys_B: one 64-bit key per sample, on the device of the pixels.
+        attacked: whether the classifier is being attacked, see above.
+        count: K, draws per query.
     """
 
     def __init__(self, keys_B: Tensor, *, attacked: bool, count: int = 1) -> None:
@@ -56,11 +56,11 @@ class Draws:
         self._asked_B = torch.zeros_like(keys_B)
 
     def of(self, index: Tensor | None, images: int) -> Tensor:
-        """Keys for the next query, `(B, K)`.
+        """Return the keys for the next query, `(B, K)`.
 
         Args:
-            index: places in the batch of the samples that are asked about; None for the whole batch in order.
-            images: how many are asked about.
+            index: positions in the batch of the queried samples; None for the whole batch in order.
+            images: number of queried images.
         """
         if index is None and images != len(self._keys_B):
             raise ValueError(f"{images} images of a batch of {len(self._keys_B)}: pass their index")
@@ -75,7 +75,7 @@ class Draws:
 
 
 def philox(counters_N4: Tensor, keys_N2: Tensor) -> Tensor:
-    """The Philox4x32-10 bijection on 32-bit words held in int64. `(..., 4)`, `(..., 2)` -> `(..., 4)`."""
+    """Apply the Philox4x32-10 bijection to 32-bit words held in int64. `(..., 4)`, `(..., 2)` -> `(..., 4)`."""
     c0, c1, c2, c3 = counters_N4.unbind(-1)
     k0, k1 = keys_N2.unbind(-1)
     for _ in range(10):
@@ -87,7 +87,7 @@ def philox(counters_N4: Tensor, keys_N2: Tensor) -> Tensor:
 
 
 def uniform(keys_B: Tensor, shape: tuple[int, ...], *, stream: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uniform numbers in [0, 1), `(B, *shape)`, a function of each sample's key and `stream` alone."""
+    """Return uniform numbers in [0, 1), `(B, *shape)`, that depend only on each sample's key and `stream`."""
     count = math.prod(shape)
     blocks = -(-count // 4)
     index = torch.arange(blocks, device=keys_B.device)
@@ -100,6 +100,7 @@ def uniform(keys_B: Tensor, shape: tuple[int, ...], *, stream: int = 0, dtype: t
 
 
 def gaussian(keys_B: Tensor, shape: tuple[int, ...], *, stream: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal numbers, `(B, *shape)`, by Box and Muller from two uniform streams."""
+    """Return standard normal numbers, `(B, *shape)`, by the Box-Muller transform of the streams `stream` and
+    `stream + 1`."""
     radius = (-2 * (1 - uniform(keys_B, shape, stream=stream, dtype=dtype)).log()).sqrt()
     return radius * (2 * math.pi * uniform(keys_B, shape, stream=stream + 1, dtype=dtype)).cos()

@@ -1,35 +1,36 @@
-"""Names of people's files and models, where only some characters may stand.
+"""Turn names of users' files and models into names with restricted characters.
 
-A name that may stand as it is stays as it is. What has to change gets a digest of the whole name at its end, so that
-two names never become one, and the same name is the same in every run.
+A valid name is kept as it is. A changed name gets a digest of the whole original name at its end, so that two names
+never collide, and the same name is the same in every run.
 """
 
 import hashlib
 import re
 
-_LONGEST = 120  # characters; MLflow takes 250 of a key, file systems 255 bytes
+_LONGEST = 120  # characters; MLflow allows keys of 250 characters, file systems names of 255 bytes
 _DIGEST = 8  # hexadecimal digits
 
 
 def key_part(name: str) -> str:
-    """What may stand between the slashes of a metric, a parameter or a tag: letters of any alphabet, digits, `_`, `-`,
-    `.` and blanks."""
+    """Return a name that is valid between the slashes of a metric, parameter or tag key: letters of any alphabet,
+    digits, `_`, `-`, `.` and spaces."""
     return _safe(name, r"[^\w. -]")
 
 
 def key(name: str, longest: int = 250) -> str:
-    """A whole key that may have slashes in it, of at most `longest` characters."""
+    """Return a valid key, slashes allowed, of at most `longest` characters."""
     found = "/".join(key_part(part) for part in name.split("/"))
     return found if len(found) <= longest else _ended(found[: longest - _DIGEST - 1], name)
 
 
 def file_part(name: str) -> str:
-    """What may stand in a file's name anywhere, in a web address too: ASCII letters and digits, `_`, `-`, `.`."""
+    """Return a name that is valid in file names everywhere and in web addresses: ASCII letters and digits, `_`, `-`,
+    `.`."""
     return _safe(name, r"[^A-Za-z0-9_.-]")
 
 
 def model_name(name: str) -> str:
-    """What a registered model may be called: no `/`, `:` or quotation marks."""
+    """Return a valid name for a registered model: no `/`, `:`, backslash or quotation marks."""
     return _safe(name, r"[/:'\"`\\]", "-")
 
 

@@ -1,4 +1,4 @@
-"""How people write things with settings on the command line: `pgd:steps=100,step=1/255`."""
+"""Parse and format names with settings as written on the command line: `pgd:steps=100,step=1/255`."""
 
 import math
 from collections.abc import Mapping
@@ -9,30 +9,30 @@ from typing import Any, Literal, Union, get_args, get_origin
 from rayclip.types import UserError
 from rayclip.units import Norm, format_budget, parse_budget
 
-# Metadata of the fields that the package fills in, such as what is in a file that a setting names
+# Metadata of fields that the package fills in itself, such as the content of a file named by a setting
 FILLED_IN = {"filled_in": True}
 BUDGETS = ("eps", "step")  # settings in pixel units, which people write as fractions
 
 
 def settable(kind: type) -> dict[str, Any]:
-    """The names and types of what a user may set of a dataclass."""
+    """Return the fields of a dataclass that a user may set, as name -> type."""
     return {f.name: f.type for f in fields(kind) if not f.metadata.get("filled_in")}
 
 
 def written(key: str, value: Any) -> Any:
-    """A setting's value as a user would write it, budgets as fractions."""
+    """Return a setting's value as a user would write it, budgets as fractions."""
     return format_budget(value) if key in BUDGETS and value is not None else value
 
 
 def with_changes(owner: Any) -> str:
-    """The name of a dataclass that has one, and its settings that are not the defaults: `ttc:eps=2/255,steps=3`."""
+    """Return the name of a named dataclass with its non-default settings: `ttc:eps=2/255,steps=3`."""
     changed = [f for f in fields(owner) if f.name in settable(type(owner)) and getattr(owner, f.name) != f.default]
     settings = ",".join(f"{f.name}={written(f.name, getattr(owner, f.name))}" for f in changed)
     return f"{owner.name}:{settings}" if settings else owner.name
 
 
 def shown_defaults(kind: type) -> dict[str, str]:
-    """What a user may set, with its default as a user would write it; `…` where there is none."""
+    """Return the settable fields with their defaults as a user would write them; `…` where there is no default."""
 
     def shown(key: str, value: Any) -> str:
         if isinstance(value, tuple):
@@ -43,10 +43,10 @@ def shown_defaults(kind: type) -> dict[str, str]:
 
 
 def split_names(text: str, option: str, example: str) -> list[tuple[str, dict[str, str]]]:
-    """`"clean,pgd:steps=100,step=1/255"` as names with what is written of their settings, in that order.
+    """Split `"clean,pgd:steps=100,step=1/255"` into (name, settings as text) pairs, in order.
 
-    A comma starts a new name unless what follows is `key=value`, which belongs to the name before it.
-    No value, a file's path included, can hold a comma.
+    A comma starts a new name, unless `key=value` follows it, which belongs to the name before.
+    Values, file paths included, cannot contain commas.
     """
     found: list[tuple[str, dict[str, str]]] = []
     for part in text.split(","):
@@ -70,7 +70,8 @@ def split_names(text: str, option: str, example: str) -> list[tuple[str, dict[st
 
 
 def split_chains(text: str) -> list[list[str]]:
-    """`"none,ttc:eps=4/255,steps=2+tte"` as chains, lists of links; a comma before `key=value` stays inside a link."""
+    """Split `"none,ttc:eps=4/255,steps=2+tte"` into chains, each a list of links; a comma before `key=value` does not
+    split."""
     chains: list[list[str]] = []
     for part in text.split(","):
         first, *rest = part.split("+")
@@ -85,15 +86,15 @@ def split_chains(text: str) -> list[list[str]]:
 def convert_all(
     what: str, name: str, written: Mapping[str, str], types: Mapping[str, Any], norm: Norm = "linf"
 ) -> dict[str, Any]:
-    """Settings as values.
+    """Convert settings from text to values.
 
     Args:
-        what: `attack`, `defense`: what `name` is the name of.
-        types: of its settings.
-        norm: that budgets are measured in.
+        what: the kind of thing that `name` refers to, such as `attack` or `defense`.
+        types: the type of each setting.
+        norm: norm in which budgets are measured.
 
     Raises:
-        UserError: a setting that it does not have, or a value that does not fit.
+        UserError: unknown setting, or a value of the wrong type.
     """
     for key in written:
         if key not in types:
@@ -102,7 +103,7 @@ def convert_all(
 
 
 def _convert(owner: str, key: str, value: str, kind: Any, norm: Norm = "linf") -> Any:
-    if get_origin(kind) in (Union, UnionType):  # `float | None`: nobody writes None
+    if get_origin(kind) in (Union, UnionType):  # `float | None`: users never write None
         (kind,) = (k for k in get_args(kind) if k is not NoneType)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):

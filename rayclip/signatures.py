@@ -1,7 +1,7 @@
-"""Names and settings of attacks, defences, scorers and methods, known before torch is imported.
+"""Names and settings of attacks, defences, scorers and methods, available without importing torch.
 
-`signatures.json` is written from the registries by `python -m rayclip.signatures`; a test holds the two together. What
-other packages offer is not in it, and is checked when they are loaded.
+`python -m rayclip.signatures` writes `signatures.json` from the registries; a test checks that the two agree. Plug-ins
+of other packages are not in the file; their settings are checked when they are loaded.
 """
 
 import json
@@ -24,13 +24,13 @@ _PLAIN = {"int": int, "float": float, "str": str, "floats": tuple[float, ...]}
 
 
 class Signature(NamedTuple):
-    """What can be known of an attack, a defence, a scorer or a method from its name.
+    """The settings of an attack, a defence, a scorer or a method, and what an attack needs.
 
     Attributes:
-        settings: types by name, as `settings.convert_all` takes them.
-        needs_eps: an attack on images, which wants a budget.
-        for_pairs: an attack that `rayclip retrieval` can run.
-        norm: that its budget is measured in unless its settings say another.
+        settings: name -> type, as `settings.convert_all` takes them.
+        needs_eps: whether it is an attack on images, which needs a budget.
+        for_pairs: whether it is an attack that `rayclip retrieval` can run.
+        norm: norm of its budget, unless its settings choose another.
     """
 
     settings: Mapping[str, Any]
@@ -41,20 +41,21 @@ class Signature(NamedTuple):
 
 @cache
 def signatures(kind: Kind) -> dict[str, Signature]:
-    """Ours, by name."""
+    """Return the package's own signatures of a kind, by name."""
     found = json.loads(FILE.read_text())[kind]
     return {name: Signature(**{**entry, "settings": _types(entry["settings"])}) for name, entry in found.items()}
 
 
 def check_attacks(text: str, *, has_budget: bool, on_pairs: bool = False) -> None:
-    """Refuse what `--attacks` cannot mean.
+    """Validate the value of `--attacks`.
 
     Args:
-        has_budget: `--eps` is given.
-        on_pairs: the attacks are for retrieval.
+        has_budget: whether `--eps` is given.
+        on_pairs: whether the attacks are for retrieval.
 
     Raises:
-        UserError: unknown attack or setting, a value that does not fit, or an attack that has no budget.
+        UserError: unknown attack or setting, a value of the wrong type, an attack that needs a budget and has none, or
+            for retrieval an attack that cannot run on pairs.
     """
     for name, written in split_names(text, "--attacks", "pgd:steps=100"):
         found = _find("attack", name)
@@ -69,7 +70,7 @@ def check_attacks(text: str, *, has_budget: bool, on_pairs: bool = False) -> Non
 
 
 def check_defenses(text: str) -> None:
-    """Refuse what `--defense` cannot mean: unknown defence or setting, or a value that does not fit (`UserError`)."""
+    """Raise a `UserError` if `--defense` has an unknown defence or setting, or a value of the wrong type."""
     for link in (link for chain in split_chains(text) if chain != ["none"] for link in chain):
         ((name, written),) = split_names(link, "--defense", "ttc:eps=4/255")
         found = _find("defence", name)
@@ -78,7 +79,7 @@ def check_defenses(text: str) -> None:
 
 
 def check_scorers(text: str) -> None:
-    """Refuse what `--scorer` cannot mean: unknown scorer or setting, or a value that does not fit (`UserError`)."""
+    """Raise a `UserError` if `--scorer` has an unknown scorer or setting, or a value of the wrong type."""
     for name, written in split_names(text, "--scorer", "cupl:captions=FILE"):
         found = _find("scorer", name)
         if found is not None:
@@ -86,29 +87,29 @@ def check_scorers(text: str) -> None:
 
 
 def check_methods(names: Iterable[str]) -> None:
-    """Refuse names that no training method has (`UserError`)."""
+    """Raise a `UserError` for names of unknown training methods."""
     for name in names:
         _find("method", name)
 
 
 def no_budget(name: str) -> UserError:
-    """What to raise for an attack that needs a budget and has none."""
+    """Return the error for an attack that needs a budget and has none."""
     return UserError(f"attack '{name}' needs a budget: give --eps, for example --eps 1/255, or {name}:eps=1/255.")
 
 
 def not_for_pairs(name: str, known: Iterable[str]) -> UserError:
-    """What to raise for an attack that cannot be run on image-caption pairs."""
+    """Return the error for an attack that cannot run on image-caption pairs."""
     return UserError(f"attack '{name}' is for classification: for retrieval use one of {', '.join(sorted(known))}.")
 
 
 def unknown(kind: Kind, name: str, known: Iterable[str]) -> UserError:
-    """What to raise for a name that nothing has."""
+    """Return the error for an unknown name."""
     use = "use none or one of" if kind == "defence" else "use one of"
     return UserError(f"unknown {kind} '{name}': {use} {', '.join(known)}.")
 
 
 def _find(kind: Kind, name: str) -> Signature | None:
-    """None for what another package offers."""
+    """Return the signature of a name; None for a plug-in of another package."""
     ours = signatures(kind)
     if name in ours:
         return ours[name]
@@ -131,7 +132,7 @@ def _spelled(kind: Any) -> str | list[str]:
 
 
 def collect() -> dict[str, dict[str, Any]]:
-    """The contents of `signatures.json`, from the registries."""
+    """Build the contents of `signatures.json` from the registries."""
     from rayclip.attacks.registry import ATTACKS, own_norm
     from rayclip.defenses.registry import DEFENSES
     from rayclip.methods import METHODS

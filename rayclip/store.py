@@ -1,6 +1,6 @@
-"""Where results and prepared data live: a folder or an object-store URI, through `pyarrow.fs`.
+"""Read and write results and prepared data in a folder or at an object-store URI, through `pyarrow.fs`.
 
-A file is there whole or not at all.
+Files are written atomically: a file is complete or does not exist.
 """
 
 import errno
@@ -23,7 +23,7 @@ from pyarrow import fs
 
 from rayclip.types import UserError, has_secret
 
-PLAN = "plan.json"  # of an evaluation, beside its results
+PLAN = "plan.json"  # an evaluation's plan, beside its results
 
 _CHUNK = 8 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -31,7 +31,7 @@ _NOTE = b"rayclip"
 
 
 def no_room(error: BaseException) -> UserError | None:
-    """What to say of an error of a file system that is full or may not be written; None for any other."""
+    """Return the error to raise when a file system is full or not writable; None for any other error."""
     if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
         return None
     where = f", {error.filename}" if error.filename else ""
@@ -42,18 +42,18 @@ def no_room(error: BaseException) -> UserError | None:
 
 
 def cache_root() -> Path:
-    """`RAYCLIP_CACHE`, or `~/.cache/rayclip/files`. On a cluster: a fast disk of each node."""
+    """Return the cache folder: `RAYCLIP_CACHE`, or `~/.cache/rayclip/files`. On a cluster: a fast disk of each node."""
     return Path(os.environ.get("RAYCLIP_CACHE", "~/.cache/rayclip/files")).expanduser()
 
 
 class Store:
-    """Files below a root, and never elsewhere: a name that leads out of it is refused. Picklable.
+    """Files below a root folder or URI. Names that lead outside the root are refused. Picklable.
 
     Results have the layout `cells/<cell>/<shard>.parquet`, `cells/<cell>/cell.json`, `texts/`; prepared data
     `<name>/manifest.json` and its shards.
 
     Raises:
-        UserError: the root holds a password or a key, which would come into logs and results.
+        UserError: the root holds a password or a key, which would appear in logs and results.
     """
 
     def __init__(self, root: str) -> None:
@@ -64,7 +64,7 @@ class Store:
             )
         try:
             self.root = root if "://" in root else str(Path(root).expanduser().absolute())
-        except (RuntimeError, OSError) as error:  # a home that nobody has; a working directory that is gone
+        except (RuntimeError, OSError) as error:  # home folder of an unknown user; deleted working directory
             raise UserError(f"'{root}' cannot be opened ({error}): give another folder.") from error
 
     @property
@@ -73,18 +73,18 @@ class Store:
 
     @property
     def name(self) -> str:
-        """The last part of the root."""
+        """The last component of the root."""
         return self.root.partition("?")[0].rstrip("/").rpartition("/")[2]
 
     def child(self, name: str) -> "Store":
-        """The folder `name` below this one; a URI keeps its options (`?endpoint_override=…`)."""
+        """Return the store of the subfolder `name`; a URI keeps its options (`?endpoint_override=…`)."""
         _check(name, self.root)
         base, mark, options = self.root.partition("?") if "://" in self.root else (self.root, "", "")
-        part = quote(name) if "://" in self.root else name  # a name is no option of an address
+        part = quote(name) if "://" in self.root else name  # quoted, or `?` in it would start the URI's options
         return Store(f"{base.rstrip('/')}/{part}{mark}{options}")
 
     def path(self, name: str) -> Path:
-        """Where a file of a local store is."""
+        """Return the path of a file in a local store."""
         return Path(self._at(name)[1])
 
     def _open(self) -> tuple[fs.FileSystem, str]:
@@ -94,13 +94,13 @@ class Store:
             raise UserError(f"'{self.root}' cannot be opened: {str(error).splitlines()[0]}") from error
 
     def _at(self, name: str) -> tuple[fs.FileSystem, str]:
-        """The file system, and the path of `name` on it ("" is the root's)."""
+        """Return the file system and the path of `name` on it ("" is the root)."""
         _check(name, self.root)
         system, base = self._open()
         return system, f"{base}/{name}".rstrip("/") or "/"
 
     def write(self, name: str, data: bytes) -> None:
-        """Object stores put a file at once; on file systems it is written aside and renamed."""
+        """Write a file atomically: object stores do so themselves; on file systems it is written aside and renamed."""
         system, target = self._at(name)
         if isinstance(system, fs.LocalFileSystem):
             with _aside(target) as aside:
@@ -110,7 +110,7 @@ class Store:
                 stream.write(data)
 
     def upload(self, local: Path, name: str) -> None:
-        """Put a finished local file in its place; below a local root it is moved there."""
+        """Move a finished local file into the store; below a local root it is renamed."""
         system, place = self._at(name)
         if isinstance(system, fs.LocalFileSystem):
             os.replace(local, place)
@@ -119,7 +119,7 @@ class Store:
         local.unlink()
 
     def copy_in(self, local: Path, name: str) -> None:
-        """Put a copy of a local file in its place, whatever its size."""
+        """Copy a local file of any size into the store."""
         system, target = self._at(name)
         if isinstance(system, fs.LocalFileSystem):
             with _aside(target) as aside:
@@ -129,10 +129,10 @@ class Store:
             shutil.copyfileobj(source, sink, _CHUNK)
 
     def node_copy(self, names: Sequence[str]) -> Path:
-        """A local folder with those of the named files that are there: this one, or this node's own copy of it.
+        """Return a local folder with those of the named files that exist: this folder itself, or this node's copy.
 
-        A copy is made once for the same names, sizes and times of change, whole or not at all; the processes of a node
-        wait for the one that makes it.
+        A copy is made once for the same names, sizes and modification times, and atomically; the other processes of
+        the node wait for the one that makes it.
         """
         if self.is_local:
             return self.path("")
@@ -157,15 +157,16 @@ class Store:
         return copy
 
     def filesystem(self) -> tuple[fs.FileSystem, str]:
-        """For Ray, which writes its lists in place: a file system on which it cannot, and the root's path on it."""
+        """Return a file system for Ray and the root's path on it. Ray writes its lists in place; on a local disk this
+        file system makes its writes atomic."""
         system, base = self._open()
         return _WholeFiles() if isinstance(system, fs.LocalFileSystem) else system, base
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """A file's bytes, some at a time.
+        """Yield a file's bytes in chunks.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: no such file.
         """
         system, place = self._at(name)
         with system.open_input_stream(place) as stream:
@@ -173,24 +174,24 @@ class Store:
                 yield chunk
 
     def size(self, name: str) -> int | None:
-        """A file's bytes, None where there is none."""
+        """Return a file's size in bytes, None if there is no such file."""
         system, place = self._at(name)
         return system.get_file_info(place).size
 
     def delete(self, name: str) -> None:
-        """Remove a file if it is there."""
+        """Delete a file if it exists."""
         system, place = self._at(name)
         if system.get_file_info(place).type == fs.FileType.File:
             system.delete_file(place)
 
     def delete_folder(self, name: str) -> None:
-        """Remove a folder and all it holds if it is there."""
+        """Delete a folder and all its contents if it exists."""
         system, place = self._at(name)
         if system.get_file_info(place).type == fs.FileType.Directory:
             system.delete_dir(place)
 
     def read(self, name: str) -> bytes | None:
-        """A file's bytes, None where there is none."""
+        """Return a file's bytes, None if there is no such file."""
         system, place = self._at(name)
         if system.get_file_info(place).type != fs.FileType.File:
             return None
@@ -198,9 +199,9 @@ class Store:
             return stream.read()
 
     def names(self, folder: str, ending: str) -> list[str]:
-        """The files of a folder ("" is the root) with this ending, sorted."""
+        """Return the files of a folder ("" is the root) with this ending, sorted."""
         system, place = self._at(folder)
-        if isinstance(system, fs.LocalFileSystem):  # without a look at each file, of which there may be many
+        if isinstance(system, fs.LocalFileSystem):  # avoids a stat of each file, of which there may be many
             try:
                 with os.scandir(place) as entries:
                     local = [entry.name for entry in entries if entry.name.endswith(ending) and entry.is_file()]
@@ -212,13 +213,13 @@ class Store:
         return sorted(f"{folder}/{name}".lstrip("/") for name in found if name.endswith(ending))
 
     def folders(self) -> list[str]:
-        """The names of the folders directly below the root, sorted."""
+        """Return the names of the folders directly below the root, sorted."""
         system, base = self._open()
         found = system.get_file_info(fs.FileSelector(base, allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
     def open(self, name: str) -> Any:
-        """A file to be read anywhere in it. Raises `FileNotFoundError`."""
+        """Open a file for random access. Raises `FileNotFoundError`."""
         system, place = self._at(name)
         return system.open_input_file(place)
 
@@ -232,7 +233,7 @@ class Store:
     def write_table(
         self, name: str, table: pa.Table | Mapping[str, Any], note: Mapping[str, Any] | None = None
     ) -> None:
-        """A Parquet file; `note` goes into its metadata, where `read_note` finds it."""
+        """Write a Parquet file; `note` goes into its metadata, where `read_note` finds it."""
         sink = pa.BufferOutputStream()
         table = table if isinstance(table, pa.Table) else pa.table(dict(table))
         if note is not None:
@@ -241,7 +242,7 @@ class Store:
         self.write(name, sink.getvalue().to_pybytes())
 
     def read_note(self, name: str) -> tuple[int, dict[str, Any]]:
-        """A Parquet file's number of rows and its note, from its end alone; an empty note where there is none."""
+        """Return a Parquet file's number of rows and its note, reading only the footer; without a note, {}."""
         try:
             with self.open(name) as file:
                 found = pq.read_metadata(file)
@@ -250,12 +251,13 @@ class Store:
             raise UserError(f"result file {self.root}/{name} is damaged: delete it and run again.") from error
 
     def read_tables(self, names: list[str], columns: list[str] | None = None) -> pa.Table | None:
-        """The rows of several files, None for no files.
+        """Return the rows of several files, None for no files.
 
-        Cheap enough for hundreds of thousands of small files: the store is opened once, a file is read whole.
+        Cheap enough for hundreds of thousands of small files: the store is opened once, and each file is read in one
+        go.
 
         Raises:
-            UserError: a file is damaged, or gone.
+            UserError: a file is damaged or missing.
         """
         system, base = self._open()
         is_local = isinstance(system, fs.LocalFileSystem)
@@ -278,9 +280,9 @@ class Store:
 
 
 class _WholeFiles(fs.LocalFileSystem):
-    """Writes aside what an output stream is opened for, as a `with` block, and renames it. Picklable.
+    """A local file system whose output streams, used as `with` blocks, write aside and rename at the end. Picklable.
 
-    What a killed process or a full disk leaves of a file that is written in place is its beginning, or nothing.
+    A file written in place would be left truncated or empty by a killed process or a full disk.
     """
 
     @contextmanager
@@ -294,7 +296,7 @@ class _WholeFiles(fs.LocalFileSystem):
 
 @contextmanager
 def _aside(target: str) -> Iterator[Path]:
-    """A name to write a file under, which then takes its place whole."""
+    """Yield a temporary path to write to; it is renamed to `target` at the end of the block."""
     aside = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
     aside.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -305,6 +307,7 @@ def _aside(target: str) -> Iterator[Path]:
 
 
 def _check(name: str, root: str) -> None:
-    """Names come from manifests, journals and the like, which anybody may have written."""
+    """Refuse names that lead outside the root: they come from manifests, journals and the like, which anybody may have
+    written."""
     if name.startswith("/") or ".." in name.split("/") or "\0" in name:
         raise UserError(f"'{name}' leads out of {root}: the file that names it is damaged or was made to do harm.")

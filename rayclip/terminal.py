@@ -1,6 +1,6 @@
-"""Standard output and standard error as they are: not in UTF-8, closed, at the end of a pipe that nobody reads.
+"""Make standard output and standard error safe to write to: in any encoding, closed, or piped to a reader that is gone.
 
-What a command has found must come out whatever the terminal can show.
+A command's results must be printed whatever the terminal can show.
 """
 
 import codecs
@@ -15,9 +15,9 @@ from rayclip.types import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ends
+BROKEN_PIPE = 141  # exit code that a shell reports for a program ended by SIGPIPE
 
-# Where an encoding lacks our own signs
+# Replacements for the special characters of our own output, for encodings that lack them
 _INSTEAD = str.maketrans(
     {
         "–": "-", "—": "-", "−": "-", "─": "-", "━": "-", "╸": "-", "╺": "-", "…": "...", "·": ".", "×": "x", "÷": "/",
@@ -29,7 +29,8 @@ _HANDLER = "rayclip.substitute"
 
 
 def _substitute(error: UnicodeError) -> tuple[str, int]:
-    """Our own signs by plain ones, letters of names by escapes: two names stay two."""
+    """Replace our own special characters by plain ones and other characters by escapes, so that different names stay
+    different."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].translate(_INSTEAD)
@@ -40,9 +41,9 @@ codecs.register_error(_HANDLER, _substitute)
 
 
 def prepare() -> None:
-    """Make standard output and standard error take every text, and be there.
+    """Make standard output and standard error exist and accept any text.
 
-    Where one of them was closed, the next file to be opened would get its number, and whatever a library prints would
+    If one of them was closed, the next file opened would get its descriptor, and anything that a library prints would
     end up in that file.
     """
     for number in (0, 1, 2):
@@ -58,25 +59,25 @@ def prepare() -> None:
 
 
 def forgive(stream: Any) -> None:
-    """Print what a stream's encoding lacks by substitutes, instead of raising an error."""
+    """Make a stream print substitutes for characters that its encoding lacks, instead of raising an error."""
     if isinstance(stream, io.TextIOWrapper) and stream.errors != _HANDLER:
         stream.reconfigure(errors=_HANDLER)
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """A rich console for what names people have chosen: no brackets or colons of theirs are markup."""
+    """Return a rich console that is safe for users' own names: their brackets and colons are not treated as markup."""
     from rich.console import Console
 
     class OurConsole(Console):
         def on_broken_pipe(self) -> None:
-            raise  # progress goes on, a table ends its command: not for rich, which would exit, to decide
+            raise  # the caller decides (progress continues, a table ends its command); rich would exit
 
     forgive(sys.stderr if stderr else sys.stdout)
     return OurConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 def write_document(text: str, *, declares_utf8: bool) -> None:
-    """Write a text to standard output; one that says of itself that it is UTF-8 is written so."""
+    """Write a text to standard output, in UTF-8 if the text declares that encoding itself."""
     if declares_utf8 and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.flush()
         sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
@@ -86,11 +87,12 @@ def write_document(text: str, *, declares_utf8: bool) -> None:
 
 
 def flush() -> None:
-    """Send what was printed; what cannot be sent is let go, so that Python does not complain of it at its end.
+    """Flush standard output and standard error; discard what cannot be written, so that Python does not complain at
+    exit.
 
     Raises:
-        BrokenPipeError: nobody reads standard output any more.
-        UserError: it cannot be written; the disk behind it is full, say.
+        BrokenPipeError: the reader of standard output is gone.
+        UserError: standard output cannot be written, for example because its disk is full.
     """
     try:
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Small types that every room shares. Imports nothing of ours."""
+"""Small types shared by the whole package. Imports no other module of the package."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-WORST = "worst"  # the worst case over several attacks, where an attack is named
+WORST = "worst"  # stands in place of an attack's name for the worst case over several attacks
 
-# `user:password@` ahead of a host, and the options of an address that open a door
+# `user:password@` before a host, and the query options of an address that carry credentials
 _PASSWORD = re.compile(r"(?<=://)([^\s/?#@:]*):[^\s/?#]*@")
 _KEY = re.compile(
     r"(?i)(?<=[?&])((?:[\w.%-]*(?:access_?key|secret|token|passw|credential|signature|api_?key)[\w.%-]*|sig|key)=)"
@@ -17,19 +17,19 @@ _KEY = re.compile(
 
 
 def redacted(text: str) -> str:
-    """A text with the secrets of the addresses in it taken out: passwords, keys and tokens."""
+    """Return the text with passwords, keys and tokens removed from the addresses in it."""
     return _KEY.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
 
 
 def has_secret(address: str) -> bool:
-    """Whether an address holds a password or a key; a user's name alone is none."""
+    """Return whether an address holds a password or a key; a user name alone is not a secret."""
     return redacted(address) != address
 
 
 class UserError(Exception):
-    """Something the user can mend: one clear sentence that says what to do. The command line exits with 2.
+    """An error the user can fix; its message is one clear sentence that says what to do. The command line exits with 2.
 
-    Secrets of the addresses in the sentence are left out.
+    Secrets in addresses within the message are removed.
     """
 
     def __init__(self, sentence: str = "") -> None:
@@ -37,7 +37,7 @@ class UserError(Exception):
 
 
 def check_same(what: str, spec: str, found: str, planned: str) -> None:
-    """Raise a `UserError` if the files behind `spec` have another fingerprint than the one that was planned with."""
+    """Raise a `UserError` if the fingerprint of the files behind `spec` differs from the one used in planning."""
     if found != planned:
         raise UserError(
             f"{what} '{spec}' is not what it was when the work was planned: every node must see the same files, and "
@@ -46,19 +46,19 @@ def check_same(what: str, spec: str, found: str, planned: str) -> None:
 
 
 class Cut(NamedTuple):
-    """How many texts a number stands on that were not read to their end.
+    """Counts of the truncated texts behind a number.
 
     Attributes:
-        texts: cut at the context length of the text encoder.
-        substitutes: read by the masked language model, which BERT-Attack asks for substitutes, up to its `max_length`
-            only.
+        texts: truncated at the context length of the text encoder.
+        substitutes: truncated at the `max_length` of the masked language model that proposes BERT-Attack's
+            substitutes.
     """
 
     texts: int = 0
     substitutes: int = 0
 
     def recorded(self) -> dict[str, int]:
-        """As result files hold it."""
+        """Return the counts as result files store them."""
         return {"cut_texts": self.texts, "cut_for_substitutes": self.substitutes}
 
     @classmethod
@@ -68,7 +68,7 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One number of a result table together with the protocol it stands on. Accuracies are percents."""
+    """One number of a result table together with its protocol. Accuracies are in percent."""
 
     model: str
     dataset: str
@@ -88,11 +88,11 @@ class Row:
 
     @property
     def is_worst(self) -> bool:
-        """Whether this is the worst case over several attacks."""
+        """Return whether this is the worst case over several attacks."""
         return "worst_of" in self.protocol
 
     def who(self, labels: Mapping[str, str] | None = None) -> str:
-        """The model, under its label if it has one, with its scorer and its defence."""
+        """Return the model's label (or name, if it has none) with its scorer and its defence."""
         name = (labels or {}).get(self.model, self.model)
         if self.scorer != "template":
             name = f"{name}, {self.scorer}"
@@ -100,14 +100,14 @@ class Row:
 
 
 class Tracker(Protocol):
-    """Where the driver logs runs. `tracking.SpooledTracker` is the real one."""
+    """Interface through which the driver logs runs; implemented by `tracking.SpooledTracker`."""
 
     @property
     def address(self) -> str:
-        """Store and experiment: equal for trackers whose runs are the same."""
+        """The store and the experiment; two trackers with the same address see the same runs."""
 
     def exists(self, run: str) -> bool:
-        """Whether a run was started, and is still there to be continued."""
+        """Return whether a run was started and still exists, so that it can be continued."""
 
     def start(
         self,
@@ -118,34 +118,34 @@ class Tracker(Protocol):
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Open a run, once; `run` and `parent` are keys of the caller's choice, by which it is called from now on."""
+        """Open a run, once. `run` and `parent` are keys chosen by the caller, which later calls use for the run."""
 
     def metrics(self, run: str, values: Sequence[tuple[str, float, int]]) -> None:
         """Log (name, value, step) triples."""
 
     def describe(self, run: str, text: str, *, study: bool = False) -> None:
-        """Say in Markdown what a run found, or what the study is to which it belongs."""
+        """Set the Markdown description of a run, or of the study that it belongs to."""
 
     def artifact(self, run: str, path: Path, folder: str = "") -> None:
-        """Store a file, or a folder with all it holds."""
+        """Store a file, or a folder with all its contents."""
 
     def image(self, run: str, key: str, png: bytes) -> None:
-        """Store a picture for the UI's gallery."""
+        """Store an image for the UI's gallery."""
 
     def data(self, run: str, name: str, digest: str, context: str, about: Mapping[str, Any]) -> None:
-        """Note a data set that a run has used, for what (`context`), and plain facts about it."""
+        """Record a data set that a run used, its purpose (`context`), and plain facts about it."""
 
     def checkpoint(self, run: str, path: Path, folder: str, about: Mapping[str, Any]) -> None:
         """Store a checkpoint's files and register it as a model that can be loaded and served.
 
         Args:
-            folder: of the run's artifacts.
+            folder: where to put it among the run's artifacts.
             about: `class_names`, `template`, `description`, and `tags` of the registered version.
         """
 
     def rank(self, run: str, protocol: str, accuracies: Mapping[str, float]) -> None:
-        """Note worst-case accuracies (percent) of registered checkpoints, by the fingerprint of their weights, that a
-        run measured by one protocol."""
+        """Record the worst-case accuracies (percent) that a run measured under one protocol, keyed by the fingerprint
+        of the registered checkpoint's weights."""
 
     def table(self, run: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         """Store rows as a table that the UI shows."""
@@ -154,7 +154,7 @@ class Tracker(Protocol):
         """Close a run."""
 
     def deliver(self) -> int:
-        """Send what waits (also what workers have left) if the tracker answers; how many entries are left."""
+        """Send all waiting entries, those of workers included, if the tracker answers; return how many remain."""
 
     def close(self) -> int:
-        """The same with some patience, at the end of a command."""
+        """Deliver at the end of a command, retrying for a while; return how many entries remain."""

@@ -1,4 +1,4 @@
-"""Perturbation budgets: floats in pixel units [0, 1], spelled as fractions wherever a person writes or reads them."""
+"""Perturbation budgets: floats in pixel units [0, 1], written as fractions (`4/255`) for people."""
 
 import math
 from collections.abc import Sequence
@@ -9,14 +9,15 @@ from rayclip.types import UserError
 
 Norm = Literal["linf", "l2"]
 
-_MEANT_IN_255THS = 10  # a whole l_2 length of so much or more: 128 is meant as 128/255
+_MEANT_IN_255THS = 10  # whole l_2 lengths from here on are taken as units of 1/255: 128 probably means 128/255
 
 
 def parse_budget(text: str, what: str = "eps", norm: Norm = "linf") -> float:
-    """`"4/255"`, `"0.0157"` or `"0"` as a float: in [0, 1) in l_inf, of any length in l_2.
+    """Parse `"4/255"`, `"0.0157"` or `"0"` as a float: in [0, 1) for l_inf, any length for l_2.
 
     Raises:
-        UserError: not a number, negative, or in l_inf 1 or more (`8` is meant as `8/255`; so is a whole `128` in l_2).
+        UserError: not a number, negative, or 1 or more in l_inf (`8` probably means `8/255`); also whole l_2 lengths
+            of 10 or more (`128` probably means `128/255`).
     """
     numerator, _, denominator = text.strip().partition("/")
     try:
@@ -37,13 +38,13 @@ def parse_budget(text: str, what: str = "eps", norm: Norm = "linf") -> float:
 
 
 def parse_budgets(texts: Sequence[str], what: str = "eps") -> tuple[float, ...]:
-    """Budgets with commas between them, as one value or several; each once, in that order."""
+    """Parse comma-separated budgets from one or several texts; duplicates are dropped and the order is kept."""
     parts = [part for text in texts for part in text.split(",")]
     return tuple(dict.fromkeys(parse_budget(part, what) for part in parts))
 
 
 def check_budget(eps: float, norm: Norm, who: str) -> None:
-    """Raise a `UserError` unless this is a budget in pixel units: not negative, finite, below 1 in l_inf."""
+    """Raise a `UserError` unless `eps` is a valid budget in pixel units: finite, not negative, below 1 in l_inf."""
     if not math.isfinite(eps) or eps < 0:
         raise UserError(f"{who} cannot have the budget {eps:g}: give a fraction such as 1/255.")
     if norm == "linf" and eps >= 1:
@@ -51,16 +52,16 @@ def check_budget(eps: float, norm: Norm, who: str) -> None:
 
 
 def default_step(eps: float, steps: int, norm: Norm = "linf") -> float:
-    """Length of a step where none is given: the papers' 1/255; in a ball that so many of those do not cross, and in
-    l_2, 2.5·eps/steps (Madry et al. 2018)."""
+    """Return the default step size: the papers' 1/255 if `steps` such steps can cross the l_inf ball; otherwise, and
+    always in l_2, 2.5·eps/steps (Madry et al. 2018)."""
     return 1 / 255 if norm == "linf" and steps / 255 >= 2 * eps else 2.5 * eps / steps
 
 
 def in_255ths(value: float) -> str:
-    """A budget counted in units of 1/255 without needless digits: `"4"`, `"0.5"`."""
+    """Format a budget in units of 1/255 without trailing zeros: `"4"`, `"0.5"`."""
     return f"{round(value * 255, 4):g}"
 
 
 def format_budget(value: float) -> str:
-    """The fraction that a person would write: `4/255`, `0.5/255`; `0` for nothing."""
+    """Format a budget as a person would write it: `4/255`, `0.5/255`; `0` for zero."""
     return f"{in_255ths(value)}/255" if value else "0"

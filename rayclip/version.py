@@ -1,4 +1,4 @@
-"""Which code made something."""
+"""Version of the code that produced a result."""
 
 import subprocess
 from functools import cache
@@ -9,11 +9,11 @@ from rayclip import __version__
 
 @cache
 def code_version() -> dict[str, str]:
-    """`version` of the package, and `commit` of the checkout that it runs from, if it runs from one."""
+    """Return the package's `version`, and the `commit` of the checkout if it runs from one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:  # no git here
+    except OSError:  # git is not installed
         return {"version": __version__}
     commit = result.stdout.strip()
     return {"version": __version__} | ({"commit": commit} if result.returncode == 0 and commit else {})

@@ -1,4 +1,4 @@
-"""Labelled images and image-caption pairs: the bundled digits, the papers' data sets, the user's own Parquet."""
+"""Labelled images and image-caption pairs: the bundled digits, the papers' data sets, the user's own Parquet files."""
 
 from rayclip.data.fewshot import few_shot
 from rayclip.data.images import ImageSet, Resolution, batch_pixels

@@ -1,4 +1,4 @@
-"""Arrow files, as `datasets.Dataset.save_to_disk` writes them, behind the part of `ParquetFile` that is used here."""
+"""Arrow files, as written by `datasets.Dataset.save_to_disk`, with the methods of `ParquetFile` that are used here."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -9,15 +9,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-ARROW = (b"\xff\xff\xff\xff", b"ARRO")  # how a stream begins, and a file
+ARROW = (b"\xff\xff\xff\xff", b"ARRO")  # first bytes of a stream, and of a file
 _EDGE = 1 << 20
 
 
 class ArrowFile:
-    """A memory-mapped Arrow stream or file. What Parquet calls a row group is a record batch here.
+    """A memory-mapped Arrow stream or file. Its record batches take the place of Parquet's row groups.
 
     Raises:
-        pyarrow.ArrowException, OSError: it is damaged.
+        pyarrow.ArrowException, OSError: the file is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,8 +59,8 @@ class ArrowFile:
 
 
 def fingerprint_bytes(path: Path) -> bytes:
-    """What changes with what is in the file, without reading every image: its size, its ends, its labels, the sizes of
-    its images."""
+    """Return a fingerprint of a file's content without reading every image: from its size, its first and last MiB, its
+    labels and the sizes of its images."""
     digest = hashlib.sha256(str(path.stat().st_size).encode())
     with path.open("rb") as raw:
         digest.update(raw.read(_EDGE))
@@ -74,7 +74,7 @@ def fingerprint_bytes(path: Path) -> bytes:
 
 
 def _short(column: Any) -> bytes:
-    """Numbers whole, of what is binary the lengths; of structs each field."""
+    """Return bytes that summarise a column: numbers in full, lengths of binary values, structs field by field."""
     if pa.types.is_struct(column.type):
         return b"".join(_short(column.field(i)) for i in range(column.type.num_fields))
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):

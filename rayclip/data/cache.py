@@ -1,4 +1,4 @@
-"""A node's own copy of remote files, named by content: whatever data set or root asks, a file is fetched once."""
+"""A node's cache of remote files, named by content: each file is fetched once, for whichever data set or root."""
 
 import hashlib
 import os
@@ -14,13 +14,14 @@ from rayclip.types import UserError
 
 
 def local_path(store: Store, file: File) -> Path:
-    """Where a file of `store` can be memory-mapped: itself below a local root, else its copy on this node.
+    """Return a local path at which a file of `store` can be memory-mapped: the file itself below a local root, else its
+    copy on this node.
 
-    Several processes of a node wait for the one that fetches. A copy is there whole and with the right hash, or not
-    at all.
+    One process of a node fetches a file while the others wait. A copy is complete and has the right hash, or does not
+    exist.
 
     Raises:
-        UserError: the file is missing or is not what the manifest says, or the cache's disk has no room.
+        UserError: the file is missing or differs from the manifest, or the cache's disk is full.
     """
     if store.is_local:
         path = store.path(file.file)

@@ -1,8 +1,8 @@
-"""The captions that were chosen for a data set's classes, as a table that people read and edit.
+"""Tables of the captions selected for a data set's classes, which people can read and edit.
 
-One row a caption: `class_index, class_name, rank, caption, score, source`. Parquet, or CSV by the file's ending, with
-the same columns; what the table was made from is in Parquet's schema metadata, beside a CSV in `FILE.csv.json`. All
-rows of a file are used, so editing is deleting, changing or adding rows. Only `class_index` and `caption` have to stay.
+One row per caption: `class_index, class_name, rank, caption, score, source`. The file's ending selects Parquet or CSV,
+with the same columns; the table's origin is stored in Parquet's schema metadata, or beside a CSV in `FILE.csv.json`.
+All rows of a file are used, so edit by deleting, changing or adding rows. `class_index` and `caption` are required.
 """
 
 import csv
@@ -23,8 +23,8 @@ from rayclip.data.spec import parse_spec
 from rayclip.paths import expand_home
 from rayclip.types import UserError
 
-# Tables that come with the package, by the name of the data set they are for. Eight sentences a digit, written for the
-# purpose; ranks and scores are of `rayclip captions filter` with the model `digits`.
+# Tables bundled with the package, by data set. The digits have eight sentences per class, written for this purpose;
+# ranks and scores are those of `rayclip captions filter` with the model `digits`.
 BUNDLED = {"digits": Path(__file__).with_name("digits_captions.csv")}
 
 _METADATA = b"rayclip_captions"
@@ -42,15 +42,15 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """One row.
+    """One row of a table.
 
     Attributes:
         class_index: the label.
-        class_name: for people, and to notice a file of other classes; "" if an editor left it out.
+        class_name: for people, and to detect a file for other classes; "" if an editor left it out.
         rank: 1 is the best of its class; None if an editor left it out.
         caption: one sentence.
-        score: its text embedding's cosine to the class name's, None if nobody measured it.
-        source: `description` (from the file of descriptions), `template` (filled up), or what an editor writes.
+        score: cosine similarity of its text embedding to the class name's; None if not measured.
+        source: `description` (from the file of descriptions), `template` (to fill up the class), or an editor's text.
     """
 
     class_index: int
@@ -63,14 +63,14 @@ class Caption:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionTable:
-    """Rows by class and rank; `made_from` is what the file says of its origin, empty after some editors."""
+    """Rows sorted by class and rank; `made_from` is the origin stored with the file, which some editors remove."""
 
     rows: tuple[Caption, ...]
     made_from: Mapping[str, Any]
 
 
 def check_table_name(path: Path) -> None:
-    """Raise a `UserError` unless `path` can be written as a table: `.parquet` or `.csv` in a folder that exists."""
+    """Raise a `UserError` unless `path` is a valid table name: `.parquet` or `.csv` in an existing folder."""
     if path.suffix.lower() not in (".parquet", ".csv"):
         raise UserError(f"{path}: captions are written as .parquet or .csv.")
     if path.is_dir():
@@ -80,11 +80,11 @@ def check_table_name(path: Path) -> None:
 
 
 def write_captions(path: Path, rows: Sequence[Caption], made_from: Mapping[str, Any]) -> None:
-    """Write a table; a file is there whole or not at all.
+    """Write a table; each file is written atomically.
 
     Args:
         path: `.parquet` or `.csv`.
-        made_from: JSON values; `class_names` in label order lets `read_captions` notice a class that was deleted.
+        made_from: JSON values; `class_names` in label order lets `read_captions` detect a deleted class.
     """
     check_table_name(path)
     if path.suffix.lower() == ".csv":
@@ -93,7 +93,7 @@ def write_captions(path: Path, rows: Sequence[Caption], made_from: Mapping[str, 
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
         _write(_beside(path), (json.dumps(made_from, indent=1, ensure_ascii=False) + "\n").encode())
-        _write(path, text.getvalue().encode("utf-8-sig"))  # without the mark Excel takes UTF-8 for something else
+        _write(path, text.getvalue().encode("utf-8-sig"))  # without the byte-order mark Excel misreads UTF-8
         return
     metadata = {_METADATA: json.dumps(made_from).encode()}
     sink = pa.BufferOutputStream()
@@ -102,15 +102,15 @@ def write_captions(path: Path, rows: Sequence[Caption], made_from: Mapping[str, 
 
 
 def table_for(captions: str, data: str) -> str:
-    """The table of captions for a data set.
+    """Return the caption table of a data set.
 
     Args:
-        captions: a table, the name of a bundled one, or a folder that holds one for each data set: `NAME.parquet` or
+        captions: a table, the name of a bundled one, or a folder with one table per data set: `NAME.parquet` or
             `NAME.csv`.
         data: the data set as on the command line.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: the folder has no table for the data set.
     """
     captions = captions if captions in BUNDLED else expand_home(captions)
     if captions in BUNDLED or not Path(captions).is_dir():
@@ -123,14 +123,14 @@ def table_for(captions: str, data: str) -> str:
 
 
 def read_captions(path: str | Path, class_names: Sequence[str] | None = None) -> list[list[str]]:
-    """The captions of each class, in label order, best first.
+    """Read the captions of each class, in label order, best first.
 
     Args:
         path: a table, edited or not, or the name of a bundled one.
-        class_names: the classes that it must be for; None takes those that the file was made for.
+        class_names: the classes that the table must match; None for those that the file was made for.
 
     Raises:
-        UserError: as `read_table`, a class has no caption, or the file is of other classes.
+        UserError: see `read_table`; or a class has no caption, or the file is for other classes.
     """
     table = read_table(path)
     names = table.made_from.get("class_names") if class_names is None else class_names
@@ -157,10 +157,10 @@ def read_captions(path: str | Path, class_names: Sequence[str] | None = None) ->
 
 
 def read_table(path: str | Path) -> CaptionTable:
-    """Read a table of captions as a person may have left it: rows in any order, ranks, scores and names optional.
+    """Read a table of captions that a person may have edited: rows in any order; ranks, scores and names optional.
 
     Raises:
-        UserError: missing or damaged, no captions in it, or a row that makes no sense, which is named.
+        UserError: the file is missing, damaged or has no captions, or a row is invalid (the message names it).
     """
     path = BUNDLED.get(str(path), Path(expand_home(str(path))))
     if not path.is_file():
@@ -196,7 +196,8 @@ def _row(where: str, record: Mapping[str, Any]) -> Caption:
 
 
 def _number(where: str, record: Mapping[str, Any], column: str, *, whole: bool) -> float | None:
-    """A cell as a number; None for an empty one, as spreadsheets and pandas write it. Whole ones may end in `.0`."""
+    """Parse a cell as a number; None for an empty cell, as spreadsheets and pandas write it. Whole numbers may end in
+    `.0`."""
     written = record.get(column)
     if written is None or (isinstance(written, str) and not written.strip()) or written != written:
         return None
@@ -210,13 +211,13 @@ def _number(where: str, record: Mapping[str, Any], column: str, *, whole: bool) 
 
 
 def _read_csv(path: Path) -> tuple[Iterator[tuple[int, dict[str, Any]]], dict[str, Any]]:
-    """Rows with the numbers that a spreadsheet shows."""
+    """Read rows, numbered as a spreadsheet shows them."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8: save it from your editor as 'CSV UTF-8'.") from None
     header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)  # spreadsheets write what their country writes
+    delimiter = max(",;\t", key=header.count)  # spreadsheets use the delimiter of their locale
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     _check_columns(path, reader.fieldnames or [])
     try:

@@ -1,4 +1,4 @@
-"""Data sets by name below a root: prepare them, list them."""
+"""Prepare and list data sets by name below a root."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from rayclip.data.sources import Place, open_source
 from rayclip.store import Store
 from rayclip.types import UserError
 
-EVALUATED = "evaluated"  # among splits: the one that the papers report on
+EVALUATED = "evaluated"  # name for the split that the papers report on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to prepare; see `prepare.Request`. `splits` None is all that the source has."""
+    """Options for preparing; see `prepare.Request`. `splits` None means all splits of the source."""
 
     splits: Sequence[str] | None = None
     strict: bool = False
@@ -25,10 +25,10 @@ class Options:
 
 
 def prepare_named(name: str, place: Place, root: Store, options: Options, on_progress: OnProgress) -> Manifest:
-    """Prepare one data set, known or the user's own, below `root`.
+    """Prepare one data set, from the registry or the user's own, below `root`.
 
     Raises:
-        UserError: no such data set or source, splits that it has not, or whatever `prepare` finds wrong.
+        UserError: no such data set, source or split; or see `prepare`.
     """
     row = ROWS.get(name) if place.kind is not None else find(name)
     if row is None and not name.replace("_", "").replace("-", "").isalnum():
@@ -48,7 +48,7 @@ def prepare_named(name: str, place: Place, root: Store, options: Options, on_pro
         raise UserError(f"'{name}' needs labelled images, but this source has captions: give one with classes.")
     else:
         class_names = curated_names(row, source.class_names, kind, source.label_keys)
-    # The row tells of the published data set, its place on the hub may hold another cut of it.
+    # The row describes the published data set; the repository on the hub may hold other splits of it.
     cut = row.hub if row is not None and kind == "hub" and place.location is None else None
     expected: Mapping[str, int] = {**(row.splits if row is not None else {}), **(cut.counts if cut is not None else {})}
     request = Request(
@@ -74,7 +74,7 @@ def _splits(splits: Sequence[str], row: Row | None) -> tuple[str, ...]:
 
 
 def prepared(root: Store) -> dict[str, Manifest | UserError]:
-    """What is prepared below `root`, by name; an error for a manifest that is damaged.
+    """Return the manifests of the prepared data sets below `root`, by name; an error for a damaged manifest.
 
     Raises:
         UserError: the root cannot be read.

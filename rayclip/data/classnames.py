@@ -1,7 +1,8 @@
-"""Class names as CLIP's prompts want them.
+"""Curated class names for CLIP's prompts.
 
-`classnames.json` holds a list in label order, or an object that maps what the published files call a class (folder
-name, WordNet id, country code) to its name, in label order too. ImageNet's list has 'missile' and 'sunglasses' twice.
+For each data set `classnames.json` holds a list in label order, or an object, also in label order, that maps the class
+keys of the published files (folder name, WordNet id, country code) to names. ImageNet's list has 'missile' and
+'sunglasses' twice.
 """
 
 import json
@@ -17,11 +18,11 @@ from rayclip.types import UserError
 def curated_names(
     row: Row, raw_names: Sequence[str], source_kind: str, label_keys: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Class names in label order, in the spelling that CLIP is asked with.
+    """Return the class names in label order, in the curated spelling for CLIP's prompts.
 
-    Labels keep their meaning: names are matched by key, or by spelling, and by position only where the source is known
-    to have the published label order, which somebody's own folder need not have. What matches in no way keeps its raw
-    names, cleaned.
+    Labels keep their meaning: names are matched by key or by spelling, and by position only if the source is known to
+    have the published label order, which a user's own folder may not have. If nothing matches, the cleaned raw names
+    are used.
 
     Args:
         row: the data set.
@@ -30,10 +31,10 @@ def curated_names(
         label_keys: `Source.label_keys`.
 
     Returns:
-        Empty for image-caption data.
+        One name per class; empty for image-caption data.
 
     Raises:
-        UserError: the source has another number of classes than the data set.
+        UserError: the numbers of classes of the source and the data set differ.
     """
     if row.classes == 0:
         return ()
@@ -63,7 +64,7 @@ def curated_names(
 
 
 def clean(row: Row, name: str) -> str:
-    """A raw class name with the row's replacements made, and single blanks."""
+    """Apply the row's replacements to a raw class name, and collapse whitespace."""
     for pattern, replacement in row.cleaning:
         name = re.sub(pattern, replacement, name)
     return " ".join(name.split())

@@ -1,5 +1,5 @@
-"""Which columns of a table hold images, labels and captions, and what a label column says. Preparing and reading share
-these rules."""
+"""Find the columns of a table that hold images, labels and captions, and interpret label columns. Preparing and reading
+share these rules."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ CAPTIONS = ("captions", "caption", "sentences", "text", "raw")
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which columns are read. Exactly one of `label` and `captions` is given."""
+    """The columns to read. Exactly one of `label` and `captions` is given."""
 
     image: str
     label: str | None
@@ -36,15 +36,15 @@ class Columns:
 def find_columns(
     where: str, schema: pa.Schema, reading: Reading, *, captions: bool = False, option: str = "--{}-column {}"
 ) -> Columns:
-    """The columns to read: those that `reading` names, `image` and `label`, the only ones of a kind.
+    """Find the columns to read: those that `reading` names, else `image` and `label`, else the only one that fits.
 
     Args:
         where: the file, for messages.
-        captions: whether labels, if any, are not wanted.
-        option: how a person names a column: `--{}-column {}`, with `label` and the column filled in.
+        captions: whether to read captions even if there are labels.
+        option: format of the option that names a column, for messages; filled with `image` or `label`, and the column.
 
     Raises:
-        UserError: there is no such column, or several that could be meant.
+        UserError: no such column, or several candidates.
     """
     columns = f"its columns: {', '.join(schema.names)}"
     features = declared_features(schema)
@@ -93,7 +93,7 @@ def find_columns(
 
 
 def declared_features(schema: pa.Schema) -> dict[str, Any]:
-    """What the datasets library wrote of the columns into the schema's metadata."""
+    """Return the description of the columns that the datasets library wrote into the schema's metadata."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -102,21 +102,21 @@ def declared_features(schema: pa.Schema) -> dict[str, Any]:
 
 
 def declared_names(schema: pa.Schema, label: str | None) -> tuple[str, ...]:
-    """Class names in the schema's metadata, empty where it has none."""
+    """Return the class names in the schema's metadata; empty if there are none."""
     feature = declared_features(schema).get(label or "")
     names = feature.get("names") if isinstance(feature, dict) else None
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def class_number(value: Any, number_of: Mapping[str, int]) -> int | None:
-    """A label as a whole number as the data counts it; None where the row has none.
+    """Convert a label to a whole number, counted as in the data; None for a missing label.
 
     Args:
-        value: a number, a truth value, or a text.
-        number_of: labels by text; a text that is no class name may still be a number.
+        value: a number, a boolean, or a text.
+        number_of: text -> label; a text that is no class name may still be a number.
 
     Raises:
-        ValueError: it is no label; the message says what it is.
+        ValueError: not a label; the message says why.
     """
     if value is None or value != value:
         return None
@@ -132,10 +132,10 @@ def class_number(value: Any, number_of: Mapping[str, int]) -> int | None:
 
 
 def numbers_of(where: str, column: str, distinct: Iterable[Any], number_of: Mapping[str, int]) -> dict[Any, int]:
-    """The label that each value of a column stands for, as the data counts them; `MISSING` for none.
+    """Map each distinct value of a column to its label, counted as in the data; `MISSING` for missing labels.
 
     Raises:
-        UserError: some stand for none.
+        UserError: some values are no labels.
     """
     numbers: dict[Any, int] = {}
     wrong = []
@@ -152,10 +152,10 @@ def numbers_of(where: str, column: str, distinct: Iterable[Any], number_of: Mapp
 
 
 def class_numbers(where: str, column: str, values: pa.ChunkedArray, number_of: Mapping[str, int]) -> np.ndarray:
-    """A whole column of labels, `(N,)` int64 as the data counts them, `MISSING` where a row has none.
+    """Convert a whole column to labels, `(N,)` int64, counted as in the data; `MISSING` for rows without one.
 
     Raises:
-        UserError: something in it is no label.
+        UserError: some values are no labels.
     """
     numbers = numbers_of(where, column, values.unique().to_pylist(), number_of)
     if types.is_integer(values.type) and not values.null_count:
@@ -182,7 +182,7 @@ def is_label(kind: Any) -> bool:
 
 
 def is_image(kind: Any) -> bool:
-    """Encoded images, or a struct that says where they are."""
+    """Return whether a column type can hold encoded images, or is a struct with paths of image files."""
     if types.is_struct(kind):
         has = {name: kind.field(name).type for name in ("bytes", "path") if kind.get_field_index(name) >= 0}
         if "bytes" in has and not types.is_null(has["bytes"]):

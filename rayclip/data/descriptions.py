@@ -1,6 +1,6 @@
-"""Descriptions of classes in CuPL's form (Pratt et al. 2023), and which class each belongs to.
+"""Read class descriptions in CuPL's format (Pratt et al. 2023) and match them to class names.
 
-The form is one JSON object, class name -> list of sentences; SAFT's multimodal ones have it too.
+The format is one JSON object, class name -> list of sentences; SAFT's multimodal descriptions use it too.
 """
 
 import difflib
@@ -22,23 +22,24 @@ from rayclip.types import UserError
 
 _TIMEOUT_S = 30.0
 _LIMIT_BYTES = 64 << 20  # ImageNet's descriptions have 1.3 MB
-# difflib's ratio from which a name is worth suggesting: lower for names that share a word ('newt', 'common newt'),
-# higher for others, where it is meant to find slips of the pen and not that 'rooster' looks like 'four-poster'.
+# Minimum difflib ratio for suggesting a name: lower for names that share a word ('newt', 'common newt'), higher for
+# others, where it should find typing errors and not that 'rooster' resembles 'four-poster'.
 _NEAR_SHARED, _NEAR = 0.5, 0.75
 
-# One sign for what keyboards and typesetters write differently; `_`, `-` and `/` as in `models.zeroshot.clean_name`.
+# Unifies variants of one character from keyboards and typesetters; `_`, `-`, `/` as in `models.zeroshot.clean_name`.
 _SIGNS = str.maketrans({**dict.fromkeys("_-/‐‑‒–—", " "), **dict.fromkeys("’‘ʼ´`", "'")})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Descriptions:
-    """What a file says, before anything is matched.
+    """The content of a description file, before matching.
 
     Attributes:
-        source: path or address, without what may be secret in an address.
-        sha256: of the file's bytes.
-        sentences: the file's own class names -> sentences, blanks tidied, empty ones and exact repeats dropped.
-        empty, repeated: how many were dropped.
+        source: path, or address without its secrets.
+        sha256: hash of the file's bytes.
+        sentences: the file's own class names -> sentences, with whitespace normalised, empty sentences and exact
+            repeats dropped.
+        empty, repeated: number of sentences dropped for each reason.
     """
 
     source: str
@@ -50,7 +51,7 @@ class Descriptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Unmatched:
-    """A name without its counterpart. `nearest` is a suggestion, `reason` is there where a counterpart is ambiguous."""
+    """A name without a match. `nearest` is a suggestion; `reason` is given where a match would be ambiguous."""
 
     name: str
     nearest: str | None
@@ -59,14 +60,14 @@ class Unmatched:
 
 @dataclass(frozen=True, kw_only=True)
 class Matching:
-    """Descriptions by label.
+    """Descriptions matched to labels.
 
     Attributes:
-        keys: the file's class name of each label, None where there is none.
-        captions: the sentences of each label, empty where there is no key.
+        keys: the file's class name of each label, None if unmatched.
+        captions: the sentences of each label, empty if unmatched.
         unmatched: labels without a key.
         unused: keys without a label.
-        conflicts: groups of keys that differ in spelling only.
+        conflicts: groups of keys that differ only in spelling.
     """
 
     keys: tuple[str | None, ...]
@@ -77,11 +78,11 @@ class Matching:
 
 
 def normal_name(name: str) -> str:
-    """The spelling in which names are compared: lower case, `_`, `-`, `/` and blanks one blank, one kind of apostrophe.
+    """Normalise a name for comparison: lower case; runs of `_`, `-`, `/` and blanks become one blank; one apostrophe.
 
-    Names that `clean_name` makes equal are equal here. Brackets stay, because they tell classes apart (SUN397's
-    'apse (indoor)', ImageNet's 'kite (bird of prey)'); so do apostrophes and accents, whose absence is a difference
-    that a person should see: 'creme brulee' is suggested for 'crème brûlée', not taken for it. Only their encoding is
+    Names that `clean_name` makes equal are equal here. Brackets are kept, because they distinguish classes (SUN397's
+    'apse (indoor)', ImageNet's 'kite (bird of prey)'). Apostrophes and accents are kept too, since a person should see
+    when they are missing: 'creme brulee' is suggested for 'crème brûlée' but not matched. Only their encoding is
     unified (Unicode NFC, ’ as ').
     """
     return " ".join(unicodedata.normalize("NFC", name).lower().translate(_SIGNS).split())
@@ -92,11 +93,11 @@ def read_descriptions(source: str, *, timeout_s: float = _TIMEOUT_S, limit_bytes
 
     Args:
         source: a path, or an http(s) address; other schemes are refused.
-        timeout_s: for connecting, and for the whole download.
-        limit_bytes: a longer file is refused.
+        timeout_s: limit in seconds for connecting, and for the whole download.
+        limit_bytes: larger files are refused.
 
     Raises:
-        UserError: unreachable, too large, no JSON, or JSON of another form.
+        UserError: unreachable, too large, not JSON, or JSON of another form.
     """
     data = _fetch(source, timeout_s, limit_bytes)
     empty = repeated = 0
@@ -121,16 +122,16 @@ def read_descriptions(source: str, *, timeout_s: float = _TIMEOUT_S, limit_bytes
 def match_classes(
     sentences: Mapping[str, tuple[str, ...]], class_names: Sequence[str], alternatives: Sequence[str] | None = None
 ) -> Matching:
-    """Give every label its sentences, by names that are equal as `normal_name`.
+    """Match sentences to labels by names that are equal under `normal_name`.
 
-    Of keys that differ in spelling only (ImageNet's dog 'Cardigan' and its garment 'cardigan') a label takes the one
-    spelt exactly as the label is; where there is none it stays unmatched. Classes that share a name share its sentences
-    (ImageNet's curated 'missile'). What no class name takes can be taken by an alternative one, unless two labels
-    would: 'crane' is a bird and a machine.
+    If keys differ only in spelling (ImageNet's dog 'Cardigan' and garment 'cardigan'), a label takes the key spelt
+    exactly like it, or stays unmatched if there is none. Classes that share a name share its sentences (ImageNet's
+    curated 'missile'). Keys left over can match alternative names, unless two labels claim the same key: 'crane' is a
+    bird and a machine.
 
     Args:
         class_names: in label order, as used in prompts.
-        alternatives: other spellings in label order, such as the data set's raw names.
+        alternatives: other names in label order, such as the data set's raw names.
     """
     groups: dict[str, list[str]] = {}
     for key in sentences:
@@ -167,7 +168,7 @@ def match_classes(
 
 
 def _pick(group: Sequence[str], name: str) -> str | None:
-    """The one key of a group, or the one of exactly this spelling."""
+    """Return the key of exactly this spelling, else the only key of the group, else None."""
     return name if name in group else group[0] if len(group) == 1 else None
 
 
@@ -176,11 +177,11 @@ def _missing(keys: Sequence[str | None]) -> list[int]:
 
 
 def _suggest(names: Sequence[str], among: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Each name with the nearest of the others."""
+    """Pair each name with the nearest of the others; None if none is near."""
     spelling = {normal_name(other): other for other in among}
 
     def nearest(name: str) -> str | None:
-        for other in difflib.get_close_matches(name, spelling, n=20, cutoff=_NEAR_SHARED):  # the nearest first
+        for other in difflib.get_close_matches(name, spelling, n=20, cutoff=_NEAR_SHARED):  # nearest first
             shared = set(name.split()) & set(other.split())
             if shared or difflib.SequenceMatcher(None, other, name).ratio() >= _NEAR:
                 return spelling[other]
@@ -194,7 +195,7 @@ def _quoted(names: Sequence[str]) -> str:
 
 
 def _without_secrets(source: str) -> str:
-    """An address without user, password and query; a path as it is."""
+    """Return an address without user, password and query; a path unchanged."""
     if "://" not in source:
         return source
     return re.sub(r"://[^/]*@", "://", re.split(r"[?#]", source)[0])
@@ -222,7 +223,7 @@ def _fetch(source: str, timeout_s: float, limit_bytes: int) -> bytes:
 
 
 def _download(address: str, timeout_s: float, limit_bytes: int) -> bytes:
-    """At most `limit_bytes` + 1 bytes. Redirects stay within http(s): the opener knows no other scheme."""
+    """Download at most `limit_bytes` + 1 bytes. Redirects stay within http(s), as the opener knows no other scheme."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -254,7 +255,7 @@ def _download(address: str, timeout_s: float, limit_bytes: int) -> bytes:
 def _parse(shown: str, data: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-        if twice:  # Python would keep the last list without a word
+        if twice:  # Python would silently keep the last list
             raise UserError(f"{shown} has class '{twice[0]}' twice: join its sentences.")
         return dict(pairs)
 

@@ -12,7 +12,8 @@ CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 
 
 class Digits(ImageSet):
-    """Grey values 0..16 become 0..255 in three equal channels. Every fourth image of each class is the test split."""
+    """One split of the digits: grey values 0..16 scaled to 0..255 in three equal channels. Every fourth image of each
+    class is the test split."""
 
     def __init__(self, split: str) -> None:
         from sklearn.datasets import load_digits

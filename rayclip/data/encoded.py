@@ -1,4 +1,4 @@
-"""Images that are kept encoded, in Parquet files."""
+"""Data sets of encoded images in Parquet files: decoding and checking the images."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ from rayclip.types import UserError
 
 
 def preparing(name: str, paths: Sequence[Path], reading: Reading = Reading()) -> str:
-    """The command that makes a data set of the user's own files, without the samples that cannot be used."""
+    """Return the command that prepares a data set from the user's own files, setting unusable samples aside."""
     place = paths[0] if len(paths) == 1 else paths[0].parent
     options = {"image-column": reading.image, "label-column": reading.label, "class-names": reading.names}
     words = [word for option, value in options.items() if value for word in (f"--{option}", shlex.quote(value))]
@@ -31,20 +31,20 @@ def preparing(name: str, paths: Sequence[Path], reading: Reading = Reading()) ->
 
 
 def own_name(name: str) -> str:
-    """A name for the user's own data set, like that of its file."""
+    """Derive a name for the user's own data set from its file name."""
     own = re.sub(r"[^\w-]+", "-", name).strip("-_") or "mine"
-    if own in ROWS or Path(own).exists():  # that would mean the published data set, or the place
+    if own in ROWS or Path(own).exists():  # otherwise it would mean the published data set, or the path
         own += "-checked"
     return own
 
 
 class EncodedImages:
-    """What labelled images and image-caption pairs share.
+    """Base of labelled images and image-caption pairs.
 
     Attributes:
         name, fingerprint, native_size: see `ImageSet`.
-        encoded: the images' files.
-        paths: the user's own Parquet files; none for a prepared data set, whose images have all been looked at.
+        encoded: the encoded images.
+        paths: the user's own Parquet files; empty for a prepared data set, whose images have all been checked.
     """
 
     name: str
@@ -55,7 +55,7 @@ class EncodedImages:
     _reading: Reading = Reading()
 
     def images(self, positions: Sequence[int]) -> list[Image.Image]:
-        """The RGB images at these positions (0..N-1), in this order."""
+        """Return the RGB images at these positions (0..N-1), in this order."""
         return [self._decode(int(p)) for p in positions]
 
     def _decode(self, position: int) -> Image.Image:
@@ -65,13 +65,13 @@ class EncodedImages:
             raise UserError(f"row {position} of '{self.name}' is no readable image: {error}.") from error
 
     def check(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """See `ImageSet.check`. Of files that no `prepare` has looked at, every image is decoded once; the outcome is
-        remembered for as long as they stay as they are."""
+        """See `ImageSet.check`. In files that were not prepared, every image is decoded once; the outcome is remembered
+        until the files change."""
         if self.paths:
             self._checked(on_progress, again=False)
 
     def look_again(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """`check` without trusting an earlier look."""
+        """Run `check` again, ignoring remembered outcomes."""
         self._checked(on_progress, again=True)
 
     def _checked(self, on_progress: Callable[[int, int], None], *, again: bool) -> None:
@@ -82,7 +82,7 @@ class EncodedImages:
         found = None if again else memory.read_json(name)
         if found is None:
             found = self._look_at_all(on_progress)
-            with contextlib.suppress(OSError):  # a home that cannot be written only costs a second look
+            with contextlib.suppress(OSError):  # if the cache cannot be written, the check is only repeated
                 memory.write_json(name, found)
         if found["bad"]:
             first, reason = found["bad"][0]

@@ -1,4 +1,4 @@
-"""k-shot draws: k images of each class, the same for a seed whatever the cluster."""
+"""k-shot subsets: k images of each class, fixed by the seed and independent of the cluster."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from rayclip.types import UserError
 
 
 def few_shot(data: ImageSet, shots: int | None, seed: int) -> ImageSet:
-    """`shots` random images of each class; None or 0 keeps everything ("full").
+    """Return a subset of `shots` random images per class; None or 0 keeps everything ("full").
 
-    Draws are nested: the 1-shot image of a class is among its 5-shot images of the same seed.
+    Subsets are nested: the 1-shot image of a class is among its 5-shot images of the same seed.
 
     Raises:
         UserError: a class has fewer images than asked for.
@@ -26,14 +26,14 @@ def few_shot(data: ImageSet, shots: int | None, seed: int) -> ImageSet:
                 f"--shots {shots} is more than class '{name}' of '{data.name}' has ({len(members)} images): "
                 "ask for fewer shots or full."
             )
-        # One counter-based stream a class, so that a draw depends on (seed, class) alone.
+        # One counter-based stream per class, so that a draw depends on (seed, class) alone.
         order = np.random.Generator(np.random.Philox(key=[seed, label])).permutation(len(members))
         chosen.append(members[order[:shots]])
     return data.subset(np.sort(np.concatenate(chosen)))
 
 
 def draw_record(drawn: ImageSet, shots: int, seed: int) -> dict[str, Any]:
-    """Which images a draw holds, by class, for people and for a later run that wants the very same ones."""
+    """Return a record of a subset's images by class, for people and for later runs that need the same images."""
     return {
         "data": drawn.name,
         "fingerprint": drawn.fingerprint,

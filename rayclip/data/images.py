@@ -1,4 +1,4 @@
-"""What every data set is to the rest of the house, and how its images become pixel tensors."""
+"""`ImageSet`, the interface of every labelled data set, and the conversion of images to pixel tensors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Resize = Literal["auto", "square", "crop"]
 
 
 class Images(Protocol):
-    """What `batch_pixels` asks of data, labelled or not; see `ImageSet`."""
+    """Data that `batch_pixels` accepts, labelled or not; see `ImageSet`."""
 
     name: str
     resize: Resize
@@ -32,15 +32,15 @@ class ImageSet(ABC):
 
     Attributes:
         name: as it appears in tables and metric names.
-        class_names: one a label, in label order.
+        class_names: one per label, in label order.
         labels: `(N,)` int64.
-        ids: `(N,)` int64, each sample's row in its source: stable under subsets, and what its noise is keyed by.
-        fingerprint: a hash of the content; part of every evaluation cell's identity.
-        raw_names: the classes as the data's source spells them.
-        resize: how images come to the model's size: `square`, `crop` (shorter side, then the centre), or by their
-            own shape (`auto`).
-        native_size: (width, height) of all images; None where that is not known, or not one.
-        notes: what a reader of its numbers should know, one sentence each.
+        ids: `(N,)` int64, each sample's row in its source: unchanged in subsets, and the key of its noise.
+        fingerprint: a hash of the content; part of every evaluation cell's id.
+        raw_names: the class names as the data's source spells them.
+        resize: how images are resized to the model's input: `square`, `crop` (shorter side, then the centre), or
+            chosen by their own shape (`auto`).
+        native_size: (width, height) of all images; None if unknown or if sizes differ.
+        notes: remarks for readers of its numbers, one sentence each.
     """
 
     name: str
@@ -58,20 +58,20 @@ class ImageSet(ABC):
 
     @abstractmethod
     def images(self, positions: Sequence[int]) -> list[Image.Image]:
-        """The RGB images at these positions (0..N-1), in this order."""
+        """Return the RGB images at these positions (0..N-1), in this order."""
 
     def check(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Make sure that every image can be read, before work begins that one bad image would end.
+        """Check that every image can be read, before starting work that one bad image would abort.
 
         Args:
-            on_progress: told how many of how many images have been looked at.
+            on_progress: called with the number of images checked and their total.
 
         Raises:
             UserError: an image cannot be read.
         """
 
     def subset(self, positions: Sequence[int] | np.ndarray) -> "ImageSet":
-        """The same data restricted to some positions; ids and fingerprint stay."""
+        """Return the data restricted to some positions; ids and fingerprint are kept."""
         return _Subset(self, np.asarray(positions, dtype=np.int64))
 
 
@@ -92,15 +92,15 @@ class _Subset(ImageSet):
 
 
 def batch_pixels(data: Images, positions: Sequence[int], resolution: Resolution, image_size: int) -> "Tensor":
-    """Images as one uint8 tensor `(B, 3, H, W)`; divide by 255 for pixels.
+    """Stack images into one uint8 tensor `(B, 3, H, W)`; divide by 255 for pixels.
 
     Args:
-        resolution: `native` keeps each image's size, which must then be one size; `model` resizes to `image_size`.
+        resolution: `native` keeps the images' size, which must be the same for all; `model` resizes to `image_size`.
 
     Raises:
         UserError: `native` images of different sizes.
     """
-    import torch  # here, so that commands that only move files start at once
+    import torch  # imported here, so that commands that only move files start quickly
 
     images = data.images(positions)
     if resolution == "model":
@@ -118,9 +118,8 @@ def mixed_sizes(data: Images) -> UserError:
 
 
 def _to_model_size(image: Image.Image, size: int, rule: Resize = "auto") -> Image.Image:
-    """SAFT's and TTC's rule: small square images to the input size; others shorter side to 8/7 of it, then the centre.
-
-    (For 224: `Resize(224)` and `Resize(256)` + `CenterCrop(224)`.)
+    """Resize by SAFT's and TTC's rule: small square images to the input size; other images with the shorter side to 8/7
+    of it, then a centre crop. (For 224: `Resize(224)`, and `Resize(256)` + `CenterCrop(224)`.)
     """
     width, height = image.size
     if rule == "square" or (rule == "auto" and width == height <= size):

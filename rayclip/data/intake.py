@@ -1,4 +1,4 @@
-"""From an image file's bytes to RGB, or the reason why not. Preparing and reading share these rules."""
+"""Decode image files to RGB, or say why an image cannot be used. Preparing and reading share these rules."""
 
 import io
 import os
@@ -14,19 +14,19 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-# What data sets are made of. Pillow knows more formats, some of which start other programs.
+# The formats found in data sets. Pillow knows more, some of which start other programs.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-# Left as they are: every reader of the field shows these alike.
+# Modes kept as they are: all common readers decode them alike.
 _KEPT_MODES = ("RGB", "L")
 _ANIMATED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")
-_WINDOW = 8  # items in flight a thread
+_WINDOW = 8  # items in flight per thread
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
 class BadImageError(Exception):
-    """An image that cannot be used; the message is the reason."""
+    """Error for an image that cannot be used; the message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Taken:
 
     Attributes:
         data: the original file, or a PNG of its RGB pixels where readers would disagree about the original.
-        converted: what the original was ("CMYK", "16-bit", "animated"); None where it is kept.
+        converted: kind of the original if it was converted ("CMYK", "16-bit", "animated"); None if it is kept.
         size: (width, height) in pixels.
     """
 
@@ -45,14 +45,14 @@ class Taken:
 
 
 def take_in(data: bytes) -> Taken:
-    """Check a file by decoding all of it; keep its bytes where possible.
+    """Check an image file by decoding it completely; keep its bytes where possible.
 
     Raises:
-        BadImageError: empty, no image, truncated, damaged, or of unknown range.
+        BadImageError: empty, not an image, truncated, damaged, or pixels of unknown range.
     """
     with _opened(data) as image:
         what = _unusual(image)
-        if image.format == "PNG":  # decoding alone does not look at every checksum
+        if image.format == "PNG":  # decoding alone does not verify every checksum
             with _opened(data) as again:
                 again.verify()
         rgb = to_rgb(image)
@@ -64,17 +64,17 @@ def take_in(data: bytes) -> Taken:
 
 
 def decode(data: bytes | memoryview) -> Image.Image:
-    """The RGB image in a file's bytes: the first frame, without transparency, EXIF rotation not applied.
+    """Decode a file's bytes to an RGB image: the first frame, without transparency, EXIF rotation not applied.
 
     Raises:
-        BadImageError: as `take_in`.
+        BadImageError: see `take_in`.
     """
     with _opened(data) as image:
         return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode and convert. 16-bit grey is scaled, where Pillow's own conversion would cut it off at 255."""
+    """Decode an image and convert it to RGB. 16-bit grey is scaled; Pillow's own conversion would clip it at 255."""
     image.load()
     if image.mode == "RGB":
         return image
@@ -92,7 +92,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _opened(data: bytes | memoryview) -> Iterator[Image.Image]:
-    """Whatever goes wrong while an image is open is the reason why it cannot be used."""
+    """Open an image; any error while it is open becomes a `BadImageError` with the reason."""
     if not data:
         raise BadImageError("empty file")
     try:
@@ -102,7 +102,7 @@ def _opened(data: bytes | memoryview) -> Iterator[Image.Image]:
         raise
     except Image.UnidentifiedImageError:
         raise BadImageError("no image file") from None
-    except Exception as error:  # decoders raise anything on foreign bytes, and not in `load` alone
+    except Exception as error:  # decoders raise all kinds of errors on invalid bytes, not only in `load`
         raise BadImageError(_reason(error)) from error
 
 
@@ -121,8 +121,8 @@ def _reason(error: Exception) -> str:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow was built with, once its plugins are loaded."""
-    # Pillow warns of odd metadata and of very large images; what cannot be used is said by exceptions alone.
+    """Load Pillow's plugins and return those of `FORMATS` that this Pillow was built with."""
+    # Pillow warns of odd metadata and of very large images; here only exceptions mark an image as unusable.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
@@ -131,9 +131,10 @@ def _formats() -> tuple[str, ...]:
 def in_order(
     items: Iterable[_Item], work: Callable[[_Item], _Result], jobs: int | None = None
 ) -> Generator[tuple[_Item, _Result], None, None]:
-    """`work` of each item on `jobs` threads (by default one a core), in the items' order.
+    """Yield each item with the result of `work` on it, in order, computed on `jobs` threads (default: one per core).
 
-    Only a few items are in flight, so that memory stays bounded. Pillow decodes without Python's lock.
+    Only a few items are in flight, so that memory stays bounded. Threads suffice because Pillow decodes without
+    Python's global lock.
     """
     jobs = jobs or os.cpu_count() or 1
     flying: deque[tuple[_Item, Future[_Result]]] = deque()

@@ -1,5 +1,5 @@
-"""Class names that people give, and whether labels fit the names. A label is never shifted, and no class dropped, in
-silence."""
+"""Read class names that users give, and check that labels fit them. Labels are never shifted and classes never dropped
+silently."""
 
 import json
 import re
@@ -10,18 +10,18 @@ from typing import Any
 from rayclip.paths import expand_home
 from rayclip.types import UserError
 
-MISSING = -1  # what the datasets library writes for an image without a label
+MISSING = -1  # written by the datasets library for an image without a label
 _SHOWN = 5
 
 
 def read_class_names(place: str | Path) -> tuple[str, ...]:
-    """Class names in label order from a file.
+    """Read class names in label order from a file.
 
-    Text: a name a line, in label order, or numbered lines (`0 cat`, or `1 cat` first) in any order. JSON: a list, or an
-    object from label to name or from name to label, labels from 0 (`id2label`, `label2id`).
+    Text: one name per line, in label order, or numbered lines (counted from 0 or 1, as in `0 cat`) in any order. JSON:
+    a list, or an object from label to name or from name to label, labels from 0 (`id2label`, `label2id`).
 
     Raises:
-        UserError: no such file, or it is none of these.
+        UserError: no such file, or another format.
     """
     path = Path(expand_home(str(place)))
     if not path.is_file():
@@ -66,15 +66,15 @@ def _from_json(path: Path, text: str) -> tuple[str, ...]:
 
 
 def with_given_names(own: tuple[str, ...], given: tuple[str, ...], origin: str) -> tuple[tuple[str, ...], str | None]:
-    """Class names for data that may name its classes itself: labels keep their meaning.
+    """Apply given class names to data that may have its own; labels keep their meaning.
 
     Args:
-        own: the data's, in label order; empty where it has none.
-        given: another spelling of the same in any order, or other names in label order.
-        origin: where they were given, for the note.
+        own: the data's class names in label order; empty if it has none.
+        given: another spelling of the same names in any order, or other names in label order.
+        origin: where the given names are from, for the note.
 
     Returns:
-        The names in label order, and what a reader should know of it.
+        The names in label order, and a note for users if other names replace the data's own.
     """
     if not own or own == given:
         return given, None
@@ -89,11 +89,11 @@ def with_given_names(own: tuple[str, ...], given: tuple[str, ...], origin: str) 
 
 
 def explain_labels(labels: Iterable[int], classes: int, first: int) -> str | None:
-    """Why labels do not fit the class names; None where they do.
+    """Explain why labels do not fit the class names; None if they fit.
 
     Args:
-        labels: distinct ones, as the data has them; `MISSING` is nobody's label.
-        classes: number of names.
+        labels: distinct labels, as in the data; `MISSING` is ignored.
+        classes: number of class names.
         first: the label of the first class.
     """
     found = sorted(set(labels) - {MISSING})
@@ -112,7 +112,7 @@ def explain_labels(labels: Iterable[int], classes: int, first: int) -> str | Non
 
 
 def counted_from_1(labels: Sequence[int], classes: int, first: int) -> bool:
-    """Whether distinct labels fit the names if the first class has label 1, and do not as they are read."""
+    """Return whether labels that do not fit the class names would fit if they were counted from 1."""
     found = [label for label in labels if label != MISSING]
     return first == 0 and bool(found) and min(found) >= 1 and max(found) == classes
 
@@ -120,14 +120,15 @@ def counted_from_1(labels: Sequence[int], classes: int, first: int) -> bool:
 def notes_on_classes(
     names: Sequence[str], counts: Sequence[int], raw: Sequence[str] | None = None, split: str = "", remedy: str = ""
 ) -> list[str]:
-    """What a reader of the numbers should know: classes without images, classes that share a name.
+    """Return notes for readers of the numbers: classes without images, classes that share a name, names that are only
+    numbers.
 
     Args:
-        names: in label order.
-        counts: images of each class.
-        raw: the source's own names, where those differ.
-        split: which images were counted, for people.
-        remedy: what to do if the labels were counted from 1.
+        names: class names in label order.
+        counts: images per class.
+        raw: the source's own names, if they differ.
+        split: the split whose images were counted, for messages.
+        remedy: advice for labels that are counted from 1.
     """
     notes = []
     images = f"{split} images".lstrip()
@@ -154,10 +155,10 @@ def notes_on_classes(
 
 
 def some(texts: Sequence[str]) -> str:
-    """The first few, and how many more."""
+    """List the first few texts and the number of the others."""
     return ", ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")
 
 
 def plain(name: str) -> str:
-    """A class name without case, blanks and punctuation."""
+    """Return a class name case-folded, without blanks and punctuation."""
     return "".join(c for c in name.casefold() if c.isalnum())

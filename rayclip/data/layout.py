@@ -1,4 +1,4 @@
-"""Where in a folder the files of a data set lie: flat, as the hub keeps them, as `save_to_disk` writes them."""
+"""Find a data set's files in a folder: flat, in the hub's layout, or as `save_to_disk` writes them."""
 
 import json
 import re
@@ -11,25 +11,25 @@ from PIL import Image
 
 from rayclip.types import UserError
 
-# Our splits and how files in the wild spell them
+# Our split names and the spellings found in published files
 SPLITS: Mapping[str, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-WHOLE = ""  # the only split of files whose names tell none
+WHOLE = ""  # the only split, for files whose names indicate none
 
-_PREFIXES = {"train": "train", "val": "val", "test": "test"}  # `val` begins `valid` and `validation` as well
+_PREFIXES = {"train": "train", "val": "val", "test": "test"}  # `val` also covers `valid` and `validation`
 _OF = re.compile(r"(.*)-(\d{5})-of-(\d{5})(.*)")
-_DEEPEST = 4  # folders that are looked through
-_LOOKED_AT = 2000  # files of a folder that tell what it is
+_DEEPEST = 4  # levels of folders that are searched
+_LOOKED_AT = 2000  # most files examined to tell what a folder holds
 
 
 def find_files(folder: Path) -> dict[str, list[Path]]:
-    """The Parquet or Arrow files of each split, in order; empty where the folder holds none.
+    """Find the Parquet or Arrow files of each split, in order; empty if the folder holds none.
 
-    `train*.parquet`, `val*`, `test*` in the folder or in `data/` below; `CONFIG/test/0000.parquet` and
-    `CONFIG/test-00000-of-00001.parquet`; `save_to_disk`'s of one split or of several; or Parquet files whose names tell
-    no split, which are `WHOLE`.
+    Known forms: `train*.parquet`, `val*`, `test*` in the folder or in its `data/`; `CONFIG/test/0000.parquet` and
+    `CONFIG/test-00000-of-00001.parquet`; what `save_to_disk` writes, for one split or several; or Parquet files whose
+    names indicate no split, which are `WHOLE`.
 
     Raises:
-        UserError: several configurations, of which none is the default, or files are missing.
+        UserError: several configurations without a default, or missing files.
     """
     if (folder / "dataset_dict.json").is_file():
         splits = _json(folder / "dataset_dict.json").get("splits")
@@ -62,13 +62,13 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def by_config(files: Iterable[str], split: str) -> dict[str, list[str]]:
-    """A split's Parquet files in order, by the folder they lie in: its configuration, `` where there is only one.
+    """Group a split's Parquet files, in order, by configuration: the folder they are in; "" for the root or `data/`.
 
     Args:
         files: paths below the data set's root, with `/`.
-        split: as the files spell it.
+        split: name of the split as the files spell it.
     """
-    # SPLIT.parquet, SPLIT-00000-of-00002.parquet, but no SPLIT_extra-0.parquet, which is another split
+    # Matches SPLIT.parquet, SPLIT-00000-of-00002.parquet, but not SPLIT_extra-0.parquet, which is another split
     pattern = re.compile(rf"{re.escape(split)}(?:[-_.]\d.*)?\.parquet")
     found: dict[str, list[str]] = {}
     for file in sorted(files):
@@ -85,7 +85,7 @@ def by_config(files: Iterable[str], split: str) -> dict[str, list[str]]:
 
 
 def advise(place: Path, name: str) -> str | None:
-    """The command that prepares what cannot be read as it is: class folders, a WebDataset; None for anything else."""
+    """Return the command that prepares class folders or a WebDataset, which cannot be read directly; else None."""
     if place.is_file():
         tars, images, listed = place.suffix == ".tar", False, False
     elif place.is_dir():
@@ -106,7 +106,7 @@ def _own(split: str) -> str:
 
 
 def _saved(folder: Path) -> list[Path]:
-    """The files of one split that `save_to_disk` has written."""
+    """Return the files of one split written by `save_to_disk`."""
     state = _json(folder / "state.json")
     if state.get("_indices_data_files"):
         raise UserError(
@@ -123,7 +123,7 @@ def _saved(folder: Path) -> list[Path]:
 
 
 def _complete(files: Sequence[Path]) -> list[Path]:
-    """The files of one split, of which none is missing (`…-00000-of-00003`)."""
+    """Return the files of one split after checking that no numbered file (`…-00000-of-00003`) is missing."""
     there: dict[tuple[Path, str, int], set[int]] = {}
     for file in files:
         if match := _OF.fullmatch(file.stem):
@@ -139,7 +139,7 @@ def _complete(files: Sequence[Path]) -> list[Path]:
 
 
 def _below(folder: Path, ending: str, depth: int, limit: int | None = None) -> list[Path]:
-    """Files below a folder with this ending, sorted, without those of hidden folders."""
+    """Return the files below a folder with this ending, sorted; hidden files and folders are skipped."""
     found: list[Path] = []
     folders = [folder]
     for _ in range(depth):

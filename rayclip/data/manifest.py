@@ -1,4 +1,4 @@
-"""`manifest.json`: what a prepared data set is. Written last, so that a data set with a manifest is whole."""
+"""`manifest.json`, the description of a prepared data set. It is written last, so a data set with one is complete."""
 
 import dataclasses
 import hashlib
@@ -12,11 +12,11 @@ from rayclip.store import Store
 from rayclip.types import UserError
 
 MANIFEST = "manifest.json"
-RECIPE = 1  # raise with any change to what `prepare` writes for the same source
+RECIPE = 1  # raise it with any change to what `prepare` writes for the same source
 
 Kind = Literal["classification", "captions"]
 Names = Literal["curated", "raw"]
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a plain name: a manifest never reaches out of its folder
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a plain name: a manifest must not refer outside its folder
 _NAME = re.compile(r"[^./\\\0][^/\\\0]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SUM = "sha256"
@@ -41,16 +41,16 @@ class ShardFile(File):
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split as it lies on disk.
+    """One split as stored on disk.
 
     Attributes:
-        rows: images.
-        rejected: records of the source that were set aside, see `rejected.parquet`.
-        converted: images that were rewritten, by what they were.
-        per_class: images of each class, in label order; empty for captions.
-        size: (width, height) of all images, None where they differ.
+        rows: number of images.
+        rejected: number of the source's records that were set aside, see `rejected.parquet`.
+        converted: number of converted images, by their original kind.
+        per_class: images per class, in label order; empty for captions.
+        size: (width, height) of all images, None if they differ.
         shards: in row order.
-        index: a `.npy` of the labels and of where each image lies (`mapped.INDEX`).
+        index: a `.npy` file with each image's label and offset (`mapped.INDEX`).
     """
 
     rows: int
@@ -73,10 +73,10 @@ class Manifest:
     Attributes:
         class_names: CLIP's curated spelling, in label order.
         raw_names: the source's own spelling.
-        source: where it came from (`Source.describe`).
-        notes: what a person should know, one sentence each.
-        recipe: version of the way it was prepared.
-        rayclip: version of the program.
+        source: description of its source (`Source.describe`).
+        notes: remarks for users, one sentence each.
+        recipe: version of the preparation, `RECIPE`.
+        rayclip: version of the package.
     """
 
     name: str
@@ -90,14 +90,14 @@ class Manifest:
     rayclip: str
 
     def fingerprint(self, split: str) -> str:
-        """A hash of a split's images and labels: equal wherever and from whatever source they were prepared."""
+        """Hash a split's images and labels; equal wherever and from whichever source it was prepared."""
         return hashlib.sha256("".join(s.content for s in self.splits[split].shards).encode()).hexdigest()[:16]
 
     def names(self, names: Names) -> tuple[str, ...]:
         return self.class_names if names == "curated" else self.raw_names
 
     def notes_on(self, split: str) -> tuple[str, ...]:
-        """What a reader of a split's numbers should know."""
+        """Return the remarks on a split for readers of its numbers."""
         found = self.splits[split]
         aside = (
             f"{found.rejected:,} of the {found.rows + found.rejected:,} {split} images of '{self.name}' were set aside "
@@ -112,10 +112,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> "Manifest":
-        """Read and check.
+        """Parse and validate a manifest.
 
         Raises:
-            UserError: anything in it is missing, of another type or contradicts the rest.
+            UserError: something is missing, of the wrong type, or inconsistent.
         """
         try:
             return _manifest(json.loads(text))
@@ -127,10 +127,10 @@ class Manifest:
 
 
 def read_manifest(store: Store) -> Manifest | None:
-    """The manifest in the folder of a data set, None where there is none.
+    """Read the manifest in a data set's folder; None if there is none.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the manifest is damaged.
     """
     text = store.read(MANIFEST)
     return None if text is None else Manifest.from_json(text, f"{store.root}/{MANIFEST}")
@@ -150,7 +150,7 @@ def _manifest(raw: Any) -> Manifest:
     splits = {str(k): _split(v, str(k), len(class_names)) for k, v in _is(raw["splits"], dict, "splits").items()}
     if not splits:
         raise ValueError("it has no splits")
-    for name in (raw["name"], *splits):  # files are called after them
+    for name in (raw["name"], *splits):  # files are named after them
         if not _NAME.fullmatch(_is(name, str, "name")):
             raise ValueError(f"'{name}' cannot be the name of a data set or a split")
     manifest = Manifest(
@@ -164,14 +164,14 @@ def _manifest(raw: Any) -> Manifest:
         recipe=recipe,
         rayclip=_is(raw["rayclip"], str, "rayclip"),
     )
-    # Class names, the order of shards and the names of splits decide about results and contradict nothing.
+    # A changed class name, shard order or split name changes results but is not inconsistent: only the hash detects it.
     if raw[_SUM] != _sum(raw):
         raise ValueError("it was changed after it was written")
     return manifest
 
 
 def _sum(raw: Mapping[str, Any]) -> str:
-    """SHA-256 of the content, whatever the file's spacing and order of keys."""
+    """Return the SHA-256 of the content, independent of spacing and key order in the file."""
     return hashlib.sha256(json.dumps({k: v for k, v in raw.items() if k != _SUM}, sort_keys=True).encode()).hexdigest()
 
 

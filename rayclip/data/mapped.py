@@ -1,7 +1,7 @@
-"""The images of a prepared data set, straight out of its memory-mapped Parquet files.
+"""Read the images of a prepared data set directly from its memory-mapped Parquet files.
 
-`prepare` writes image bytes uncompressed and notes where in the file each image lies, so that any image of any epoch
-costs its own bytes, not its row group's. Every read is held against the image's checksum.
+`prepare` writes image bytes uncompressed and records the offset of each image in the file, so that random access reads
+only the image's own bytes, not its row group. Every read is verified against the image's checksum.
 """
 
 import bisect
@@ -17,21 +17,21 @@ import pyarrow.parquet as pq
 
 from rayclip.types import UserError
 
-# One image: where its bytes lie in its Parquet file, their CRC-32, and its label (-1 for captions).
+# One image: offset and size of its bytes in its Parquet file, their CRC-32, and its label (-1 for captions).
 INDEX = np.dtype([("offset", "<i8"), ("size", "<i8"), ("crc", "<u4"), ("label", "<i8")])
 
 
 class MappedImages:
     """The encoded images of several Parquet files as one sequence.
 
-    Files are opened when an image of theirs is asked for, so that a node fetches only what it reads. Picklable: maps
-    stay behind, and processes of one node share the pages.
+    Files are opened when one of their images is first read, so that a node fetches only what it reads. Picklable,
+    without the memory maps; processes of one node share the mapped pages.
 
     Args:
-        rows: of each file.
-        locate: the local path of file number i.
-        index: `(N,)` of `INDEX`, all files' images in order.
-        name: of the data set, for messages.
+        rows: number of rows of each file.
+        locate: returns the local path of file number i.
+        index: `(N,)` of `INDEX`, the images of all files in order.
+        name: name of the data set, for messages.
     """
 
     def __init__(self, rows: Sequence[int], locate: Callable[[int], Path], index: np.ndarray, name: str) -> None:
@@ -46,10 +46,10 @@ class MappedImages:
         return len(self._index)
 
     def __getitem__(self, position: int) -> memoryview:
-        """An image's encoded bytes.
+        """Return an image's encoded bytes.
 
         Raises:
-            UserError: they are not what was written.
+            UserError: the bytes do not match their checksum.
         """
         number = bisect.bisect_right(self._starts, position) - 1
         if number not in self._maps:
@@ -66,10 +66,10 @@ class MappedImages:
 
 
 def index_of(path: Path, labels: Sequence[int] | None) -> np.ndarray:
-    """Where the images of a Parquet file lie that was written without compression and dictionaries.
+    """Build the index of a Parquet file's images. The file must be written without compression and dictionaries.
 
     Args:
-        labels: of all rows; None for captions.
+        labels: the labels of all rows; None for captions.
     """
     file = pq.ParquetFile(path)
     index = np.zeros(file.metadata.num_rows, INDEX)
@@ -86,5 +86,5 @@ def index_of(path: Path, labels: Sequence[int] | None) -> np.ndarray:
                 index[row] = at, len(data), zlib.crc32(data), index[row]["label"]
                 at += len(data)
                 row += 1
-            mapped.madvise(mmap.MADV_DONTNEED)  # or the whole file would count as this process's memory
+            mapped.madvise(mmap.MADV_DONTNEED)  # otherwise the whole file would count as this process's memory
     return index

@@ -1,4 +1,4 @@
-"""Data sets as people name them on the command line."""
+"""Open data sets by the names that people give on the command line."""
 
 import dataclasses
 import os
@@ -20,21 +20,21 @@ from rayclip.paths import expand_home
 from rayclip.store import Store
 from rayclip.types import UserError
 
-ONLY = "#only"  # a role: the test split, or else the only one that there is
-_FOUND_IN = {"test": ("test", "val"), ONLY: ("test", "val")}  # the first that a folder without a manifest has
+ONLY = "#only"  # role: the test split, or the only split if there is no test split
+_FOUND_IN = {"test": ("test", "val"), ONLY: ("test", "val")}  # candidates in a folder without a manifest, best first
 
 
 def data_root() -> str:
-    """Where prepared data sets live: `RAYCLIP_DATA` (a folder or an object-store URI), or `~/.cache/rayclip/data`."""
+    """Return the root of prepared data: `RAYCLIP_DATA` (folder or object-store URI), or `~/.cache/rayclip/data`."""
     return expand_home(os.environ.get("RAYCLIP_DATA") or "~/.cache/rayclip/data")
 
 
 def locate(spec: str) -> str:
-    """A data set with its root before a prepared one's name, since workers may have another environment; `~` is the
-    home folder.
+    """Return the data set's name with the root added if it is a prepared one, since workers may have a different
+    environment; `~` is expanded to the home folder.
 
     Raises:
-        UserError: something behind a `#` that means nothing.
+        UserError: unknown option after a `#`.
     """
     parsed = parse_spec(spec)
     return str(dataclasses.replace(parsed, place=_locate(parsed.place)))
@@ -52,14 +52,14 @@ def open_data(spec: str, role: str, names: Names = "curated") -> ImageSet:
     """Open a data set.
 
     Args:
-        spec: `digits`; a prepared data set's name, folder or URI; a `.parquet` file, taken whole; or a folder of such
-            files in one of the forms that `find_files` knows. How to read it may stand behind it: `#label=COLUMN`,
-            `#image=COLUMN`, `#labels-from=1`, `#names=FILE` (`Reading`). With `#holdout` after it, every fifth image
-            of each class of its only split is the test split, the others are for training. With `#validation` last,
-            the same of its train split: for choices in which the test split has no say.
-        role: `test` is the split that the papers evaluate, where the data set is one of theirs; `train`. A prepared
-            data set's other splits go by their names.
-        names: spelling of the classes, where the data set knows two.
+        spec: `digits`; a prepared data set's name, folder or URI; a `.parquet` file, used whole; or a folder of such
+            files in one of the forms that `find_files` knows. Options for reading may follow: `#label=COLUMN`,
+            `#image=COLUMN`, `#labels-from=1`, `#names=FILE` (`Reading`). With `#holdout` after them, every fifth image
+            of each class of the only split forms the test split, and the others are for training. With `#validation`
+            last, the train split is divided in the same way: for choices that must not use the test split.
+        role: `test` (for a data set of the papers, the split that they evaluate) or `train`. Other splits of a
+            prepared data set go by their names.
+        names: spelling of the class names, if the data set has two.
 
     Raises:
         UserError: unknown name, missing file, or no labelled images.
@@ -101,7 +101,7 @@ def _open(place: str, role: str, names: Names, reading: Reading) -> ImageSet:
 
 
 def _renamed(data: ImageSet, place: str, reading: Reading) -> ImageSet:
-    """Data whose columns are known, with the class names of a file."""
+    """Apply the class names of a file to a data set whose columns are fixed."""
     if reading.decisive():
         raise UserError(
             f"{place} tells its images and labels itself: leave {''.join(f'#{key}=… ' for key in reading.decisive())}"
@@ -120,7 +120,7 @@ def _renamed(data: ImageSet, place: str, reading: Reading) -> ImageSet:
 
 
 def open_manifest(store: Store) -> Manifest:
-    """The manifest of a data set that has to be there. Raises `UserError`."""
+    """Return the manifest of a data set. Raises `UserError` if it is missing or cannot be read."""
     try:
         manifest = read_manifest(store)
     except OSError as error:
@@ -131,13 +131,13 @@ def open_manifest(store: Store) -> Manifest:
 
 
 def choose_split(manifest: Manifest, role: str, place: str = "") -> str:
-    """The split of a prepared data set that is trained on (`train`), evaluated (`test`), or called by its name.
+    """Return the split of a prepared data set to train on (`train`), to evaluate (`test`), or of a given name.
 
     Args:
-        place: where it is, for what to write instead; its name where that finds it.
+        place: where the data set is, for the suggestion in the error message.
 
     Raises:
-        UserError: it is not there.
+        UserError: the data set has no such split.
     """
     row = ROWS.get(manifest.name)
     wanted: tuple[str, ...] = (role,)
@@ -168,7 +168,7 @@ def choose_split(manifest: Manifest, role: str, place: str = "") -> str:
 
 
 def _keep(place: str, role: str, there: str) -> str:
-    """What to do where a split is missing."""
+    """Return advice for a missing split."""
     if role not in ("train", "test", ONLY):
         return f"only {there}: name one of those."
     if "," in there:
@@ -211,7 +211,7 @@ def _open_folder(folder: Path, role: str, reading: Reading) -> ImageSet:
 
 
 def _held_out(whole: ImageSet, role: str) -> ImageSet:
-    """Every fifth image of each class is the test split, in the file's order: fixed, without a seed."""
+    """Hold out every fifth image of each class, in file order, as the test split: fixed, without a seed."""
     rank = np.zeros(len(whole), dtype=np.int64)
     for label in np.unique(whole.labels):
         members = whole.labels == label
@@ -219,5 +219,5 @@ def _held_out(whole: ImageSet, role: str) -> ImageSet:
     if role == "test" and not (rank % 5 == 4).any():
         raise UserError(f"no class of '{whole.name}' has five images: there is none to keep for the test.")
     part = whole.subset(np.flatnonzero((rank % 5 == 4) == (role == "test")))
-    part.fingerprint = f"{whole.fingerprint}-{role}"  # other samples than the whole file's: never the same cell
+    part.fingerprint = f"{whole.fingerprint}-{role}"  # not the samples of the whole file, so never the same cell
     return part

@@ -1,4 +1,4 @@
-"""Images with captions, for retrieval: Parquet with `image: struct<bytes, path>` and `captions: list<string>`."""
+"""Image-caption pairs for retrieval: Parquet with `image: struct<bytes, path>` and `captions: list<string>`."""
 
 import hashlib
 import json
@@ -31,14 +31,14 @@ class PairSet(EncodedImages):
     """Images of one or several Parquet files, each with its captions.
 
     Attributes:
-        captions: of each image, at least one, as the file has them.
+        captions: the captions of each image, at least one, as in the file.
         ids: `(N,)` int64, each image's row in its source.
-        fingerprint: a hash of the content: the files' footers, as for image sets, and every caption; or the
-            manifest's.
+        fingerprint: a hash of the content, from the files' footers, as for image sets, and every caption; for a
+            prepared data set, the manifest's.
         notes: see `ImageSet`.
 
     Raises:
-        UserError: a file is missing, no Parquet, or without images; or an image is without captions.
+        UserError: a file is missing, not Parquet, or has no images; or an image has no captions.
     """
 
     resize: Resize = "crop"
@@ -62,7 +62,7 @@ class PairSet(EncodedImages):
 
 
 def has_captions(path: str | Path) -> bool:
-    """Whether a Parquet file holds image-caption pairs. Raises `UserError`."""
+    """Return whether a Parquet file has a column of captions. Raises `UserError`."""
     return "captions" in open_parquet(Path(expand_home(str(path)))).schema_arrow.names
 
 
@@ -70,12 +70,12 @@ def open_pairs(spec: str, split: str | None = None) -> PairSet:
     """Open images with captions.
 
     Args:
-        spec: a `.parquet` file, taken whole; a folder with `test*.parquet`, or else `val*.parquet`; or the name, folder
-            or URI of a prepared data set of that kind.
-        split: of a prepared data set; None is the evaluated one.
+        spec: a `.parquet` file, used whole; a folder with `test*.parquet`, or else `val*.parquet`; or the name, folder
+            or URI of a prepared image-caption data set.
+        split: split of a prepared data set; None for the evaluated one.
 
     Raises:
-        UserError: nothing of the kind is there, or it holds no images with captions.
+        UserError: no such data, or it holds no images with captions.
     """
     if not spec.strip():
         raise UserError(f"--data names nothing: give a .parquet file {_LAYOUT}, or a prepared data set's name.")
@@ -102,7 +102,7 @@ def open_pairs(spec: str, split: str | None = None) -> PairSet:
     shards = manifest.splits[split].shards
     files = [local_path(store, shard) for shard in shards]
     pairs = PairSet(files, manifest.name)
-    # What was checked when it was prepared need not be looked at again, and its identity is its content.
+    # A prepared data set was checked when it was prepared, and is identified by its content: no second check.
     pairs.paths, pairs.fingerprint = (), manifest.fingerprint(split)
     pairs.native_size, pairs.notes = manifest.splits[split].size, manifest.notes_on(split)
     pairs.encoded = MappedImages(
@@ -120,7 +120,7 @@ def _open_folder(folder: Path) -> PairSet:
 
 
 def _captions(path: Path, file: Any) -> list[tuple[str, ...]]:
-    """A file's captions by image, after a look at its columns."""
+    """Check a file's columns and return the captions of each image."""
     schema = file.schema_arrow
     columns = {name: schema.field(name).type for name in schema.names}
     image, captions = columns.get("image"), columns.get("captions")

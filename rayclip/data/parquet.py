@@ -1,7 +1,7 @@
-"""The user's own Parquet in the Hugging Face image-classification layout.
+"""The user's own Parquet files in the Hugging Face image-classification layout.
 
 `image: struct<bytes, path>`, `label: int64`, class names under `huggingface` in the schema metadata; one file or
-several shards. Other columns, labels and images are read where there is only one way to do it (`columns`).
+several shards. Other column names, label types and image types are read if the choice is unambiguous (`columns`).
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from rayclip.types import UserError
 
 
 class ParquetImages(EncodedImages, ImageSet):
-    """Images of one or several Parquet files, or Arrow files.
+    """Labelled images of one or several Parquet or Arrow files.
 
     Raises:
-        UserError: a file is missing, no Parquet or damaged, has no images, labels or class names, labels outside
-            them, or other classes than the first one; image files that it names are not there.
+        UserError: a file is missing, damaged or not Parquet; has no images, labels or class names, or labels outside
+            the class names; has other classes than the first file; or names only image files that do not exist.
     """
 
     def __init__(self, paths: Sequence[Path], name: str, reading: Reading = Reading()) -> None:
@@ -91,7 +91,7 @@ class ParquetImages(EncodedImages, ImageSet):
         return own, None
 
     def _check_labels(self, option: str) -> None:
-        """Raise a `UserError` unless every image has a label that is one of the classes."""
+        """Raise a `UserError` unless every image has a label within the classes."""
         distinct, first = np.unique(self.labels).tolist(), self._reading.labels_from
         wrong = explain_labels(distinct, len(self.class_names), first)
         if wrong is not None:
@@ -112,7 +112,7 @@ class ParquetImages(EncodedImages, ImageSet):
             )
 
     def _named_files(self) -> list[int]:
-        """Checksums of the image files that the rows name, which are part of what the data is."""
+        """Return checksums of the image files that rows name, since they are part of the data's fingerprint."""
         assert isinstance(self.encoded, RowGroups)
         named = self.encoded.paths()
         gone = [path for path in named if not path.is_file()]
@@ -125,12 +125,12 @@ class ParquetImages(EncodedImages, ImageSet):
 
 
 def _distinct_texts(values: Sequence[Any]) -> tuple[str, ...]:
-    """Text labels name the classes themselves; in sorted order, as class folders do."""
+    """Return the distinct text labels, which serve as class names; sorted, like class folders."""
     return tuple(sorted({text for column in values for text in column.unique().to_pylist() if text is not None}))
 
 
 def footers_fingerprint(paths: Sequence[Path]) -> str:
-    """A hash of the files' footers: row counts, offsets, sizes and statistics, without reading every image."""
+    """Hash the files' footers (row counts, offsets, sizes and statistics), without reading every image."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(footer(path))

@@ -1,7 +1,7 @@
 """Write a source's images as Parquet shards with a manifest.
 
-A shard is written aside, hashed and moved into its place; then `unfinished.json` says how far the source has been
-read. A run that is started again goes on there. The manifest comes last.
+Each shard is written aside, hashed and moved into its place; then `unfinished.json` records how far the source has been
+read, so that an interrupted run can resume there. The manifest is written last.
 """
 
 import dataclasses
@@ -33,27 +33,27 @@ from rayclip.types import UserError
 
 JOURNAL = "unfinished.json"
 REJECTED = "rejected.parquet"
-_WRITTEN = re.compile(r".+-\d{5,}(\.parquet|\.part\.npy)|index-.+\.npy")  # shards and what tells of them
+_WRITTEN = re.compile(r".+-\d{5,}(\.parquet|\.part\.npy)|index-.+\.npy")  # shards and their indexes
 _REJECTED_SCHEMA = pa.schema(
     [("split", pa.string()), ("path", pa.string()), ("row", pa.int64()), ("label", pa.int64()), ("reason", pa.string())]
 )
-_TELL_S = 0.1  # between two reports of progress
+_TELL_S = 0.1  # seconds between two progress reports
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to prepare.
+    """Request to prepare a data set.
 
     Attributes:
         name: folder below the root.
         class_names: curated spelling in label order; empty for captions.
-        splits: which of the source's.
-        notes: for the manifest, beside the source's own.
-        expected: published sizes of the splits, where known; others are noted.
-        counted: whether labels are numbers of the source's own, which might be counted from 1.
-        strict: any rejection is an error.
-        force: replace what is there.
-        jobs: threads that read and check images; None is one a core.
+        splits: the source's splits to prepare.
+        notes: notes for the manifest, in addition to the source's own.
+        expected: published sizes of the splits, if known; a different size is noted.
+        counted: whether labels are the source's own numbers, which might be counted from 1.
+        strict: whether any rejection is an error.
+        force: whether to replace existing data.
+        jobs: threads that read and check images; None for one per core.
     """
 
     name: str
@@ -74,12 +74,12 @@ OnProgress = Callable[[str, int, int, str], None]  # split, records done, record
 def prepare(request: Request, source: Source, root: Store, on_progress: OnProgress = lambda *_: None) -> Manifest:
     """Prepare a data set below `root`.
 
-    What an interrupted run has finished is kept, and so are splits that are already there from the same source: a
-    second run does nothing.
+    Finished parts of an interrupted run are kept, and so are splits already prepared from the same source; repeating a
+    finished run does nothing.
 
     Raises:
-        UserError: no usable image, a full disk or another trouble with files, a rejection under `strict`, files of
-            another origin in the folder, another run at work in it.
+        UserError: no usable image, a full disk or another file error, a rejection under `strict`, files of another
+            origin in the folder, or another run working in it.
     """
     store = root.child(request.name)
     with _alone(store):
@@ -101,7 +101,7 @@ def prepare(request: Request, source: Source, root: Store, on_progress: OnProgre
 
 @contextmanager
 def _alone(store: Store) -> Iterator[None]:
-    """Two runs of one machine never write the same data set; what a killed run left half-written goes."""
+    """Lock a data set against other runs on this machine, and delete partial files of a killed run."""
     if store.is_local:
         folder = store.path("")
         try:
@@ -127,7 +127,7 @@ def _alone(store: Store) -> Iterator[None]:
 
 
 def _ready_folder(request: Request, source: Source, store: Store) -> Manifest | None:
-    """The manifest of what is there and stays."""
+    """Return the manifest of prepared data to keep, None if there is none; with `force`, clear the folder."""
     if request.force:
         _clear(store)
         return None
@@ -148,7 +148,8 @@ def _ready_folder(request: Request, source: Source, store: Store) -> Manifest | 
 
 
 def _same_source(before: Manifest, now: Mapping[str, Any]) -> bool:
-    """Whether what is prepared came from there. A description may tell of `splits`, of those only that are open."""
+    """Return whether the prepared data came from this source. A description may have `splits`, but only of those that
+    are open; only splits in both are compared."""
     then, told = _by_split(before.source), _by_split(now)
     shared = then.keys() & told.keys() & before.splits.keys()
     return {**before.source, "splits": 0} == {**now, "splits": 0} and all(then[s] == told[s] for s in shared)
@@ -164,7 +165,7 @@ def _short(source: Mapping[str, Any]) -> str:
 
 
 def _clear(store: Store) -> None:
-    """Remove a data set, the manifest first, so that it is never there without being whole."""
+    """Delete a data set, the manifest first, so that a manifest never describes incomplete data."""
     store.delete(MANIFEST)
     store.delete(JOURNAL)
     for name in [*store.names("", ".parquet"), *filter(_WRITTEN.fullmatch, store.names("", ".npy"))]:
@@ -173,7 +174,7 @@ def _clear(store: Store) -> None:
 
 @dataclass(kw_only=True)
 class _Progress:
-    """How far one split has come: everything that the manifest will say of it."""
+    """Progress of one split: everything that the manifest will say about it."""
 
     consumed: int = 0
     done: bool = False
@@ -184,7 +185,7 @@ class _Progress:
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
     def count(self, taken: Taken) -> None:
-        """One image more."""
+        """Count one more image."""
         if taken.converted is not None:
             self.converted[taken.converted] = self.converted.get(taken.converted, 0) + 1
         if self.size is None:
@@ -193,7 +194,7 @@ class _Progress:
 
 
 class _Journal:
-    """`unfinished.json`. It belongs to one source and one way of writing; that of another is dropped."""
+    """`unfinished.json`, the progress of an unfinished run. A journal of another source or recipe is discarded."""
 
     def __init__(self, store: Store, identity: str, splits: dict[str, _Progress]) -> None:
         self.store, self.identity, self.splits = store, identity, splits
@@ -208,18 +209,18 @@ class _Journal:
                     if all(_is_there(store, s) for p in splits.values() for s in p.shards):
                         return cls(store, identity, splits)
             except (ValueError, TypeError, KeyError, AttributeError, UserError):
-                pass  # a journal that cannot be read, or names files elsewhere, is as good as none
+                pass  # treat a journal that cannot be read, or that names files elsewhere, as missing
             before = read_manifest(store)
             kept = {f.file for s in before.splits.values() for f in s.files} if before is not None else set()
-            for name in [*store.names("", ".parquet"), *store.names("", ".npy")]:  # of a run that began differently
+            for name in [*store.names("", ".parquet"), *store.names("", ".npy")]:  # of the discarded run
                 if name not in kept and _WRITTEN.fullmatch(name):
                     store.delete(name)
         journal = cls(store, identity, {})
-        journal.write()  # before the first shard, so that even a run that is killed right after it knows it for its own
+        journal.write()  # before the first shard, so that a run killed right after it can still resume
         return journal
 
     def drop(self, splits: Iterable[str]) -> None:
-        """Forget splits that the manifest tells of now."""
+        """Drop splits that the manifest now describes; delete the journal when none are left."""
         self.splits = {k: v for k, v in self.splits.items() if k not in splits}
         if self.splits:
             self.write()
@@ -227,7 +228,8 @@ class _Journal:
             self.store.delete(JOURNAL)
 
     def write(self) -> None:
-        """Called right after a shard is in its place, so that all counts stand at the same record."""
+        """Write the journal. Call it right after a shard is in its place, so that all counts refer to the same
+        record."""
         splits = {k: dataclasses.asdict(v) for k, v in self.splits.items()}
         self.store.write(JOURNAL, json.dumps({"identity": self.identity, "splits": splits}).encode())
 
@@ -237,7 +239,7 @@ def _is_there(store: Store, shard: Mapping[str, Any]) -> bool:
 
 
 def _identity(request: Request, source: Source) -> str:
-    """Equal where the shards of an earlier run can stay."""
+    """Return a hash that is equal if the shards of an earlier run can be kept."""
     decisive = [RECIPE, request.class_names, dataclasses.asdict(request.layout), source.describe(), source.class_names]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -302,13 +304,13 @@ def _prepare_split(
 
 
 def _examine(record: Record, classes: int) -> Taken | str:
-    """The image, or why the record cannot be used. Runs on a thread."""
+    """Return the image, or the reason why the record cannot be used. Runs on a worker thread."""
     if record.problem is not None:
         return record.problem
     if classes and record.label is None:
         return "no label"
     if classes and not 0 <= record.label < classes:  # type: ignore[operator]
-        # Never set aside: if this label does not fit, others may be shifted.
+        # An error, not a rejection: if this label does not fit, others may be shifted.
         raise UserError(f"{record.path} has the label {record.label}, which is not among the {classes} classes.")
     if not classes and not any(c.strip() for c in record.captions):
         return "no caption"
@@ -378,7 +380,7 @@ def _describe(request: Request, split: str, progress: _Progress, store: Store) -
 
 
 def _remarks(request: Request, source: Source, split: str, found: Split) -> list[str]:
-    """What a reader of the numbers should know of a split."""
+    """Return remarks on a split for readers of its numbers."""
     remarks = []
     expected, came = request.expected.get(split), found.rows + found.rejected
     if expected is not None and expected != came:

@@ -1,4 +1,4 @@
-"""A prepared data set: opened by its manifest and labels alone; images come when they are asked for."""
+"""Prepared data sets: opening one reads only its manifest and labels; images are read on demand."""
 
 import hashlib
 import io
@@ -16,15 +16,15 @@ from rayclip.types import UserError
 
 
 class PreparedImages(EncodedImages, ImageSet):
-    """One split of a prepared data set, from a local folder or through this node's copy of a remote one.
+    """One split of a prepared data set, from a local folder or from this node's copy of a remote one.
 
     Args:
         store: the folder of the data set.
-        split: by its name in the manifest.
-        names: spelling of the classes.
+        split: its name in the manifest.
+        names: spelling of the class names.
 
     Raises:
-        UserError: the index is not that of the manifest.
+        UserError: the index does not match the manifest.
     """
 
     def __init__(self, store: Store, manifest: Manifest, split: str, names: Names = "curated") -> None:
@@ -45,10 +45,10 @@ class PreparedImages(EncodedImages, ImageSet):
 
 
 def read_index(store: Store, manifest: Manifest, split: str) -> np.ndarray:
-    """A split's labels and places of images, `(N,)` of `mapped.INDEX`.
+    """Read a split's labels and image offsets, `(N,)` of `mapped.INDEX`.
 
     Raises:
-        UserError: it is not the manifest's.
+        UserError: the index does not match the manifest.
     """
     found = manifest.splits[split]
     data = local_path(store, found.index).read_bytes()

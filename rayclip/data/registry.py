@@ -1,6 +1,6 @@
-"""The data sets of the papers, one declarative row each.
+"""The papers' data sets, one declarative row each.
 
-Split sizes are those that the sets' authors published; `evaluated` is the split that SAFT, TTC and MMCoA report on.
+Split sizes are those published by the data sets' authors; `evaluated` is the split that SAFT, TTC and MMCoA report on.
 """
 
 import difflib
@@ -16,14 +16,14 @@ Resize = Literal["square", "crop"]
 
 @dataclass(frozen=True, kw_only=True)
 class Hub:
-    """A data set's place on the Hugging Face hub.
+    """A data set's repository on the Hugging Face hub.
 
     Attributes:
         repo: data set id.
         form: CLIP_benchmark's WebDataset form, or Parquet files.
         splits: our split names -> the repository's.
-        counts: where the repository's splits differ in size from the published ones.
-        classes, curated: where they differ from the row's.
+        counts: sizes of the splits that differ from the published ones.
+        classes, curated: given if they differ from the row's.
         note: how it differs from what the papers evaluate, one sentence.
     """
 
@@ -38,13 +38,13 @@ class Hub:
 
 @dataclass(frozen=True, kw_only=True)
 class Torchvision:
-    """torchvision's class of a data set.
+    """torchvision's class for a data set.
 
     Attributes:
         cls: name in `torchvision.datasets`.
         splits: our split names -> keyword arguments of the class.
-        needs: what the class looks for in its folder, for people.
-        download: whether the class can fetch the files by itself.
+        needs: the files that the class expects in its folder, for messages.
+        download: whether the class can download the files itself.
     """
 
     cls: str
@@ -60,18 +60,18 @@ class Row:
     Attributes:
         name: on the command line and in tables.
         title: for people.
-        splits: published number of images of each split.
+        splits: published number of images in each split.
         evaluated: the split the papers report on.
-        classes: how many; 0 for image-caption data.
-        curated: key of `classnames.json`; None where CLIP's names are the raw ones, cleaned.
-        cleaning: regular expressions and what takes their place, in order, where names are cleaned.
+        classes: number of classes; 0 for image-caption data.
+        curated: key of `classnames.json`; None if CLIP's names are the cleaned raw names.
+        cleaning: regular expressions and their replacements, applied in order when names are cleaned.
         resize: at resolution `model`: `square` to the input size, or `crop` (shorter side, then the centre).
-        licence: what is known of the terms, in a few words.
+        licence: the known terms, in a few words.
         citation: authors, year, title, venue.
-        torchvision, hub: where it comes from.
+        torchvision, hub: sources to take it from.
         folder: published folder form that `--source folder` reads.
-        default: the source used where none is named.
-        note: what a person should know, one sentence.
+        default: the source used if none is named.
+        note: a remark for users, one sentence.
     """
 
     name: str
@@ -92,10 +92,10 @@ class Row:
 
 
 def find(name: str) -> Row:
-    """The row of that name.
+    """Return the row of that name.
 
     Raises:
-        UserError: there is none; the nearest names are suggested.
+        UserError: unknown name; the message suggests the nearest ones.
     """
     if name in ROWS:
         return ROWS[name]
@@ -114,7 +114,7 @@ def _plain(text: str) -> str:
 
 
 def _wds(name: str, *splits: str, **changes: Any) -> Hub:
-    """CLIP_benchmark's upload, whose splits bear our names."""
+    """Return CLIP_benchmark's repository of a data set, whose splits have our names."""
     mapping = {split: split for split in splits or ("train", "test")}
     return Hub(**{"repo": f"clip-benchmark/wds_{name}", "form": "webdataset", "splits": mapping, **changes})
 
@@ -127,7 +127,7 @@ _WHOLE: dict[str, dict[str, Any]] = {"test": {}}
 _VTAB_TRAIN = "Its train split is VTAB's, a part of the published one; the test split is the published one."
 _NO_VAL = "It has no val split."
 
-# The 16 zero-shot targets of SAFT and TTC, then what is trained on, bundled, and retrieved.
+# The 16 zero-shot targets of SAFT and TTC, then data sets for training, the bundled one, and those for retrieval.
 _ALL = (
     Row(
         name="cifar10",
@@ -471,14 +471,14 @@ _ALL = (
 
 
 def _offered() -> list[Row]:
-    """Rows that other packages offer through the entry-point group `rayclip.datasets`."""
+    """Load the rows that other packages offer through the entry-point group `rayclip.datasets`."""
     return [entry.load() for entry in entry_points(group="rayclip.datasets")]
 
 
 ROWS: Mapping[str, Row] = {row.name: row for row in (*_ALL, *_offered())}
 CLASSIFIED = tuple(row.name for row in _ALL if row.classes)
 
-# MMCoA's 15 data sets, in the columns' order of its tables II and III.
+# MMCoA's 15 data sets, in the order of the columns of its tables II and III.
 MMCOA_15 = (
     "imagenet",
     "cifar10",

@@ -1,4 +1,4 @@
-"""Encoded images out of Parquet or Arrow files: any row at any time, a memory-mapped row group at a time."""
+"""Random access to the encoded images of Parquet or Arrow files, read one memory-mapped row group at a time."""
 
 import bisect
 import io
@@ -18,7 +18,7 @@ from rayclip.data.columns import is_image, is_text
 from rayclip.data.intake import BadImageError
 from rayclip.types import UserError
 
-# What Arrow raises for damaged files: bytes that are no UTF-8 are a ValueError, odd types are "not implemented".
+# Errors that Arrow raises for damaged files: invalid UTF-8 is a ValueError, unusual types are "not implemented".
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 _CACHE_BYTES = 512 << 20  # encoded images kept in memory per data set and process
 _NOTHING = memoryview(b"")
@@ -28,15 +28,15 @@ _LFS = b"version https://git-lfs"
 class RowGroups:
     """The image column of several Parquet files as one sequence of encoded images.
 
-    Files are opened when a row of theirs is asked for, so that a node fetches only what it reads. Picklable: open
-    files and cached rows stay behind. Not for several threads at once.
+    Files are opened when one of their rows is first read, so that a node fetches only what it reads. Picklable,
+    without open files and cached rows. Not thread-safe.
 
     Args:
-        rows: of each file.
-        locate: the local path of file number i.
-        column: holds `struct<bytes, path>` or plain binary; or, as a struct without bytes or as text, paths of image
-            files, relative to the file that names them.
-        name: of the data set, for messages.
+        rows: number of rows of each file.
+        locate: returns the local path of file number i.
+        column: the column of images: `struct<bytes, path>` or plain binary; or, as a struct without bytes or as text,
+            paths of image files, relative to the file that names them.
+        name: name of the data set, for messages.
     """
 
     def __init__(self, rows: Sequence[int], locate: Callable[[int], Path], column: str, name: str) -> None:
@@ -56,11 +56,11 @@ class RowGroups:
         return self._starts[-1]
 
     def __getitem__(self, position: int) -> memoryview:
-        """The file's bytes; empty where there are none.
+        """Return the encoded image in a row; empty if the row has none.
 
         Raises:
             UserError: the Parquet file is damaged.
-            BadImageError: it names an image file that cannot be read.
+            BadImageError: the row names an image file that cannot be read.
         """
         number = bisect.bisect_right(self._starts, position) - 1
         row = position - self._starts[number]
@@ -76,8 +76,8 @@ class RowGroups:
             raise BadImageError(f"no image in the row, and no file {path}") from error
 
     def paths(self) -> list[Path]:
-        """The image files that rows name instead of holding them. Only those row groups are read whose statistics say
-        that images are missing in them."""
+        """Return the image files that rows name instead of holding bytes. Reads only row groups in which, by their
+        statistics, bytes are missing."""
         found: list[Path] = []
         for number in range(len(self._starts) - 1):
             file, starts = self._file(number)
@@ -127,12 +127,12 @@ class RowGroups:
 
 
 def beside(file: Path, path: str) -> Path:
-    """The image file that a row names, relative to the folder of the file that names it."""
+    """Return the path of an image file that a row names, relative to the folder of the data file."""
     return file.parent / path
 
 
 def checksums(paths: Sequence[Path]) -> list[int]:
-    """CRC-32 of each file; -1 where there is none."""
+    """Return the CRC-32 of each file; -1 for a missing file."""
     return [zlib.crc32(path.read_bytes()) if path.is_file() else -1 for path in paths]
 
 
@@ -144,7 +144,7 @@ def _holds_files(schema: Any, column: str) -> bool:
 
 
 def _lacks_bytes(file: Any, group: int, column: str) -> bool:
-    """Whether some rows of a row group have no image in them; a file that does not tell is taken to have them all."""
+    """Return whether some rows of a row group hold no image bytes; without statistics, the first row decides."""
     kind = file.schema_arrow.field(column).type
     if is_text(kind):
         return True
@@ -169,7 +169,7 @@ def _statistics(file: Any, group: int, leaf: str) -> Any:
 
 
 def _views(chunk: Any) -> list[memoryview | str]:
-    """Each image's bytes without a copy, or the path that stands in their place."""
+    """Return each image's bytes without a copy, or the path that a row has instead."""
     if is_text(chunk.type):
         return [path if path else _NOTHING for path in chunk.to_pylist()]
     if not pa.types.is_struct(chunk.type):
@@ -185,7 +185,7 @@ def _views(chunk: Any) -> list[memoryview | str]:
         lacking = chunk.field("bytes").is_null().to_pylist() if "bytes" in names else [True] * len(chunk)
         paths = chunk.field("path")
         for i in empty:
-            if lacking[i] and (path := paths[i].as_py()):  # empty bytes are a damaged image, no missing one
+            if lacking[i] and (path := paths[i].as_py()):  # empty bytes are a damaged image, not a missing one
                 found[i] = path
     return found
 
@@ -205,10 +205,11 @@ def _bytes_of(chunk: Any) -> list[memoryview]:
 
 
 def open_parquet(path: Path) -> Any:
-    """A memory-mapped `ParquetFile`, whose page checksums are looked at; or an `ArrowFile`, which reads alike.
+    """Open a file as a memory-mapped `ParquetFile` that verifies page checksums, or as an `ArrowFile`, which has the
+    same reading methods.
 
     Raises:
-        UserError: missing, or neither.
+        UserError: the file is missing or neither Parquet nor Arrow.
     """
     if not path.is_file():
         raise UserError(f"no such data file: {path}.")
@@ -222,17 +223,17 @@ def open_parquet(path: Path) -> Any:
 
 
 def lfs_pointer(path: Path) -> str | None:
-    """What to do if a clone of a repository left a note in a file's place; None if it did not."""
+    """Return what to do about a Git LFS pointer left in a file's place; None if the file is not a pointer."""
     with path.open("rb") as file:
         is_pointer = file.read(len(_LFS)) == _LFS
     return "it only says where Git LFS has it, run `git lfs pull` in its folder." if is_pointer else None
 
 
 def read_column(path: Path, file: Any, column: str) -> Any:
-    """A whole column, checked.
+    """Read and validate a whole column.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the column is damaged.
     """
     try:
         values = file.read(columns=[column])[column]
@@ -249,14 +250,14 @@ def first_line(error: Exception) -> str:
 
 
 def is_arrow(path: Path) -> bool:
-    """Whether a file begins as Arrow's streams and files do."""
+    """Return whether a file begins like an Arrow stream or file."""
     with path.open("rb") as file:
         return file.read(4) in ARROW
 
 
 def footer(path: Path) -> bytes:
-    """A Parquet file's footer: row counts, offsets, sizes and statistics, which change with what is in the file; of an
-    Arrow file, which has none, the like."""
+    """Return a Parquet file's footer: row counts, offsets, sizes and statistics, which change with the content. For an
+    Arrow file, which has no footer, return `fingerprint_bytes`."""
     if is_arrow(path):
         return fingerprint_bytes(path)
     with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""The order of training images: a shuffled epoch in global batches, dealt out to the ranks.
+"""Order of the training images: each epoch is shuffled, cut into global batches, and split among the ranks.
 
-There is no state to save but the number of steps done: the order comes from (seed, epoch), and whatever number of
-workers goes on from a step reads exactly the images that are left of the epoch.
+The only state to save is the number of steps done: the order comes from (seed, epoch), and a run resumed at a step,
+with any number of workers, reads exactly the images that are left of the epoch.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSampler:
-    """Deals out `count` images.
+    """Shuffled batches of `count` images per epoch.
 
     Attributes:
-        batch_size: at most so many in a batch of all ranks together.
-        rank, world_size: whose share.
+        batch_size: largest global batch, over all ranks.
+        rank, world_size: the rank whose share is read, and the number of ranks.
     """
 
     count: int
@@ -30,19 +30,19 @@ class EpochSampler:
 
     @property
     def batch_sizes(self) -> list[int]:
-        """Of an epoch's global batches, in order."""
+        """Sizes of an epoch's global batches, in order."""
         fewest, more = divmod(self.count, self.steps_per_epoch)
         return [fewest + (i < more) for i in range(self.steps_per_epoch)]
 
     def global_batches(self, epoch: int, done: int = 0) -> list[np.ndarray]:
-        """The positions of each batch that is left of an epoch after `done` steps of it.
+        """Return the positions of the images in each remaining batch of an epoch, after `done` steps of it.
 
-        Batches are of nearly equal size: no image is left out, and there is no runt batch at the end, in which a
-        contrastive loss would mean little.
+        Batches have nearly equal sizes: no image is left out, and there is no small last batch, on which a contrastive
+        loss would mean little.
         """
         order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self.count)
         return np.array_split(order, self.steps_per_epoch)[done:]
 
     def share(self, batch: np.ndarray) -> np.ndarray:
-        """This rank's part of a global batch; shares differ by one image at most."""
+        """Return this rank's part of a global batch; parts differ by at most one image."""
         return batch[self.rank :: self.world_size]

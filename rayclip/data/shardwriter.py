@@ -1,4 +1,4 @@
-"""One Parquet shard of a prepared data set, and the index of its images."""
+"""Write one Parquet shard of a prepared data set, and the index of its images."""
 
 import hashlib
 import io
@@ -25,12 +25,12 @@ _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Sizes of what is written, in bytes of images.
+    """Target sizes of shards and row groups, in bytes of images.
 
     Attributes:
-        shard: of a Parquet file.
-        group: of a row group. Small ones make single images of a shuffled epoch cheap to reach, since a row group is
-            the least that can be read.
+        shard: size of a Parquet file.
+        group: size of a row group. Small ones make random access cheap in a shuffled epoch, since a row group is the
+            smallest unit that Parquet readers can read.
     """
 
     shard: int = 256 << 20
@@ -38,7 +38,8 @@ class Layout:
 
 
 class ShardWriter:
-    """One Parquet shard, written aside; `commit` moves it into its place. Left without a commit, nothing stays."""
+    """Writer of one Parquet shard to a temporary place; `commit` moves it to its final place. Without a commit, nothing
+    is kept."""
 
     def __init__(
         self, store: Store, file: str, layout: Layout, class_names: Sequence[str], raw_names: Sequence[str]
@@ -53,7 +54,8 @@ class ShardWriter:
 
     def __enter__(self) -> "ShardWriter":
         self._stack = ExitStack()
-        # A local root gets its own partial file, which can be renamed; an object store gets an upload.
+        # Below a local root the temporary file is in the same folder, so that it can be renamed; object stores get an
+        # upload.
         where = None
         if self._store.is_local:
             where = self._store.path("")
@@ -66,7 +68,7 @@ class ShardWriter:
                 self._schema,
                 compression="none",  # images are compressed already
                 use_dictionary=False,
-                write_statistics=["label"] if self._labelled else False,  # those of images would be images
+                write_statistics=["label"] if self._labelled else False,  # statistics of images would contain images
                 write_page_checksum=True,
             )
         )
@@ -80,7 +82,7 @@ class ShardWriter:
     def add(self, record: Record, data: bytes) -> None:
         row: dict[str, Any] = {"image": {"bytes": data, "path": record.path}}
         if self._labelled:
-            assert record.label is not None  # `_examine` has seen to it
+            assert record.label is not None  # guaranteed by `prepare._examine`
             row["label"] = record.label
             self._labels.append(record.label)
         else:
@@ -115,12 +117,12 @@ class ShardWriter:
 
 
 def part_name(shard: str) -> str:
-    """The index of one shard, until the split is done and has one index."""
+    """Return the file name of one shard's index, which is kept until the split is done and has a single index."""
     return f"{shard.removesuffix('.parquet')}.part.npy"
 
 
 def schema(class_names: Sequence[str], raw_names: Sequence[str]) -> pa.Schema:
-    """The Hugging Face layout; the raw class names stand beside it under a key of our own."""
+    """Return the Hugging Face schema; the raw class names are stored in its metadata under the key `rayclip`."""
     image = pa.field("image", _IMAGE)
     if not class_names:
         features: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A contact sheet: a look at a data set's images with their classes or captions."""
+"""Contact sheets: overview images of a data set's samples with their classes or captions."""
 
 import io
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ _INK, _PAPER = (32, 32, 32), (255, 255, 255)
 
 
 def contact_sheet(place: str, split: str | None = None) -> bytes:
-    """Up to 48 images, spread evenly over classes and data, as PNG bytes.
+    """Draw up to 48 images, spread evenly over the classes and the data, as PNG bytes.
 
     Args:
-        place: what `open_data` or `open_pairs` takes.
-        split: of a prepared data set; None is the evaluated one.
+        place: a data set as `open_data` or `open_pairs` takes it.
+        split: split of a prepared data set; None for the evaluated one.
 
     Raises:
         UserError: no such data set or split.
@@ -63,7 +63,7 @@ def _open(place: str, split: str | None) -> ImageSet | PairSet:
 
 
 def _spread(data: ImageSet, count: int) -> np.ndarray:
-    """Positions that show as many classes as possible, each from all over the data."""
+    """Choose positions that cover as many classes as possible, spread over the data of each class."""
     per_class = -(-count // len(data.class_names))
     picked = []
     for label in range(len(data.class_names)):

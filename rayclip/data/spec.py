@@ -1,4 +1,4 @@
-"""A data set as the command line names it: a place, how to read it, and which part of it is meant.
+"""Parse data sets from the command line: a place, options for reading it, and the part of it to use.
 
 PLACE[#image=COLUMN][#label=COLUMN][#labels-from=1][#names=FILE][#holdout][#validation]
 """
@@ -21,12 +21,12 @@ _KEYS = {"image": "image", "label": "label", "labels-from": "labels_from", "name
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How to read data that does not say it all by itself.
+    """Options for reading data that does not describe itself fully.
 
     Attributes:
-        image, label: the columns; None to find out.
+        image, label: the columns; None to detect them.
         labels_from: the label of the first class, 0 or 1.
-        names: file of class names; None for the data's own.
+        names: file of class names; None for the data's own names.
     """
 
     image: str | None = None
@@ -35,22 +35,22 @@ class Reading:
     names: str | None = None
 
     def class_names(self) -> tuple[str, ...] | None:
-        """What the file says. Raises `UserError`."""
+        """Read the class names from the file; None without one. Raises `UserError`."""
         return None if self.names is None else read_class_names(self.names)
 
     def decisive(self) -> dict[str, str | int]:
-        """What changes which image is of which class, beside the class names themselves."""
+        """Return the options that affect which images are read and with which labels: all but the class names."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v and k != "names"}
 
     def written(self) -> str:
-        """As behind a place."""
+        """Format the options as written after a place."""
         values = ((key, getattr(self, field)) for key, field in _KEYS.items())
         return "".join(f"#{key}={value}" for key, value in values if value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What `PLACE#…` stands for. `part` is `""`, `#holdout`, `#validation` or `#holdout#validation`."""
+    """A parsed `PLACE#…`. `part` is `""`, `#holdout`, `#validation` or `#holdout#validation`."""
 
     place: str
     reading: Reading = Reading()
@@ -61,13 +61,13 @@ class Spec:
 
 
 def parse_spec(text: str) -> Spec:
-    """A data set as people name it; `~` is the home folder.
+    """Parse a data set as written on the command line; `~` is the home folder.
 
     Raises:
-        UserError: something behind a `#` that means nothing.
+        UserError: unknown option after a `#`.
     """
     text = expand_home(text)
-    if "#" not in text or _exists(text):  # a file may be called so
+    if "#" not in text or _exists(text):  # a file name may contain `#`
         return Spec(place=text)
     place, *words = text.split("#")
     while (
@@ -93,10 +93,11 @@ def parse_spec(text: str) -> Spec:
 
 
 def choose_names(written: str, data: Sequence[str]) -> tuple[Names, list[str]]:
-    """What `--class-names` says: the spelling to use, and the data sets, with its file behind each if it names one.
+    """Interpret `--class-names`: return the spelling to use, and the data sets with `#names=FILE` added if it names a
+    file.
 
     Raises:
-        UserError: it is neither a spelling nor a file of class names.
+        UserError: the value is neither a spelling nor a file of class names.
     """
     for spelling in get_args(Names):
         if written == spelling:

@@ -1,4 +1,4 @@
-"""Is a prepared data set still what its manifest says? Every byte is read again."""
+"""Verify a prepared data set against its manifest, reading every byte."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ def verify(store: Store, on_progress: OnBytes = lambda done, total: None) -> tup
     """Hash every file and count every row again.
 
     Returns:
-        The manifest, and what does not match it, one sentence each; empty where all is well.
+        The manifest, and a list of mismatches, one sentence each; empty if everything matches.
 
     Raises:
         UserError: there is no manifest, or it is damaged.
@@ -72,7 +72,7 @@ def _hash(store: Store, file: File, on_bytes: Callable[[int], None]) -> list[str
 
 
 def _recount(store: Store, manifest: Manifest, name: str, split: Split) -> list[str]:
-    """Rows, labels and class names, from the Parquet files themselves."""
+    """Compare rows, labels and class names of the Parquet files with the manifest and the index."""
     values: list[np.ndarray] = []
     for shard in split.shards:
         try:

@@ -1,4 +1,4 @@
-"""Where data sets come from: torchvision, the Hugging Face hub, folders, Parquet."""
+"""Sources of data sets: torchvision, the Hugging Face hub, folders, Parquet, WebDataset."""
 
 import os
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ __all__ = ["Kind", "Place", "Record", "Source", "open_source"]
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where to take a data set from.
+    """Location of a data set's source.
 
     Attributes:
-        kind: None is the row's default.
-        location: folder or file; on the hub ORG/NAME. None downloads to `downloads_root()` (torchvision) or takes the
+        kind: None for the row's default.
+        location: folder or file; on the hub ORG/NAME. None downloads to `downloads_root()` (torchvision) or uses the
             row's repository (hub).
-        revision: of the hub's repository; None is the newest.
-        reading: which columns, class names, from where labels are counted.
+        revision: revision of the hub's repository; None for the newest.
+        reading: columns, class names, and the label of the first class.
     """
 
     kind: Kind | None = None
@@ -36,23 +36,24 @@ class Place:
 
 
 def downloads_root() -> Path:
-    """Where torchvision's downloads go: `RAYCLIP_DOWNLOADS`, or `~/.cache/rayclip/downloads`."""
+    """Return the folder for torchvision's downloads: `RAYCLIP_DOWNLOADS`, or `~/.cache/rayclip/downloads`."""
     return Path(os.environ.get("RAYCLIP_DOWNLOADS", "~/.cache/rayclip/downloads")).expanduser()
 
 
 def open_source(name: str, row: Row | None, place: Place, splits: Sequence[str] | None = None) -> Source:
-    """Open a data set where it is.
+    """Open the source of a data set.
 
     Args:
-        name: of the data set.
-        row: its row, None for the user's own.
-        splits: the only ones wanted, by our names, so that others need not be downloaded; None for all.
+        name: name of the data set.
+        row: its registry row, None for the user's own data.
+        place: where to take it from.
+        splits: the splits wanted, by our names, so that others need not be downloaded; None for all.
 
     Raises:
-        UserError: no such source for this data set, or nothing usable there.
+        UserError: the data set has no such source, or the source holds nothing usable.
     """
     kind = place.kind or (row.default if row is not None else None)
-    if row is not None and row.default == "bundled":  # its name never means a prepared one
+    if row is not None and row.default == "bundled":  # its name never means a prepared data set
         raise UserError(f"'{name}' comes with the program: there is nothing to prepare.")
     captions = row is not None and row.classes == 0
     reading = place.reading

@@ -1,7 +1,7 @@
-"""Image-caption data in the forms it is published in: Karpathy's JSON, COCO's own annotations, Flickr's token files.
+"""Source of image-caption data in its published forms: Karpathy's JSON, COCO's own annotations, Flickr's token files.
 
-Karpathy's splits (Karpathy & Fei-Fei 2015, `caption_datasets.zip`) are those that retrieval is reported on; where a
-folder holds them they win over the publishers' own annotations.
+Retrieval is reported on Karpathy's splits (Karpathy & Fei-Fei 2015, `caption_datasets.zip`); if a folder holds them,
+they take precedence over the publishers' own annotations.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from rayclip.types import UserError
 
 Form = Literal["karpathy", "coco", "token"]
 
-# What each data set's annotations are called, best first.
+# File names of each data set's annotations, best first.
 _FILES: dict[str, tuple[tuple[Form, str], ...]] = {
     "coco": (
         ("karpathy", "dataset_coco.json"),
@@ -43,7 +43,7 @@ _FLICKR8K_LISTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """An image as annotations tell of it; `name` is relative to the folder of images."""
+    """An image listed in annotations; `name` is relative to the folder of images."""
 
     name: str
     captions: tuple[str, ...]
@@ -52,7 +52,7 @@ class _Entry:
 
 @dataclass
 class _Read:
-    """What reading annotations has found. `counts` are of what became no record, by the sentence that says so."""
+    """Result of reading annotations. `counts` counts what became no record, by the sentence that reports it."""
 
     splits: dict[str, list[_Entry]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -67,26 +67,27 @@ def open_caption_folder(path: Path, name: str) -> Source:
     """Open a folder of images and captions.
 
     Args:
-        path: holds images and annotations; see `CaptionFolder` for the names that are looked for.
-        name: of the data set; where it contains `coco`, `flickr30k` or `flickr8k` only that one's annotations count.
+        path: folder with images and annotations; see `CaptionFolder` for the file names.
+        name: name of the data set; if it contains `coco`, `flickr30k` or `flickr8k`, only the annotations of that one
+            are used.
 
     Raises:
-        UserError: no such folder, no annotations, those of several data sets, or unreadable ones.
+        UserError: no such folder; no annotations, unreadable ones, or those of several data sets.
     """
     return CaptionFolder(path, name)
 
 
 class CaptionFolder(Source):
-    """A folder with images and one of these, in it or in its `annotations/`:
+    """A folder of images, with one of these annotations in it or in its `annotations/`:
 
     - Karpathy's `dataset_coco.json`, `dataset_flickr30k.json` or `dataset_flickr8k.json`;
-    - COCO's `captions_{train,val}{2017,2014}.json`: one year's, the newer that has a val;
+    - COCO's `captions_{train,val}{2017,2014}.json`: of one year, the newest that has a val file;
     - `results_20130124.token` (Flickr30k), `Flickr8k.token.txt` with the lists `Flickr_8k.{train,dev,test}Images.txt`.
 
-    Images are looked for where the annotations say, then in the folders' published names, in `images/` and in the
-    folder itself. Records come in the annotations' order, captions stripped and otherwise as written. An image that is
-    missing, listed twice, without captions, or named outside the folder comes as a record with a `problem`; what
-    belongs to no image is counted in `notes`.
+    Images are searched where the annotations say, then in folders with the published names, in `images/` and in the
+    folder itself. Records are in the annotations' order; captions are stripped and otherwise unchanged. An image that
+    is missing, listed twice, without captions, or outside the folder becomes a record with a `problem`; annotations
+    that belong to no image are counted in `notes`.
 
     Raises:
         UserError: see `open_caption_folder`.
@@ -131,12 +132,12 @@ class CaptionFolder(Source):
         return Record(path=entry.name, read=partial(_refuse, problem), captions=entry.captions, problem=problem)
 
     def _find(self, name: str) -> Path | None:
-        # os.path.isfile is False, not an error, for names that no file system takes.
+        # os.path.isfile returns False, not an error, for names that no file system accepts.
         return next((self._root / p for p in _places(name) if os.path.isfile(self._root / p)), None)
 
 
 def _places(name: str) -> Sequence[str]:
-    """Where an image may lie below the folder, best first."""
+    """Return the possible places of an image below the folder, best first."""
     if "/" not in name:
         return [f"{folder}/{name}" for folder in _IMAGES] + [name]
     last = name.rpartition("/")[2]
@@ -144,7 +145,7 @@ def _places(name: str) -> Sequence[str]:
 
 
 def _outside(name: str) -> str | None:
-    """Why a name from annotations must not be opened."""
+    """Return why a name from annotations must not be opened; None if it may."""
     if not name:
         return "the annotations name no file"
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
@@ -158,7 +159,7 @@ def _refuse(problem: str) -> bytes:
 
 
 def _once(entries: Sequence[_Entry]) -> list[_Entry]:
-    """A picture that comes twice would be its own rival in retrieval: the first stays."""
+    """Mark repeated images as problems and keep the first: a repeated image would compete with itself in retrieval."""
     seen: set[str] = set()
     result = []
     for e in entries:
@@ -168,11 +169,11 @@ def _once(entries: Sequence[_Entry]) -> list[_Entry]:
     return result
 
 
-# --------------------------------------------------------------------------------------------------- which annotations
+# ------------------------------------------------------------------------------------------------- choosing annotations
 
 
 def _choose(folder: Path, name: str) -> tuple[Form, list[Path]]:
-    """The best annotations there are, with their form."""
+    """Choose the best available annotations; return their form and files."""
     named = [kind for kind in _FILES if kind in name.lower()]
     kinds = named or list(_FILES)
     found = {
@@ -198,7 +199,7 @@ def _choose(folder: Path, name: str) -> tuple[Form, list[Path]]:
 
 
 def _json(file: Path, *lists: str) -> dict[str, Any]:
-    """A JSON object that holds these lists."""
+    """Read a JSON object and check that it holds these lists."""
     try:
         value = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -225,11 +226,11 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
 
 
-# -------------------------------------------------------------------------------------------------------- the forms
+# ---------------------------------------------------------------------------------------------------- reading the forms
 
 
 def _text(value: Any) -> str | None:
-    """A caption, stripped; None for what is none, or cannot be written as UTF-8 (JSON may hold half a character)."""
+    """Return a stripped caption; None if it is empty, not text, or not valid UTF-8 (JSON may hold lone surrogates)."""
     if not isinstance(value, str) or value.encode(errors="ignore").decode() != value:
         return None
     return value.strip() or None
@@ -259,13 +260,13 @@ def _read_karpathy(files: Sequence[Path]) -> _Read:
 
 
 def _joined(folder: Any, name: Any) -> str:
-    """`filepath/filename`, of which the first may be absent; "" where there is no name."""
+    """Join `filepath/filename`, where the first may be absent; return "" if there is no file name."""
     name = _text(name) or ""
     return f"{folder}/{name}" if name and _text(folder) else name
 
 
 def _read_coco(files: Sequence[Path]) -> _Read:
-    """One year's files: 2014 and 2017 deal the same images out differently, so together they would mix the splits."""
+    """Read the files of one year: 2014 and 2017 split the same images differently, so using both would mix splits."""
     year = files[0].stem[-4:]
     used = list({f.name: f for f in reversed(files) if f.stem.endswith(year)}.values())
     read = _Read(files=sorted(used))

@@ -1,4 +1,4 @@
-"""What a source of images is: records in a fixed order, each read when its turn comes."""
+"""`Source`, the interface of all sources of images: records in a fixed order, each read on demand."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -8,15 +8,15 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One sample as its source holds it.
+    """One sample of a source.
 
     Attributes:
-        path: where in the source, for people; kept beside the image.
-        read: the encoded image file. Called on another thread; may raise `OSError` or `ValueError`, which sets the
-            sample aside with that reason.
+        path: its place in the source, for people; stored beside the image.
+        read: returns the encoded image file. Called on another thread; may raise `OSError` or `ValueError`, which sets
+            the sample aside with that reason.
         label: index into the source's class names; None in image-caption data.
-        captions: of image-caption data.
-        problem: why the sample cannot be used although its image may be fine, such as a missing label.
+        captions: captions, in image-caption data.
+        problem: why the sample cannot be used although its image may be valid, such as a missing label.
     """
 
     path: str
@@ -27,13 +27,13 @@ class Record:
 
 
 class Source(ABC):
-    """Images somewhere. Opening one looks at names and annotations only; images are read record by record.
+    """A source of images. Opening one reads names and annotations only; images are read record by record.
 
     Attributes:
         class_names: in label order, in the source's own spelling; empty for image-caption data.
-        label_keys: in label order, what identifies a class whatever its spelling (WordNet ids); empty where there is
-            no such thing.
-        notes: what a person should know (merged folders, empty classes), one sentence each.
+        label_keys: in label order, keys that identify a class regardless of spelling (WordNet ids); empty if there are
+            none.
+        notes: remarks for users (merged folders, empty classes), one sentence each.
     """
 
     class_names: tuple[str, ...] = ()
@@ -42,13 +42,13 @@ class Source(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What the manifest says of the source, as JSON values. Equal descriptions mean the same records."""
+        """Describe the source for the manifest, as JSON values. Equal descriptions mean the same records."""
 
     @abstractmethod
     def splits(self) -> dict[str, int | None]:
-        """The splits by our names (`train`, `val`, `test`), each with its number of records where that is known."""
+        """Return the splits by our names (`train`, `val`, `test`), each with its number of records, None if unknown."""
 
     @abstractmethod
     def records(self, split: str, start: int = 0) -> Iterator[Record]:
-        """A split's records from number `start` on, always in the same order. Nothing is left out: what cannot be
-        used comes as a record that says so."""
+        """Yield a split's records from number `start` on, always in the same order. None is left out: an unusable
+        sample is a record with a `problem`."""

@@ -1,4 +1,4 @@
-"""Folders of image files: class folders as torchvision's ImageFolder reads them, ImageNet, TinyImageNet."""
+"""Source of folders of image files: class folders as in torchvision's ImageFolder, ImageNet, TinyImageNet."""
 
 import csv
 import os
@@ -24,18 +24,18 @@ def open_folder(row: Row | None, path: Path, class_names: tuple[str, ...] | None
     """Open a folder of image files.
 
     Without a row, or for a row whose form is `imagefolder`: `train/`, `val/` (or `validation/`), `test/` with a folder
-    for each class, or the class folders directly, which are the split `test`. ImageNet: `train/<wnid>/`, `val/<wnid>/`,
-    or what Kaggle offers. TinyImageNet: what its archive holds. Captions: see `annotations`.
+    per class, or the class folders directly, which form the split `test`. ImageNet: `train/<wnid>/`, `val/<wnid>/`, or
+    Kaggle's layout. TinyImageNet: the layout of its archive. Captions: see `annotations`.
 
     Args:
-        row: the data set's row, None for the user's own.
-        class_names: in place of the folders' names: the same in another spelling, or in the folders' order, which is
-            that of their numbers where they are numbered 0..K-1 or 1..K.
-        origin: where those are from, for the note.
+        row: the data set's row, None for the user's own data.
+        class_names: replace the folders' names: the same names in another spelling, or names in the folders' order,
+            which is numerical if they are numbered 0..K-1 or 1..K.
+        origin: where `class_names` are from, for the note.
 
     Raises:
-        UserError: the folder is missing or holds no images in that form, or not the row's number of classes where the
-            form is ImageNet's or TinyImageNet's.
+        UserError: the folder is missing or holds no images in that form; or, for ImageNet and TinyImageNet, its number
+            of classes is not the row's.
     """
     path = path.expanduser()
     if not path.is_dir():
@@ -90,7 +90,7 @@ class FolderSource(Source):
 
 
 class _Walk:
-    """Lists image files below a root and counts what is passed over."""
+    """Lists image files below a root and counts the files that are skipped."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -99,7 +99,7 @@ class _Walk:
         self._outside: Counter[str] = Counter()
 
     def folders(self, folder: Path, note: bool = True) -> list[str]:
-        """Names of the folders in a folder, sorted; image files beside them are noted."""
+        """Return the names of the folders in a folder, sorted; with `note`, image files beside them are counted."""
         names = []
         for entry in os.scandir(folder):
             if entry.is_dir() and not _hidden(entry.name):
@@ -109,11 +109,11 @@ class _Walk:
         return sorted(names)
 
     def images(self, folder: Path, expected: str = "") -> list[str]:
-        """Paths of the image files below a folder, however deep, sorted.
+        """Return the paths of the image files below a folder, at any depth, sorted.
 
         Args:
             folder: may be missing.
-            expected: an ending of files that belong there although they are no images.
+            expected: ending of other files that belong there and are not counted as skipped.
         """
         if not folder.is_dir():
             return []
@@ -132,7 +132,7 @@ class _Walk:
 
     def _below(self, folder: Path, expected: str, above: tuple[str, ...]) -> Iterator[str]:
         here = os.path.realpath(folder)
-        if here in above:  # a symbolic link that leads back
+        if here in above:  # a symbolic link to a parent folder
             return
         for entry in os.scandir(folder):
             if entry.is_dir():
@@ -147,7 +147,7 @@ class _Walk:
     def _is_image(self, entry: "os.DirEntry[str]") -> bool:
         if _hidden(entry.name) or os.path.splitext(entry.name)[1].lower() not in self._extensions:
             return False
-        return entry.is_file() or entry.is_symlink()  # a dangling link is a sample that cannot be read; a pipe is not
+        return entry.is_file() or entry.is_symlink()  # a dangling link is an unreadable sample; a pipe is no sample
 
     def relative(self, path: Path) -> str:
         relative = path.relative_to(self.root).as_posix()
@@ -158,17 +158,17 @@ def _class_folders(root: Path, class_names: tuple[str, ...] | None, origin: str)
     walk = _Walk(root)
     top = walk.folders(root, note=False)
     split_folders = {name: _SPLITS[name.lower()] for name in top if name.lower() in _SPLITS}
-    # A class may be called 'train' too: a split holds folders, a class holds images.
+    # A class may also be called 'train': a split folder contains folders, a class folder contains images.
     if not any(walk.folders(root / name, note=False) for name in split_folders):
         split_folders = {"": "test"}
     if len(set(split_folders.values())) < len(split_folders):
         raise UserError(f"{root} has both val/ and validation/: keep one of them.")
     found = {name: walk.folders(root / name) for name in split_folders}
-    # Sorted as torchvision's ImageFolder does, so that the labels of published folder forms are the published ones.
+    # Sorted like torchvision's ImageFolder, so that published folder forms get their published labels.
     spellings: dict[str, list[str]] = {}
     every = {name for names in found.values() for name in names}
     by_number = class_names is not None and all(name.isdecimal() for name in every)
-    for name in sorted(every, key=int) if by_number else sorted(every):  # as a list of names counts them
+    for name in sorted(every, key=int) if by_number else sorted(every):  # the order of a list of names
         spellings.setdefault(_plain(name), []).append(name)
     label_of = {name: label for label, names in enumerate(spellings.values()) for name in names}
     entries: dict[str, list[Entry]] = {}
@@ -199,7 +199,8 @@ def _class_folders(root: Path, class_names: tuple[str, ...] | None, origin: str)
 
 
 def _imagenet(row: Row | None, root: Path) -> FolderSource:
-    """`train/<wnid>/` and `val/<wnid>/`, or Kaggle's: the same under `ILSVRC/Data/CLS-LOC`, val flat, with lists."""
+    """Read `train/<wnid>/` and `val/<wnid>/`, or Kaggle's layout: the same below `ILSVRC/Data/CLS-LOC`, but with a flat
+    val folder and lists of classes and labels."""
     walk = _Walk(root)
     base = _first(root / "ILSVRC" / "Data" / "CLS-LOC", root / "Data" / "CLS-LOC", root) or root
     folders = {split: base / split for split in ("train", "val") if (base / split).is_dir()}
@@ -230,7 +231,8 @@ def _imagenet(row: Row | None, root: Path) -> FolderSource:
 
 
 def _tiny_imagenet(row: Row | None, root: Path) -> FolderSource:
-    """`wnids.txt` (label order), `words.txt`, `train/<wnid>/images/`, `val/images/` with `val/val_annotations.txt`."""
+    """Read `wnids.txt` (label order), `words.txt`, `train/<wnid>/images/`, and `val/images/` with
+    `val/val_annotations.txt`."""
     walk = _Walk(root)
     wnids = _lines(root / "wnids.txt")
     _check_classes(row, root, wnids)
@@ -244,7 +246,7 @@ def _tiny_imagenet(row: Row | None, root: Path) -> FolderSource:
         if annotations.is_file():
             rows = [(*line.split("\t"), "")[:2] for line in _lines(annotations)]
             entries[split] = _annotated(walk, folder / "images", rows, label_of, annotations.name)
-        elif folder.is_dir():  # val too, where somebody has sorted it into class folders
+        elif folder.is_dir():  # also val, if somebody has sorted it into class folders
             listed = (
                 Entry(path, label_of.get(name), None if name in label_of else f"wnids.txt does not have {name}")
                 for name in walk.folders(folder)
@@ -258,7 +260,7 @@ def _tiny_imagenet(row: Row | None, root: Path) -> FolderSource:
 def _annotated(
     walk: _Walk, folder: Path, rows: Iterable[tuple[str, ...]], label_of: Mapping[str, int], source: str
 ) -> list[Entry]:
-    """Files of one folder with the classes that a list gives them, sorted by path; what does not fit is a problem."""
+    """Return the files of one folder with their classes from a list, sorted by path; mismatches get a `problem`."""
     wnid_of: dict[str, set[str]] = {}
     for name, wnid in rows:
         wnid_of.setdefault(walk.relative(folder / name), set()).add(wnid)

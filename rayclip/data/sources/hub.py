@@ -1,7 +1,7 @@
-"""Data sets of the Hugging Face hub, downloaded file by file as their turn comes.
+"""Source of data sets on the Hugging Face hub, downloaded file by file on demand.
 
-Files go to the hub library's own cache, where other programs find them. A connection that breaks is taken up where it
-broke; what was downloaded whole is never downloaded again.
+Files go to the hub library's own cache, where other programs find them. Interrupted downloads are resumed; complete
+files are never downloaded again.
 """
 
 import errno
@@ -32,19 +32,19 @@ def open_hub(
     cache: Path | None = None,
     reading: Reading = Reading(),
 ) -> Source:
-    """A data set of the hub, at one commit. Of Parquet the first file is downloaded now, for its class names.
+    """Open a data set of the hub at one commit. For Parquet, the first file is downloaded now, for its class names.
 
     Args:
-        hub: which, and its splits.
-        revision: branch, tag or commit; None for the newest. The commit it stands for now is in the description.
-        splits: which splits, by our names; None for all.
-        class_names: where the repository names none; empty for captions, whatever labels there are.
-        cache: None for the hub library's own (`HF_HUB_CACHE`, `HF_HOME`).
+        hub: the repository and its splits.
+        revision: branch, tag or commit; None for the newest. The commit that it refers to now is in the description.
+        splits: the splits wanted, by our names; None for all.
+        class_names: used if the repository names none; empty to read captions, even if there are labels.
+        cache: folder of the cache; None for the hub library's own (`HF_HUB_CACHE`, `HF_HOME`).
         reading: see `ParquetSource` and `WebDatasetSource`.
 
     Raises:
         UserError: no such repository, revision or split, no access, no network, or files of another form; also later,
-            when the records' turn comes.
+            when records are read.
     """
     unknown = [s for s in splits or () if s not in hub.splits]
     if unknown:
@@ -63,14 +63,14 @@ def open_hub(
 
 
 def parse_hub(text: str, *, revision: str | None = None) -> Hub:
-    """Look at a repository that has no row, for `open_hub`.
+    """Inspect a repository that is not in the registry and describe it for `open_hub`.
 
     Args:
-        text: `ORG/NAME`, or `ORG/NAME/CONFIG` of a repository with several configurations.
+        text: `ORG/NAME`, or `ORG/NAME/CONFIG` for a repository with several configurations.
         revision: branch, tag or commit; None for the newest.
 
     Raises:
-        UserError: `text` has another form, see `open_hub`, or the repository holds neither WebDataset nor Parquet.
+        UserError: `text` has another form, the repository holds neither WebDataset nor Parquet, or see `open_hub`.
     """
     parts = text.split("/", 2)
     if len(parts) < 2 or not all(parts):
@@ -116,7 +116,7 @@ class _Repo:
     cache: Path | None
 
     def fetch(self, file: str) -> Path:
-        """Where a file lies, downloaded unless it is there already. Raises `UserError`."""
+        """Return a file's local path, downloading it if it is not there yet. Raises `UserError`."""
         from huggingface_hub import hf_hub_download
 
         def download() -> str:
@@ -144,7 +144,7 @@ class _Repo:
 def _resolve(name: str, revision: str | None, cache: Path | None) -> _Repo:
     from huggingface_hub import HfApi
 
-    # The library reads it once, when it is imported; we, and tests, want what it is now.
+    # The library reads the variable only at import; we, and tests, need its current value.
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     api = HfApi(endpoint=endpoint)
     what = f"the list of {name}'s files"
@@ -192,10 +192,10 @@ def _no_split(repo: _Repo, split: str, have: Sequence[str]) -> str:
 
 
 def _ask(call: Callable[[], _T], what: str, name: str, endpoint: str, revision: str | None = None) -> _T:
-    """The answer to one request to the hub. Raises `UserError`."""
+    """Make one request to the hub and return its answer. Raises `UserError`."""
     try:
         return call()
-    # The library lets errors of its HTTP client through, and has had three different ones: they share no base but this.
+    # The library passes on errors of its HTTP client, and has had three different ones: only this base class is common.
     except Exception as error:
         raise UserError(_explain(error, what, name, endpoint, revision)) from error
 
@@ -203,7 +203,7 @@ def _ask(call: Callable[[], _T], what: str, name: str, endpoint: str, revision: 
 def _explain(error: BaseException, what: str, name: str, endpoint: str, revision: str | None) -> str:
     from huggingface_hub import errors
 
-    # The library hides why it could not ask for a file behind its not being in the cache.
+    # The library reports that a file is not in the cache and gives the reason why it could not fetch it as the cause.
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     page = f"{endpoint}/datasets/{name}"
@@ -220,7 +220,7 @@ def _explain(error: BaseException, what: str, name: str, endpoint: str, revision
         )
     if isinstance(error, errors.EntryNotFoundError):
         return f"{endpoint} has no file {what}: try another revision."
-    # Without a token the hub answers alike for repositories that are private and that do not exist.
+    # Without a token the hub gives the same answer for private repositories as for those that do not exist.
     if isinstance(error, errors.RepositoryNotFoundError) and not isinstance(error, errors.GatedRepoError):
         return (
             f"there is no data set {name} on {endpoint}, or it is private: check its name, or log in with "

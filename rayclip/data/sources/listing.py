@@ -1,4 +1,4 @@
-"""Image files of a folder as records: what torchvision's file sets and plain folders share."""
+"""Turn image files of a folder into records; shared by torchvision's file-based data sets and plain folders."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,9 +12,9 @@ class Entry(NamedTuple):
     """One image file.
 
     Attributes:
-        path: below the source's folder, with `/`.
-        label: index into the source's class names, where it has one.
-        problem: why the sample cannot be used.
+        path: relative to the source's folder, with `/`.
+        label: index into the source's class names, None if it has none.
+        problem: why the sample cannot be used, None if it can.
     """
 
     path: str
@@ -23,7 +23,7 @@ class Entry(NamedTuple):
 
 
 def file_records(root: Path, entries: Sequence[Entry], start: int) -> Iterator[Record]:
-    """The entries from number `start` on; the files are opened when they are read, and given byte for byte."""
+    """Yield the entries from number `start` on as records; files are opened on demand and passed on byte for byte."""
     for i in range(start, len(entries)):
         entry = entries[i]
         yield Record(
@@ -35,7 +35,7 @@ def file_records(root: Path, entries: Sequence[Entry], start: int) -> Iterator[R
 
 
 def digest(parts: Iterable[str]) -> str:
-    """16 hexadecimal digits that name a sequence of strings."""
+    """Hash a sequence of strings to 16 hexadecimal digits."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(part.encode("utf-8", "surrogateescape") + b"\0")
@@ -43,12 +43,12 @@ def digest(parts: Iterable[str]) -> str:
 
 
 def listing_digest(root: Path, entries: Iterable[Entry]) -> str:
-    """A digest of file names, labels and file sizes; the files themselves are not read."""
+    """Hash file names, labels and file sizes; the files themselves are not read."""
     return digest(f"{entry.path}\t{entry.label}\t{entry.problem}\t{_size(root / entry.path)}" for entry in entries)
 
 
 def readable(path: str) -> str:
-    """The path with the bytes that are no UTF-8 replaced: it is stored and printed."""
+    """Replace bytes that are not UTF-8 in a path, so that it can be stored and printed."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -1,4 +1,4 @@
-"""Parquet in the Hugging Face layout, as it is found in the wild: labelled images, or images with captions."""
+"""Source of Parquet files in the Hugging Face layout and its variants: labelled images, or images with captions."""
 
 import bisect
 import contextlib
@@ -28,24 +28,24 @@ _BATCH = 64  # rows turned into records at a time
 
 
 class ParquetSource(Sharded):
-    """Images of Parquet files, read a row group at a time.
+    """Images of Parquet files, read one row group at a time.
 
-    Columns, the only one found of each kind (`columns`): images (struct<bytes, path>, binary, or paths of image files);
-    labels (whole numbers, truth values or text); captions `captions`, `caption`, `sentences`, `text` or `raw` (text, or
-    a list of texts or of structs with `raw`). Captions are read where there is no label.
+    Columns are detected if there is only one of each kind (`columns`): images (struct<bytes, path>, binary, or paths of
+    image files); labels (whole numbers, booleans or text); captions `captions`, `caption`, `sentences`, `text` or `raw`
+    (text, or a list of texts or of structs with `raw`). Captions are read if there is no label.
 
     Args:
-        files: each split's files in order. Paths are looked at now, shards when their turn comes, except for the
-            first one, which tells the columns.
-        name: of the data set, for messages.
-        class_names: where the files themselves name no classes; empty for captions; None to find out. Text labels
-            have the sorted distinct texts of all files for class names then.
-        description: for the manifest; None for what the files' footers tell.
-        reading: which columns, from where labels are counted.
+        files: each split's files in order. Paths are opened now, shards only when their records are read, except for
+            the first one, which determines the columns.
+        name: name of the data set, for messages.
+        class_names: used if the files themselves name no classes; empty for captions; None to detect: text labels then
+            have the sorted distinct texts of all files as class names.
+        description: for the manifest; None to derive it from the files' footers.
+        reading: columns, class names, and the label of the first class.
 
     Raises:
-        UserError: a file is missing or no Parquet, has no images, neither labels nor captions, names no classes, labels
-            do not fit the names (also later, when a record's turn comes), or the files do not belong together.
+        UserError: a file is missing or not Parquet, has no images, neither labels nor captions, or no class names;
+            labels do not fit the names (also later, when records are read); or the files do not belong together.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class ParquetSource(Sharded):
             self._description = {"kind": "parquet", "content": _fingerprint(shards, self.class_names, extra)}
 
     def _choose_names(self, class_names: tuple[str, ...] | None, shards: Sequence[Shard]) -> None:
-        """Class names, and which label is which of them; every label that can be looked at now fits."""
+        """Set the class names and the label of each; check all labels that can be read without a download."""
         given = self._reading.class_names()
         named = self._declared or given or class_names
-        # Labels that can be seen without a download; what comes later is looked at when its turn comes.
+        # Labels that can be read without a download; the others are checked when their records are read.
         seen = self._distinct_labels([shard for shard in shards if shard.cached() is not None])
         if named is None and self._columns.text_labels and not any(shard.remote for shard in shards):
             named = tuple(sorted(str(text) for text in seen if text is not None))
@@ -112,8 +112,8 @@ class ParquetSource(Sharded):
         self._refuse(shards[0].name, numbers_of(shards[0].name, column, seen, self._number).values())
 
     def _refuse(self, where: str, labels: Iterable[int]) -> None:
-        """Raise a `UserError` unless the labels fit the class names. A label is never set aside for that: if it does
-        not fit, others may be shifted."""
+        """Raise a `UserError` unless the labels fit the class names. Records are not set aside for a label that does
+        not fit, since then other labels may be shifted."""
         found, classes, first = list(labels), len(self.class_names), self._reading.labels_from
         wrong = explain_labels(found, classes, first)
         if wrong is None:
@@ -135,7 +135,7 @@ class ParquetSource(Sharded):
         return {None if value != value else value for value in found}
 
     def _named_files(self, shards: Sequence[Shard]) -> list[int]:
-        """Checksums of the image files that rows name instead of holding them."""
+        """Return checksums of the image files that rows name instead of holding bytes."""
         paths = [shard.fetch() for shard in shards]
         rows = []
         for shard, path in zip(shards, paths, strict=True):
@@ -144,7 +144,7 @@ class ParquetSource(Sharded):
         return checksums(RowGroups(rows, paths.__getitem__, self._columns.image, self._name).paths())
 
     def _check_alike(self, shard: Shard, schema: "pa.Schema") -> None:
-        """Raise a `UserError` unless a label means the same in this file as in the first."""
+        """Raise a `UserError` unless this file has the same columns and class names as the first."""
         if find_columns(shard.name, schema, self._reading, captions=not self._columns.label) != self._columns:
             raise UserError(f"{shard.name} has other columns than the first file of '{self._name}': give each its own.")
         if declared_names(schema, self._columns.label) != self._declared:
@@ -163,7 +163,7 @@ class ParquetSource(Sharded):
         with _open(shard, path) as file:
             self._check_alike(shard, file.schema_arrow)
             ends = list(accumulate(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)))
-            group = bisect.bisect_right(ends, start)  # the groups before it end before `start`
+            group = bisect.bisect_right(ends, start)  # first group that ends after `start`
             row = ends[group - 1] if group else 0
             for batch in _batches(shard, path, file, range(group, len(ends)), self._columns.names):
                 for i in range(max(0, start - row), batch.num_rows):
@@ -207,16 +207,16 @@ def open_parquet(
     class_names: tuple[str, ...] | None = None,
     reading: Reading = Reading(),
 ) -> ParquetSource:
-    """A Parquet or Arrow file, or a folder of them.
+    """Open a Parquet or Arrow file, or a folder of them.
 
     Args:
-        path: a file, taken whole; or a folder in one of the forms that `layout.find_files` knows.
-        name: of the data set, for messages.
-        split: of a file whose name does not tell (`train-0.parquet`, `cifar10-test.parquet`).
+        path: a file, used whole; or a folder in one of the forms that `layout.find_files` knows.
+        name: name of the data set, for messages.
+        split: used for a file whose name does not indicate one (as `train-0.parquet`, `cifar10-test.parquet` do).
         class_names, reading: see `ParquetSource`.
 
     Raises:
-        UserError: nothing there, or see `ParquetSource`.
+        UserError: no such data, or see `ParquetSource`.
     """
     if path.is_file() or (path.suffix == ".parquet" and not path.is_dir()):
         words = re.split(r"[^a-z]+", path.stem.lower())
@@ -234,7 +234,7 @@ def open_parquet(
 
 
 def _open(shard: Shard, path: Path) -> Any:
-    """A `ParquetFile`, or an `ArrowFile`, which reads alike."""
+    """Open a `ParquetFile`, or an `ArrowFile`, which has the same reading methods."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -242,7 +242,7 @@ def _open(shard: Shard, path: Path) -> Any:
         raise UserError(f"no such data file: {path}.")
     try:
         return ArrowFile(path) if is_arrow(path) else pq.ParquetFile(path)
-    except (pa.ArrowException, OSError, ValueError) as error:  # bytes that are no UTF-8 are a ValueError
+    except (pa.ArrowException, OSError, ValueError) as error:  # invalid UTF-8 is a ValueError
         reason = (lfs_pointer(path) or str(error).splitlines()[0]).rstrip(".")
         with path.open("rb") as raw:
             begins = raw.read(4)
@@ -254,7 +254,7 @@ def _open(shard: Shard, path: Path) -> Any:
 def _batches(
     shard: Shard, path: Path, file: Any, groups: Sequence[int], columns: list[Any], size: int = _BATCH
 ) -> Iterator["pa.RecordBatch"]:
-    """Rows of these row groups, of one group at a time: the reader holds on to what it has decoded."""
+    """Yield batches of rows, one row group at a time, since the reader keeps what it has decoded in memory."""
     import pyarrow as pa
 
     try:
@@ -265,14 +265,14 @@ def _batches(
 
 
 def _captions(value: Any) -> tuple[str, ...]:
-    """One caption or several, as text or as structs with `raw`; empty ones are left out."""
+    """Return the non-empty captions of a value: one or several, as text or as structs with `raw`."""
     values = value if isinstance(value, list) else [value]
     texts = ((v.get("raw") if isinstance(v, dict) else v) or "" for v in values)
     return tuple(text.strip() for text in texts if text.strip())
 
 
 def _image(scalar: Any) -> bytes | str | None:
-    """The image's bytes, or the path that stands in their place, which is not looked at where there are bytes."""
+    """Return the image's bytes, or the path given instead; the path is ignored if there are bytes."""
     import pyarrow as pa
 
     if not isinstance(scalar, pa.StructScalar):
@@ -292,7 +292,7 @@ def _image(scalar: Any) -> bytes | str | None:
 
 
 def _readable(values: Any) -> list[Any]:
-    """Distinct values, without texts that are damaged: such a row says so when its turn comes."""
+    """Return the distinct values without damaged texts; rows with those get a `problem` when they are read."""
     try:
         return list(values.unique().to_pylist())
     except UnicodeDecodeError:
@@ -312,7 +312,7 @@ def _common_folder(paths: Sequence[Path]) -> str:
 
 
 def _fingerprint(shards: Mapping[str, Sequence[Shard]], class_names: Sequence[str], extra: Mapping[str, Any]) -> str:
-    """A hash of the files' footers (row counts, offsets, sizes and statistics) and of what they are taken for."""
+    """Hash the files' footers (row counts, offsets, sizes and statistics), their splits, class names and options."""
     digest = hashlib.sha256(json.dumps(class_names).encode())
     digest.update(json.dumps(extra).encode() if extra else b"")
     for split, of_split in shards.items():

@@ -1,4 +1,4 @@
-"""Sources made of files that are read one after another, and fetched only when their turn comes."""
+"""Base of sources made of files that are read one after another and fetched only when they are needed."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -15,10 +15,10 @@ class Shard:
     """One file of a source.
 
     Attributes:
-        name: what people know it by; never an absolute path.
-        fetch: where it lies, downloaded first if need be. May raise `UserError`.
-        cached: where it lies if it is here already; None if fetching it would take time.
-        remote: whether it is a copy that may be deleted, to be fetched again.
+        name: name for messages; never an absolute path.
+        fetch: returns its local path, downloading it first if needed. May raise `UserError`.
+        cached: returns its local path if it is already here; None if it would have to be fetched.
+        remote: whether the local file is a copy that may be deleted and fetched again.
     """
 
     name: str
@@ -28,19 +28,19 @@ class Shard:
 
     @classmethod
     def local(cls, path: Path, name: str) -> "Shard":
-        """A file on this machine."""
+        """Return the shard of a file on this machine."""
         return cls(name=name, fetch=lambda: path, cached=lambda: path)
 
     def damaged(self, path: Path, why: object) -> UserError:
-        """The error for a file that cannot be read to its end."""
+        """Return the error for a file that is truncated or damaged."""
         reason = (str(why) or type(why).__name__).splitlines()[0].rstrip(".")
-        # In the hub's cache `path` is a link: the file behind it has to go, or the link is only made again.
+        # In the hub's cache `path` is a link: its target has to be deleted, or only the link would be restored.
         remedy = f"delete {path.resolve()} and run again" if self.remote else f"fetch {path} again"
         return UserError(f"{self.name} is cut off or damaged ({reason}): {remedy}.")
 
 
 class Sharded(Source):
-    """Splits that are lists of shards."""
+    """A source whose splits are lists of shards."""
 
     def __init__(self, shards: Mapping[str, Sequence[Shard]], description: Mapping[str, Any]) -> None:
         self._shards = {split: tuple(of_split) for split, of_split in shards.items()}
@@ -83,16 +83,16 @@ class Sharded(Source):
         return self._sizes[split, i]
 
     def _count(self, shard: Shard) -> int | None:
-        """Number of a shard's records where that is quickly found out, without fetching it."""
+        """Return the number of a shard's records if it is quick to find out without fetching the shard, else None."""
         return None
 
     @abstractmethod
     def _read(self, shard: Shard, path: Path, start: int) -> Generator[Record, None, int]:
-        """A shard's records from number `start` on; returns how many it holds in all. Raises `UserError`."""
+        """Yield a shard's records from number `start` on; return its total number of records. Raises `UserError`."""
 
 
 def unreadable(reason: str) -> Callable[[], bytes]:
-    """The `read` of a record that has no image."""
+    """Return a `read` function for a record without an image; it raises a `ValueError` with the reason."""
 
     def read() -> bytes:
         raise ValueError(reason)

@@ -1,8 +1,8 @@
-"""The data sets that torchvision reads, in the form their authors publish.
+"""Source of the data sets that torchvision reads, in the form their authors publish.
 
-torchvision decodes images as soon as it is asked for one. Here its classes only say which files there are and which
-label each has; the files' own bytes are passed on. The attributes used for that are the same in torchvision 0.21 to
-0.29, of which the older ones take no `loader=`. CIFAR, STL-10 and PCAM hold arrays, which become PNG record by record.
+torchvision decodes every image it returns. Here its classes are used only to list the files and their labels; the
+files' own bytes are passed on. The attributes used for that are the same in torchvision 0.21 to 0.29, the older of
+which have no `loader=`. CIFAR, STL-10 and PCAM hold arrays, which are encoded as PNG record by record.
 """
 
 import io
@@ -20,7 +20,7 @@ from rayclip.types import UserError
 
 
 class _Arrays(NamedTuple):
-    """A split that holds pixels: `read(i)` gives an (H, W, 3) uint8 array."""
+    """A split stored as pixels: `read(i)` returns an (H, W, 3) uint8 array."""
 
     labels: Sequence[int]
     read: Callable[[int], np.ndarray]
@@ -32,12 +32,12 @@ class TorchvisionSource(Source):
     Args:
         row: the data set.
         folder: torchvision's `root`.
-        download: fetch what is not there, where torchvision can.
-        splits: which of the row's splits to open. By default all; without `download`, those that are there.
+        download: whether to download missing files, if torchvision can.
+        splits: which of the row's splits to open. By default all; without `download`, those that exist.
 
     Raises:
-        UserError: torchvision has no such data set or split, or does not find what it needs in the folder, or cannot
-            fetch it, or the splits name different classes.
+        UserError: torchvision has no such data set or split, does not find the files it needs in the folder or cannot
+            download them, or the splits name different classes.
     """
 
     def __init__(self, row: Row, folder: Path, download: bool, splits: Sequence[str] | None = None) -> None:
@@ -71,7 +71,7 @@ class TorchvisionSource(Source):
     def describe(self) -> dict[str, Any]:
         splits = {}
         for split, content in self._splits.items():
-            if isinstance(content, _Arrays):  # torchvision holds CIFAR and STL-10 to the published checksums
+            if isinstance(content, _Arrays):  # torchvision verifies CIFAR and STL-10 against the published checksums
                 mark = digest(map(str, content.labels))
             else:
                 mark = listing_digest(self._folder, content)
@@ -90,13 +90,13 @@ class TorchvisionSource(Source):
         return file_records(self._folder, content, start)
 
     def _dataset(self, split: str, download: bool) -> Any:
-        """torchvision's object. Whatever goes wrong inside torchvision becomes one sentence."""
+        """Create torchvision's data set object. Any error inside torchvision becomes a `UserError` of one sentence."""
         import torchvision.datasets  # type: ignore[import-untyped]
 
         row, known = self._row, self._torchvision
         if split not in known.splits:
             raise UserError(f"torchvision's {row.title} has no split '{split}': it has {', '.join(known.splits)}.")
-        if not download and not self._folder.is_dir():  # some classes would make the folder
+        if not download and not self._folder.is_dir():  # some classes would create the folder
             raise UserError(
                 f"there is no folder {self._folder}: {row.title} needs {known.needs} in it; {_way_out(row)}."
             )
@@ -134,7 +134,7 @@ class TorchvisionSource(Source):
 
 
 def _files(dataset: Any) -> Iterator[tuple[str | Path, int]]:
-    """Path and label of each image, in torchvision's order."""
+    """Yield path and label of each image, in torchvision's order."""
     match type(dataset).__name__:
         case "Caltech101" | "Caltech256" as cls:
             top = Path(dataset.root) / ("101_ObjectCategories" if cls == "Caltech101" else "256_ObjectCategories")
@@ -152,7 +152,8 @@ def _files(dataset: Any) -> Iterator[tuple[str | Path, int]]:
 
 
 def _class_names(dataset: Any, row: Row) -> tuple[str, ...]:
-    """In label order, as torchvision spells them; ImageNet's synonyms are joined as in the devkit."""
+    """Return the class names in label order, in torchvision's spelling; ImageNet's synonyms are joined as in the
+    devkit."""
     if hasattr(dataset, "categories"):
         return tuple(dataset.categories)
     if hasattr(dataset, "classes"):
@@ -165,7 +166,7 @@ def _class_names(dataset: Any, row: Row) -> tuple[str, ...]:
 
 
 def _pcam(folder: Path, split: str) -> _Arrays:
-    """The published HDF5 files: `x` (N, 96, 96, 3) uint8, `y` (N, 1, 1, 1). Images stay on disk until they are read."""
+    """Open the published HDF5 files: `x` (N, 96, 96, 3) uint8, `y` (N, 1, 1, 1). Images are read on demand."""
     import h5py  # type: ignore[import-untyped]
 
     stem = f"camelyonpatch_level_2_split_{'valid' if split == 'val' else split}"

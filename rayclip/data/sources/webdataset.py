@@ -1,7 +1,7 @@
-"""WebDatasets: CLIP_benchmark's form (`SPLIT/nshards.txt`, `SPLIT/0.tar` and so on, `classnames.txt`), or just tars.
+"""Source of WebDatasets: CLIP_benchmark's form (`SPLIT/nshards.txt`, `SPLIT/0.tar`, …, `classnames.txt`) or plain tars.
 
-A sample is the members of a tar that follow each other and have the same name up to the first dot: an image with `.cls`
-(an integer as text, or a class name) or, in image-caption data, with `.txt` (one caption a line).
+A sample is a run of consecutive members of a tar with the same name up to the first dot: an image with `.cls` (an
+integer as text, or a class name) or, in image-caption data, with `.txt` (one caption per line).
 """
 
 import hashlib
@@ -22,18 +22,18 @@ from rayclip.types import UserError
 
 IMAGES = frozenset({"webp", "png", "jpg", "jpeg"})
 
-_TEXT_BYTES = 1 << 20  # no label and no list of captions is larger; a member that claims to be is not read
-_BLOCK = 512  # tar's unit
+_TEXT_BYTES = 1 << 20  # largest label or list of captions; larger members are not read
+_BLOCK = 512  # bytes in a tar block
 
 
 class WebDatasetSource(Sharded):
-    """Images in tar files, which are read where they lie and never unpacked.
+    """Images in tar files, which are read in place and never unpacked.
 
     Args:
         shards: each split's tar files in order.
         class_names: in label order; empty for image-caption data.
         description: for the manifest.
-        reading: from where labels are counted, and a file of class names.
+        reading: label of the first class, and a file of class names.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class WebDatasetSource(Sharded):
             return None, "the sample has no label (-1)"
         wrong = explain_labels([number], len(self.class_names), self._first)
         if wrong is not None:
-            # Never set aside: if this label does not fit, others may be shifted.
+            # An error, not a rejection: if this label does not fit, others may be shifted.
             remedy = "name every class with --class-names FILE, a name a line in label order, or correct the labels"
             if self._first == 0 and number == len(self.class_names):
                 remedy = f"if its labels are counted from 1, add --labels-from 1; else {remedy}"
@@ -106,17 +106,17 @@ class WebDatasetSource(Sharded):
 def open_webdataset(
     place: Path, class_names: Sequence[str] | None = None, reading: Reading = Reading()
 ) -> WebDatasetSource:
-    """A folder in CLIP_benchmark's form, or one with other tars.
+    """Open a WebDataset: a folder in CLIP_benchmark's form, or one with other tars.
 
     Args:
-        place: holds `train`, `val` or `test` with `nshards.txt`; or `.tar` files, in such folders or named after their
-            split (`train-000000.tar`; else they are the split `test`); or one `.tar` file. `classnames.txt` is beside
-            them, unless there are captions.
-        class_names: where there is no `classnames.txt`; empty for captions, whatever labels there are.
+        place: folder with `train`, `val` or `test`, each with `nshards.txt`; or with `.tar` files in such folders or
+            named after their split (`train-000000.tar`; others form the split `test`); or one `.tar` file.
+            `classnames.txt` is beside them, unless there are captions.
+        class_names: used if there is no `classnames.txt`; empty to read captions, even if there are labels.
         reading: see `WebDatasetSource`.
 
     Raises:
-        UserError: no such folder, no split in it, a tar is missing, or `nshards.txt` or `classnames.txt` is wrong.
+        UserError: no such folder, no split in it, a tar is missing, or `nshards.txt` or `classnames.txt` is invalid.
     """
     if not place.exists():
         raise UserError(f"no such folder: {place}.")
@@ -147,7 +147,7 @@ def open_webdataset(
 
 
 def _tars(place: Path) -> dict[str, list[Path]]:
-    """The tar files of each split, in order."""
+    """Find the tar files of each split, in order."""
     if place.is_file():
         return {_split_told(place.stem): [place]}
     found: dict[str, list[Path]] = {}
@@ -173,20 +173,20 @@ def _tars(place: Path) -> dict[str, list[Path]]:
 
 
 def _split_told(stem: str) -> str:
-    """The split that a file's name tells, `test` where it tells none."""
+    """Return the split that a file's name indicates, else `test`."""
     words = re.split(r"[^a-z]+", stem.lower())
     return next((own for own, spellings in SPLITS.items() if not set(spellings).isdisjoint(words)), "test")
 
 
 def shard_count(text: bytes, where: str) -> int:
-    """The number in `nshards.txt`. Raises `UserError`."""
+    """Parse the number in `nshards.txt`. Raises `UserError`."""
     if not re.fullmatch(rb"\s*[1-9]\d{0,6}\s*", text):
         raise UserError(f"{where} must hold the number of tar files and nothing else: fetch it again.")
     return int(text)
 
 
 def class_list(text: bytes, where: str) -> tuple[str, ...]:
-    """The lines of `classnames.txt`. Raises `UserError`."""
+    """Parse the lines of `classnames.txt`. Raises `UserError`."""
     try:
         names = tuple(line.strip() for line in text.decode("utf-8-sig").strip().split("\n"))
     except UnicodeDecodeError as error:
@@ -198,7 +198,8 @@ def class_list(text: bytes, where: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Member:
-    """A file within a tar: a name for people, and where its bytes lie. `problem` where they do not lie there."""
+    """A file within a tar: a name for people, and the offset and size of its bytes. `problem` says why it has no bytes
+    there (a link or a device)."""
 
     name: str
     extension: str
@@ -214,7 +215,7 @@ class _Sample:
 
 
 def _samples(shard: Shard, path: Path) -> Iterator[_Sample]:
-    """The samples of a tar, from its headers alone. A sample comes when the header after it is sound."""
+    """Yield the samples of a tar, reading headers only. A sample is yielded once the header after it is valid."""
     sample: _Sample | None = None
     for key, member in _members(shard, path):
         if sample and sample.key != key:
@@ -228,20 +229,20 @@ def _samples(shard: Shard, path: Path) -> Iterator[_Sample]:
 
 
 def _members(shard: Shard, path: Path) -> Iterator[tuple[str, _Member]]:
-    """Each file of a tar with its sample's key, images unread."""
+    """Yield each file of a tar with its sample's key, without reading images."""
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             before = -1
             while (info := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
+                tar.members.clear()  # type: ignore[attr-defined]  # otherwise it keeps every header in memory
                 if info.size < 0 or tar.offset <= before:
                     raise tarfile.ReadError("a member of negative size")
                 before = tar.offset
-                # Names may be any bytes: what cannot be text is replaced, so that they can be written down.
+                # Names may be any bytes: those that are not text are replaced, so that names can be stored.
                 name = info.name.encode("utf-8", "replace").decode()
                 folder, slash, base = name.rpartition("/")
                 stem, dot, extension = base.partition(".")
-                if info.isdir() or not stem or not dot:  # no sample's, such as macOS's `._0.jpg`
+                if info.isdir() or not stem or not dot:  # not part of a sample, such as macOS's `._0.jpg`
                     continue
                 plain = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE) and info.sparse is None
                 yield (
@@ -254,7 +255,7 @@ def _members(shard: Shard, path: Path) -> Iterator[tuple[str, _Member]]:
                         problem=None if plain else f"{name} is a link or a device, no file",
                     ),
                 )
-            # `next` ends at anything that is no header, and a whole tar at a block of zeros.
+            # `next` stops at anything that is not a header, but a complete tar ends with a block of zeros.
             file.seek(tar.offset)
             if file.read(_BLOCK) != bytes(_BLOCK):
                 raise tarfile.ReadError("its end is missing")
@@ -265,7 +266,7 @@ def _members(shard: Shard, path: Path) -> Iterator[tuple[str, _Member]]:
 
 
 def _range_reader(path: Path, member: _Member) -> Callable[[], bytes]:
-    """Reads a member when it is wanted, so that samples in waiting take no memory."""
+    """Return a function that reads a member on demand, so that queued samples take no memory."""
 
     def read() -> bytes:
         if member.problem:
@@ -283,13 +284,13 @@ def _range_reader(path: Path, member: _Member) -> Callable[[], bytes]:
 
 
 def _has_labels(shard: Shard) -> bool:
-    """Whether the first sample of a tar has a label, not captions."""
+    """Return whether the first sample of a tar has a label."""
     first = next(_samples(shard, shard.fetch()), None)
     return first is not None and any(m.extension == "cls" for m in first.members)
 
 
 def _text(path: Path, sample: _Sample, extension: str, what: str) -> tuple[str | None, str | None]:
-    """The text of a sample's only member of this extension, or what is wrong."""
+    """Return the text of a sample's only member with this extension, or the problem with it."""
     members = [m for m in sample.members if m.extension == extension]
     if len(members) != 1:
         return None, f"the sample has {len(members) if members else 'no'} {what} files (.{extension})"
@@ -311,7 +312,7 @@ def _captions(path: Path, sample: _Sample) -> tuple[tuple[str, ...], str | None]
 
 
 def _head(path: Path) -> bytes:
-    """A file's first and last MiB, which with its size tell one data set from another."""
+    """Return a file's first and last MiB, which with its size identify the data set."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(1 << 20)
