@@ -20,7 +20,7 @@ _SAMPLES = 8  # per cell on CPUs; GPUs get a whole batch, which takes hardly lon
 _MORE, _PART = 4, 10  # later measurements: 4 times as many samples, but at most one in ten
 _WARM_UP = 2
 _NODE_S = 600.0  # an autoscaler may have to start a machine first
-_PATIENCE = 3  # times the allowed time: timeout of one measurement, since a first one cannot be predicted
+_PATIENCE = 3  # times the allowed time: timeout of one measurement, as the duration of a first one is unknown
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -238,7 +238,7 @@ class _Actor:
 
 
 def _resources(workers: int | None) -> tuple[int, float, float]:
-    """Return (actors, CPUs per actor, GPUs per actor), within what the cluster can hold: others would wait for ever.
+    """Return (actors, CPUs per actor, GPUs per actor), no more than fit in the cluster: others would wait for ever.
 
     On CPUs, a language model needs all cores of a node, and its memory.
     """

@@ -50,8 +50,8 @@ def lost_a_helper(error: BaseException) -> bool:
 def why_it_failed(error: BaseException | None, notes: Notes, config: TrainConfig, world_size: int) -> str | None:
     """Return a sentence if memory was the reason of the failure, None otherwise.
 
-    When one of Train's own processes was lost, the error from Tune has no cause any more; then the note that the
-    driver function left tells.
+    When one of Train's own processes was killed, the error that Tune passes on has lost its cause; the note that the
+    driver function left is used instead.
     """
     if not ran_out_of_memory(error) and notes.read("starved") is None:
         return None

@@ -73,7 +73,7 @@ def release(notes: Notes) -> None:
 
 
 def _orphans() -> list[PlacementGroup]:
-    """Return the placement groups of this job's dead actors: a controller may be lost before a worker has noted it.
+    """Return the placement groups of this job's dead actors: a controller may be lost before a worker notes its group.
 
     The group's own flag is not enough: a controller whose node has just died may still request a group, which is then
     registered with a creator that is already dead.

@@ -27,11 +27,11 @@ from rayclip.types import UserError
 
 _ATTEMPTS = 5  # attempts at a shard whose actor was lost, or whose files could not be read or written
 _STARTING = 256  # actors that are requested at once, before any has started
-_NODE_DIED = "its node has died"  # in Ray's words: an autoscaler may take a node away before an actor is up
+_NODE_DIED = "its node has died"  # from Ray's message: no failed start, as an autoscaler may remove a node before it
 _STARTS = 3  # actors in a row that may fail to start
 _LOOK_S = 2.0  # between two checks of the cluster, and of late shards, while nothing happens
 _SAY_S = 10.0  # without a worker, before the display says so
-_REPRICE = 1.25  # cells are reordered by their measured costs when this many times as many shards are done
+_REPRICE = 1.25  # update the expected costs whenever the number of finished shards has grown by this factor
 _SPARE = 10  # running shards per idle worker that is kept for late or lost shards
 
 
@@ -128,7 +128,7 @@ class _Pool:
     def _now(self) -> float:
         return time.monotonic() - self._began
 
-    # ---------------------------------------------------------------------------------------- growing and shrinking
+    # ------------------------------------------------------------------------------------------ the number of actors
 
     def _resize(self) -> None:
         """Start actors while shards are queued, and release idle ones at the end.
@@ -166,7 +166,7 @@ class _Pool:
             self._schedule.leave(hand)
         ray.kill(hand.actor)
 
-    # ------------------------------------------------------------------------------------------- giving and receiving
+    # ---------------------------------------------------------------------------------------------- calls and results
 
     def _ask(self, hand: _Hand, ref: Any) -> None:
         hand.ref = ref
@@ -193,7 +193,7 @@ class _Pool:
                 return
             self._waited = self._waited or now
             self._free.remove(hand)
-            # A worker that was lost may have run out of memory without being able to say so
+            # A lost worker may have run out of memory without an error that says so
             batch_size = max(1, self._pressure.batch_size >> self._schedule.losses(shard))
             self._ask(hand, hand.actor.run.remote(self._work[shard.cell][shard.number], batch_size))
             self._show(self._work[shard.cell].cell)

@@ -216,7 +216,7 @@ def run_trials(
     def ask_to_stop(index: int) -> None:
         todo[index].notes(storage).write("stop", "")
 
-    with tempfile.TemporaryDirectory(prefix="rayclip-tune-") as notes:  # for Tune's own files; runs are in `storage`
+    with tempfile.TemporaryDirectory(prefix="rayclip-tune-") as notes:  # for Tune's own files; ours are in `storage`
         tuner = tune.Tuner(
             # Closures, not parameters: Tune would try to write the trials into its own JSON.
             tune.with_resources(_driver(todo, workers, storage, spool, measure), {"CPU": _DRIVER_CPUS}),

@@ -20,7 +20,7 @@ from rayclip.store import Store
 from rayclip.types import UserError
 
 EXAMPLES = 8  # images kept per cell for the grid of clean, adversarial, difference
-EMBEDDED = 128  # images at most per cell whose embeddings are kept, in half precision: 260 kB for 512 dimensions
+EMBEDDED = 128  # maximum images per cell whose embeddings are kept, in half precision: 260 kB for 512 dimensions
 PROMPTS = 16  # changed prompts kept per cell
 
 

@@ -13,7 +13,7 @@ from rayclip.store import PLAN, Store
 from rayclip.types import UserError
 
 RUNS = "evaluations.json"
-_SIMULATED = 100_000  # shards at most; more of them fill any cluster evenly: wall time is total/N, or the longest shard
+_SIMULATED = 100_000  # maximum shards; more of them fill any cluster evenly: wall time is total/N, or the longest shard
 
 
 @dataclass(frozen=True, kw_only=True)

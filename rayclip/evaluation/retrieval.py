@@ -186,7 +186,7 @@ class Task:
         }
 
 
-# ------------------------------------------------------------------------------------------------------- pure numbers
+# --------------------------------------------------------------------------------------------- recall from embeddings
 
 
 def recall_at(similarity_IT: Tensor, owner_T: Tensor, ks: Sequence[int] = KS) -> tuple[Recall, ...]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 KEPT = 4  # models, and class embeddings, that a worker keeps loaded
-_LONG, _NEARLY = 0.25, 0.8  # share of the longest: at least so long, a shard of a loaded model goes first; near the end
+# A shard of a loaded model goes first if it has at least this share of the longest shard's length; and near the end
+_LONG, _NEARLY = 0.25, 0.8
 _OVERDUE = 1.5  # times its expected duration: after that a shard gets a second copy
 
 
