@@ -1,6 +1,6 @@
-"""A checkpoint that answers requests: what `mlflow.pyfunc` loads and `mlflow models serve` serves.
+"""Serve a checkpoint with MLflow: the model that `mlflow.pyfunc` loads and `mlflow models serve` serves.
 
-An MLflow model names this module and holds the checkpoint's files beside it: nothing is unpickled.
+An MLflow model names this module and contains the checkpoint's files, so that nothing is unpickled.
 
 Shapes: N images, K classes.
 """
@@ -27,10 +27,10 @@ _BATCH = 64
 
 
 class ServedModel:
-    """Zero-shot classification by a checkpoint, as MLflow asks for it.
+    """A zero-shot classifier from a checkpoint, with the interface of an MLflow model.
 
     Raises:
-        UserError: the folder holds no checkpoint, or a prompt whose model is not there.
+        UserError: the folder holds no checkpoint, or a prompt whose model cannot be found.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,11 +46,11 @@ class ServedModel:
 
         Args:
             model_input: N rows with a column `image`, the bytes of a PNG, JPEG or WebP file (base64 in JSON).
-            params: `class_names` (K of them; those of the training data if none) and `template`, with {} for a name.
+            params: `class_names` (K of them; by default those of the training data) and `template`, with {} for a name.
 
         Returns:
-            N rows with `label`, one of the class names; `probability`, its softmax; and `probabilities`, all K in the
-            order of the class names.
+            N rows with `label`, one of the class names; `probability`, its softmax probability; and `probabilities`,
+            all K in the order of the class names.
 
         Raises:
             UserError: no class names, a template without {}, or an image that cannot be read.
@@ -83,14 +83,14 @@ class ServedModel:
         )
 
     def _classifier(self, names: tuple[str, ...], template: str) -> ZeroShot:
-        """Class embeddings are kept for the next request."""
+        """Return the classifier of these classes; its class embeddings are kept for the next request."""
         if self._last is None or self._last[0] != (names, template):
             self._last = (names, template), ZeroShot(self.clip, names, template)
         return self._last[1]
 
 
 class _Files:
-    """Images (`data.images.Images`) out of encoded files."""
+    """Images (`data.images.Images`) from encoded files in memory."""
 
     name = "the request"
     resize: Resize = "auto"
@@ -109,12 +109,12 @@ class _Files:
 
 
 def defaults(folder: Path) -> tuple[tuple[str, ...], str]:
-    """The class names and the template that a checkpoint was trained with."""
+    """Return the class names and the template that a checkpoint was trained with."""
     lineage = read_lineage(folder) or {}
     names = (lineage.get("data") or {}).get("class_names") or ()
     return tuple(names), (lineage.get("config") or {}).get("template") or TEMPLATE
 
 
 def _load_pyfunc(path: str) -> ServedModel:
-    """MLflow's own name for the function that opens a model's data."""
+    """Load the model from its folder; MLflow requires this name."""
     return ServedModel(Path(path))

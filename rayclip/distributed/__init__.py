@@ -1,4 +1,4 @@
-"""Ray carries the work: the only room where `ray` is imported."""
+"""Run evaluation, training and captioning on Ray. This is the only package that imports `ray`."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ _TRAINING = {
 
 
 def __getattr__(name: str) -> Any:
-    """Ray Train and Tune are a third of what there is to import, and evaluation actors have no use for them."""
+    """Import Ray Train and Tune on first use: they are a third of all imports, and evaluation actors need neither."""
     if name not in _TRAINING:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return getattr(importlib.import_module(_TRAINING[name]), name)

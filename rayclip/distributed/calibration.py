@@ -1,4 +1,4 @@
-"""A short look at what samples take, on one evaluation actor of the cluster that is to do the work."""
+"""Measure briefly how long samples take, on one evaluation actor of the cluster that will run the evaluation."""
 
 import time
 from collections.abc import Sequence
@@ -16,17 +16,23 @@ from rayclip.evaluation.shard import Done
 from rayclip.progress import Display
 from rayclip.types import UserError
 
-_SAMPLES = 8  # of a cell on CPUs; GPUs get a whole batch, which takes them hardly longer than one image
-_MORE, _PART = 4, 10  # then so many times as many, but no more than one sample in ten
+_SAMPLES = 8  # per cell on CPUs; GPUs get a whole batch, which takes hardly longer than one image
+_MORE, _PART = 4, 10  # later measurements: 4 times as many samples, but at most one in ten
 _WARM_UP = 2
 _NODE_S = 600.0  # an autoscaler may have to start a machine first
-_PATIENCE = 3  # times the allowed time, for one measurement that nothing could foretell
+_PATIENCE = 3  # times the allowed time: timeout of one measurement, as the duration of a first one is unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What was found beside the costs: the hardware of a worker, the seconds until it is there, and until it has loaded
-    a model, by fingerprint; `wanted` workers are what the cluster holds."""
+    """The results of a calibration besides the costs.
+
+    Attributes:
+        hardware: hardware of one worker.
+        start: seconds until a worker has started.
+        wanted: number of workers that fit in the cluster.
+        loading: seconds to load each model, by fingerprint.
+    """
 
     hardware: Hardware
     start: float
@@ -44,15 +50,19 @@ def calibrate(
     seconds: float,
     display: Display,
 ) -> Calibration:
-    """Add to `costs` what earlier results say, and measure a few samples of what they say nothing about.
+    """Add the timings of earlier results to `costs`, and measure a few samples of the cells that have none.
 
-    Each kind of cell (all but the data) comes first, the cheap ones before the dear ones; then other data; then more
-    samples of all. What is foreseen to take longer than the time that is left is left to its kin.
+    One cell of each kind (equal in all but the data) comes first, cheap ones before expensive ones; then cells on other
+    data; then more samples of all. A cell that is expected to take longer than the remaining time is not measured: its
+    estimate comes from similar cells.
 
     Args:
-        work: what is left to do.
-        cells: those with earlier results, finished ones too.
-        seconds: for all measurements together, about.
+        work: outstanding shards.
+        cells: all cells whose earlier results may be read, finished ones included.
+        seconds: approximate time for all measurements together.
+
+    Raises:
+        UserError: no worker starts in time; or from the actor.
     """
     began = time.monotonic()
     share = Share.of(size)
@@ -77,7 +87,7 @@ def calibrate(
                 if costs.measured and costs.seconds(cell) * count > left:
                     continue
                 display.update("calibrating", number, len(work), cell.attack_label)
-                if cell.model_fingerprint not in found.loading:  # what the first forwards take is no rate
+                if cell.model_fingerprint not in found.loading:  # the first forwards are slower: they do not count
                     ready = _measure(actor, node, shards, _WARM_UP, seconds)
                     if ready is None:
                         return found
@@ -92,7 +102,7 @@ def calibrate(
 
 
 def _measure(actor: object, node: str, shards: Shards, count: int, seconds: float) -> Done | None:
-    """What samples from everywhere take; None if the patience for it is over."""
+    """Measure samples spread over the whole cell; return None if that takes too long."""
     chosen = shards.positions[chosen_positions(len(shards.positions), count)]
     shard = Shard(cell=shards.cell, positions=tuple(chosen.tolist()))
     try:

@@ -1,4 +1,4 @@
-"""Actors that write captions: classes go to them in chunks, and what a chunk gave is kept beside the result."""
+"""Write captions on Ray actors: classes are sent in chunks, and each finished chunk is kept beside the result."""
 
 import json
 import os
@@ -21,23 +21,23 @@ from rayclip.models.generators import GeneratorSettings, TransformersGenerator, 
 from rayclip.progress import Display
 from rayclip.types import UserError
 
-_ATTEMPTS = 3  # of a chunk whose actor was lost
+_ATTEMPTS = 3  # attempts at a chunk whose actor was lost
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionJob:
-    """What to write. Everything here can change a sentence, so a folder of parts belongs to one job.
+    """A captioning job. Every field can change the captions, so a folder of parts belongs to one job.
 
     Attributes:
         generator: folder or hub id.
         generator_fingerprint: `generator_kind(generator).fingerprint`.
-        class_names: each name once.
-        per_class: sentences a class.
-        questions: with `{}` for the class.
-        images: example images a class; 0 asks by name alone.
-        data_fingerprint: of the data set that the images come from, "" without.
-        seed: of sampling and of the choice of images.
-        settings: of the generator. The batch size is among them because a batch draws its samples together.
+        class_names: class names without duplicates.
+        per_class: captions per class.
+        questions: prompts to the generator, with `{}` for the class.
+        images: example images per class; 0 asks by the name alone.
+        data_fingerprint: fingerprint of the data set that the images come from; "" without images.
+        seed: seed of sampling and of the choice of images.
+        settings: settings of the generator. They include the batch size because a batch is sampled together.
     """
 
     generator: str
@@ -51,16 +51,16 @@ class CaptionJob:
     settings: GeneratorSettings = field(default_factory=GeneratorSettings)
 
     def chunks(self) -> list[tuple[str, ...]]:
-        """The classes in pieces that fill a batch."""
+        """Return the classes in chunks that each fill a batch."""
         size = max(1, self.settings.batch_size // self.per_class)
         return [self.class_names[i : i + size] for i in range(0, len(self.class_names), size)]
 
 
 def open_parts(job: CaptionJob, folder: Path) -> None:
-    """Make a job's folder of parts, or check that the one that is there is this job's.
+    """Make a job's folder of parts; if it exists, check that it belongs to this job.
 
     Raises:
-        UserError: it is another's.
+        UserError: it belongs to another job.
     """
     described = json.loads(json.dumps(asdict(job)))
     file = folder / "job.json"
@@ -80,15 +80,15 @@ def open_parts(job: CaptionJob, folder: Path) -> None:
 def generate_captions(
     job: CaptionJob, folder: Path, data: ImageSet | None, *, display: Display, workers: int | None = None
 ) -> dict[str, list[str]]:
-    """Write the captions that the folder of parts does not hold yet; returns all, by class.
+    """Write the captions that the folder of parts does not hold yet; return all captions by class.
 
     Args:
-        folder: as `open_parts` left it; only the driver writes there.
-        data: where example images come from; needed if `job.images` is not 0.
-        workers: actors; None is one a GPU, or one a node where there are no GPUs.
+        folder: folder of parts, made by `open_parts`; only the driver writes there.
+        data: source of the example images; needed if `job.images` is not 0.
+        workers: number of actors; None is one per GPU, or one per node without GPUs.
 
     Raises:
-        UserError: from an actor, as it is; or a chunk whose actor was lost `_ATTEMPTS` times.
+        UserError: an actor raised it; or a chunk's actor was lost `_ATTEMPTS` times.
     """
     chunks = job.chunks()
     todo = [number for number in range(len(chunks)) if not _part(folder, number).is_file()]
@@ -101,7 +101,7 @@ def generate_captions(
 
 
 def example_positions(data: ImageSet, class_name: str, count: int, seed: int) -> list[int]:
-    """Up to `count` positions of a class's images, by (seed, class) alone."""
+    """Return up to `count` positions of a class's images; the choice depends only on (seed, class)."""
     label = data.class_names.index(class_name)
     members = np.flatnonzero(data.labels == label)
     order = np.random.Generator(np.random.Philox(key=[seed, label])).permutation(len(members))
@@ -122,8 +122,8 @@ class _Pool:
         self._folder, self._data, self._display = folder, data, display
         self._done = len(job.class_names) - sum(len(chunks[number]) for number in todo)
         self._attempts: dict[int, int] = {}
-        self._places: dict[Any, Any] = {}  # actors, with where they are
-        self._alone = 0  # actors that memory has ended, one after the other, which had no other beside them
+        self._places: dict[Any, Any] = {}  # the node addresses of actors, as futures
+        self._alone = 0  # actors in a row that ran out of memory while no other was running
 
     def run(self, workers: int | None) -> None:
         count, cpus, gpus = _resources(workers)
@@ -151,7 +151,7 @@ class _Pool:
                         start(actor)
                     case "lost":
                         start()
-                    case "pressed" if not running:  # or there is one less from now on
+                    case "pressed" if not running:  # otherwise continue with one actor fewer
                         self._rest(actor)
                         start()
         finally:
@@ -159,7 +159,7 @@ class _Pool:
                 ray.kill(actor)
 
     def _rest(self, actor: Any) -> None:
-        """Wait for memory, if there is hope."""
+        """Wait for memory; raise a `UserError` after `_ATTEMPTS` attempts with a single actor."""
         self._alone += 1
         if self._alone >= _ATTEMPTS:
             try:
@@ -170,14 +170,17 @@ class _Pool:
         time.sleep(2.0**self._alone)
 
     def _images(self, number: int) -> list[list[Image.Image]]:
-        """Read by the driver, so that only it needs the data set's files."""
+        """Return a chunk's example images; the driver reads them, so that only it needs the data set's files."""
         if not self._job.images or self._data is None:
             return []
         job, data = self._job, self._data
         return [data.images(example_positions(data, name, job.images, job.seed)) for name in self._chunks[number]]
 
     def _collect(self, ready: Any, number: int) -> Literal["done", "lost", "pressed"]:
-        """Keep a finished chunk; or its actor was lost, to memory if it was pressed, and the chunk is in the queue."""
+        """Write a finished chunk, or put the chunk of a lost actor back into the queue.
+
+        Returns "pressed" if Ray's memory monitor killed the actor, "lost" if it was lost otherwise.
+        """
         chunk = self._chunks[number]
         try:
             captions = ray.get(ready)
@@ -204,14 +207,17 @@ class _Pool:
 
 
 class _Actor:
-    """Holds one generator, loaded with the first chunk: an error in a constructor would look like a lost actor."""
+    """A worker with one generator.
+
+    The generator is loaded with the first chunk: an error in the constructor would look like a lost actor.
+    """
 
     def __init__(self, job: CaptionJob, threads: int) -> None:
         self._job, self._threads = job, threads
         self._generator: TransformersGenerator | None = None
 
     def where(self) -> str:
-        """The address of its node."""
+        """Return the address of this actor's node."""
         return ray.util.get_node_ip_address()
 
     def run(self, number: int, names: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> list[list[str]]:
@@ -227,14 +233,14 @@ class _Actor:
             job.per_class,
             questions=job.questions,
             images=images,
-            seed=job.seed * 1_000_003 + number,  # of the chunk, whoever writes it and whenever
+            seed=job.seed * 1_000_003 + number,  # depends on the chunk, not on the actor or the order
         )
 
 
 def _resources(workers: int | None) -> tuple[int, float, float]:
-    """(actors, CPUs of one, GPUs of one), not more than the cluster can hold: the rest would wait for ever.
+    """Return (actors, CPUs per actor, GPUs per actor), no more than fit in the cluster: others would wait for ever.
 
-    A language model on CPUs wants a node's cores together, and its memory.
+    On CPUs, a language model needs all cores of a node, and its memory.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
     gpus = within_reach()["GPU"]
@@ -250,7 +256,7 @@ def _part(folder: Path, number: int) -> Path:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """There whole or not at all."""
+    """Write JSON atomically: the file is there complete or not at all."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         aside.write_text(json.dumps(value, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Connecting to Ray: a private one on this machine, or a running cluster."""
+"""Connect to Ray: start a private instance on this machine, or join a running cluster."""
 
 import json
 import logging
@@ -19,44 +19,44 @@ from rayclip.distributed.session import import_as_here, short_folder
 from rayclip.interrupts import stop
 from rayclip.types import UserError
 
-# Set before Ray starts, so that its workers inherit them; whatever the user has set stays.
+# Set before Ray starts, so that its workers inherit them; the user's own values are kept.
 _SETTINGS = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same to the user and to a worker
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same for the user and for a worker
     "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command; what is done is on disk
-    "RAY_AIR_NEW_OUTPUT": "0",  # our own progress is shown instead of Tune's
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command; finished work is on disk
+    "RAY_AIR_NEW_OUTPUT": "0",  # rayclip's own progress is shown instead of Tune's
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a report between two measurements has no score
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-# A private Ray lives in one process tree: it needs no watch for preempted nodes and can look more often.
+# A private Ray is one process tree: it has no nodes to be preempted and can check health more often.
 _LOCAL_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
-# Where Ray looks for a token, and whether it asks for one.
+# The variables that decide whether Ray asks for a token, and where it finds one.
 _TOKEN_MODE, _TOKEN_SOURCES = "RAY_AUTH_MODE", ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _START = "worker_process_setup_hook"
-_TOLD = ("RAYCLIP_MODELS",)  # which models a checkpoint may name
+_TOLD = ("RAYCLIP_MODELS",)  # variables passed on to workers: the models that a checkpoint may name
 _GREETING_S, _SETTINGS_FRAME = 10.0, 4
-_LOCAL_OBJECT_STORE = 256 << 20  # bytes; our data go through files, not through the object store
+_LOCAL_OBJECT_STORE = 256 << 20  # bytes; data go through files, not through the object store
 
 
 @contextmanager
 def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[None]:
-    """A Ray to work with; a private one ends with the block.
+    """Connect to Ray for the block; a private Ray ends with it.
 
-    A private Ray asks everyone for a token that only its own processes know, unless another `RAY_AUTH_MODE` or a token
-    is set.
+    A private Ray requires a token that only its own processes know, unless another `RAY_AUTH_MODE` or a token is set.
 
     Args:
         cluster: connect to a running cluster: `RAY_ADDRESS` (`HOST:6379` on one of its machines, `ray://HOST:10001`
-            elsewhere), or the one this machine belongs to. Inside `ray job submit` it is used without being asked for.
-        verbose: let Ray print what its workers print.
+            from elsewhere), or the cluster this machine belongs to. Inside `ray job submit` the job's cluster is always
+            used.
+        verbose: show Ray's log and the output of its workers.
 
     Raises:
-        UserError: Ray does not start; no cluster answers, or it refuses our token; or Ray itself fails in the block.
+        UserError: Ray does not start; no cluster answers, or it refuses the token; or Ray itself fails in the block.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -71,8 +71,8 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
 
     level = logging.INFO if verbose else logging.ERROR
     for name, quiet_level in (("ray", level), ("ray.train", level), ("ray.tune", logging.CRITICAL)):
-        logging.getLogger(name).setLevel(level if verbose else quiet_level)  # Tune's errors come back to us anyway
-    if ray.is_initialized():  # a caller's own
+        logging.getLogger(name).setLevel(level if verbose else quiet_level)  # Tune's errors are returned anyway
+    if ray.is_initialized():  # the caller's own connection
         yield
         return
     quiet = {"log_to_driver": verbose, "logging_level": level}
@@ -95,7 +95,7 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
 
 
 def cluster_holds() -> tuple[int, str]:
-    """Nodes of the connected Ray, and what they have, in words."""
+    """Return the number of nodes of the connected Ray, and a description of their resources."""
     import ray
 
     found = ray.cluster_resources()
@@ -105,25 +105,25 @@ def cluster_holds() -> tuple[int, str]:
 
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """SIGTERM means after the block what it meant before: Ray takes it, to print a stack of its C++ code."""
+    """Restore the handler of SIGTERM after the block: Ray replaces it with one that prints a stack of its C++ code."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
-    except SystemExit as error:  # by Ray's handler, if it came meanwhile
+    except SystemExit as error:  # raised by Ray's handler, if SIGTERM arrived in the block
         if error.code != signal.SIGTERM or before in (signal.SIG_DFL, signal.SIG_IGN):
             raise
         stop(signal.SIGTERM)
     finally:
-        # Where nobody asked for it, what Ray has set in Python ends the process in order
+        # If there was no handler before, keep the Python handler that Ray has set: it ends the process in order
         ours = signal.getsignal(signal.SIGTERM) if before in (signal.SIG_DFL, None) else before
         signal.signal(signal.SIGTERM, ours)
 
 
 def _start(quiet: Mapping[str, Any]) -> None:
-    """A private Ray."""
+    """Start a private Ray."""
     import ray
 
     start = import_as_here()
@@ -135,7 +135,7 @@ def _start(quiet: Mapping[str, Any]) -> None:
             runtime_env=None if start is None else {_START: start},
             **quiet,
         )
-    except Exception as error:  # a node that is not up in time has no type of its own
+    except Exception as error:  # Ray has no exception type for a node that is not up in time
         raise UserError(
             f"Ray does not start on this machine ({first_line(error)}): see that it has memory, processes and room in "
             "/dev/shm and TMPDIR to spare, and try again."
@@ -149,12 +149,12 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
 
     answers = False
     try:
-        ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one, what follows ends the process
+        ensure_token_if_auth_enabled(create_token_if_missing=False)  # without a token, ray.init ends the process
         _knock(address)
         answers = True
-        with warnings.catch_warnings(action="ignore"):  # what is wrong is an exception, too
+        with warnings.catch_warnings(action="ignore"):  # errors are raised as well
             ray.init(address=address, runtime_env=_runtime_env(address), **quiet)
-    except Exception as error:  # from elsewhere also gRPC's own
+    except Exception as error:  # over ray:// also gRPC's own exceptions
         if isinstance(error, AuthenticationError) or "authentication token" in str(error):
             raise UserError(
                 "the Ray cluster refuses this machine's token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what "
@@ -162,7 +162,7 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
             ) from error
         if not isinstance(error, OSError | RuntimeError | ValueError | RayError):
             raise
-        # From elsewhere a refusal may come as silence
+        # Over ray:// a cluster that refuses the token may not answer at all
         token = "see that RAY_AUTH_TOKEN is its token, " if address.startswith("ray://") else ""
         if answers:
             versions = f"Ray {ray.__version__} and Python {platform.python_version()}"
@@ -179,12 +179,14 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
 
 
 def _runtime_env(address: str) -> dict[str, Any] | None:
-    """What the workers of a running cluster, whose environment is another, have to know of ours: from elsewhere, also
-    this very code."""
+    """Return the runtime environment for the workers of a running cluster, whose own environment is different.
+
+    It holds this process's settings and, for a driver outside the cluster (`ray://`), also this package's code.
+    """
     settings = {name: os.environ[name] for name in _TOLD if name in os.environ}
     told = json.loads(os.environ.get(_JOB) or "{}").get("runtime_env", {})
     settings = {name: value for name, value in settings.items() if name not in told.get("env_vars", {})}
-    found: dict[str, Any] = {"env_vars": settings} if settings else {}  # Ray takes none twice
+    found: dict[str, Any] = {"env_vars": settings} if settings else {}  # Ray rejects a variable that the job has set
     if address.startswith("ray://"):
         return {"py_modules": [str(Path(__file__).parents[1])], **found}
     start = None if {"working_dir", _START} & told.keys() else import_as_here()
@@ -193,7 +195,7 @@ def _runtime_env(address: str) -> dict[str, Any] | None:
 
 @contextmanager
 def _private_token() -> Iterator[None]:
-    """A token of its own for the Ray that starts in this block; it is in the environment and on no disk."""
+    """Set a fresh token for the Ray that starts in this block; it is kept in the environment, not on disk."""
     chosen = os.environ.get(_TOKEN_MODE, "token").lower() != "token" or any(s in os.environ for s in _TOKEN_SOURCES)
     own = {_TOKEN_MODE: "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with _known_token() if chosen else _environment(own):
@@ -202,9 +204,10 @@ def _private_token() -> Iterator[None]:
 
 @contextmanager
 def _token_for(address: str) -> Iterator[None]:
-    """Ray with the token that this machine holds, if the cluster asks for one.
+    """Let Ray use this machine's token in the block if the cluster asks for one.
 
-    Where it asks for none it sends none either, and a driver with a token refuses its calls: no actor ever starts.
+    A cluster that asks for no token sends none either, and a driver with a token refuses its calls: no actor would ever
+    start.
     """
     asks = _TOKEN_MODE in os.environ or not _is_open(address)
     with _known_token() if asks else _environment({_TOKEN_MODE: "disabled"}):
@@ -212,11 +215,11 @@ def _token_for(address: str) -> Iterator[None]:
 
 
 def _is_open(address: str) -> bool:
-    """Whether a cluster answers there to whoever asks."""
+    """Return whether a cluster at this address answers without a token."""
     from ray.exceptions import AuthenticationError, RayError
 
     if address.startswith("ray://"):
-        return False  # not to be found out without a connection
+        return False  # unknown without a connection
     with _environment({_TOKEN_MODE: "disabled"}):
         try:
             _knock(address)
@@ -227,7 +230,7 @@ def _is_open(address: str) -> bool:
 
 @contextmanager
 def _known_token() -> Iterator[None]:
-    """Ray with the token that this machine holds, if it holds one: Ray alone would send it only if told to."""
+    """Let Ray use this machine's token in the block, if there is one: by default Ray sends it only when told to."""
     from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
     from ray.exceptions import AuthenticationError
 
@@ -242,7 +245,7 @@ def _known_token() -> Iterator[None]:
 
 @contextmanager
 def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Variables that Ray has to read again: it read them when it was imported."""
+    """Set environment variables in the block and make Ray read them again: it read them when it was imported."""
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     _read_again()
@@ -265,7 +268,7 @@ def _read_again() -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise at once if nobody listens at `host:port` or we are refused: Ray itself would try for long."""
+    """Raise at once if nothing listens at `host:port` or the connection is refused: Ray itself would retry for long."""
     from ray._private.services import canonicalize_bootstrap_address
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
@@ -281,8 +284,10 @@ def _knock(address: str) -> None:
 
 
 def _greet(door: socket.socket) -> None:
-    """Raise an `OSError` unless HTTP/2, on which Ray's gRPC stands, is spoken there (RFC 9113, 3.4): what is silent
-    would keep Ray waiting for minutes."""
+    """Raise an `OSError` unless the peer speaks HTTP/2, which Ray's gRPC uses (RFC 9113, 3.4).
+
+    A peer that does not answer would keep Ray waiting for minutes.
+    """
     door.settimeout(_GREETING_S)
     door.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _SETTINGS_FRAME, 0, 0, 0, 0, 0)))
     try:

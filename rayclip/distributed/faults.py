@@ -1,4 +1,4 @@
-"""What Ray raises, in one sentence that says what to do."""
+"""Turn Ray's exceptions into one sentence that tells the user what to do."""
 
 from collections.abc import Iterator
 
@@ -12,10 +12,12 @@ _WITHIN = ("cause", "controller_failure", "health_check_failure", "__cause__", "
 
 
 def explained(error: Exception, node: str | None = None) -> Exception:
-    """What to raise for what Ray has raised: what the user can mend as one sentence; a fault of our own as it is.
+    """Return the exception to raise instead of Ray's.
+
+    An error that the user can fix becomes a `UserError` of one sentence; a bug is returned unchanged.
 
     Args:
-        node: address of the one that it came from, if that is known.
+        node: address of the node that the error came from, if known.
     """
     for inner in within(error):
         if isinstance(inner, RayTaskError):  # which is of its cause's class, too, and says where that was raised
@@ -30,7 +32,7 @@ def explained(error: Exception, node: str | None = None) -> Exception:
 
 
 def no_memory(node: str | None, tried: str = "") -> UserError:
-    """For workers that Ray's memory monitor has ended."""
+    """Return the error for workers that Ray's memory monitor killed; `tried` says what was tried before."""
     which = f"node {node}" if node else "a node"
     return UserError(
         f"{which} has too little memory: Ray has ended {'a worker' if not tried else 'its workers'} there to keep it "
@@ -43,7 +45,7 @@ def often(times: int) -> str:
 
 
 def only_node() -> str | None:
-    """Address of the node that all workers are on, if there is but one."""
+    """Return the address of the only node that runs workers; None if there are several."""
     if not ray.is_initialized():
         return None
     alive = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
@@ -51,7 +53,7 @@ def only_node() -> str | None:
 
 
 def within(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that it came from, as Ray and Python nest them."""
+    """Yield an error and all its causes, as Ray and Python nest them."""
     left, seen = [error], set[int]()
     while left:
         found = left.pop(0)
@@ -65,11 +67,11 @@ def within(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether Ray's memory monitor is behind it."""
+    """Return whether Ray's memory monitor caused the error."""
     return any(isinstance(inner, OutOfMemoryError) for inner in within(error))
 
 
 def first_line(error: BaseException, lines: int = 1) -> str:
-    """Of what an error says, not too much; its type if it says nothing."""
+    """Return the first lines of an error's message, shortened; its type's name if the message is empty."""
     said = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()][:lines]
     return " ".join(said)[: 160 * min(lines, 2)] or type(error).__name__

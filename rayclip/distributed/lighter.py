@@ -1,4 +1,4 @@
-"""Training whose workers Ray's memory monitor ends: each further attempt takes its batches in twice as many parts."""
+"""Retry training whose workers Ray's memory monitor kills: each further attempt splits batches into twice the parts."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +13,7 @@ from rayclip.training import TrainConfig
 
 
 class MemoryWatch(UserCallback):
-    """Notes in the controller which worker was ended, for the workers that come after it."""
+    """A callback in Train's controller that records which worker was killed, for the workers of the next attempt."""
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
@@ -26,26 +26,33 @@ class MemoryWatch(UserCallback):
 
 
 def note_pressure(notes: Notes, node: str | None = None) -> None:
-    """Count what Ray's memory monitor has ended, for those that come after it."""
+    """Count one more process that Ray's memory monitor killed, for the next attempt."""
     notes.write("pressure", f"{_times(notes) + 1} {node or only_node() or ''}")
 
 
 def fit_into_memory(config: TrainConfig, notes: Notes, rank: int, world_size: int) -> TrainConfig:
-    """The configuration with as many parts of a batch as the attempts before suggest; the result is the same up to
-    rounding. Called by each worker, which says where it is."""
+    """Return the configuration with batches split into more parts after every attempt that ran out of memory.
+
+    The result of training is the same up to rounding. Each worker calls this; it also records the worker's node.
+    """
     notes.write_node(rank, ray.util.get_node_ip_address())
     return replace(config, accumulate=_parts(config, _times(notes), world_size))
 
 
 def lost_a_helper(error: BaseException) -> bool:
-    """Whether Ray's memory monitor has ended what Train works with, and not a worker: Train itself does not try again,
-    but Tune does, if its function raises."""
+    """Return whether Ray's memory monitor killed one of Train's own processes, not a worker.
+
+    In that case Train itself does not try again, but Tune does, if its function raises.
+    """
     return isinstance(error, ControllerError) and ran_out_of_memory(error)
 
 
 def why_it_failed(error: BaseException | None, notes: Notes, config: TrainConfig, world_size: int) -> str | None:
-    """A sentence if memory was the reason, None otherwise. What Tune hands on of a lost helper has lost its cause, but
-    not what `drive` has noted of it."""
+    """Return a sentence if memory was the reason of the failure, None otherwise.
+
+    When one of Train's own processes was killed, the error that Tune passes on has lost its cause; the note that the
+    driver function left is used instead.
+    """
     if not ran_out_of_memory(error) and notes.read("starved") is None:
         return None
     times = _times(notes)
@@ -59,5 +66,5 @@ def _times(notes: Notes) -> int:
 
 
 def _parts(config: TrainConfig, times: int, world_size: int) -> int:
-    """Not more than a worker has images of a batch."""
+    """Return the parts of a batch after so many kills; at most the number of a worker's images per batch."""
     return max(config.accumulate, min(config.accumulate << times, config.recipe.batch_size // world_size))

@@ -1,4 +1,4 @@
-"""What the processes of a trial leave for each other, and what lost ones have left reserved in Ray."""
+"""Pass notes between the processes of a trial, and release the Ray resources that lost processes had reserved."""
 
 import contextlib
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ _Kind = Literal["failure", "pressure", "reservation", "starved", "stop"]
 
 @dataclass(frozen=True, kw_only=True)
 class Notes:
-    """What the processes of a trial tell each other, beside its unfinished run.
+    """Notes that the processes of a trial write for each other, stored beside its unfinished run.
 
     Attributes:
-        storage: which driver and workers share.
+        storage: storage that driver and workers share.
         run: name of the trial's Train run.
     """
 
@@ -27,9 +27,13 @@ class Notes:
     run: str
 
     def read(self, kind: _Kind) -> str | None:
-        """`failure`: what trying again does not mend; `pressure`: how often Ray's memory monitor has ended a worker,
-        and the node of the last; `reservation`: resources of the Train run; `starved`: memory has ended Train itself;
-        `stop`: a request."""
+        """Return a note; None if there is none.
+
+        Args:
+            kind: `failure`: an error that another attempt would not fix; `pressure`: how often Ray's memory monitor has
+                killed a worker, and the node of the last one; `reservation`: resources of the Train run; `starved`: one
+                of Train's own processes ran out of memory; `stop`: a request to stop.
+        """
         note = self.storage.read(f"{self.run}.{kind}")
         return None if note is None else note.decode()
 
@@ -40,7 +44,7 @@ class Notes:
         self.storage.delete(f"{self.run}.{kind}")
 
     def write_node(self, rank: int, address: str) -> None:
-        """Where a rank is: nobody can ask it once it has been ended."""
+        """Record the node of a rank, which cannot be asked once it has been killed."""
         self.storage.write(f"{self.run}.node-{rank}", address.encode())
 
     def node_of(self, rank: int) -> str | None:
@@ -49,18 +53,18 @@ class Notes:
 
 
 def release(notes: Notes) -> None:
-    """Give back what a trial's Train run has reserved, if its driver was killed and could not.
+    """Release the resources that a trial's Train run has reserved, if its driver was killed before it could.
 
     Ray keeps an actor's placement groups until the whole job ends, and Train's own cleaner needs the dashboard, which a
-    private Ray has not: without this, a driver that is started again waits for its own resources for ever, and where a
-    node has gone for good, Ray looks for room for the lost part alone and places nothing else. What Train has asked
-    Ray's coordinator for would be kept for it for three minutes more.
+    private Ray does not have. Without this, a restarted driver would wait for its own resources for ever; and if a node
+    is gone for good, Ray would look for room for the lost part alone and place nothing else. Train's request to Ray's
+    autoscaling coordinator would be kept for three more minutes.
     """
     note = notes.read("reservation")
     if note is not None:
         group, _, requester = note.partition(" ")
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
-        with contextlib.suppress(ValueError):  # there is none
+        with contextlib.suppress(ValueError):  # there is no coordinator
             coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
             coordinator.cancel_request.remote(requester)
         notes.clear("reservation")
@@ -69,17 +73,17 @@ def release(notes: Notes) -> None:
 
 
 def _orphans() -> list[PlacementGroup]:
-    """What actors of this job have reserved that are dead: a controller may be lost before a worker could note it.
+    """Return the placement groups of this job's dead actors: a controller may be lost before a worker notes its group.
 
-    The group's own flag is not enough: a controller whose node has just died may still ask for one, and that is
-    registered with a creator who is dead already.
+    The group's own flag is not enough: a controller whose node has just died may still request a group, which is then
+    registered with a creator that is already dead.
     """
-    job, no_actor = ray.get_runtime_context().get_job_id(), b"\xff" * 16  # Tune's own are no actor's
+    job, no_actor = ray.get_runtime_context().get_job_id(), b"\xff" * 16  # Tune's own groups belong to no actor
     accessor, found = state._connect_and_get_accessor(), []
     for record in accessor.get_placement_group_table():
         group = gcs_pb2.PlacementGroupTableData.FromString(record)
         ours = group.creator_job_id.hex() == job and group.creator_actor_id != no_actor and not group.is_detached
-        if not ours or group.state == group.REMOVED:  # a long sweep has removed many
+        if not ours or group.state == group.REMOVED:  # skip removed ones: a long sweep has many
             continue
         creator = accessor.get_actor_info(ray.ActorID(group.creator_actor_id))
         if creator is None or gcs_pb2.ActorTableData.FromString(creator).state == gcs_pb2.ActorTableData.DEAD:

@@ -1,6 +1,6 @@
-"""Evaluation actors: a pool that takes shards from any cell and keeps models warm.
+"""Evaluate on a pool of Ray actors, which take shards of any cell and keep models loaded.
 
-`evaluation.schedule` decides who runs what; here are the actors that do it, and what can happen to them.
+`evaluation.schedule` decides which actor runs which shard; this module starts the actors and handles their failures.
 """
 
 import math
@@ -25,29 +25,29 @@ from rayclip.progress import Display
 from rayclip.store import no_room
 from rayclip.types import UserError
 
-_ATTEMPTS = 5  # of a shard whose actor was lost, or that met a file system out of order
-_STARTING = 256  # actors that are asked for at once, before any is there
-_NODE_DIED = "its node has died"  # in Ray's words: an autoscaler may take a node away before an actor is up
-_STARTS = 3  # actors that may fail to start one after the other
-_LOOK_S = 2.0  # between two looks at the cluster, and at late shards, while nothing happens
-_SAY_S = 10.0  # without a worker
-_REPRICE = 1.25  # times as many shards are done as when cells were last ordered by what their samples take
-_SPARE = 10  # running shards for each idle worker that is kept for late or lost ones
+_ATTEMPTS = 5  # attempts at a shard whose actor was lost, or whose files could not be read or written
+_STARTING = 256  # actors that are requested at once, before any has started
+_NODE_DIED = "its node has died"  # from Ray's message: no failed start, as an autoscaler may remove a node before it
+_STARTS = 3  # actors in a row that may fail to start
+_LOOK_S = 2.0  # between two checks of the cluster, and of late shards, while nothing happens
+_SAY_S = 10.0  # without a worker, before the display says so
+_REPRICE = 1.25  # update the expected costs whenever the number of finished shards has grown by this factor
+_SPARE = 10  # running shards per idle worker that is kept for late or lost shards
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """What an evaluation took.
+    """The resources and times of an evaluation.
 
     Attributes:
-        hardware: of its first worker.
-        workers: at most at work at once.
+        hardware: hardware of its first worker.
+        workers: maximum number of workers busy at once.
         wall: seconds from submission to the last shard's end.
         waited: seconds from submission to the first shard's start.
-        busy: workers' seconds, without loading.
-        loading: workers' seconds for models, class embeddings and data.
-        copies: shards that were started once more because they were late.
-        lost: shards that were started again.
+        busy: worker seconds on shards, without loading.
+        loading: worker seconds of loading models, class embeddings and data.
+        copies: second copies started because a shard was late.
+        lost: shards that were started again because their worker failed.
     """
 
     hardware: Hardware
@@ -64,11 +64,11 @@ def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: D
     """Compute the verdicts of all shards.
 
     Args:
-        work: what the store does not hold yet (`evaluation.outstanding`), of different cells; not nothing.
-        total: samples of the whole evaluation, those that are there already included.
+        work: shards that the store does not hold yet (`evaluation.outstanding`), one entry per cell; not empty.
+        total: samples of the whole evaluation, including those that have results already.
 
     Raises:
-        UserError: from an actor, as it is; or a shard whose actor was lost `_ATTEMPTS` times.
+        UserError: an actor raised it; or a shard's actor was lost `_ATTEMPTS` times.
     """
     for cell in (shards.cell for shards in work):
         store.write_json(_record(cell), cell.record())
@@ -77,11 +77,11 @@ def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: D
 
 @dataclass(eq=False)
 class _Hand:
-    """An actor as the driver sees it."""
+    """The driver's view of one actor."""
 
     actor: Any
-    node: str | None = None  # its address, once it is ready
-    ref: Any = None  # what it was asked for last
+    node: str | None = None  # address of its node, once it is ready
+    ref: Any = None  # its latest call
     ready: bool = False
     rests_until: float = 0.0
 
@@ -97,7 +97,7 @@ class _Pool:
         self._free: list[_Hand] = []
         self._waiting: dict[Any, _Hand] = {}
         self._costs = Costs()
-        self._schedule: Schedule | None = None  # once a worker says what it computes with
+        self._schedule: Schedule | None = None  # made when the first worker reports its hardware
         self._hardware: Hardware | None = None
         self._failed_starts = self._shards_done = self._priced_at = self._most = 0
         self._began = time.monotonic()
@@ -128,10 +128,13 @@ class _Pool:
     def _now(self) -> float:
         return time.monotonic() - self._began
 
-    # ---------------------------------------------------------------------------------------- growing and shrinking
+    # ------------------------------------------------------------------------------------------ the number of actors
 
     def _resize(self) -> None:
-        """Ask for actors while shards wait; one that does not fit yet is what makes an autoscaler add a node."""
+        """Start actors while shards are queued, and release idle ones at the end.
+
+        An actor that does not fit yet makes the autoscaler add a node.
+        """
         if self._now() - self._looked >= _LOOK_S or not self._hands:
             self._looked = self._now()
             self._share.look()
@@ -155,7 +158,7 @@ class _Pool:
         return [hand for hand in self._hands if not hand.ready]
 
     def _release(self, hand: _Hand) -> None:
-        """Let an actor go, and its place in the cluster."""
+        """Remove an actor and free its resources in the cluster."""
         self._hands.remove(hand)
         self._waiting.pop(hand.ref, None)
         if hand.ready and self._schedule:
@@ -163,17 +166,17 @@ class _Pool:
             self._schedule.leave(hand)
         ray.kill(hand.actor)
 
-    # ------------------------------------------------------------------------------------------- giving and receiving
+    # ---------------------------------------------------------------------------------------------- calls and results
 
     def _ask(self, hand: _Hand, ref: Any) -> None:
         hand.ref = ref
         self._waiting[ref] = hand
 
     def _next_ready(self) -> list[Any]:
-        """What has come back: waits for something, then takes all that is there."""
+        """Wait up to `_LOOK_S` seconds for a call to finish; return all that have finished."""
         refs = list(self._waiting)
         if not refs:
-            time.sleep(0.1)  # all workers rest
+            time.sleep(0.1)  # all workers are resting
             return []
         ready, _ = ray.wait(refs, num_returns=1, timeout=_LOOK_S)
         if ready and len(refs) > 1:
@@ -190,14 +193,14 @@ class _Pool:
                 return
             self._waited = self._waited or now
             self._free.remove(hand)
-            # A worker that was lost may have run out of memory without being able to say so
+            # A lost worker may have run out of memory without an error that says so
             batch_size = max(1, self._pressure.batch_size >> self._schedule.losses(shard))
             self._ask(hand, hand.actor.run.remote(self._work[shard.cell][shard.number], batch_size))
             self._show(self._work[shard.cell].cell)
             self._most = max(self._most, len(self._waiting) - len(self._starting()))
 
     def _collect(self, hand: _Hand, ref: Any) -> None:
-        """Take note of what an actor answers, or of its end."""
+        """Handle an actor's answer, or its failure."""
         try:
             answer = ray.get(ref)
         except RayTaskError as error:
@@ -245,11 +248,11 @@ class _Pool:
         self._show(cell, done.samples)
 
     def _show(self, cell: Cell, more: int = 0) -> None:
-        """A bar for a cell that is in work."""
+        """Update the progress bar of a running cell."""
         self._display.part(cell.id, cell.title, self._missing[cell.id], more)
 
     def _failed(self, hand: _Hand, error: RayTaskError) -> None:
-        """An actor raised something; it lives."""
+        """Handle an exception that an actor raised; the actor is still alive."""
         cause = error.cause
         if not isinstance(cause, OSError) or not hand.ready:
             raise explained(error) from None
@@ -264,7 +267,10 @@ class _Pool:
             hand.rests_until = self._now() + 2**loss.times
 
     def _pressed(self, hand: _Hand, error: OutOfMemoryError) -> None:
-        """Ray's memory monitor has ended an actor. Its shard goes back, however often: this ends by `Pressure`."""
+        """Handle an actor that Ray's memory monitor killed.
+
+        Its shard goes back to the queue without a limit on attempts; `Pressure` decides when to give up.
+        """
         self._hands.remove(hand)
         ray.kill(hand.actor)
         if hand.ready and self._schedule is not None:
@@ -276,7 +282,7 @@ class _Pool:
         self._display.update("evaluating", self._samples_done, self._total, note)
 
     def _gone(self, hand: _Hand, error: RayError) -> None:
-        """An actor is lost: its process, its node, or the way to it."""
+        """Handle a lost actor: its process or node died, or cannot be reached."""
         self._hands.remove(hand)
         ray.kill(hand.actor)
         if not hand.ready:
@@ -298,34 +304,37 @@ class _Pool:
 
 
 def _record(cell: Cell) -> str:
-    """The file that says what a cell is."""
+    """Return the name of the file that describes a cell."""
     return f"cells/{cell.id}/cell.json"
 
 
 def make_actor(store: Store, size: PoolSize, share: Share) -> Any:
-    """An actor that will be there when the cluster has room for it; returns at once."""
+    """Request an actor and return at once; it starts when the cluster has room for it."""
     options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0}
     return ray.remote(**options)(_Actor).remote(store, size, share)
 
 
 class Joined(NamedTuple):
-    """An actor that is ready: what it computes with, and the address of its node."""
+    """A ready actor's hardware and the address of its node."""
 
     hardware: Hardware
     node: str
 
 
 class _Actor:
-    """Holds one evaluator. Made in `hello`: an error in a constructor would look like a lost actor."""
+    """A worker with one evaluator, made in `hello`: an error in the constructor would look like a lost actor."""
 
     def __init__(self, store: Store, size: PoolSize, share: Share) -> None:
         self._store, self._size, self._share = store, size, share
 
     def hello(self, written: str | None = None) -> Joined:
-        """What it computes with, and where.
+        """Make the evaluator; return the worker's hardware and node.
+
+        Args:
+            written: a file that the driver has written, to check that both use the same storage.
 
         Raises:
-            UserError: a file that the driver has written is not to be seen from here.
+            UserError: that file cannot be seen from this node.
         """
         if written is not None:
             check_shared(self._store, written)

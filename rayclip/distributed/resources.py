@@ -1,4 +1,4 @@
-"""How many evaluation actors a cluster holds, and how large each is."""
+"""Work out how many evaluation actors fit in a cluster, and the resources of each."""
 
 import math
 import time
@@ -10,21 +10,21 @@ import ray
 from rayclip.store import Store
 from rayclip.types import UserError
 
-_SEEN_S = 10.0  # until what the driver has written is seen on every node
-_MOST = "autoscales-to-"  # GPU, CPU: labels of a head whose autoscaler may add that much; Ray itself does not tell
+_SEEN_S = 10.0  # until a file that the driver has written is visible on every node
+_MOST = "autoscales-to-"  # GPU, CPU: labels of the head node that say how far the cluster may grow; Ray does not tell
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSize:
-    """The pool's actors.
+    """The settings of a pool of evaluation actors.
 
     Attributes:
-        workers: at most so many at once; None is an actor a GPU, or on CPUs an actor a core, of what the cluster has or
-            its autoscaler may add.
-        gpus: of one actor, a fraction too; None is one where there are GPUs.
+        workers: maximum number of actors at once; None is one per GPU, or on CPUs one per core, counting what the
+            cluster has or its autoscaler may add.
+        gpus: GPUs per actor, may be a fraction; None is one if there are GPUs.
         batch_size: images per forward.
-        shard_size: images per result file, at most.
-        compiled: they attack compiled models.
+        shard_size: maximum images per result file.
+        compiled: whether actors attack compiled models.
     """
 
     workers: int | None = None
@@ -35,16 +35,16 @@ class PoolSize:
 
     @property
     def smallest_shard(self) -> int:
-        """Images below which no shard is cut to even the load: less would leave a GPU with too little to do."""
+        """Return the minimum images per shard when shards are cut to balance the load: fewer would underuse a GPU."""
         return max(1, self.batch_size // 8)
 
 
 class Share:
-    """What each actor takes of the connected cluster, and how many are wanted of it. Picklable.
+    """The resources of each actor on the connected cluster, and the number of actors wanted. Picklable.
 
     Attributes:
-        cpus, gpus: of one actor.
-        wanted: actors, as of the last `look`.
+        cpus, gpus: resources of one actor.
+        wanted: number of actors wanted, as of the last `look`.
     """
 
     def __init__(self, workers: int | None, cpus: float, gpus: float) -> None:
@@ -52,10 +52,10 @@ class Share:
 
     @classmethod
     def of(cls, size: PoolSize) -> "Share":
-        """For the cluster as it is.
+        """Return the share for the cluster in its present state.
 
         Raises:
-            UserError: no node has, or can ever have, what one actor is to have.
+            UserError: no node has, or can ever have, the GPUs of one actor.
         """
         nodes, most, reach = _nodes(), _autoscaled(), within_reach()
         gpus = size.gpus if size.gpus is not None else (1.0 if reach["GPU"] >= 1 else 0.0)
@@ -69,12 +69,12 @@ class Share:
         return share
 
     def look(self) -> None:
-        """Count again what the cluster holds: nodes come and go."""
+        """Count the cluster's resources again, since nodes come and go."""
         if self._workers is None:
             self.wanted = max(1, sum(self._held(node) for node in _nodes()), self._held(_autoscaled()))
 
     def _held(self, resources: Mapping[str, float]) -> int:
-        slack = 1e-6  # thirds of a GPU
+        slack = 1e-6  # for rounding, such as of thirds of a GPU
         by_cpu = math.floor(resources.get("CPU", 0.0) / self.cpus + slack)
         return min(by_cpu, math.floor(resources.get("GPU", 0.0) / self.gpus + slack)) if self.gpus else by_cpu
 
@@ -83,8 +83,11 @@ class Share:
 
 
 def _cpus(nodes: list[Mapping[str, float]], most: Mapping[str, float], workers: int | None, gpus: float) -> float:
-    """CPUs of one actor: all of a node's are dealt out to the actors that its GPUs hold; without GPUs a core each, or
-    all cores to the workers that were asked for."""
+    """Return the CPUs of one actor.
+
+    With GPUs, the CPUs of a node are divided among the actors that fit on its GPUs. Without GPUs, each actor gets one
+    core; if a number of workers was asked for, they share all cores.
+    """
     if gpus:
         having = [n for n in (*nodes, most) if n.get("GPU", 0) > 0]
         dealt = [n.get("CPU", 0.0) // max(1, math.floor(n["GPU"] / gpus + 1e-6)) for n in having]
@@ -98,7 +101,7 @@ def _cpus(nodes: list[Mapping[str, float]], most: Mapping[str, float], workers: 
 
 
 def within_reach() -> dict[str, float]:
-    """GPUs and CPUs of the connected cluster: what it has, or may grow to if that is more."""
+    """Return GPUs and CPUs of the connected cluster: what it has now, or may grow to if that is more."""
     nodes, most = _nodes(), _autoscaled()
     return {what: max(_total(nodes, what), most.get(what, 0.0)) for what in ("GPU", "CPU")}
 
@@ -112,7 +115,7 @@ def _total(nodes: list[Mapping[str, float]], what: str) -> float:
 
 
 def _autoscaled() -> Mapping[str, float]:
-    """What the cluster may grow to by its head's labels; nothing where there are none."""
+    """Return the resources that the cluster may grow to, by its head's labels; empty without labels."""
     found: dict[str, float] = {}
     for labels in (node.get("Labels", {}) for node in ray.nodes() if node["Alive"]):
         for name in (name for name in labels if name.startswith(_MOST)):
@@ -123,7 +126,7 @@ def _autoscaled() -> Mapping[str, float]:
 
 
 def check_shared(store: Store, written: str) -> None:
-    """For a process on any node: that it sees the driver's results, of which `written` is a file.
+    """Check that this process, on any node, sees the results' storage of the driver, which has the file `written`.
 
     Raises:
         UserError: it does not.

@@ -1,7 +1,7 @@
-"""A joint search for two ends at once, clean and robust accuracy: ASHA stops what lags behind, a Pareto front remains.
+"""Search for clean and robust accuracy jointly: ASHA stops trials that fall behind, and a Pareto front is reported.
 
-ASHA (Li et al. 2020, arXiv 1810.05934) compares the trials that have come as far as a rung and lets the best of them
-go on. It wants one number: the mean of the two accuracies. The front is drawn from both.
+ASHA (Li et al. 2020, arXiv 1810.05934) compares the trials that have reached a rung and lets the best of them continue.
+It needs one number per trial, the mean of the two accuracies. The front is computed from both accuracies.
 """
 
 import tempfile
@@ -29,13 +29,13 @@ SCORES = "search.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """Measures a checkpoint on data that nobody trains on; picklable, it runs in the Train workers.
+    """A validation that measures a checkpoint on held-out data. Picklable, since it runs in the Train workers.
 
     Attributes:
-        data: its split `test` is used: give `NAME#validation`.
-        attacks: `clean` first; under several others a sample has to be right under all of them within one budget, and
-            several budgets count alike.
-        limit: at most so many samples.
+        data: data specification, of which the split `test` is used: pass `NAME#validation`.
+        attacks: `clean` first. With several other attacks, a sample must be right under all of them within one budget;
+            several budgets have equal weight.
+        limit: maximum number of samples; None for all.
     """
 
     data: str
@@ -44,7 +44,7 @@ class Validation:
     limit: int | None = None
 
     def __call__(self, folder: Path, device: torch.device) -> dict[str, float]:
-        """`clean` and `robust` accuracy in percent, and their mean `score`."""
+        """Return `clean` and `robust` accuracy in percent, and their mean `score`."""
         spec = f"{'local-dir' if (folder / WEIGHTS_FILE).is_file() else 'prompted'}:{folder}"
         data = open_data(self.data, "test", self.protocol.names)
         models = [(spec, load_model(spec).fingerprint())]
@@ -62,7 +62,7 @@ class Validation:
 
 
 class _AskingASHA(ASHAScheduler):
-    """ASHA whose stop is a request, which the trial's workers follow at their next report."""
+    """An ASHA scheduler that asks a trial to stop; the trial's workers stop themselves at their next report."""
 
     def __init__(self, ask_to_stop: Callable[[int], None], **settings: Any) -> None:
         super().__init__(**settings)
@@ -76,14 +76,14 @@ class _AskingASHA(ASHAScheduler):
 
 
 def read_scores(trials: Sequence[Trial], store: Store) -> dict[str, Score]:
-    """What is known of the trials, by name."""
+    """Return the stored scores of the trials, by name."""
     saved = store.read_json(SCORES) or {}
     digests = {trial.name: trial.config.digest() for trial in trials}
     return {name: Score(**saved[digest]) for name, digest in digests.items() if digest in saved}
 
 
 def waiting(trials: Sequence[Trial], store: Store) -> list[Trial]:
-    """The trials that have neither run to their end nor been stopped."""
+    """Return the trials that have neither finished nor been stopped."""
     scores = read_scores(trials, store)
     return [trial for trial in trials if not (trial.name in scores and scores[trial.name].ended)]
 
@@ -101,14 +101,19 @@ def run_search(
     on_finish: Callable[[Trial, str | None], None],
     on_report: Callable[[], None],
 ) -> tuple[dict[str, Score], dict[str, str]]:
-    """Run trials against each other; the last score of each and why trials failed, by name.
+    """Run the trials of a search; return the last score of each, and the errors of those that failed, by name.
 
-    What ended in an earlier start is remembered in `store` and not run again; the others go on from their last
+    Trials that ended in an earlier run are remembered in `store` and not run again; the others resume from their last
     checkpoints.
 
     Args:
-        workers, least_workers: of each trial (`Workers`).
-        reduction: ASHA's η: about one of so many trials passes each rung.
+        validation: measures each checkpoint.
+        store: where scores and unfinished runs are kept.
+        reduction: ASHA's η: about one in η trials passes each rung.
+        workers, least_workers: Train workers per trial, and the minimum to continue with (`Workers`).
+        spool: where metrics are logged; None for no logging.
+        on_finish: called when a trial ends, with its error if it failed.
+        on_report: called when a trial has reported.
     """
     digests = {trial.name: trial.config.digest() for trial in trials}
     saved, scores = store.read_json(SCORES) or {}, read_scores(trials, store)
@@ -142,7 +147,7 @@ def run_search(
             on_report=on_report,
             measure=validation,
             on_measure=measured,
-            # A trial ends by itself: one that ASHA stopped at its last epoch would not leave its checkpoint.
+            # A trial finishes by itself: if ASHA stopped it at its last epoch, it would not leave its checkpoint.
             scheduler=lambda ask_to_stop: _AskingASHA(
                 ask_to_stop,
                 time_attr="epoch",

@@ -1,4 +1,4 @@
-"""Where a private Ray keeps its sockets, and what its workers import."""
+"""Prepare a Ray session: a folder short enough for its sockets, and imports in workers that match the driver's."""
 
 import contextlib
 import os
@@ -12,19 +12,19 @@ from pathlib import Path
 
 from rayclip.types import UserError
 
-_PLACE = "RAY_TMPDIR"  # by which Ray is told to keep its files elsewhere than in TMPDIR
-_LONGEST = 107 if sys.platform == "linux" else 103  # bytes of a Unix socket's path
-_BELOW = len("/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store.1")  # where Ray puts them
+_PLACE = "RAY_TMPDIR"  # variable that makes Ray keep its files in another folder than TMPDIR
+_LONGEST = 107 if sys.platform == "linux" else 103  # maximum bytes of a Unix socket's path
+_BELOW = len("/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store.1")  # what Ray appends
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm", "~")
 
 
 def ray_folder() -> Path:
-    """Where Ray keeps its files unless it is told otherwise."""
+    """Return the folder in which Ray keeps its files by default."""
     return Path(os.environ.get(_PLACE) or os.environ.get("TMPDIR") or "/tmp")
 
 
 def why_not(folder: Path) -> str | None:
-    """Why Ray cannot keep its sockets in a folder; None if it can."""
+    """Return the reason why Ray cannot keep its sockets in a folder; None if it can."""
     path = os.fsencode(folder.absolute())
     if len(path) > _LONGEST - _BELOW:
         return f"is {len(path)} bytes long and Ray's sockets leave room for {_LONGEST - _BELOW}"
@@ -38,11 +38,13 @@ def why_not(folder: Path) -> str | None:
 
 @contextmanager
 def short_folder() -> Iterator[None]:
-    """A folder for the Ray that starts in this block, where the usual one is none for it: the user's own, which nobody
-    else can read or foresee, and which goes with the block. Everything else keeps to `TMPDIR`.
+    """Make Ray use a short temporary folder in this block, if it cannot keep its sockets in the usual one.
+
+    The folder is private to the user, has an unpredictable name and is deleted after the block. Everything else stays
+    in `TMPDIR`.
 
     Raises:
-        UserError: there is none.
+        UserError: no suitable folder exists.
     """
     usual = ray_folder()
     reason = why_not(usual)
@@ -74,7 +76,7 @@ def _make_short(usual: Path, reason: str) -> Path:
 
 
 def surroundings() -> list[str]:
-    """What of this place Ray would not bear by itself, and how it is dealt with, in sentences: for `rayclip doctor`."""
+    """Return sentences for `rayclip doctor` on problems that Ray has in this environment, and their workarounds."""
     found, folder = [], ray_folder()
     reason = why_not(folder)
     if reason is not None:
@@ -88,7 +90,10 @@ def surroundings() -> list[str]:
 
 
 def shadowing() -> list[str]:
-    """Files and folders of the working directory that Ray's workers would import ahead of what this process imports."""
+    """Return files and folders of the working directory that Ray's workers would import instead of installed packages.
+
+    This process itself imports the installed packages.
+    """
     unwanted = _unwanted()
     if unwanted is None:
         return []
@@ -106,44 +111,47 @@ def shadowing() -> list[str]:
 
 
 def import_as_here() -> Callable[[], None] | None:
-    """What workers have to do first, to import what this process imports; None if they do anyway.
+    """Return a start-up function for workers, so that they import the same as this process; None if they do anyway.
 
-    Ray puts the driver's working directory ahead of everything that its workers import, also where the driver itself,
-    a command that was installed, does not import from there.
+    Ray puts the driver's working directory first in its workers' import path, even if the driver itself, an installed
+    command, does not import from there.
     """
     unwanted = _unwanted()
     if unwanted is None:
         return None
 
-    def start() -> None:  # a closure, which Ray carries by value: the worker has imported nothing of ours yet
+    def start() -> None:  # a closure, which Ray pickles by value: the worker has not imported rayclip yet
         import sys
 
         class Dropper:
-            """Asked ahead of every import, it finds nothing, but takes away what Ray adds with its first task."""
+            """An import finder that finds nothing, but removes the directory that Ray adds with its first task.
+
+            Python asks it before every import.
+            """
 
             @staticmethod
             def find_spec(name: str, path: object = None, target: object = None) -> None:
                 while unwanted in sys.path:
                     sys.path.remove(unwanted)
 
-        if unwanted not in sys.path:  # or the node itself was started to import from there
+        if unwanted not in sys.path:  # otherwise the node itself was started to import from there
             sys.meta_path.insert(0, Dropper)
 
     return start
 
 
 def _unwanted() -> str | None:
-    """The working directory, if workers alone would import from it."""
+    """Return the working directory if workers would import from it but this process does not; else None."""
     try:
         here = Path.cwd()
         others = not _imports_from(here) and any(_may_be_imported(entry) for entry in here.iterdir())
-    except OSError:  # it is gone, or not ours to read: nobody imports from it
+    except OSError:  # it is gone or cannot be read: nothing is imported from it
         return None
     return str(here) if others else None
 
 
 def _imports_from(folder: Path) -> bool:
-    """Whether this process imports from there."""
+    """Return whether this process imports from a folder."""
     return any(os.path.realpath(place) == os.path.realpath(folder) for place in sys.path)  # "" is the working directory
 
 

@@ -1,7 +1,7 @@
-"""Ray Tune over Ray Train: each trial is a Train run of one or several workers and ends as one checkpoint folder.
+"""Run trials with Ray Tune: each trial is a Ray Train run on one or several workers and ends as one checkpoint folder.
 
 A trial's Train run is named after the digest of its configuration. A driver that is started again therefore finds
-finished trials on disk and lets unfinished ones go on from their last checkpoint.
+finished trials on disk and resumes unfinished ones from their last checkpoint.
 """
 
 import contextlib
@@ -37,23 +37,23 @@ from rayclip.store import Store, no_room
 from rayclip.training import Progress, TrainConfig, train
 from rayclip.types import UserError
 
-_DRIVER_CPUS = 0.1  # of the Tune function that waits for a Train run
-_BEGUN = "begun"  # the file by which every node sees that the storage is the driver's
-_RETRIES = 3  # of a Train run whose worker or node was lost
+_DRIVER_CPUS = 0.1  # CPUs of the Tune function that waits for a Train run
+_BEGUN = "begun"  # a file by which every node can check that it sees the driver's storage
+_RETRIES = 3  # retries of a Train run whose worker or node was lost
 
-Measure = Callable[[Path, torch.device], dict[str, float]]  # of a checkpoint's folder
+Measure = Callable[[Path, torch.device], dict[str, float]]  # returns the metrics of a checkpoint's folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """What one trial runs on.
+    """The workers of one trial, and their resources.
 
     Attributes:
         count: Train workers (DDP ranks).
-        least: with how many a trial goes on, from its last checkpoint, while the cluster has no room for `count`; it
-            takes up the others within a minute of their coming back. None waits for all of them.
-        gpus: of one worker; 0 runs on the CPU.
-        cpus: of one worker. 0.9 lets two trials and Tune's own 0.1s fit on two cores.
+        least: minimum number of workers with which a trial continues, from its last checkpoint, while the cluster has
+            no room for `count`; it uses the others again within a minute of their return. None waits for all of them.
+        gpus: GPUs per worker; 0 runs on the CPU.
+        cpus: CPUs per worker. 0.9 lets two trials and Tune's own 0.1 CPU for each fit on two cores.
     """
 
     count: int = 1
@@ -63,7 +63,7 @@ class Workers:
 
     @classmethod
     def for_cluster(cls, count: int = 1, least: int | None = None) -> "Workers":
-        """One GPU a worker where the cluster has GPUs, or grows to have some."""
+        """Return workers with one GPU each if the cluster has GPUs or can add some, else without."""
         return cls(count=count, least=least, gpus=1.0 if within_reach()["GPU"] >= 1 else 0.0)
 
     @property
@@ -71,12 +71,15 @@ class Workers:
         return self.least is not None and self.least < self.count
 
     def threads(self, trials: int) -> int:
-        """CPU threads of each worker when so many trials share the cluster's cores."""
+        """Return the CPU threads per worker when `trials` trials share the cluster's cores."""
         cores = within_reach()["CPU"]
         return max(1, int(cores / (min(trials, self.trials_at_once()) * self.count)))
 
     def trials_at_once(self) -> int:
-        """How many trials the cluster holds, or grows to hold: no driver starts long before its workers can."""
+        """Return how many trials fit in the cluster, with the nodes that it can add.
+
+        With this limit no trial's driver starts long before its workers can.
+        """
         reach = within_reach()
         by_cpu = reach["CPU"] / (self.count * self.cpus + _DRIVER_CPUS)
         by_gpu = reach["GPU"] / (self.count * self.gpus) if self.gpus else by_cpu
@@ -88,10 +91,10 @@ class Trial:
     """A training run of a sweep.
 
     Attributes:
-        name: for tables, runs and progress.
+        name: name in tables, runs and the progress display.
         out: folder or URI of the finished checkpoint, which driver and workers share.
         run: the tracker's run to log to.
-        keep_epochs: epochs whose checkpoints are kept too, as `OUT/epoch-N`; the configuration must save them.
+        keep_epochs: epochs whose checkpoints are also kept, as `OUT/epoch-N`; the configuration must save them.
     """
 
     name: str
@@ -101,33 +104,33 @@ class Trial:
     keep_epochs: tuple[int, ...] = ()
 
     def at_epoch(self, epoch: int) -> Store:
-        """Where the checkpoint after so many epochs is."""
+        """Return where the checkpoint after `epoch` epochs is."""
         out = Store(self.out)
         return out if epoch == self.config.recipe.epochs else out.child(f"epoch-{epoch}")
 
     @property
     def model(self) -> str:
-        """What the finished checkpoint is called as a model."""
+        """Return the model specification of the finished checkpoint."""
         return self.model_at(self.config.recipe.epochs)
 
     def model_at(self, epoch: int) -> str:
-        """What the checkpoint after so many epochs, one of `keep_epochs` or the last, is called as a model."""
+        """Return the model specification of the checkpoint after `epoch` epochs, one of `keep_epochs` or the last."""
         return f"{'prompted' if self.config.method.trains == 'prompt' else 'local-dir'}:{self.at_epoch(epoch).root}"
 
     @property
     def train_run(self) -> str:
-        """The name of its Train run."""
+        """Return the name of the trial's Train run."""
         return f"train-{self.config.digest()}"
 
     def notes(self, storage: Store) -> Notes:
-        """What its processes tell each other, beside its unfinished run in `storage`."""
+        """Return the notes that the trial's processes write for each other, beside its unfinished run in `storage`."""
         return Notes(storage=storage, run=self.train_run)
 
     def is_finished(self) -> bool:
-        """Whether `out` holds this very configuration's checkpoint.
+        """Return whether `out` holds the finished checkpoint of this configuration.
 
         Raises:
-            UserError: it holds another one.
+            UserError: it holds the checkpoint of another configuration.
         """
         lineage = read_lineage(self.out)
         if lineage is None:
@@ -146,12 +149,13 @@ class Trial:
 
 @contextlib.contextmanager
 def with_precision(trials: Sequence[Trial], *, cluster: bool, verbose: bool = False) -> Iterator[list[Trial]]:
-    """The trials with the precision that their workers will compute in, where they leave it open (`auto`): bf16 where
-    each has a GPU, else fp32. It is known before anything is looked up or logged, since it decides the weights.
+    """Yield the trials with the precision `auto` resolved: bf16 if workers have GPUs, else fp32.
+
+    It has to be known before anything is looked up or logged, since the weights depend on it.
 
     Args:
-        cluster, verbose: as for `ray_cluster`. A running cluster is asked, and stays connected in the block; of a
-            private Ray the GPUs are this machine's, and nothing is started.
+        cluster, verbose: as for `ray_cluster`. A running cluster is asked for its GPUs and stays connected in the
+            block. Otherwise this machine's GPUs decide, and no Ray is started.
     """
     with contextlib.ExitStack() as stack:
         if any(trial.config.precision == "auto" for trial in trials):
@@ -163,7 +167,7 @@ def with_precision(trials: Sequence[Trial], *, cluster: bool, verbose: bool = Fa
 
 
 def forgotten(trials: Sequence[Trial], storage: Store) -> list[str]:
-    """Names of unfinished Train runs in `storage` that belong to none of the trials."""
+    """Return the names of unfinished Train runs in `storage` that belong to none of the trials."""
     own = {trial.train_run for trial in trials}
     return [name for name in storage.folders() if name.startswith("train-") and name not in own]
 
@@ -181,22 +185,23 @@ def run_trials(
     on_measure: Callable[[Trial, dict[str, Any]], None] = lambda trial, result: None,
     scheduler: Callable[[Callable[[int], None]], TrialScheduler] | None = None,
 ) -> dict[str, str]:
-    """Run what is not finished yet, as many trials at a time as the cluster holds; why trials failed, by name.
+    """Run the unfinished trials, as many at a time as fit in the cluster; return the errors of failed ones, by name.
 
     Args:
-        storage: for unfinished runs, on storage that driver and workers share; emptied trial by trial.
-        spool: where rank 0 of each trial leaves its training metrics.
+        storage: for unfinished runs, shared by driver and workers; emptied trial by trial.
+        spool: where rank 0 of each trial writes its training metrics.
         on_finish: called in the driver as soon as a trial ends, with its error if it failed.
         on_report: called in the driver when a trial has reported.
-        measure: adds metrics to the report of every checkpoint, by which a scheduler may stop a trial.
+        measure: returns metrics that are added to the report of every checkpoint; a scheduler may stop trials by them.
         on_measure: called in the driver with such a report.
-        scheduler: makes one from a call that asks a trial, by its number, to stop at its next report. It must not let
-            Tune stop trials: that kills the driver only, and Ray keeps what its Train run has reserved.
+        scheduler: makes a scheduler, given a function that asks a trial, by its number, to stop at its next report. The
+            scheduler must not let Tune stop trials: that kills only the driver, and Ray keeps the resources that its
+            Train run has reserved.
 
     Raises:
-        UserError: the cluster is connected to from elsewhere (`ray://`).
+        UserError: the cluster is connected through `ray://`.
     """
-    if ray.util.client.ray.is_connected():  # Tune would run elsewhere, and our calls with it
+    if ray.util.client.ray.is_connected():  # Tune would run on the cluster, and with it the callbacks
         raise UserError(
             "training is driven from a machine of the cluster: submit it there (ray job submit --working-dir . -- …)."
         )
@@ -211,7 +216,7 @@ def run_trials(
     def ask_to_stop(index: int) -> None:
         todo[index].notes(storage).write("stop", "")
 
-    with tempfile.TemporaryDirectory(prefix="rayclip-tune-") as notes:  # Tune's own; ours are in `storage`
+    with tempfile.TemporaryDirectory(prefix="rayclip-tune-") as notes:  # for Tune's own files; ours are in `storage`
         tuner = tune.Tuner(
             # Closures, not parameters: Tune would try to write the trials into its own JSON.
             tune.with_resources(_driver(todo, workers, storage, spool, measure), {"CPU": _DRIVER_CPUS}),
@@ -234,7 +239,7 @@ def run_trials(
 
 
 def _length(trial: Trial) -> tuple[float, int]:
-    """Sorts the longest trials first, so that none starts when the others are done."""
+    """Return a sort key, larger for longer trials: the longest start first, so that none starts alone at the end."""
     config = trial.config
     return (config.shots or float("inf")), config.recipe.epochs * (1 + config.method.steps)
 
@@ -242,7 +247,7 @@ def _length(trial: Trial) -> tuple[float, int]:
 def _driver(
     trials: Sequence[Trial], workers: Workers, storage: Store, spool: Spool | None, measure: Measure | None
 ) -> Callable[[dict], None]:
-    """The function that Tune runs for each trial: it drives a Train run and keeps its last checkpoint."""
+    """Return the function that Tune runs for each trial: it drives a Train run and exports its last checkpoint."""
     threads = workers.threads(len(trials))
 
     def drive(params: dict[str, Any]) -> None:
@@ -256,7 +261,7 @@ def _driver(
         notes = trial.notes(storage)
         notes.clear("failure")
         notes.clear("starved")
-        release(notes)  # of an earlier driver that was lost
+        release(notes)  # resources of an earlier driver that was lost
         filesystem, place = storage.filesystem()
         reports = Reports()
         resources: dict[str, float] = {"CPU": workers.cpus}
@@ -288,7 +293,7 @@ def _driver(
         )
         try:
             result = trainer.fit()
-        except ray.train.TrainingFailedError as error:  # Train has tried again itself; Tune must not
+        except ray.train.TrainingFailedError as error:  # Train has retried itself; Tune must not retry again
             reports.drain()
             if lost_a_helper(error):
                 note_pressure(notes)
@@ -301,11 +306,11 @@ def _driver(
             return
         with result.checkpoint.as_directory() as folder:
             lineage = read_lineage(Path(folder)) or {}
-            if lineage.get("step") != lineage.get("total_steps"):  # the worker gave up, and has reported why
+            if lineage.get("step") != lineage.get("total_steps"):  # the worker stopped early and has reported why
                 return
             for saved, metrics in result.best_checkpoints or []:
                 if metrics["epoch"] in trial.keep_epochs and saved != result.checkpoint:
-                    with saved.as_directory() as earlier:  # the last of an epoch is its end
+                    with saved.as_directory() as earlier:  # an epoch's last checkpoint is the one at its end
                         _export(Path(earlier), trial.at_epoch(metrics["epoch"]))
             _export(Path(folder), Store(trial.out))
         storage.delete_folder(name)
@@ -314,21 +319,21 @@ def _driver(
 
 
 class Reports(TuneReportCallback):
-    """What the workers report, on its way to Tune: it waits in a queue that holds one report."""
+    """The callback that passes the workers' reports to Tune, through a queue that holds one report."""
 
     def drain(self) -> None:
-        """Return when Tune has taken every report.
+        """Wait until Tune has taken every report.
 
-        Its main thread passes a report on by a second queue of one place, into which Tune also puts a trial's end when
-        its function returns: if that comes first, the thread waits for itself, and the trial never ends. It ignores
-        what is empty; when it has taken the first of two empty reports, it is done with all before.
+        Tune's main thread passes a report on through a second queue of size one, into which Tune also puts a trial's
+        end when its function returns: if that comes first, the thread waits for itself, and the trial never ends. Tune
+        ignores empty reports; once it has taken the first of two empty ones, it has handled all reports before them.
         """
         for _ in range(2):
             self._training_actor_item_queue.put({})
 
 
 def _export(checkpoint: Path, out: Store) -> None:
-    """Copy a checkpoint's files to `out`, the lineage last: a folder with `rayclip.json` is whole."""
+    """Copy a checkpoint's files to `out`, the lineage last, so that a folder with `rayclip.json` is complete."""
     for name in (name for name in FILES if (checkpoint / name).exists()):
         out.copy_in(checkpoint / name, name)
 
@@ -336,7 +341,7 @@ def _export(checkpoint: Path, out: Store) -> None:
 def _train_worker(args: dict[str, Any]) -> None:
     notes: Notes = args["notes"]
     host = _RayHost(args["spool"], args["run"], args["measure"], notes)
-    if host.device.type == "cpu":  # Ray sets one thread for a worker of less than two CPUs
+    if host.device.type == "cpu":  # Ray sets one thread for a worker with fewer than two CPUs
         torch.set_num_threads(min(args["threads"], os.cpu_count() or 1))
     try:
         check_shared(notes.storage, _BEGUN)
@@ -344,7 +349,7 @@ def _train_worker(args: dict[str, Any]) -> None:
         if host.rank == 0 and group is not None:
             notes.write("reservation", f"{group.id.hex()} train-{get_train_context().train_run_context.run_id}")
         failure = notes.read("failure")
-        if failure is not None:  # a rank of an earlier attempt found what trying again does not mend
+        if failure is not None:  # a rank of an earlier attempt met an error that another attempt would not fix
             ray.train.report({"failure": failure})
             return
         train(fit_into_memory(args["config"], notes, host.rank, host.world_size), host)
@@ -354,7 +359,7 @@ def _train_worker(args: dict[str, Any]) -> None:
         explained = no_room(error) if isinstance(error, OSError) else error
         if explained is None:
             raise
-        if host.world_size > 1:  # the other ranks wait for this one: only raising ends them
+        if host.world_size > 1:  # the other ranks wait for this one: only an exception ends them
             with contextlib.suppress(OSError):
                 notes.write("failure", str(explained))
             raise explained from error
@@ -362,7 +367,7 @@ def _train_worker(args: dict[str, Any]) -> None:
 
 
 class _RayHost:
-    """A Ray Train worker as the train loop sees it."""
+    """The `Host` of a Ray Train worker, for the train loop."""
 
     def __init__(self, spool: Spool | None, run: str | None, measure: Measure | None, notes: Notes) -> None:
         context = ray.train.get_context()
@@ -399,20 +404,20 @@ class _RayHost:
         self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
-        """On all ranks at once."""
+        """Raise `_StopError` on all ranks at once if the trial was asked to stop."""
         if self._measure is not None and broadcast_from_rank_zero(self._notes.read("stop") is not None):
             raise _StopError
 
 
 class _StopError(Exception):
-    """A trial was asked to stop."""
+    """Raised in a trial's workers when the trial was asked to stop."""
 
 
 class _Watcher(tune.Callback):
-    """Runs in the driver: shows each trial's progress and tells how it ended.
+    """A Tune callback in the driver that shows each trial's progress and reports how it ended.
 
     Attributes:
-        errors: why trials failed, by name.
+        errors: errors of the failed trials, by name.
     """
 
     def __init__(
@@ -433,7 +438,7 @@ class _Watcher(tune.Callback):
         self._on_finish, self._on_report, self._on_measure = on_finish, on_report, on_measure
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
-        return tune.Callback, ()  # Tune writes its callbacks to disk; a terminal and a closure stay behind
+        return tune.Callback, ()  # Tune pickles its callbacks to disk; a terminal and closures cannot be pickled
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         self._on_report()
@@ -450,10 +455,10 @@ class _Watcher(tune.Callback):
         mine = self._trials[trial.config["index"]]
         failure = (trial.last_result or {}).get("failure") or "it ended early; run again to go on"
         ended = mine.is_finished() or (self._may_stop and "failure" not in (trial.last_result or {}))
-        self._end(mine, None if ended else failure)  # what an earlier attempt met may be over
+        self._end(mine, None if ended else failure)  # an earlier attempt's failure does not count if it ended well
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """The trial's driver was lost and will start again."""
+        """Release the reserved resources of a trial whose driver was lost and will be restarted."""
         release(self._trials[trial.config["index"]].notes(self._storage))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -468,12 +473,12 @@ class _Watcher(tune.Callback):
 
 
 def _why(error: BaseException | None, trial: Trial, notes: Notes, workers: Workers) -> str:
-    """Why a trial failed, in one sentence."""
+    """Return one sentence on why a trial failed."""
     return why_it_failed(error, notes, trial.config, workers.count) or _last_line(error)
 
 
 def _last_line(error: BaseException | None) -> str:
-    """The innermost cause, which Ray puts last, without the exception's type; of a full disk, what to do."""
+    """Return the innermost cause, which Ray puts last, without the exception's type; for a full disk, what to do."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

@@ -1,4 +1,4 @@
-"""Cells, shards, verdicts on disk, and the numbers that are read from them."""
+"""Evaluation: cells and their shards, verdicts on disk, and the numbers computed from them."""
 
 from rayclip.evaluation.aggregate import collect_rows, wilson
 from rayclip.evaluation.cell import Cell, Protocol, make_cells

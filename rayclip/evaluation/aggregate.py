@@ -1,4 +1,4 @@
-"""From verdicts to numbers: accuracy with 95 % Wilson intervals, and the worst case per sample."""
+"""Aggregate verdicts into accuracies with 95 % Wilson intervals, and into the worst case per sample."""
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ _Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion, in percent (Wilson 1927)."""
+    """Return the 95 % Wilson score interval of a proportion, in percent (Wilson 1927)."""
     p, z2 = right / n, _Z95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
@@ -25,24 +25,26 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 
 class Ball(NamedTuple):
-    """What an attack may do to an image, as its protocol states it: the norm, and the budget as it is written."""
+    """The threat model of an image attack, as its protocol states it: the norm, and the budget as it is written."""
 
     norm: str
     eps: str
 
 
 def ball_of(protocol: Mapping[str, Any]) -> Ball | None:
-    """None for an attack without a budget, such as one on texts alone."""
+    """Return a protocol's ball; None for an attack without a budget, such as one on texts alone."""
     return Ball(protocol.get("norm", "linf"), protocol["eps"]) if "eps" in protocol else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorstCase:
-    """Right before and after every attack within one ball, and after those that need no budget.
+    """The worst case over the attacks within one ball and those that need no budget.
+
+    A sample counts if the model is right before and after every one of these attacks.
 
     Attributes:
-        ball: None where no attack has a budget.
-        label: `worst`; where there are several balls `worst_eps1`, `worst_l2_eps127.5`.
+        ball: None if no attack has a budget.
+        label: `worst`; with several balls `worst_eps1`, `worst_l2_eps127.5`.
     """
 
     ball: Ball | None
@@ -52,18 +54,18 @@ class WorstCase:
         return ball_of(protocol) in (None, self.ball)
 
     def of(self, protocols: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The places of the attacks that it is over; none where fewer than two attack, which is no worst case."""
+        """Return the indices of the attacks that take part; none if fewer than two attack, as that is no worst case."""
         within = [i for i, protocol in enumerate(protocols) if self.includes(protocol)]
         return within if sum(protocols[i]["attack"] != "clean" for i in within) > 1 else []
 
     def described(self) -> dict[str, str]:
-        """Norm and budget as a protocol states them."""
+        """Return norm and budget as a protocol states them."""
         return {} if self.ball is None else self.ball._asdict()
 
 
 def worst_cases(protocols: Iterable[Mapping[str, Any]]) -> list[WorstCase]:
-    """The worst cases over attacks with these protocols, one a ball: what attacks within different budgets or norms
-    leave is never mixed. l_inf first, small budgets first."""
+    """Return the worst cases over attacks with these protocols, one per ball: results under different budgets or norms
+    are never mixed. l_inf first, small budgets first."""
     found = {ball for protocol in protocols if (ball := ball_of(protocol)) is not None}
     balls = sorted(found, key=lambda ball: (ball.norm != "linf", ball.norm, _as_fraction(ball.eps)))
     if len(balls) < 2:
@@ -82,7 +84,7 @@ def _worst_label(ball: Ball) -> str:
 
 
 def worst_accuracy(rows: Sequence[Row]) -> float | None:
-    """One model's accuracy in the worst case, averaged over budgets and data sets; None where nothing was attacked."""
+    """Return one model's worst-case accuracy, averaged over budgets and data sets; None if nothing was attacked."""
     attacked = [row for row in rows if row.attack != "clean"]
     lowest: dict[tuple[str, str], float] = {}
     for case in worst_cases([row.protocol for row in attacked]):
@@ -94,11 +96,13 @@ def worst_accuracy(rows: Sequence[Row]) -> float | None:
 
 
 def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store: Store) -> list[Row]:
-    """One row a cell, and where a model with its defence met several attacks within a ball on a data set, a row of
-    their worst case: right under all of them.
+    """Return one row per cell, and one row per worst case.
+
+    There is a worst case wherever a model with its defence met several attacks within a ball on a data set: a sample
+    counts if it is right under all of them.
 
     Args:
-        positions: the samples that count, by data specification.
+        positions: positions of the samples to count, by data specification.
 
     Raises:
         UserError: results are missing.
@@ -124,7 +128,7 @@ def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store:
 
 
 def same_subject(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """The cells grouped by what is judged: model, scorer, defence and data set."""
+    """Return the cells grouped by model, scorer, defence and data set."""
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
         groups.setdefault(subject_of(cell), []).append(cell)
@@ -132,13 +136,16 @@ def same_subject(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def subject_of(cell: Cell) -> tuple[str, ...]:
-    """What is judged: model, scorer, defence and data set."""
+    """Return what a cell evaluates: model, scorer, defence and data set."""
     return cell.model, cell.scorer.label, chain_label(cell.defense), cell.data
 
 
 def distinct_labels(attacks: Sequence[tuple[Hashable, str, Mapping[str, Any]]]) -> list[str]:
-    """A column's name for each (subject, attack's label, protocol): the label, and where one subject met several of
-    that label the settings in which they differ, `pgd-10_eps1 step 0.5/255`."""
+    """Return a column name for each (subject, attack label, protocol).
+
+    It is the label; where one subject met several attacks of that label, the settings that differ are added, as in
+    `pgd-10_eps1 step 0.5/255`.
+    """
     alike: dict[tuple[Hashable, str], list[Mapping[str, Any]]] = {}
     for subject, label, protocol in attacks:
         alike.setdefault((subject, label), []).append(protocol)
@@ -155,7 +162,11 @@ def distinct_labels(attacks: Sequence[tuple[Hashable, str, Mapping[str, Any]]]) 
 
 
 def right_after_attack(cell: Cell, positions: np.ndarray, store: Store) -> np.ndarray:
-    """For each position, whether the image was right before and after the attack (bool)."""
+    """Return for each position whether the prediction was right both before and after the attack (bool).
+
+    Raises:
+        UserError: some positions have no result yet.
+    """
     table = store.read_tables(
         store.names(f"cells/{cell.id}", ".parquet"), ["position", "label", "clean_pred", "adv_pred"]
     )
@@ -173,7 +184,7 @@ def right_after_attack(cell: Cell, positions: np.ndarray, store: Store) -> np.nd
 
 
 def _cut(cell: Cell, store: Store) -> Cut:
-    """How many texts were cut, from the cell's record where that was not counted now."""
+    """Return how many texts were cut; read from the cell's record if this cell object carries no count."""
     return cell.cut if cell.cut is not None else Cut.read(store.read_json(f"cells/{cell.id}/cell.json") or {})
 
 

@@ -11,39 +11,39 @@ from rayclip.evaluation.retrieval import RecallRow
 from rayclip.store import Store
 from rayclip.types import Cut, Row
 
-_POINTS = 0.5  # of accuracy: less may be chance
-_MARGIN_DROP = 0.01  # of the clean margin: noise of the attack's start alone lowers it by less
-_HUGE_EPS = 0.5  # l_inf: any image can be made plain grey
+_POINTS = 0.5  # percentage points of accuracy: a smaller difference may be chance
+_MARGIN_DROP = 0.01  # share of the clean margin: the attack's random start alone lowers it by less
+_HUGE_EPS = 0.5  # l_inf: any image can be turned plain grey
 
 
 def alarms(cells: Sequence[Cell], rows: Sequence[Row], positions: Mapping[str, np.ndarray], store: Store) -> list[str]:
-    """What a reader of these numbers should be warned of, one sentence each.
+    """Return warnings for a reader of these numbers, one sentence each.
 
     - a gradient attack that hardly lowers the margin of the images it attacks;
     - an attack without gradients that breaks more than every attack with gradients;
     - more steps that break less;
     - accuracy above chance within a budget that can erase any image;
-    - an attack through a defence that breaks less than the same attack that ignores it.
+    - an attack through a defence that breaks less than the same attack that ignores the defence.
     """
     by_id = {row.cell: row for row in rows}
     found = []
     for members in same_subject(cells):
         attacking = [(cell, by_id[cell.id]) for cell in members if cell.attack.needs_eps]
         found += _aim_loses(attacking)
-        # What ignores a defence, or was made against another scorer, says nothing about gradients
+        # An attack that ignores the defence, or is made against another scorer, says nothing about gradients
         attacking = [(cell, row) for cell, row in attacking if not cell.defense or cell.aim != IGNORE]
         attacking = [(cell, row) for cell, row in attacking if cell.attacked == cell.scorer]
         for cell, row in attacking:
             found += _flat_loss(cell, row, positions[cell.data], store) + _survives_all(cell, row)
         balls = dict.fromkeys((cell.attack.ball, cell.eps) for cell, _ in attacking)
-        for ball in balls:  # within different balls, nothing can be told from who leaves more
+        for ball in balls:  # accuracies within different balls cannot be compared
             alike = [(cell, row) for cell, row in attacking if (cell.attack.ball, cell.eps) == ball]
             found += _gradients_lose(alike) + _steps_lose(alike)
     return found
 
 
 def cut_alarms(rows: Sequence[Row | RecallRow]) -> list[str]:
-    """One sentence for each model and data set with texts that were not read to their end."""
+    """Return one warning for each model and data set with texts that were truncated."""
     most: dict[tuple[str, str], Cut] = {}
     for row in rows:
         before = most.get((row.model, row.dataset), Cut())

@@ -1,4 +1,4 @@
-"""A cell: one model, one data set, one attack, under one protocol. Its id names its results on disk."""
+"""Cells: one model on one data set under one attack and one protocol. A cell's id names its results on disk."""
 
 import hashlib
 import json
@@ -32,17 +32,18 @@ DEFAULT_MASKED_LM = "bert-base-uncased"
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What all cells of an evaluation share.
+    """The settings that all cells of an evaluation share.
 
     Attributes:
-        eps: budget of the attacks that name none of their own, in pixel units; each of them runs at each of several.
-        seed: of the attacks' random starts.
+        eps: budget of the attacks that set none of their own, in pixel units; with several budgets, these attacks run
+            once at each.
+        seed: seed of the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
-        resize: of `native` images, inside the model's forward: `antialias` as PIL, `plain` as the code of TeCoA and
-            MMCoA (see `models.resizing`).
-        names: spelling of the classes: CLIP's curated one, or the data's own (the reference code's).
-        template: the class prompts.
-        precision: of the model that is attacked; verdicts are always the fp32 model's (`evaluation.confirm`).
+        resize: how `native` images are resized inside the model's forward: `antialias` as PIL does, `plain` as the
+            code of TeCoA and MMCoA does (see `models.resizing`).
+        names: spelling of the classes: CLIP's curated one, or the data's own (as the reference code).
+        template: template of the class prompts.
+        precision: precision of the attacked model; verdicts always come from the fp32 model (`evaluation.confirm`).
     """
 
     eps: float | tuple[float, ...] | None = None
@@ -58,19 +59,22 @@ class Protocol:
 
     @property
     def budgets(self) -> tuple[float, ...]:
-        """`eps` as a tuple, empty where there is none."""
+        """Return `eps` as a tuple, empty if there is none."""
         return self.eps if isinstance(self.eps, tuple) else () if self.eps is None else (self.eps,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What one number stands on.
+    """One evaluation: model, data set, attack, defence, scorer and protocol. It yields one number.
 
-    `model` and `data` are how the user named them; the fingerprints are what they are, and only those enter the id.
-    `attack` has its budget and its step filled in (`Attack.within`).
+    `model` and `data` are the names that the user gave; the fingerprints identify the contents, and only they enter
+    the id. `attack` has its budget and its step filled in (`Attack.within`).
 
     Attributes:
-        cut: texts that are not read to their end (`counted`); None where nobody has counted them.
+        aim: how the attack treats the defence.
+        scorer: scorer that judges.
+        attacked: scorer that the attack sees.
+        cut: number of truncated texts (`counted`); None if they were not counted.
     """
 
     model: str
@@ -89,13 +93,13 @@ class Cell:
 
     @cached_property
     def id(self) -> str:
-        """A hash of everything that can change a verdict, the package's protocol number included."""
+        """Return a hash of everything that can change a verdict, including the package's protocol number."""
         decisive = [self.model_fingerprint, self.data_fingerprint, self.class_names, self.describe()]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
     def texts_id(self) -> str:
-        """Equal for all cells whose attack prepares the same adversarial prompts."""
+        """Return an id that is equal for all cells whose attack prepares the same adversarial prompts."""
         settings = self.attack.describe_prepared()
         decisive = [PROTOCOL, self.model_fingerprint, self.class_names, self.protocol.template, settings]
         if self.scorer != DEFAULT:
@@ -104,29 +108,29 @@ class Cell:
 
     @property
     def eps(self) -> float | None:
-        """Budget of the attack in pixel units; None where it needs none."""
+        """Return the attack's budget in pixel units; None if it needs none."""
         return self.attack.eps if self.attack.needs_eps else None
 
     @property
     def precision(self) -> Precision:
-        """Of the model that is attacked; fp32 where no image is."""
+        """Return the precision of the attacked model; fp32 if the attack changes no image."""
         return self.protocol.precision if self.attack.needs_eps else "fp32"
 
     @property
     def attack_label(self) -> str:
-        """The attack in metric names: `pgd-100_eps1`, `bert`; `pgd-100_eps1_bpda` through a defence."""
+        """Return the attack's name in metrics: `pgd-100_eps1`, `bert`; `pgd-100_eps1_bpda` through a defence."""
         elsewhere = "" if self.attacked == self.scorer else f"_on-{self.attacked.name}"
         return label_with_eps(self.attack, self.eps) + elsewhere + self.aim.label
 
     @property
     def title(self) -> str:
-        """For progress: model (the end of a path), data set and attack."""
+        """Return a title for the progress display: model (the end of a path), data set and attack."""
         who = ", ".join([self.model.rpartition("/")[2], *([] if self.scorer == DEFAULT else [self.scorer.label])])
         behind = f" + {chain_label(self.defense)}" if self.defense else ""
         return f"{who}{behind} · {self.dataset} · {self.attack_label}"
 
     def describe(self) -> dict[str, Any]:
-        """The protocol as every result row carries it."""
+        """Return the protocol as every result row carries it."""
         return {
             "attack": self.attack.name,
             **described_budget(self.attack),
@@ -145,7 +149,7 @@ class Cell:
         }
 
     def record(self) -> dict[str, Any]:
-        """What `cells/<id>/cell.json` says: all that a report of this cell needs besides its verdicts."""
+        """Return the contents of `cells/<id>/cell.json`: all that a report of this cell needs besides its verdicts."""
         return {
             "model": self.model,
             "model_fingerprint": self.model_fingerprint,
@@ -163,14 +167,14 @@ class Cell:
 
     @property
     def cost(self) -> int:
-        """Forwards per image, roughly: what the plan sorts by."""
+        """Return roughly how many forwards one image takes; the plan sorts by it."""
         defended = sum(defense.cost for defense in self.defense)
         query = self.attacked.cost + (0 if self.aim == IGNORE else defended)
         return self.scorer.cost + defended + self.attack.cost * query * self.aim.draws
 
 
 def counted(cells: Sequence[Cell], clip: Clip) -> list[Cell]:
-    """Cells of one model with the number of their texts that it does not read to their end."""
+    """Return the cells of one model with the number of texts that are truncated filled in (`Cell.cut`)."""
     found: dict[tuple[Any, ...], int] = {}
 
     def once(count: Callable[[], int], *key: Any) -> int:
@@ -201,22 +205,22 @@ def label_with_eps(attack: Attack, eps: float | None) -> str:
 
 
 def described_budget(attack: Attack) -> dict[str, Any]:
-    """What a protocol says of an attack's budget; nothing where it needs none."""
+    """Return the protocol's entries on an attack's budget; none if it needs no budget."""
     if attack.eps is None or not attack.needs_eps:
         return {}
     return {"eps": format_budget(attack.eps), **({} if attack.ball == "linf" else {"norm": attack.ball})}
 
 
 def budgets_for(attack: Attack, budgets: Sequence[float]) -> Sequence[float | None]:
-    """Those of `budgets` that an attack is run at; (None,) where it has its own or needs none."""
+    """Return those of `budgets` that an attack runs at; (None,) if it has its own or needs none."""
     return budgets if attack.needs_eps and attack.eps is None and budgets else (None,)
 
 
 def at_budgets(attacks: Sequence[Attack], budgets: Sequence[float]) -> list[Attack]:
-    """Every attack within its own budget, those without one within each of `budgets`; each once, in that order.
+    """Return the attacks with their own budgets, and those without one at each of `budgets`; in order, no duplicates.
 
     Raises:
-        UserError: an attack needs a budget and there is none, or has one that its norm cannot have.
+        UserError: an attack needs a budget and there is none, or its budget is impossible in its norm.
     """
     return list(dict.fromkeys(attack.within(eps) for attack in attacks for eps in budgets_for(attack, budgets)))
 
@@ -231,18 +235,20 @@ def make_cells(
     scorers: Sequence[Scorer] = (DEFAULT,),
     made_against: Sequence[MadeAgainst] = ("own",),
 ) -> list[Cell]:
-    """Every model × scorer × defence × data set × attack, and of the attacks on a defended model every aim.
+    """Return a cell for every model × scorer × defence × data set × attack, and for every aim at a defended model.
 
-    Where an attack sees another classifier than the one that judges (behind a defence, another scorer, other random
-    numbers) and has a stop rule, it goes on to the last step: that what it sees is fooled once says little.
+    If an attack sees another classifier than the one that judges (because of a defence, another scorer or other random
+    numbers) and has a stop rule, it runs to the last step: fooling the classifier that it sees once says little about
+    the one that judges.
 
     Args:
         models: (specification, fingerprint) pairs.
         datasets: (specification, opened data set) pairs.
-        defenses: chains of defences; the empty one is the model itself.
-        aims: see `defenses.Aim`.
-        scorers: ways to score; each judges.
-        made_against: what image attacks attack where the scorer is not the template: the scorer itself, the template.
+        defenses: chains of defences; the empty chain is the undefended model.
+        aims: how attacks treat a defence (see `defenses.Aim`).
+        scorers: scorers; each of them judges.
+        made_against: target of image attacks if the scorer is not the template: the scorer itself (`own`), or the
+            template.
 
     Raises:
         UserError: an attack needs a budget and there is none, is not defined for a data set's few classes, or names a
@@ -279,7 +285,7 @@ def make_cells(
 
 
 def with_descriptions(scorer: Scorer, data: str, class_names: Sequence[str]) -> Scorer:
-    """The scorer with what is in its table of captions; for bundled data without one, the bundled captions.
+    """Return the scorer with its table of captions read in; bundled data default to the bundled captions.
 
     Raises:
         UserError: it has no captions, or a table that does not fit the classes.
@@ -303,14 +309,14 @@ def _runs(
     scorer: Scorer,
     made_against: Sequence[MadeAgainst],
 ) -> list[tuple[Attack, Aim, Scorer]]:
-    """What is run against a model behind a chain: attack, aim, and the scorer that is attacked."""
+    """Return (attack, aim, attacked scorer) of every run against a model behind a chain of defences."""
     if not is_random(chain):
         aims = [replace(aim, draws=1) for aim in aims]
     runs: list[tuple[Attack, Aim, Scorer]] = []
     for attack in attacks:
         if isinstance(attack, SGA) and isinstance(scorer, WCA):
             raise UserError("sga gives every image texts of its own, which scorer wca cannot weigh: leave one out.")
-        with_texts = isinstance(attack, TextSettings)  # whose texts are those of the scorer that judges
+        with_texts = isinstance(attack, TextSettings)  # text attacks change the texts of the scorer that judges
         targets = made_against if attack.asks_victim and not with_texts and scorer != DEFAULT else ("own",)
         for aim in aims if attack.asks_victim and chain else (IGNORE,):
             for target in dict.fromkeys(targets):
@@ -324,19 +330,22 @@ def _runs(
 
 
 def default_substitutes(*, bundled: bool) -> str:
-    """The token table at the bundled scale, which must need no download; the papers' masked LM elsewhere."""
+    """Return the default source of substitutes: the papers' masked LM, but the token table for bundled data.
+
+    Bundled data must need no download.
+    """
     return TOKEN_TABLE if bundled else DEFAULT_MASKED_LM
 
 
 def with_substitutes(attack: Attack, *, bundled: bool) -> Attack:
-    """The attack with its source of substitutes spelled out."""
+    """Return the attack with `default` replaced by its actual source of substitutes."""
     if isinstance(attack, TextSettings) and attack.substitutes == "default":
         return attack.with_substitutes(default_substitutes(bundled=bundled))
     return attack
 
 
 def with_captions(attack: Attack, data: str, class_names: Sequence[str]) -> Attack:
-    """The attack with what is in its table of captions: the table is read here, and no worker needs it."""
+    """Return the attack with its table of captions read in, so that no worker needs the table's file."""
     if isinstance(attack, SemanticEnsemble) and attack.captions and not attack.texts:
         return attack.with_texts(read_captions(table_for(attack.captions, data), class_names), class_names)
     return attack

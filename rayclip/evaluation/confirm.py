@@ -1,4 +1,4 @@
-"""Attacks on a fast copy of the model, of which only what the model itself confirms counts.
+"""Attack a fast copy of the model, and count only successes that the fp32 model confirms.
 
 Shapes: B batch.
 """
@@ -13,12 +13,13 @@ from rayclip.models import ZeroShot
 def run_confirmed(
     attack: Attack, exact: ZeroShot, fast: ZeroShot, samples: Samples, *, eps: float, prompts: tuple[str, ...] | None
 ) -> Adversarial:
-    """Attack `fast`, then `exact`, of which it is a copy, again with what only fooled `fast`.
+    """Attack `fast`, a copy of `exact`; then attack `exact` again on the samples that fooled only `fast`.
 
     The verdict is the fp32 model's on the final image. A sample that left the attack early because it fooled `fast`,
-    and does not fool `exact`, is attacked once more from the start on `exact`: nobody counts as robust because a
-    rounding error stopped the attack. That holds for searches for the nearest boundary too (FAB), which end on
-    `fast`'s. Where the last iterate counts (gradient attacks under `final`) it counts as it is.
+    but does not fool `exact`, is attacked once more from the start on `exact`: no sample counts as robust because a
+    rounding error stopped the attack. The same holds for attacks that search for the nearest decision boundary (FAB),
+    which end on the boundary of `fast`. Where the last iterate counts (gradient attacks under `final`), there is no
+    second attack.
     """
     found = attack.run(fast, samples, eps=eps, prompts=prompts)
     if isinstance(attack, GradientAttack) and attack.stop == "final":

@@ -1,4 +1,4 @@
-"""What samples take: measured where there are measurements, estimated from kin elsewhere."""
+"""Estimate the seconds that a sample takes: from measurements of its cell if there are any, else of similar cells."""
 
 import json
 from collections import defaultdict
@@ -13,17 +13,17 @@ from rayclip.store import Store
 
 Basis = Literal["measured", "same kind", "same model", "forwards"]
 
-_FILES = 4  # result files of a cell that an estimate looks into
+_FILES = 4  # result files per cell that an estimate reads
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What one worker computes with. Two workers share a GPU as 0.5 each.
+    """The hardware of one worker. Two workers that share a GPU have 0.5 each.
 
     Attributes:
-        name: of the GPU, or `cpu`.
-        gpus: 0 on CPUs.
-        cores: threads that it computes with.
+        name: name of the GPU, or `cpu`.
+        gpus: share of a GPU, or number of GPUs; 0 on CPUs.
+        cores: compute threads.
     """
 
     name: str
@@ -32,14 +32,14 @@ class Hardware:
 
     @classmethod
     def here(cls, device: torch.device, gpus: float | None = None) -> "Hardware":
-        """This process on `device`; `gpus` is its share of a GPU, by default all of it."""
+        """Return this process's hardware on `device`; `gpus` is its share of a GPU, by default all of it."""
         if device.type == "cuda":
             return cls(name=torch.cuda.get_device_name(device), gpus=gpus or 1.0, cores=1)
         return cls(name="cpu", gpus=0.0, cores=torch.get_num_threads())
 
     @property
     def units(self) -> float:
-        """GPUs, or cores: what an hour of this worker is paid by."""
+        """Return the number of GPUs, or of cores on CPUs; the price of an hour is per unit."""
         return self.gpus or float(self.cores)
 
     @property
@@ -52,13 +52,13 @@ class Hardware:
 
 
 def timing(seconds: float, hardware: Hardware) -> dict[str, Any]:
-    """What a result file notes beside its rows (`read_timing`)."""
+    """Return the metadata on timing that a result file carries beside its rows (see `read_timings`)."""
     return {"seconds": round(seconds, 6), "hardware": asdict(hardware)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """`samples` took `seconds` of one worker on `hardware`."""
+    """A measurement: `samples` took one worker `seconds` on `hardware`."""
 
     samples: int
     seconds: float
@@ -66,7 +66,7 @@ class Timing:
 
 
 def read_timings(cell: str, store: Store, files: int | None = _FILES) -> list[Timing]:
-    """Of up to `files` result files of the cell with this id; those written before there were timings have none."""
+    """Return the timings of up to `files` result files of the cell with this id; files of early versions have none."""
     found = []
     for name in store.names(f"cells/{cell}", ".parquet")[:files]:
         samples, note = store.read_note(name)
@@ -88,10 +88,11 @@ class _Mean:
 
 
 class Costs:
-    """Seconds of one sample of any cell.
+    """Estimates of the seconds that one sample of a cell takes.
 
-    Where a cell was not measured: the mean of its kind (same model, attack, protocol) on other data; else its forwards
-    times what a forward of the same model takes, or of any. Where nothing was, forwards stand for seconds.
+    For a cell that was not measured: the mean of its kind (same model, attack, protocol) on other data; else its
+    forwards times the seconds per forward of the same model, or of all models. Without any measurement, the number of
+    forwards stands for seconds.
     """
 
     def __init__(self) -> None:
@@ -102,14 +103,14 @@ class Costs:
         self._known_kinds: dict[str, str] = {}
 
     def add(self, cell: Cell, samples: int, seconds: float) -> None:
-        """One measurement."""
+        """Add one measurement."""
         self._cells[cell.id].add(samples, seconds)
         self._kinds[self.kind(cell)].add(samples, seconds)
         self._models[cell.model_fingerprint].add(samples * cell.cost, seconds)
         self._all.add(samples * cell.cost, seconds)
 
     def read(self, cells: Iterable[Cell], store: Store, hardware: Hardware | None) -> None:
-        """Add what earlier results say about this hardware."""
+        """Add the timings of earlier results on this hardware."""
         for cell in cells:
             for found in read_timings(cell.id, store):
                 if found.hardware == hardware:
@@ -117,18 +118,18 @@ class Costs:
 
     @property
     def measured(self) -> bool:
-        """Whether `seconds` are seconds."""
+        """Return whether there is any measurement, so that `seconds` are real seconds."""
         return bool(self._all.amount)
 
     def seconds(self, cell: Cell) -> float:
         return self._estimate(cell)[0]
 
     def basis(self, cell: Cell) -> Basis:
-        """What `seconds` rests on."""
+        """Return what the estimate of `seconds` is based on."""
         return self._estimate(cell)[1]
 
     def kind(self, cell: Cell) -> str:
-        """Equal for cells that differ in their data alone."""
+        """Return a key that is equal for cells that differ only in their data."""
         if cell.id not in self._known_kinds:
             decisive = [cell.model_fingerprint, cell.describe()]
             self._known_kinds[cell.id] = json.dumps(decisive, sort_keys=True)

@@ -1,5 +1,5 @@
-"""What a cell keeps besides verdicts, for people to look at: its first images before and after the attack, where the
-model looks, embeddings, and changed prompts. Small files, written with the batch that holds the first sample.
+"""Write a cell's examples, for people to look at: its first images before and after the attack, attention maps,
+embeddings, and changed prompts. The files are small and are written with the batch that holds the first sample.
 
 Shapes: B batch, D embedding, C H W image.
 """
@@ -20,7 +20,7 @@ from rayclip.store import Store
 from rayclip.types import UserError
 
 EXAMPLES = 8  # images kept per cell for the grid of clean, adversarial, difference
-EMBEDDED = 128  # images at most whose embeddings are kept, in half precision: 260 kB for 512 dimensions
+EMBEDDED = 128  # maximum images per cell whose embeddings are kept, in half precision: 260 kB for 512 dimensions
 PROMPTS = 16  # changed prompts kept per cell
 
 
@@ -38,13 +38,15 @@ def keep_examples(
     prompts: Sequence[str] | None,
     eps: float,
 ) -> None:
-    """Write a cell's examples below `folder`: `texts.json` where prompts were changed; where images were, also
-    `images.parquet`, `features.parquet` and, of models that have such maps, `attention.parquet`.
+    """Write a cell's examples below `folder`.
+
+    If prompts were changed, write `texts.json`; if images were changed, `images.parquet`, `features.parquet` and, for
+    models that have attention maps, `attention.parquet`.
 
     Args:
-        victim: what is attacked, without defences; its model gives embeddings and maps.
-        prompts: adversarial class prompts; None where they were left alone.
-        eps: the budget that the difference is magnified to fill.
+        victim: the attacked classifier, without defences; its model gives embeddings and maps.
+        prompts: adversarial class prompts; None if they were not changed.
+        eps: budget; the difference is scaled so that ±eps fills the range of pixels.
     """
     changed = changed_prompts(victim, labels_B, result, prompts)
     if changed:
@@ -85,8 +87,10 @@ def keep_examples(
 def changed_prompts(
     victim: ZeroShot, labels_B: Tensor, result: Adversarial, prompts: Sequence[str] | None
 ) -> list[dict[str, str]]:
-    """The first prompts that an attack changed, with their classes: of the classes, or of the first images' classes
-    where every image has texts of its own."""
+    """Return the first prompts that an attack changed, with their classes.
+
+    They are prompts of the classes, or of the first images' classes if every image has texts of its own.
+    """
     if prompts is not None:
         owners = [name for i, name in enumerate(victim.class_names) for _ in victim.prompts_of(i)]
         pairs = list(zip(owners, victim.prompts, prompts, strict=True))
@@ -104,8 +108,10 @@ def changed_prompts(
 
 @torch.no_grad()
 def attention_maps(victim: ZeroShot, images_BCHW: Tensor, labels_B: Tensor) -> list[bytes] | None:
-    """Where images resemble their true class's prompts (`models.attention`), as grey PNGs of the model's input size;
-    None of a model without such maps."""
+    """Return attention maps as grey PNGs of the model's input size: where an image resembles its true class's prompt.
+
+    Returns None for a model without such maps (see `models.attention`).
+    """
     clip = victim.clip
     texts = [clip.embed_texts(victim.prompts_of(label))[:1] for label in labels_B.tolist()]
     try:
@@ -124,7 +130,7 @@ def _features(clip: Clip, images_BCHW: Tensor) -> pa.Array:
 
 
 def pngs(images_BCHW: Tensor) -> list[bytes]:
-    """RGB images in [0, 1] as PNG files."""
+    """Return RGB images in [0, 1] as encoded PNG files."""
     return [_png(x) for x in (images_BCHW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()]
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation will take, before anything is spent; and beside it, afterwards, what it took."""
+"""Forecast an evaluation's time and price before it starts, and compare with the actual time afterwards."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,12 +13,16 @@ from rayclip.store import PLAN, Store
 from rayclip.types import UserError
 
 RUNS = "evaluations.json"
-_SIMULATED = 100_000  # shards; of more the wall time is total/N, or the longest shard: they fill any cluster evenly
+_SIMULATED = 100_000  # maximum shards; more of them fill any cluster evenly: wall time is total/N, or the longest shard
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCell:
-    """What is left to do of one cell. `before`: samples and seconds that its results had noted when it was planned."""
+    """The outstanding part of one cell.
+
+    Attributes:
+        before: samples and seconds that its results had recorded when it was planned.
+    """
 
     model: str
     dataset: str
@@ -32,8 +36,13 @@ class PlannedCell:
 
 @dataclass(frozen=True, kw_only=True)
 class OnWorkers:
-    """What it takes on so many workers: seconds from start to end, hours of GPUs (cores) that are held meanwhile, and
-    their price."""
+    """Wall time and price of a plan on a given number of workers.
+
+    Attributes:
+        wall: seconds from start to end.
+        hours: GPU (core) hours that are held during that time.
+        cost: price of these hours; None if no price is known.
+    """
 
     workers: int
     wall: float
@@ -43,15 +52,15 @@ class OnWorkers:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """A plan.
+    """A plan: the outstanding cells with their estimated times.
 
     Attributes:
-        hardware: of one worker.
-        cells: with something left to do, by id.
-        finished: cells that have every result.
+        hardware: hardware of one worker.
+        cells: cells with outstanding samples, by id.
+        finished: number of cells that have every result.
         loading: seconds that each model with its class embeddings takes to load, by fingerprint.
-        workers: what it takes on as many workers.
-        price: of an hour of one GPU (core).
+        workers: wall time and price for each number of workers that was asked for.
+        price: price of an hour of one GPU (core).
     """
 
     hardware: Hardware
@@ -71,12 +80,12 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """One worker's time, without loading."""
+        """Return the seconds that one worker would take, without loading."""
         return sum(cell.seconds for cell in self.cells.values())
 
     @property
     def hours(self) -> float:
-        """Of GPUs, or cores, at work."""
+        """Return the busy GPU (core) hours, without loading and idle time."""
         return self.seconds * self.hardware.units / 3600
 
     def to_json(self) -> dict[str, Any]:
@@ -109,14 +118,18 @@ def forecast(
     price: float | None = None,
     before: Callable[[Cell], tuple[int, float]] = lambda cell: (0, 0.0),
 ) -> Forecast:
-    """Price the work and run it on simulated workers.
+    """Estimate the work's time and price by running it on simulated workers.
 
     Args:
-        work: what is left (`outstanding`).
-        costs: with measurements.
+        work: outstanding shards (`outstanding`).
+        costs: estimates of the seconds per sample, from measurements.
+        workers: numbers of workers to simulate; the shards of a cell are counted for the first of them.
+        finished: number of cells that have every result.
         smallest: see `plan.cut`.
-        start: seconds until a worker is there.
-        before: samples and seconds that a cell's results have noted already.
+        loading: seconds to load each model, by fingerprint.
+        start: seconds until a worker has started.
+        price: price of an hour of one GPU (core).
+        before: returns the samples and seconds that a cell's results have recorded so far.
     """
     loads = dict(loading or {})
     found = []
@@ -155,7 +168,12 @@ def _wall(pieces: Sequence[Shards], costs: Costs, workers: int, load: Callable[[
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """Of the cells of one model under one attack: samples, and worker seconds, planned and noted since by results."""
+    """Planned and actual samples and worker seconds, over the cells of one model under one attack.
+
+    Attributes:
+        samples, planned: samples and worker seconds of the plan.
+        done, actual: samples and worker seconds that results have recorded since.
+    """
 
     model: str
     attack: str
@@ -167,7 +185,7 @@ class Spent:
 
 
 def spent(plan: Forecast, store: Store) -> list[Spent]:
-    """Planned and actual side by side, model by model and attack by attack."""
+    """Return planned and actual numbers for every model and attack."""
     groups: dict[tuple[str, str], list[Spent]] = {}
     for name, cell in plan.cells.items():
         rows, seconds = noted(name, store)
@@ -185,7 +203,7 @@ def spent(plan: Forecast, store: Store) -> list[Spent]:
 
 
 def noted(cell: str, store: Store) -> tuple[int, float]:
-    """Samples of a cell that have results, and the seconds that those note."""
+    """Return the number of a cell's samples that have results with timings, and the seconds of these results."""
     timings = read_timings(cell, store, files=None)
     return sum(timing.samples for timing in timings), sum(timing.seconds for timing in timings)
 
@@ -203,7 +221,7 @@ def _sum(model: str, attack: str, parts: Sequence[Spent]) -> Spent:
 
 
 def keep_plan(plan: Forecast, store: Store) -> None:
-    """Write it for later comparison. Of a cell that is begun, what was planned first stays."""
+    """Write the plan for a later comparison. For a cell that has begun, the earlier plan is kept."""
     if not plan.cells:
         return
     earlier = read_plan(store)
@@ -214,7 +232,7 @@ def keep_plan(plan: Forecast, store: Store) -> None:
 
 
 def read_plan(store: Store) -> Forecast | None:
-    """The kept plan.
+    """Return the plan that was kept; None if there is none.
 
     Raises:
         UserError: it is damaged.
@@ -227,7 +245,7 @@ def read_plan(store: Store) -> Forecast | None:
 
 
 def common_hardware(cells: Iterable[Cell], store: Store) -> Hardware | None:
-    """What most of the earlier results were computed with."""
+    """Return the hardware that most of the earlier results, by seconds, were computed with; None if unknown."""
     seconds: dict[Hardware, float] = {}
     for cell in cells:
         for timing in read_timings(cell.id, store):

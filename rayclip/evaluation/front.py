@@ -1,4 +1,4 @@
-"""Two ends at once: which of several models are best, if neither clean nor robust accuracy is worth more."""
+"""The Pareto front of clean and robust accuracy: the best models when neither accuracy has priority."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How far a trial of a search came and how well it did there, in percent.
+    """A search trial's latest epoch and its clean and robust accuracy there, in percent.
 
     Attributes:
-        ended: it will not go on: it is finished, or was stopped.
+        ended: whether the trial is finished or was stopped, and will not continue.
     """
 
     epoch: int
@@ -19,7 +19,10 @@ class Score:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Of each (clean, robust) point whether no other is at least as good in both and better in one."""
+    """Return for each (clean, robust) point whether it is on the front.
+
+    A point is on the front if no other is at least as good in both and better in one.
+    """
     return [
         not any(c >= clean and r >= robust and (c, r) != (clean, robust) for c, r in points) for clean, robust in points
     ]

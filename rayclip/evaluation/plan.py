@@ -1,4 +1,4 @@
-"""What is still to do: shards of the samples that no result file holds yet."""
+"""Plan the outstanding work: shards of the samples that no result file holds yet."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,29 +11,32 @@ from rayclip.evaluation.costs import Costs
 from rayclip.evaluation.schedule import Queue
 from rayclip.store import Store
 
-_LARGE, _SMALL = 1 / 4, 1 / 48  # of what each worker has to do: the longest shards, and those for the end
-_TAIL = 1 / 3  # of a cell's samples: cut into small shards
+_LARGE, _SMALL = 1 / 4, 1 / 48  # share of each worker's total time: the longest shards, and those for the end
+_TAIL = 1 / 3  # share of a cell's samples that are cut into small shards
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Some samples of a cell, by position in the data set; small enough to lose."""
+    """Some samples of a cell, by position in the data set; small enough that losing one costs little."""
 
     cell: Cell
     positions: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        """Result file: first and last position, and a hash of all, so that no two sets of samples share a file."""
+        """Return the name of the result file.
+
+        It holds the first and last position and a hash of all, so that no two sets of samples share a file.
+        """
         digest = hashlib.sha256(np.asarray(self.positions, dtype=np.int64).tobytes()).hexdigest()[:8]
         return f"cells/{self.cell.id}/{self.positions[0]:08d}-{self.positions[-1]:08d}-{digest}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shards:
-    """Samples of a cell that want a result, in pieces of `size`; a piece is made when it is asked for.
+    """A lazy sequence of shards: the outstanding samples of a cell, `size` per shard.
 
-    Cells with nothing done share one array of positions: a million shards are a few megabytes.
+    Cells without any result share one array of positions: a million shards take a few megabytes.
     """
 
     cell: Cell
@@ -53,7 +56,13 @@ class Shards:
         return (self[number] for number in range(len(self)))
 
     def queue(self, seconds: float) -> Queue:
-        """For the schedule; what a worker keeps loaded is the model, and the model with a class set."""
+        """Return these shards as a queue for the schedule.
+
+        What a worker keeps loaded is the model, and the model with a class set.
+
+        Args:
+            seconds: expected seconds per sample.
+        """
         cell = self.cell
         victim = (cell.protocol.template, cell.protocol.resize, cell.scorer.describe(), cell.data_fingerprint)
         return Queue(
@@ -62,14 +71,17 @@ class Shards:
 
 
 def chosen_positions(count: int, limit: int | None) -> np.ndarray:
-    """All positions, or `limit` of them at even distances: every part of a file that is sorted by class is met."""
+    """Return all positions, or `limit` evenly spaced ones, so that a file sorted by class is sampled throughout."""
     if limit is None or limit >= count:
         return np.arange(count)
     return np.arange(limit) * count // limit
 
 
 def missing_shards(cell: Cell, positions: Sequence[int] | np.ndarray, store: Store, shard_size: int) -> Shards:
-    """The positions that no result file of the cell holds, cut into shards. Any shard size resumes any other's work."""
+    """Return the positions that no result file of the cell holds, cut into shards.
+
+    Shard sizes may differ between runs: any size resumes the work of any other.
+    """
     done = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), ["position"])
     left = np.asarray(positions)
     if done is not None:
@@ -80,10 +92,10 @@ def missing_shards(cell: Cell, positions: Sequence[int] | np.ndarray, store: Sto
 def outstanding(
     cells: Sequence[Cell], positions: Mapping[str, np.ndarray], store: Store, shard_size: int
 ) -> list[Shards]:
-    """What is missing of each cell that misses something; two names of one model are one cell.
+    """Return the missing shards of each unfinished cell; two names of one model are one cell.
 
     Args:
-        positions: the samples that count, by data specification.
+        positions: positions of the samples to count, by data specification.
     """
     different = {cell.id: cell for cell in cells}.values()
     found = (missing_shards(cell, positions[cell.data], store, shard_size) for cell in different)
@@ -91,10 +103,10 @@ def outstanding(
 
 
 def cut(work: Sequence[Shards], costs: Costs, workers: int, smallest: int) -> list[Shards]:
-    """Smaller shards for cells whose shards would be long beside what each worker has to do (`cut_cells`).
+    """Return the work with smaller shards where they would be long compared to each worker's total (`cut_cells`).
 
     Args:
-        smallest: samples below which nothing is cut: a shard should fill a batch or so.
+        smallest: minimum samples per shard, since a shard should about fill a batch.
     """
     samples = [len(shards.positions) for shards in work]
     seconds = [costs.seconds(shards.cell) for shards in work]
@@ -111,10 +123,16 @@ def cut(work: Sequence[Shards], costs: Costs, workers: int, smallest: int) -> li
 def cut_cells(
     samples: Sequence[int], seconds: Sequence[float], sizes: Sequence[int], workers: int, smallest: int
 ) -> list[list[tuple[int, int]]]:
-    """For each cell (samples, shard size) of its parts, where `sizes` would leave workers waiting for each other.
+    """Return for each cell its parts as (samples, shard size), so that workers do not wait for each other at the end.
 
-    No shard takes more than a part of total/workers; and the last samples of a cell come in shards that are smaller
-    still, so that there is something left to fill the ends with.
+    No shard takes more than a fraction of total/workers. The last samples of a cell come in still smaller shards, which
+    fill the gaps at the end of the run.
+
+    Args:
+        samples: number of samples of each cell.
+        seconds: expected seconds per sample of each cell.
+        sizes: maximum samples per shard of each cell.
+        smallest: minimum samples per shard.
     """
     share = sum(n * s for n, s in zip(samples, seconds, strict=True)) / workers
     pieces = []

@@ -1,12 +1,12 @@
-"""Image-text retrieval: recall at k both ways, of clean pairs and of attacked ones.
+"""Image-text retrieval: recall at k in both directions, for clean and for attacked pairs.
 
-Embeddings in, recall out. An attack is a function between the pairs and their embeddings (`attacks.pairs`); attacked
-images and attacked captions are compared with each other.
+Pairs are embedded, and recall is computed from the embeddings. An attack changes the pairs before they are embedded
+(`attacks.pairs`); attacked images and attacked captions are compared with each other.
 
-Text retrieval (TR): the query is an image, right when any of its captions is among the k nearest captions. Image
-retrieval (IR): the query is a caption, right when its image is among the k nearest images. A query's rank is the number
-of wrong candidates that score at least as high as its best right one, so ties count against it: an embedding that is
-the same everywhere scores 0, not 100 %, and the order of rows never decides.
+Text retrieval (TR): the query is an image, right if any of its captions is among the k nearest captions. Image
+retrieval (IR): the query is a caption, right if its image is among the k nearest images. A query's rank is the number
+of wrong candidates that score at least as high as its best right one, so ties count against it: a constant embedding
+scores 0, not 100 %, and the order of rows does not matter.
 
 Shapes: I images, T captions, D embedding, B a block of queries.
 """
@@ -45,7 +45,7 @@ _BLOCK = 256  # queries compared with all candidates at once: 256 × 25,000 fp32
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """Of `n` queries, `right` find what they look for among the `k` nearest."""
+    """Recall at `k` in one direction: `right` of `n` queries find a match among the `k` nearest."""
 
     direction: Direction
     k: int
@@ -55,8 +55,11 @@ class Recall:
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """Normalised embeddings of images `(I, D)` and of all their captions `(T, D)`; `owner_T` is each caption's image,
-    `(T,)` int64 in 0..I-1."""
+    """Normalised embeddings of images `(I, D)` and of all their captions `(T, D)`.
+
+    Attributes:
+        owner_T: index of each caption's image, `(T,)` int64 in 0..I-1.
+    """
 
     image_ID: Tensor
     text_TD: Tensor
@@ -65,10 +68,10 @@ class Embedded:
 
 @dataclass(frozen=True, kw_only=True)
 class RecallRow:
-    """One number of a retrieval table together with the protocol it stands on. Recall and interval are percents.
+    """One number of a retrieval table with its protocol. Recall and interval are in percent.
 
-    The 95 % Wilson interval takes queries as independent; captions of one image are not quite, so for IR it is a little
-    narrow.
+    The 95 % Wilson interval assumes independent queries; captions of one image are not fully independent, so for IR it
+    is a little too narrow.
     """
 
     model: str
@@ -88,15 +91,16 @@ class RecallRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One model on one set of pairs under one attack; its id, a hash of all that can change a number, names the result
-    on disk.
+    """A retrieval evaluation: one model on one set of pairs under one attack.
+
+    Its id, a hash of everything that can change a number, names the result on disk.
 
     Attributes:
         model, data: as the user named them; only the fingerprints enter the id.
-        images: how many images take part, spread evenly over the data; all their captions do.
+        images: number of images that take part, evenly spaced over the data; all their captions take part.
         resize: see `cell.Protocol`.
-        attack: with its budget and its step filled in.
-        seed: of the attack's random numbers.
+        attack: the attack, with its budget and its step filled in.
+        seed: seed of the attack's random numbers.
     """
 
     model: str
@@ -115,7 +119,7 @@ class Task:
 
     @property
     def eps(self) -> float | None:
-        """The attack's budget in pixel units; None where it needs none."""
+        """Return the attack's budget in pixel units; None if it needs none."""
         return self.attack.eps if self.attack.needs_eps else None
 
     @property
@@ -129,7 +133,7 @@ class Task:
 
     @property
     def texts_file(self) -> str:
-        """The adversarial captions; one file for all attacks that prepare the same ones."""
+        """Return the file of the adversarial captions; attacks that prepare the same captions share it."""
         decisive = [
             PROTOCOL,
             self.model_fingerprint,
@@ -141,11 +145,11 @@ class Task:
 
     @property
     def attack_label(self) -> str:
-        """The attack in metric names: `pgd-10_eps2`, `bert`."""
+        """Return the attack's name in metrics: `pgd-10_eps2`, `bert`."""
         return label_with_eps(self.attack, self.eps)
 
     def describe(self) -> dict[str, Any]:
-        """The protocol as every result row carries it."""
+        """Return the protocol as every result row carries it."""
         image_attack = (
             {
                 **described_budget(self.attack),
@@ -171,7 +175,7 @@ class Task:
         }
 
     def record(self) -> dict[str, Any]:
-        """What the result's file says besides the recalls: all that a report needs."""
+        """Return the contents of the result file besides the recalls: all that a report needs."""
         return {
             "model": self.model,
             "model_fingerprint": self.model_fingerprint,
@@ -182,16 +186,16 @@ class Task:
         }
 
 
-# ------------------------------------------------------------------------------------------------------- pure numbers
+# --------------------------------------------------------------------------------------------- recall from embeddings
 
 
 def recall_at(similarity_IT: Tensor, owner_T: Tensor, ks: Sequence[int] = KS) -> tuple[Recall, ...]:
-    """Recall from all similarities.
+    """Compute recall from all similarities.
 
     Args:
         similarity_IT: `(I, T)`, larger is nearer.
-        owner_T: `(T,)` int64, each caption's image; every image owns at least one.
-        ks: how many of the nearest count, each at least 1. One beyond the candidates counts all of them.
+        owner_T: `(T,)` int64, index of each caption's image; every image has at least one caption.
+        ks: values of k, each at least 1. A k above the number of candidates counts all of them.
 
     Returns:
         TR at each k, then IR at each k.
@@ -205,7 +209,7 @@ def recall_at(similarity_IT: Tensor, owner_T: Tensor, ks: Sequence[int] = KS) ->
 
 
 def recall_of(embedded: Embedded, ks: Sequence[int] = KS) -> tuple[Recall, ...]:
-    """`recall_at` of the inner products, of which only a block exists at a time. Runs where the embeddings are."""
+    """Compute `recall_at` of the inner products, one block of them at a time, on the embeddings' device."""
     image_ID, text_TD = embedded.image_ID, embedded.text_TD
     return _recalls(
         lambda s: image_ID[s] @ text_TD.T, lambda s: image_ID @ text_TD[s].T, embedded.owner_T, len(image_ID), ks
@@ -219,7 +223,7 @@ def _recalls(
     images: int,
     ks: Sequence[int],
 ) -> tuple[Recall, ...]:
-    """Recall from blocks of the similarities: some images against all captions, all images against some captions."""
+    """Compute recall from blocks of similarities: some images with all captions, and all images with some captions."""
     captions = len(owner_T)
     if not ks or min(ks) < 1:
         raise ValueError(f"recall wants k of at least 1, not {list(ks)}")
@@ -239,7 +243,7 @@ def _recalls(
 
 
 def _text_ranks(similarity_BT: Tensor, owner_T: Tensor, first: int) -> Tensor:
-    """For the images `first`, `first + 1`, …: how many other images' captions score no lower than their own best."""
+    """Return for images `first`, `first + 1`, … how many captions of others score no lower than their own best one."""
     _check_finite(similarity_BT)
     own_BT = owner_T == torch.arange(first, first + len(similarity_BT), device=owner_T.device)[:, None]
     best_B = similarity_BT.masked_fill(~own_BT, -torch.inf).amax(1)
@@ -247,10 +251,10 @@ def _text_ranks(similarity_BT: Tensor, owner_T: Tensor, first: int) -> Tensor:
 
 
 def _image_ranks(similarity_IB: Tensor, owner_B: Tensor) -> Tensor:
-    """For each caption: how many other images score no lower than its own."""
+    """Return for each caption how many other images score no lower than its own."""
     _check_finite(similarity_IB)
     own_B = similarity_IB.gather(0, owner_B[None])
-    return (similarity_IB >= own_B).sum(0) - 1  # its own is among them
+    return (similarity_IB >= own_B).sum(0) - 1  # its own image is counted too
 
 
 def _check_finite(similarity: Tensor) -> None:
@@ -276,11 +280,11 @@ def embed_pairs(
 
     Args:
         batch_size: images, and captions, per forward.
-        progress: told (encoded so far, to encode), images and captions together.
+        progress: called with (encoded so far, total), images and captions together.
         positions: the images that take part, in this order; None for all.
         resolution: see `batch_pixels`.
-        attack: makes of some images, the first of which has this place among the positions, adversarial images and
-            captions, which are embedded instead (`PairAttack`).
+        attack: called with a batch of images and the index of its first image among `positions`; returns the
+            adversarial images and captions to embed instead (`PairAttack`).
 
     Raises:
         UserError: an image cannot be read, or images differ in size at `native` resolution.
@@ -316,10 +320,15 @@ def make_task(
     eps: float | None = None,
     seed: int = 0,
 ) -> Task:
-    """`model` is (specification, fingerprint); `limit` bounds the images that take part; without attack it is clean.
+    """Make a task, with the attack's budget and substitutes filled in.
+
+    Args:
+        model: (specification, fingerprint).
+        limit: maximum number of images that take part; None for all.
+        attack: None for clean pairs.
 
     Raises:
-        UserError: the attack is none for pairs, or it needs a budget and there is none.
+        UserError: the attack does not work on pairs, or it needs a budget and there is none.
     """
     attack = with_substitutes(attack or Clean(), bundled=False)
     check_for_pairs(attack)
@@ -347,7 +356,12 @@ def run_task(
     batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Compute a task's recalls in fp32, TF32 off, and write them."""
+    """Compute a task's recalls in fp32 with TF32 off, and write them to its file.
+
+    Raises:
+        UserError: an image cannot be read, or images differ in size at `native` resolution.
+        FloatingPointError: the model gives embeddings that are not finite.
+    """
     use_exact_fp32()
     clip = clip.eval().with_resize(task.resize)
     positions = chosen_positions(len(pairs), task.images).tolist()
@@ -373,7 +387,7 @@ def run_task(
 
 
 def _bind(task: Task, clip: Clip, pairs: PairSet, positions: Sequence[int], store: Store) -> PairAttack:
-    """The attack on these pairs; what it prepares is read from the store, or made and kept there."""
+    """Bind the attack to these pairs; its adversarial captions are read from the store, or made and stored there."""
     victim = PairVictim(clip, [pairs.captions[p] for p in positions])
     prompts = None
     if task.attack.describe_prepared() is not None:
@@ -390,7 +404,7 @@ def _bind(task: Task, clip: Clip, pairs: PairSet, positions: Sequence[int], stor
 
 
 def read_recalls(task: Task, store: Store) -> list[RecallRow] | None:
-    """A task's rows from its result on disk; None where there is none yet.
+    """Return a task's rows, read from its result on disk; None if there is no result yet.
 
     Raises:
         UserError: the result is damaged.

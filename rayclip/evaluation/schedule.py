@@ -1,7 +1,7 @@
-"""Who runs which shard: decisions only, without Ray, models or a clock of its own.
+"""Schedule shards on workers: decisions only, without Ray, models or a clock of its own.
 
-Shards wait in their cells; a decision looks at a few heaps of cells, never at all shards. Whoever drives the schedule
-(`distributed.pool` with real actors, `simulate` with invented ones) tells it what happens and asks what to do.
+Shards are queued per cell; a decision looks at a few heaps of cells, never at all shards. The caller reports events and
+asks which shard a worker runs next (`distributed.pool` with real actors, `simulate` with simulated ones).
 """
 
 import heapq
@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 KEPT = 4  # models, and class embeddings, that a worker keeps loaded
-_LONG, _NEARLY = 0.25, 0.8  # of the longest shard: so long a warm one is as good, at first and near the end
-_OVERDUE = 1.5  # times its expected duration: a shard that runs so long gets a second copy
+# A shard of a loaded model goes first if it has at least this share of the longest shard's length; and near the end
+_LONG, _NEARLY = 0.25, 0.8
+_OVERDUE = 1.5  # times its expected duration: after that a shard gets a second copy
 
 
 class ShardId(NamedTuple):
@@ -22,7 +23,7 @@ class ShardId(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """A shard that went back to the queue, for the `times`-th time."""
+    """A shard that went back to the queue for the `times`-th time."""
 
     shard: ShardId
     times: int
@@ -33,10 +34,10 @@ class Queue:
     """The shards of one cell.
 
     Attributes:
-        samples: to be cut into shards.
-        size: samples of a shard; the last one has the rest.
+        samples: number of samples, which are cut into shards.
+        size: samples per shard; the last one has the rest.
         needs: what a worker must have loaded, from coarse to fine: the model, its class embeddings.
-        seconds: that one sample is expected to take; any unit that all queues share.
+        seconds: expected time per sample, in any unit that all queues share.
     """
 
     samples: int
@@ -55,9 +56,9 @@ class Queue:
 class _Cell:
     queue: Queue
     seconds: float
-    fresh: int = 0  # shards before this one were handed out
-    back: list[int] = field(default_factory=list)  # and these came back
-    entry: int = 0  # only the newest entry in a heap counts
+    fresh: int = 0  # all shards before this one have been handed out
+    back: list[int] = field(default_factory=list)  # shards that were handed out and came back
+    entry: int = 0  # number of the newest heap entry; older ones are ignored
 
     @property
     def waiting(self) -> bool:
@@ -79,24 +80,24 @@ class _Worker:
 
 
 class Schedule:
-    """Shards to workers: longest first, what is loaded preferred, lost ones again, late ones twice.
+    """The assignment of shards to workers: longest first; prefer loaded models; retry lost ones; duplicate stragglers.
 
-    A worker takes the longest shard that needs what it has loaded, unless that is short beside the longest of all: the
-    short ones are kept for the end, which they fill. Once the longest takes more than half of the time that is left,
-    only a nearly as long one is preferred to it.
+    A worker takes the longest shard that needs what it has loaded, unless that is short compared to the longest of all:
+    short shards are kept to fill the gaps at the end. Once the longest shard takes more than half of the remaining
+    time, only a shard that is nearly as long is preferred to it.
 
-    Times are the caller's, in seconds from any start.
+    Times are given by the caller, in seconds from any start.
     """
 
     def __init__(self, queues: Sequence[Queue]) -> None:
         self._cells = [_Cell(queue, queue.seconds) for queue in queues]
         self._workers: dict[Hashable, _Worker] = {}
-        self._running: dict[ShardId, list[Hashable]] = {}  # shards that are not done, with who runs them
+        self._running: dict[ShardId, list[Hashable]] = {}  # unfinished shards, with the workers that run them
         self._losses: dict[ShardId, int] = {}
         self._heaps: dict[tuple[Hashable, ...], list[tuple[float, int, int]]] = {}  # by prefix of `needs`
         self.queued = sum(len(queue) for queue in queues)
-        self.copies = 0  # shards that were started once more because they were late
-        self.lost = 0  # shards that came back
+        self.copies = 0  # second copies started because a shard was late
+        self.lost = 0  # shards that went back to the queue
         self._queued_s = 0.0
         self.reprice([queue.seconds for queue in queues])
 
@@ -106,37 +107,37 @@ class Schedule:
 
     @property
     def running(self) -> int:
-        """Shards, not copies."""
+        """Return the number of running shards; copies are not counted."""
         return len(self._running)
 
     def join(self, worker: Hashable) -> None:
-        """A new worker; it has nothing loaded."""
+        """Add a new worker, which has nothing loaded."""
         self._workers[worker] = _Worker()
 
     def idle(self) -> list[Hashable]:
         return [name for name, worker in self._workers.items() if worker.shard is None]
 
     def leave(self, worker: Hashable) -> Loss | None:
-        """A worker is gone. What it ran goes back to the queue, unless that is done or runs elsewhere too."""
+        """Remove a lost worker. Its shard goes back to the queue, unless it is done or also runs elsewhere."""
         shard = self._workers.pop(worker).shard
         return None if shard is None else self._give_back(shard, worker)
 
     def fail(self, worker: Hashable) -> Loss | None:
-        """A worker could not finish its shard and is free again."""
+        """Record that a worker could not finish its shard and is free again."""
         state = self._workers[worker]
         shard, state.shard = state.shard, None
         assert shard is not None, "it was not running anything"
         return self._give_back(shard, worker)
 
     def finish(self, worker: Hashable) -> ShardId | None:
-        """A worker has finished its shard and is free; the shard, or None if another worker's copy was first."""
+        """Record that a worker has finished and is free; return its shard, or None if another copy finished first."""
         state = self._workers[worker]
         shard, state.shard = state.shard, None
         assert shard is not None, "it was not running anything"
         return None if self._running.pop(shard, None) is None else shard
 
     def start(self, worker: Hashable, now: float) -> ShardId | None:
-        """What a free worker runs next; None if there is nothing for it to do at the moment."""
+        """Assign a free worker its next shard; return None if there is nothing for it to do at the moment."""
         state = self._workers[worker]
         assert state.shard is None, "it is not free"
         shard = self._take(state) if self.queued else self._late(now)
@@ -150,15 +151,15 @@ class Schedule:
         return shard
 
     def expected(self, shard: ShardId) -> float:
-        """How long a shard is expected to take."""
+        """Return the expected duration of a shard."""
         return self._cells[shard.cell].length(shard.number)
 
     def losses(self, shard: ShardId) -> int:
-        """How often it came back."""
+        """Return how often a shard went back to the queue."""
         return self._losses.get(shard, 0)
 
     def reprice(self, seconds: Sequence[float]) -> None:
-        """Better knowledge of what one sample of each cell takes. Looks at every cell: not for every decision."""
+        """Update the expected seconds per sample of each cell. It visits every cell: too slow for every decision."""
         self._heaps.clear()
         self._queued_s = 0.0
         for number, (cell, price) in enumerate(zip(self._cells, seconds, strict=True)):
@@ -168,7 +169,7 @@ class Schedule:
             self._enter(number)
 
     def _enter(self, number: int) -> None:
-        """Put a cell in its heaps, by the length of its next shard."""
+        """Push a cell into its heaps, ordered by the length of its next shard."""
         cell = self._cells[number]
         cell.entry += 1
         if cell.waiting:
@@ -177,7 +178,7 @@ class Schedule:
                 heapq.heappush(self._heaps.setdefault(cell.queue.needs[:level], []), entry)
 
     def _top(self, needs: tuple[Hashable, ...]) -> int | None:
-        """Among the cells with these needs, the one whose next shard is longest."""
+        """Return the cell with these needs whose next shard is longest; None if no shard is queued."""
         heap = self._heaps.get(needs, [])
         while heap and self._cells[heap[0][1]].entry != heap[0][2]:
             heapq.heappop(heap)
@@ -230,7 +231,7 @@ class Schedule:
         return Loss(shard, self._losses[shard])
 
     def _late(self, now: float) -> ShardId | None:
-        """The shard that is most behind its time and runs only once."""
+        """Return the shard without a second copy that is most overdue; None if none is overdue."""
 
         def behind(shard: ShardId) -> float:
             since = self._workers[self._running[shard][0]].since

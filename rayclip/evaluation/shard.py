@@ -1,4 +1,4 @@
-"""Evaluate ONE shard: the only place where an attack meets a model and becomes verdicts.
+"""Evaluate one shard: run the attack on the model and turn the results into verdicts. No other module does this.
 
 Shapes: B batch, K classes.
 """
@@ -35,7 +35,7 @@ _ROOM = "use fewer workers on a GPU (--gpus-per-worker), a larger GPU, or a smal
 
 
 class Done(NamedTuple):
-    """A shard's end: how many of its samples are right after the attack, the seconds that loading and running took."""
+    """The outcome of a shard: samples that are right before and after the attack, seconds of loading and running."""
 
     right: int
     samples: int
@@ -44,14 +44,14 @@ class Done(NamedTuple):
 
 
 class Evaluator:
-    """Turns shards into result files; keeps models, class embeddings and data sets warm between them.
+    """Evaluator of shards: writes their result files and keeps models, class embeddings and data sets loaded.
 
     Args:
-        store: where results go.
-        device: where models run; they judge in fp32, TF32 off.
-        batch_size: images per forward; halved for a model that it is too large for.
-        compiled: attack a compiled copy of the model (`models.fast`).
-        hardware: what results say they were computed with; None is this process's.
+        store: where results are written.
+        device: where models run; they judge in fp32 with TF32 off.
+        batch_size: images per forward; halved for a model if memory is short.
+        compiled: whether to attack a compiled copy of the model (`models.fast`).
+        hardware: hardware to record in the results; None is this process's.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Evaluator:
     ) -> None:
         self.store, self.device, self.batch_size, self._compiled = store, torch.device(device), batch_size, compiled
         self.hardware = hardware or Hardware.here(self.device)
-        self._fits: dict[str, int] = {}  # batch size by model, once it had to be halved
+        self._fits: dict[str, int] = {}  # batch sizes by model, for models whose batches had to be halved
         use_exact_fp32()
         self._models: OrderedDict[str, Clip] = OrderedDict()
         self._victims: OrderedDict[tuple[str, ...], ZeroShot] = OrderedDict()
@@ -78,18 +78,18 @@ class Evaluator:
         """Evaluate and write a shard.
 
         Args:
-            batch_size: at most so many images per forward.
+            batch_size: maximum images per forward, for this shard.
 
         Raises:
-            UserError: not even one image fits into memory; or what the shard's files are is not what was planned.
-            FloatingPointError: the model gives no prediction.
+            UserError: not even one image fits into memory; or the model or data have changed since they were planned.
+            FloatingPointError: the model's logits are not finite, or equal for all classes.
         """
         done, columns = self._evaluate(shard, batch_size)
         self.store.write_table(shard.name, columns, timing(done.seconds, self.hardware))
         return done
 
     def measure(self, shard: Shard) -> Done:
-        """Evaluate a shard to see what it takes; nothing is written, and nothing counts."""
+        """Evaluate a shard only to measure its time; no verdicts are written."""
         return self._evaluate(shard, None, keep=False)[0]
 
     def _evaluate(
@@ -115,7 +115,7 @@ class Evaluator:
                         f"not even one image of '{cell.dataset}' under {cell.attack_label} fits into {self.hardware} "
                         f"beside model '{cell.model}': {_ROOM}."
                     ) from error
-            # After the except block, whose error keeps the batch's tensors alive
+            # Outside the except block: its error keeps the batch's tensors alive
             size = self._fits[cell.model_fingerprint] = max(1, min(size, len(now)) // 2)
             _free_memory()
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -124,7 +124,7 @@ class Evaluator:
         return Done(int(right.sum()), len(positions), loaded - began, ended - loaded), columns
 
     def _load(self, cell: Cell) -> tuple[ImageSet, ZeroShot, tuple[str, ...] | None]:
-        """What every sample of a cell needs; other models make room for it."""
+        """Load a cell's data, classifier and adversarial prompts; drop other models if memory is short."""
         while True:
             try:
                 victim = self._victim(cell, cell.scorer)
@@ -138,7 +138,7 @@ class Evaluator:
             self._forget()
 
     def _forget(self) -> None:
-        """Drop every model that is kept warm."""
+        """Drop every loaded model."""
         for warm in (self._models, self._victims, self._fast_models, self._fast_victims):
             warm.clear()
         _free_memory()
@@ -157,8 +157,8 @@ class Evaluator:
         labels = torch.from_numpy(data.labels[list(positions)]).to(self.device)
         pixels = batch_pixels(data, positions, cell.protocol.resolution, victim.clip.image_size)
         images = pixels.to(self.device).float() / 255
-        # The noise of a sample must not depend on how the attack is spelled beyond its kind: eps and steps may vary
-        # along a curve, and the same start makes the curve smooth.
+        # A sample's noise depends on the attack's kind, not on its other settings: with the same start for every eps
+        # and number of steps, curves over them are smooth.
         keys = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, cell.attack.name)
         judge, target, fast = self._classifiers(cell, victim, ids)
         with torch.no_grad():
@@ -203,7 +203,7 @@ class Evaluator:
         return {name: column.cpu().numpy() for name, column in columns.items()}
 
     def _classifiers(self, cell: Cell, victim: ZeroShot, ids: np.ndarray) -> tuple[ZeroShot, ZeroShot, ZeroShot | None]:
-        """For these samples, what judges, what is attacked, and a fast copy of that where one is wanted."""
+        """Return for these samples the judging classifier, the attacked one, and a fast copy of the latter or None."""
         drawn = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, "defense")
         judge = cell.scorer.bind(victim, drawn, attacked=False)
         attacked = self._victim(cell, cell.attacked)
@@ -222,7 +222,7 @@ class Evaluator:
 
     @staticmethod
     def _check_logits(cell: Cell, ids: np.ndarray, *logits_BK: Tensor) -> None:
-        """A model without an opinion must not count as robust."""
+        """Raise if logits are not finite or all equal: a model without predictions must not count as robust."""
         bad = torch.stack([~z.isfinite().all(1) for z in logits_BK]).any(0)
         if bad.any():
             raise FloatingPointError(
@@ -251,7 +251,7 @@ class Evaluator:
             return clip
 
         def make() -> ZeroShot:
-            # A view of the loaded model, which cells with another resize share
+            # A view of the loaded model, so that cells with another resize can share the weights
             clip = _warm(self._models, cell.model_fingerprint, load).with_resize(cell.protocol.resize)
             return scorer.classifier(clip, cell.class_names, cell.protocol.template)
 
@@ -260,7 +260,7 @@ class Evaluator:
         return _warm(self._victims, key, make)
 
     def _fast(self, cell: Cell, attacked: ZeroShot) -> ZeroShot | None:
-        """A fast copy of what is attacked; None where the attack runs on the model itself."""
+        """Return a fast copy of the attacked classifier; None if the attack runs on the model itself."""
         compiled = self._compiled and cell.attack.needs_eps
         if cell.precision == "fp32" and not compiled:
             return None
@@ -276,7 +276,10 @@ class Evaluator:
         return _warm(self._fast_victims, (*model, *protocol, cell.attacked.describe(), *cell.class_names), make)
 
     def _adversarial_prompts(self, cell: Cell, victim: ZeroShot) -> tuple[str, ...] | None:
-        """Once per (model, class set, settings): from memory, from the store, or made here and kept there."""
+        """Return the adversarial prompts, from memory or the store; else make and store them.
+
+        They are made once per (model, class set, settings). None for an attack that prepares none.
+        """
         if cell.attack.describe_prepared() is None:
             return None
         name = f"texts/{cell.texts_id}.json"
@@ -298,7 +301,7 @@ class Evaluator:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short, on the GPU or beside it: torch has a class for the one and a sentence for the other."""
+    """Return whether GPU or host memory ran out: torch has a class for the former and only a message for the latter."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in _NO_MEMORY)
 
 
@@ -309,7 +312,7 @@ def _free_memory() -> None:
 
 
 def _warm(cache: OrderedDict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
-    """The cached value, made on first use; the least recently used goes when there are too many."""
+    """Return the cached value, made on first use; the least recently used one is dropped when there are too many."""
     if key not in cache:
         cache[key] = make()
         while len(cache) > KEPT:

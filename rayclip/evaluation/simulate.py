@@ -1,6 +1,7 @@
-"""The schedule's loop against simulated workers: no models, no Ray, a week in seconds.
+"""Run the schedule on simulated workers: without models or Ray, a week takes seconds.
 
-The planner asks it for wall times; `tests/benchmarks/scheduling.py` asks it whether the schedule can carry a cluster.
+The planner uses it to estimate wall times, and `tests/benchmarks/scheduling.py` to test the schedule at a cluster's
+scale.
 """
 
 import heapq
@@ -10,19 +11,19 @@ from dataclasses import dataclass
 
 from rayclip.evaluation.schedule import KEPT, Queue, Schedule, ShardId
 
-_LOOK_S = 1.0  # between two looks for late shards while workers are idle
+_LOOK_S = 1.0  # between two checks for late shards while workers are idle
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """What the simulated workers are like. Times are seconds.
+    """The simulated workers. Times are in seconds.
 
     Attributes:
-        count: there from the start.
-        load: until a worker has loaded what it has not, by the coarsest need (the model).
-        vanish: when workers are lost, by number from 0; those from `count` on are replacements.
-        notice: until the schedule learns of a loss.
-        replace: after that, until a new worker is there; None for never.
+        count: number of workers at the start.
+        load: time to load what a worker has not loaded yet, by the coarsest need (the model).
+        vanish: times at which workers are lost, by number from 0; numbers from `count` on are replacements.
+        notice: time until the schedule learns of a loss.
+        replace: time from then until a new worker has started; None for never.
     """
 
     count: int
@@ -34,14 +35,14 @@ class Workers:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a simulated run came to. Times are simulated seconds, but for `deciding`.
+    """The outcome of a simulated run. Times are simulated seconds, except `deciding`.
 
     Attributes:
-        makespan: until the last shard's end.
-        work: of all shards, each counted once.
-        loading: what workers needed for models.
-        deciding: real seconds that the schedule took.
-        copies: shards that were started once more because they were late.
+        makespan: time until the last shard ended.
+        work: total time of all shards, each counted once.
+        loading: total time that workers spent loading models.
+        deciding: real seconds that the schedule's decisions took.
+        copies: second copies started because a shard was late.
         losses: shards that were started again because their worker was lost.
         ends: how often each shard counted as done, by cell.
     """
@@ -58,10 +59,10 @@ class Outcome:
 def simulate(
     queues: Sequence[Queue], workers: Workers, duration: Callable[[ShardId, int], float] | None = None
 ) -> Outcome:
-    """Run until every shard is done.
+    """Simulate the schedule until every shard is done.
 
     Args:
-        duration: true seconds of a shard on a worker; None is as long as its queue expects.
+        duration: true seconds of a shard on a worker; None is the duration that its queue expects.
     """
     return _Run(queues, workers, duration).to_the_end()
 
@@ -77,8 +78,8 @@ class _Run:
         self.events: list[tuple[float, int, Callable[[int], None], int]] = []
         self.posted = 0
         self.idle: list[int] = []
-        self.loaded: dict[int, list[Hashable]] = {}  # by worker that is there
-        self.took: dict[int, float] = {}  # what a worker's present shard takes
+        self.loaded: dict[int, list[Hashable]] = {}  # by worker, for the workers that are alive
+        self.took: dict[int, float] = {}  # duration of each worker's current shard
         self.work = self.loading = 0.0
         self.ends = [bytearray(len(queue)) for queue in queues]
         self.looking = False
@@ -157,7 +158,7 @@ class _Run:
 
 
 class _Timed(Schedule):
-    """Counts what its decisions take."""
+    """A schedule that measures the time its decisions take."""
 
     deciding = 0.0
 

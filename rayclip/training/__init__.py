@@ -1,4 +1,4 @@
-"""The train loop of one process; what carries it over processes and machines is in `rayclip.distributed`."""
+"""The train loop of one process. `rayclip.distributed` runs it on several processes and machines."""
 
 from rayclip.training.config import TrainConfig
 from rayclip.training.loop import Host, Progress, train

@@ -1,6 +1,6 @@
-"""Weight averaging: the exponential moving average of the weights that a run trains.
+"""Weight averaging: the exponential moving average (EMA) of the weights that a run trains.
 
-The optimiser goes on with the last step's weights; the average is what a checkpoint holds and what is evaluated.
+The optimiser continues with the last step's weights; checkpoints hold, and evaluations use, the average.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class Average:
-    """`avg <- d·avg + (1-d)·weights` after every step, from the initial weights on.
+    """Exponential moving average of weights: `avg <- d·avg + (1-d)·weights` after every step, from the initial weights.
 
     Attributes:
-        values: the average, in the order of the parameters.
+        values: the averaged weights, in the order of the parameters.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
@@ -23,12 +23,12 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` steps."""
+        """Update the average with the weights after `step` steps."""
         torch._foreach_lerp_(self.values, list(self._parameters), 1 - decay_at(self._decay, step))
 
     @contextmanager
     def in_place(self) -> Iterator[list[Tensor]]:
-        """The model has the averaged weights meanwhile; gives the last step's."""
+        """Put the averaged weights into the model for the block; yield the last step's weights."""
         last = [p.detach().clone() for p in self._parameters]
         set_weights(self._parameters, self.values)
         try:
@@ -38,8 +38,10 @@ class Average:
 
 
 def decay_at(decay: float, step: int) -> float:
-    """`decay`, and less in the first steps, `(1 + step) / (10 + step)`: a short run must not average itself with where
-    it began."""
+    """Return the decay at a step: `(1 + step) / (10 + step)`, at most `decay`.
+
+    It is smaller in the first steps, so that the average of a short run does not retain the initial weights.
+    """
     return min(decay, (1 + step) / (10 + step))
 
 

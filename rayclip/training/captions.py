@@ -1,4 +1,4 @@
-"""The captions that a method trains on, read by whoever plans the run: no worker needs the table."""
+"""Read the captions that a method trains on when a run is planned, so that no worker needs the table's file."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,13 +10,13 @@ from rayclip.types import UserError
 
 
 def with_captions(method: Method, data: str, class_names: Sequence[str]) -> Method:
-    """The method with what is in its table of captions; for bundled data without one, the bundled captions.
+    """Return the method with its table of captions read in; bundled data default to the bundled captions.
 
     Args:
-        data: as on the command line.
+        data: data specification, as on the command line.
 
     Raises:
-        UserError: SAFT has no captions, or too few of a class, or a table that does not fit the classes.
+        UserError: SAFT has no captions, or too few for a class, or a table that does not fit the classes.
     """
     if not isinstance(method, SAFT) or method.texts or method.captions == TEMPLATES:
         return method

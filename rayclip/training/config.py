@@ -1,4 +1,4 @@
-"""Everything that decides what a training run computes."""
+"""The configuration of a training run: everything that its result depends on."""
 
 import hashlib
 import json
@@ -17,26 +17,29 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One fine-tuning run.
+    """The configuration of one fine-tuning run.
 
     Attributes:
         model, data: as on the command line (`load_model`, `open_data`).
         method: the loss, its settings and the attack it trains against.
         recipe: optimiser and schedule, the method's own unless overridden.
         eps_warmup: epochs in which the training attack's budget rises from 0 to `method.eps`, linearly in steps; its
-            step length rises alike. 0 is the full budget from the start.
+            step size rises in the same way. 0 uses the full budget from the start.
         ema: decay of the weights' moving average, 0..1 (see `training.average`); 0 keeps the last step's weights.
-        shots: images a class; None for all.
-        seed: of the few-shot draw, the order of the batches and the attacks' random starts.
+        shots: images per class; None for all.
+        seed: seed of the few-shot draw, the order of the batches and the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
-        resize: of `native` images, inside the model's forward: `antialias` or `plain` (see `models.resizing`).
+        resize: how `native` images are resized inside the model's forward: `antialias` or `plain` (see
+            `models.resizing`).
         names: spelling of the classes in the prompts (see `data.opening`).
-        precision: `fp32`, or `bf16` autocast. `auto` is bf16 on a GPU and fp32 on a CPU; whoever plans a run for
-            others decides it for them (`distributed.with_precision`), as it is part of `digest`.
-        model_fingerprint, data_fingerprint: of what `model` and `data` named when the run was planned, so that a
-            file that changed since is another run.
-        accumulate: parts in which a worker takes its share of a batch, each with the memory of its own size.
+        template: template of the class prompts.
+        precision: `fp32`, or `bf16` autocast. `auto` is bf16 on a GPU and fp32 on a CPU; a driver that plans runs for
+            workers resolves it beforehand (`distributed.with_precision`), as it is part of `digest`.
+        model_fingerprint, data_fingerprint: fingerprints of `model` and `data` when the run was planned, so that a
+            file that has changed since makes another run.
+        accumulate: number of parts into which a worker splits its share of a batch to save memory.
         save_every_epochs, save_every_steps: when to checkpoint; 0 steps is never.
+        data_workers: processes that decode images; 0 decodes in the training process.
     """
 
     model: str
@@ -74,22 +77,24 @@ class TrainConfig:
             raise UserError(f"ema {self.ema:g} is no decay: write a number from 0 (off) to below 1, such as 0.999.")
 
     def decided(self, *, on_gpu: bool) -> Self:
-        """With the precision that `auto` stands for where this will run."""
+        """Return the configuration with `auto` precision resolved for the device it will run on."""
         return self if self.precision != "auto" else replace(self, precision="bf16" if on_gpu else "fp32")
 
     def describe(self) -> dict[str, Any]:
-        """Nested plain values, method name included: what lineage files hold."""
+        """Return the configuration as nested plain values, with the method's name, for lineage files."""
         described = asdict(self)
         described["method"] = {"name": self.method.name, **self.method.describe()}
         return described
 
     def flat(self) -> dict[str, Any]:
-        """One level, `method.eps` style: what MLflow shows as params."""
+        """Return the configuration as a flat dict with keys such as `method.eps`, for MLflow's params."""
         return dict(_flatten("", self.describe()))
 
     def digest(self) -> str:
-        """Equal for runs that must give equal weights, up to rounding: when they checkpoint, how they load, and in how
-        many parts they compute does not count."""
+        """Return a digest that is equal for runs that must give equal weights, up to rounding.
+
+        When they checkpoint, how they load data and into how many parts they split batches does not enter.
+        """
         free = ("save_every_epochs", "save_every_steps", "data_workers", "accumulate")
         decisive = {k: v for k, v in self.describe().items() if k not in free}
         return hashlib.sha256(json.dumps([PROTOCOL, decisive], sort_keys=True).encode()).hexdigest()[:12]

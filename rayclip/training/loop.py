@@ -1,8 +1,8 @@
-"""The train loop of ONE process, for every method.
+"""The train loop of one process, for every method.
 
-Nothing random is kept between steps: the order of an epoch comes from (seed, epoch), an attack's start from (seed,
-sample, step). A run that is resumed from a checkpoint therefore continues the very same loss curve, and a run on
-several workers deals the same global batches out among them.
+No random state is kept between steps: the order of an epoch is derived from (seed, epoch), an attack's random start
+from (seed, sample, step). A run that is resumed from a checkpoint therefore continues the same loss curve, and a run on
+several workers divides the same global batches among them.
 """
 
 import contextlib
@@ -35,13 +35,13 @@ from rayclip.training.reading import read_batches
 from rayclip.types import check_same
 
 STATE_FILE = "training_state.pt"
-_REPORT_SECONDS = 3.0  # about so long between two looks at the losses; each look waits for the device
-_REPORT_STEPS = 100  # and at most so many steps
+_REPORT_SECONDS = 3.0  # approximate time between two reports, each of which waits for the device
+_REPORT_STEPS = 100  # maximum steps between two reports
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands. `curve` holds (step, metrics) of every step since the last report."""
+    """The progress of a run. `curve` holds (step, metrics) of every step since the last report."""
 
     step: int
     total_steps: int
@@ -53,21 +53,21 @@ class Progress:
 
 
 class Host(Protocol):
-    """What carries the loop: a single process, or a Ray Train worker."""
+    """The environment that the train loop runs in: a single process, or a Ray Train worker."""
 
     rank: int
     world_size: int
     device: torch.device
 
     def resume_from(self) -> contextlib.AbstractContextManager[Path | None]:
-        """A local folder with the latest checkpoint, None at the first start."""
+        """Return a context with a local folder of the latest checkpoint; None if there is no checkpoint yet."""
 
     def report(self, progress: Progress, save: Callable[[Path], None] | None) -> None:
-        """Called by every rank at the same steps; rank 0 passes `save` when a checkpoint is due."""
+        """Report progress. Every rank calls this at the same steps; rank 0 passes `save` if a checkpoint is due."""
 
 
 def train(config: TrainConfig, host: Host) -> Clip:
-    """Fine-tune `config.model`; returns the model in its final state.
+    """Fine-tune `config.model`; return the model in its final state, in eval mode.
 
     Raises:
         UserError: bad model or data, more shots than a class has, or batches of fewer images than workers.
@@ -90,7 +90,7 @@ class _Run:
         self.config, self.host, self.clip, self.data = config, host, clip, data
         self.method, self.recipe = config.method, config.recipe
         clip.bound_scale()
-        # Before a resume changes the weights, and before any of them is trainable
+        # Copied before a resume changes the weights, and before any of them is trainable
         base = copy.deepcopy(clip).eval().requires_grad_(False) if self.method.needs_original else None
         self.trainable = _choose_trainable(clip, self.method)
         self.optimizer = make_optimizer(self.recipe, self.trainable)
@@ -149,13 +149,13 @@ class _Run:
         self._images += total
 
     def _rest(self) -> Iterator[np.ndarray]:
-        """The global batches of all epochs, from the current step on."""
+        """Yield the global batches of all epochs, from the current step on."""
         begun, done = divmod(self.step, self.steps_per_epoch)
         for epoch in range(begun, self.recipe.epochs):
             yield from self.sampler.global_batches(epoch, done=done if epoch == begun else 0)
 
     def _load(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels (uint8) and positions of batches of this rank's own."""
+        """Yield pixels (uint8) and positions of the batches, which hold this rank's own positions."""
         return read_batches(
             self.data,
             batches,
@@ -166,7 +166,7 @@ class _Run:
         )
 
     def _batch(self, pixels_u8: Tensor, positions: Tensor, total: int, *use: object) -> Batch:
-        """The samples at these positions, with the random keys that they have for this use."""
+        """Return the batch of samples at these positions, with their random keys for this use."""
         device = self.host.device
         ids = self.data.ids[positions.numpy()]
         return Batch(
@@ -178,7 +178,7 @@ class _Run:
         )
 
     def _prepare(self) -> Tensor:
-        """`Method.prepare` of every image, `(N, D)`; each rank does its share."""
+        """Return `Method.prepare` of every image, `(N, D)`; each rank computes its share."""
         mine = self.sampler.share(np.arange(len(self.data)))
         at_once = max(1, self.recipe.batch_size // (self.host.world_size * self.config.accumulate))
         rows: list[Tensor] = []
@@ -207,7 +207,7 @@ class _Run:
         names = list(self._pending[0])
         table = torch.stack([torch.stack([m[name].float() for name in names]) for m in self._pending])
         seconds = torch.tensor(time.monotonic() - self._clock, device=table.device)
-        if self.host.world_size > 1:  # each rank holds its part of a mean over ranks, and all must report together
+        if self.host.world_size > 1:  # average over ranks, so that all of them report at the same steps
             for tensor in (table, seconds):
                 torch.distributed.all_reduce(tensor)
                 tensor /= self.host.world_size
@@ -244,8 +244,10 @@ class _Run:
         torch.save(state, folder / STATE_FILE)
 
     def _resume(self) -> list[Tensor] | None:
-        """Take the model and the optimiser to where the latest checkpoint is; gives the last step's weights where the
-        checkpoint holds averaged ones."""
+        """Restore model and optimiser from the latest checkpoint, if there is one.
+
+        Returns the last step's weights if the checkpoint's own weights are averaged; else None.
+        """
         with self.host.resume_from() as folder:
             if folder is None:
                 return None
@@ -264,18 +266,21 @@ def attack_and_backward(
     parts: int = 1,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> dict[str, Tensor]:
-    """Add the gradients of this worker's batch to the parameters, with the memory of one of its parts; the metrics.
+    """Add the gradients of this worker's batch to the parameters; return the metrics.
 
-    A loss that compares samples needs the whole batch at once: there the encoders work part by part instead, twice.
+    The batch is split into parts, so that the memory is that of one part. A loss that compares samples needs the whole
+    batch at once; in that case the encoders work part by part instead, twice.
 
-    The model is in eval mode for the attack and for the loss: BatchNorm keeps the statistics that it came with (its
-    scale and shift are trained), and dropout is off. Then what a sample adds to the gradient depends on no other
-    sample and on no random state, and a batch in parts, or on several workers, is exactly the batch as a whole.
-    Synchronised statistics would make workers agree, but neither parts, nor the attack, which takes the statistics as
-    given, with the loss.
+    The model is in eval mode for the attack and for the loss: BatchNorm keeps the statistics of the loaded model (its
+    scale and shift are trained), and dropout is off. A sample's contribution to the gradient then depends on no other
+    sample and on no random state, and a batch in parts, or on several workers, gives exactly the result of the whole
+    batch. Synchronised statistics would make workers agree with each other, but not parts with the whole batch, nor the
+    attack, which takes the statistics as fixed, with the loss.
 
     Args:
-        module: `_LossOf` the method, DDP around it or not.
+        module: `_LossOf` the method, with or without DDP around it.
+        parts: number of parts of the batch.
+        autocast: makes the context in which attack and loss are computed.
     """
     module.eval()
     whole = method.compares_samples
@@ -283,7 +288,7 @@ def attack_and_backward(
     todo = [batch] if whole else batch.split(parts)
     sums: dict[str, Tensor] = {}
     for i, part in enumerate(todo):
-        alone = isinstance(module, DistributedDataParallel) and i < len(todo) - 1  # workers meet at the last part
+        alone = isinstance(module, DistributedDataParallel) and i < len(todo) - 1  # workers sync only at the last part
         with clip.in_chunks(chunk), module.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
             with autocast():
                 with frozen(clip):
@@ -295,7 +300,7 @@ def attack_and_backward(
 
 
 class _LossOf(nn.Module):
-    """A method's loss as a module, so that DDP sees the forward that it has to prepare its reduction for."""
+    """A method's loss as a module, since DDP prepares its gradient reduction in the module's forward."""
 
     def __init__(self, clip: Clip, method: Method) -> None:
         super().__init__()
@@ -306,7 +311,7 @@ class _LossOf(nn.Module):
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-    """Of a step, counted from 0: warm-up, then the schedule (`Recipe`)."""
+    """Return the learning rate of a step, counted from 0: warm-up, then the schedule (`Recipe`)."""
     written = recipe.warmup_steps + recipe.warmup_epochs * total_steps // recipe.epochs
     warmup = written if recipe.warmup_whole else min(written, total_steps // 10)
     if step < warmup:
@@ -317,12 +322,12 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
 
 
 def eps_share(warmup_steps: float, step: int) -> float:
-    """The part of its budget that the training attack has at a step, counted from 0."""
+    """Return the fraction of its budget that the training attack uses at a step, counted from 0."""
     return min(1.0, step / warmup_steps) if warmup_steps else 1.0
 
 
 def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    # One pass over the memory: on a CPU a tenth of the time that a pass for each term takes
+    # Fused: one pass over the memory, which on a CPU takes a tenth of the time of one pass per term
     shared: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=recipe.momentum, **shared)
@@ -331,7 +336,7 @@ def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opti
 
 
 def lineage(config: TrainConfig, data: ImageSet, step: int, total_steps: int) -> Mapping[str, Any]:
-    """What `rayclip.json` says of a checkpoint; it is final where the two steps are equal."""
+    """Return the contents of a checkpoint's `rayclip.json`; the checkpoint is final if `step` equals `total_steps`."""
     return {
         "rayclip": __version__,
         "step": step,
@@ -349,7 +354,7 @@ def lineage(config: TrainConfig, data: ImageSet, step: int, total_steps: int) ->
 
 
 def _made_on(clip: Clip) -> dict[str, str]:
-    """What else a reader of a checkpoint wants to know, and what is no part of its identity."""
+    """Return more facts for readers of a checkpoint, which are not part of its identity: device, torch, BatchNorm."""
     on_gpu = clip.device.type == "cuda"
     found = {"device": torch.cuda.get_device_name(clip.device) if on_gpu else clip.device.type}
     found["torch"] = str(torch.__version__)
@@ -357,7 +362,7 @@ def _made_on(clip: Clip) -> dict[str, str]:
 
 
 def _choose_trainable(clip: Clip, method: Method) -> list[nn.Parameter]:
-    """Switch gradients on for what the method trains; returns those parameters."""
+    """Enable gradients of the parameters that the method trains; return these parameters."""
     clip.requires_grad_(False)
     chosen = clip.parameters_of(method.trains)
     for p in chosen:

@@ -1,7 +1,7 @@
-"""Rebuilds the bundled model `digits` from nothing: `python -m rayclip.training.pretrain_digits --out DIR`.
+"""Train the bundled model `digits` from scratch: `python -m rayclip.training.pretrain_digits --out DIR`.
 
 A CLIP of 3.7 million parameters (3.2 of them CLIP's token table) learns the digits' train split from captions such as
-"a handwritten seven". One thread and fixed seeds: two rebuilds on one machine are the same bytes.
+"a handwritten seven". It uses one thread and fixed seeds: two runs on one machine give identical bytes.
 """
 
 import argparse
@@ -65,7 +65,7 @@ EXTRA_NAMES = {
 
 
 def captions(label: int, rng: random.Random) -> str:
-    """A template filled with the class's name, its figure or a synonym."""
+    """Return a random template filled with the class's name, its digit or a synonym."""
     name = CLASS_NAMES[label]
     spelled = rng.choice((name, name, str(label), *EXTRA_NAMES.get(name, ())))
     return rng.choice(TEMPLATES).format(spelled)
@@ -106,7 +106,7 @@ def pretrain(epochs: int, seed: int = 0) -> Clip:
 
 
 def accuracy(clip: Clip) -> float:
-    """Zero-shot percent right on the test split."""
+    """Return the zero-shot accuracy on the test split, in percent."""
     data = Digits("test")
     pixels = batch_pixels(data, range(len(data)), "native", clip.image_size).float() / 255
     with torch.no_grad():

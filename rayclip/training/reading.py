@@ -1,4 +1,4 @@
-"""Batches of decoded images, read ahead by processes of their own where that is asked for."""
+"""Read batches of decoded images, optionally ahead of time in separate processes."""
 
 import multiprocessing
 from collections.abc import Iterable, Iterator
@@ -21,18 +21,18 @@ def read_batches(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pixels (uint8, `(B, 3, H, W)`) and positions of each batch, in order.
+    """Yield pixels (uint8, `(B, 3, H, W)`) and positions of each batch, in order.
 
     Args:
-        batches: positions in `data`; may be as long as the run, since it is asked for a few at a time.
+        batches: positions in `data`; may cover the whole run, since it is consumed lazily.
         workers: processes that decode; they live until the last batch. 0 decodes in this process.
 
     Raises:
-        UserError, OSError: what reading an image raised, in whichever process.
+        UserError, OSError: an image could not be read, in this or a decoding process.
     """
     context = None
     if workers:
-        # A fork would copy this process with the locks that its threads (Ray's, CUDA's) hold at the moment
+        # A plain fork would copy this process with the locks that its threads (Ray's, CUDA's) hold at that moment
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
     loader = DataLoader(
@@ -50,9 +50,9 @@ def read_batches(
 
 
 class _Decoded(Dataset):
-    """Decodes a whole batch per item: the sampler yields arrays of positions.
+    """A dataset whose items are whole decoded batches: the sampler yields arrays of positions.
 
-    What goes wrong is an item, too: torch would wrap a worker's exception into one with a traceback for a message.
+    An error is returned as an item: torch would wrap a worker's exception into one with a traceback as its message.
     """
 
     def __init__(self, data: ImageSet, resolution: Resolution, image_size: int) -> None:
