@@ -458,7 +458,7 @@ def _logging(store: Store) -> Iterator[None]:
 
 
 def show_search(found: Found) -> None:
-    """Print every trial's last validation scores, best first; * marks the Pareto front."""
+    """Print every trial's last validation scores, longest run and best first; * marks the Pareto front."""
     console = terminal.console()
     console.print(search_table(found.scores, found.front, found.robust).rich(console.width))
 

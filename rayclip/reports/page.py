@@ -8,7 +8,7 @@ from typing import Any
 
 from rayclip.reports.document import Cell, Document, Figure, Grid, Part
 
-_WIDE = 7  # from this many columns on, intervals are below their numbers
+_WIDE = 7  # with more columns than this, intervals are below their numbers
 _SHUT = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 

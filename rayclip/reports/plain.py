@@ -9,8 +9,8 @@ from urllib.parse import quote
 from rayclip.reports.document import Cell, Document, Grid
 from rayclip.reports.table import as_markdown
 
-_TALL, _WIDE = 44, 7  # rows per LaTeX table; columns from which on intervals are below their numbers
-_LONG = 24  # words from this many characters on may be broken
+_TALL, _WIDE = 44, 7  # rows per LaTeX table; with more columns than this, intervals are below their numbers
+_LONG = 24  # longer words may be broken
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",

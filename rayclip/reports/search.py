@@ -7,7 +7,7 @@ from rayclip.reports.table import Table
 
 
 def search_table(scores: Mapping[str, Score], front: Sequence[str], robust: str) -> Table:
-    """Return a table with a row per trial, those that ran longest first.
+    """Return a table with a row per trial: those that ran longest first, then by accuracy.
 
     Args:
         front: the trials on the Pareto front.
