@@ -1,6 +1,6 @@
-"""The whole house in a few calls: fine-tune, sweep, evaluate. The command line and `sweeps/` use it.
+"""The Python interface: fine-tune, sweep, search and evaluate. The command line and `sweeps/` use it too.
 
-Everything that can be wrong in the arguments is found before Ray starts and before a file is written.
+All arguments are validated before Ray starts and before a file is written.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ from rayclip.types import Row, UserError
 
 
 def evaluate_models(models: Sequence[str], evaluation: Evaluation, where: Where) -> list[Row]:
-    """Evaluate models; results on disk, in the tracker, and returned.
+    """Evaluate models; write the results to disk, log them to the tracker and return them.
 
     Raises:
         UserError: bad arguments, before anything is written.
@@ -82,16 +82,17 @@ def plan_evaluation(
     calibrate_s: float = 60.0,
     price: float | None = None,
 ) -> Forecast:
-    """What `evaluate_models` would take with the same arguments; also kept beside the results, to be compared with what
-    it took (`forecast.spent`).
+    """Estimate the cost of `evaluate_models` with the same arguments.
+
+    The estimate is also written beside the results, to be compared later with the actual cost (`forecast.spent`).
 
     Args:
-        workers: how many to foresee wall times for; none is as many as the cluster holds.
-        calibrate_s: seconds to measure in what earlier results say nothing about; 0 starts no Ray.
-        price: of an hour of one GPU, or of one core where there are none.
+        workers: numbers of workers to estimate wall times for; empty means as many as fit on the cluster.
+        calibrate_s: seconds to spend on measuring what earlier results do not cover; 0 does not start Ray.
+        price: of one GPU hour, or of one core hour where there are no GPUs.
 
     Raises:
-        UserError: bad arguments; or nothing is known and nothing may be measured.
+        UserError: bad arguments; or there are no earlier measurements and none may be made.
     """
     cells, positions = plan_cells(models, evaluation, Opened(quiet=where.quiet))
     store, costs, found = Store(where.out), Costs(), None
@@ -123,7 +124,7 @@ def plan_evaluation(
 
 
 def spent(out: str) -> tuple[Forecast | None, list[forecasts.Spent], list[dict[str, Any]]]:
-    """The kept plan of a folder of results; what its cells took, beside what was planned; and each evaluation's run."""
+    """Return a results folder's plan, its cells' actual beside planned cost, and the record of each evaluation."""
     store = Store(out)
     plan = forecasts.read_plan(store)
     return plan, [] if plan is None else forecasts.spent(plan, store), store.read_json(forecasts.RUNS) or []
@@ -141,12 +142,14 @@ def evaluate_retrieval(
     eps: float | tuple[float, ...] | None = None,
     seed: int = 0,
 ) -> list[RecallRow]:
-    """Recall at 1, 5, 10 of models on image-caption data (`open_pairs`), in this process; on disk, in the tracker, and
-    returned. What `where.out` holds is not computed again.
+    """Evaluate recall at 1, 5, 10 of models on image-caption data (`open_pairs`), in this process.
+
+    Results are written to disk, logged to the tracker and returned; what is in `where.out` is not computed again.
 
     Args:
-        attacks: on pairs (`attacks.pairs`), those that have a stop rule with `stop="final"`.
-        eps: budget in pixel units of those that name none of their own; each of them is run at each of several.
+        attacks: attacks on pairs (`attacks.pairs`); an attack with a stop rule needs `stop="final"`.
+        eps: budget in pixel units of the attacks that set none themselves; with several budgets, each of these attacks
+            is run at each budget.
 
     Raises:
         UserError: bad arguments, before anything is written.
@@ -185,7 +188,7 @@ def evaluate_retrieval(
     with where.logbook(store) as logbook, Display(quiet=where.quiet) as display:
         for spec in specs:
             name = f"{LINEAGE}/{opened.fingerprint(spec)}.json"
-            if store.size(name) is None:  # an evaluation in the same folder may have given it a label
+            if store.size(name) is None:  # keep the label that an evaluation may have written
                 store.write_json(name, model_record(spec, None))
         for task, mine in zip(tasks, found, strict=True):
             if mine is None:
@@ -203,10 +206,10 @@ def evaluate_retrieval(
 
 
 def fine_tune(trial: Trial, where: Where) -> bool:
-    """One training run, to `trial.out`; False if that is there already.
+    """Run one training and write its checkpoint to `trial.out`; return False if that is finished already.
 
     Raises:
-        UserError: bad arguments, before anything is written; or why the run failed.
+        UserError: bad arguments, before anything is written; or the run failed (the message says why).
     """
     opened = Opened(quiet=where.quiet)
     trial = dataclasses.replace(trial, config=check_training(trial.config, where.train_workers, opened))
@@ -227,12 +230,12 @@ def fine_tune(trial: Trial, where: Where) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """What a sweep found.
+    """Result of a sweep.
 
     Attributes:
         rows: of the untouched model and of every trial that succeeded.
-        labels: names to show, by model specification.
-        errors: why trials failed, by name.
+        labels: display names by model specification.
+        errors: reasons of failure by trial name.
     """
 
     rows: list[Row]
@@ -241,11 +244,11 @@ class SweepResult:
 
 
 def compare(name: str, models: Mapping[str, str], evaluations: Sequence[Evaluation], where: Where) -> list[Row]:
-    """Evaluate models under one parent run, to be read as one table; results on disk, in the tracker, and returned.
+    """Evaluate models under one parent run, as one table; write, log and return the results.
 
     Args:
         name: of the tracker's parent run.
-        models: labels by model specification.
+        models: display names by model specification.
 
     Raises:
         UserError: bad arguments, before anything is written.
@@ -259,7 +262,7 @@ def compare(name: str, models: Mapping[str, str], evaluations: Sequence[Evaluati
 
 
 def itself(trial: Trial) -> dict[str, str]:
-    """What a sweep evaluates of a finished trial unless it says otherwise: specifications with their labels."""
+    """Return the default models that a sweep evaluates of a finished trial: its own, as {specification: label}."""
     return {trial.model: trial.name}
 
 
@@ -275,7 +278,7 @@ def sweep(
 
     Args:
         name: of the tracker's parent run.
-        results: the models to evaluate of a finished trial, with their labels.
+        results: returns the models to evaluate of a finished trial, as {specification: label}.
 
     Raises:
         UserError: bad arguments, before anything is written.
@@ -304,14 +307,14 @@ def sweep(
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
-        scores: of every trial on the validation data, where it ended.
-        front: the trials that ran to their end and that none of these beats in both accuracies, best clean first.
-        robust: the attacks that the second accuracy withstands.
+        scores: last scores of every trial on the validation data.
+        front: names of the completed trials on the Pareto front of clean and robust accuracy, best clean one first.
+        robust: the attacks behind the robust accuracy.
         rows, labels: of the untouched model and the front on the test data, as in `SweepResult`.
-        errors: why trials failed, by name.
+        errors: reasons of failure by trial name.
     """
 
     scores: dict[str, Score]
@@ -332,12 +335,12 @@ def search(
     *,
     reduction: float = 3,
 ) -> Found:
-    """Run trials against each other (ASHA), and evaluate the Pareto front of clean and robust accuracy.
+    """Run trials under ASHA early stopping, then evaluate the Pareto front of clean and robust accuracy.
 
     Args:
         name: of the tracker's parent run.
-        validation: decides; its data are to be kept out of the trials' and the evaluations'.
-        reduction: about one of so many trials passes each rung.
+        validation: what trials are ranked by; its data must not overlap those of the trials and the evaluations.
+        reduction: ASHA's reduction factor: about one in `reduction` trials passes each rung.
 
     Raises:
         UserError: bad arguments, before anything is written.
@@ -389,7 +392,7 @@ def search(
 def _named(
     base: str, trials: Sequence[Trial], results: Callable[[Trial], Mapping[str, str]]
 ) -> tuple[dict[str, str], dict[str, str | None]]:
-    """Labels of the untouched model and of what is to be evaluated of the trials; the run that trained each."""
+    """Return labels of the untouched model and the trials' models, and the tracker run that trained each of them."""
     labels, runs = {base: f"untouched {model_name(base)}"}, dict[str, str | None]()
     for trial in trials:
         labels |= results(trial)
@@ -400,7 +403,7 @@ def _named(
 def _plan(
     models: Sequence[str], evaluations: Sequence[Evaluation], opened: Opened
 ) -> tuple[list[Cell], dict[str, np.ndarray]]:
-    """`plan_cells` of several evaluations; what they have in common is there once."""
+    """Return `plan_cells` of several evaluations merged, without duplicates."""
     cells: dict[tuple[str, str], Cell] = {}
     positions: dict[str, np.ndarray] = {}
     for evaluation in evaluations:
@@ -420,12 +423,12 @@ def _compare(
     store: Store,
     where: Where,
 ) -> list[Row]:
-    """Evaluate models, log each below its run in `runs` or one of its own, and all of them in `root`."""
+    """Evaluate models; log each below its run in `runs` or below a new one, and the table of all in `root`."""
     cells, positions = _plan(list(labels), evaluations, opened)
     rows = _evaluate(cells, positions, store, where)
     _write_results(store, rows, labels, cells)
     found = _alarms(cells, rows, positions, store)
-    last = {run: model for model, run in runs.items()}  # of several checkpoints or mixtures the trained model itself
+    last = {run: model for model, run in runs.items()}  # of a run's several models: the trained one comes last
     with _logging(store):
         for model, label in labels.items():
             run = runs.get(model) or logbook.open(label, parent=root, tags={"rayclip.kind": "untouched"})
@@ -438,10 +441,10 @@ def _compare(
 
 @contextlib.contextmanager
 def _logging(store: Store) -> Iterator[None]:
-    """Results are on disk when they are logged: nothing that goes wrong with a tracker keeps them from being shown.
+    """Turn errors of the tracker into a warning: the results are on disk already and must still be shown.
 
     Raises:
-        UserError, OSError: the disk is full, or the like, which the next command would meet, too.
+        UserError, OSError: a full disk or the like, which the next command would run into as well.
     """
     try:
         yield
@@ -455,7 +458,7 @@ def _logging(store: Store) -> Iterator[None]:
 
 
 def show_search(found: Found) -> None:
-    """Print where every trial ended on the validation data, the best first; * marks the Pareto front."""
+    """Print every trial's last validation scores, longest run and best first; * marks the Pareto front."""
     console = terminal.console()
     console.print(search_table(found.scores, found.front, found.robust).rich(console.width))
 
@@ -478,7 +481,7 @@ def _with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened
 
 
 def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook) -> dict[str, str]:
-    """Run the unfinished trials; why they failed, by name."""
+    """Run the unfinished trials; return the reasons of failure by trial name."""
     display, storage = Display(quiet=where.quiet), store.child("unfinished")
     for run in forgotten(trials, storage):
         say(
@@ -499,7 +502,7 @@ def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook
 
 
 def _ended(logbook: Logbook, trial: Trial, error: str | None) -> None:
-    """Close a trial's run, with its checkpoint if it has left one."""
+    """Log a trial's checkpoints if it is finished, and close its tracker run."""
     if error is None and trial.is_finished():
         for epoch in sorted({*trial.keep_epochs, trial.config.recipe.epochs}):
             last = epoch == trial.config.recipe.epochs
@@ -511,7 +514,7 @@ def _ended(logbook: Logbook, trial: Trial, error: str | None) -> None:
 
 
 def _catch_up(trials: Sequence[Trial], logbook: Logbook) -> None:
-    """Finished trials whose driver was lost, or found its disk full, before it had logged them."""
+    """Log finished trials whose driver died, or ran out of disk space, before it had logged them."""
     for trial in trials:
         _ended(logbook, trial, None)
 
@@ -530,7 +533,7 @@ def _evaluate(cells: Sequence[Cell], positions: dict[str, np.ndarray], store: St
 def _alarms(
     cells: Sequence[Cell], rows: Sequence[Row], positions: dict[str, np.ndarray], store: Store
 ) -> dict[str, list[str]]:
-    """Warnings about the measurement by model; also printed."""
+    """Print and return warnings about the measurement, by model."""
     found = {}
     for model in dict.fromkeys(c.model for c in cells):
         found[model] = cut_alarms([row for row in rows if row.model == model])
@@ -550,10 +553,10 @@ def _log_evaluations(
     warnings: Sequence[str],
     trial: str | None = None,
 ) -> None:
-    """A run for the model itself, and one for each scorer that judges it and each defence that it stands behind.
+    """Log one run for each combination of scorer and defence that the model was evaluated with.
 
     Args:
-        trial: the run that trained the model, which gets its numbers, too.
+        trial: the run that trained the model; the numbers of the plain model are logged there too.
     """
     for kind in dict.fromkeys((row.scorer, row.defense) for row in rows if row.model == model):
         mine = [row for row in rows if (row.model, row.scorer, row.defense) == (model, *kind)]
@@ -563,7 +566,7 @@ def _log_evaluations(
 
 
 def _write_results(store: Store, rows: Sequence[Row], labels: Mapping[str, str], cells: Sequence[Cell]) -> None:
-    """`results.json`, `table.md` and a record of each model, with where it comes from, beside the cells."""
+    """Write `results.json`, `table.md` and each model's record with its origin beside the cells."""
     for spec, fingerprint in {(cell.model, cell.model_fingerprint) for cell in cells}:
         store.write_json(f"{LINEAGE}/{fingerprint}.json", model_record(spec, labels.get(spec)))
     store.write("results.json", rows_json(rows).encode())

@@ -1,4 +1,4 @@
-"""What is asked for, and whether it can be done: everything that can be wrong is found here, before anything starts."""
+"""Validate a request before any work starts: the settings of an evaluation, the models and data, a training run."""
 
 import dataclasses
 import json
@@ -37,23 +37,24 @@ from rayclip.training.config import check_shares
 from rayclip.types import UserError
 from rayclip.units import format_budget
 
-_SMALL_L2 = 0.1  # papers take 0.25 and more
-_SILENT_S = 2.0  # a check that is over sooner is not worth a line
+_SMALL_L2 = 0.1  # papers use 0.25 and more
+_SILENT_S = 2.0  # shorter checks print no progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What to evaluate models on.
+    """Settings of an evaluation: data sets, attacks, protocol, defences and scorers.
 
     Attributes:
         data: data specifications (`open_data`, split `test`).
         attacks: with their settings.
         protocol: budget, seed, resolution, template.
-        defenses: chains of test-time defences to put each model behind; the empty one is the model itself.
-        aims: what attacks on defended models are aimed at.
+        defenses: chains of test-time defences to wrap each model in; the empty chain is the model itself.
+        aims: how attacks treat the defence of a defended model (ignore it or go through it).
         scorers: ways to score an image against a class.
-        made_against: what image attacks attack where the scorer is not the template: the scorer itself, the template.
-        limit: at most so many samples of each data set.
+        made_against: what image attacks optimise against where the scorer is not the template: the scorer itself, or
+            the template.
+        limit: maximum number of samples per data set.
     """
 
     data: Sequence[str]
@@ -68,10 +69,10 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """An MLflow experiment, by name: the connection is made when the arguments have been checked.
+    """Address and name of an MLflow experiment; the connection is made once the arguments have been validated.
 
     Attributes:
-        about: what the study asks, in Markdown.
+        about: the question of the study, in Markdown.
     """
 
     uri: str
@@ -80,14 +81,14 @@ class Tracking:
 
     @classmethod
     def choose(cls, uri: str | None, experiment: str, about: str = "") -> "Tracking":
-        """`uri`, or `MLFLOW_TRACKING_URI`, or an SQLite file in the working directory."""
+        """Return the experiment at `uri`, else `MLFLOW_TRACKING_URI`, else an SQLite file in the working directory."""
         return cls(uri=uri or default_uri(), experiment=experiment, about=about)
 
     def connect(self, store: Store) -> SpooledTracker:
-        """What MLflow does not take now waits in the store.
+        """Connect to MLflow; entries that it cannot take now wait in the store.
 
         Raises:
-            UserError: it cannot be reached and has not been before.
+            UserError: MLflow cannot be reached, and no earlier run from this store has reached it.
         """
         mlflow = MlflowTracker(self.uri, self.experiment)
         return SpooledTracker(mlflow, Spool(store), known=Logbook.has_logged_to(store, mlflow.address))
@@ -95,17 +96,17 @@ class Tracking:
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Where work runs and is logged.
+    """Where work runs, where results are written and where they are logged.
 
     Attributes:
-        out: folder (evaluations: or object-store URI) of all results.
-        tracking: store and experiment; None logs nothing.
-        cluster: a running Ray cluster instead of a private Ray.
-        pool: of the evaluation actors.
-        train_workers: Train workers of each trial.
-        least_workers: a trial goes on with so many while the cluster has no room for all; None waits for all.
+        out: folder of all results; for evaluations also an object-store URI.
+        tracking: MLflow store and experiment; None logs nothing.
+        cluster: use a running Ray cluster instead of a private Ray.
+        pool: size of the pool of evaluation actors.
+        train_workers: Ray Train workers per trial.
+        least_workers: minimum to continue a trial with while the cluster has no room for all; None waits for all.
         quiet: show no progress.
-        verbose: let Ray and its workers print.
+        verbose: show the output of Ray and its workers.
     """
 
     out: str
@@ -118,7 +119,7 @@ class Where:
     verbose: bool = False
 
     def logbook(self, store: Store) -> Logbook:
-        """Connects to the tracker; the first thing that is done once the arguments are known to be good."""
+        """Connect to the tracker, as the first step after the arguments have been validated."""
         check_folder("the folder of the results,", self.out)
         if self.tracking is None:
             return Logbook(store, None)
@@ -129,7 +130,7 @@ class Where:
 
 
 class Opened:
-    """Models and data that the checks of one call have opened: the trials of a sweep share their base model."""
+    """Cache of the models and data opened while one call is validated: the trials of a sweep share their base model."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -139,13 +140,13 @@ class Opened:
         self._said: set[str] = set()
 
     def note(self, sentence: str, kind: Literal["note", "warning"] = "note") -> None:
-        """Say something that a reader of the numbers should know, once for all trials of a sweep."""
+        """Print a note about the results, once for all trials of a sweep."""
         if sentence not in self._said:
             self._said.add(sentence)
             say(kind, sentence)
 
     def model(self, spec: str) -> Clip:
-        """The last one stays in memory."""
+        """Load a model; only the last one stays in memory."""
         if self._model is None or self._model[0] != spec:
             self._model = spec, load_model(spec)
         return self._model[1]
@@ -156,7 +157,7 @@ class Opened:
         return self._fingerprints[spec]
 
     def data(self, spec: str, role: Literal["train", "test"], resolution: Resolution, names: Names) -> ImageSet:
-        """Damaged images and mixed sizes are met now; what a reader of the numbers should know is said."""
+        """Open a data set, check it for damaged images and mixed sizes, and print its notes."""
         key = spec, role, names
         if key not in self._data:
             data = open_data(spec, role, names)
@@ -169,7 +170,7 @@ class Opened:
         return self._data[key]
 
     def check(self, data: ImageSet | PairSet) -> None:
-        """Look at every image of files that nobody has looked at; shows progress where that takes long."""
+        """Check every image of files that have not been checked before; show progress if that takes long."""
         began = time.monotonic()
         with Display(quiet=self._quiet) as display:
 
@@ -181,17 +182,17 @@ class Opened:
 
 
 def is_small(model: str) -> bool:
-    """Whether the papers' learning rates would hardly move it."""
+    """Return whether the model is too small for the papers' learning rates."""
     return sum(p.numel() for p in load_model(model).parameters()) < SMALL_BELOW
 
 
 def choose_recipe(
     method: Method, model: str, *, small: bool, whole_warmup: bool, overrides: Mapping[str, Any]
 ) -> Recipe:
-    """The method's recipe for small models, or the published one for this model.
+    """Return the method's recipe for small models, or the published one for this model.
 
     Args:
-        whole_warmup: of the published one, even in a run that is hardly longer.
+        whole_warmup: keep the published warm-up at full length, even if the run is hardly longer.
     """
     if small:
         return dataclasses.replace(method.small, **overrides)
@@ -200,10 +201,10 @@ def choose_recipe(
 
 
 def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainConfig:
-    """The configuration with its default substitutes and the fingerprints of model and data spelled out.
+    """Validate a training configuration; return it with default substitutes and fingerprints filled in.
 
     Raises:
-        UserError: whatever `train` would raise for these arguments.
+        UserError: everything that `train` would raise for these arguments.
     """
     method = config.method.with_default_substitutes(default_substitutes(bundled=config.data == "digits"))
     config = dataclasses.replace(config, data=locate(config.data))
@@ -218,7 +219,7 @@ def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainCo
             "in parts, is a step on one big batch."
         )
     if method.trains == "prompt":
-        allow_named(config.model)  # the prompt that is learned will name it
+        allow_named(config.model)  # the learned prompt's files will name it
     _warn_of_cut(config, method, data.name, data.class_names, opened)
     return dataclasses.replace(
         config,
@@ -231,7 +232,7 @@ def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainCo
 def _warn_of_cut(
     config: TrainConfig, method: Method, dataset: str, class_names: Sequence[str], opened: "Opened"
 ) -> None:
-    """Say once if the model does not read the texts that it is trained on to their end."""
+    """Warn once if the training texts are longer than what the model or the text attack reads."""
     clip = method.dressed(opened.model(config.model), config.seed)
     prompts = method.prompts(class_names, clip.template or config.template)
     cut = len(clip.cut_texts(prompts))
@@ -254,10 +255,10 @@ def _warn_of_cut(
 def plan_cells(
     models: Sequence[str], evaluation: Evaluation, opened: Opened
 ) -> tuple[list[Cell], dict[str, np.ndarray]]:
-    """Open every model and data set; the cells, and the positions to evaluate by data specification.
+    """Open every model and data set; return the cells, and the sample positions to evaluate by data specification.
 
     Raises:
-        UserError: a model, data set or attack that cannot work.
+        UserError: a model, data set or attack cannot be used.
     """
     protocol = evaluation.protocol
     if not evaluation.data:
@@ -287,7 +288,7 @@ def plan_cells(
             evaluation.scorers,
             evaluation.made_against,
         )
-        if not cells:  # a source of substitutes that can be opened for one model can be opened for all
+        if not cells:  # a source of substitutes that opens for one model opens for all
             for attack in {c.attack for c in new}:
                 if isinstance(attack, TextSettings):
                     attack.source(opened.model(spec))
@@ -296,10 +297,10 @@ def plan_cells(
 
 
 def evaluations_of(results: Results) -> list[Evaluation]:
-    """How the models of some results were evaluated without a defence, by the template: for another to be like them.
+    """Rebuild the evaluations behind results (no defence, template scorer), to evaluate another model alike.
 
     Raises:
-        UserError: an attack's settings cannot be told from the results.
+        UserError: an attack's settings cannot be recovered from the results.
     """
     plain = [cell for cell in results.cells if cell.scorer == "template" and cell.defense == "none"]
     sizes: dict[str, int] = {}

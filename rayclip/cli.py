@@ -1,4 +1,4 @@
-"""`rayclip`: train, evaluate, look. Thin: options in, one call, a table out; heavy imports are inside the commands."""
+"""The command line `rayclip`: parse options, make one call, print a table. Heavy imports are inside the commands."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -40,7 +40,7 @@ from rayclip.places import check_folder
 from rayclip.types import UserError
 from rayclip.units import format_budget, parse_budget
 
-# Typer brings its own click: its exceptions are reached through the one that Typer makes public.
+# Typer contains its own copy of click, whose exceptions are base classes of the one that Typer exports.
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
 
@@ -74,7 +74,7 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Attack a model and print a table of what is left of its accuracy."""
+    """Attack models and print a table of their clean and robust accuracy."""
     from rayclip import answers, progress
 
     answer = answers.find(asked.words, asked.files, asked.out)
@@ -329,7 +329,7 @@ def train(
 
 @app.command()
 def attacks() -> None:
-    """The attacks that `rayclip eval --attacks` knows, with their settings and defaults."""
+    """List the attacks for `rayclip eval --attacks`, with their settings and defaults."""
     from rayclip.attacks.registry import about, known_attacks
 
     _list_kinds("attack", {name: (about(name, kind), kind) for name, kind in known_attacks().items()})
@@ -338,7 +338,7 @@ def attacks() -> None:
 
 @app.command()
 def defenses() -> None:
-    """The defences that `rayclip eval --defense` knows, with their settings and defaults."""
+    """List the defences for `rayclip eval --defense`, with their settings and defaults."""
     from rayclip.defenses.registry import about, known_defenses
 
     _list_kinds("defence", {name: (about(name, kind), kind) for name, kind in known_defenses().items()})
@@ -346,7 +346,7 @@ def defenses() -> None:
 
 
 def _list_kinds(what: str, kinds: Mapping[str, tuple[str, type]]) -> None:
-    """Names, with what they do and their settings."""
+    """Print names with descriptions and settings."""
     from rich.table import Table
 
     from rayclip import terminal
@@ -388,7 +388,7 @@ app.add_typer(cli_captions.app, name="captions")
 
 
 def parse_shots(text: str) -> int | None:
-    """`full` is None."""
+    """Parse a number of shots; `full` is None."""
     if text == "full":
         return None
     if not text.isascii() or not text.isdigit() or int(text) < 1:
@@ -397,7 +397,7 @@ def parse_shots(text: str) -> int | None:
 
 
 def parse_betas(text: str | None) -> tuple[float, float] | None:
-    """`0.9,0.98`: how slowly Adam forgets gradients, and their squares."""
+    """Parse Adam's decay rates of the gradients and their squares, `0.9,0.98`."""
     if text is None:
         return None
     try:
@@ -410,13 +410,15 @@ def parse_betas(text: str | None) -> tuple[float, float] | None:
 
 
 def run(command: Callable[..., Any], program: str) -> None:
-    """Run a Typer application; what the user can mend ends in one sentence and exit code 2, Ctrl-C and SIGTERM in one
-    and exit code 130 or 143."""
+    """Run a Typer application and exit.
+
+    User errors end with one sentence and exit code 2, Ctrl-C and SIGTERM with one sentence and exit code 130 or 143.
+    """
     from rayclip import terminal
 
     listen()
     terminal.prepare()
-    if "--json-logs" in sys.argv:  # ahead of Typer, whose own complaints are among what is logged
+    if "--json-logs" in sys.argv:  # before Typer parses: its errors are logged as well
         from rayclip.progress import log_as_json
 
         log_as_json()
@@ -441,7 +443,7 @@ def run(command: Callable[..., Any], program: str) -> None:
         _leave(_complain(str(explained)))
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    if code == INTERRUPTED:  # Typer turns Ctrl-C into this code by itself
+    if code == INTERRUPTED:  # Typer itself also turns Ctrl-C into this code
         from rayclip.progress import say
 
         say("note", STOPPED)
@@ -450,7 +452,7 @@ def run(command: Callable[..., Any], program: str) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit once all that was printed is out."""
+    """Flush the output, then exit."""
     from rayclip import terminal
 
     try:

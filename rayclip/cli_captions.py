@@ -1,4 +1,4 @@
-"""`rayclip captions`: sentences about classes, from a file or from a generator, filtered and kept as a table."""
+"""`rayclip captions`: generate or read sentences about classes, filter them and save them as a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ app = typer.Typer(
     short_help="Choose, check, generate and show captions of classes.",
 )
 
-_FEW = 10  # names printed where a report is not the purpose
+_FEW = 10  # names printed by commands whose purpose is not this report
 
 Source = Annotated[
     str,
@@ -74,7 +74,7 @@ def filter_captions(
     names, alternatives = _class_names(data, classes)
     described = read_descriptions(json)
     matching = match_classes(described.sentences, names, alternatives)
-    check_enough(names, matching.captions, keep, fill=fill == "template")  # before seconds of loading
+    check_enough(names, matching.captions, keep, fill=fill == "template")  # fail before the model loads
 
     import torch
 
@@ -166,7 +166,7 @@ def generate(
     json_logs: JsonLogs = False,
     verbose: Verbose = False,
 ) -> None:
-    """Let a language or image-text model describe the classes; `rayclip captions filter` chooses from the result."""
+    """Generate captions of the classes with a language or image-text model, as input of `rayclip captions filter`."""
     if out.suffix != ".json":
         raise UserError(f"--out {out}: generated captions are written as .json.")
     if not out.is_file():
@@ -205,7 +205,7 @@ def generate(
         settings=GeneratorSettings(batch_size=batch_size, temperature=temperature, max_new_tokens=max_new_tokens),
     )
     open_parts(job, parts)
-    if out.exists():  # perhaps edited since
+    if out.exists():  # do not overwrite: it may have been edited
         print(f"{out} already holds these captions; nothing to do.")
         return
     display = Display(quiet=quiet)
@@ -229,7 +229,7 @@ def show(
     file: Annotated[Path, typer.Argument(help="A table that `rayclip captions filter` wrote, edited or not.")],
     find: Annotated[str, typer.Option("--class", help="Only classes whose name contains this.")] = "",
 ) -> None:
-    """Print a table of captions; an edited one is checked."""
+    """Check and print a table of captions."""
     from rayclip.data.captions import read_captions, read_table
 
     read_captions(file)
@@ -251,7 +251,7 @@ def show(
 
 
 def _class_names(data: str | None, classes: Path | None) -> tuple[list[str], list[str] | None]:
-    """Class names in label order, and other spellings where the data set has some."""
+    """Return the class names in label order, and the data set's other spellings, if any."""
     if (data is None) == (classes is None):
         raise UserError("give the classes, either by --data NAME or by --classes FILE.")
     if classes is not None:
@@ -265,7 +265,7 @@ def _class_names(data: str | None, classes: Path | None) -> tuple[list[str], lis
 
 
 def _open_either(data: str) -> "ImageSet":
-    """Class names are the same in either split, and one of them may not be prepared."""
+    """Open the test split, or else the train split: both have the class names, and one may not be prepared."""
     from rayclip.data import open_data
 
     try:
@@ -313,7 +313,7 @@ def _write_json(path: Path, value: dict[str, list[str]]) -> None:
 
 
 def _report(described: "Descriptions", matching: "Matching", names: Sequence[str], limit: int | None) -> None:
-    """What matches and what does not; a note where it accompanies other work (`limit`)."""
+    """Print which classes have captions and what does not match; with a `limit`, as a short note."""
     from rayclip.progress import say
 
     counts = [len(own) for own in matching.captions if own]

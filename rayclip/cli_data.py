@@ -1,4 +1,4 @@
-"""`rayclip data`: the data sets of the papers, in one layout."""
+"""`rayclip data`: list, prepare, show and verify the papers' data sets, all in one layout."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -30,7 +30,7 @@ def list_(
     root: Root = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """The known data sets, and what of them is prepared."""
+    """List the known data sets, and which of them are prepared."""
     from rayclip.data.catalog import prepared
     from rayclip.data.opening import data_root
     from rayclip.data.registry import ROWS
@@ -74,7 +74,7 @@ def show(
     ] = None,
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a contact sheet.")] = None,
 ) -> None:
-    """A data set's protocol, classes and counts; a contact sheet on request."""
+    """Print a data set's protocol, classes and counts; write a contact sheet on request."""
     name = expand_home(name)
     sheet = sheet if sheet is None else sheet.expanduser()
     if sheet is not None:
@@ -150,8 +150,8 @@ def prepare(
 ) -> None:
     """Write data sets as Parquet with a manifest, from torchvision, the Hugging Face hub, folders or Parquet files.
 
-    Interrupted, the same command goes on; run twice, it does nothing. Images that cannot be used are set aside in
-    rejected.parquet with the reason.
+    After an interruption the same command continues; when all is prepared, it does nothing. Unusable images are set
+    aside in rejected.parquet with the reason.
     """
     from rayclip.data.catalog import Options, prepare_named
     from rayclip.data.manifest import MANIFEST
@@ -219,7 +219,7 @@ def verify(
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
 ) -> None:
-    """Hash every file and count every image again; of a .parquet file of your own, decode every image."""
+    """Verify files by hash and images by count; of your own .parquet files, decode every image."""
     from rayclip.data.catalog import prepared
     from rayclip.data.opening import data_root
     from rayclip.data.spec import parse_spec
@@ -254,7 +254,7 @@ def verify(
 
 
 def _split_arguments(names: list[str]) -> tuple[list[str], str | None]:
-    """Names, and the one path or hub id among them."""
+    """Split the arguments into names and the only path or hub id, if there is one."""
     from rayclip.data.registry import ROWS
 
     names = split_places(names)

@@ -1,4 +1,4 @@
-"""`rayclip doctor`: what of this machine, its cluster and its servers works, and what to do about the rest."""
+"""`rayclip doctor`: check this machine, its cluster and its servers, and say how to fix problems."""
 
 import contextlib
 import importlib
@@ -16,11 +16,11 @@ from rayclip.types import UserError, redacted
 
 _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "transformers", "ray", "mlflow", "pyarrow")
 _MODULES = ("torch", "torchvision", "open_clip", "transformers", "ray", "mlflow", "pyarrow", "numpy", "PIL", "rich")
-_ROOM = 5 << 30  # bytes that a checkpoint or two and a copied data set want
+_ROOM = 5 << 30  # bytes: a checkpoint or two and a copied data set
 
 
 class Finding(NamedTuple):
-    """`wrong` is what no command can work with; `note` what some people would want to change."""
+    """A result of a check: `wrong` keeps commands from working; `note` is something that may be worth a change."""
 
     topic: str
     state: Literal["ok", "note", "wrong"]
@@ -62,19 +62,19 @@ def doctor(
 
 
 def _careful(topic: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """What a check finds; an error in it is a finding too, whatever it is: the other checks go on."""
+    """Yield a check's findings; turn any error in it into a finding, so that the other checks still run."""
     try:
         yield from check()
     except UserError as error:
         yield Finding(topic, "wrong", str(error))
-    except (Exception, SystemExit) as error:  # libraries may also end the process
+    except (Exception, SystemExit) as error:  # libraries may call `sys.exit`
         lines = [line.strip() for line in redacted(str(error)).splitlines() if line.strip()]
         said = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
         yield Finding(topic, "wrong", f"this check was cut off by an error ({said}){_where(error)}.")
 
 
 def _where(error: BaseException) -> str:
-    """What to do about an error in a module that stands in the way of an installed one."""
+    """Return where an error occurred, with advice if a file of the user shadows an installed module."""
     trace, files = error.__traceback__, []
     while trace is not None:
         files.append(Path(trace.tb_frame.f_code.co_filename))
@@ -125,7 +125,7 @@ def _gpu() -> Iterator[Finding]:
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
         free, total = torch.cuda.mem_get_info(number)
-        sum_ = torch.ones(8, 8, device=f"cuda:{number}").sum().item()  # the driver answers, and its kernels run
+        sum_ = torch.ones(8, 8, device=f"cuda:{number}").sum().item()  # tests that kernels run
         state: Literal["ok", "wrong"] = "ok" if sum_ == 64 else "wrong"
         yield Finding("GPU", state, f"{about.name}, {free >> 30} of {total >> 30} GiB free")
 

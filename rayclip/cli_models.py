@@ -1,4 +1,4 @@
-"""`rayclip import` and `rayclip interpolate`: other people's checkpoints, and the way from one model to another."""
+"""`rayclip import` and `rayclip interpolate`: convert other codes' checkpoints, and evaluate interpolated weights."""
 
 from pathlib import Path
 from typing import Annotated
@@ -63,7 +63,7 @@ def import_(
         bool, typer.Option("--allow-gelu", help="FILE was fine-tuned from this base, which is no OpenAI model.")
     ] = False,
 ) -> None:
-    """Write another code's checkpoint as one of ours (`local-dir:OUT`); a file that would run code is refused."""
+    """Convert another code's checkpoint to ours (`local-dir:OUT`); files that could run code are refused."""
     check_folder("--out", str(out), done="rayclip.json")
 
     from rayclip.models.checkpoint import read_lineage, save_checkpoint
@@ -114,7 +114,7 @@ def interpolate(
     json_logs: JsonLogs = False,
     verbose: Verbose = False,
 ) -> None:
-    """Evaluate the weights (1-a)·FROM + a·TO at each a: the curve from clean to robust accuracy."""
+    """Evaluate the weights (1-a)·FROM + a·TO at each a: the trade-off of clean and robust accuracy."""
     check_places(out, json)
     check_tracking(tracking_uri, no_tracking)
     budgets = parse_budgets(eps or [])
@@ -153,10 +153,10 @@ def interpolate(
 
 
 def mixes(start: str, end: str, a: str, label: str = "") -> dict[str, str]:
-    """Specifications of the interpolated models, in order of a, with the labels of their rows: `LABEL a = 0.25`.
+    """Return row labels (`LABEL a = 0.25`) by specification of the interpolated models, in order of a.
 
     Raises:
-        UserError: `a` holds no numbers from 0 to 1.
+        UserError: `a` is not a list of numbers from 0 to 1.
     """
     from rayclip.models.mixing import mix_spec
 

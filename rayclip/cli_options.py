@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options shared by several commands, and checks of their values."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -52,7 +52,7 @@ Tracking = Annotated[
 NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Log nothing to MLflow.")]
 Experiment = Annotated[str, typer.Option(help="MLflow experiment.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-JsonLogs = Annotated[  # `cli.run` looks for it
+JsonLogs = Annotated[  # read by `cli.run`
     bool, typer.Option("--json-logs", help="Progress, notes and errors as JSON objects, one a line, on standard error.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also print what Ray and its workers say.")]
@@ -96,7 +96,7 @@ AttackSteps = Annotated[int, typer.Option(min=1, help="Steps of the attacks that
 
 
 def _names(known: Iterable[str], group: str = "") -> Callable[[str], list[str]]:
-    """What a shell offers: names, in lists and chains too, and those of other packages in an entry-point group."""
+    """Return a shell completion for names, also in lists and chains, including those of an entry-point group."""
 
     def complete(incomplete: str) -> list[str]:
         from importlib.metadata import entry_points
@@ -135,37 +135,37 @@ Attacks = Annotated[
         autocompletion=complete_attacks,
     ),
 ]
-ATTACKS = ["clean,pgd"]  # the default: what image attacks leave
+ATTACKS = ["clean,pgd"]  # the default of `--attacks`
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many images of each data set.")]
 Seed = Annotated[int, typer.Option(min=0)]
 
 
 def budget_of(eps: str | None) -> float | None:
-    """What `--eps` says; None where it was not given."""
+    """Parse `--eps`; None if it was not given."""
     return None if eps is None else parse_budget(eps)
 
 
 def attack_defaults(steps: int, step_size: str | None, substitutes: str) -> dict[str, Any]:
-    """Settings for the attacks that name none of their own; a step that is not given is each attack's."""
+    """Return the defaults for settings that attacks do not set; without a step size, each attack has its own."""
     step = {} if step_size is None else {"step": parse_budget(step_size, "step-size")}
     return {"steps": steps, "substitutes": substitutes, **step}
 
 
 def one_list(values: Sequence[str]) -> str:
-    """The values of an option that may be given several times as one list with commas."""
+    """Join the values of a repeatable option with commas."""
     return ",".join(values)
 
 
 def split_models(values: Sequence[str]) -> list[str]:
-    """Models with commas between, or an option for each; a folder whose name holds a comma stays whole."""
+    """Split models at commas, but not the name of an existing folder that contains a comma."""
     return split_places(values, lambda path: Path(str(path).partition(":")[2] or path).exists())
 
 
 def refuse_repeats(command: Any, arguments: Sequence[str]) -> None:
-    """Raise a `UserError` if an option that takes one value is given twice: the last one would win in silence.
+    """Raise a `UserError` if an option that takes one value is given twice: click would silently use the last one.
 
     Args:
-        command: of click (`typer.main.get_command`); the one that the arguments name if it is a group.
+        command: a click command (`typer.main.get_command`), or a group, in which the arguments name the command.
     """
     left = list(arguments)
     while left and left[0] in getattr(command, "commands", {}):
@@ -190,22 +190,24 @@ def refuse_repeats(command: Any, arguments: Sequence[str]) -> None:
 
 
 def least_of(min_workers: int | None, workers: int) -> int | None:
-    """What `--min-workers` says, which may not be more than `--workers`."""
+    """Return `--min-workers`; raise a `UserError` if it is more than `--workers`."""
     if min_workers is not None and min_workers > workers:
         raise UserError(f"--min-workers {min_workers} is more than --workers {workers}.")
     return min_workers
 
 
 def check_places(out: str, json: str | None) -> None:
-    """Raise a `UserError` if results could not be written there."""
+    """Raise a `UserError` if results could not be written to these places."""
     if json not in (None, "-"):
         check_stream("--json", str(json))
     check_folder("--out", out)
 
 
 def check_models(specs: Sequence[str]) -> None:
-    """Raise a `UserError` for a model that nothing could load: no specification, or a folder that is not there. Whether
-    what is there can be loaded is found out later."""
+    """Raise a `UserError` for a model that is no valid specification or names a folder that does not exist.
+
+    Whether an existing model can be loaded is checked later.
+    """
     for spec in specs:
         kind, colon, place = spec.partition(":")
         if not colon and spec != "digits":
@@ -220,7 +222,7 @@ def check_models(specs: Sequence[str]) -> None:
 
 
 def check_data(specs: Sequence[str], *, pairs: bool = False) -> None:
-    """Raise a `UserError` for data that is not there; what it holds is found out later."""
+    """Raise a `UserError` for data that does not exist; its content is checked later."""
     from rayclip.data import locate, open_data, open_pairs
     from rayclip.data.spec import parse_spec
 
@@ -235,7 +237,7 @@ def check_data(specs: Sequence[str], *, pairs: bool = False) -> None:
 
 
 def check_tracking(uri: str | None, no_tracking: bool) -> None:
-    """Raise a `UserError` if MLflow could never log there; that it may be away is found out later."""
+    """Raise a `UserError` if MLflow can never log to this address; whether it answers is checked later."""
     if no_tracking:
         return
     from rayclip.tracking import check_address, default_uri
@@ -244,9 +246,9 @@ def check_tracking(uri: str | None, no_tracking: bool) -> None:
 
 
 def hand_out(json: str | None, rows: str, show: Callable[[], None]) -> None:
-    """Write rows where `--json` says, and show them unless that is standard output, which then holds nothing else.
+    """Write rows to the `--json` file and show them; `-` writes them to standard output and shows nothing else.
 
-    They are shown whatever becomes of the file.
+    The rows are shown even if the file cannot be written.
 
     Raises:
         UserError: the file cannot be written.
@@ -264,7 +266,7 @@ def hand_out(json: str | None, rows: str, show: Callable[[], None]) -> None:
 
 
 def _write(path: Path, text: str) -> OSError | None:
-    """A file whole or not at all; a device or a pipe in place."""
+    """Write a file atomically, or a device or pipe in place; return the error, if any."""
     from rayclip.store import Store
 
     try:

@@ -1,4 +1,4 @@
-"""`rayclip plan`: what an evaluation would take, before anything is spent, and what it took."""
+"""`rayclip plan`: estimate the cost of an evaluation beforehand, and compare it with the actual cost afterwards."""
 
 import json as jsons
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,7 @@ from rayclip.types import UserError
 if TYPE_CHECKING:
     from rayclip.evaluation.forecast import Forecast, Spent
 
-_WIDTH = 120  # of tables that do not go to a terminal
+_WIDTH = 120  # characters, for tables that are not printed to a terminal
 
 
 @with_request
@@ -36,10 +36,10 @@ def plan(
         ),
     ] = 60.0,
 ) -> None:
-    """Say what rayclip eval would take with the same arguments: cells, shards, GPU hours, wall time, cost.
+    """Estimate what rayclip eval takes with the same arguments: cells, shards, GPU hours, wall time, cost.
 
-    Nothing is evaluated but a few samples, to see what they take. The plan is kept as plan.json beside the results: run
-    again after the evaluation, this command shows planned and actual side by side; rayclip eval ends with their sums.
+    Only a few samples are evaluated, to measure their time. The plan is saved as plan.json beside the results: after
+    the evaluation, the same command shows planned and actual cost side by side, and rayclip eval prints their sums.
     """
     counts = parse_counts(one_list(workers or []))
 
@@ -65,7 +65,7 @@ def plan(
 
 
 def parse_counts(text: str | None) -> list[int]:
-    """`1,8,64` as numbers; none is empty."""
+    """Parse `1,8,64`; None is the empty list."""
     parts = [part.strip() for part in (text or "").split(",") if part.strip()]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise UserError(f"--workers '{text}' are not numbers of workers: write 8, or 1,8,64.")
@@ -73,7 +73,7 @@ def parse_counts(text: str | None) -> list[int]:
 
 
 def say_spent(out: str) -> None:
-    """One line after an evaluation that was planned."""
+    """Print one line with planned and actual cost, if the evaluation was planned."""
     from rayclip.store import PLAN, Store
 
     if Store(out).size(PLAN) is None:
@@ -118,7 +118,7 @@ def _show_spent(plan: "Forecast", done: "list[Spent]", runs: list[dict[str, Any]
     table = _table("model", "attack", "samples", "done", f"planned {unit} hours", "actual", "actual/planned")
     for each in done:
         hours = (plan.hardware.units * seconds / 3600 for seconds in (each.planned, each.actual))
-        # What is not done yet is no saving
+        # Compare with the plan for the finished samples only: the others are not savings
         share = each.planned * each.done / each.samples
         ratio = f"{each.actual / share:.2f}" if share else ""
         table.add_row(each.model, each.attack, str(each.samples), str(each.done), *(f"{h:.3g}" for h in hours), ratio)
@@ -143,7 +143,7 @@ def _hours(hardware: Any, seconds: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    """Format a duration as `45 s`, `12 min`, `3 h 20 min` or `2 d 4 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""`rayclip report` and `rayclip leaderboard`: what result folders say, for people."""
+"""`rayclip report` and `rayclip leaderboard`: readable tables, figures and pages from result folders."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from rayclip.cli_options import Cluster, JsonLogs, Model, Quiet, Tracking, compl
 from rayclip.places import check_file, check_folder
 from rayclip.types import UserError
 
-if TYPE_CHECKING:  # `--help` is instant
+if TYPE_CHECKING:  # keeps `--help` fast
     from rayclip.reports.results import Results
 
 Places = Annotated[
@@ -49,7 +49,7 @@ def report(
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
 ) -> None:
-    """Tables and figures from result files: accuracies with intervals, averages, worst cases, McNemar's test."""
+    """Make tables and figures from result files: accuracies with intervals, averages, worst cases, McNemar's test."""
     out = None if out == Path("-") else out
     form = form or _form(out)
     if out is not None:
@@ -92,9 +92,9 @@ def leaderboard(
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
 ) -> None:
-    """Collect results into one page that sorts and filters: a row a model, by threat model, defence and data set.
+    """Collect results in a page to sort and filter: a row per model, threat model, defence and data set.
 
-    An external checkpoint joins with one command: rayclip leaderboard DIR --out BOARD --add local-dir:CHECKPOINT
+    To add an external checkpoint: rayclip leaderboard DIR --out BOARD --add local-dir:CHECKPOINT
     """
     check_folder("--out", str(out))
 
@@ -130,7 +130,7 @@ def _read(places: list[str], tracking_uri: str | None, *, quiet: bool) -> "Resul
     from rayclip.reports.results import read_results
     from rayclip.tracking.runs import is_run, results_of
 
-    chosen: dict[str, set[str] | None] = {}  # by folder the models to read, None for all
+    chosen: dict[str, set[str] | None] = {}  # models to read by folder, None for all
     for place in places:
         folder, model = results_of(place, tracking_uri) if is_run(place) and not Path(place).exists() else (place, None)
         before = chosen.setdefault(folder, set())

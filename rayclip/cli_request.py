@@ -1,4 +1,4 @@
-"""What `rayclip eval` and `rayclip plan` ask alike: the options, and what they stand for."""
+"""The options that `rayclip eval` and `rayclip plan` share, and the evaluation that they describe."""
 
 import inspect
 import re
@@ -50,18 +50,18 @@ if TYPE_CHECKING:
     from rayclip.checks import Evaluation, Where
 
 
-# Lists, since an option may be given several times
+# Lists, since these options are repeatable
 _NO_DEFENSE, _AIMS, _SCORER, _OWN = ["none"], ["ignore,bpda"], ["template"], ["own"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What an evaluation was asked for with, and after heavy imports what that stands for.
+    """The options of an evaluation; `opened` turns them into an `Evaluation` after the heavy imports.
 
     Attributes:
-        out, json: places of the results, and of the answer.
-        words, files: what decides the answer, and what of it may name files (`answers`).
-        stands_for: makes `opened`.
+        out, json: folder of the results; file to write the rows to.
+        words, files: everything that determines the result; the parts of it that may name files (`answers`).
+        stands_for: computes `opened`.
     """
 
     models: list[str]
@@ -73,7 +73,7 @@ class Request:
 
     @cached_property
     def opened(self) -> tuple["Evaluation", "Where"]:
-        """What to evaluate the models on, and where."""
+        """The settings of the evaluation, and where it runs."""
         return self.stands_for()
 
     @property
@@ -166,7 +166,7 @@ def request(
     json_logs: JsonLogs = False,
     verbose: Verbose = False,
 ) -> Request:
-    """What the options stand for."""
+    """Validate the options and return them as a `Request`."""
     check_places(out, json)
     check_tracking(tracking_uri, no_tracking)
     models, budgets = split_models(model), parse_budgets(eps or [])
@@ -232,7 +232,7 @@ def request(
 
 
 def with_request(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose first argument is a `Request`: Typer sees that one's options before the command's own."""
+    """Return a command with the options of `request` followed by its own; it gets a `Request` as first argument."""
 
     def run(**options: Any) -> None:
         asked = {name: options.pop(name) for name in inspect.signature(request).parameters}

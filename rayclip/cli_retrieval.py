@@ -1,4 +1,4 @@
-"""`rayclip retrieval`: text for an image and an image for a text."""
+"""`rayclip retrieval`: evaluate image-to-text and text-to-image retrieval."""
 
 from typing import Annotated, Literal
 
@@ -74,7 +74,7 @@ def retrieval(
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
 ) -> None:
-    """Recall at 1, 5, 10 of images' captions (TR) and captions' images (IR), clean and attacked."""
+    """Evaluate recall at 1, 5, 10 of images' captions (TR) and captions' images (IR), clean and attacked."""
     check_places(out, json)
     check_tracking(tracking_uri, no_tracking)
     models, budgets = split_models(model), parse_budgets(eps or [])

@@ -1,4 +1,4 @@
-"""What the files in `sweeps/` share: options, running, the table. Each of them says only its question."""
+"""Shared by the files in `sweeps/`: options, running and the result table. Each file adds only its own question."""
 
 import dataclasses
 import inspect
@@ -28,7 +28,7 @@ from rayclip.signatures import check_methods
 from rayclip.types import UserError
 from rayclip.units import default_step, parse_budget
 
-if TYPE_CHECKING:  # `--help` is instant
+if TYPE_CHECKING:  # keeps `--help` fast
     from rayclip.api import Found, SweepResult
     from rayclip.attacks import Attack
     from rayclip.checks import Evaluation, Where
@@ -108,15 +108,15 @@ def sweep(
     methods: str = MMCOA_METHODS,
     **defaults: Any,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command of `question(run, *, its own options)`: the options of every sweep are added.
+    """Decorate `question(run, *, its own options)` into a command that also has the options common to all sweeps.
 
     Args:
         name: of the experiment; `mmcoa-shots` is the file `mmcoa_shots.py`.
-        every, paper, small: what differs (`Scale`) at every scale, at `paper` (or a function that gives it), and at the
-            two smaller ones.
-        omit: options that have no meaning here.
-        methods: the default of `--methods`.
-        defaults: of other options, where they are not those of `Options`.
+        every, paper, small: `Scale` fields to change at every scale, at `paper` (or a function that returns them), and
+            at the two smaller ones.
+        omit: common options that do not apply.
+        methods: default of `--methods`.
+        defaults: of other options, where they differ from those of `Options`.
     """
 
     def wrap(question: Callable[..., None]) -> Callable[..., None]:
@@ -154,14 +154,14 @@ def start(command: Callable[..., None]) -> None:
 
 
 class Run:
-    """A sweep as it was asked for.
+    """A sweep with its options: makes trials and evaluations, and runs them.
 
     Attributes:
-        setting: the scale, with what the options changed.
+        setting: the scale, with the changes by options.
         model: the untouched model's specification.
         data, tests: specifications of the training and test data.
-        substitutes: source of BERT-Attack's words; `default` is each data set's.
-        out: of all results.
+        substitutes: source of BERT-Attack's words; `default` is the default of each data set.
+        out: store of all results.
     """
 
     def __init__(self, name: str, options: Options, differs: Mapping[str, Any], about: str = "") -> None:
@@ -181,12 +181,12 @@ class Run:
         if not tests:
             data = tests = tuple(f"{d}#holdout" if d.endswith(".parquet") else d for d in data)
         self.data, self.tests = data, tests
-        # A part of the digits is no other data
+        # Decided once, so that a part of the digits gets the same substitutes
         bundled = options.substitutes == "default" and data == ("digits",)
         self.substitutes = "clip-table" if bundled else options.substitutes
         out = options.out or f"runs/{name.replace('-', '_')}-{options.scale}"
         check_folder("--out", out)
-        if options.models and not Path(options.models).expanduser().is_dir():  # what is finished may be read-only
+        if options.models and not Path(options.models).expanduser().is_dir():  # finished models may be read-only
             check_folder("--models", options.models)
         check_tracking(options.tracking_uri, no_tracking=False)
         check_methods(split(options.methods))
@@ -205,7 +205,7 @@ class Run:
         return self.options.scale == ScaleName.paper
 
     def pairs(self) -> list[tuple[str, str, str]]:
-        """Training data, test data and part of a sweep that evaluates where it has trained."""
+        """Return (training data, test data, part) for a sweep that tests on the data set that it trains on."""
         if len(self.data) != len(self.tests):
             raise UserError(f"--data names {len(self.data)} data sets and --test {len(self.tests)}: give one for each.")
         parts = [Path(test).stem if len(self.tests) > 1 else "" for test in self.tests]
@@ -220,11 +220,11 @@ class Run:
         return [parse_shots(shot) for shot in split([self.setting.shots])]
 
     def trials(self) -> list["Trial"]:
-        """Every method at every number of shots."""
+        """Return a trial for every method at every number of shots."""
         return [self.trial(label, self.method(name), shots=shots) for label, name, shots in self.grid()]
 
     def grid(self) -> list[tuple[str, str, int | None]]:
-        """(label, method, shots) of every method at every number of shots, which the label leaves out if it is one."""
+        """Return (label, method, shots) for every method and number of shots; labels omit the shots if there is one."""
         several = len(self.shots) > 1
         return [
             (f"{name} {spell(shots)}" if several else name, name, shots)
@@ -233,13 +233,13 @@ class Run:
         ]
 
     def own_trials(self, data: str, part: str = "") -> list["Trial"]:
-        """Every method on all images of a data set that it will be tested on."""
+        """Return a trial for every method on all images of the data set that it will be tested on."""
         return [
             self.trial(name, self.method(name), data=data, part=part, in_distribution=True) for name in self.methods
         ]
 
     def image_trials(self, **settings: Any) -> list["Trial"]:
-        """The same by SAFT's and TTC's protocol: only the image encoder is fine-tuned, by FT-standard too (CLIP-FT)."""
+        """Return `trials` in SAFT's and TTC's protocol: FT-standard, too, trains only the image encoder (CLIP-FT)."""
         return [
             self.trial(
                 label,
@@ -250,8 +250,10 @@ class Run:
         ]
 
     def method(self, name: str, **settings: Any) -> "Method":
-        """A method at the sweep's budget, with settings that differ; at `paper`, what the method's published code sets
-        comes before the sweep's (AdvPT's own budget)."""
+        """Return a method with the sweep's budget and the given settings.
+
+        At `paper`, settings of the method's published code take precedence over the sweep's (AdvPT's own budget).
+        """
         from rayclip.attacks.bert import TextSettings
         from rayclip.methods import make_method
         from rayclip.methods.registry import method_class
@@ -270,21 +272,21 @@ class Run:
         return make_method(name, **{**usual, **published, **given})
 
     def step(self, eps: float) -> float:
-        """Length of a training attack's step within another budget."""
+        """Return the step size of a training attack with the budget `eps`."""
         return default_step(eps, self.setting.train_steps)
 
     def resolution(self, data: str) -> "Resolution":
-        """At which a data set's images are perturbed."""
+        """Return the resolution at which a data set's images are perturbed."""
         if self.setting.resolution != "auto":
             return self.setting.resolution
         return "native" if data.partition("#")[0] in ONE_SIZE else "model"
 
     def resize(self, data: str) -> "Resize":
-        """How a data set's images come to the model's input size, where they are perturbed at their own."""
+        """Return how images that are perturbed at native size are resized to the model's input."""
         return self.setting.resize if self.resolution(data) == "native" else "antialias"
 
     def recipe(self, method: "Method") -> "Recipe":
-        """The scale's recipe for a method: at `paper` the published one, its warm-up as long as written."""
+        """Return the scale's recipe for a method: at `paper` the published one with its full warm-up."""
         if self.setting.small_recipe:
             return method.small
         from rayclip.models.loading import patch_size
@@ -303,13 +305,13 @@ class Run:
         in_distribution: bool = False,
         **config: Any,
     ) -> "Trial":
-        """A training run.
+        """Return a training run.
 
         Args:
-            shots: images a class; None for all.
-            data: to train on, the sweep's first unless given.
-            recipe: what differs from the scale's recipe.
-            in_distribution: it will be tested on the data set that it trains on.
+            shots: images per class; None for all.
+            data: training data; None is the sweep's first.
+            recipe: changes to the scale's recipe.
+            in_distribution: whether it will be tested on the data set that it trains on.
             part: as in `go`.
             config: other fields of `TrainConfig`.
         """
@@ -319,7 +321,7 @@ class Run:
 
         base = self.recipe(method)
         few, all_ = self.setting.few_shot_epochs, self.setting.epochs
-        given = None if method.trains == "prompt" else few if shots else all_  # a prompt needs its epochs, and is cheap
+        given = None if method.trains == "prompt" else few if shots else all_  # prompts need all epochs, and are cheap
         if self.is_paper and not in_distribution:
             given = ELSEWHERE.get(method.name)
         length = self.options.epochs or given or base.epochs
@@ -342,7 +344,7 @@ class Run:
         return Trial(name=label, config=full, out=place.root)
 
     def looked_at(self, trial: "Trial", every: int | None) -> "Trial":
-        """The trial with a checkpoint kept after `every` epochs, a fifth of all unless given, and at the end."""
+        """Return the trial with checkpoints kept every `every` epochs (default: a fifth of all) and at the end."""
         epochs = trial.config.recipe.epochs
         every = every or max(1, epochs // 5)
         keep = tuple(sorted({*range(every, epochs, every), epochs}))
@@ -351,7 +353,7 @@ class Run:
         )
 
     def attacks(self, text: str) -> list["Attack"]:
-        """Attacks by name, with the scale's steps and stop rule where they name none."""
+        """Parse attacks, with the scale's steps and stop rule as defaults."""
         from rayclip.attacks import parse_attacks
 
         defaults = {
@@ -372,11 +374,11 @@ class Run:
         scorers: str = "template",
         made_against: Sequence["MadeAgainst"] = ("own",),
     ) -> list["Evaluation"]:
-        """What to evaluate on, one for each resolution: the sweep's test data and budget unless given.
+        """Return one evaluation per resolution; test data and budget default to the sweep's.
 
         Args:
-            defenses, scorers: as `rayclip eval` takes them.
-            made_against: what image attacks attack where the scorer is another than the template.
+            defenses, scorers: in the syntax of `rayclip eval`.
+            made_against: what image attacks optimise against where the scorer is not the template.
         """
         from rayclip.checks import Evaluation
         from rayclip.defenses import parse_defenses
@@ -407,11 +409,11 @@ class Run:
         ]
 
     def results(self, part: str = "") -> "Store":
-        """Where a part of the sweep leaves its results."""
+        """Return the store for the results of a part of the sweep."""
         return self.out.child(part) if part else self.out
 
     def where(self, part: str = "") -> "Where":
-        """Where a part of the sweep runs and leaves its results."""
+        """Return where a part of the sweep runs and writes its results."""
         from rayclip.checks import Where
 
         return Where(
@@ -436,9 +438,9 @@ class Run:
         """Train, evaluate and print the table.
 
         Args:
-            results: the models to evaluate of a finished trial (`api.sweep`).
-            part: of a sweep in several parts: a folder below the results', and a run of its own.
-            show: False leaves printing to the caller (`show`).
+            results: returns the models to evaluate of a finished trial (`api.sweep`).
+            part: name of a part of the sweep: a subfolder of the results and a tracker run of its own.
+            show: print the table; False leaves that to the caller (method `show`).
         """
         from rayclip import api
 
@@ -449,14 +451,14 @@ class Run:
         return found
 
     def show(self, found: "SweepResult | Found") -> None:
-        """Print a table, and remember what failed."""
+        """Print a table, and record the failed trials for `end`."""
         from rayclip.reports.table import show_rows
 
         show_rows(found.rows, found.labels)
         self._errors |= found.errors
 
     def end(self) -> None:
-        """Say where the results are; failed trials make exit code 1."""
+        """Print where the results are; exit with code 1 if trials failed."""
         from rayclip.progress import say
 
         print(f"results: {self.out.root}")
@@ -468,10 +470,10 @@ class Run:
 
 
 def split(values: Sequence[str] | None) -> tuple[str, ...]:
-    """What stands between commas in the values of an option that may be given several times."""
+    """Split the values of a repeatable option at commas."""
     return tuple(part.strip() for part in one_list(values or ()).split(",") if part.strip())
 
 
 def spell(shots: int | None) -> str:
-    """`5-shot`, or `full`."""
+    """Format a number of shots as `5-shot`, or `full` for None."""
     return f"{shots}-shot" if shots else "full"

@@ -1,4 +1,4 @@
-"""What of a sweep and of an evaluation goes to the tracker, under which names.
+"""Log sweeps, trainings and evaluations to the tracker: what is logged, and under which names.
 
 Experiment = study; parent run = sweep, child = trial, grandchild = evaluation.
 """
@@ -45,7 +45,7 @@ attack, per sample; of several budgets one each, `worst_epsN/DATA`), `avg/…` o
 
 
 class Logbook:
-    """Runs of a tracker by name, remembered beside the results: a second start goes on in the same runs.
+    """Tracker runs by key, saved beside the results so that a resumed command continues in the same runs.
 
     Without a tracker every method does nothing, and runs are None.
     """
@@ -53,33 +53,33 @@ class Logbook:
     def __init__(self, store: Store, tracker: Tracker | None, about: str = "") -> None:
         """
         Args:
-            about: what the study asks, in Markdown.
+            about: the question of the study, in Markdown.
         """
         self.tracker, self._store, self._about = tracker, store, about
         saved = store.read_json(RUNS) or {}
         same = tracker is not None and saved.get("tracker") == tracker.address
         self._runs: dict[str, str] = saved["runs"] if same else {}
         self._logged: list[str] = saved["logged"] if same else []
-        self._cells: dict[str, str] = saved["cells"] if same else {}  # the run that logged each last
+        self._cells: dict[str, str] = saved["cells"] if same else {}  # by cell id, the last run that logged it
 
     @classmethod
     def has_logged_to(cls, store: Store, address: str) -> bool:
-        """Whether an earlier start has logged what is in this store to this tracker."""
+        """Return whether an earlier command has logged the results in this store to this tracker."""
         return (store.read_json(RUNS) or {}).get("tracker") == address
 
     @classmethod
     def has_to_end(cls, store: Store, key: str) -> bool:
-        """Whether an earlier start has opened a run of this key in any tracker and could not end it."""
+        """Return whether an earlier command opened a run of this key, in any tracker, and did not end it."""
         saved = store.read_json(RUNS) or {}
         return key in saved.get("runs", {}) and key not in saved["logged"]
 
     @property
     def spool(self) -> Spool | None:
-        """Where workers leave what is to be logged."""
+        """The queue on disk where workers put entries to be logged; None without a tracker."""
         return None if self.tracker is None else Spool(self._store)
 
     def deliver(self) -> None:
-        """Send what workers have left."""
+        """Send the entries that workers have queued."""
         if self.tracker is not None:
             self.tracker.deliver()
 
@@ -104,13 +104,13 @@ class Logbook:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> str | None:
-        """The run of this key (the name where there is none), from an earlier start or new."""
+        """Return the run of this key (default: the name), started by an earlier command or now."""
         if self.tracker is None:
             return None
         key = key or name
         if not self._knows(key):
             self._runs[key] = uuid.uuid4().hex
-            self._save()  # first: a start that is cut off here goes on in the same run
+            self._save()  # before the run starts: if we are killed here, the next command continues in it
             tags = {"rayclip.results": self._store.root, **(tags or {})}
             self.tracker.start(self._runs[key], name, parent=parent, params=params, tags=tags)
             if parent is None:
@@ -121,15 +121,15 @@ class Logbook:
         return self.tracker is not None and key in self._runs and self.tracker.exists(self._runs[key])
 
     def _has_logged(self, key: str) -> bool:
-        """Whether a run got all that belongs in it."""
+        """Return whether everything has been logged to the run of this key."""
         return key in self._logged and self._knows(key)
 
     def has_begun(self, key: str) -> bool:
-        """Whether an earlier start has opened a run and could not end it."""
+        """Return whether an earlier command opened the run of this key and did not end it."""
         return key not in self._logged and self._knows(key)
 
     def end(self, key: str) -> None:
-        """A run that was opened under this key has got all that belongs in it."""
+        """Finish the run of this key and record that everything has been logged to it."""
         if self.tracker is not None:
             self._end(key)
 
@@ -148,7 +148,7 @@ class Logbook:
             self.tracker.finish(run, failed=failed)
 
     def trains_on(self, run: str | None, data: ImageSet, spec: str, drawn: Mapping[str, Any] | None = None) -> None:
-        """The training data; of a few-shot run also which images, as the artifact `data/drawn.json`."""
+        """Log the training data; for a few-shot run also the drawn images, as the artifact `data/drawn.json`."""
         if self.tracker is None or run is None:
             return
         about = {"spec": spec, "images": len(data), "classes": len(data.class_names)}
@@ -157,11 +157,11 @@ class Logbook:
             self._files(run, {"data/drawn.json": json.dumps(drawn, indent=1, ensure_ascii=False) + "\n"})
 
     def checkpoint(self, run: str | None, path: Path, spec: str, name: str, folder: str = "checkpoint") -> None:
-        """A finished checkpoint: its files with the run, and a version of the study's registered model.
+        """Log a finished checkpoint: its files in the run, and a new version of the study's registered model.
 
         Args:
             path: local folder of its files.
-            spec: how it is called as a model.
+            spec: its model specification.
             name: of the version.
         """
         if self.tracker is None or run is None:
@@ -193,11 +193,11 @@ class Logbook:
         warnings: Sequence[str] = (),
         trial: str | None = None,
     ) -> None:
-        """One model's evaluation as a run: metrics, the table, adversarial texts and pictures. Logged once.
+        """Log one model's evaluation as a run, once: metrics, the table, adversarial texts and pictures.
 
         Args:
             warnings: about the measurement; their number is a tag, so that such runs can be searched for.
-            trial: the run that trained the model, which shows the numbers beside its settings.
+            trial: the run that trained the model; the numbers are logged there too, beside its settings.
         """
         if self.tracker is None:
             return
@@ -236,7 +236,7 @@ class Logbook:
         self._end(key)
 
     def retrieval(self, task: Task, rows: Sequence[RecallRow]) -> None:
-        """One model's retrieval under one attack as a run: metrics and the table. Logged once."""
+        """Log one model's retrieval under one attack as a run, once: metrics and the table."""
         name = f"retrieval {task.model}" + ("" if task.attack_label == "clean" else f" {task.attack_label}")
         key = f"{name} {task.id}"
         if self.tracker is None or self._has_logged(key):
@@ -255,7 +255,7 @@ class Logbook:
         self._end(key)
 
     def summary(self, run: str | None, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
-        """A sweep's table, in its own run."""
+        """Log a sweep's table in the sweep's own run, and finish it."""
         if self.tracker is not None and run is not None:
             self.tracker.table(run, [flat_row(r, labels) for r in rows], TABLE)
             self.tracker.describe(run, markdown(rows, labels))
@@ -263,7 +263,7 @@ class Logbook:
             self.finish(run)
 
     def _pictures(self, name: str, cells: Sequence[Cell]) -> dict[str, bytes]:
-        """Grids of adversarial images by what they show."""
+        """Return grids of adversarial images as PNG bytes, by `DATA-ATTACK`."""
         pictures = {}
         for cell in cells:
             images = f"cells/{cell.id}/examples/images.parquet"
@@ -274,7 +274,7 @@ class Logbook:
         return pictures
 
     def _texts(self, cells: Sequence[Cell]) -> dict[str, str]:
-        """The files of adversarial prompts."""
+        """Return the contents of the files of adversarial prompts, by file name."""
         files = {}
         for cell in cells:
             texts = self._store.read(f"texts/{cell.texts_id}.json") if isinstance(cell.attack, TextSettings) else None
@@ -293,8 +293,11 @@ class Logbook:
 
 
 def metric_names(rows: Sequence[Row]) -> dict[str, float]:
-    """`clean/DATA`, `robust/ATTACK/DATA`, `worst/DATA` (of several budgets `worst_epsN/DATA`), and `avg/ATTACK` of what
-    was run on all of several data sets."""
+    """Return the metrics of an evaluation by name.
+
+    The names are `clean/DATA`, `robust/ATTACK/DATA`, `worst/DATA` (with several budgets `worst_epsN/DATA`) and, with
+    several data sets, `avg/ATTACK` for each attack that was run on all of them.
+    """
     values: dict[str, float] = {}
     by_attack: dict[str, list[float]] = {}
     for row in rows:
@@ -310,7 +313,7 @@ def metric_names(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def attack_params(rows: Sequence[Row]) -> dict[str, Any]:
-    """Every attack's settings; what differs between data sets with the data sets that have it."""
+    """Return every attack's settings as parameters; a setting that varies lists its values with their data sets."""
     protocols: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         if not row.is_worst:
@@ -323,26 +326,29 @@ def attack_params(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _attack_part(label: str) -> str:
-    """An attack's column in a metric's name; settings that tell it from others are joined by `_`."""
+    """Return an attack's label as part of a metric name: blanks and slashes become `_`."""
     return key_part(re.sub("[ /]", "_", label))
 
 
 def worst_case(rows: Sequence[Row]) -> float | None:
-    """`worst_accuracy` of a checkpoint; None where nothing was attacked, and for a model behind a defence or with a
-    scorer of its own, which is more than its checkpoint."""
+    """Return `worst_accuracy` of a checkpoint.
+
+    None if nothing was attacked, or if a defence or another scorer than the template took part: such numbers are not
+    the checkpoint's alone.
+    """
     if any((row.defense, row.scorer) != ("none", "template") for row in rows):
         return None
     return worst_accuracy(rows)
 
 
 def _shared_protocol(rows: Sequence[Row]) -> str:
-    """A name for what one model's numbers stand on, the model aside."""
+    """Return a hash of everything that one model's numbers depend on, except for the model."""
     stands_on = sorted([r.dataset, r.attack, r.n, json.dumps(r.protocol, sort_keys=True)] for r in rows)
     return hashlib.sha256(json.dumps(stands_on).encode()).hexdigest()[:12]
 
 
 def recall_names(rows: Sequence[RecallRow]) -> dict[str, float]:
-    """`clean/tr_at_1/DATA`, `robust/ATTACK/tr_at_1/DATA`: MLflow takes no `@` in a metric's name."""
+    """Return recalls by metric name, `clean/tr_at_1/DATA` or `robust/ATTACK/tr_at_1/DATA` (MLflow allows no `@`)."""
     kind = {r.attack: "clean" if r.attack == "clean" else f"robust/{r.attack}" for r in rows}
     return {f"{kind[r.attack]}/{r.direction}_at_{r.k}/{key_part(r.dataset)}": r.recall for r in rows}
 
@@ -352,6 +358,6 @@ def markdown(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
 
 
 def flat_row(row: Row | RecallRow, labels: Mapping[str, str]) -> dict[str, Any]:
-    """A row for a table of scalars."""
+    """Return a row as a flat dictionary of scalars, the protocol as JSON."""
     flat = dataclasses.asdict(row)
     return flat | {"model": labels.get(row.model, row.model), "protocol": json.dumps(flat["protocol"])}

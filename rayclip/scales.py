@@ -1,4 +1,4 @@
-"""At which scale a sweep runs: digits in minutes, a small real CLIP, or the papers' settings."""
+"""The scales that a sweep can run at: bundled digits in minutes, a small real CLIP, or the papers' settings."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 MMCOA_METHODS = "ft-standard,tecoa,mmcoa"
 ZERO_SHOT_METHODS = "ft-standard,tecoa,pmg-aft,fare,tga-zsr,saft"
-ONE_SIZE = ("cifar10", "cifar100", "stl10", "tiny_imagenet", "eurosat", "pcam")  # all images of these sets have one
-# Epochs at `paper` for the test on other data sets than the one trained on: MMCoA's paper has 10 to 28, and 30 else
+ONE_SIZE = ("cifar10", "cifar100", "stl10", "tiny_imagenet", "eurosat", "pcam")  # sets with images of one size
+# Epochs at `paper` when testing on other data sets than the training data: MMCoA's paper uses 10 to 28, otherwise 30
 ELSEWHERE = {"mmcoa": 28, "ft-standard": 10}
-IN_DISTRIBUTION = {"data": ("cifar10", "cifar100", "tiny_imagenet", "imagenet"), "test": ()}  # of the scale `paper`
+IN_DISTRIBUTION = {"data": ("cifar10", "cifar100", "tiny_imagenet", "imagenet"), "test": ()}  # at the scale `paper`
 
 
 class ScaleName(StrEnum):
@@ -20,11 +20,12 @@ class ScaleName(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Everything that differs between the scales.
+    """The settings that differ between the scales.
 
-    Budgets in pixel units; None epochs are each method's own, a limit of None is all test images. The resolution
-    `auto` is `native` where the images of a data set have one size, as in MMCoA's code, and `model` elsewhere. `resize`
-    is that of native images, `names` the spelling of the classes, `offset` BERT-Attack's (`attacks.bert.TextSettings`).
+    Budgets are in pixel units. `epochs=None` uses each method's own number, `limit=None` all test images. The
+    resolution `auto` is `native` where all images of a data set have one size, as in MMCoA's code, and `model`
+    elsewhere. `resize` applies to native images, `names` is the spelling of the class names, `offset` is BERT-Attack's
+    (`attacks.bert.TextSettings`).
     """
 
     model: str | None
@@ -51,7 +52,7 @@ def scales() -> dict[ScaleName, Scale]:
 
     return {
         # Budget: at 32/255 the untouched model falls below 20 %. Learning rate and steps were chosen on a fifth of the
-        # train split, epochs by what five minutes on two cores hold.
+        # train split, epochs so that a sweep takes five minutes on two cores.
         ScaleName.digits: Scale(
             model="digits",
             data=("digits",),
@@ -79,7 +80,7 @@ def scales() -> dict[ScaleName, Scale]:
             few_shot_epochs=20,
             epochs=4,
         ),
-        # The papers' code counts the last iterate, hence `final`; class names and substitutes are its own, too.
+        # The papers' code counts the last iterate, hence `final`; class names and substitutes follow that code, too.
         ScaleName.paper: Scale(
             model="ViT-B-32:openai",
             data=("imagenet",),
@@ -99,13 +100,15 @@ def scales() -> dict[ScaleName, Scale]:
 
 
 def zero_shot() -> dict[str, Any]:
-    """What SAFT's and TTC's protocol changes at the scale `paper`: trained on TinyImageNet, tested on 16 data sets,
-    whose images are resized first."""
+    """Return the settings that SAFT's and TTC's protocol changes at the scale `paper`.
+
+    Models are trained on TinyImageNet and tested on 16 data sets, whose images are resized before the attack.
+    """
     from rayclip.data.registry import ZERO_SHOT_16
 
     return {"data": ("tiny_imagenet",), "test": ZERO_SHOT_16, "train_steps": 2, "resolution": "model"}
 
 
 def ttc_protocol() -> dict[str, Any]:
-    """The same with PGD-10."""
+    """Return the same settings as `zero_shot`, with PGD-10."""
     return zero_shot() | {"test_steps": 10}

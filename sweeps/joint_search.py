@@ -1,11 +1,11 @@
-"""Which budget, losses, shots and learning rate give the best of both, clean and robust accuracy?
+"""Which budget, loss weights, shots and learning rate give the best clean and robust accuracy together?
 
     python sweeps/joint_search.py                     # bundled digits: minutes on two cores, no downloads
     python sweeps/joint_search.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
     ray job submit --working-dir . -- python sweeps/joint_search.py --scale paper
 
-Samples trials at random, measures each after every epoch on a fifth of the training data that none of them sees, lets
-ASHA stop those that lag behind, and attacks the Pareto front of the others on the test data.
+Samples trials at random, evaluates each after every epoch on a fifth of the training data that is held out of all
+training, lets ASHA stop the worst ones, and attacks the Pareto front of the others on the test data.
 
 Cost: `digits` 5 minutes of processor time. `paper` has not been run by us: 64 samples (`--samples`)
 are about twice the training of `mmcoa_shots.py`, since two of three stop at each rung.
@@ -61,7 +61,7 @@ def main(
 
 
 def draws(run: Run, samples: int) -> Iterator[dict[str, Any]]:
-    """The trials' settings: the same ones for the same seed, and a longer search begins with a shorter one's."""
+    """Yield the trials' settings: equal for equal seeds, and a longer search starts with those of a shorter one."""
     rng = np.random.default_rng(run.options.seed)
     for number in range(samples):
         eps, weight, rate, shots, method = rng.random(5)

@@ -1,4 +1,4 @@
-"""Does what was trained against separate attacks withstand a joint one?  MMCoA's table V.
+"""Do models trained against separate image and text attacks withstand a joint one?  MMCoA's table V.
 
     python sweeps/mmcoa_co_attack.py                     # bundled digits: minutes on two cores, no downloads
     python sweeps/mmcoa_co_attack.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
@@ -24,7 +24,7 @@ OWN = ("cifar10", "cifar100", "tiny_imagenet")
 
 @sweep("mmcoa-co-attack", paper={"shots": "1,5,50"})
 def main(run: Run) -> None:
-    """Fine-tune with each method and attack image and text together."""
+    """Fine-tune with each method, and attack image and text jointly."""
     attacks = "clean,co-attack"
     for data in OWN if run.is_paper else ():
         run.go(run.own_trials(data, data), run.evaluations(attacks, tests=[data]), part=data)

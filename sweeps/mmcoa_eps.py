@@ -1,4 +1,4 @@
-"""How does robustness fall off beyond the budget of the training?  MMCoA's figure 6.
+"""How much robustness is left at larger budgets than in training?  MMCoA's figure 6.
 
     python sweeps/mmcoa_eps.py                     # bundled digits: minutes on two cores, no downloads
     python sweeps/mmcoa_eps.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
@@ -32,7 +32,7 @@ def main(
         ),
     ] = None,
 ) -> None:
-    """Fine-tune at one budget and attack at several."""
+    """Fine-tune at one budget, and attack at several."""
     usual = tuple(run.setting.eps * factor for factor in (1, 2, 4))
     budgets = parse_budgets(test_eps, "test-eps") if test_eps else usual
     found = run.go(run.trials(), run.evaluations("clean,pgd,sep", eps=budgets), show=False)
@@ -41,7 +41,7 @@ def main(
 
 
 def by_budget(row: Row, label: str) -> Row:
-    """A model at each budget is a row of its own; the step is left out, since it differs with the budget."""
+    """Return the row with the budget in the model's name; the step is left out, since it depends on the budget."""
     model = f"{label} {format_budget(row.eps)}" if row.eps else label
     protocol = {k: v for k, v in row.protocol.items() if k != "step"}
     return dataclasses.replace(row, model=model, attack=row.attack.partition("_eps")[0], protocol=protocol)

@@ -1,4 +1,4 @@
-"""Robust on the data that one trains on?  MMCoA's table I.
+"""How robust are models on the data set that they were trained on?  MMCoA's table I.
 
     python sweeps/mmcoa_in_distribution.py                     # bundled digits: minutes on two cores, no downloads
     python sweeps/mmcoa_in_distribution.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test T.parquet
@@ -27,7 +27,7 @@ from rayclip.scales import IN_DISTRIBUTION
 
 @sweep("mmcoa-in-distribution", paper=IN_DISTRIBUTION, omit=["shots"])
 def main(run: Run) -> None:
-    """Fine-tune with each method on a data set, and attack the result on the same one."""
+    """Fine-tune with each method on a data set, and attack the results on the same data set."""
     for data, test, part in run.pairs():
         run.go(run.own_trials(data, part), run.evaluations("clean,pgd,bert,sep", tests=[test]), part=part)
 

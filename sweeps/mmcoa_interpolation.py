@@ -31,7 +31,7 @@ def main(
         list[str], typer.Option("--a", metavar="A,A…", help="Numbers from 0 (untouched) to 1, commas between.")
     ] = SHARES,
 ) -> None:
-    """Fine-tune, and attack the weights (1-a)·untouched + a·fine-tuned."""
+    """Fine-tune, and attack models with the weights (1-a)·untouched + a·fine-tuned."""
     shares = one_list(a)
     mixes(run.model, run.model, shares)
     run.go(

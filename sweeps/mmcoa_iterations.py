@@ -1,4 +1,4 @@
-"""How long does one have to train?  MMCoA's figure 7.
+"""How many epochs of training are needed?  MMCoA's figure 7.
 
     python sweeps/mmcoa_iterations.py                     # bundled digits: minutes on two cores, no downloads
     python sweeps/mmcoa_iterations.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
@@ -7,9 +7,10 @@
 Cost: `digits` 3 minutes of processor time. `paper` has not been run by us: the 50-shot runs of TeCoA and MMCoA,
 and 17 models attacked on 15 data sets.
 
-To expect at the scale `paper`: the figure prints no numbers. The paper trains TeCoA for 10 epochs and looks after each,
-MMCoA for 28 and looks after every fourth; accuracy under image and multimodal attacks rises and then stays, under the
-text attack and clean it falls and then stays. Table II has 15.00 (TeCoA) and 18.46 (MMCoA) multimodal at 50 shots.
+To expect at the scale `paper`: the figure prints no numbers. The paper trains TeCoA for 10 epochs and evaluates after
+each, MMCoA for 28 and evaluates after every fourth; accuracy under image and multimodal attacks rises and then stays,
+under the text attack and clean it falls and then stays. Table II has 15.00 (TeCoA) and 18.46 (MMCoA) multimodal at 50
+shots.
 """
 
 from typing import Annotated
@@ -18,7 +19,7 @@ import typer
 
 from rayclip.cli_sweep import Run, start, sweep
 
-PAPER = {"tecoa": 1, "mmcoa": 4}  # epochs between two looks, of 10 and 28
+PAPER = {"tecoa": 1, "mmcoa": 4}  # epochs between evaluations, out of 10 and 28
 
 
 @sweep("mmcoa-iterations", methods="tecoa,mmcoa", every={"shots": "5"}, paper={"shots": "50"})
@@ -29,7 +30,7 @@ def main(
         typer.Option(min=1, help="Epochs between two looks.  [default: a fifth of all, or the paper's]"),
     ] = None,
 ) -> None:
-    """Fine-tune with each method and attack what it is after every few epochs."""
+    """Fine-tune with each method, and attack the checkpoint after every few epochs."""
     trials = []
     for label, name, shots in run.grid():
         usual = PAPER.get(name) if run.is_paper else None

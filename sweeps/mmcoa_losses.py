@@ -1,4 +1,4 @@
-"""Which of its two losses does MMCoA need?  MMCoA's table IV.
+"""Does MMCoA need both its image loss and its text loss?  MMCoA's table IV.
 
     python sweeps/mmcoa_losses.py                     # bundled digits: minutes on two cores, no downloads
     python sweeps/mmcoa_losses.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet

@@ -7,8 +7,8 @@
 Cost: `digits` 9 minutes of processor time, 5 on two cores. `paper` has not been run by us: twice the rows of those
 methods in `mmcoa_shots.py`, whose full fine-tuning `--models` shares.
 
-To expect at the scale `paper`: the figure prints no numbers. The paper reads from it that the more parameters are
-trained, the higher is the accuracy under the multimodal attack.
+To expect at the scale `paper`: the figure prints no numbers. The paper reads from it that accuracy under the multimodal
+attack grows with the number of trained parameters.
 """
 
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Is the alignment of images and texts itself more robust?  MMCoA's table VI: retrieval under Co-Attack.
+"""Does fine-tuning make image-text alignment itself more robust?  MMCoA's table VI: retrieval under Co-Attack.
 
     python sweeps/mmcoa_retrieval.py                     # bundled digits: minutes on two cores, no downloads
     python sweeps/mmcoa_retrieval.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --pairs PAIRS.parquet
@@ -37,7 +37,7 @@ def main(
     ] = None,
     test_eps: Annotated[str | None, typer.Option(help="Co-Attack's budget.  [default: twice the training's]")] = None,
 ) -> None:
-    """Fine-tune with each method, and look captions up by image and images by caption under Co-Attack."""
+    """Fine-tune with each method, and evaluate image-to-text and text-to-image retrieval under Co-Attack."""
     from rayclip import api
     from rayclip.attacks import parse_attacks
     from rayclip.data import open_pairs
@@ -68,7 +68,7 @@ def main(
 
 
 def write_digits(path: str) -> str:
-    """The first test image of each digit, with its captions."""
+    """Write a Parquet file with the first test image of each digit and its captions; return the path."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

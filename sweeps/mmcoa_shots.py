@@ -15,7 +15,7 @@ Numbers to expect at the scale `paper` (MMCoA, averages over 15 data sets, top-1
     TeCoA         1 / 5 / 50 / full   4.59 / 6.43 / 15.00 / 19.96      62.67 / 54.84 / 51.67 / 54.34
     MMCoA         1 / 5 / 50 / full   4.87 / 9.84 / 18.46 / 22.00      62.75 / 58.29 / 53.76 / 54.62
 
-A sweep that was interrupted goes on with the same command; a finished one prints its table again.
+After an interruption the same command continues the sweep; a finished sweep prints its table again.
 """
 
 from rayclip.cli_sweep import Run, start, sweep
@@ -23,7 +23,7 @@ from rayclip.cli_sweep import Run, start, sweep
 
 @sweep("mmcoa-shots")
 def main(run: Run) -> None:
-    """Fine-tune with each method on 1, 5, ... and all images a class, and attack every result."""
+    """Fine-tune with each method on 1, 5, ... and all images per class, and attack every result."""
     run.go(run.trials(), run.evaluations("clean,pgd,bert,sep"))
 
 

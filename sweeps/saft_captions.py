@@ -1,4 +1,4 @@
-"""How many captions of each class does SAFT need?  SAFT's ablation of their number.
+"""How many captions per class does SAFT need?  SAFT's ablation of their number.
 
     python sweeps/saft_captions.py                     # bundled digits: minutes on two cores, no downloads
     python sweeps/saft_captions.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --captions T.csv
@@ -30,7 +30,7 @@ def main(
         str | None, typer.Option(help="Table of captions, or templates.  [default: the bundled one for digits]")
     ] = None,
 ) -> None:
-    """Fine-tune with SAFT on each number of captions."""
+    """Fine-tune with SAFT on each number of captions, and attack the results."""
     counts = split(sets)
     if not all(count.isascii() and count.isdigit() and int(count) for count in counts):
         raise UserError(f"--sets {','.join(sets)} holds something else than numbers from 1 on: write 1,3,5.")

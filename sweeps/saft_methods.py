@@ -1,4 +1,4 @@
-"""Which method is most robust where it has not trained?  SAFT's main table: methods × 16 data sets × 3 attacks.
+"""Which method is most robust on unseen data sets?  SAFT's main table: methods × 16 data sets × 3 attacks.
 
     python sweeps/saft_methods.py                     # bundled digits: minutes on two cores, no downloads
     python sweeps/saft_methods.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet

@@ -1,4 +1,4 @@
-"""Do examples made against the template still fool CuPL and WCA?  SAFT's question.
+"""Do adversarial images made against the template also fool CuPL and WCA?  SAFT's question.
 
     python sweeps/saft_scorers.py                     # bundled digits: minutes on two cores, no downloads
     python sweeps/saft_scorers.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --captions T.csv
@@ -28,7 +28,7 @@ def main(
     ] = None,
     crops: Annotated[int | None, typer.Option(min=1, help="Of WCA.  [default: 60, or 8 at digits]")] = None,
 ) -> None:
-    """Score with template, CuPL and WCA what was attacked under the template and under the scorer itself."""
+    """Attack the template and each scorer itself, and score the results with template, CuPL and WCA."""
     table = f":captions={captions}" if captions else ""
     count = crops or (60 if run.is_paper else 8)
     scorers = f"template,cupl{table},wca:crops={count}{',' + table[1:] if table else ''}"

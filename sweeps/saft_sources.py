@@ -1,4 +1,4 @@
-"""Whose captions are the best ones?  SAFT's ablation of their source: a language model, or one that sees images.
+"""Which source of captions is best?  SAFT's ablation: a language model, or one that sees images.
 
     python sweeps/saft_sources.py                     # bundled digits: minutes on two cores, no downloads
     python sweeps/saft_sources.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --sources L.csv,M.csv
@@ -35,7 +35,7 @@ def main(
     ] = None,
     sets: Annotated[int, typer.Option(min=1, help="Captions of each class.")] = 5,
 ) -> None:
-    """Fine-tune with SAFT on the captions of each source."""
+    """Fine-tune with SAFT on the captions of each source, and attack the results."""
     tables = tuple(split_places(sources or ())) or (("digits", "templates") if run.data == ("digits",) else ())
     if not tables:
         raise UserError("--sources is missing: give tables that rayclip captions filter has written, or templates.")

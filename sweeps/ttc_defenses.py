@@ -31,13 +31,13 @@ def main(
         str | None, typer.Option(help="Budget of the defences.  [default: 4/255 at paper, else the attack's]")
     ] = None,
 ) -> None:
-    """Put the untouched and every fine-tuned model behind each defence, and attack blindly and through it."""
+    """Defend the untouched and every fine-tuned model with each defence; attack ignoring it and through it."""
     eps = parse_budget(defense_eps, "defense-eps") if defense_eps else 4 / 255 if run.is_paper else run.setting.eps
     run.go(run.image_trials(), run.evaluations("clean,pgd", defenses=defenses(eps, run.model)))
 
 
 def defenses(eps: float, original: str) -> str:
-    """TTC's comparison: each defence within the same budget; tau is measured on the original encoder."""
+    """Return TTC's comparison: all defences with the same budget; tau is measured on the original encoder."""
     whole, step = format_budget(eps), format_budget(eps / 4)
     return (
         f"none,rn:eps={whole},tte,anti-adversary:eps={whole},hedge:eps={whole},"

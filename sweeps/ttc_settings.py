@@ -1,4 +1,4 @@
-"""What do TTC's settings do?  Its ablations: the threshold tau, the weight beta, the steps.
+"""How do TTC's settings affect accuracy?  Its ablations: the threshold tau, the weight beta, the steps.
 
     python sweeps/ttc_settings.py                     # bundled digits: minutes on two cores, no downloads
     python sweeps/ttc_settings.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
@@ -35,7 +35,7 @@ def main(
         str | None, typer.Option(help="TTC's budget.  [default: 4/255 at paper, else the attack's]")
     ] = None,
 ) -> None:
-    """Put the untouched model behind TTC with one setting changed at a time."""
+    """Defend the untouched model with TTC, changing one setting at a time, and attack it."""
     eps = parse_budget(defense_eps, "defense-eps") if defense_eps else 4 / 255 if run.is_paper else run.setting.eps
     budget = f"eps={format_budget(eps)},step={format_budget(eps / 4)}"
     settings = [

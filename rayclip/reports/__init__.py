@@ -1,4 +1,4 @@
-"""Tables and pictures, from result files only."""
+"""Reports: tables, figures and pages, made from result files only."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,19 +29,19 @@ def make_report(
     figures: Path | None = None,
     beside: Path,
 ) -> str:
-    """A report as text; its figures are written to `figures` first if that is given.
+    """Return a report as text; if `figures` is given, write its figures there first.
 
     Args:
-        against: published tables, `mmcoa:II` (`beside.beside`).
+        against: published tables to compare with, such as `mmcoa:II` (`beside.beside`).
         baseline: as in `build.build`.
-        beside: the folder that the text will lie in, which its links to figures start from.
+        beside: the folder that the text will be saved in; links to figures are relative to it.
 
     Raises:
         UserError: an unknown paper, table or baseline.
     """
     import os
 
-    from rayclip.reports import page, plain  # seconds of imports
+    from rayclip.reports import page, plain  # these imports take seconds
     from rayclip.reports.beside import beside as beside_papers
     from rayclip.reports.build import build
     from rayclip.reports.figures import as_svg, section_figures, write_figure
@@ -69,7 +69,7 @@ def make_report(
 
 
 def make_leaderboard(results: "Results", title: str) -> dict[str, str]:
-    """A leaderboard's files by name: the page, and its numbers as CSV.
+    """Return a leaderboard's files by name: the page, and its numbers as CSV.
 
     Raises:
         UserError: there are no accuracies to rank.

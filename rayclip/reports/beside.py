@@ -1,8 +1,9 @@
-"""Our numbers beside published ones: every CSV file in `published/` is a paper.
+"""Compare our numbers with published ones: each CSV file in `published/` holds the numbers of one paper.
 
-Columns: `paper, table, method, train_dataset, shots, attack, dataset, metric, value`, and `protocol`: what the number
-stands on, as `KEY=VALUE` with blanks between, under the names that our results have for it. `model` is the untouched
-model, `datasets` those that an average is over. What a paper does not say is left out and not compared.
+Columns: `paper, table, method, train_dataset, shots, attack, dataset, metric, value`, and `protocol`: the settings
+behind the number, as `KEY=VALUE` pairs separated by blanks, with the keys that our results use. `model` is the
+untouched model, `datasets` are those that an average is over. Settings that a paper does not state are left out and
+not compared.
 """
 
 import csv
@@ -26,12 +27,12 @@ from rayclip.types import UserError
 _COLUMNS = "paper table method train_dataset shots attack dataset metric value".split()
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _RECALL = re.compile(r"(?P<direction>tr|ir)_r@(?P<k>\d+)")  # a metric
-_NOT_OURS = ("datasets", "attack", "model")  # of a protocol, what is compared by itself
+_NOT_OURS = ("datasets", "attack", "model")  # keys of a protocol that are compared separately
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One number of a paper, in percent."""
+    """A published number, in percent."""
 
     table: str
     method: str
@@ -49,13 +50,13 @@ class Published:
 
 
 def papers() -> list[str]:
-    """The papers that have a file."""
+    """Return the names of the papers in `published/`."""
     folder = resources.files("rayclip.reports") / "published"
     return sorted(entry.name.removesuffix(".csv") for entry in folder.iterdir() if entry.name.endswith(".csv"))
 
 
 def read_paper(text: str, name: str) -> list[Published]:
-    """The numbers of a paper's CSV.
+    """Return the numbers in a paper's CSV.
 
     Raises:
         UserError: a column is missing, or a value is no number.
@@ -78,10 +79,11 @@ def read_paper(text: str, name: str) -> list[Published]:
 
 
 def beside(sections: Sequence[Section], wanted: Sequence[str], tables: Sequence[RecallTable] = ()) -> list[Part]:
-    """A part for each `PAPER:TABLE`, or for every table of `PAPER`.
+    """Return a part of the report for each `PAPER:TABLE`, or for every table of `PAPER`.
 
     Args:
-        sections, tables: ours: accuracies, and recalls.
+        sections: our accuracies.
+        tables: our recalls.
 
     Raises:
         UserError: there is no such paper or table.
@@ -152,7 +154,7 @@ def _part(
 
 
 def _line(match: _Match, place: str) -> Mapping[str, Any]:
-    """For CSV, under the names of `build`'s and `recalls`' lines where they mean the same."""
+    """Return a comparison as a line of CSV; columns that `build` and `recalls` have too are named as there."""
     ours, theirs = match.ours, match.theirs
     recalled = {"metric": theirs.metric} if _RECALL.fullmatch(theirs.metric) else {}
     return {
@@ -172,7 +174,7 @@ def _line(match: _Match, place: str) -> Mapping[str, Any]:
 
 
 def _column(match: _Match) -> str:
-    """The attack, and the recall that is meant: `co-attack-10 2/255, TR@1`."""
+    """Return the attack, with the recall if that is the metric: `co-attack-10 2/255, TR@1`."""
     where = _RECALL.fullmatch(match.theirs.metric)
     return heading(match.attack.label) + (f", {where['direction'].upper()}@{where['k']}" if where else "")
 
@@ -195,7 +197,7 @@ def _letter(index: int) -> str:
 
 
 def _matches(section: Section, row: Published) -> Iterator[_Match]:
-    """Of each model that the row is about, the attack that is the most like the paper's."""
+    """Yield, for each model that matches the row, its attack with the fewest differences from the paper's."""
     if row.metric != "top1":
         return
     by_name = {plain_dataset(d): d for d in section.datasets}
@@ -221,7 +223,7 @@ def _matches(section: Section, row: Published) -> Iterator[_Match]:
 
 
 def _recall_matches(tables: Sequence[RecallTable], row: Published) -> Iterator[_Match]:
-    """Of each model that the row is about, the recall whose protocol is the most like the paper's."""
+    """Yield, for each model that matches the row, its recall with the fewest differences from the paper's protocol."""
     where = _RECALL.fullmatch(row.metric)
     if where is None:
         return
@@ -255,7 +257,7 @@ def _is_about(row: Published, model: Model) -> bool:
 
 
 def _method(model: Model) -> str:
-    """Its name as papers write it: an ablation of MMCoA's losses is not MMCoA."""
+    """Return the method's name as papers write it: an ablation of MMCoA's losses is not MMCoA."""
     settings = model.config.get("method") or {}
     if settings.get("lambda_txt") == 0:
         return f"{model.method} (image loss only)"
@@ -270,10 +272,10 @@ def _same_kind(row: Published, attack: Attack) -> bool:
 def _differences(
     row: Published, model: Model, ours: Mapping[str, Any], sizes: Iterable[tuple[str, int]]
 ) -> tuple[str, ...]:
-    """What of the published protocol ours is not, each as `steps 10, theirs 100`.
+    """Return the differences between our protocol and the published one, each as `steps 10, theirs 100`.
 
     Args:
-        sizes: how many images of each of the row's data sets ours stands on.
+        sizes: number of images behind our number, for each of the row's data sets.
     """
     found = []
     base = str(model.config.get("model") or model.spec)
@@ -290,7 +292,7 @@ def _differences(
 
 
 def _evaluated(dataset: str) -> int | None:
-    """How many images the papers evaluate of a data set; None of one that we do not know."""
+    """Return the number of images that the papers evaluate of a data set; None if the data set is unknown."""
     try:
         known = find(dataset)
     except UserError:
@@ -310,7 +312,7 @@ def _nothing(ours: set[str], rows: Sequence[Published]) -> str:
 
 
 def plain_dataset(name: str) -> str:
-    """A data set's name without the file, split or part that was taken of it: `cifar10` of `cifar10-test`."""
+    """Return a data set's name without file ending, split or part: `cifar10-test` becomes `cifar10`."""
     stem = PurePosixPath(name.partition("#")[0]).name.removesuffix(".parquet")
     return re.sub(r"[-_](train|test|val|validation)$", "", stem)
 

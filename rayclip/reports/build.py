@@ -1,4 +1,4 @@
-"""A report from results: tables in the papers' shape, what they stand on, and who differs from whom."""
+"""Build a report from results: tables as in the papers, their protocols, and significance tests between models."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from rayclip.reports.table import SHOWN, across, cut_notes, heading, in_one_brea
 from rayclip.types import Cut, UserError
 
 SIGNIFICANT = 0.05
-_ALL_PAIRS = 60_000  # so many comparisons are embedded in a page; of more models only those with the baseline
+_ALL_PAIRS = 60_000  # maximum number of comparisons in a page; beyond it, only those with the baseline
 
 
 def build(
@@ -25,13 +25,13 @@ def build(
     figures: Callable[[Section], Sequence[Figure]] = lambda section: (),
     pairs: bool = False,
 ) -> Document:
-    """The report of everything in `results`.
+    """Return the report of everything in `results`.
 
     Args:
-        baseline: the model that others are compared with; the best one where it is None.
-        against: makes the parts that stand beside published numbers (`beside.beside`).
-        figures: makes a section's figures.
-        pairs: also count what a page needs to compare any two models.
+        baseline: the model that others are compared with; None is the best one.
+        against: returns the parts that compare with published numbers (`beside.beside`).
+        figures: returns a section's figures.
+        pairs: also compute the counts that a page needs to compare any two models.
 
     Raises:
         UserError: there is no model `baseline`.
@@ -67,7 +67,10 @@ def build(
 
 
 def accuracy_grids(section: Section) -> Iterator[Grid]:
-    """One data set: a column an attack. Several: the averages, then for each attack a column a data set."""
+    """Yield the accuracy tables.
+
+    One data set: a column per attack. Several: the averages, then for each attack a table with a column per data set.
+    """
     overall = section.overall
     several = overall == AVERAGE
     title = f"average over {len(section.datasets)} data sets" if several else overall
@@ -123,7 +126,7 @@ def _grid(
 
 
 def _cut(section: Section, shown: Sequence[str], attacks: Sequence[Attack]) -> Iterator[tuple[str, Cut]]:
-    """Texts that were not read to their end, by model, and by data set where there are several."""
+    """Yield the truncated texts by model, and by data set if there are several."""
     datasets = section.datasets if AVERAGE in shown else list(dict.fromkeys(shown))
     for subject in section.subjects:
         for dataset in datasets:
@@ -134,8 +137,10 @@ def _cut(section: Section, shown: Sequence[str], attacks: Sequence[Attack]) -> I
 
 
 def significance_grid(section: Section, baseline: Subject) -> Grid:
-    """Each model minus the baseline, with McNemar's test: a column an attack, or on several data sets a column a data
-    set under the main attack."""
+    """Return a table of each model's difference to the baseline, with McNemar's test.
+
+    One data set: a column per attack. Several: a column per data set, under the main attack.
+    """
     several = len(section.datasets) > 1
     columns = (
         [(d, d, section.main) for d in section.datasets]
@@ -173,14 +178,14 @@ def significance_grid(section: Section, baseline: Subject) -> Grid:
 
 
 def under(attack: Attack) -> str:
-    """`under pgd-10 1/255`, `in the worst case within 1/255`."""
+    """Return `under pgd-10 1/255` or `in the worst case within 1/255`."""
     if attack.kind != "worst":
         return f"under {heading(attack.label)}"
     return "in the worst case" + (f" within {'l2 ' if attack.norm == 'l2' else ''}{attack.eps}" if attack.eps else "")
 
 
 def signed(difference: float) -> str:
-    """`+3.1`, `−0.4`, `0.0`."""
+    """Return a difference with its sign: `+3.1`, `−0.4`, `0.0`."""
     text = f"{difference:+.1f}".replace("-", "−")
     return "0.0" if text in ("+0.0", "−0.0") else text
 
@@ -211,7 +216,7 @@ def _sizes(entries: Iterable[Entry]) -> list[str]:
 
 
 def attack_notes(section: Section, attacks: Sequence[Attack]) -> list[str]:
-    """The settings of each attack, and where they differ on defended models."""
+    """Return notes with the settings of each attack, and on which models and data sets they differ."""
     plain: list[tuple[str, str]] = []
     worst = []
     for attack in attacks:
@@ -219,7 +224,7 @@ def attack_notes(section: Section, attacks: Sequence[Attack]) -> list[str]:
             of = ", ".join(heading(label) for label in attack.settings["of"] if label != "clean")
             worst.append(f"{heading(attack.label)}: right under every one of {of}, per sample")
             continue
-        described: dict[str, dict[str, list[str]]] = {}  # by settings: who was attacked with them, on which data sets
+        described: dict[str, dict[str, list[str]]] = {}  # settings -> kind of model -> data sets
         for subject in section.subjects:
             for dataset in section.datasets:
                 entry = section.get(subject, dataset, attack)
@@ -236,7 +241,7 @@ def attack_notes(section: Section, attacks: Sequence[Attack]) -> list[str]:
         for kept, by_whom in described.items():
             only = f" on {next(iter(by_whom))}" if len(described) > 1 and len(by_whom) == 1 else ""
             held = list(dict.fromkeys(d for datasets in by_whom.values() for d in datasets))
-            if len(held) < len(everywhere):  # few classes change what runs
+            if len(held) < len(everywhere):  # some attacks change their parts on few classes
                 only = f" on {', '.join(held)}" if len(by_whom) == len(everyone) else f"{only}, {', '.join(held)}"
             plain += [(f"{heading(attack.label)}{only}", kept)] if kept else []
     return [*in_one_breath(plain), *worst]
@@ -272,7 +277,7 @@ def _summary(found: Sequence[Section], tables: Sequence[RecallTable]) -> list[st
 
 
 def _lines(section: Section, baseline: Subject | None) -> Iterator[dict[str, Any]]:
-    """One line a number, averages and worst cases included."""
+    """Yield one line of CSV per number, averages and worst cases included."""
     for subject in section.subjects:
         for attack in section.attacks:
             for dataset in section.columns:
@@ -308,7 +313,7 @@ def _lines(section: Section, baseline: Subject | None) -> Iterator[dict[str, Any
 
 
 def _settings(section: Section, subject: Subject, dataset: str, attack: Attack) -> Mapping[str, Any]:
-    """An attack's protocol behind a number; of an average what differs between its data sets by data set."""
+    """Return the attack's protocol behind a number; for an average, settings that vary list their data sets."""
     found = {
         d: entry.cells[0].protocol
         for d in (section.datasets if dataset == AVERAGE else [dataset])
@@ -318,8 +323,11 @@ def _settings(section: Section, subject: Subject, dataset: str, attack: Attack) 
 
 
 def _pairs(section: Section, baseline: Subject | None) -> dict[str, Any]:
-    """Counts of samples that only one of two models gets right, `[first, second, only first, only second, n]` by
-    column; every pair, or where those are too many each model with the baseline."""
+    """Return the counts of samples that only one of two models gets right.
+
+    `counts` has entries `[first, second, column, only first, only second, n]`, for every pair of models, or, if those
+    are too many, for each model with the baseline.
+    """
     columns = [(d, a) for d in section.datasets for a in section.attacks]
     subjects = section.subjects
     index = {s: i for i, s in enumerate(subjects)}

@@ -1,4 +1,4 @@
-"""A report before it is Markdown, LaTeX or HTML: titles, grids of numbers, figures, and what to know about them."""
+"""The content of a report, independent of Markdown, LaTeX or HTML: titles, tables, figures and notes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from rayclip.reports.numbers import Number
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A number as it is printed.
+    """A table cell with a formatted number.
 
     Attributes:
-        text: empty where there is none.
-        note: smaller, beside or below it: the interval.
-        value: what to sort by.
-        best: the highest of its column, printed in bold.
+        text: the number; empty if there is none.
+        note: the interval, printed smaller beside or below the number.
+        value: sort key.
+        best: whether it is the highest of its column, which is printed in bold.
     """
 
     text: str = ""
@@ -25,7 +25,7 @@ class Cell:
 
 
 def accuracy(number: Number | None, *, best: bool = False, mark: str = "") -> Cell:
-    """A percentage: `70.8` with its interval `66–75`."""
+    """Return a cell with a percentage and its interval: `70.8`, `66–75`."""
     if number is None:
         return Cell()
     text = "100" if number.top1 == 100 else f"{number.top1:.1f}"
@@ -34,7 +34,7 @@ def accuracy(number: Number | None, *, best: bool = False, mark: str = "") -> Ce
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A table: `header` names the columns, the first one that of the row headers."""
+    """A table: `header` names the columns, first that of the row headers."""
 
     name: str
     title: str
@@ -44,25 +44,25 @@ class Grid:
 
     @property
     def is_text(self) -> tuple[bool, ...]:
-        """Of each column whether it holds words: the first does."""
+        """Whether each column holds text; the first one always does."""
         columns = list(zip(*(cells for _, cells in self.rows), strict=True)) or [()] * len(self.header[1:])
         return True, *(any(c.text and c.value is None for c in cells) for cells in columns)
 
     @property
     def caption(self) -> str:
-        """What stands under the table."""
+        """The text below the table."""
         return "".join(f"{note}. " for note in self.notes).strip()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A picture that is drawn when it is asked for.
+    """A picture, drawn on demand.
 
     Attributes:
         name: for files.
-        alt: what it shows, for those who do not see it.
-        draw: makes a `matplotlib.figure.Figure`.
-        html: what a page shows instead of the drawing, where that is text.
+        alt: alternative text for readers who cannot see it.
+        draw: returns a `matplotlib.figure.Figure`.
+        html: HTML that a page shows instead of the drawing, for figures that are text.
     """
 
     name: str
@@ -75,10 +75,10 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A part of a report, under its own heading.
+    """A part of a report with its own heading.
 
     Attributes:
-        lines: numbers that are this part's own, for CSV.
+        lines: this part's own numbers, for CSV.
     """
 
     title: str
@@ -90,12 +90,12 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A whole report.
+    """A complete report.
 
     Attributes:
         summary: what was evaluated, in a sentence or two.
-        lines: the numbers one by one, for CSV.
-        pairs: the counts behind comparisons of two models, for the page that lets one choose them.
+        lines: one entry per number, for CSV.
+        pairs: counts for comparing two models, for the HTML page where a reader chooses them.
     """
 
     title: str

@@ -1,5 +1,5 @@
-"""A picture of an attack: clean images, what the attack added (magnified), and the result, with the predictions (x for
-wrong ones)."""
+"""Draw an attack's examples: clean images, the magnified perturbation and adversarial images, with predictions (x if
+wrong)."""
 
 import io
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _INK, _GOOD, _BAD, _PAPER = (32, 32, 32), (20, 110, 60), (180, 30, 40), (255, 25
 
 
 def example_grid(examples: Any, class_names: Sequence[str], title: str) -> bytes:
-    """Three rows (clean, difference, adversarial) by up to eight images, as PNG bytes.
+    """Draw three rows (clean, difference, adversarial) of up to eight images; return PNG bytes.
 
     Args:
         examples: Arrow table with `label, clean_pred, adv_pred` and PNG bytes in `clean, difference, adversarial`.

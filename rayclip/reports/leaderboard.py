@@ -1,4 +1,4 @@
-"""A leaderboard: every model with its clean and robust accuracy under each threat model, as one static page."""
+"""The leaderboard: every model's clean and robust accuracy under each threat model, as one static HTML page."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _COLUMNS = "model,clean,robust,n,method,trained on,defence,attacks,threat model,
 
 @dataclass(frozen=True, kw_only=True)
 class Threat:
-    """What an attacker may change, and the attacks that stand for it: a sample must survive all of them."""
+    """A threat model: what an attacker may change, and its attacks; a sample must withstand all of them."""
 
     name: str
     attacks: tuple[Attack, ...]
@@ -25,7 +25,7 @@ class Threat:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A row: a model under a threat model, on a data set or their average."""
+    """A row of the leaderboard: a model under a threat model, on a data set or on the average of all."""
 
     subject: Subject
     threat: Threat
@@ -37,7 +37,7 @@ class Place:
 
 
 def threats(section: Section) -> list[Threat]:
-    """Images within each budget, texts, both at once, and everything within a budget; the broadest first."""
+    """Return the threat models, broadest first: per budget all attacks, images, both at once; then texts alone."""
     attacks = [a for a in section.attacks if a.kind != "worst"]
     texts = tuple(a for a in section.attacks if a.kind == "text")
     found: list[Threat] = []
@@ -59,7 +59,7 @@ def threats(section: Section) -> list[Threat]:
 
 
 def places(section: Section) -> Iterator[Place]:
-    """Every row, the best robust accuracy first within a threat model and data set; those over fewer attacks last."""
+    """Yield the rows of each threat model and data set: best robust accuracy first, those with fewer attacks last."""
     clean = next((a for a in section.attacks if a.kind == "clean"), None)
     for threat in threats(section):
         for dataset in reversed(section.columns):
@@ -72,7 +72,7 @@ def _place(section: Section, subject: Subject, threat: Threat, dataset: str, cle
     counted = (*threat.attacks, *([clean] if clean is not None else []))
     entries = [worst_over(section, subject, name, counted) for name in names]
     present: list[Entry] = [entry for entry in entries if entry is not None]
-    if len(present) < len(names):  # an average over fewer data sets would compare with nothing
+    if len(present) < len(names):  # averages over fewer data sets are not comparable
         return None
     run = [a.label for a in threat.attacks if section.get(subject, names[0], a) is not None]
     if not run:
@@ -89,7 +89,7 @@ def _place(section: Section, subject: Subject, threat: Threat, dataset: str, cle
 
 
 def leaderboard(sections: Sequence[Section], title: str = "Robustness leaderboard") -> str:
-    """The page. Filters begin with the first threat model, and the average or the first data set that it has."""
+    """Return the HTML page, initially filtered to the first threat model and the average (or the first data set)."""
     rows = [(i, place) for i, section in enumerate(sections) for place in places(section)]
     protocols = [said(section.shared) for section in sections]
     head = '<th scope="col">#</th>' + sortable(_COLUMNS, (c for c in _COLUMNS if c not in ("clean", "robust", "n")))

@@ -1,4 +1,4 @@
-"""From verdicts to the numbers of tables: accuracies, averages, worst cases, and whether two models differ.
+"""Compute the numbers of tables from verdicts: accuracies, averages, worst cases, and tests of two models.
 
 Shapes: N samples.
 """
@@ -19,13 +19,13 @@ from rayclip.types import WORST
 AVERAGE = "average"
 Kind = Literal["clean", "image", "text", "multimodal", "worst"]
 _KINDS: tuple[Kind, ...] = ("clean", "image", "text", "multimodal", "worst")
-# What every number of a section shares; other settings belong to one attack and stand below the tables
+# Settings that all numbers of a section share; the others belong to one attack and are listed below the tables
 _SHARED = ("resolution", "resize", "class_names", "template", "seed", "protocol")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """An accuracy with its 95 % interval, all in percent, over `n` samples."""
+    """An accuracy over `n` samples with its 95 % interval, in percent."""
 
     top1: float
     low: float
@@ -36,11 +36,11 @@ class Number:
     def of(cls, right: int, n: int) -> "Number":
         low, high = wilson(right, n)
         top1 = 100 * right / n
-        return cls(top1=top1, low=min(low, top1), high=max(high, top1), n=n)  # at 0 and 100 % rounding may cross
+        return cls(top1=top1, low=min(low, top1), high=max(high, top1), n=n)  # rounding, at 0 and 100 %
 
 
 def average(numbers: Sequence[Number]) -> Number:
-    """The papers' average: every data set weighs the same.
+    """Return the average as in the papers: every data set has the same weight.
 
     The interval adds the squared distances to the Wilson limits (MOVER: Zou & Donner, Statistics in Medicine 2008).
     """
@@ -52,7 +52,7 @@ def average(numbers: Sequence[Number]) -> Number:
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """Two models on the same samples: right only for the first, only for the second, and McNemar's exact p value."""
+    """A paired comparison of two models on the same samples: numbers of samples that only one of them gets right."""
 
     first: int
     second: int
@@ -60,19 +60,18 @@ class Paired:
 
     @property
     def difference(self) -> float:
-        """First minus second, in percentage points."""
+        """Accuracy of the first minus the second, in percentage points."""
         return 100 * (self.first - self.second) / self.n
 
     @property
     def p(self) -> float:
-        """Two-sided, exact: of the samples that only one gets right, as many go to either side by chance (McNemar
-        1947; the binomial test of the discordant pairs)."""
+        """Exact two-sided p value of McNemar's test (1947): the binomial test of the discordant pairs."""
         discordant = self.first + self.second
         return min(1.0, 2 * float(binom.cdf(min(self.first, self.second), discordant, 0.5))) if discordant else 1.0
 
 
 def paired(first: Verdicts, second: Verdicts) -> Paired | None:
-    """On the samples that both have; None where they share none."""
+    """Compare two models' verdicts on the samples that both have; None if they have none in common."""
     if first.positions_N is second.positions_N:
         ones, twos = first.packed & ~second.packed, second.packed & ~first.packed
         return Paired(first=int(np.bitwise_count(ones).sum()), second=int(np.bitwise_count(twos).sum()), n=first.n)
@@ -84,8 +83,7 @@ def paired(first: Verdicts, second: Verdicts) -> Paired | None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-    """What a row of a table is about: a model with the way it scores and the defence that it stands behind. A section
-    has one object for each."""
+    """The subject of a table row: a model with its scorer and its defence. Unique within a section."""
 
     model: Model
     scorer: str
@@ -97,7 +95,7 @@ class Subject:
         return self.model.fingerprint, self.scorer, self.defense
 
     def described(self) -> dict[str, Any]:
-        """For a line of a table of numbers."""
+        """Return the columns that describe the subject in a line of CSV."""
         model = self.model
         shots = "full" if model.shots is None else str(model.shots)
         return {
@@ -114,11 +112,11 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """A column: an attack with its settings, or the worst case over those of one budget.
+    """A table column: an attack with its settings, or the worst case over the attacks of one budget.
 
     Attributes:
         label: as in metric names, `pgd-10_eps32`.
-        settings: those of one cell; an attack may differ from data set to data set in what is not in its label.
+        settings: those of one cell; settings that are not in the label may differ between data sets.
     """
 
     label: str
@@ -127,7 +125,7 @@ class Attack:
 
     @property
     def eps(self) -> str | None:
-        """The budget as it is written: `1/255`."""
+        """The budget as text: `1/255`."""
         return self.settings.get("eps")
 
     @property
@@ -136,15 +134,15 @@ class Attack:
 
     @property
     def ball(self) -> Ball | None:
-        """Norm and budget; None where it needs no budget."""
+        """Norm and budget; None for an attack without a budget."""
         return ball_of(self.settings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One number, the verdicts behind it and the cells that they lie in.
+    """A number with the verdicts behind it and the cells that they come from.
 
-    `partial`: a worst case over fewer attacks than others of its column.
+    `partial`: it is a worst case over fewer attacks than others of its column.
     """
 
     number: Number
@@ -155,7 +153,7 @@ class Entry:
 
 @dataclass(kw_only=True)
 class Section:
-    """Numbers that may stand in one table: everything that all attacks share is equal."""
+    """Numbers that can be compared in one table: the settings common to all attacks are equal."""
 
     shared: Mapping[str, Any]
     subjects: list[Subject]
@@ -167,7 +165,7 @@ class Section:
         return self.entries.get((subject, dataset, attack.label))
 
     def number(self, subject: Subject, dataset: str, attack: Attack) -> Number | None:
-        """`dataset` may be `AVERAGE`, which there is where no data set is missing."""
+        """Return a number, or None; `dataset` may be `AVERAGE`, which exists only if no data set is missing."""
         if dataset != AVERAGE:
             entry = self.get(subject, dataset, attack)
             return None if entry is None else entry.number
@@ -175,34 +173,36 @@ class Section:
         return average(found) if found and len(found) == len(self.datasets) else None
 
     def partial(self, subject: Subject, dataset: str, attack: Attack) -> bool:
-        """Whether a number is a worst case over fewer attacks than others of its column, or an average of such."""
+        """Return whether a number is a worst case over fewer attacks than others of its column, or averages such."""
         found = [self.get(subject, d, attack) for d in (self.datasets if dataset == AVERAGE else [dataset])]
         return any(entry is not None and entry.partial for entry in found)
 
     def ranked(self, dataset: str, attack: Attack) -> dict[Subject, Number]:
-        """The numbers of a column that may be ranked: partial ones only where there are no others, since a worst case
-        over fewer attacks flatters."""
+        """Return the numbers of a column to rank models by.
+
+        Partial ones only if there are no others: a worst case over fewer attacks looks too good.
+        """
         found = {s: number for s in self.subjects if (number := self.number(s, dataset, attack)) is not None}
         whole = {s: number for s, number in found.items() if not self.partial(s, dataset, attack)}
         return whole or found
 
     @property
     def columns(self) -> list[str]:
-        """Data sets, and their average where there are several."""
+        """Data sets, and their average if there are several."""
         return [*self.datasets, *([AVERAGE] if len(self.datasets) > 1 else [])]
 
     @property
     def main(self) -> Attack:
-        """What models are ranked by: the worst case within the largest l_inf budget, else the last attack."""
+        """Attack that models are ranked by: the worst case within the largest l_inf budget, else the last attack."""
         return next((a for a in reversed(self.attacks) if a.kind == "worst" and a.norm == "linf"), self.attacks[-1])
 
     @property
     def overall(self) -> str:
-        """What models are ranked on: the average, or the one data set."""
+        """Data that models are ranked on: the average, or the only data set."""
         return self.columns[-1]
 
     def best(self) -> Subject | None:
-        """The subject with the highest main number, the first of several; None where nobody has one."""
+        """Return the subject with the highest accuracy under `main` (ties: the first), or None if none has one."""
         found = self.ranked(self.overall, self.main)
         return max(found, key=lambda s: found[s].top1, default=None)
 
@@ -212,7 +212,7 @@ class Section:
 
 
 def kind_of(protocol: Mapping[str, Any]) -> Kind:
-    """What an attack changes."""
+    """Return whether an attack changes nothing, images, texts or both."""
     if protocol["attack"] == "clean":
         return "clean"
     changes_text = "substitutes" in protocol
@@ -222,7 +222,7 @@ def kind_of(protocol: Mapping[str, Any]) -> Kind:
 
 
 def sections(results: Results) -> list[Section]:
-    """The results in parts whose numbers may be compared, the largest first."""
+    """Split results into sections of comparable numbers, largest first."""
     groups: dict[str, list[JudgedCell]] = {}
     for cell in results.cells:
         groups.setdefault(json.dumps({k: cell.protocol.get(k) for k in _SHARED}), []).append(cell)
@@ -270,7 +270,7 @@ def _subject(cell: JudgedCell, names: Mapping[str, str]) -> Subject:
 
 
 def subject_order(subject: Subject, rank: Mapping[str, int]) -> tuple[Any, ...]:
-    """Where a run has printed a table, its order; what it does not have last."""
+    """Return the sort key of a row: the order of printed tables first, then training, method, shots and name."""
     model = subject.model
     shots = model.shots if model.shots is not None else math.inf
     own = (model.method is not None, model.method or "", shots, natural(subject.name))
@@ -278,20 +278,20 @@ def subject_order(subject: Subject, rank: Mapping[str, int]) -> tuple[Any, ...]:
 
 
 def dataset_names(cells: Iterable[JudgedCell | JudgedPairs]) -> dict[str, str]:
-    """A name by data fingerprint; two data sets of one name are told apart."""
+    """Return a name per data fingerprint; data sets of the same name get a part of the fingerprint."""
     names = {cell.data_fingerprint: cell.dataset for cell in cells}
     taken = list(names.values())
     return {f: f"{name} ({f[:6]})" if taken.count(name) > 1 else name for f, name in names.items()}
 
 
 def _attack_labels(cells: Sequence[JudgedCell]) -> dict[str, str]:
-    """A column by cell id (`aggregate.distinct_labels`)."""
+    """Return the column label per cell id (`aggregate.distinct_labels`)."""
     asked = [((c.model.fingerprint, c.scorer, c.defense, c.data_fingerprint), c.attack, c.protocol) for c in cells]
     return {c.id: label for c, label in zip(cells, distinct_labels(asked), strict=True)}
 
 
 def attack_order(attack: Attack) -> tuple[Any, ...]:
-    """By kind, budget and name."""
+    """Return the sort key of a column: kind, budget and name."""
     return _KINDS.index(attack.kind), _budget(attack), natural(attack.label)
 
 
@@ -301,7 +301,7 @@ def _budget(attack: Attack) -> float:
 
 
 def _add_worst(section: Section) -> None:
-    """The worst case within each ball (`aggregate.worst_cases`)."""
+    """Add the worst case within each ball (`aggregate.worst_cases`)."""
     added = []
     for case in worst_cases([a.settings for a in section.attacks]):
         within = [section.attacks[i] for i in case.of([a.settings for a in section.attacks])]
@@ -326,7 +326,7 @@ def _add_worst_of(
 
 
 def worst_over(section: Section, subject: Subject, dataset: str, attacks: Sequence[Attack]) -> Entry | None:
-    """The worst case over those of some attacks that were run, on the samples that all of them have."""
+    """Return the worst case over those of `attacks` that were run, on the samples that all of these have, or None."""
     found = {a: entry for a in attacks if (entry := section.get(subject, dataset, a)) is not None}
     if not found:
         return None
@@ -344,6 +344,6 @@ def worst_over(section: Section, subject: Subject, dataset: str, attacks: Sequen
 
 
 def _aimless(attack: Attack) -> str:
-    """An attack's label without how it goes through a defence, which only defended models have."""
+    """Return an attack's label without the aim, which only attacks on defended models have."""
     aim = attack.settings.get("aim", "ignore")
     return attack.label if aim == "ignore" else attack.label.replace(f"_{aim}", "")

@@ -1,4 +1,4 @@
-"""Where every number comes from: run, checkpoint, data manifest, code."""
+"""The origin of every number in a report: run, checkpoint, data manifest, code."""
 
 from collections.abc import Iterable, Iterator
 
@@ -7,7 +7,7 @@ from rayclip.reports.results import JudgedCell, Model, Results, natural, short_n
 
 
 def origins(results: Results) -> Part:
-    """A paragraph for each model and one for each data set."""
+    """Return a part with a paragraph for each model and for each data set."""
     known = [*(cell.model for cell in results.cells), *(pairs.model for pairs in results.pairs)]
     models = {model.fingerprint: model for model in known}
     names = short_names(list(models.values()))
@@ -44,5 +44,5 @@ def _about_model(model: Model, cells: Iterable[JudgedCell]) -> Iterator[str]:
 
 
 def joined(values: Iterable[str]) -> str:
-    """Each value once, without the empty ones."""
+    """Join the distinct non-empty values."""
     return ", ".join(dict.fromkeys(value for value in values if value))

@@ -1,4 +1,4 @@
-"""A report as one self-contained HTML page: style, script and pictures are inside, nothing is loaded."""
+"""Render a report as one self-contained HTML page: style, script and pictures are embedded, nothing is loaded."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -8,15 +8,15 @@ from typing import Any
 
 from rayclip.reports.document import Cell, Document, Figure, Grid, Part
 
-_WIDE = 7  # columns from which intervals stand below their numbers
+_WIDE = 7  # with more columns than this, intervals are below their numbers
 _SHUT = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 def html(document: Document, draw: Callable[[Figure], str]) -> str:
-    """The page.
+    """Return a report as an HTML page.
 
     Args:
-        draw: a figure as an `<svg>` element.
+        draw: renders a figure as an `<svg>` element.
     """
     shown = [part for part in document.parts if part.grids or part.figures or part.text]
     links = "".join(f'<li><a href="#part-{i}">{escape(part.title)}</a></li>' for i, part in enumerate(shown))
@@ -40,7 +40,7 @@ def html(document: Document, draw: Callable[[Figure], str]) -> str:
 
 
 def shell(title: str, *, header: str, main: str) -> str:
-    """A whole page around its header and main part."""
+    """Return a complete page with the given header and main part."""
     static = resources.files("rayclip.reports") / "static"
     style, script = ((static / name).read_text("utf-8") for name in ("page.css", "page.js"))
     return (
@@ -79,7 +79,7 @@ def _grid(name: str, grid: Grid) -> str:
 
 
 def table(name: str, caption: str, head: str, body: str, attributes: str = "") -> str:
-    """A table that scrolls sideways, by keyboard too."""
+    """Return a table that scrolls sideways, by keyboard too."""
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{name}">'
         f'<table {attributes}><caption id="{name}">{escape(caption)}</caption>'
@@ -88,10 +88,10 @@ def table(name: str, caption: str, head: str, body: str, attributes: str = "") -
 
 
 def sortable(names: Iterable[str], texts: Iterable[str] = (), *, stacked: bool = False) -> str:
-    """Column heads with a button that sorts; those of `texts` are left-aligned.
+    """Return column headers with a sort button; those in `texts` are left-aligned.
 
     Args:
-        stacked: an attack's budget stands below its name.
+        stacked: put an attack's budget below its name.
     """
     left = set(texts)
     return "".join(
@@ -122,7 +122,7 @@ def _figure(figure: Figure, draw: Callable[[Figure], str]) -> str:
 
 
 def _compare(index: int, pairs: Mapping[str, Any]) -> str:
-    """Two lists to choose from and the table that the script fills."""
+    """Return two lists to choose models from, and an empty table that the script fills."""
     second = pairs["baseline"] or 0
     first = next(i for i in range(len(pairs["models"])) if i != second)
 
@@ -144,5 +144,5 @@ def _compare(index: int, pairs: Mapping[str, Any]) -> str:
 
 
 def embedded(value: Any) -> str:
-    """JSON that may stand in a script element."""
+    """Return a value as JSON that is safe inside a script element."""
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,4 +1,4 @@
-"""A report as Markdown, LaTeX or CSV."""
+"""Render a report as Markdown, LaTeX or CSV."""
 
 import csv
 import io
@@ -9,8 +9,8 @@ from urllib.parse import quote
 from rayclip.reports.document import Cell, Document, Grid
 from rayclip.reports.table import as_markdown
 
-_TALL, _WIDE = 44, 7  # lines of one LaTeX table; columns from which intervals stand below their numbers
-_LONG = 24  # characters of a word that may be broken
+_TALL, _WIDE = 44, 7  # rows per LaTeX table; with more columns than this, intervals are below their numbers
+_LONG = 24  # longer words may be broken
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -39,10 +39,10 @@ _LATEX = {
 
 
 def markdown(document: Document, figures: Mapping[str, str]) -> str:
-    """GitHub's Markdown.
+    """Return a report in GitHub's Markdown.
 
     Args:
-        figures: where pictures lie, by name.
+        figures: paths of pictures, by figure name.
     """
     blocks = [f"# {as_markdown(document.title)}", *map(as_markdown, document.summary)]
     for part in document.parts:
@@ -80,10 +80,10 @@ _PREAMBLE = r"""\documentclass{article}
 
 
 def latex(document: Document, figures: Mapping[str, str]) -> str:
-    """A document that compiles by itself; its tables need `booktabs`, `float`, `graphicx` and the `fitted` of its head.
+    """Return a report as a complete LaTeX document; tables need `booktabs`, `float`, `graphicx` and its own `fitted`.
 
     Args:
-        figures: where pictures that LaTeX can include lie, by name.
+        figures: paths of pictures that LaTeX can include, by figure name.
     """
     lines = [
         _PREAMBLE,
@@ -108,7 +108,7 @@ def latex(document: Document, figures: Mapping[str, str]) -> str:
 
 
 def _latex_tables(grid: Grid) -> list[str]:
-    """A table, or its parts of some lines each; what it stands on is below the last."""
+    """Return a table, split into several if it is long; the notes are below the last."""
     wide = len(grid.header) > _WIDE
     parts = max(1, -(-len(grid.rows) // (_TALL // 2 if wide else _TALL)))
     each = max(1, -(-len(grid.rows) // parts))
@@ -146,23 +146,23 @@ def _latex_cell(cell: Cell, wide: bool) -> str:
 
 
 def _tex(text: str) -> str:
-    text = re.sub(r"(?<![\w'])'(?=\S)", "`", text)  # an opening quotation mark
+    text = re.sub(r"(?<![\w'])'(?=\S)", "`", text)  # opening quotation marks
     return "".join(_LATEX.get(c) or (c if _in_font(c) else rf"\textbackslash{{}}u{ord(c):04x}") for c in text)
 
 
 def _in_font(c: str) -> bool:
-    """Whether LaTeX's own fonts have a character: what they lack is escaped, for two names to stay two."""
+    """Return whether LaTeX's default fonts have a character; others are escaped so that names stay distinct."""
     return " " <= c <= "~" or "\xa0" <= c <= "\xff"
 
 
 def _broken(text: str) -> str:
-    """With places where a path or a fingerprint may go on in the next line."""
+    """Return a text with possible line breaks inside paths and fingerprints."""
     words = (re.findall(r"\W+|\w{1,8}", word) if len(word) > _LONG else [word] for word in text.split(" "))
     return " ".join(r"\allowbreak{}".join(map(_tex, pieces)) for pieces in words)
 
 
 def comma_separated(document: Document) -> str:
-    """One line a number; accuracies, recalls and comparisons with papers have some columns of their own."""
+    """Return a report as CSV, one line per number; accuracies, recalls and comparisons have some extra columns each."""
     buffer = io.StringIO()
     columns = list(dict.fromkeys(name for line in document.lines for name in line))
     writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Retrieval in a report: a table for each data set and attack, a row a model, as in MMCoA's table VI."""
+"""Retrieval results in a report: a table per data set and attack with a row per model, as in MMCoA's table VI."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from rayclip.reports.table import cut_notes, heading
 
 @dataclass(frozen=True, kw_only=True)
 class RecallTable:
-    """Recalls that may be compared: of one data set, under one attack, on one protocol."""
+    """Comparable recalls: one data set, one attack, one protocol."""
 
     dataset: str
     attack: Attack
@@ -23,18 +23,18 @@ class RecallTable:
 
     @property
     def columns(self) -> list[tuple[Direction, int]]:
-        """TR before IR, each by k."""
+        """The (direction, k) pairs of the columns, TR before IR, each by k."""
         return list(dict.fromkeys((r.direction, r.k) for _, pairs in self.rows for r in pairs.recalls))
 
 
 def recall(pairs: JudgedPairs, direction: str, k: int) -> Number | None:
-    """In percent; the interval takes queries as independent (`RecallRow`)."""
+    """Return recall at k in percent, or None; the interval treats queries as independent (`RecallRow`)."""
     found = (Number.of(r.right, r.n) for r in pairs.recalls if (r.direction, r.k) == (direction, k))
     return next(found, None)
 
 
 def recall_tables(results: Results) -> list[RecallTable]:
-    """The tables, by data set and attack."""
+    """Return a table for each data set and attack."""
     names, datasets = results.names, dataset_names(results.pairs)
     rank = {name: i for i, name in enumerate(results.order)}
     groups: dict[tuple[str, str, str], list[JudgedPairs]] = {}
@@ -54,7 +54,7 @@ def recall_tables(results: Results) -> list[RecallTable]:
 
 
 def recall_parts(tables: Sequence[RecallTable]) -> list[Part]:
-    """What a report says of retrieval; nothing where there is none."""
+    """Return the report's part about retrieval; empty if there are no recalls."""
     return [Part(title="Retrieval", grids=tuple(map(_grid, tables)))] if tables else []
 
 
@@ -82,7 +82,7 @@ def _grid(table: RecallTable) -> Grid:
 
 
 def recall_lines(tables: Sequence[RecallTable]) -> Iterator[Mapping[str, Any]]:
-    """One line a number, under the names of `build`'s lines where they mean the same."""
+    """Yield one line of CSV per number, with `build`'s column names where the meaning is the same."""
     for table in tables:
         settings = table.attack.settings
         for subject, pairs in table.rows:

@@ -1,4 +1,4 @@
-"""What result folders hold, cell by cell: records as they are written, verdicts as one bit a sample.
+"""Read result folders cell by cell: records as they were written, verdicts as one bit per sample.
 
 Shapes: N samples of a cell.
 """
@@ -23,19 +23,19 @@ from rayclip.types import Cut, UserError
 
 _COLUMNS = ["position", "label", "clean_pred", "adv_pred"]
 _RECORD = ("model", "model_fingerprint", "dataset", "data_fingerprint", "class_names", "protocol")
-_UNSAID = {"resize": "antialias"}  # of results from before it could be chosen
-_MANY = 1000  # cells from which several processes read
-LINEAGE = "lineage"  # folder of the records of models, beside `cells`
-_PAIRS = "retrieval"  # folder of retrieval's results, likewise
+_UNSAID = {"resize": "antialias"}  # defaults for older results without the setting
+_MANY = 1000  # from this many cells on, read with several processes
+LINEAGE = "lineage"  # folder with the records of models, beside `cells`
+_PAIRS = "retrieval"  # folder with retrieval results, beside `cells`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdicts:
-    """For each sample whether it is right before and after the attack.
+    """The verdicts of a cell: per sample whether the model is right both before and after the attack.
 
     Attributes:
-        positions_N: in the data set, ascending; cells of the same samples share the array.
-        packed: eight verdicts a byte (`numpy.packbits`).
+        positions_N: positions in the data set, ascending; cells of the same samples share the array.
+        packed: eight verdicts per byte (`numpy.packbits`).
     """
 
     positions_N: np.ndarray
@@ -51,17 +51,17 @@ class Verdicts:
 
     @property
     def right(self) -> np.ndarray:
-        """`(N,)` bool."""
+        """The verdicts as bool, `(N,)`."""
         return np.unpackbits(self.packed, count=self.n).view(bool)
 
     @property
     def count(self) -> int:
-        """How many are right."""
+        """Number of samples that are right."""
         return int(np.bitwise_count(self.packed).sum())
 
 
 def shared(verdicts: Sequence[Verdicts]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The samples that all have, and for each of `verdicts` whether those are right (bool)."""
+    """Return the positions that all `verdicts` have in common, and the verdicts of each at these (bool)."""
     positions = verdicts[0].positions_N
     if all(v.positions_N is positions for v in verdicts):
         return positions, [v.right for v in verdicts]
@@ -72,7 +72,7 @@ def shared(verdicts: Sequence[Verdicts]) -> tuple[np.ndarray, list[np.ndarray]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What is known of a model: how it was named, and where a checkpoint comes from (`rayclip.json`)."""
+    """A model as the results know it: specification, label, and the lineage of a checkpoint (`rayclip.json`)."""
 
     fingerprint: str
     spec: str
@@ -81,7 +81,7 @@ class Model:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Of the training; empty for a model that we did not train."""
+        """Training configuration; empty for a model that we did not train."""
         return (self.lineage or {}).get("config") or {}
 
     @property
@@ -90,7 +90,7 @@ class Model:
 
     @property
     def shots(self) -> int | None:
-        """Images a class of its training; None for all of them, or no training."""
+        """Training images per class; None for all of them, or without training."""
         return self.config.get("shots")
 
     @property
@@ -101,12 +101,12 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedCell:
-    """One cell: what it is (`Cell.record`), its verdicts, and the store that holds them.
+    """An evaluated cell: its record (`Cell.record`), its verdicts, and the store that holds them.
 
     Attributes:
         code: version and commit that computed it.
-        run: of MLflow, that logged it; empty where it is not known.
-        cut: texts that were not read to their end.
+        run: MLflow run that logged it; empty if unknown.
+        cut: texts that were truncated.
     """
 
     id: str
@@ -127,7 +127,7 @@ class JudgedCell:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedPairs:
-    """One retrieval result (`retrieval.Task.record`): a model on image-caption pairs under an attack."""
+    """A retrieval result (`retrieval.Task.record`): a model on image-caption pairs under an attack."""
 
     id: str
     model: Model
@@ -141,14 +141,14 @@ class JudgedPairs:
 
 @dataclass(kw_only=True)
 class Results:
-    """Everything that some folders hold.
+    """All results in some folders.
 
     Attributes:
         cells, pairs: in no particular order.
         class_names: by data fingerprint.
         order: names of models in the order of the tables that runs have printed.
-        notes: what a reader should know about the folders.
-        trackers: where MLflow has the runs of the cells, store or server and experiment.
+        notes: remarks about the folders for the reader of the report.
+        trackers: MLflow addresses of the cells' runs, each a store or server with the experiment.
     """
 
     cells: list[JudgedCell] = field(default_factory=list)
@@ -160,7 +160,7 @@ class Results:
 
     @property
     def names(self) -> dict[str, str]:
-        """A name for each model's fingerprint."""
+        """Display name by model fingerprint."""
         models = [cell.model for cell in self.cells] + [pairs.model for pairs in self.pairs]
         return short_names(list({model.fingerprint: model for model in models}.values()))
 
@@ -170,11 +170,11 @@ def read_results(
     tell: Callable[[int, int], None] = lambda done, total: None,
     only: Mapping[str, set[str]] | None = None,
 ) -> Results:
-    """Read result folders (or URIs), and the parts of a sweep below them.
+    """Read result folders (or URIs), including the parts of a sweep below them.
 
     Args:
-        only: by place the fingerprints of the models to read; all where a place is not named.
-        tell: is told how many cells of how many have been read.
+        only: fingerprints of the models to read, by place; all models for places that are missing in it.
+        tell: progress callback, called with the numbers of cells read and in total.
 
     Raises:
         UserError: no results there, or a damaged file.
@@ -216,9 +216,9 @@ def _with_results(place: str) -> list[Store]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fetched:
-    """A cell as it comes from its files, small enough to be sent between processes.
+    """A cell as read from its files, small enough to be sent between processes.
 
-    `positions` is a count where they are 0, 1, 2 …; without verdicts both arrays are None, and `note` says why.
+    `positions` is only a count if they are 0, 1, 2 …; without verdicts both arrays are None, and `note` may say why.
     """
 
     record: Mapping[str, Any] = field(default_factory=dict)
@@ -242,7 +242,7 @@ def _fetch(job: tuple[Store, str, set[str] | None]) -> _Fetched:
         return _Fetched(note=f"{record['dataset']} under {record['protocol']['attack']} has no verdicts yet")
     position, label, clean, adversarial = (table[name].to_numpy() for name in _COLUMNS)
     right = (clean == label) & (adversarial == label)
-    if not (np.diff(position) > 0).all():  # shards of several runs; a sample may be in two of them
+    if not (np.diff(position) > 0).all():  # shards of several runs may overlap
         position, first = np.unique(position, return_index=True)
         right = right[first]
     whole = position[0] == 0 and position[-1] == len(position) - 1
@@ -251,7 +251,7 @@ def _fetch(job: tuple[Store, str, set[str] | None]) -> _Fetched:
 
 @contextlib.contextmanager
 def _fetched(todo: Sequence[tuple[Store, str, set[str] | None]]) -> Iterator[Iterator[_Fetched]]:
-    """The cells in their order; many of them on this machine are read by a process a core."""
+    """Yield an iterator over the cells in order; many local cells are read in parallel, one process per core."""
     cores = min(os.cpu_count() or 1, 8)
     if len(todo) < _MANY or cores == 1 or not all(store.is_local for store, _, _ in todo):
         yield map(_fetch, todo)
@@ -261,7 +261,7 @@ def _fetched(todo: Sequence[tuple[Store, str, set[str] | None]]) -> Iterator[Ite
 
 
 class _Gathered:
-    """Keeps one copy of what many cells share."""
+    """Collects cells into `Results`, with one copy of whatever many cells share."""
 
     def __init__(self) -> None:
         self.results = Results()
@@ -337,7 +337,7 @@ class _Gathered:
         return Verdicts.of(self._shared(position), np.concatenate([one.right, two.right])[first])
 
     def _model(self, store: Store, fingerprint: str, spec: str) -> Model:
-        """Folders may know one model under several names: the first that labels it wins."""
+        """Return a model; where folders have several names for it, the first label is used."""
         known = self._models.get(fingerprint)
         if (store.root, fingerprint) not in self._asked and (known is None or known.label == known.spec):
             self._asked.add((store.root, fingerprint))
@@ -362,14 +362,14 @@ def _printed_order(store: Store) -> list[str]:
 
 
 def _label(protocol: Mapping[str, Any]) -> str:
-    """An attack's label where its record has none."""
+    """Return a label for an attack whose record has none."""
     steps = f"-{protocol['steps']}" if "steps" in protocol else ""
     eps = f"_eps{str(protocol['eps']).removesuffix('/255')}" if "eps" in protocol else ""
     return f"{protocol['attack']}{steps}{eps}"
 
 
 def examples(cell: JudgedCell, kind: str) -> pa.Table | None:
-    """What the evaluator kept of a cell's first samples: `images`, `features`, `attention`; None where it kept none."""
+    """Return the `images`, `features` or `attention` kept of a cell's first samples; None if there are none."""
     return cell.store.read_tables([_example(cell, kind)]) if has_examples(cell, kind) else None
 
 
@@ -382,12 +382,12 @@ def _example(cell: JudgedCell, kind: str) -> str:
 
 
 def texts(cell: JudgedCell) -> list[dict[str, str]]:
-    """Prompts before and after a text attack (`class`, `clean`, `adversarial`), those that the evaluator kept."""
+    """Return the kept prompts before and after a text attack (`class`, `clean`, `adversarial`)."""
     return _json(cell.store, f"cells/{cell.id}/examples/texts.json") or []
 
 
 def short_names(models: Sequence[Model]) -> dict[str, str]:
-    """A name for each model's fingerprint: its label, a folder's own name instead of its path, and no two alike."""
+    """Return a unique display name per model fingerprint: the label, or the specification with a folder's name only."""
     wanted = {m.fingerprint: m.label if m.label != m.spec else model_name(m.spec) for m in models}
     for again in (lambda m: m.spec, lambda m: f"{m.spec} ({m.fingerprint[:6]})"):
         names = list(wanted.values())
@@ -397,11 +397,11 @@ def short_names(models: Sequence[Model]) -> dict[str, str]:
 
 
 def model_name(spec: str) -> str:
-    """A checkpoint's folder by its own name instead of its path; other specifications as they are."""
+    """Return the folder name of a checkpoint's specification; other specifications unchanged."""
     kind, colon, path = spec.partition(":")
     return PurePosixPath(path).name if colon and kind in ("local-dir", "prompted") else spec
 
 
 def natural(text: str) -> list[Any]:
-    """A key that sorts `5-shot` before `50-shot`."""
+    """Return a natural sort key: `5-shot` sorts before `50-shot`."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]

@@ -15,7 +15,7 @@ _SETTINGS = (
 
 
 def retrieval_tables(rows: Sequence[RecallRow]) -> list[Table]:
-    """One data set's rows: a row a model; where attacks are among them, a table a model and a row an attack."""
+    """Return the tables of one data set: a row per model, or with attacks a table per model and a row per attack."""
     if {row.attack for row in rows} == {"clean"}:
         return [_table(rows, "model", rows[0].dataset)]
     models = dict.fromkeys(row.model for row in rows)
@@ -43,10 +43,10 @@ def _table(rows: Sequence[RecallRow], first: str, title: str) -> Table:
 
 
 def protocol_notes(described: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What counts as found, the attacks' settings (those that share them in one breath), and what all have in common.
+    """Return notes: what counts as found, the attacks' settings (grouped if equal), and the settings common to all.
 
     Args:
-        described: protocols by attack label, of one data set; not nothing.
+        described: protocols by attack label, of one data set; not empty.
     """
     protocol = next(iter(described.values()))
     notes = [

@@ -1,4 +1,4 @@
-"""The table of a search: where every trial ended on the validation data."""
+"""The result table of a search: the last validation scores of every trial."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,11 +7,11 @@ from rayclip.reports.table import Table
 
 
 def search_table(scores: Mapping[str, Score], front: Sequence[str], robust: str) -> Table:
-    """A row a trial, those that came furthest first.
+    """Return a table with a row per trial: those that ran longest first, then by accuracy.
 
     Args:
         front: the trials on the Pareto front.
-        robust: what the second accuracy stands on.
+        robust: the attacks behind the robust accuracy.
     """
     ranked = sorted(scores, key=lambda name: (-scores[name].epoch, -scores[name].clean - scores[name].robust))
     body = tuple(

@@ -1,4 +1,4 @@
-"""Result tables in the papers' shape: a row a model, a column an attack, one table a data set."""
+"""Result tables as in the papers: one table per data set, a row per model, a column per attack."""
 
 import dataclasses
 import json
@@ -18,18 +18,18 @@ from rayclip.types import WORST, Cut, Row
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# Of an attack's settings, those that the line below a table names; labels say the rest, the results all
+# Settings of an attack that are listed below a table; others are in its label, and all are in the result files
 SHOWN = (
     "parts iterations restarts targets queries steps step norm start stop substitutes k changes offset objective sets "
     "captions source scales noise"
 ).split()
 
-_NAMES = 28  # columns that the names of rows get where a table is too wide anyway
+_NAMES = 28  # width of the row names in a table that has to be split anyway
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rendered cells with a caption that states the protocol."""
+    """A table of formatted cells with a caption that states the protocol."""
 
     title: str
     header: tuple[str, ...]
@@ -43,11 +43,11 @@ class Table:
         return "\n".join([*head, rule, *body, "", as_markdown(self.caption), ""])
 
     def rich(self, width: int = 80) -> Group:
-        """For a terminal of `width` columns: what does not fit beside the row names follows below, the names again."""
+        """Render for a terminal of `width` characters; columns that do not fit follow below, with row names again."""
         first = max(max((len(word) for word in row[0].split()), default=0) for row in (self.header, *self.body))
         names = min(first, width // 2)
         widths = [max(len(text) for text in (*_stacked(h).split("\n"), *cells)) for h, *cells in self._columns()[1:]]
-        tight = names + sum(2 + w for w in widths) > width  # rather close together than names broken in their middle
+        tight = names + sum(2 + w for w in widths) > width  # prefer narrow gaps to broken names
         if names + sum(1 + w for w in widths) > width:
             names = max(names, min(_NAMES, max(len(row[0]) for row in (self.header, *self.body))))
         blocks: list[list[int]] = [[]]
@@ -56,7 +56,7 @@ class Table:
                 blocks.append([])
             blocks[-1].append(i)
         parts: list[RichTable | Text] = []
-        for block in blocks:  # titles are as wide as the terminal, however narrow the table
+        for block in blocks:  # `Text` titles: a rich table's own would be as narrow as the table
             parts += [Text("(continued)" if parts else self.title, "table.title"), self._block(block, tight=tight)]
         return Group(*parts, Text(self.caption, "table.caption"))
 
@@ -74,17 +74,17 @@ class Table:
             )
         for row in self.body:
             if any(row[i] for i in chosen):
-                table.add_row(*(Text(row[i]) for i in (0, *chosen)))  # names may hold brackets
+                table.add_row(*(Text(row[i]) for i in (0, *chosen)))  # `Text`: names may hold brackets
         return table
 
 
 def _stacked(name: str) -> str:
-    """The budget below the attack's name: 80 columns hold 5."""
+    """Put the budget below the attack's name, so that five columns fit into 80 characters."""
     return "\n".join(name.rsplit(" ", 1))
 
 
 def as_markdown(text: str) -> str:
-    """A text that GitHub's Markdown shows as it is: no bars, brackets, stars or tags of a name count."""
+    """Escape a text for GitHub's Markdown, so that bars, brackets, stars and tags in names are shown as they are."""
     text = re.sub(r"[\\`*\[\]|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", " ".join(text.splitlines()))
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
@@ -94,17 +94,17 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def result_tables(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> list[Table]:
-    """One table a data set, and an average over data sets where there are several.
+    """Return one table per data set, and one with the average if there are several data sets.
 
     Args:
-        labels: names to show for models, by the name in the rows; the rows' own where absent.
+        labels: display names of models, by the name in the rows; models that are missing keep the rows' name.
     """
     tables = [_table(name, [r for r in rows if r.dataset == name], labels or {}) for name in _distinct(rows, "dataset")]
     return tables if len(tables) == 1 else [*tables, _average(rows, labels or {})]
 
 
 def _distinct(rows: Sequence[Row], field: str) -> list[str]:
-    """The values in the order of their first rows, worst cases last."""
+    """Return the distinct values in order of appearance, worst cases last."""
     worst = {row.attack for row in rows if row.is_worst}
     return sorted(dict.fromkeys(getattr(row, field) for row in rows), key=lambda value: value in worst)
 
@@ -122,7 +122,7 @@ def _table(dataset: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Tabl
 
 
 def _average(rows: Sequence[Row], labels: Mapping[str, str]) -> Table:
-    """The papers' average: every data set weighs the same."""
+    """Return the table of averages as in the papers: every data set has the same weight."""
     attacks, datasets = _distinct(rows, "attack"), _distinct(rows, "dataset")
     body = []
     for who in dict.fromkeys(row.who(labels) for row in rows):
@@ -147,13 +147,12 @@ def show_rows(rows: Sequence[Row], labels: Mapping[str, str] | None = None) -> N
 
 
 def rows_json(rows: "Sequence[DataclassInstance]") -> str:
-    """Rows of results or of recalls, as `--json` and `results.json` have them."""
+    """Return rows of results or recalls in the JSON form of `--json` and `results.json`."""
     return json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n"
 
 
 def _differences(rows: Sequence[Row]) -> Iterator[str]:
-    """In which of the settings that tables name an attack differs from data set to data set, such as its parts on few
-    classes."""
+    """Yield the listed settings of an attack that differ between data sets, such as its parts on few classes."""
     for attack in _distinct([row for row in rows if not row.is_worst], "attack"):
         protocols = {row.dataset: row.protocol for row in rows if row.attack == attack and row.defense == "none"}
         for key, value in across(protocols).items():
@@ -165,7 +164,7 @@ class Varying(dict[str, Any]):
     """A setting that differs between data sets: its value by data set."""
 
     def __str__(self) -> str:
-        """`apgd-ce on pcam; apgd-ce, apgd-dlr on cifar10, stl10`."""
+        """Format as `apgd-ce on pcam; apgd-ce, apgd-dlr on cifar10, stl10`."""
         sharing: dict[str, list[str]] = {}
         for dataset, value in self.items():
             sharing.setdefault(str(value), []).append(dataset)
@@ -173,7 +172,7 @@ class Varying(dict[str, Any]):
 
 
 def across(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """One attack's settings over data sets, from its protocol on each: what differs is `Varying`."""
+    """Merge one attack's protocols on several data sets: settings that differ become `Varying`."""
     keys = dict.fromkeys(key for protocol in protocols.values() for key in protocol)
     found: dict[str, Any] = {}
     for key in keys:
@@ -185,8 +184,11 @@ def across(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def heading(attack: str) -> str:
-    """`pgd-10_eps4_bpda` -> `pgd-10 bpda 4/255`; `pgd-10_eps4 stop final` -> `pgd-10 stop final 4/255`; `worst_eps4` ->
-    `worst case 4/255`."""
+    """Return an attack's label as a column header.
+
+    `pgd-10_eps4_bpda` -> `pgd-10 bpda 4/255`; `pgd-10_eps4 stop final` -> `pgd-10 stop final 4/255`; `worst_eps4` ->
+    `worst case 4/255`.
+    """
     label, _, settings = attack.partition(" ")
     name, separator, rest = label.partition("_eps")
     if name in (WORST, f"{WORST}_l2"):
@@ -197,10 +199,10 @@ def heading(attack: str) -> str:
 
 
 def cut_notes(found: Iterable[tuple[str, Cut]]) -> list[str]:
-    """What is said of texts that were not read to their end: how many, of each owner apart where that differs.
+    """Return notes about truncated texts: how many, separately for each owner if the numbers differ.
 
     Args:
-        found: owners, such as models, and counts; of several counts of one owner the largest is said.
+        found: owners, such as models, and counts; of several counts of one owner the largest is reported.
     """
     counts: dict[str, Cut] = {}
     for owner, cut in found:
@@ -221,13 +223,13 @@ def cut_notes(found: Iterable[tuple[str, Cut]]) -> list[str]:
 
 
 def resolution_note(protocol: Mapping[str, Any]) -> str:
-    """`model resolution`, `native resolution (plain resize)`."""
+    """Return `model resolution`, or, for example, `native resolution (plain resize)`."""
     note = f"{protocol['resolution']} resolution"
     return f"{note} ({protocol.get('resize') or 'antialias'} resize)" if protocol["resolution"] == "native" else note
 
 
 def in_one_breath(described: Iterable[tuple[str, str]]) -> list[str]:
-    """`NAME, NAME: SETTINGS` for all that share their settings."""
+    """Group names with equal settings: `NAME, NAME: SETTINGS`."""
     sharing: dict[str, list[str]] = {}
     for name, settings in described:
         sharing.setdefault(settings, []).append(name)
@@ -237,12 +239,12 @@ def in_one_breath(described: Iterable[tuple[str, str]]) -> list[str]:
 def _number(row: Row | None) -> str:
     if row is None:
         return ""
-    top1 = "100" if row.top1 == 100 else f"{row.top1:.1f}"  # the shorter form keeps five columns within 80
+    top1 = "100" if row.top1 == 100 else f"{row.top1:.1f}"  # without decimals, so that five columns fit into 80
     return f"{top1} {row.ci_low:.0f}–{row.ci_high:.0f}"
 
 
 def _protocol(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
-    """What every number of the table shares, and what belongs to one attack."""
+    """Return the caption: the settings that all numbers of the table share, then those of each attack."""
     notes = []
     first = next(row.protocol for row in rows if not row.is_worst)
     described: dict[str, dict[bool, str]] = {}

@@ -1,4 +1,4 @@
-"""MLflow: the only room where `mlflow` is imported."""
+"""Logging to MLflow; the only package that imports `mlflow`."""
 
 from rayclip.tracking.address import AwayError, check_address, default_uri
 from rayclip.tracking.mlflow_tracker import MlflowTracker, look

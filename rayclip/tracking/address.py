@@ -1,6 +1,6 @@
-"""What is wrong with an MLflow address, found out in a moment: MLflow itself tries a database for minutes.
+"""Check an MLflow address quickly: MLflow itself retries an unreachable database for minutes.
 
-The rules of `check_address` need no MLflow: a command can ask before it imports anything else.
+`check_address` does not import MLflow, so that a command can call it before any heavy import.
 """
 
 import os
@@ -18,20 +18,20 @@ _DATABASES = ("postgresql", "mysql", "mssql")
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _MAGIC = b"SQLite format 3\0"
 _KNOCK_S = 5.0
-_BUSY = 503  # a lock, say
-# By the module that a driver is imported as, where that is no package's name
+_BUSY = 503  # for example, the database is locked
+# Package of a database driver by the name of its module, where the two differ
 _PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 
 
 class AwayError(UserError):
-    """MLflow does not answer now; it may later."""
+    """MLflow does not answer now, but may later."""
 
 
 def default_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or an SQLite file in the working directory.
+    """Return `MLFLOW_TRACKING_URI`, or else an SQLite file in the working directory.
 
     Raises:
-        UserError: the working directory is gone.
+        UserError: the working directory does not exist any more.
     """
     try:
         return os.environ.get("MLFLOW_TRACKING_URI") or f"{_FILE}{Path('mlflow.db').absolute()}"
@@ -40,17 +40,17 @@ def default_uri() -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite store."""
+    """Return the file of an SQLite store; None for other stores."""
     return Path(uri.removeprefix(_FILE).partition("?")[0]).absolute() if uri.startswith(_FILE) else None
 
 
 def is_database(uri: str) -> bool:
-    """Whether MLflow opens the address as a database, without a server of its own."""
+    """Return whether MLflow opens the address directly as a database, without an MLflow server."""
     return uri.startswith(_FILE) or uri.partition("://")[0].partition("+")[0] in _DATABASES
 
 
 def refuse_secret(uri: str) -> None:
-    """Raise a `UserError` for an address with a password, which would come into logs and results."""
+    """Raise a `UserError` for an address with a password, which would appear in logs and results."""
     if has_secret(uri):
         raise UserError(
             f"the MLflow address '{uri}' holds a secret: take it out and set MLFLOW_TRACKING_USERNAME and "
@@ -59,11 +59,10 @@ def refuse_secret(uri: str) -> None:
 
 
 def check_address(uri: str, *, to_write: bool = True) -> None:
-    """Raise a `UserError` for what waiting will not mend: a file that is no database or may not be written, a driver
-    that is not installed.
+    """Raise a `UserError` for permanent errors: a file that is no database or not writable, or a missing driver.
 
     Args:
-        to_write: something is to be logged there.
+        to_write: also require that runs can be logged there.
     """
     refuse_secret(uri)
     path = sqlite_file(uri)
@@ -77,7 +76,7 @@ def check_database(uri: str) -> None:
     """Connect to a database once.
 
     Raises:
-        AwayError: it cannot be reached or refuses us.
+        AwayError: it cannot be reached or denies access.
     """
     if not is_database(uri) or uri.startswith(_FILE):
         return
@@ -87,7 +86,7 @@ def check_database(uri: str) -> None:
 
     url = make_url(uri)
     try:
-        if url.host and not url.host.startswith("/"):  # a driver would wait for longer
+        if url.host and not url.host.startswith("/"):  # a driver would wait longer than this
             port = url.port or _PORTS[url.get_backend_name()]
             socket.create_connection((url.host, port), timeout=_KNOCK_S).close()
         inspect(create_engine(url, poolclass=NullPool))
@@ -99,18 +98,18 @@ def check_database(uri: str) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """An error's first line, at most 300 characters."""
+    """Return an error's first line, at most 300 characters, without secrets."""
     text = (redacted(str(error)).strip().splitlines() or [""])[0]
     return (text if len(text) <= 300 else f"{text[:299]}…").rstrip(".") or type(error).__name__
 
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Whatever MLflow raises of an address, as one sentence.
+    """Turn all errors of MLflow about an address into one sentence.
 
     Raises:
-        AwayError: it cannot be reached now.
-        UserError: it refuses us, or cannot be used.
+        AwayError: it cannot be reached now, or denies access.
+        UserError: it cannot be used.
     """
     from mlflow.exceptions import MlflowException
 
@@ -118,14 +117,14 @@ def explained(uri: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # those of databases and their drivers, too
+    except Exception as error:  # databases and their drivers raise their own kinds
         status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
         if status in (401, 403):
             raise AwayError(
                 f"MLflow at '{uri}' refuses us: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user "
                 "that may write there."
             ) from error
-        if is_database(uri) and "mlflow db upgrade" in str(error):  # its own remedy, whose sentence has no address
+        if is_database(uri) and "mlflow db upgrade" in str(error):  # MLflow's advice lacks the address
             import mlflow
 
             raise UserError(
@@ -167,7 +166,7 @@ def _check_file(uri: str, path: Path, *, to_write: bool) -> None:
     if not to_write:
         return
     try:
-        check_folder("the folder", str(path.parent))  # of the file itself, of its journal, and of `mlruns`
+        check_folder("the folder", str(path.parent))  # it holds the file, its journal and `mlruns`
     except UserError as error:
         cause = getattr(error.__cause__, "strerror", None) or "that is no folder"
         raise UserError(

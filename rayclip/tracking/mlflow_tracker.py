@@ -1,4 +1,4 @@
-"""Runs in MLflow, through its client and explicit run ids: nothing depends on a process's active run."""
+"""Write runs to MLflow through its client, with explicit run ids: nothing depends on a process's active run."""
 
 import io
 import json
@@ -22,20 +22,20 @@ _PARAMS_AT_ONCE = 100
 _TEXT = 5000  # characters of a tag
 _NAME = 250  # of a run's name
 
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens it as model training, not as GenAI
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # makes the UI show it as model training, not GenAI
 
-KEY = "rayclip.key"  # the tag of a run by which we know it
+KEY = "rayclip.key"  # the tag of a run that holds our key for it
 NOTE = "mlflow.note.content"  # the tag that the UI shows as a description, in Markdown
 
 
 def look(uri: str, *, to_write: bool = False) -> int | None:
-    """How many experiments a store holds; None for an SQLite file that is not there yet.
+    """Return the number of experiments in a store; None for an SQLite file that does not exist yet.
 
     Args:
-        to_write: whether it has to be one that can be logged to.
+        to_write: also require that runs can be logged there.
 
     Raises:
-        UserError: it cannot be reached, or refuses us.
+        UserError: it cannot be reached, or denies access.
     """
     check_address(uri, to_write=to_write)
     file = sqlite_file(uri)
@@ -43,7 +43,7 @@ def look(uri: str, *, to_write: bool = False) -> int | None:
 
 
 def quiet_client(uri: str) -> Any:
-    """MLflow's client, without the narration of its database migrations."""
+    """Return MLflow's client, with the log messages of database migrations silenced."""
     for name, level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("urllib3", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
     from mlflow import MlflowClient
@@ -52,31 +52,31 @@ def quiet_client(uri: str) -> Any:
 
 
 def told(text: str) -> str:
-    """A text as MLflow may have it: without secrets, and without the bytes of a file's name that are no UTF-8."""
+    """Return a text that can be sent to MLflow: secrets are redacted, bytes of file names that are no UTF-8 escaped."""
     return redacted(text.encode("utf-8", "backslashreplace").decode())
 
 
 def shorten(text: str, longest: int) -> str:
-    """Without its middle where it is too long: names of models differ at their ends."""
+    """Cut the middle out of a text that is too long: names of models differ at their ends."""
     tail = longest // 2
     return text if len(text) <= longest else f"{text[: longest - tail - 1]}…{text[-tail:]}"
 
 
 def is_away(error: Exception) -> bool:
-    """Whether an error says that MLflow cannot take anything now, and not that it will never take this."""
+    """Return whether an error is temporary (MLflow takes nothing now), not a refusal of this entry."""
     from mlflow.exceptions import MlflowException
 
     if not isinstance(error, MlflowException):
-        return isinstance(error, OSError)  # those of `requests` too
+        return isinstance(error, OSError)  # includes the errors of `requests`
     status = error.get_http_status_code()
-    return not 400 <= status < 500 or status in (401, 403, 408, 429)  # a password can be mended, too
+    return not 400 <= status < 500 or status in (401, 403, 408, 429)  # a wrong password can be corrected
 
 
 class MlflowTracker:
-    """An experiment to log to; see `types.Tracker` for the methods.
+    """An MLflow experiment to log to; see `types.Tracker` for the methods.
 
     Raises:
-        UserError: its address holds a password, which would come into logs and results.
+        UserError: its address holds a password, which would appear in logs and results.
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
@@ -84,17 +84,17 @@ class MlflowTracker:
         if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
             uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
         self.uri, self.experiment = uri, experiment
-        self._pictures: dict[str, set[str]] = {}  # keys of those that a run has
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a dead server shows soon, and nothing is lost
+        self._pictures: dict[str, set[str]] = {}  # keys of the pictures in each run
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # fail fast: entries wait in the spool
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for our tables
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is for our tables
         self._experiment_id: str | None = None
 
     def contact(self) -> None:
-        """Reach the store.
+        """Connect to the store, and create the experiment if there is none.
 
         Raises:
-            AwayError: it cannot be reached now, or refuses us.
+            AwayError: it cannot be reached now, or denies access.
             UserError: it cannot be logged to.
         """
         check_address(self.uri)
@@ -103,13 +103,13 @@ class MlflowTracker:
             _ = self.experiment_id
 
     def count_experiments(self) -> int:
-        """Raises as `contact` does; makes no experiment."""
+        """Return the number of experiments; create none. Raises as `contact` does."""
         check_database(self.uri)
         with explained(self.uri):
             return len(self.client().search_experiments())
 
     def find_experiment(self, name: str) -> tuple[str | None, list[str]]:
-        """The id of an experiment if there is one, and the names of all. Raises as `contact` does."""
+        """Return the id of an experiment (None if there is none) and the names of all. Raises as `contact` does."""
         with explained(self.uri):
             client = self.client()
             found = client.get_experiment_by_name(name)
@@ -117,7 +117,7 @@ class MlflowTracker:
 
     @property
     def experiment_id(self) -> str:
-        """Of the experiment, which is made if there is none."""
+        """Id of the experiment, which is created if there is none."""
         if self._experiment_id is None:
             client = self.client()
             found = client.get_experiment_by_name(self.experiment)
@@ -140,7 +140,7 @@ class MlflowTracker:
         return f"{self.uri} {self.experiment}"
 
     def _artifact_location(self) -> str | None:
-        """Beside an SQLite file, whatever directory a worker runs in; a server decides for itself."""
+        """Return the folder beside an SQLite file, whatever directory a worker runs in; None lets a server decide."""
         file = sqlite_file(self.uri)
         return None if file is None else (file.parent / "mlruns").as_uri()
 
@@ -156,7 +156,11 @@ class MlflowTracker:
         tags: Mapping[str, str] | None = None,
         time_ms: int | None = None,
     ) -> str:
-        """`time_ms` is when it started, now unless given. Keys are spelled as MLflow takes them (`safe_names.key`)."""
+        """Create a run and return its id; keys are changed to what MLflow accepts (`safe_names.key`).
+
+        Args:
+            time_ms: time of the start; None is now.
+        """
         from mlflow.entities import Param
 
         all_tags = dict(tags or {})
@@ -183,12 +187,16 @@ class MlflowTracker:
             return False
 
     def find(self, key: str) -> str | None:
-        """The run that was started with this key as its tag."""
+        """Return the id of the run whose tag `rayclip.key` is this key, or None."""
         found = self.client().search_runs([self.experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1)
         return found[0].info.run_id if found else None
 
     def metrics(self, run: str, values: Sequence[tuple[str, float, int]], *, time_ms: int | None = None) -> None:
-        """`time_ms` is when they were measured; MLflow takes the same value of the same time once."""
+        """Log (name, value, step) triples; MLflow stores a value that is sent twice with the same time once.
+
+        Args:
+            time_ms: time of the measurement; None is now.
+        """
         from mlflow.entities import Metric
 
         now = time_ms or int(time.time() * 1000)
@@ -197,11 +205,11 @@ class MlflowTracker:
             self.client().log_batch(run, metrics=entries[i : i + _METRICS_AT_ONCE])
 
     def names(self, run: str) -> set[str]:
-        """Of the metrics that a run has."""
+        """Return the names of a run's metrics."""
         return set(self.client().get_run(run).data.metrics)
 
     def last(self, run: str, name: str) -> tuple[int, float]:
-        """A metric's last step, and its last value there; (-1, 0) before the first."""
+        """Return a metric's last step and the last value at that step; (-1, 0) if it has no values."""
         history = self.client().get_metric_history(run, name)
         newest = max(history, key=lambda m: (m.step, m.timestamp), default=None)
         return (-1, 0.0) if newest is None else (newest.step, newest.value)
@@ -211,7 +219,7 @@ class MlflowTracker:
         log(run, str(path), folder or None)
 
     def table(self, run: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """In the place of one of that name, to which MLflow itself would append."""
+        """Log a table, replacing one of the same name: MLflow itself would append to it."""
         client = self.client()
         if any(f.path == name for f in client.list_artifacts(run)):
             client.log_dict(run, {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}, name)
@@ -220,7 +228,7 @@ class MlflowTracker:
             client.log_table(run, data=columns, artifact_file=name)
 
     def describe(self, run: str | None, text: str) -> None:
-        """What the UI says of a run, or of the experiment (None) where nobody has said anything, in Markdown."""
+        """Set a run's description, or (None) that of the experiment if it has none, in Markdown."""
         if len(text) > _TEXT:
             text = f"{text[: _TEXT - 40].rpartition(chr(10))[0]}\n\n(The whole is in the artifacts.)"
         client, text = self.client(), told(text)
@@ -230,11 +238,11 @@ class MlflowTracker:
             client.set_experiment_tag(self.experiment_id, NOTE, text)
 
     def image(self, run: str, key: str, png: bytes) -> None:
-        """A picture for the UI's image gallery, once under each key."""
+        """Log a picture for the UI's image gallery, once per key."""
         from PIL import Image
 
         client = self.client()
-        if run not in self._pictures:  # MLflow writes key+step+…, in some versions key%step%…
+        if run not in self._pictures:  # MLflow names files key+step+…, in some versions key%step%…
             found = [Path(f.path).name for f in client.list_artifacts(run, "images")]
             self._pictures[run] = {re.split("[+%]", name)[0] for name in found}
         if key in self._pictures[run]:
@@ -242,12 +250,12 @@ class MlflowTracker:
         try:
             client.log_image(run, Image.open(io.BytesIO(png)), key=key, step=0)
         except BaseException:
-            del self._pictures[run]  # it may be there all the same
+            del self._pictures[run]  # it may have been stored all the same: list again
             raise
         self._pictures[run].add(key)
 
     def data(self, run: str, name: str, digest: str, context: str, about: Mapping[str, Any]) -> None:
-        """A data set that a run has used, as the UI's dataset."""
+        """Log a data set that a run has used, as an MLflow dataset."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         source = told(json.dumps({"spec": about.get("spec", name)}))
@@ -255,12 +263,16 @@ class MlflowTracker:
         self.client().log_inputs(run, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
     def finish(self, run: str, *, failed: bool = False, time_ms: int | None = None) -> None:
-        """`time_ms` is when it ended, now unless given."""
+        """End a run.
+
+        Args:
+            time_ms: time of the end; None is now.
+        """
         self.client().set_terminated(run, "FAILED" if failed else "FINISHED", end_time=time_ms)
 
 
 def source_tags() -> dict[str, str]:
-    """Tags that say which program logs, and which code it runs; the UI shows them as a run's source."""
+    """Return tags with the program that logs and its code version; the UI shows them as a run's source."""
     code, program = code_version(), " ".join(Path(sys.argv[0]).parts[-2:])
     tags = {"rayclip.version": code["version"], "mlflow.source.name": program, "mlflow.source.type": "LOCAL"}
     return tags | ({"mlflow.source.git.commit": code["commit"]} if "commit" in code else {})

@@ -1,4 +1,4 @@
-"""Checkpoints as versions of registered models: with a signature, served without unpickling, the best one named."""
+"""Register checkpoints as versions of MLflow models: with a signature, without pickles, the best one as `champion`."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ FINGERPRINT, PROTOCOL, WORST = "rayclip.model", "rayclip.protocol", "rayclip.wor
 
 
 def register(tracker: MlflowTracker, run: str, checkpoint: Path, folder: str, content: Mapping[str, Any]) -> None:
-    """Store a checkpoint with its run, as an MLflow model in `folder` of its artifacts, and register it, once.
+    """Log a checkpoint as an MLflow model in `folder` of its run's artifacts, and register it, once.
 
-    The registered model has the experiment's name: a study's checkpoints are its versions.
+    The registered model has the experiment's name; the checkpoints of a study are its versions.
 
     Args:
         checkpoint: the folder of its files.
@@ -39,10 +39,10 @@ def register(tracker: MlflowTracker, run: str, checkpoint: Path, folder: str, co
 
 
 def rank(tracker: MlflowTracker, protocol: str, accuracies: Mapping[str, float]) -> None:
-    """Note worst-case accuracies with the versions that have them, and call the best of each model its champion.
+    """Tag model versions with their worst-case accuracies, and make the best version of each model its champion.
 
     Args:
-        protocol: what the accuracies stand on; only versions that were measured by the same one are compared.
+        protocol: hash of the protocol of the accuracies; only versions with the same one are compared.
         accuracies: in percent, by the fingerprint of the weights.
     """
     client = tracker.client()
@@ -54,8 +54,8 @@ def rank(tracker: MlflowTracker, protocol: str, accuracies: Mapping[str, float])
             names.add(version.name)
     for name in names:
         versions = client.search_model_versions(f"tags.`{PROTOCOL}` = '{protocol}'")
-        measured = [v for v in versions if v.name == name]  # a name may hold a quotation mark
-        best = max(measured, key=lambda v: (float(v.tags[WORST]), -int(v.version)))  # the older of two equal ones
+        measured = [v for v in versions if v.name == name]  # not in the query: a name may hold a quotation mark
+        best = max(measured, key=lambda v: (float(v.tags[WORST]), -int(v.version)))  # ties: the older one
         client.set_registered_model_alias(name, CHAMPION, best.version)
 
 
@@ -76,7 +76,7 @@ def _make_registered(client: Any, name: str, experiment: str) -> None:
 
 
 def _write_model(place: Path, run: str, folder: str, class_names: Sequence[str], template: str) -> None:
-    """MLflow's description of a model whose files are in `data` beside it."""
+    """Write MLflow's description (`MLmodel`) of a model whose files are in `data` beside it."""
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema

@@ -1,4 +1,4 @@
-"""From a run in MLflow back to the result files that it logged."""
+"""Find the result files behind a run in MLflow."""
 
 import re
 
@@ -6,19 +6,19 @@ from rayclip.tracking.address import check_address, check_database, default_uri,
 from rayclip.tracking.mlflow_tracker import quiet_client
 from rayclip.types import UserError
 
-RESULTS, MODEL = "rayclip.results", "rayclip.model"  # tags: the results' folder; of one model's evaluation, which
+RESULTS, MODEL = "rayclip.results", "rayclip.model"  # tags: folder of the results; fingerprint of the model
 
 
 def is_run(text: str) -> bool:
-    """Whether it is a run's id, `runs:/` before it or not."""
+    """Return whether a text is a run id, with or without `runs:/`."""
     return re.fullmatch(r"(runs:/)?[0-9a-f]{32}", text) is not None
 
 
 def results_of(run: str, uri: str | None) -> tuple[str, str | None]:
-    """The folder of the results that a run stands on, and the fingerprint of its model; None for all models there.
+    """Return the folder of a run's results, and the fingerprint of its model (None for all models in the folder).
 
     Raises:
-        UserError: no such run at `uri`, or it says nothing of results.
+        UserError: no such run at `uri`, or it does not name a results folder.
     """
     from mlflow.exceptions import MlflowException
 

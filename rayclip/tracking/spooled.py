@@ -1,4 +1,4 @@
-"""A tracker that may be away: what it does not take now waits on disk and is delivered later, once."""
+"""Tracker for an unreliable server: entries that MLflow cannot take now wait on disk and are delivered later, once."""
 
 import tempfile
 import time
@@ -16,32 +16,31 @@ from rayclip.tracking.mlflow_tracker import KEY, MlflowTracker, is_away, source_
 from rayclip.tracking.registry import rank, register
 from rayclip.types import redacted
 
-_RETRY_S = 30.0  # between attempts while the server is away
-_PATIENCE_S = 10.0  # for the last entries of a command
+_RETRY_S = 30.0  # between attempts while the server does not answer
+_PATIENCE_S = 10.0  # to deliver the last entries of a command
 
 
 class SpooledTracker:
-    """`types.Tracker` for the driver, over `MlflowTracker`; entries that workers leave in the spool go the same way.
+    """The driver's `types.Tracker`: queues entries on disk and sends them, with those of workers, to `MlflowTracker`.
 
-    Everything may be sent twice (a driver that was killed cannot know what has arrived) and counts once: runs are
-    looked up by their key before they are created again, a metric's steps only go forward, and files and tables are
-    overwritten.
+    Anything may be sent twice (a killed driver cannot know what has arrived) but counts once: runs are looked up by
+    their key before they are created again, a metric's steps only increase, and files and tables are overwritten.
     """
 
     def __init__(self, mlflow: MlflowTracker, spool: Spool, *, known: bool) -> None:
         """
         Args:
-            known: an earlier start has logged from this folder to this tracker, so that it may be away now.
+            known: an earlier command has logged from this folder to this tracker, so it may be unreachable now.
 
         Raises:
-            UserError: MLflow cannot be logged to, or the first contact fails.
+            UserError: MLflow cannot be logged to, or the very first connection fails.
         """
         self.spool, self._mlflow = spool, mlflow
-        self._ids: dict[str, str] = spool.store.read_json(IDS) or {}  # MLflow's of each run it has taken
+        self._ids: dict[str, str] = spool.store.read_json(IDS) or {}  # MLflow's id of each run it has taken
         waiting = dict(spool.entries())
-        self._old = set(waiting)  # may have been sent by an earlier driver
+        self._old = set(waiting)  # an earlier driver may have sent these
         self._starting = {entry["run"] for entry in waiting.values() if entry["kind"] == "start"}
-        self._names: dict[str, set[str]] = {}  # of the metrics that a run had when this driver came to it
+        self._names: dict[str, set[str]] = {}  # metrics that a run had when this driver first used it
         self._last: dict[tuple[str, str], tuple[int, float]] = {}  # step and value of each metric
         self._quiet_until = 0.0
         try:
@@ -65,7 +64,7 @@ class SpooledTracker:
             if not is_away(error):
                 raise
             self._lost()
-            return True  # nothing else is known of it
+            return True  # the id is known, so it did exist
 
     def start(
         self,
@@ -105,10 +104,10 @@ class SpooledTracker:
 
     def checkpoint(self, run: str, path: Path, folder: str, about: Mapping[str, Any]) -> None:
         if self.deliver() == 0 and run in self._ids and not self._resting():
-            try:  # straight from where it is, for it is large
+            try:  # without a copy in the spool, since it is large
                 register(self._mlflow, self._ids[run], path, folder, about)
                 return
-            except Exception as error:  # the spool sorts the others out
+            except Exception as error:  # `deliver` handles the other errors
                 if no_room(error):
                     raise
                 if is_away(error):
@@ -128,7 +127,7 @@ class SpooledTracker:
         self.deliver()
 
     def deliver(self) -> int:
-        """Send what waits unless MLflow was away a moment ago; how many entries are left."""
+        """Send the waiting entries unless MLflow was unreachable a moment ago; return how many are left."""
         if self._resting():
             return len(self.spool.names())
         left = 0
@@ -159,7 +158,7 @@ class SpooledTracker:
         return left
 
     def close(self) -> int:
-        """Try for some seconds to get rid of what waits; how many entries are left."""
+        """Try for some seconds to send the waiting entries; return how many are left."""
         deadline = time.monotonic() + _PATIENCE_S
         left = self.deliver()
         while left and time.monotonic() < deadline:
@@ -190,7 +189,7 @@ class SpooledTracker:
         self.spool.store.write_json(IDS, self._ids)
 
     def _send(self, run: str, entry: dict[str, Any]) -> None:
-        """`run` is MLflow's id."""
+        """Send an entry to MLflow; `run` is MLflow's id."""
         content, log = entry["content"], self._mlflow
         match entry["kind"]:
             case "metrics":
@@ -219,15 +218,18 @@ class SpooledTracker:
 
     @contextmanager
     def _copies(self, files: Mapping[str, str]) -> Iterator[Path]:
-        """A folder with what the spool keeps under other names."""
+        """Yield a temporary folder with copies of spooled files under their original names."""
         with tempfile.TemporaryDirectory(prefix="rayclip-") as place:
             for name, copy in files.items():
                 Store(place).write(name, self.spool.store.read(copy) or b"")
             yield Path(place)
 
     def _is_new(self, run: str, name: str, value: float, step: int) -> bool:
-        """Training that goes on from a checkpoint measures some steps again, with the same values up to rounding; any
-        other metric may get another value."""
+        """Return whether a value has to be sent.
+
+        Training that resumes from a checkpoint measures some steps again, with the same values up to rounding: these
+        are skipped. Any other metric may get a new value at the same step.
+        """
         if run not in self._names:
             self._names[run] = self._mlflow.names(run)
         if (run, name) not in self._last:

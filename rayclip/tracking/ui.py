@@ -1,4 +1,4 @@
-"""The MLflow UI at the page that matters."""
+"""Start the MLflow UI and open it at an experiment's runs."""
 
 import subprocess
 import sys
@@ -12,11 +12,11 @@ from rayclip.tracking.mlflow_tracker import MlflowTracker, look
 from rayclip.types import UserError, redacted
 
 _START_S = 60.0
-_WORKFLOW = "workflowType=machine_learning"  # the UI shows runs and models, not what belongs to agents
+_WORKFLOW = "workflowType=machine_learning"  # makes the UI show runs and models, not agents
 
 
 def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) -> None:
-    """Start a server for a local store (or use the server that `uri` is), show its page, and stay until Ctrl-C.
+    """Start a server for a local store and run it until Ctrl-C, or use the server at `uri`; show its page.
 
     Raises:
         UserError: no MLflow there, no such experiment, or the port is taken.
@@ -26,7 +26,7 @@ def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) 
     if file is not None and not file.exists():
         raise UserError(f"there is no MLflow store at '{uri}' yet: run something first, or give --tracking-uri.")
     if not uri.startswith("http"):
-        look(uri)  # says what is wrong with an address before a server is started on it
+        look(uri)  # reports a bad address before a server is started on it
     elif not _answers(uri.rstrip("/")):
         raise UserError(f"MLflow at '{redacted(uri)}' does not answer: start it, or give another --tracking-uri.")
     page = f"/#/experiments?{_WORKFLOW}"

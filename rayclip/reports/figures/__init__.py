@@ -1,4 +1,4 @@
-"""Figures of a report, each only where its data are there. One file a kind; `style` draws and writes them."""
+"""Figures of a report, one file per kind, each drawn only if its data exist; `style` draws and writes them."""
 
 from rayclip.reports.document import Figure
 from rayclip.reports.figures.bars import bars
@@ -15,7 +15,7 @@ __all__ = ["as_svg", "section_figures", "write_figure"]
 
 
 def section_figures(results: Results, section: Section) -> list[Figure]:
-    """Everything that can be drawn of a section."""
+    """Return all figures that a section has data for."""
     kept = Kept(results, section)
     makers = (over_shots, over_eps, over_steps, tradeoff, bars)
     drawn = [figure for make in makers for figure in make(section)]

@@ -1,4 +1,4 @@
-"""Bars of the models side by side: a group a data set, or of one data set a group an attack."""
+"""Bar charts of models side by side: a group per data set, or per attack if there is only one data set."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,12 +14,12 @@ from rayclip.reports.numbers import AVERAGE, Number, Section, Subject
 from rayclip.reports.table import heading
 
 _MOST = 5
-_ACROSS = 8  # groups side by side: more would be too small on a printed page
+_ACROSS = 8  # groups side by side; more would be too small in print
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
 
 
 def bars(section: Section) -> list[Figure]:
-    """Of more models than can be told apart, an untouched one and the best."""
+    """Return the bar chart; of too many models it shows an untouched one and the best."""
     several = section.overall == AVERAGE
     columns = (
         [(d, d, section.main) for d in section.columns]
@@ -74,7 +74,7 @@ def bars(section: Section) -> list[Figure]:
 
 
 def _grouped(ax: Axes, subjects: Sequence[Subject], columns: Sequence[Mapping[Subject, Number]]) -> None:
-    """A group of bars for each column."""
+    """Draw a group of bars for each column."""
     thick = 0.8 / len(subjects)
     for i, subject in enumerate(subjects):
         for g, column in enumerate(columns):

@@ -1,4 +1,4 @@
-"""Accuracy over shots, over eps and over training steps: one panel an attack, one line a model or method."""
+"""Curves of accuracy over shots, eps and training steps: one panel per attack, one line per model or method."""
 
 import re
 from collections import Counter
@@ -12,15 +12,15 @@ from rayclip.reports.figures.style import MARKERS, MUTED, SERIES, few, label_end
 from rayclip.reports.numbers import AVERAGE, Attack, Number, Section, Subject
 from rayclip.reports.table import heading
 
-Line = list[tuple[float, Number]]  # x and y of one line's points, x ascending
-_MOST = 7  # lines of a panel
+Line = list[tuple[float, Number]]  # (x, y) of each point, x ascending
+_MOST = 7  # lines per panel
 
 
 def over_shots(section: Section) -> list[Figure]:
-    """Methods that were trained on different numbers of images a class; of a training run its last checkpoint."""
+    """Return the curves of methods over shots (images per class), with the last checkpoint of each training run."""
     series: dict[str, dict[int | None, Subject]] = {}
     earlier = {s for run in _runs(section).values() for step, s in run.items() if step < max(run)}
-    plain_first = sorted(section.subjects, key=lambda s: s.defense != "none")  # in the colours of other figures
+    plain_first = sorted(section.subjects, key=lambda s: s.defense != "none")  # keeps the colours of the other figures
     for subject in (s for s in plain_first if s not in earlier):
         if subject.model.method is not None and "mix:" not in subject.model.spec:
             plain = re.sub(r"\b(\d+-shot|full|epoch \d+)(?= |$)", "", subject.name)
@@ -50,7 +50,7 @@ def over_shots(section: Section) -> list[Figure]:
 
 
 def over_steps(section: Section) -> list[Figure]:
-    """Checkpoints of one training run; its start is the model that it fine-tuned."""
+    """Return the curves of training runs over steps: their checkpoints, from the model that was fine-tuned."""
     runs = {run: members for run, members in _runs(section).items() if len(members) > 1}
     if not runs:
         return []
@@ -66,7 +66,7 @@ def over_steps(section: Section) -> list[Figure]:
 
 
 def _runs(section: Section) -> dict[str, dict[float, Subject]]:
-    """The checkpoints of each training run by their step, ascending; judged without a defence, by one scorer."""
+    """Return the checkpoints of each training run by step, ascending; without defence, by one scorer."""
     runs: dict[str, dict[float, Subject]] = {}
     for subject in section.subjects:
         lineage = subject.model.lineage or {}
@@ -76,8 +76,10 @@ def _runs(section: Section) -> dict[str, dict[float, Subject]]:
 
 
 def _run_names(ends: Mapping[str, Subject]) -> dict[str, str]:
-    """A name for each training run, by one of its checkpoints: its label without the epoch, else its method; and of
-    several alike the settings in which they differ."""
+    """Return a name for each training run, given one of its checkpoints.
+
+    The name is the label without the epoch, else the method, with the settings that differ where names are equal.
+    """
     names, settings = {}, {}
     for run, subject in ends.items():
         model = subject.model
@@ -98,7 +100,7 @@ def _run_names(ends: Mapping[str, Subject]) -> dict[str, str]:
 
 
 def over_eps(section: Section) -> list[Figure]:
-    """Attacks that were run within several budgets; at 0 stands the clean accuracy."""
+    """Return the curves of attacks that were run at several budgets; the value at 0 is the clean accuracy."""
     families: dict[str, dict[float, Attack]] = {}
     clean = next((a for a in section.attacks if a.kind == "clean"), None)
     for attack in section.attacks:
@@ -202,8 +204,11 @@ def _lines(ax: Axes, lines: Mapping[str, Line], *, label: bool, level: float | N
 
 
 def _panel_attacks(section: Section) -> list[Attack]:
-    """At most six: clean and the worst case, one of each kind (of the worst case's budget where it has that), then
-    worst cases within other budgets, then others."""
+    """Return at most six attacks to draw.
+
+    First clean and the worst case, then one of each kind (with the worst case's budget if possible), then worst cases
+    within other budgets, then others.
+    """
     ends = [a for a in section.attacks if a.kind == "clean" or a == section.main]
     rest = [a for a in section.attacks if a not in ends]
     likest = sorted(rest, key=lambda a: a.eps not in (None, section.main.eps))

@@ -1,5 +1,5 @@
-"""Where adversarial images go in the space of the image encoder: t-SNE of clean and adversarial embeddings (MMCoA's
-figure 9) with their mean cosine.
+"""Figures of embedding shifts: t-SNE of clean and adversarial image embeddings (MMCoA's figure 9), with their mean
+cosine similarity.
 
 Shapes: N images, D embedding.
 """
@@ -15,11 +15,11 @@ from rayclip.reports.figures.style import SERIES, Kept, panels, short
 from rayclip.reports.results import examples, has_examples
 from rayclip.reports.table import heading
 
-_FEWEST = 8  # images below which a map says nothing
+_FEWEST = 8  # with fewer images a map is meaningless
 
 
 def tsne(kept: Kept) -> list[Figure]:
-    """A panel a model, on the samples whose embeddings its evaluation kept."""
+    """Return a figure with a panel per model, of the samples whose embeddings the evaluation kept."""
     found: list[tuple[str, np.ndarray, np.ndarray]] = []
     chosen = kept.entries(("image", "multimodal"), lambda cell: has_examples(cell, "features"))
     for subject, _, _, entry in chosen:
@@ -70,7 +70,7 @@ def tsne(kept: Kept) -> list[Figure]:
 
 
 def mean_cosine(clean_ND: np.ndarray, adversarial_ND: np.ndarray) -> float:
-    """Between an image's two embeddings, over the images."""
+    """Return the cosine similarity of an image's clean and adversarial embeddings, averaged over images."""
     norms = np.linalg.norm(clean_ND, axis=1) * np.linalg.norm(adversarial_ND, axis=1)
     return float(((clean_ND * adversarial_ND).sum(1) / norms).mean())
 
@@ -83,9 +83,9 @@ def _map(clean_ND: np.ndarray, adversarial_ND: np.ndarray) -> np.ndarray:
     return _fitted(clean_ND.tobytes(), adversarial_ND.tobytes(), clean_ND.shape[1])
 
 
-@functools.lru_cache(maxsize=8)  # a figure may be drawn as SVG, PDF and PNG
+@functools.lru_cache(maxsize=8)  # reused when a figure is drawn as SVG, PDF and PNG
 def _fitted(clean: bytes, adversarial: bytes, dimensions: int) -> np.ndarray:
-    from sklearn.manifold import TSNE  # seconds of imports
+    from sklearn.manifold import TSNE  # takes seconds to import
 
     both = np.frombuffer(clean + adversarial).reshape(-1, dimensions)
     both = both / np.linalg.norm(both, axis=1, keepdims=True)

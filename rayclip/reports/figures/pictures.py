@@ -1,4 +1,4 @@
-"""Images before and after an attack with the model's predictions, and where the model looks in them."""
+"""Figures of images before and after an attack: the model's predictions, and attention maps."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +17,7 @@ _ACROSS = 8
 
 
 def grids(kept: Kept) -> list[Figure]:
-    """A figure a model: clean images, the magnified difference, adversarial images."""
+    """Return a figure per model: clean images, the magnified difference, adversarial images."""
     figures = []
     chosen = kept.entries(("image", "multimodal"), lambda cell: has_examples(cell, "images"))
     for i, (subject, dataset, attack, entry) in enumerate(chosen):
@@ -59,7 +59,7 @@ def _sheet(images: Sequence[Any], names: Sequence[str]) -> Canvas:
 
 
 def attention(kept: Kept) -> list[Figure]:
-    """A figure a model: where its image patches resemble the true class's prompt, before and after."""
+    """Return a figure per model: similarity of its image patches to the true class's prompt, before and after."""
     figures = []
     chosen = kept.entries(("image", "multimodal"), lambda cell: has_examples(cell, "attention"))
     for i, (subject, dataset, attack, entry) in enumerate(chosen):

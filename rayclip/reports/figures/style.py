@@ -1,7 +1,8 @@
-"""How every figure looks, and how it becomes a file or a part of a page.
+"""The common style of all figures, and writing them to files or into a page.
 
-Colours are Okabe and Ito's, darkened until each has a contrast of 4.5 on white; every series has a marker too, so that
-nothing hangs on colour alone. A page gives the same names lighter values in the dark (`static/page.css`).
+Colours are Okabe and Ito's, darkened to a contrast of at least 4.5 on white; every series also has its own marker, so
+that nothing depends on colour alone. In dark mode a page gives the same colour names lighter values
+(`static/page.css`).
 """
 
 import io
@@ -25,7 +26,7 @@ INK, MUTED, GRID, PAPER = "#1b1f24", "#57606a", "#e3e7eb", "#ffffff"
 SERIES = ("#0072b2", "#c44e00", "#007d5c", "#a4447d", "#8a6500", "#3f4a55", "#b0003a")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RIGHT, WRONG = SERIES[2], SERIES[1]
-_ASKED = 4  # models at most whose files are looked for: on an object store each is a request
+_ASKED = 4  # maximum number of models to look for files of; on an object store each is a request
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {c: f"c{i}" for i, c in enumerate(SERIES, 1)}
 _RC = {
     "font.family": "sans-serif",
@@ -62,12 +63,12 @@ _RC = {
 
 
 def style() -> Any:
-    """The context that figures are made in."""
+    """Return the context manager to draw figures in."""
     return rc_context(_RC)
 
 
 def panels(count: int, *, columns: int = 3, width: float = 3.0, height: float = 2.6) -> tuple[Canvas, list[Axes]]:
-    """A canvas with `count` axes in rows of at most `columns`. Inches."""
+    """Return a canvas with `count` axes in rows of at most `columns`; width and height per panel in inches."""
     across = min(count, columns)
     down = -(-count // across)
     canvas = Canvas(figsize=(max(4.2, width * across), height * down))
@@ -79,14 +80,17 @@ def panels(count: int, *, columns: int = 3, width: float = 3.0, height: float = 
 
 
 def percent_axis(axes: Axes, values: Sequence[float], label: str = "") -> None:
-    """From 0 to a little above the highest value, in percent."""
+    """Scale the y axis from 0 to a little above the highest value, in percent."""
     axes.set_ylim(0, min(104, max([*values, 5]) * 1.12))
     axes.set_ylabel(label)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str, str]]) -> None:
-    """Names with their markers beside the right ends of lines, moved apart where they would touch. `ends` are (x, y,
-    name, colour, marker)."""
+    """Label the right ends of lines with names and markers, moved apart where they would touch.
+
+    Args:
+        ends: (x, y, name, colour, marker) of each line.
+    """
     low, high = axes.get_ylim()
     ends = sorted(ends, key=lambda end: end[1])
     right = max((x for x, *_ in ends), default=0.0)
@@ -107,8 +111,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str, str]]) -
 
 
 def apart(values: Sequence[float], gap: float, high: float) -> list[float]:
-    """Ascending values moved apart to distances of at least `gap` and below `high`, each crowd around its middle."""
-    crowds: list[tuple[float, int]] = []  # middle, and how many
+    """Move ascending values apart to distances of at least `gap`, below `high`; clusters keep their centre."""
+    crowds: list[tuple[float, int]] = []  # (centre, size) of each cluster
     for value in values:
         middle, count = value, 1
         while crowds and crowds[-1][0] + gap * (crowds[-1][1] + count) / 2 > middle:
@@ -123,13 +127,13 @@ def apart(values: Sequence[float], gap: float, high: float) -> list[float]:
 
 
 def short(name: str, length: int = 28) -> str:
-    """Without its middle where it is too long: names of models differ at their ends."""
+    """Cut the middle out of a name that is too long: names of models differ at their ends."""
     tail = length // 3
     return name if len(name) <= length else f"{name[: length - tail - 1]}…{name[-tail:]}"
 
 
 def few(section: Section, most: int) -> list[Subject]:
-    """The subjects to draw where all would be too many: those without training first, then the best."""
+    """Return at most `most` subjects to draw, in their order: an untouched one and the best."""
     if len(section.subjects) <= most:
         return list(section.subjects)
 
@@ -138,7 +142,7 @@ def few(section: Section, most: int) -> list[Subject]:
 
 
 def by_interest(section: Section) -> list[Subject]:
-    """An untouched model first, then by the number that models are ranked by."""
+    """Sort subjects: an untouched model first, the others by the accuracy that models are ranked by, best first."""
     found = section.ranked(section.overall, section.main)
     untouched = [s for s in section.subjects if s.model.method is None and s.defense == "none"][:1]
     others = [s for s in section.subjects if s not in untouched]
@@ -146,8 +150,10 @@ def by_interest(section: Section) -> list[Subject]:
 
 
 class Kept:
-    """Which cells' examples to show: of an untouched model and of the best one, on one data set, under the strongest
-    attack that they were kept of for both."""
+    """Selects the examples to show: an untouched model and the best one, on one data set, under one attack.
+
+    The attack is the strongest for which the evaluation kept examples of both.
+    """
 
     def __init__(self, results: Results, section: Section) -> None:
         self.results, self.section = results, section
@@ -156,10 +162,10 @@ class Kept:
     def entries(
         self, kinds: Sequence[str], has: Callable[[JudgedCell], bool]
     ) -> list[tuple[Subject, str, Attack, Entry]]:
-        """At most two, of one data set under one attack of the first of these kinds.
+        """Return at most two entries of one data set and one attack, of the first of these kinds of attack.
 
         Args:
-            has: whether what is to be shown was kept of a cell.
+            has: whether a cell has the examples to be shown.
         """
         best: list[tuple[Subject, str, Attack, Entry]] = []
         attacks = [a for kind in kinds for a in reversed(self.section.attacks) if a.kind == kind]
@@ -174,7 +180,7 @@ class Kept:
     def _under(
         self, attack: Attack, subjects: Sequence[Subject], has: Callable[[JudgedCell], bool]
     ) -> list[tuple[Subject, str, Attack, Entry]]:
-        """On the first data set that has them."""
+        """Return entries with examples on the first data set where these subjects were attacked."""
         for dataset in self.section.datasets:
             there = [(s, dataset, attack, e) for s in subjects if (e := self.section.get(s, dataset, attack))]
             if there:
@@ -183,7 +189,7 @@ class Kept:
 
 
 def as_svg(figure: Figure) -> str:
-    """A figure as an `<svg>` element that takes its colours from the page, with text as text."""
+    """Render a figure as an `<svg>` element with real text and with colours from the page."""
     svg = _bytes(figure, "svg", {"svg.fonttype": "none"}, transparent=True).decode()
     svg = svg[svg.index("<svg") :]
     for colour, name in _VARIABLES.items():
@@ -196,7 +202,7 @@ def as_svg(figure: Figure) -> str:
 
 
 def write_figure(figure: Figure, folder: Path) -> dict[str, Path]:
-    """SVG, PDF and PNG below `folder`, each there whole or not at all; their paths by ending."""
+    """Write a figure as SVG, PDF and PNG below `folder`, each atomically; return the paths by file ending."""
     store = Store(str(folder.absolute()))
     paths = {}
     for form in ("svg", "pdf", "png"):
@@ -224,7 +230,7 @@ def _bytes(figure: Figure, form: str, rc: dict[str, Any], *, transparent: bool =
 
 
 def decode(png: bytes) -> np.ndarray:
-    """An image file as pixels."""
+    """Decode an image file into an array of pixels."""
     from PIL import Image
 
     return np.asarray(Image.open(io.BytesIO(png)))

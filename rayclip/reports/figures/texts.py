@@ -1,4 +1,4 @@
-"""Prompts before and after a text attack, the changed words marked."""
+"""Figures of prompts before and after a text attack, with the changed words marked."""
 
 import difflib
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Words = list[tuple[str, bool]]  # a word, and whether it was changed
 
 
 def changed_prompts(kept: Kept) -> list[Figure]:
-    """A figure a model: as many prompts as fit, as they were and as they became."""
+    """Return a figure per model: as many prompts as fit, before and after the attack."""
     figures = []
     chosen = kept.entries(("text", "multimodal"), lambda cell: bool(texts(cell)))
     for i, (subject, dataset, attack, entry) in enumerate(chosen):
@@ -38,7 +38,7 @@ def changed_prompts(kept: Kept) -> list[Figure]:
 
 
 def marked(before: str, after: str) -> tuple[Words, Words]:
-    """The words of both texts, those that differ marked; case does not count."""
+    """Return the words of both texts with those that differ marked, ignoring case."""
     old, new = before.split(), after.split()
     matcher = difflib.SequenceMatcher(None, [w.lower() for w in old], [w.lower() for w in new], autojunk=False)
     kept_old, kept_new = set(), set()

@@ -1,4 +1,4 @@
-"""Clean against robust accuracy: what a point of robustness costs."""
+"""The trade-off figure: robust against clean accuracy, with the Pareto front."""
 
 from typing import Any, Literal
 
@@ -13,9 +13,9 @@ from rayclip.reports.figures.style import INK, MARKERS, MUTED, PAPER, SERIES, sh
 from rayclip.reports.numbers import Number, Section, Subject
 from rayclip.reports.table import heading
 
-_TYPE = 8.0  # size of the names
-_CROWD = 12  # points beyond which whiskers hide more than they show, and names are for a few
-_OFFSETS = tuple(  # of a name from its point, in points; nearest first
+_TYPE = 8.0  # font size of the names
+_CROWD = 12  # beyond this many points, draw no whiskers and few names
+_OFFSETS = tuple(  # offsets of a name from its data point in typographic points, nearest first
     (dx * far, dy * far)
     for far in (8, 13)
     for dx, dy in ((1, 0), (-1, 0), (0, 1.2), (0, -1.2), (1, 1), (-1, 1), (1, -1), (-1, -1))
@@ -24,7 +24,7 @@ Box = tuple[float, float, float, float]
 
 
 def tradeoff(section: Section) -> list[Figure]:
-    """Every model as a point, the Pareto front, and a curve through the weights between two models."""
+    """Return the figure: a point per model, the Pareto front, and a curve through interpolations of two models."""
     clean = next((a for a in section.attacks if a.kind == "clean"), None)
     robust = section.main
     if clean is None or robust.kind == "clean":
@@ -101,7 +101,7 @@ def tradeoff(section: Section) -> list[Figure]:
 
 
 def pareto_front(points: "dict[Subject, tuple[float, float]]") -> list[Subject]:
-    """Those that nobody beats in one coordinate without losing in the other, by the first coordinate ascending."""
+    """Return the Pareto-optimal subjects (higher is better in both coordinates), first coordinate ascending."""
     front: list[Subject] = []
     highest = -1.0
     for subject, (_, y) in sorted(points.items(), key=lambda item: (-item[1][0], -item[1][1])):
@@ -112,7 +112,7 @@ def pareto_front(points: "dict[Subject, tuple[float, float]]") -> list[Subject]:
 
 
 def interpolations(subjects: list[Subject]) -> dict[tuple[str, str, str, str], list[Subject]]:
-    """Models `mix:START+END@a` with their two ends, by (start, end, scorer, defence), in order of a."""
+    """Return models `mix:START+END@a` with their two ends in order of a, by (start, end, scorer, defence)."""
     found: dict[tuple[str, str, str, str], dict[float, Subject]] = {}
     for subject in subjects:
         if subject.model.spec.startswith(PREFIX):
@@ -127,7 +127,7 @@ def interpolations(subjects: list[Subject]) -> dict[tuple[str, str, str, str], l
 
 
 def _kind(subject: Subject) -> str:
-    """What its look says."""
+    """Return a subject's legend entry."""
     if subject.model.spec.startswith(PREFIX):
         return "between two models"
     return subject.model.method or "untouched"
@@ -136,7 +136,7 @@ def _kind(subject: Subject) -> str:
 def _look(
     subject: Subject, methods: list[str], curves: dict[tuple[str, str, str, str], list[Subject]]
 ) -> tuple[str, str]:
-    """Colour and marker: of the curve that it lies on, else of its method."""
+    """Return a subject's colour and marker: those of its interpolation curve, else those of its method."""
     for i, members in enumerate(curves.values()):
         if subject in members and subject.model.spec.startswith(PREFIX):
             return SERIES[-1 - i % len(SERIES)], MARKERS[-1 - i % len(MARKERS)]
@@ -147,7 +147,7 @@ def _look(
 
 
 def _limits(ax: Axes, points: list[tuple[Number, Number]], *, whiskers: bool) -> None:
-    """Around the points, or their whiskers, with room for names."""
+    """Set the axis limits around the points, or their whiskers, with room for names."""
     clean, robust = zip(*points, strict=True)
     x, y = ([v for n in numbers for v in ((n.low, n.high) if whiskers else (n.top1,))] for numbers in (clean, robust))
     wide, tall = max(max(x) - min(x), 4.0), max(max(y) - min(y), 4.0)
@@ -165,10 +165,12 @@ def _stairs(ax: Axes, corners: list[tuple[float, float]]) -> None:
 
 
 def _name(ax: Axes, points: list[tuple[float, float, str]]) -> None:
-    """A name beside each point where it covers no other point and no other name; what fits nowhere goes unnamed, since
-    the tables have it. `points` come in the order of their importance."""
-    ax.figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout decides where points lie
-    scale = 72 / ax.figure.dpi  # pixels to points, in which type is measured
+    """Write a name beside each point where it covers no other point or name, and leave it out if it fits nowhere.
+
+    `points` are ordered by importance; names that are left out are in the tables.
+    """
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]  # positions depend on the layout
+    scale = 72 / ax.figure.dpi  # pixels to typographic points
     places = [tuple(ax.transData.transform((x, y)) * scale) for x, y, _ in points]
     taken = [(px - 5, py - 5, px + 5, py + 5) for px, py in places]
     frame = ax.get_window_extent()
