@@ -22,7 +22,7 @@ def parse_budget(text: str, what: str = "eps", norm: Norm = "linf") -> float:
     numerator, _, denominator = text.strip().partition("/")
     try:
         value = float(Fraction(numerator) / Fraction(denominator or 1))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise UserError(f"{what} '{text}' is not a number: write it as a fraction such as 4/255.") from None
     if value < 0:
         raise UserError(f"{what} '{text}' is negative: write a budget such as 4/255.")

@@ -17,7 +17,7 @@ def test_a_bare_number_of_one_or_more_shows_the_fraction():
         parse_budget("8")
 
 
-@pytest.mark.parametrize("text", ["", "four", "1/0", "nan", "inf", "-1/255", "1/2/3", "255/255"])
+@pytest.mark.parametrize("text", ["", "four", "1/0", "nan", "inf", "-1/255", "1/2/3", "255/255", "1e400"])
 def test_what_is_no_budget_is_refused(text):
     with pytest.raises(UserError):
         parse_budget(text)
