@@ -214,7 +214,7 @@ def fine_tune(trial: Trial, where: Where) -> bool:
     opened = Opened(quiet=where.quiet)
     trial = dataclasses.replace(trial, config=check_training(trial.config, where.train_workers, opened))
     store = Store(trial.out).child(".rayclip")
-    with with_precision([trial], cluster=where.cluster, verbose=where.verbose) as (trial,):
+    with with_precision([trial], store, cluster=where.cluster, verbose=where.verbose) as (trial,):
         if trial.is_finished():
             if where.tracking is not None and Logbook.has_to_end(store, trial.name):
                 with where.logbook(store) as logbook:
@@ -288,7 +288,7 @@ def sweep(
     _plan([base], evaluations, opened)
     store = Store(where.out)
     with contextlib.ExitStack() as stack:
-        trials = stack.enter_context(with_precision(trials, cluster=where.cluster, verbose=where.verbose))
+        trials = stack.enter_context(with_precision(trials, store, cluster=where.cluster, verbose=where.verbose))
         unfinished = [t for t in trials if not t.is_finished()]
         logbook = stack.enter_context(where.logbook(store))
         root = logbook.open(name, tags={"rayclip.kind": "sweep"})
@@ -352,7 +352,7 @@ def search(
     validation = dataclasses.replace(validation, data=locate(validation.data))
     store = Store(where.out)
     with contextlib.ExitStack() as stack:
-        trials = stack.enter_context(with_precision(trials, cluster=where.cluster, verbose=where.verbose))
+        trials = stack.enter_context(with_precision(trials, store, cluster=where.cluster, verbose=where.verbose))
         logbook = stack.enter_context(where.logbook(store))
         root = logbook.open(name, tags={"rayclip.kind": "search"})
         trials = [_with_run(t, logbook, root, opened) for t in trials]

@@ -39,6 +39,7 @@ from rayclip.types import UserError
 
 _DRIVER_CPUS = 0.1  # CPUs of the Tune function that waits for a Train run
 _BEGUN = "begun"  # a file by which every node can check that it sees the driver's storage
+_PRECISION = "precision.json"  # what `auto` was resolved to
 _RETRIES = 3  # retries of a Train run whose worker or node was lost
 
 Measure = Callable[[Path, torch.device], dict[str, float]]  # returns the metrics of a checkpoint's folder
@@ -148,21 +149,30 @@ class Trial:
 
 
 @contextlib.contextmanager
-def with_precision(trials: Sequence[Trial], *, cluster: bool, verbose: bool = False) -> Iterator[list[Trial]]:
+def with_precision(
+    trials: Sequence[Trial], store: Store, *, cluster: bool, verbose: bool = False
+) -> Iterator[list[Trial]]:
     """Yield the trials with the precision `auto` resolved: bf16 if workers have GPUs, else fp32.
 
-    It has to be known before anything is looked up or logged, since the weights depend on it.
+    It has to be known before anything is looked up or logged, since the weights depend on it. What an earlier start in
+    the same folder decided stays: a run goes on as it was begun, and a finished one needs no Ray.
 
     Args:
+        store: where the decision is kept, beside the results.
         cluster, verbose: as for `ray_cluster`. A running cluster is asked for its GPUs and stays connected in the
             block. Otherwise this machine's GPUs decide, and no Ray is started.
     """
     with contextlib.ExitStack() as stack:
         if any(trial.config.precision == "auto" for trial in trials):
-            if running := cluster or _JOB in os.environ or ray.is_initialized():
-                stack.enter_context(ray_cluster(cluster=cluster, verbose=verbose))
-            has_gpus = Workers.for_cluster().gpus > 0 if running else torch.cuda.is_available()
-            trials = [dataclasses.replace(t, config=t.config.decided(on_gpu=has_gpus)) for t in trials]
+            decided = (store.read_json(_PRECISION) or {}).get("auto")
+            if decided not in ("fp32", "bf16"):
+                if running := cluster or _JOB in os.environ or ray.is_initialized():
+                    stack.enter_context(ray_cluster(cluster=cluster, verbose=verbose))
+                has_gpus = Workers.for_cluster().gpus > 0 if running else torch.cuda.is_available()
+                decided = "bf16" if has_gpus else "fp32"
+                with contextlib.suppress(OSError, UserError):  # finished results may be read-only
+                    store.write_json(_PRECISION, {"auto": decided})
+            trials = [dataclasses.replace(t, config=t.config.decided(on_gpu=decided == "bf16")) for t in trials]
         yield list(trials)
 
 

@@ -22,7 +22,7 @@ def test_a_running_ray_is_asked_what_workers_will_have(tmp_path, gpus, precision
     ray.init(address="local", num_cpus=1, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
     try:
         open_, fixed = trial(tmp_path), trial(tmp_path, precision="fp32")
-        with with_precision([open_, fixed], cluster=False) as (decided, same):
+        with with_precision([open_, fixed], Store(str(tmp_path)), cluster=False) as (decided, same):
             assert decided.config.precision == precision and same == fixed
             assert decided.train_run == trial(tmp_path, precision=precision).train_run
             assert (decided.train_run == fixed.train_run) == (precision == "fp32")
@@ -33,8 +33,21 @@ def test_a_running_ray_is_asked_what_workers_will_have(tmp_path, gpus, precision
 def test_alone_this_machine_decides_and_no_ray_starts(tmp_path, monkeypatch):
     for has_gpu, precision in ((False, "fp32"), (True, "bf16")):
         monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
-        with with_precision([trial(tmp_path)], cluster=False) as (decided,):
+        with with_precision([trial(tmp_path)], Store(str(tmp_path / precision)), cluster=False) as (decided,):
             assert decided.config.precision == precision and not ray.is_initialized()
+
+
+def test_what_an_earlier_start_decided_stays(tmp_path, monkeypatch):
+    """Without asking anybody: a finished run needs no cluster."""
+    store = Store(str(tmp_path / "store"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with with_precision([trial(tmp_path)], store, cluster=False):
+        pass
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # nobody listens there
+    for cluster in (False, True):
+        with with_precision([trial(tmp_path)], store, cluster=cluster) as (decided,):
+            assert decided.config.precision == "bf16" and not ray.is_initialized()
 
 
 def test_a_checkpoint_that_did_not_note_its_precision_is_told_clearly(tmp_path):
