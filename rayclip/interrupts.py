@@ -5,16 +5,17 @@ import os
 import signal
 from types import FrameType
 
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+INTERRUPTED = 128 + signal.SIGINT
 STOPPED = "stopped; the same command goes on from here."
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []
 
 
 def listen() -> None:
     """Install the handlers: the first SIGINT or SIGTERM raises `KeyboardInterrupt` in the main thread, the second ends
     the process at once. Call from the main thread."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, _stop)
     os.register_at_fork(after_in_child=_forget)  # process pools end their processes by SIGTERM
 
@@ -29,20 +30,18 @@ def exit_code() -> int:
     return 128 + _received[0] if _received else INTERRUPTED
 
 
+def interrupted() -> bool:
+    """Return whether a signal has arrived."""
+    return bool(_received)
+
+
 def stop(number: int) -> None:
     """Do what the first signal does; for handlers of signals that a library has taken over."""
     _received.append(number)
+    for each in _SIGNALS:  # The next one ends the process wherever it hangs: in C++, no handler of ours would be called
+        signal.signal(each, signal.SIG_DFL)
     raise KeyboardInterrupt
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    if not _received:
-        stop(number)
-    from rayclip.progress import say
-
-    try:
-        say("note", STOPPED)
-    except RuntimeError:  # the signal arrived in the middle of printing
-        pass
-    finally:
-        os._exit(exit_code())
+    stop(number)

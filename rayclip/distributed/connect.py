@@ -16,7 +16,7 @@ from typing import Any
 
 from rayclip.distributed.faults import explained, first_line
 from rayclip.distributed.session import import_as_here, short_folder
-from rayclip.interrupts import stop
+from rayclip.interrupts import interrupted, stop
 from rayclip.types import UserError
 
 # Set before Ray starts, so that its workers inherit them; the user's own values are kept.
@@ -118,8 +118,9 @@ def _sigterm_kept() -> Iterator[None]:
         stop(signal.SIGTERM)
     finally:
         # If there was no handler before, keep the Python handler that Ray has set: it ends the process in order
-        ours = signal.getsignal(signal.SIGTERM) if before in (signal.SIG_DFL, None) else before
-        signal.signal(signal.SIGTERM, ours)
+        if not interrupted():
+            ours = signal.getsignal(signal.SIGTERM) if before in (signal.SIG_DFL, None) else before
+            signal.signal(signal.SIGTERM, ours)
 
 
 def _start(quiet: Mapping[str, Any]) -> None:
