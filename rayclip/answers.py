@@ -4,6 +4,7 @@ An answer is stored beside the results as `answers/<hash of the command>.json`, 
 command names. If one of them changed, results are missing, or entries wait for MLflow, the evaluation is run again.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -41,12 +42,15 @@ def find(words: Mapping[str, Any], places: Sequence[str], out: str) -> Answer | 
     store = Store(out)
     if not store.is_local or Spool(store).names():
         return None
-    kept = store.read_json(_name(words))
-    if kept is None or kept["files"] != _state(places):
+    try:
+        kept = store.read_json(_name(words))
+        if kept is None or kept["files"] != _state(places):
+            return None
+        if any(store.names(f"cells/{cell}", ".parquet") != names for cell, names in kept["cells"].items()):
+            return None
+        return Answer([Row(**row) for row in kept["rows"]], [(level, text) for level, text in kept["said"]])
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):  # damaged: the results themselves are there
         return None
-    if any(store.names(f"cells/{cell}", ".parquet") != names for cell, names in kept["cells"].items()):
-        return None
-    return Answer([Row(**row) for row in kept["rows"]], [(level, text) for level, text in kept["said"]])
 
 
 def keep(words: Mapping[str, Any], places: Sequence[str], out: str, answer: Answer) -> None:
@@ -61,7 +65,8 @@ def keep(words: Mapping[str, Any], places: Sequence[str], out: str, answer: Answ
         "said": answer.said,
         "rows": [dataclasses.asdict(row) for row in answer.rows],
     }
-    store.write_json(_name(words), record)
+    with contextlib.suppress(OSError):  # no room for it is no reason to withhold the table
+        store.write_json(_name(words), record)
 
 
 def _name(words: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """An evaluation asked for in the same words is answered from disk, as long as nothing behind the words has changed."""
 
+import errno
 import os
 
 import pytest
@@ -67,6 +68,23 @@ def test_whatever_has_changed_is_looked_at_anew(kept, change):
     store, file, places, _ = kept
     change(store, file)
     assert answers.find(WORDS, places, store.root) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"files": 1}', b"\xff"])
+def test_a_damaged_answer_is_none(kept, content):
+    store, _, places, _ = kept
+    for name in store.names("answers", ".json"):
+        store.write(name, content)
+    assert answers.find(WORDS, places, store.root) is None
+
+
+def test_an_answer_that_cannot_be_kept_costs_nothing(kept, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store, _, places, answer = kept
+    monkeypatch.setattr(Store, "write_json", full)
+    answers.keep({"models": ["other"]}, places, store.root, answer)
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/model", "hf-hub:org/name", "prompted:p", "mix:digits+digits@0.5"])
