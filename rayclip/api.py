@@ -29,6 +29,7 @@ from rayclip.distributed import (
     calibrate,
     evaluate,
     forgotten,
+    keep_precision,
     ray_cluster,
     run_search,
     run_trials,
@@ -357,6 +358,7 @@ def search(
         root = logbook.open(name, tags={"rayclip.kind": "search"})
         trials = [_with_run(t, logbook, root, opened) for t in trials]
         if waiting(trials, store):
+            keep_precision(trials, store)
             stack.enter_context(ray_cluster(cluster=where.cluster, verbose=where.verbose))  # also for the evaluation
         with Display(quiet=where.quiet) as display:
             scores, errors = run_search(
@@ -482,6 +484,7 @@ def _with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened
 
 def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook) -> dict[str, str]:
     """Run the unfinished trials; return the reasons of failure by trial name."""
+    keep_precision(trials, store)
     display, storage = Display(quiet=where.quiet), store.child("unfinished")
     for run in forgotten(trials, storage):
         say(

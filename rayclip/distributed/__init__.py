@@ -11,7 +11,7 @@ from rayclip.distributed.session import surroundings
 
 if TYPE_CHECKING:
     from rayclip.distributed.search import Validation, run_search, waiting
-    from rayclip.distributed.trials import Trial, Workers, forgotten, run_trials, with_precision
+    from rayclip.distributed.trials import Trial, Workers, forgotten, keep_precision, run_trials, with_precision
 
 __all__ = [
     "PoolSize",
@@ -23,6 +23,7 @@ __all__ = [
     "cluster_holds",
     "evaluate",
     "forgotten",
+    "keep_precision",
     "ray_cluster",
     "run_search",
     "run_trials",
@@ -34,7 +35,10 @@ __all__ = [
 
 _TRAINING = {
     **dict.fromkeys(("Validation", "run_search", "waiting"), "rayclip.distributed.search"),
-    **dict.fromkeys(("Trial", "Workers", "forgotten", "run_trials", "with_precision"), "rayclip.distributed.trials"),
+    **dict.fromkeys(
+        ("Trial", "Workers", "forgotten", "keep_precision", "run_trials", "with_precision"),
+        "rayclip.distributed.trials",
+    ),
 }
 
 

@@ -158,7 +158,7 @@ def with_precision(
     the same folder decided stays: a run goes on as it was begun, and a finished one needs no Ray.
 
     Args:
-        store: where the decision is kept, beside the results.
+        store: where `keep_precision` has noted it, beside the results.
         cluster, verbose: as for `ray_cluster`. A running cluster is asked for its GPUs and stays connected in the
             block. Otherwise this machine's GPUs decide, and no Ray is started.
     """
@@ -170,10 +170,13 @@ def with_precision(
                     stack.enter_context(ray_cluster(cluster=cluster, verbose=verbose))
                 has_gpus = Workers.for_cluster().gpus > 0 if running else torch.cuda.is_available()
                 decided = "bf16" if has_gpus else "fp32"
-                with contextlib.suppress(OSError, UserError):  # finished results may be read-only
-                    store.write_json(_PRECISION, {"auto": decided})
             trials = [dataclasses.replace(t, config=t.config.decided(on_gpu=decided == "bf16")) for t in trials]
         yield list(trials)
+
+
+def keep_precision(trials: Sequence[Trial], store: Store) -> None:
+    """Note the precision that runs begin in, for `with_precision` of later starts in the same folder."""
+    store.write_json(_PRECISION, {"auto": trials[0].config.precision})
 
 
 def forgotten(trials: Sequence[Trial], storage: Store) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import pytest
 import ray
 
-from rayclip.distributed import Trial, forgotten, with_precision
+from rayclip.distributed import Trial, forgotten, keep_precision, with_precision
 from rayclip.models.checkpoint import LINEAGE_FILE
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -41,8 +41,8 @@ def test_what_an_earlier_start_decided_stays(tmp_path, monkeypatch):
     """Without asking anybody: a finished run needs no cluster."""
     store = Store(str(tmp_path / "store"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    with with_precision([trial(tmp_path)], store, cluster=False):
-        pass
+    with with_precision([trial(tmp_path)], store, cluster=False) as begun:
+        keep_precision(begun, store)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # nobody listens there
     for cluster in (False, True):
