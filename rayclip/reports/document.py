@@ -44,7 +44,7 @@ class Grid:
 
     @property
     def is_text(self) -> tuple[bool, ...]:
-        """Whether each column holds text; the first one always does."""
+        """For each column, True if it holds text; always True for the first."""
         columns = list(zip(*(cells for _, cells in self.rows), strict=True)) or [()] * len(self.header[1:])
         return True, *(any(c.text and c.value is None for c in cells) for cells in columns)
 
