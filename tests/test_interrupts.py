@@ -41,7 +41,10 @@ def test_the_first_stops_cleanly_and_a_second_at_once(number, code, slow):
     assert process.stdout.readline() == "cleaning\n"
     if slow:
         process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=30)
+    # `communicate` would pass over what the line before has read ahead
+    with process.stdout, process.stderr:
+        stdout, stderr = process.stdout.read(), process.stderr.read()
+    process.wait(timeout=30)
     assert stdout == ("" if slow else "clean\n")
     assert stderr == ("" if slow else "note: stopped; the same command goes on from here.\n")
     assert process.returncode == (-number if slow else code), "which a shell calls the same"

@@ -14,7 +14,8 @@ from rayclip.models.prompts import WithContext, WithFrame
 from rayclip.models.scorers import CuPL, random_crops
 from rayclip.rng import sample_keys
 
-SMALL, LARGE = torch.rand(2, 3, 5, 5), torch.rand(2, 3, 20, 20)
+NOISE = torch.Generator().manual_seed(0)
+SMALL, LARGE = (torch.rand(2, 3, side, side, generator=NOISE) for side in (5, 20))
 
 
 def by_hand(clip, pixels):
