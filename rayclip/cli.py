@@ -1,8 +1,8 @@
 """The command line `rayclip`: parse options, make one call, print a table. Heavy imports are inside the commands."""
 
 import sys
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -39,6 +39,9 @@ from rayclip.names import METHODS
 from rayclip.places import check_folder
 from rayclip.types import UserError
 from rayclip.units import format_budget, parse_budget
+
+if TYPE_CHECKING:
+    from rayclip.registry import Configurables
 
 # Typer contains its own copy of click, whose exceptions are base classes of the one that Typer exports.
 _UsageError: Any = typer.BadParameter.__base__
@@ -234,7 +237,7 @@ def train(
     """
     check_folder("--out", out, done="rayclip.json")
     check_tracking(tracking_uri, no_tracking)
-    signatures.check_methods([method])
+    signatures.check_method(method)
     budget = budget_of(eps)
     check_models([model])
     check_data([data])
@@ -242,15 +245,16 @@ def train(
         raise UserError(f"--lr {lr} must be a positive number.")
 
     from rayclip import api, checks
-    from rayclip.attacks.bert import TextSettings
     from rayclip.data.spec import choose_names
     from rayclip.distributed import Trial
-    from rayclip.methods import make_method, parse_settings
+    from rayclip.methods import make_method
     from rayclip.store import Store
     from rayclip.training import TrainConfig
 
     names, (data,) = choose_names(class_names, [data])
-    own = parse_settings(method, setting or [])
+    for text in setting or []:  # written after the name, as those of attacks are
+        method += ("," if ":" in method else ":") + text
+    signatures.check_method(method)
     asked: dict[str, Any] = {
         "against": attack,
         "eps": budget,
@@ -265,10 +269,9 @@ def train(
         "captions": captions,
         "sets": sets,
         "objective": objective,
-        "text": TextSettings(substitutes=substitutes),
     }
     small = recipe == "small" or (recipe is None and checks.is_small(model))
-    chosen = make_method(method, published=not small, **{**asked, **own})
+    chosen = make_method(method, published=not small, defaults={"substitutes": substitutes}, **asked)
     overrides: dict[str, Any] = {
         "epochs": epochs,
         "lr": lr,
@@ -330,34 +333,34 @@ def train(
 @app.command()
 def attacks() -> None:
     """List the attacks for `rayclip eval --attacks`, with their settings and defaults."""
-    from rayclip.attacks.registry import about, known_attacks
+    from rayclip.attacks import ATTACKS
 
-    _list_kinds("attack", {name: (about(name, kind), kind) for name, kind in known_attacks().items()})
+    _list_kinds(ATTACKS)
     print("\nwritten as NAME:KEY=VALUE, commas between: --attacks clean,pgd:steps=100,step=1/255,autoattack")
 
 
 @app.command()
 def defenses() -> None:
     """List the defences for `rayclip eval --defense`, with their settings and defaults."""
-    from rayclip.defenses.registry import about, known_defenses
+    from rayclip.defenses import DEFENSES
 
-    _list_kinds("defence", {name: (about(name, kind), kind) for name, kind in known_defenses().items()})
+    _list_kinds(DEFENSES)
     print("\nwritten as NAME:KEY=VALUE, commas between, + for chains: --defense none,ttc:eps=4/255,steps=2,rn+tte")
 
 
-def _list_kinds(what: str, kinds: Mapping[str, tuple[str, type]]) -> None:
+def _list_kinds(kinds: "Configurables[Any]") -> None:
     """Print names with descriptions and settings."""
     from rich.table import Table
 
     from rayclip import terminal
-    from rayclip.settings import shown_defaults
+    from rayclip.settings import format_defaults
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(what, no_wrap=True)
+    table.add_column(kinds.kind, no_wrap=True)
     table.add_column("what it does, and its settings")
-    for name, (about, kind) in kinds.items():
-        settings = " ".join(f"{k}={v}" for k, v in shown_defaults(kind).items())
-        table.add_row(name, about + (f"  [{settings}]" if settings else ""))
+    for name, kind in kinds.items():
+        settings = " ".join(f"{k}={v}" for k, v in format_defaults(kind).items())
+        table.add_row(name, kinds.about(name) + (f"  [{settings}]" if settings else ""))
     terminal.console().print(table)
 
 

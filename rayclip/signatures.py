@@ -7,12 +7,12 @@ of other packages are not in the file; their settings are checked when they are 
 import json
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from rayclip.settings import convert_all, split_chains, split_names
+from rayclip.registry import known_names, unknown
+from rayclip.settings import Configurable, FromZero, convert_all, split_chains, split_names, split_one
 from rayclip.types import UserError
 from rayclip.units import Norm
 
@@ -20,7 +20,7 @@ Kind = Literal["attack", "defence", "scorer", "method"]
 
 FILE = Path(__file__).with_name("signatures.json")
 _GROUPS: dict[Kind, str] = {"attack": "attacks", "defence": "defenses", "scorer": "scorers", "method": "methods"}
-_PLAIN = {"int": int, "float": float, "str": str, "floats": tuple[float, ...]}
+_PLAIN = {"int": int, "from 0": FromZero, "bool": bool, "float": float, "str": str, "floats": tuple[float, ...]}
 
 
 class Signature(NamedTuple):
@@ -86,10 +86,18 @@ def check_scorers(text: str) -> None:
             convert_all("scorer", name, written, found.settings)
 
 
-def check_methods(names: Iterable[str]) -> None:
-    """Raise a `UserError` for names of unknown training methods."""
-    for name in names:
-        _find("method", name)
+def check_methods(text: str) -> None:
+    """Raise a `UserError` if `--methods` has an unknown method or setting, or a value of the wrong type."""
+    for name, written in split_names(text, "--methods", "tecoa,mmcoa:lambda_img=0.3"):
+        found = _find("method", name)
+        if found is not None:
+            convert_all("method", name, written, found.settings, found.norm)
+
+
+def check_method(text: str) -> None:
+    """Raise a `UserError` if `--method` has an unknown method or setting, or a value of the wrong type."""
+    split_one(text, "--method", "mmcoa:lambda_img=0.3")
+    check_methods(text)
 
 
 def no_budget(name: str) -> UserError:
@@ -102,21 +110,13 @@ def not_for_pairs(name: str, known: Iterable[str]) -> UserError:
     return UserError(f"attack '{name}' is for classification: for retrieval use one of {', '.join(sorted(known))}.")
 
 
-def unknown(kind: Kind, name: str, known: Iterable[str]) -> UserError:
-    """Return the error for an unknown name."""
-    use = "use none or one of" if kind == "defence" else "use one of"
-    return UserError(f"unknown {kind} '{name}': {use} {', '.join(known)}.")
-
-
 def _find(kind: Kind, name: str) -> Signature | None:
     """Return the signature of a name; None for a plug-in of another package."""
-    ours = signatures(kind)
-    if name in ours:
-        return ours[name]
-    offered = {e.name for e in entry_points(group=f"rayclip.{_GROUPS[kind]}")}
-    if name not in offered:
-        raise unknown(kind, name, sorted({*ours, *offered}))
-    return None
+    ours, group = signatures(kind), f"rayclip.{_GROUPS[kind]}"
+    known = known_names(kind, group, ours)
+    if name not in known:
+        raise unknown(kind, name, known)
+    return ours.get(name)
 
 
 def _types(spelled: Mapping[str, str | list[str]]) -> dict[str, Any]:
@@ -133,11 +133,10 @@ def _spelled(kind: Any) -> str | list[str]:
 
 def collect() -> dict[str, dict[str, Any]]:
     """Build the contents of `signatures.json` from the registries."""
-    from rayclip.attacks.registry import ATTACKS, own_norm
-    from rayclip.defenses.registry import DEFENSES
+    from rayclip.attacks import ATTACKS
+    from rayclip.defenses import DEFENSES
     from rayclip.methods import METHODS
     from rayclip.models.scorers import SCORERS
-    from rayclip.settings import settable
 
     def settings(types: Mapping[str, Any]) -> dict[str, Any]:
         return {name: _spelled(kind) for name, kind in types.items()}
@@ -147,13 +146,13 @@ def collect() -> dict[str, dict[str, Any]]:
             "settings": settings(kind.settings()),
             "needs_eps": kind.needs_eps,
             "for_pairs": kind.for_pairs,
-            "norm": own_norm(kind),
+            "norm": kind.default_norm(),
         }
         for name, kind in ATTACKS.items()
     }
-    others: dict[str, Mapping[str, type]] = {"defence": DEFENSES, "scorer": SCORERS, "method": METHODS}
+    others: dict[str, Mapping[str, type[Configurable]]] = {"defence": DEFENSES, "scorer": SCORERS, "method": METHODS}
     rest = {
-        what: {name: {"settings": settings(settable(kind))} for name, kind in kinds.items()}
+        what: {name: {"settings": settings(kind.settings())} for name, kind in kinds.items()}
         for what, kinds in others.items()
     }
     return {"attack": attacks, **rest}
