@@ -6,13 +6,12 @@ from typing import ClassVar
 
 import pytest
 
-from rayclip import signatures
 from rayclip.attacks import ATTACKS, make_attack, parse_attacks
 from rayclip.attacks.pgd import PGD
 from rayclip.defenses import DEFENSES, parse_defenses
 from rayclip.methods import METHODS
 from rayclip.models.scorers import SCORERS, parse_scorers
-from rayclip.registry import Configurables
+from rayclip.names import Configurables, check_attacks
 from rayclip.settings import Configurable
 from rayclip.types import UserError
 
@@ -74,9 +73,9 @@ def test_a_class_of_another_package_has_all_that_ours_have(install):
     }.items():
         with pytest.raises(UserError, match=says):
             make_attack(text)
-    signatures.check_attacks("mine:oftn=3", has_budget=True)  # settings of others are checked when they are loaded
+    check_attacks("mine:oftn=3", has_budget=True)  # settings of others are checked when they are loaded
     with pytest.raises(UserError, match="did you mean mine"):
-        signatures.check_attacks("myne", has_budget=True)
+        check_attacks("myne", has_budget=True)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,7 @@ def test_what_another_package_offers_wrongly_is_explained(install, points, name,
 def test_two_packages_cannot_offer_one_name(install):
     install("theirs", "[rayclip.attacks]\nmine = theirs:Mine\n")
     install("others", "[rayclip.attacks]\nmine = others:Mine\n")
-    for ask in (make_attack, lambda name: signatures.check_attacks(name, has_budget=True), lambda _: list(ATTACKS)):
+    for ask in (make_attack, lambda name: check_attacks(name, has_budget=True), lambda _: list(ATTACKS)):
         with pytest.raises(UserError, match="two packages offer an attack named"):
             ask("mine")
 

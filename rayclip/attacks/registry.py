@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rayclip.attacks.base import Attack
-from rayclip.names import ATTACKS_ABOUT
-from rayclip.registry import Configurables
+from rayclip.names import ATTACKS_ABOUT, Configurables
 from rayclip.settings import convert_all
 from rayclip.types import UserError
 

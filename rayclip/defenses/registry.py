@@ -2,8 +2,7 @@
 
 from rayclip.defenses.base import Defense
 from rayclip.defenses.defended import Aim, Chain
-from rayclip.names import DEFENSES_ABOUT
-from rayclip.registry import Configurables
+from rayclip.names import DEFENSES_ABOUT, Configurables
 from rayclip.settings import split_chains
 from rayclip.types import UserError
 

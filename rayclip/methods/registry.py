@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rayclip.methods.base import Method
-from rayclip.registry import Configurables
+from rayclip.names import Configurables
 
 METHODS: Configurables[Method] = Configurables(
     "method",

@@ -21,7 +21,7 @@ from rayclip import rng
 from rayclip.models.clip import Clip
 from rayclip.models.resizing import Resize
 from rayclip.models.zeroshot import OtherEyes, SeveralPrompts, ZeroShot, class_prompts, clean_name
-from rayclip.registry import Configurables
+from rayclip.names import Configurables
 from rayclip.settings import FILLED_IN, Configurable, format_changes
 from rayclip.types import UserError
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from data.test_data import png, write
-from rayclip.checks import Opened, check_training
+from rayclip.api.checks import Opened, check_training
 from rayclip.data import few_shot, open_data
 from rayclip.data.captions import BUNDLED
 from rayclip.data.digits import CLASS_NAMES, Digits
