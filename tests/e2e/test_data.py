@@ -47,14 +47,14 @@ def nodes(object_store, tmp_path):
     cluster.shutdown()
 
 
-def test_two_nodes_read_a_prepared_data_set_from_s3(object_store, images, nodes, tmp_path):
+def test_two_nodes_read_a_prepared_data_set_from_s3(object_store, images, nodes, tmp_path, here):
     address, caches = nodes
     s3, uri = object_store.place("sets"), object_store.place("sets/own")
     prepare = ["data", "prepare", "own", "--source", "folder", images, "--quiet", "--root"]
-    run(tmp_path, *prepare, s3)
-    run(tmp_path, *prepare, tmp_path / "root")
-    assert "own" in run(tmp_path, "data", "list", "--root", s3).stdout
-    assert "as its manifest says" in run(tmp_path, "data", "verify", "--root", s3, "--quiet").stdout
+    here(tmp_path, *prepare, s3)
+    here(tmp_path, *prepare, tmp_path / "root")
+    assert "own" in here(tmp_path, "data", "list", "--root", s3)
+    assert "as its manifest says" in here(tmp_path, "data", "verify", "--root", s3, "--quiet")
 
     attack = ["--model", "digits", "--attacks", "clean,pgd", "--eps", "32/255", "--steps", "3", "--no-tracking"]
     driver = tmp_path / "driver"
