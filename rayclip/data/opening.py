@@ -14,7 +14,7 @@ from rayclip.data.layout import WHOLE, advise, find_files
 from rayclip.data.manifest import MANIFEST, Manifest, Names, read_manifest
 from rayclip.data.parquet import ParquetImages
 from rayclip.data.prepared import PreparedImages
-from rayclip.data.registry import CLASSIFIED, ROWS
+from rayclip.data.registry import CLASSIFIED, DATASETS
 from rayclip.data.spec import HOLDOUT, VALIDATION, Reading, parse_spec
 from rayclip.paths import expand_home
 from rayclip.store import Store
@@ -44,7 +44,7 @@ def _locate(name: str) -> str:
     if name in ("", "digits") or "/" in name or name.endswith(".parquet") or Path(name).exists():
         return name
     folder = Store(data_root()).child(name)
-    there = name in ROWS or (folder.path("").is_dir() if folder.is_local else folder.size(MANIFEST) is not None)
+    there = name in DATASETS or (folder.path("").is_dir() if folder.is_local else folder.size(MANIFEST) is not None)
     return folder.root if there else name
 
 
@@ -93,7 +93,7 @@ def _open(place: str, role: str, names: Names, reading: Reading) -> ImageSet:
     manifest = open_manifest(store)
     if manifest.kind != "classification":
         raise UserError(f"'{manifest.name}' has captions, not classes: use `rayclip retrieval`.")
-    row = ROWS.get(manifest.name)
+    row = DATASETS.get(manifest.name)
     data = PreparedImages(store, manifest, choose_split(manifest, role, place), names)
     if row is not None:
         data.resize = row.resize
@@ -139,7 +139,7 @@ def choose_split(manifest: Manifest, role: str, place: str = "") -> str:
     Raises:
         UserError: the data set has no such split.
     """
-    row = ROWS.get(manifest.name)
+    row = DATASETS.get(manifest.name)
     wanted: tuple[str, ...] = (role,)
     if role in ("test", ONLY):
         wanted = (row.evaluated,) if row is not None else ("test", "val")
@@ -178,7 +178,7 @@ def _keep(place: str, role: str, there: str) -> str:
 
 def _unknown(place: str) -> UserError:
     name = Path(place).name
-    if name in ROWS and place == _locate(name):
+    if name in DATASETS and place == _locate(name):
         return UserError(
             f"data set '{name}' is not prepared below {data_root()}: run `rayclip data prepare {name}`, or set "
             "RAYCLIP_DATA to the folder or URI that holds it."

@@ -66,7 +66,7 @@ def test_parquet_repositories(hub, layout, names, form):
     row = parse_hub("org/set")
     assert tuple(row.splits) == ours and row.form == "parquet"
     given = ("cat", "dog", "lemon") if form == {"class_names": None} else None
-    source = open_hub(row, class_names=given)
+    source = open_hub(row, captions=given == ())
     assert source.class_names == (() if form.get("captions") else ("cat", "dog", "lemon"))
     assert source.describe() == {"kind": "hub", "repo": "org/set", "revision": hub.commit("org/set"), "form": "parquet"}
     assert len(hub.fetched()) == 1 and source.splits() == {ours[0]: None, ours[1]: None}
@@ -74,7 +74,7 @@ def test_parquet_repositories(hub, layout, names, form):
     assert source.splits() == {ours[0]: None, ours[1]: 6}
     assert read(source, ours[0]) == written[names[0]]
     assert len(hub.fetched()) == 5 == len(set(hub.fetched()))
-    assert open_hub(row, class_names=given).splits() == {ours[0]: 7, ours[1]: 6}  # from the cache
+    assert open_hub(row, captions=given == ()).splits() == {ours[0]: 7, ours[1]: 6}  # from the cache
 
 
 def test_files_are_downloaded_when_their_records_turn_comes(hub):
@@ -228,7 +228,7 @@ def test_text_labels_need_class_names(hub):
     write_parquet(hub.root / "org/set/test.parquet", {"image": images, "label": ["dog", "cat"]})
     with pytest.raises(UserError, match=r"labels of 'org/set' are text and no class names go with them"):
         open_hub(parse_hub("org/set"))
-    source = open_hub(parse_hub("org/set"), class_names=("cat", "dog"))
+    source = open_hub(parse_hub("org/set"), reading=Reading(names=NAMES_FILE))
     assert [r.label for r in source.records("test")] == [1, 0]
 
 
