@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
@@ -102,6 +102,11 @@ class DatasetInfo:
             return "bundled"
         return self.default or ("package" if self.source is not None else "hub")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the functions, as JSON values."""
+        described = {key: value for key, value in asdict(self).items() if key not in ("open", "source")}
+        return {**described, "default": self.taken_from}
+
 
 def open_digits(split: str) -> "ImageSet":
     """Open the bundled digits."""
@@ -158,6 +163,3 @@ def find(name: str) -> DatasetInfo:
 
 def _plain(text: str) -> str:
     return "".join(c for c in text.lower() if c.isalnum())
-
-
-ROWS, Row = DATASETS, DatasetInfo

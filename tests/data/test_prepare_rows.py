@@ -237,7 +237,11 @@ PREPARABLE = tuple(name for name in DATASETS if name != "digits")
 CASES: list[tuple[str, Writer]] = [
     *((name, torchvision_folder) for name, row in DATASETS.items() if row.torchvision),
     ("eurosat", torchvision_download),
-    *((name, {"webdataset": hub_webdataset, "parquet": hub_parquet}[r.hub.form]) for name, r in DATASETS.items() if r.hub),
+    *(
+        (name, {"webdataset": hub_webdataset, "parquet": hub_parquet}[r.hub.form])
+        for name, r in DATASETS.items()
+        if r.hub
+    ),
     *((name, class_folders) for name in CLASS_FOLDERS),
     ("imagenet", imagenet_folder),
     ("imagenet", imagenet_kaggle),

@@ -6,7 +6,7 @@ from importlib import resources
 import pytest
 
 from rayclip.data.classnames import clean, curated_names
-from rayclip.data.registry import MMCOA_15, DATASETS, ZERO_SHOT_16, find
+from rayclip.data.registry import DATASETS, MMCOA_15, ZERO_SHOT_16, find
 from rayclip.types import UserError
 
 NAMES = json.loads(resources.files("rayclip.data").joinpath("classnames.json").read_text(encoding="utf-8"))
@@ -18,7 +18,7 @@ def test_every_row_is_complete(row):
     assert row.evaluated in row.splits and all(count > 0 for count in row.splits.values())
     assert set(row.splits) <= {"train", "val", "test"}
     places = {"torchvision": row.torchvision, "hub": row.hub, "bundled": row.name == "digits"}
-    assert places[row.default]
+    assert places[row.taken_from]
     if row.torchvision:
         assert set(row.torchvision.splits) == set(row.splits) and row.torchvision.needs
     if row.hub:
@@ -53,7 +53,9 @@ def test_published_orders():
 
 
 def test_the_papers_sets():
-    assert len(set(MMCOA_15)) == 15 and len(set(ZERO_SHOT_16)) == 16 and set(MMCOA_15) | set(ZERO_SHOT_16) <= set(DATASETS)
+    assert (
+        len(set(MMCOA_15)) == 15 and len(set(ZERO_SHOT_16)) == 16 and set(MMCOA_15) | set(ZERO_SHOT_16) <= set(DATASETS)
+    )
     assert set(ZERO_SHOT_16) - set(MMCOA_15) == {"stanford_cars", "pcam"}
     assert set(MMCOA_15) - set(ZERO_SHOT_16) == {"tiny_imagenet"}
 

@@ -155,7 +155,7 @@ def test_one_split_of_imagenet_is_enough_where_the_other_is_not_there(tmp_path, 
     source = TorchvisionSource(DATASETS["imagenet"], tmp_path, download=False)
     assert source.splits() == {"val": 1000} and source.notes == ("There is no train split in the folder.",)
     assert source.label_keys[0] == "n01440764" and source.class_names[0] == "word n01440764, synonym"
-    with pytest.raises(UserError, match="no split 'train' here: it has val"):
+    with pytest.raises(UserError, match="no split 'train': it has val"):
         source.records("train")
     with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar"):
         TorchvisionSource(DATASETS["imagenet"], tmp_path, download=False, splits=["train", "val"])
