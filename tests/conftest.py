@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import settings
-from moto.server import ThreadedMotoServer
 from open_clip.model import CLIP
 from pyarrow import fs
 from torch.overrides import TorchFunctionMode
@@ -113,6 +112,8 @@ def free_port() -> int:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch, free_port: int) -> Iterator[str]:
     """The URI of an empty place on an object store: a real S3 protocol against a server of this process."""
+    from moto.server import ThreadedMotoServer
+
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

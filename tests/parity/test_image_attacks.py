@@ -73,6 +73,7 @@ def test_beside_torchattacks_and_foolbox(run, library_images):
     check(run, library_images, attacked(run, library_images))
 
 
+@pytest.mark.slow  # as of the official code in test_autoattack.py
 def test_fab_beside_torchattacks():
     """FAB seeks the nearest boundary, from which both stop where they stand: the same images to one or two."""
     run, images = golden("libraries")["fab"], digits(48, 200)

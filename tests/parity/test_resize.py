@@ -48,6 +48,7 @@ def test_the_papers_accuracies_image_by_image(small):
     )
 
 
+@pytest.mark.slow
 def test_anti_aliasing_gives_other_numbers(small):
     """The reason why the resize is a part of every protocol."""
     antialias = small._replace(model=small.model.seen_by(small.model.clip.with_resize("antialias")))
