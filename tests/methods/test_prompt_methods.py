@@ -16,7 +16,7 @@ from rayclip.types import UserError
 
 def dressed(name):
     """The method, a model with a prompt that is not at its beginning, and a batch."""
-    chosen = method(name, context=5)
+    chosen = method(name, **({"context": 5} if name == "advpt" else {}))
     clip = chosen.dressed(tiny_clip(dtype=torch.float64), seed=0)
     clip.requires_grad_(False)
     clip.learned.requires_grad_(True)

@@ -14,7 +14,6 @@ from PIL import Image
 
 from data.test_data import png, write
 from rayclip.api.checks import Opened, check_training
-from rayclip.attacks.bert import TextSettings
 from rayclip.data import few_shot, open_data
 from rayclip.data.captions import BUNDLED
 from rayclip.data.digits import CLASS_NAMES, Digits
@@ -58,7 +57,7 @@ class LocalHost:
 
 
 def config(name="mmcoa", **changes):
-    method = make_method(name, eps=16 / 255, steps=2, step=12 / 255, text=TextSettings(substitutes="clip-table"))
+    method = make_method(name, eps=16 / 255, steps=2, step=12 / 255, defaults={"substitutes": "clip-table"})
     method = with_captions(method, "digits", CLASS_NAMES)
     recipe = replace(SMALL_MODEL, epochs=3, batch_size=16, warmup_steps=2)
     return TrainConfig(model="digits", data="digits", method=method, recipe=recipe, shots=3, **changes)
