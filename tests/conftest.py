@@ -33,6 +33,9 @@ TINY = {
 }
 
 
+_TOKENIZER = open_clip.SimpleTokenizer(context_length=16)  # reads a large vocabulary, hence once
+
+
 def tiny_clip(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> Clip:
     """A CLIP with random weights, large enough ones for its predictions to differ between classes and images."""
     config = {**TINY, "model_cfg": {**TINY["model_cfg"], **changes}}
@@ -47,8 +50,7 @@ def tiny_clip(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: obje
         for name, p in model.named_parameters():
             if "token_embedding" in name or "positional" in name:
                 p.mul_(20)
-    tokenizer = open_clip.SimpleTokenizer(context_length=16)
-    return Clip(model, config, tokenizer, "tiny").to(dtype).eval()
+    return Clip(model, config, _TOKENIZER, "tiny").to(dtype).eval()
 
 
 class NormInputs(TorchFunctionMode):
