@@ -159,7 +159,7 @@ def test_scorers_judge_and_are_attacked_or_not():
 def test_examples_made_against_the_template_are_judged_by_the_others(tmp_path):
     scorers = "template,ensemble:templates=simple,cupl,wca:crops=4"
     cells = scored(scorers, "clean,pgd:steps=10,bert,sep,co-attack:steps=3")
-    positions = np.arange(20)
+    positions = np.arange(12)
     stores = [Store(str(tmp_path / name)) for name in "ab"]
     run_all(cells, positions, stores[0], 30)
     run_all(cells, positions, stores[1], shard_size=8, batch_size=3)
