@@ -789,7 +789,7 @@ def test_a_changed_byte_anywhere_in_a_file_of_ones_own_is_no_crash(tmp_path):
 
         def read() -> int:
             data = open_data(str(path), "test")
-            data.look_again()
+            data.check(again=True)
             return len(data.images(range(len(data))))
 
         found = attempt(read)
