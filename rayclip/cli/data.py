@@ -277,7 +277,7 @@ def _verify_file(name: str, tell: Any) -> None:
 
     if has_captions(parse_spec(name).place):
         pairs = open_pairs(name)
-        pairs.look_again(tell)
+        pairs.check(tell, again=True)
         print(f"{name}: every image can be read: {len(pairs):,} with {sum(map(len, pairs.captions)):,} captions")
         return
     import numpy as np
@@ -288,7 +288,7 @@ def _verify_file(name: str, tell: Any) -> None:
     assert isinstance(data, ParquetImages)
     for note in data.notes:
         print(f"{name}: note: {note}")
-    data.look_again(tell)
+    data.check(tell, again=True)
     counts = np.bincount(data.labels, minlength=len(data.class_names))
     print(
         f"{name}: every image can be read: {len(data):,} of {len(counts)} classes, {counts.min():,} to "
