@@ -2,18 +2,31 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from rayclip.reports.document import Figure
-from rayclip.reports.figures.style import MARKERS, MUTED, SERIES, few, label_ends, panels, percent_axis, short
-from rayclip.reports.numbers import AVERAGE, Attack, Number, Section, Subject
-from rayclip.reports.table import heading
+from rayclip.reports.figures.style import (
+    MARKERS,
+    MUTED,
+    SERIES,
+    End,
+    accuracy_axis,
+    few,
+    label_ends,
+    left_out,
+    panels,
+    short,
+    where,
+)
+from rayclip.reports.grid import Figure
+from rayclip.reports.notes import heading
+from rayclip.reports.section import Attack, Number, Section, Subject
 
-Line = list[tuple[float, Number]]  # (x, y) of each point, x ascending
+Line = Sequence[tuple[float, Number]]  # (x, y) of each point, x ascending
 _MOST = 7  # lines per panel
+_APART = 1 / 7  # least distance between two budgets' ticks, of the axis
 
 
 def over_shots(section: Section) -> list[Figure]:
@@ -31,22 +44,12 @@ def over_shots(section: Section) -> list[Figure]:
         return []
     shots = sorted({s for m in series.values() for s in m}, key=lambda s: (s is None, s))
     ticks = {float(i): "full" if s is None else str(s) for i, s in enumerate(shots)}
-    at = {s: float(i) for i, s in enumerate(shots)}
     lines = {
-        name: {at[s]: subject for s, subject in sorted(members.items(), key=lambda item: at[item[0]])}
-        for name, members in series.items()
+        name: {float(i): members[s] for i, s in enumerate(shots) if s in members} for name, members in series.items()
     }
-    return [
-        _figure(
-            section,
-            "shots",
-            "Accuracy over training images a class",
-            "training images a class",
-            lines,
-            ticks,
-            flat=_untouched(section),
-        )
-    ]
+    title, below = "Accuracy over training images per class", "training images per class"
+    untouched = next((s for s in section.subjects if s.is_untouched), None)
+    return [_figure(section, "shots", title, below, lines, ticks=ticks, level=untouched)]
 
 
 def over_steps(section: Section) -> list[Figure]:
@@ -62,7 +65,7 @@ def over_steps(section: Section) -> list[Figure]:
         start = known.get((last.model.config.get("model_fingerprint", ""), last.scorer))
         lines[names[run]] = {**({} if start is None else {0.0: start}), **members}
     note = " Step 0 is the model before the training." if any(0.0 in members for members in lines.values()) else ""
-    return [_figure(section, "steps", "Accuracy over training steps", "training step", lines, {}, note=note)]
+    return [_figure(section, "steps", "Accuracy over training steps", "training step", lines, note=note)]
 
 
 def _runs(section: Section) -> dict[str, dict[float, Subject]]:
@@ -87,8 +90,8 @@ def _run_names(ends: Mapping[str, Subject]) -> dict[str, str]:
         names[run] = name if subject.scorer == "template" else f"{name}, {subject.scorer}"
         parts = [model.config, model.config.get("method") or {}, model.config.get("recipe") or {}]
         settings[run] = {k: v for part in parts for k, v in part.items() if not isinstance(v, Mapping)}
-    for name, count in Counter(names.values()).items():
-        alike = [run for run in names if names[run] == name] if count > 1 else []
+    for name, times in Counter(names.values()).items():
+        alike = [run for run in names if names[run] == name] if times > 1 else []
         differing = [
             k for run in alike for k in settings[run] if any(settings[r].get(k) != settings[run][k] for r in alike)
         ]
@@ -102,28 +105,26 @@ def _run_names(ends: Mapping[str, Subject]) -> dict[str, str]:
 def over_eps(section: Section) -> list[Figure]:
     """Return the curves of attacks that were run at several budgets; the value at 0 is the clean accuracy."""
     families: dict[str, dict[float, Attack]] = {}
-    clean = next((a for a in section.attacks if a.kind == "clean"), None)
-    for attack in section.attacks:
-        if attack.eps is not None:
-            families.setdefault(re.sub(r"_eps[\d.]+", "", attack.label), {})[_in_255ths(attack.eps)] = attack
-    families = {name: members for name, members in families.items() if len(members) > 1}
+    start = {} if section.clean is None else {0.0: section.clean}
+    for attack in (a for a in section.attacks if a.eps is not None):
+        name = re.sub(r"_eps[\d.]+", "", attack.label)
+        families.setdefault(name, dict(start))[255 * attack.budget] = attack
+    families = {heading(name): members for name, members in families.items() if len(members) - len(start) > 1}
     if not families:
         return []
     subjects = few(section, _MOST)
     ranked = {a.label: section.ranked(section.overall, a) for a in section.attacks}
 
-    def line(subject: Subject, members: Mapping[float, Attack]) -> Line:
-        wanted = {**({0.0: clean} if clean is not None else {}), **dict(sorted(members.items()))}
-        return [(x, ranked[a.label][subject]) for x, a in wanted.items() if subject in ranked[a.label]]
+    def points(panel: str) -> dict[str, Line]:
+        members = sorted(families[panel].items())
+        return {s.name: [(x, ranked[a.label][s]) for x, a in members if s in ranked[a.label]] for s in subjects}
 
-    def draw() -> Canvas:
-        canvas, axes = panels(len(families))
-        for ax, (name, members) in zip(axes, families.items(), strict=True):
-            _lines(ax, {s.name: line(s, members) for s in subjects}, label=ax is axes[-1])
-            ax.set_title(heading(name))
-            ax.set_xlabel("budget in 1/255")
-        axes[0].set_ylabel("accuracy in %")
-        return canvas
+    def decorate(ax: Axes, panel: str) -> None:
+        kept: list[float] = []
+        for x in sorted(families[panel], reverse=True):
+            if all(abs(x - other) >= _APART * max(families[panel]) for other in kept):
+                kept.append(x)
+        ax.set_xticks(kept, [f"{x:g}/255" if x else "0" for x in kept])
 
     return [
         Figure(
@@ -131,8 +132,9 @@ def over_eps(section: Section) -> list[Figure]:
             title=f"Accuracy over the attack's budget, {where(section)}",
             caption=f"Bands are 95 % intervals.{left_out(section, subjects)}",
             alt=f"Lines of {len(subjects)} models, accuracy against the attack's budget, a panel for each of "
-            f"{', '.join(map(heading, families))}. The tables hold the numbers.",
-            draw=draw,
+            f"{', '.join(families)}. The tables hold the numbers.",
+            draw=lambda columns: _draw_panels(columns, list(families), "budget", points, decorate, share_x=False),
+            stacks=len(families) > 1,
         )
     ]
 
@@ -143,64 +145,87 @@ def _figure(
     title: str,
     xlabel: str,
     lines: Mapping[str, Mapping[float, Subject]],
-    ticks: Mapping[float, str],
-    flat: Subject | None = None,
+    *,
+    ticks: Mapping[float, str] | None = None,
+    level: Subject | None = None,
     note: str = "",
 ) -> Figure:
+    """Return a figure with a panel per attack.
+
+    Args:
+        lines: the models by x, for each line.
+        ticks: names of values of x.
+        level: a model that is drawn as a level line.
+    """
     shown = dict(list(lines.items())[:_MOST])
-    attacks = _panel_attacks(section)
-    ranked = {a.label: section.ranked(section.overall, a) for a in attacks}
+    attacks = {heading(attack.label): attack for attack in _panel_attacks(section)}
+    ranked = {a.label: section.ranked(section.overall, a) for a in attacks.values()}
 
-    def points(members: Mapping[float, Subject], attack: Attack) -> Line:
-        return [(x, ranked[attack.label][s]) for x, s in members.items() if s in ranked[attack.label]]
+    def points(panel: str) -> dict[str, Line]:
+        numbers = ranked[attacks[panel].label]
+        return {name: [(x, numbers[s]) for x, s in members.items() if s in numbers] for name, members in shown.items()}
 
-    def draw() -> Canvas:
-        canvas, axes = panels(len(attacks))
-        across = min(3, len(attacks))
-        for i, (ax, attack) in enumerate(zip(axes, attacks, strict=True)):
-            level = section.number(flat, section.overall, attack) if flat is not None else None
-            found = {name: points(members, attack) for name, members in shown.items()}
-            _lines(ax, found, label=True, level=None if level is None else level.top1)
-            ax.set_title(heading(attack.label))
-            if ticks:
-                ax.set_xticks(list(ticks), list(ticks.values()))
-            if i >= len(attacks) - across:
-                ax.set_xlabel(xlabel)
-            if i % across == 0:
-                ax.set_ylabel("accuracy in %")
-        return canvas
+    def decorate(ax: Axes, panel: str) -> None:
+        if ticks:
+            ax.set_xticks(list(ticks), list(ticks.values()))
 
-    note += f" Dotted: {flat.name}." if flat is not None else ""
-    more = f" {len(lines) - _MOST} more are in the tables." if len(lines) > _MOST else ""
+    def level_of(panel: str) -> tuple[str, float] | None:
+        number = None if level is None else section.number(level, section.overall, attacks[panel])
+        return None if level is None or number is None else (level.name, number.top1)
+
+    note += f" Dotted: {level.name}." if level is not None else ""
+    note += f" {len(lines) - _MOST} more are in the tables." if len(lines) > _MOST else ""
     return Figure(
         name=name,
         title=f"{title}, {where(section)}",
-        caption=f"Bands are 95 % intervals.{note}{more}",
-        alt=f"Lines of {', '.join(shown)}: accuracy against {xlabel}, a panel for each of "
-        f"{', '.join(heading(a.label) for a in attacks)}. The tables hold the numbers.",
-        draw=draw,
+        caption=f"Bands are 95 % intervals.{note}",
+        alt=f"Lines of {', '.join(shown)}: accuracy against {xlabel}, a panel for each of {', '.join(attacks)}. The "
+        "tables hold the numbers.",
+        draw=lambda columns: _draw_panels(columns, list(attacks), xlabel, points, decorate, level_of),
+        stacks=len(attacks) > 1,
     )
 
 
-def _lines(ax: Axes, lines: Mapping[str, Line], *, label: bool, level: float | None = None) -> None:
-    ends, values = [], [level or 0.0]
+def _draw_panels(
+    columns: int,
+    names: Sequence[str],
+    xlabel: str,
+    points: Callable[[str], Mapping[str, Line]],
+    decorate: Callable[[Axes, str], None],
+    level: Callable[[str], tuple[str, float] | None] = lambda panel: None,
+    *,
+    share_x: bool = True,
+) -> Canvas:
+    canvas, axes = panels(len(names), columns, share_x=share_x)
+    across = min(columns, len(names))
+    for i, (ax, name) in enumerate(zip(axes, names, strict=True)):
+        accuracy_axis(ax.yaxis, "accuracy in %" if i % across == 0 else "")
+        _draw_lines(ax, points(name), level(name))
+        decorate(ax, name)
+        ax.grid(visible=False, axis="x")
+        ax.set_title(name)
+        if i >= len(names) - across:
+            ax.set_xlabel(xlabel)
+    return canvas
+
+
+def _draw_lines(ax: Axes, lines: Mapping[str, Line], level: tuple[str, float] | None) -> None:
+    ends = []
     for i, (name, points) in enumerate(lines.items()):
         if not points:
             continue
-        x, y = [p[0] for p in points], [p[1].top1 for p in points]
+        x, numbers = zip(*points, strict=True)
+        y = [number.top1 for number in numbers]
         colour, marker = SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
-        ax.fill_between(
-            x, [p[1].low for p in points], [p[1].high for p in points], color=colour, alpha=0.13, linewidth=0
-        )
-        ax.plot(x, y, color=colour, marker=marker, markeredgecolor="none")
-        ends.append((x[-1], y[-1], short(name), colour, marker))
-        values += [p[1].high for p in points]
-    if level is not None:
-        ax.axhline(level, color=MUTED, linestyle=":", linewidth=1.4)
-    percent_axis(ax, values)
-    ax.grid(visible=False, axis="x")
-    if label:
-        label_ends(ax, ends)
+        band = [number.low for number in numbers], [number.high for number in numbers]
+        ax.fill_between(x, *band, color=colour, alpha=0.13, linewidth=0)
+        ax.plot(x, y, color=colour, marker=marker, markeredgecolor="none", clip_on=False)
+        ends.append(End(x[-1], y[-1], short(name), colour, marker))
+    if level is not None and ends:
+        name, height = level
+        ax.axhline(height, color=MUTED, linestyle=":", linewidth=1.4)
+        ends.append(End(max(end.x for end in ends), height, short(name), MUTED))
+    label_ends(ax, ends)
 
 
 def _panel_attacks(section: Section) -> list[Attack]:
@@ -211,26 +236,8 @@ def _panel_attacks(section: Section) -> list[Attack]:
     """
     ends = [a for a in section.attacks if a.kind == "clean" or a == section.main]
     rest = [a for a in section.attacks if a not in ends]
-    likest = sorted(rest, key=lambda a: a.eps not in (None, section.main.eps))
-    firsts = [a for a in {a.kind: a for a in reversed(likest)}.values() if a.kind != "worst"]
+    by_budget = sorted(rest, key=lambda a: a.eps not in (None, section.main.eps))
+    firsts = [a for a in {a.kind: a for a in reversed(by_budget)}.values() if a.kind != "worst"]
     others = sorted((a for a in rest if a not in firsts), key=lambda a: a.kind != "worst")
     chosen = [*ends, *firsts, *others][:6]
     return [a for a in section.attacks if a in chosen]
-
-
-def _untouched(section: Section) -> Subject | None:
-    return next((s for s in section.subjects if s.model.method is None and s.defense == "none"), None)
-
-
-def where(section: Section) -> str:
-    return f"average of {len(section.datasets)} data sets" if section.overall == AVERAGE else section.overall
-
-
-def left_out(section: Section, subjects: Sequence[Subject]) -> str:
-    more = len(section.subjects) - len(subjects)
-    return f" {more} more models are in the tables." if more else ""
-
-
-def _in_255ths(eps: str) -> float:
-    numerator, _, denominator = eps.partition("/")
-    return 255 * float(numerator) / float(denominator or 1)

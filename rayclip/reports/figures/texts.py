@@ -9,25 +9,27 @@ from typing import Any
 from matplotlib.figure import Figure as Canvas
 from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea, VPacker
 
-from rayclip.reports.document import Figure
-from rayclip.reports.figures.style import INK, MUTED, RIGHT, WRONG, Kept, short
-from rayclip.reports.results import texts
-from rayclip.reports.table import heading
+from rayclip.reports.figures.style import INK, MUTED, RIGHT, WRONG, choose_examples, short
+from rayclip.reports.grid import Figure
+from rayclip.reports.notes import heading
+from rayclip.reports.results import Results, texts
+from rayclip.reports.section import Section
 
 _MOST = 8
 Words = list[tuple[str, bool]]  # a word, and whether it was changed
 
 
-def changed_prompts(kept: Kept) -> list[Figure]:
+def changed_prompts(results: Results, section: Section) -> list[Figure]:
     """Return a figure per model: as many prompts as fit, before and after the attack."""
     figures = []
-    chosen = kept.entries(("text", "multimodal"), lambda cell: bool(texts(cell)))
-    for i, (subject, dataset, attack, entry) in enumerate(chosen):
-        rows = [(row["class"], *marked(row["clean"], row["adversarial"])) for row in texts(entry.cells[0])[:_MOST]]
+    chosen = choose_examples(section, ("text", "multimodal"), lambda cell: bool(texts(cell)))
+    for i, example in enumerate(chosen):
+        rows = [(row["class"], *marked(row["clean"], row["adversarial"])) for row in texts(example.cell)[:_MOST]]
         figures.append(
             Figure(
                 name=f"prompts-{i + 1}",
-                title=f"Prompts for {subject.name} on {dataset} before and after {heading(attack.label)}",
+                title=f"Prompts for {example.subject.name} on {example.dataset} before and after "
+                f"{heading(example.attack.label)}",
                 caption="The changed word is marked.",
                 alt=" ".join(f"{owner}: {_joined(before)} became {_joined(after)}." for owner, before, after in rows),
                 draw=partial(_drawn, rows),
@@ -67,7 +69,7 @@ def _table(rows: Sequence[tuple[str, Words, Words]]) -> str:
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _drawn(rows: Sequence[tuple[str, Words, Words]]) -> Canvas:
+def _drawn(rows: Sequence[tuple[str, Words, Words]], columns: int) -> Canvas:
     canvas = Canvas(figsize=(8.4, 0.3 + 0.27 * (len(rows) + 1)))
     columns = [
         ("class", [[(short(owner, 20), False)] for owner, _, _ in rows], INK),
