@@ -9,6 +9,7 @@ from rayclip.reports.accuracy import report_grids, significance_grid
 from rayclip.reports.grid import Document, Figure, Part
 from rayclip.reports.notes import across, heading, shared_note
 from rayclip.reports.numbers import sections
+from rayclip.reports.prompts import prompt_part
 from rayclip.reports.provenance import joined, provenance
 from rayclip.reports.published import compare_with_published
 from rayclip.reports.recalls import RecallTable, recall_lines, recall_part, recall_tables
@@ -53,6 +54,7 @@ def build(
             parts.append(Part(title=f"Compared with {other.name}", grids=(significance_grid(section, other),)))
         drawn = [f if i == 1 else replace(f, name=f"{f.name}-section{i}") for f in figures(section)]
         parts.append(Part(title="Figures", figures=drawn))
+        parts.append(prompt_part(section))
     parts += [recall_part(tables), *compare_with_published(found, against, tables), provenance(results)]
     return Document(
         title="Robustness report",

@@ -45,7 +45,7 @@ def signed(difference: float) -> str:
     return "0.0" if text in ("+0.0", "−0.0") else text
 
 
-def count(value: float, form: str = ",") -> Cell:
+def number_cell(value: float, form: str = "") -> Cell:
     """Return a cell with a plain number."""
     return Cell(text=format(value, form), value=value)
 
@@ -80,8 +80,7 @@ class Figure:
         name: for files.
         alt: alternative text for readers who cannot see it.
         draw: returns a `matplotlib.figure.Figure` with at most so many panels (or pictures) side by side.
-        stacks: whether it has panels that a narrow page shows below one another.
-        html: HTML that a page shows instead of the drawing, for figures that are text.
+        narrows: whether a narrow page has a narrower drawing, with panels below one another.
     """
 
     name: str
@@ -89,8 +88,7 @@ class Figure:
     caption: str
     alt: str
     draw: Callable[[int], Any]
-    stacks: bool = False
-    html: str = ""
+    narrows: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

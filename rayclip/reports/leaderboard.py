@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from rayclip.evaluation.aggregate import ball_of, worst_cases
-from rayclip.reports.grid import Cell, Grid, accuracy, count
+from rayclip.reports.grid import Cell, Grid, accuracy, number_cell
 from rayclip.reports.notes import attack_notes, heading, shared_note
 from rayclip.reports.numbers import worst_over
 from rayclip.reports.section import AVERAGE, Attack, Number, Section, Subject, average, natural
-from rayclip.reports.to_html import choice, grid_html, page_html
+from rayclip.reports.to_html import render
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +86,6 @@ def leaderboard(sections: Sequence[Section], title: str = "Robustness leaderboar
     rows = [(place, shared_note(section)) for section in sections for place in places(section)]
     found = [place for place, _ in rows]
     held = {place.dataset for place in found}
-    datasets = [d for d in dict.fromkeys(d for s in sections for d in reversed(s.columns)) if d in held]
-    controls = (
-        choice("threat", "Threat model", dict.fromkeys(place.threat.name for place in found))
-        + choice("dataset", "Data set", datasets)
-        + choice("defense", "Defence", _sorted(place.subject.defense for place in found), everything=True)
-        + choice("method", "Method", _sorted(place.subject.model.method or "none" for place in found), everything=True)
-        + choice("protocol", "Protocol", dict.fromkeys(protocol for _, protocol in rows))
-    )
     fewer = "† over fewer attacks than others under this threat model, and below them"
     grid = Grid(
         name="board",
@@ -106,21 +97,20 @@ def leaderboard(sections: Sequence[Section], title: str = "Robustness leaderboar
             *([fewer] if any(place.partial for place in found) else []),
         ),
     )
-    notes = "".join(
-        f"<li>{escape('. '.join([*attack_notes(section, section.attacks), shared_note(section)]))}.</li>"
-        for section in sections
-    )
-    models = len({place.subject.key for place in found})
-    return page_html(
+    return render(
+        "leaderboard.html",
         title,
-        header=f"<p>{models} models. Robust: percent of samples that are right before and after every attack of the "
-        "threat model; intervals are 95 %.</p>",
-        main=f'<form class="controls" role="search" aria-label="Leaderboard">'
-        f'<label>Find a model<input id="search" type="search" autocomplete="off"></label>{controls}'
-        '<p role="status" id="count" data-of="rows"></p></form><p id="shared"></p>'
-        + grid_html("board", grid, [_attributes(place, protocol) for place, protocol in rows])
-        + '<p class="notes">The numbers are also in <a href="leaderboard.csv">leaderboard.csv</a>.</p>'
-        f'<section aria-labelledby="protocols"><h2 id="protocols">Protocol</h2><ul>{notes}</ul></section>',
+        models=len({place.subject.key for place in found}),
+        grid=grid,
+        attributes=[_attributes(place, protocol) for place, protocol in rows],
+        threats=list(dict.fromkeys(place.threat.name for place in found)),
+        datasets=[d for d in dict.fromkeys(d for s in sections for d in reversed(s.columns)) if d in held],
+        defenses=_sorted(place.subject.defense for place in found),
+        methods=_sorted(place.subject.model.method or "none" for place in found),
+        protocols=list(dict.fromkeys(protocol for _, protocol in rows)),
+        notes=[
+            ". ".join([*attack_notes(section, section.attacks), shared_note(section)]) + "." for section in sections
+        ],
     )
 
 
@@ -136,7 +126,7 @@ def _cells(place: Place) -> list[Cell]:
     return [
         accuracy(place.clean),
         accuracy(place.robust, mark="†" if place.partial else ""),
-        count(place.robust.n),
+        number_cell(place.robust.n, ","),
         *(Cell(text=text) for text in (*texts, place.threat.name, place.dataset)),
     ]
 

@@ -103,10 +103,10 @@ def _settings_of(section: Section, attack: Attack) -> list[tuple[str, str]]:
     described: dict[str, dict[str, list[str]]] = {}  # settings -> kind of model -> data sets
     for subject in section.subjects:
         for dataset, entry in section.behind(subject, AVERAGE, attack).items():
-            kept = [f"{k} {v}" for k, v in entry.protocol.items() if k in SHOWN]
-            kept += [entry.protocol.get("precision", "fp32")] * several
+            settings = [f"{k} {v}" for k, v in entry.protocol.items() if k in SHOWN]
+            settings += [entry.protocol.get("precision", "fp32")] * several
             where = "defended models" if subject.defense != "none" else "undefended models"
-            datasets = described.setdefault(", ".join(kept), {}).setdefault(where, [])
+            datasets = described.setdefault(", ".join(settings), {}).setdefault(where, [])
             datasets += [dataset] if dataset not in datasets else []
     everywhere = {d for by_whom in described.values() for datasets in by_whom.values() for d in datasets}
     everyone = {who for by_whom in described.values() for who in by_whom}

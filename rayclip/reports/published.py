@@ -228,7 +228,7 @@ def _most_alike(candidates: Sequence[_Match]) -> Sequence[_Match]:
 
 
 def _is_about(row: Published, model: Model) -> bool:
-    if model.spec.startswith("mix:"):
+    if model.is_mix:
         return False
     if model.method is None:
         return row.train_dataset == "none" and model.lineage is None

@@ -87,7 +87,8 @@ class Results:
     @property
     def models(self) -> dict[str, Model]:
         """Models by fingerprint."""
-        return {judged.model.fingerprint: judged.model for judged in (*self.cells, *self.pairs)}
+        models = [cell.model for cell in self.cells] + [pairs.model for pairs in self.pairs]
+        return {model.fingerprint: model for model in models}
 
     @property
     def names(self) -> dict[str, str]:

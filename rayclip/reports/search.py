@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rayclip.evaluation.front import Score
-from rayclip.reports.grid import Cell, Grid, count
+from rayclip.reports.grid import Cell, Grid, number_cell
 
 
 def search_grid(scores: Mapping[str, Score], front: Sequence[str], robust: str) -> Grid:
@@ -17,7 +17,7 @@ def search_grid(scores: Mapping[str, Score], front: Sequence[str], robust: str) 
     rows = []
     for name in ranked:
         score = scores[name]
-        cells = [count(score.epoch), count(score.clean, ".1f"), count(score.robust, ".1f")]
+        cells = [number_cell(score.epoch), number_cell(score.clean, ".1f"), number_cell(score.robust, ".1f")]
         rows.append((name, [*cells, Cell(text="*" if name in front else "")]))
     return Grid(
         name="search",

@@ -63,6 +63,11 @@ class Model:
         return (self.config.get("method") or {}).get("name")
 
     @property
+    def is_mix(self) -> bool:
+        """Whether its weights lie between those of two others (`mix:START+END@a`)."""
+        return self.spec.startswith("mix:")
+
+    @property
     def shots(self) -> int | None:
         """Training images per class; None for all of them, or without training."""
         return self.config.get("shots")
@@ -88,8 +93,8 @@ class Subject:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether this is a model that we did not train, without a defence."""
-        return self.model.method is None and self.defense == "none"
+        """Whether this is a model that nobody fine-tuned or mixed from others here, without a defence."""
+        return self.model.method is None and not self.model.is_mix and self.defense == "none"
 
 
 @dataclass(frozen=True, kw_only=True)

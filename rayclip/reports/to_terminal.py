@@ -11,7 +11,6 @@ from rayclip import terminal
 from rayclip.reports.grid import Cell, Grid
 
 _NAMES = 28  # width of the row names in a table that has to be split anyway
-_UNKNOWN_WIDTH = 120  # of a file or a pipe
 
 
 def show(grids: Iterable[Grid], *, width: int | None = None) -> None:
@@ -43,7 +42,8 @@ def grid_group(grid: Grid, width: int = 80) -> Group:
         blocks[-1].append(i)
     parts: list[Table | Text] = []
     for block in blocks:  # `Text` titles: a rich table's own would be as narrow as the table
-        parts += [Text("(continued)" if parts else grid.title, "table.title"), _block(grid, block, tight=tight)]
+        title = "(continued)" if parts else grid.title
+        parts += [*([Text(title, "table.title")] if title else []), _block(grid, block, tight=tight)]
     return Group(*parts, *([Text(grid.caption, "table.caption")] if grid.caption else []))
 
 

@@ -6,7 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 
-from rayclip.reports.figures.style import GRID, INK, SERIES, accuracy_axis, few, left_out, short, where
+from rayclip.reports.choosing import few
+from rayclip.reports.figures.style import GRID, INK, SERIES, accuracy_axis, left_out, short, where
 from rayclip.reports.grid import Figure
 from rayclip.reports.notes import heading, under
 from rayclip.reports.section import AVERAGE, Number, Section, Subject
@@ -65,7 +66,7 @@ def bars(section: Section) -> list[Figure]:
             alt=f"Bars of {', '.join(s.name for s in subjects)} for each of {', '.join(groups)}. The tables hold the "
             "numbers.",
             draw=draw,
-            stacks=len(groups) > _NARROW,
+            narrows=len(groups) > _NARROW,
         )
     ]
 

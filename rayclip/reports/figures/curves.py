@@ -2,31 +2,38 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
 
-from rayclip.reports.figures.style import (
-    MARKERS,
-    MUTED,
-    SERIES,
-    End,
-    accuracy_axis,
-    few,
-    label_ends,
-    left_out,
-    panels,
-    short,
-    where,
-)
+from rayclip.reports.choosing import few
+from rayclip.reports.figures.style import MARKERS, MUTED, SERIES, accuracy_axis, left_out, panels, short, where
 from rayclip.reports.grid import Figure
 from rayclip.reports.notes import heading
 from rayclip.reports.section import Attack, Number, Section, Subject
 
-Line = Sequence[tuple[float, Number]]  # (x, y) of each point, x ascending
 _MOST = 7  # lines per panel
 _APART = 1 / 7  # least distance between two budgets' ticks, of the axis
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """The content of one panel.
+
+    Attributes:
+        lines: the (x, y) of each point by line name, x ascending.
+        level: name and height of a level line.
+        ticks: names of values of x; None for numbers.
+    """
+
+    title: str
+    lines: Mapping[str, Sequence[tuple[float, Number]]]
+    level: tuple[str, float] | None = None
+    ticks: Mapping[float, str] | None = None
 
 
 def over_shots(section: Section) -> list[Figure]:
@@ -35,7 +42,7 @@ def over_shots(section: Section) -> list[Figure]:
     earlier = {s for run in _runs(section).values() for step, s in run.items() if step < max(run)}
     plain_first = sorted(section.subjects, key=lambda s: s.defense != "none")  # keeps the colours of the other figures
     for subject in (s for s in plain_first if s not in earlier):
-        if subject.model.method is not None and "mix:" not in subject.model.spec:
+        if subject.model.method is not None and not subject.model.is_mix:
             plain = re.sub(r"\b(\d+-shot|full|epoch \d+)(?= |$)", "", subject.name)
             name = " ".join(plain.split()) or str(subject.model.method)
             series.setdefault(name, {})[subject.model.shots] = subject
@@ -47,9 +54,10 @@ def over_shots(section: Section) -> list[Figure]:
     lines = {
         name: {float(i): members[s] for i, s in enumerate(shots) if s in members} for name, members in series.items()
     }
-    title, below = "Accuracy over training images per class", "training images per class"
     untouched = next((s for s in section.subjects if s.is_untouched), None)
-    return [_figure(section, "shots", title, below, lines, ticks=ticks, level=untouched)]
+    found = _panels_of_attacks(section, lines, untouched, ticks)
+    title = f"Accuracy over training images per class, {where(section)}"
+    return [_figure("shots", title, "training images per class", found, "")]
 
 
 def over_steps(section: Section) -> list[Figure]:
@@ -65,7 +73,8 @@ def over_steps(section: Section) -> list[Figure]:
         start = known.get((last.model.config.get("model_fingerprint", ""), last.scorer))
         lines[names[run]] = {**({} if start is None else {0.0: start}), **members}
     note = " Step 0 is the model before the training." if any(0.0 in members for members in lines.values()) else ""
-    return [_figure(section, "steps", "Accuracy over training steps", "training step", lines, note=note)]
+    title = f"Accuracy over training steps, {where(section)}"
+    return [_figure("steps", title, "training step", _panels_of_attacks(section, lines), note)]
 
 
 def _runs(section: Section) -> dict[str, dict[float, Subject]]:
@@ -105,130 +114,111 @@ def _run_names(ends: Mapping[str, Subject]) -> dict[str, str]:
 def over_eps(section: Section) -> list[Figure]:
     """Return the curves of attacks that were run at several budgets; the value at 0 is the clean accuracy."""
     families: dict[str, dict[float, Attack]] = {}
-    start = {} if section.clean is None else {0.0: section.clean}
     for attack in (a for a in section.attacks if a.eps is not None):
-        name = re.sub(r"_eps[\d.]+", "", attack.label)
-        families.setdefault(name, dict(start))[255 * attack.budget] = attack
-    families = {heading(name): members for name, members in families.items() if len(members) - len(start) > 1}
+        name = heading(attack.label).removesuffix(f" {attack.eps}")
+        families.setdefault(name, {})[255 * attack.budget] = attack
+    families = {name: members for name, members in families.items() if len(members) > 1}
     if not families:
         return []
     subjects = few(section, _MOST)
-    ranked = {a.label: section.ranked(section.overall, a) for a in section.attacks}
-
-    def points(panel: str) -> dict[str, Line]:
-        members = sorted(families[panel].items())
-        return {s.name: [(x, ranked[a.label][s]) for x, a in members if s in ranked[a.label]] for s in subjects}
-
-    def decorate(ax: Axes, panel: str) -> None:
-        kept: list[float] = []
-        for x in sorted(families[panel], reverse=True):
-            if all(abs(x - other) >= _APART * max(families[panel]) for other in kept):
-                kept.append(x)
-        ax.set_xticks(kept, [f"{x:g}/255" if x else "0" for x in kept])
-
-    return [
-        Figure(
-            name="eps",
-            title=f"Accuracy over the attack's budget, {where(section)}",
-            caption=f"Bands are 95 % intervals.{left_out(section, subjects)}",
-            alt=f"Lines of {len(subjects)} models, accuracy against the attack's budget, a panel for each of "
-            f"{', '.join(families)}. The tables hold the numbers.",
-            draw=lambda columns: _draw_panels(columns, list(families), "budget", points, decorate, share_x=False),
-            stacks=len(families) > 1,
-        )
-    ]
+    start = {} if section.clean is None else {0.0: section.clean}
+    found = []
+    for name, members in families.items():
+        budgets = {**start, **dict(sorted(members.items()))}
+        ranked = {x: section.ranked(section.overall, a) for x, a in budgets.items()}
+        lines = {s.name: [(x, numbers[s]) for x, numbers in ranked.items() if s in numbers] for s in subjects}
+        ticks = {x: f"{x:g}/255" if x else "0" for x in _apart(list(budgets))}
+        found.append(Panel(title=name, lines=lines, ticks=ticks))
+    title = f"Accuracy over the attack's budget, {where(section)}"
+    return [_figure("eps", title, "budget", found, left_out(section, subjects))]
 
 
-def _figure(
+def _apart(values: Sequence[float]) -> list[float]:
+    """Leave out values whose labels would touch those of larger ones."""
+    kept: list[float] = []
+    for value in sorted(values, reverse=True):
+        if all(abs(value - other) >= _APART * max(values) for other in kept):
+            kept.append(value)
+    return kept
+
+
+def _panels_of_attacks(
     section: Section,
-    name: str,
-    title: str,
-    xlabel: str,
     lines: Mapping[str, Mapping[float, Subject]],
-    *,
-    ticks: Mapping[float, str] | None = None,
     level: Subject | None = None,
-    note: str = "",
-) -> Figure:
-    """Return a figure with a panel per attack.
+    ticks: Mapping[float, str] | None = None,
+) -> list[Panel]:
+    """Return a panel per attack.
 
     Args:
         lines: the models by x, for each line.
-        ticks: names of values of x.
         level: a model that is drawn as a level line.
     """
-    shown = dict(list(lines.items())[:_MOST])
-    attacks = {heading(attack.label): attack for attack in _panel_attacks(section)}
-    ranked = {a.label: section.ranked(section.overall, a) for a in attacks.values()}
+    found = []
+    for attack in _chosen_attacks(section):
+        ranked = section.ranked(section.overall, attack)
+        shown = {name: [(x, ranked[s]) for x, s in members.items() if s in ranked] for name, members in lines.items()}
+        number = None if level is None else section.number(level, section.overall, attack)
+        flat = None if level is None or number is None else (level.name, number.top1)
+        found.append(Panel(title=heading(attack.label), lines=shown, level=flat, ticks=ticks))
+    return found
 
-    def points(panel: str) -> dict[str, Line]:
-        numbers = ranked[attacks[panel].label]
-        return {name: [(x, numbers[s]) for x, s in members.items() if s in numbers] for name, members in shown.items()}
 
-    def decorate(ax: Axes, panel: str) -> None:
-        if ticks:
-            ax.set_xticks(list(ticks), list(ticks.values()))
-
-    def level_of(panel: str) -> tuple[str, float] | None:
-        number = None if level is None else section.number(level, section.overall, attacks[panel])
-        return None if level is None or number is None else (level.name, number.top1)
-
-    note += f" Dotted: {level.name}." if level is not None else ""
-    note += f" {len(lines) - _MOST} more are in the tables." if len(lines) > _MOST else ""
+def _figure(name: str, title: str, xlabel: str, found: Sequence[Panel], note: str) -> Figure:
+    names = list(found[0].lines)
+    dotted = f" Dotted: {found[0].level[0]}." if found[0].level is not None else ""
+    more = f" {len(names) - _MOST} more are in the tables." if len(names) > _MOST else ""
     return Figure(
         name=name,
-        title=f"{title}, {where(section)}",
-        caption=f"Bands are 95 % intervals.{note}",
-        alt=f"Lines of {', '.join(shown)}: accuracy against {xlabel}, a panel for each of {', '.join(attacks)}. The "
-        "tables hold the numbers.",
-        draw=lambda columns: _draw_panels(columns, list(attacks), xlabel, points, decorate, level_of),
-        stacks=len(attacks) > 1,
+        title=title,
+        caption=f"Bands are 95 % intervals.{dotted}{note}{more}",
+        alt=f"Lines of {', '.join(names[:_MOST])}: accuracy against {xlabel}, a panel for each of "
+        f"{', '.join(panel.title for panel in found)}. The tables hold the numbers.",
+        draw=partial(_draw, xlabel, found),
+        narrows=len(found) > 1,
     )
 
 
-def _draw_panels(
-    columns: int,
-    names: Sequence[str],
-    xlabel: str,
-    points: Callable[[str], Mapping[str, Line]],
-    decorate: Callable[[Axes, str], None],
-    level: Callable[[str], tuple[str, float] | None] = lambda panel: None,
-    *,
-    share_x: bool = True,
-) -> Canvas:
-    canvas, axes = panels(len(names), columns, share_x=share_x)
-    across = min(columns, len(names))
-    for i, (ax, name) in enumerate(zip(axes, names, strict=True)):
+def _draw(xlabel: str, found: Sequence[Panel], columns: int) -> Canvas:
+    canvas, axes = panels(len(found), columns, share_x=found[0].ticks == found[-1].ticks)
+    across = min(columns, len(found))
+    for i, (ax, panel) in enumerate(zip(axes, found, strict=True)):
+        _draw_lines(ax, panel)
         accuracy_axis(ax.yaxis, "accuracy in %" if i % across == 0 else "")
-        _draw_lines(ax, points(name), level(name))
-        decorate(ax, name)
+        ax.set_title(panel.title)
         ax.grid(visible=False, axis="x")
-        ax.set_title(name)
-        if i >= len(names) - across:
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if panel.ticks:
+            ax.set_xticks(list(panel.ticks), list(panel.ticks.values()))
+        if i >= len(found) - across:
             ax.set_xlabel(xlabel)
+    keys = {key.get_label(): key for ax in axes for key in ax.get_lines()}
+    canvas.legend(handles=list(keys.values()), loc="outside lower left", ncols=across, frameon=False, fontsize=8.5)
     return canvas
 
 
-def _draw_lines(ax: Axes, lines: Mapping[str, Line], level: tuple[str, float] | None) -> None:
-    ends = []
-    for i, (name, points) in enumerate(lines.items()):
-        if not points:
-            continue
-        x, numbers = zip(*points, strict=True)
-        y = [number.top1 for number in numbers]
-        colour, marker = SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
-        band = [number.low for number in numbers], [number.high for number in numbers]
-        ax.fill_between(x, *band, color=colour, alpha=0.13, linewidth=0)
-        ax.plot(x, y, color=colour, marker=marker, markeredgecolor="none", clip_on=False)
-        ends.append(End(x[-1], y[-1], short(name), colour, marker))
-    if level is not None and ends:
-        name, height = level
-        ax.axhline(height, color=MUTED, linestyle=":", linewidth=1.4)
-        ends.append(End(max(end.x for end in ends), height, short(name), MUTED))
-    label_ends(ax, ends)
+def _draw_lines(ax: Axes, panel: Panel) -> None:
+    for i, (name, points) in enumerate(list(panel.lines.items())[:_MOST]):
+        x, numbers = [x for x, _ in points], [number for _, number in points]
+        low, high = [number.low for number in numbers], [number.high for number in numbers]
+        colour, y = SERIES[i % len(SERIES)], [number.top1 for number in numbers]
+        ax.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+        ax.plot(x, y, color=colour, marker=MARKERS[i], markeredgecolor="none", clip_on=False, label=short(name))
+    if panel.level is not None:
+        name, height = panel.level
+        ax.axhline(height, color=MUTED, linestyle=":", linewidth=1.4, label=short(name))
+        ax.annotate(
+            short(name),
+            (1, height),
+            xycoords=("axes fraction", "data"),
+            color=MUTED,
+            fontsize=7.5,
+            ha="right",
+            va="bottom",
+        )
 
 
-def _panel_attacks(section: Section) -> list[Attack]:
+def _chosen_attacks(section: Section) -> list[Attack]:
     """Return at most six attacks to draw.
 
     First clean and the worst case, then one of each kind (with the worst case's budget if possible), then worst cases

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure as Canvas
 
-from rayclip.reports.figures.style import SERIES, choose_examples, panels, short
+from rayclip.reports.choosing import choose_examples
+from rayclip.reports.figures.style import SERIES, panels, short
 from rayclip.reports.grid import Figure
 from rayclip.reports.notes import heading
 from rayclip.reports.results import Results, examples, has_examples
@@ -37,11 +38,19 @@ def tsne(results: Results, section: Section) -> list[Figure]:
 
     def draw(columns: int) -> Canvas:
         canvas, axes = panels(len(found), columns, width=3.4, height=3.5, share_x=False, share_y=False)
-        looks = (("clean", {"s": 16, "marker": "o", "alpha": 0.8, "linewidths": 0}),)
-        looks += (("adversarial", {"s": 20, "marker": "x", "linewidths": 1.1}),)
-        for ax, (name, both) in zip(axes, maps().items(), strict=True):
-            for (label, look), points, colour in zip(looks, both, SERIES, strict=False):
-                ax.scatter(points[:, 0], points[:, 1], color=colour, label=label, **look)
+        for ax, (name, (clean, adversarial)) in zip(axes, maps().items(), strict=True):
+            ax.scatter(
+                clean[:, 0], clean[:, 1], s=16, color=SERIES[0], marker="o", alpha=0.8, linewidths=0, label="clean"
+            )
+            ax.scatter(
+                adversarial[:, 0],
+                adversarial[:, 1],
+                s=20,
+                color=SERIES[1],
+                marker="x",
+                linewidths=1.1,
+                label="adversarial",
+            )
             ax.set_title(f"{short(name, 24)}\nmean cosine {cosines[name]:.3f}")
             ax.set_xticks([])
             ax.set_yticks([])
@@ -62,7 +71,7 @@ def tsne(results: Results, section: Section) -> list[Figure]:
             "cosine is between an image before and after the attack.",
             alt=f"Scatter of embeddings before and after the attack. Mean cosine: {spelled}.",
             draw=draw,
-            stacks=len(found) > 1,
+            narrows=len(found) > 1,
         )
     ]
 

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from rayclip.reports.figures.style import INK, RIGHT, WRONG, Example, choose_examples, decode, short
+from rayclip.reports.choosing import Example, choose_examples
+from rayclip.reports.figures.style import INK, RIGHT, WRONG, decode, short
 from rayclip.reports.grid import Figure
 from rayclip.reports.notes import heading
 from rayclip.reports.results import Results, examples, has_examples
@@ -35,7 +36,7 @@ def image_grids(results: Results, section: Section) -> list[Figure]:
                 "wrong before the attack is not attacked.",
                 alt=f"{len(images)} images before and after the attack; {broken} that were right are wrong after it.",
                 draw=partial(_draw_images, images, names),
-                stacks=len(images) > _NARROW,
+                narrows=len(images) > _NARROW,
             )
         )
     return figures
@@ -73,7 +74,7 @@ def attention(results: Results, section: Section) -> list[Figure]:
                 f"{moved:.2f}.",
                 alt=f"{len(maps)} pairs of attention maps; mean absolute change {moved:.2f}.",
                 draw=partial(_draw_maps, images, maps, names),
-                stacks=len(maps) > _NARROW,
+                narrows=len(maps) > _NARROW,
             )
         )
     return figures
@@ -88,7 +89,7 @@ def _draw_maps(images: Sequence[Any], maps: Sequence[Any], names: Sequence[str],
             shown = ax.imshow(decode(row[kind]), cmap="magma", vmin=0, vmax=255, interpolation="bilinear")
     scale = canvas.colorbar(shown, ax=canvas.axes, location="bottom", shrink=0.4, aspect=30, pad=0.02)
     scale.set_ticks([0, 127.5, 255], labels=["0 lowest of the image", "0.5", "1 highest"], fontsize=7.5)
-    scale.outline.set_visible(False)  # type: ignore[operator]
+    scale.outline.set_visible(False)
     return canvas
 
 

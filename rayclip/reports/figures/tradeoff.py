@@ -1,12 +1,14 @@
 """The trade-off figure: robust against clean accuracy, with the Pareto front."""
 
+import itertools
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Canvas
 
-from rayclip.models.mixing import PREFIX, parse_mix
+from rayclip.evaluation.front import pareto_front
+from rayclip.models.mixing import parse_mix
 from rayclip.reports.figures.style import INK, MARKERS, MUTED, PAPER, SERIES, accuracy_axis, short, where
 from rayclip.reports.grid import Figure
 from rayclip.reports.notes import heading
@@ -32,12 +34,13 @@ def tradeoff(section: Section) -> list[Figure]:
     if len(points) < 2:
         return []
     crowded = len(points) > _CROWD
-    front = pareto_front({s: (c.top1, r.top1) for s, (c, r) in points.items()})
+    on_front = pareto_front([(c.top1, r.top1) for c, r in points.values()])
+    front = sorted(itertools.compress(points, on_front), key=lambda s: points[s][0].top1)
     curves = interpolations(list(points))
     methods = list(dict.fromkeys(s.model.method for s in points if s.model.method is not None))
 
     def draw(columns: int) -> Canvas:
-        canvas = Canvas(figsize=(6.4, 4.6))
+        canvas = Canvas(figsize=(6.4, 4.6) if columns > 1 else (4.2, 4.2))
         ax = canvas.subplots()
         corners = [(points[s][0].top1, points[s][1].top1) for s in front]
         ax.step(*zip(*corners, strict=True), where="pre", color=MUTED, linestyle="--", linewidth=1.2, zorder=1)
@@ -71,7 +74,14 @@ def tradeoff(section: Section) -> list[Figure]:
         accuracy_axis(ax.yaxis, f"{heading(robust.label)} accuracy in %")
         first = sorted(points, key=lambda s: (s not in front, s.model.method is not None, -points[s][1].top1))
         if crowded:
-            canvas.legend([*keys.values()], [*keys], loc="outside upper left", ncols=5, frameon=False, fontsize=8.5)
+            canvas.legend(
+                [*keys.values()],
+                [*keys],
+                loc="outside upper left",
+                ncols=5 if columns > 1 else 2,
+                frameon=False,
+                fontsize=8.5,
+            )
             first = [s for s in first if s in front or s.is_untouched]
         _name(ax, [(points[s][0].top1, points[s][1].top1, short(s.name)) for s in first])
         return canvas
@@ -90,26 +100,16 @@ def tradeoff(section: Section) -> list[Figure]:
             alt=f"{len(points)} models as points, clean accuracy to the right, {heading(robust.label)} accuracy "
             f"upward. On the Pareto front: {', '.join(s.name for s in front)}.",
             draw=draw,
+            narrows=True,
         )
     ]
-
-
-def pareto_front(points: "dict[Subject, tuple[float, float]]") -> list[Subject]:
-    """Return the Pareto-optimal subjects (higher is better in both coordinates), first coordinate ascending."""
-    front: list[Subject] = []
-    highest = -1.0
-    for subject, (_, y) in sorted(points.items(), key=lambda item: (-item[1][0], -item[1][1])):
-        if y > highest:
-            front.append(subject)
-            highest = y
-    return front[::-1]
 
 
 def interpolations(subjects: list[Subject]) -> dict[tuple[str, str, str, str], list[Subject]]:
     """Return models `mix:START+END@a` with their two ends in order of a, by (start, end, scorer, defence)."""
     found: dict[tuple[str, str, str, str], dict[float, Subject]] = {}
     for subject in subjects:
-        if subject.model.spec.startswith(PREFIX):
+        if subject.model.is_mix:
             start, end, a = parse_mix(subject.model.spec)
             found.setdefault((start, end, subject.scorer, subject.defense), {})[a] = subject
     for (start, end, scorer, defense), members in found.items():
@@ -122,7 +122,7 @@ def interpolations(subjects: list[Subject]) -> dict[tuple[str, str, str, str], l
 
 def _kind(subject: Subject) -> str:
     """Return a subject's legend entry."""
-    if subject.model.spec.startswith(PREFIX):
+    if subject.model.is_mix:
         return "between two models"
     return subject.model.method or "untouched"
 
@@ -132,7 +132,7 @@ def _look(
 ) -> tuple[str, str]:
     """Return a subject's colour and marker: those of its interpolation curve, else those of its method."""
     for i, members in enumerate(curves.values()):
-        if subject in members and subject.model.spec.startswith(PREFIX):
+        if subject in members and subject.model.is_mix:
             return SERIES[-1 - i % len(SERIES)], MARKERS[-1 - i % len(MARKERS)]
     if subject.model.method is None:
         return INK, "*"
