@@ -111,9 +111,11 @@ def leaderboard(
         from rayclip import api
         from rayclip.api import checks
 
-        again = checks.evaluations_of(_read(places[:1], tracking_uri, quiet=quiet))
+        first = _read(places[:1], tracking_uri, quiet=quiet)
+        known = _read(places, tracking_uri, quiet=quiet) if len(places) > 1 else first
         where = api.Where(out=own, cluster=cluster, quiet=quiet)
-        api.compare("leaderboard", {model: model for model in split_models(add)}, again, where)
+        models = {model: model for model in split_models(add)}
+        api.compare("leaderboard", models, checks.evaluations_of(first), where, known.cells)
     folders = [*places, *([own] if (out / "results" / "cells").is_dir() and own not in places else [])]
     store = Store(str(out))
     for name, text in make_leaderboard(_read(folders, tracking_uri, quiet=quiet), title).items():

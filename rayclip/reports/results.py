@@ -280,6 +280,15 @@ def _label(protocol: Mapping[str, Any]) -> str:
     return f"{protocol['attack']}{steps}{eps}"
 
 
+def copy_verdicts(cell: JudgedCell, store: Store) -> None:
+    """Copy a cell's files into another result folder, except those that are there."""
+    folder = f"cells/{cell.id}"
+    for name in [f"{folder}/cell.json", *cell.store.names(folder, ".parquet")]:
+        data = cell.store.read(name) if store.size(name) is None else None
+        if data is not None:
+            store.write(name, data)
+
+
 def examples(cell: JudgedCell, kind: str) -> pa.Table | None:
     """Return the `images`, `features` or `attention` kept of a cell's first samples; None if there are none."""
     return cell.store.read_tables([_example(cell, kind)]) if has_examples(cell, kind) else None

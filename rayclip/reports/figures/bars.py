@@ -49,7 +49,7 @@ def bars(section: Section) -> list[Figure]:
             ax.set_xlim(-0.6, across - 0.4)
             ax.grid(visible=False, axis="x")
             ax.tick_params(axis="x", length=0)
-            accuracy_axis(ax.yaxis, "accuracy in %")
+            accuracy_axis(ax, "y", "accuracy in %")
         keys = [
             Patch(facecolor=SERIES[i], hatch=_HATCHES[i], edgecolor=GRID, linewidth=0, label=short(s.name))
             for i, s in enumerate(subjects)

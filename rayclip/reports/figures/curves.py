@@ -184,7 +184,7 @@ def _draw(xlabel: str, found: Sequence[Panel], columns: int) -> Canvas:
     across = min(columns, len(found))
     for i, (ax, panel) in enumerate(zip(axes, found, strict=True)):
         _draw_lines(ax, panel)
-        accuracy_axis(ax.yaxis, "accuracy in %" if i % across == 0 else "")
+        accuracy_axis(ax, "y", "accuracy in %" if i % across == 0 else "")
         ax.set_title(panel.title)
         ax.grid(visible=False, axis="x")
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))

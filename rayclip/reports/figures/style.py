@@ -9,12 +9,11 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
 
 from rayclip.reports.grid import Figure
@@ -84,12 +83,9 @@ def panels(
     return canvas, axes[:count]
 
 
-def accuracy_axis(axis: Axis, label: str = "") -> None:
+def accuracy_axis(axes: Axes, which: Literal["x", "y"], label: str = "") -> None:
     """Let an axis go from 0 to 100 %."""
-    limit = axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim
-    limit(0, 100)
-    axis.set_ticks(range(0, 101, 20))
-    axis.set_label_text(label)
+    axes.set(**{f"{which}lim": (0, 100), f"{which}ticks": range(0, 101, 20), f"{which}label": label})
 
 
 def short(name: str, length: int = 28) -> str:

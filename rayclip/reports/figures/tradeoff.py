@@ -70,8 +70,8 @@ def tradeoff(section: Section) -> list[Figure]:
             )
             if not hollow:
                 keys.setdefault(_kind(subject), drawn[0])
-        accuracy_axis(ax.xaxis, f"clean accuracy in % ({where(section)})")
-        accuracy_axis(ax.yaxis, f"{heading(robust.label)} accuracy in %")
+        accuracy_axis(ax, "x", f"clean accuracy in % ({where(section)})")
+        accuracy_axis(ax, "y", f"{heading(robust.label)} accuracy in %")
         first = sorted(points, key=lambda s: (s not in front, s.model.method is not None, -points[s][1].top1))
         if crowded:
             canvas.legend(
