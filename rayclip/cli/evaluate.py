@@ -55,6 +55,6 @@ def evaluate(
         print(f"results: {asked.out}")
         plan.say_spent(asked.out)
 
-    from rayclip.reports.table import rows_json, show_rows
+    from rayclip.reports.rows import rows_json, show_rows
 
     hand_out(asked.json, rows_json(answer.rows), show)

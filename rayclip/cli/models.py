@@ -125,7 +125,7 @@ def interpolate(
     from rayclip.attacks import parse_attacks
     from rayclip.data.spec import choose_names
     from rayclip.evaluation import Protocol
-    from rayclip.reports.table import rows_json, show_rows
+    from rayclip.reports.rows import rows_json, show_rows
 
     names, specs = choose_names(class_names, split_places(data))
     evaluation = api.Evaluation(

@@ -456,7 +456,7 @@ class Run:
 
     def show(self, found: "SweepResult | Found") -> None:
         """Print a table, and record the failed trials for `end`."""
-        from rayclip.reports.table import show_rows
+        from rayclip.reports.rows import show_rows
 
         show_rows(found.rows, found.labels)
         self._errors |= found.errors
