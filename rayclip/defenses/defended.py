@@ -12,7 +12,7 @@ from torch import Tensor
 from rayclip import rng
 from rayclip.defenses.base import Defense
 from rayclip.models import ZeroShot
-from rayclip.models.zeroshot import OtherEyes
+from rayclip.models.zeroshot import ImageViewWrapper
 
 Gradient = Literal["ignore", "straight", "bpda"]
 Chain = tuple[Defense, ...]
@@ -47,7 +47,7 @@ class Aim:
 IGNORE = Aim()
 
 
-class Defended(OtherEyes):
+class Defended(ImageViewWrapper):
     """`victim` behind a chain of defences, for one batch.
 
     Without an aim, it is the classifier for evaluation: a sample gets the same draw of the defence's randomness at
