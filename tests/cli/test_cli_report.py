@@ -119,7 +119,7 @@ def test_an_attack_is_made_again_from_its_protocol(name):
     attack = kind(**of_files.get(name, {})).pinned().within(1 / 255)
     described = {"attack": name, **described_budget(attack), **attack.describe()}
     if name in of_files:
-        with pytest.raises(UserError, match="use rayclip eval"):
+        with pytest.raises(UserError, match="rayclip eval"):
             attack_as_described(described)
         return
     again = attack_as_described(described)

@@ -195,7 +195,7 @@ def test_an_attack_leaves_mode_and_gradients_as_they_were():
 
 
 def test_a_loss_of_nothing_is_refused():
-    with pytest.raises(UserError, match="no loss"):
+    with pytest.raises(UserError):
         make_method("mmcoa", lambda_img=0.0, lambda_txt=0.0)
 
 

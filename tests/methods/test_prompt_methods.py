@@ -85,17 +85,17 @@ def test_what_prompt_methods_cannot_do_is_explained(name):
     clip = tiny_clip()
     chosen = make_method(name)
     chosen.check(clip)
-    with pytest.raises(UserError, match=f"{name} learns a prompt around a frozen model: leave --trains away"):
+    with pytest.raises(UserError, match=f"{name}.*trains"):
         replace(chosen, trains="image").check(clip)
-    with pytest.raises(UserError, match="has a learned prompt already"):
+    with pytest.raises(UserError, match="already"):
         chosen.check(chosen.wrap_model(clip, 0))
 
 
 def test_what_advpt_cannot_do_is_explained():
     clip = tiny_clip()
-    with pytest.raises(UserError, match="use --start random"):
+    with pytest.raises(UserError, match="random"):
         make_method("advpt", start="zero").check(clip)
     clip._tokenizer = None
-    with pytest.raises(UserError, match="not CLIP's own"):
+    with pytest.raises(UserError, match="CLIP"):
         make_method("advpt").check(clip)
     make_method("vp").check(clip)
