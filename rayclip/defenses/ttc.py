@@ -14,7 +14,7 @@ from rayclip.attacks.base import per_image, project, random_start
 from rayclip.attacks.feature import feature_distance
 from rayclip.defenses.base import Purifier
 from rayclip.models import ZeroShot, load_model
-from rayclip.models.clip import load_once
+from rayclip.models.opening import load_once
 from rayclip.settings import FILLED_IN
 
 

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Canvas
 
-from rayclip.models.mixing import PREFIX, parse_mix
+from rayclip.models.specs import PREFIX, parse_mix
 from rayclip.reports.document import Figure
 from rayclip.reports.figures.curves import where
 from rayclip.reports.figures.style import INK, MARKERS, MUTED, PAPER, SERIES, short
