@@ -5,9 +5,9 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
+from rayclip.names import Registry
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
@@ -130,11 +130,9 @@ def _published() -> list[DatasetInfo]:
 
 
 _OWN = _published()
-DATASETS: Mapping[str, DatasetInfo] = {
-    one.name: one for one in (*_OWN, *(entry.load() for entry in entry_points(group="rayclip.datasets")))
-}
+DATASETS: Registry[DatasetInfo] = Registry("data set", "datasets", DatasetInfo, _OWN)
 CLASSIFIED = tuple(one.name for one in _OWN if one.classes)
-ZERO_SHOT_16 = tuple(DATASETS)[:16]  # the zero-shot targets of SAFT and TTC
+ZERO_SHOT_16 = tuple(one.name for one in _OWN)[:16]  # the zero-shot targets of SAFT and TTC
 
 # MMCoA's 15 data sets, in the order of the columns of its tables II and III.
 MMCOA_15 = tuple(
