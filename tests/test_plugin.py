@@ -157,7 +157,14 @@ plural = theirs:Plural
 [rayclip.datasets]
 squares = theirs:squares
 """
-CAPTIONS = "class_index,class_name,caption\n0,dark square,a dark square\n0,dark square,a shadow\n1,light square,a light square\n"
+CAPTIONS = "\n".join(
+    [
+        "class_index,class_name,caption",
+        "0,dark square,a dark square",
+        "0,dark square,a shadow",
+        "1,light square,a square",
+    ]
+)
 EVAL = ("--data", "squares", "--eps", "8/255", "--class-names", "raw")
 
 
