@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rayclip.attacks.bert import TextSettings
 from rayclip.data import ImageSet
 from rayclip.evaluation import Cell, Store
 from rayclip.evaluation.aggregate import worst_accuracy
@@ -278,7 +277,7 @@ class Logbook:
         """Return the contents of the files of adversarial prompts, by file name."""
         files = {}
         for cell in cells:
-            texts = self._store.read(f"texts/{cell.texts_id}.json") if isinstance(cell.attack, TextSettings) else None
+            texts = self._store.read(f"texts/{cell.texts_id}.json") if cell.attack.changes_texts else None
             if texts is not None:
                 files[f"texts/{file_part(cell.dataset)}-{file_part(cell.attack_label)}.json"] = texts.decode()
         return files
