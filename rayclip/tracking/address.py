@@ -39,6 +39,17 @@ def default_uri() -> str:
         raise UserError("the working directory is gone: change into one that is there.") from error
 
 
+def absolute(uri: str) -> str:
+    """Return an address that means the same in every directory.
+
+    Raises:
+        UserError: it holds a password, which would appear in logs and results.
+    """
+    refuse_secret(uri)
+    relative = uri.startswith(_FILE) and not uri.startswith(f"{_FILE}/")
+    return f"{_FILE}{Path(uri.removeprefix(_FILE)).absolute()}" if relative else uri
+
+
 def sqlite_file(uri: str) -> Path | None:
     """Return the file of an SQLite store; None for other stores."""
     return Path(uri.removeprefix(_FILE).partition("?")[0]).absolute() if uri.startswith(_FILE) else None
