@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 from pyarrow import fs
+from rayclip.tracking.spool import Spool
 
-from rayclip.spool import Spool
 from rayclip.store import Store
 from rayclip.tracking import MlflowTracker, SpooledTracker
 from rayclip.types import UserError

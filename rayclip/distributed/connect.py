@@ -16,7 +16,7 @@ from typing import Any
 
 from rayclip.distributed.faults import explained, first_line
 from rayclip.distributed.session import import_as_here, short_folder
-from rayclip.interrupts import interrupted, stop
+from rayclip.terminal import interrupted, stop
 from rayclip.types import UserError
 
 # Set before Ray starts, so that its workers inherit them; the user's own values are kept.

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 
 from rayclip.evaluation.retrieval import Recall
-from rayclip.spool import logged_runs
 from rayclip.store import Store
 from rayclip.types import Cut, UserError
 
@@ -27,6 +26,8 @@ _UNSAID = {"resize": "antialias"}  # defaults for older results without the sett
 _MANY = 1000  # from this many cells on, read with several processes
 LINEAGE = "lineage"  # folder with the records of models, beside `cells`
 _PAIRS = "retrieval"  # folder with retrieval results, beside `cells`
+
+LoggedRuns = Callable[[Store], tuple[str, Mapping[str, str]]]  # tracker's address, and its run by cell id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,19 +170,22 @@ def read_results(
     places: Sequence[str],
     tell: Callable[[int, int], None] = lambda done, total: None,
     only: Mapping[str, set[str]] | None = None,
+    logged: LoggedRuns = lambda store: ("", {}),
 ) -> Results:
     """Read result folders (or URIs), including the parts of a sweep below them.
 
     Args:
         only: fingerprints of the models to read, by place; all models for places that are missing in it.
         tell: progress callback, called with the numbers of cells read and in total.
+        logged: returns where a folder's results were logged (store or server, and experiment), and the id of the run
+            that logged each cell, by cell id.
 
     Raises:
         UserError: no results there, or a damaged file.
     """
     stores = [(store, (only or {}).get(place)) for place in dict.fromkeys(places) for store in _with_results(place)]
     todo = [(store, cell, models) for store, models in stores for cell in store.child("cells").folders()]
-    gathered = _Gathered()
+    gathered = _Gathered(logged)
     for store, _ in stores:
         gathered.results.order += _printed_order(store)
     with _fetched(todo) as fetched:
@@ -263,14 +267,15 @@ def _fetched(todo: Sequence[tuple[Store, str, set[str] | None]]) -> Iterator[Ite
 class _Gathered:
     """Collects cells into `Results`, with one copy of whatever many cells share."""
 
-    def __init__(self) -> None:
+    def __init__(self, logged: LoggedRuns) -> None:
         self.results = Results()
+        self._logged = logged
         self.found: dict[str, JudgedCell] = {}
         self._positions: dict[bytes, np.ndarray] = {}
         self._counted: dict[int, np.ndarray] = {}
         self._models: dict[str, Model] = {}
         self._asked: set[tuple[str, str]] = set()
-        self._runs: dict[str, dict[str, str]] = {}
+        self._runs: dict[str, Mapping[str, str]] = {}
 
     def add(self, store: Store, cell: str, fetched: _Fetched) -> None:
         if fetched.note is not None:
@@ -301,7 +306,7 @@ class _Gathered:
 
     def _run(self, store: Store, cell: str) -> str:
         if store.root not in self._runs:
-            address, runs = logged_runs(store)
+            address, runs = self._logged(store)
             self._runs[store.root] = runs
             if runs and address not in self.results.trackers:
                 self.results.trackers.append(address)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rayclip.places import check_folder
+from rayclip.paths import check_folder
 from rayclip.types import UserError, has_secret, redacted
 
 _FILE = "sqlite:///"
@@ -48,6 +48,11 @@ def absolute(uri: str) -> str:
     refuse_secret(uri)
     relative = uri.startswith(_FILE) and not uri.startswith(f"{_FILE}/")
     return f"{_FILE}{Path(uri.removeprefix(_FILE)).absolute()}" if relative else uri
+
+
+def join_address(uri: str, experiment: str) -> str:
+    """Return what names an experiment at an MLflow address; experiments of the same name there are the same."""
+    return f"{absolute(uri)} {experiment}"
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rayclip import safe_names
-from rayclip.tracking.address import absolute, check_address, check_database, explained, sqlite_file
+from rayclip.tracking.address import absolute, check_address, check_database, explained, join_address, sqlite_file
+from rayclip.tracking.names import key as safe_key
 from rayclip.types import UserError
 
 # MLflow's limits on one request
@@ -78,8 +78,8 @@ class Experiment:
 
     @property
     def address(self) -> str:
-        """The store and the name; experiments with the same address are the same."""
-        return f"{self.uri} {self.name}"
+        """The store and the name."""
+        return join_address(self.uri, self.name)
 
     @property
     def client(self) -> Any:
@@ -125,14 +125,14 @@ class Experiment:
         tags: Mapping[str, str] | None = None,
         time_ms: int | None = None,
     ) -> str:
-        """Create a run and return its id; keys are changed to what MLflow accepts (`safe_names.key`)."""
+        """Create a run and return its id; keys are changed to what MLflow accepts (`names.key`)."""
         from mlflow.entities import Param
 
-        all_tags = {safe_names.key(key): value for key, value in (tags or {}).items()}
+        all_tags = {safe_key(key): value for key, value in (tags or {}).items()}
         if parent:
             all_tags["mlflow.parentRunId"] = parent
         made = self.client.create_run(self.id, run_name=_shorten(name), tags=all_tags, start_time=time_ms)
-        entries = [Param(safe_names.key(key), str(value)) for key, value in (params or {}).items()]
+        entries = [Param(safe_key(key), str(value)) for key, value in (params or {}).items()]
         for i in range(0, len(entries), _PARAMS_AT_ONCE):
             self.client.log_batch(made.info.run_id, params=entries[i : i + _PARAMS_AT_ONCE])
         return made.info.run_id
@@ -156,7 +156,7 @@ class Experiment:
         """Log (name, value, step) triples; MLflow keeps a value that is sent twice with the same time once."""
         from mlflow.entities import Metric
 
-        entries = [Metric(safe_names.key(name), value, time_ms, step) for name, value, step in values]
+        entries = [Metric(safe_key(name), value, time_ms, step) for name, value, step in values]
         for i in range(0, len(entries), _METRICS_AT_ONCE):
             self.client.log_batch(run, metrics=entries[i : i + _METRICS_AT_ONCE])
 

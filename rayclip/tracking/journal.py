@@ -169,7 +169,8 @@ def journals_in(place: str) -> list[Journal]:
 def waits(store: Store, address: str) -> bool:
     """Return whether an MLflow experiment has yet to take events of a result folder."""
     positions = ((Journal(store).delivered(address)) or {}).get("positions", {})
-    return bool(store.names("spool", ".json") or Journal(store).read(dict(positions)))
+    older = store.names("spool", ".json") or store.size("runs.json") is not None
+    return bool(older or Journal(store).read(dict(positions)))
 
 
 def logged_runs(store: Store) -> tuple[str, dict[str, str]]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from rayclip import __version__
 from rayclip.models.checkpoint import FILES
-from rayclip.safe_names import model_name
 from rayclip.tracking.experiment import Experiment
+from rayclip.tracking.names import model_name
 
-LOADER = "rayclip.serving"
+LOADER = "rayclip.tracking.serving"
 CHAMPION = "champion"
 FINGERPRINT, PROTOCOL, WORST = "rayclip.model", "rayclip.protocol", "rayclip.worst"  # tags of a version
 

@@ -1,4 +1,4 @@
-"""The journal beside the results: what several writers add is read whole, and a writer that is killed costs one line."""
+"""The journal beside the results: what several writers add is read whole, and one that is killed costs one line."""
 
 import errno
 import json

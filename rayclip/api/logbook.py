@@ -1,0 +1,379 @@
+"""Log sweeps, trainings and evaluations: what is logged, and under which names.
+
+Experiment = study; parent run = sweep, child = trial, grandchild = evaluation.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rayclip.attacks.bert import TextSettings
+from rayclip.data import ImageSet
+from rayclip.evaluation import Cell
+from rayclip.evaluation.aggregate import worst_accuracy
+from rayclip.evaluation.retrieval import RecallRow, Task
+from rayclip.models import load_model
+from rayclip.models.checkpoint import read_lineage
+from rayclip.models.zeroshot import TEMPLATE
+from rayclip.progress import say
+from rayclip.reports import example_grid, result_tables
+from rayclip.reports.table import Varying, across, rows_json
+from rayclip.settings import written
+from rayclip.tracking.deliverer import Deliverer
+from rayclip.tracking.journal import Journal
+from rayclip.tracking.names import file_part, key_part
+from rayclip.training import TrainConfig
+from rayclip.types import Row
+from rayclip.version import code_version
+
+TABLE = "results_table.json"
+# Settings of an evaluation, not of its attacks
+_SHARED = (
+    "seed resolution resize class_names template scorer attacked_scorer defense aim draws precision protocol"
+).split()
+HOW_TO_READ = """
+**Runs**: a sweep is the parent of its trials, a trial the parent of the evaluations of its checkpoint. Tags:
+`rayclip.kind` (`sweep`, `train` for its trials and the untouched model, `eval`, `retrieval`, …), `rayclip.model`
+(fingerprint of the weights), `rayclip.data.NAME` (of the data), `rayclip.results` (the folder with every sample's
+verdict).
+
+**Metrics**, in percent: `clean/DATA`, `robust/ATTACK_epsN/DATA`, `worst/DATA` (the worst case: right under every
+attack, per sample; of several budgets one each, `worst_epsN/DATA`), `avg/…` over the data sets.
+
+- Compare: mark runs, *Compare*, parallel coordinates over `method.name`, `shots`, `method.eps` and `worst/…`.
+- Search: `tags."rayclip.kind" = 'eval' and metrics."worst/digits" > 30`.
+- Tables of several runs side by side: *Evaluation*, `results_table.json`. Pictures: *Model metrics*, image grids.
+- Checkpoints: *Models*, a version each; `champion` has the best worst-case accuracy, the mean of several budgets' ones.
+""".strip()
+
+
+class Logbook:
+    """Log runs by key to the journal beside the results: a resumed command goes on in the runs that it finds there."""
+
+    def __init__(
+        self, journal: Journal, deliverer: Deliverer | None = None, experiment: str = "", about: str = ""
+    ) -> None:
+        """
+        Args:
+            deliverer: to the tracker; without one, events wait in the journal.
+            experiment: the study's name.
+            about: the question of the study, in Markdown.
+        """
+        self.journal, self._deliverer, self._experiment, self._about = journal, deliverer, experiment, about
+        self._known = journal.history(deliverer.experiment.address if deliverer else None)
+
+    def deliver(self) -> None:
+        """Send what driver and workers have logged, if there is a tracker and it answers."""
+        if self._deliverer is not None:
+            self._deliverer.deliver()
+
+    def __enter__(self) -> "Logbook":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        left = 0 if self._deliverer is None else self._deliverer.close()
+        if left:
+            say(
+                "note",
+                f"MLflow does not answer: {left} events wait in {self.journal.store.root}/journal and are delivered by "
+                "the same command, by the next one with the same results folder, or by `rayclip log`.",
+            )
+
+    def open(
+        self,
+        name: str,
+        *,
+        key: str | None = None,
+        parent: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        cells: Sequence[Cell] = (),
+    ) -> str:
+        """Return the run of this key (default: the name), started by an earlier command or now.
+
+        Args:
+            cells: whose results it logs.
+        """
+        key = key or name
+        if not self._knows(key):
+            run = self._known.runs[key] = uuid.uuid4().hex
+            self.journal.add(
+                "start",
+                run,
+                key=key,
+                name=name,
+                parent=parent,
+                params={key: str(written(key.rpartition(".")[2], value)) for key, value in (params or {}).items()},
+                tags={"rayclip.results": self.journal.store.root, **_source(), **(tags or {})},
+                cells=[cell.id for cell in cells],
+                experiment=self._experiment,
+            )
+            if parent is None:
+                self.journal.add("describe", run, text=f"{self._about}\n\n{HOW_TO_READ}".strip(), study=True)
+            self.deliver()
+        return self._known.runs[key]
+
+    def _knows(self, key: str) -> bool:
+        run = self._known.runs.get(key)
+        return run is not None and (self._deliverer is None or self._deliverer.has(run))
+
+    def _has_logged(self, key: str) -> bool:
+        """Return whether everything has been logged to the run of this key."""
+        return self._knows(key) and self._known.runs[key] in self._known.complete
+
+    def has_begun(self, key: str) -> bool:
+        """Return whether an earlier command opened the run of this key and did not log everything to it."""
+        return self._knows(key) and self._known.runs[key] not in self._known.complete
+
+    def end(self, key: str) -> None:
+        """Finish the run of this key and record that everything has been logged to it."""
+        self.finish(self._known.runs[key], complete=True)
+        self._known.complete.add(self._known.runs[key])
+
+    def finish(self, run: str, *, failed: bool = False, complete: bool = False) -> None:
+        self.journal.add("finish", run, failed=failed, complete=complete)
+        self.deliver()
+
+    def trains_on(self, run: str, data: ImageSet, spec: str, drawn: Mapping[str, Any] | None = None) -> None:
+        """Log the training data; for a few-shot run also the drawn images, as the artifact `data/drawn.json`."""
+        about = {"spec": spec, "images": len(data), "classes": len(data.class_names)}
+        self._data(run, data.name, data.fingerprint, "training", about)
+        if drawn is not None:
+            self._files(run, {"data/drawn.json": json.dumps(drawn, indent=1, ensure_ascii=False) + "\n"})
+
+    def checkpoint(self, run: str, path: Path, spec: str, name: str, folder: str = "checkpoint") -> None:
+        """Log a finished checkpoint: its files in the run, and a new version of the study's registered model.
+
+        Args:
+            path: local folder of its files.
+            spec: its model specification.
+            name: of the version.
+        """
+        lineage = read_lineage(path) or {}
+        data, config = lineage.get("data") or {}, lineage.get("config") or {}
+        kind, _, place = spec.partition(":")
+        tags = {
+            "rayclip.model": load_model(f"{kind}:{path}").fingerprint(),
+            "rayclip.name": name,
+            "rayclip.method": (config.get("method") or {}).get("name", ""),
+            "rayclip.data": data.get("fingerprint", ""),
+            "rayclip.spec": spec,
+        }
+        about = {
+            "class_names": data.get("class_names", []),
+            "template": config.get("template", TEMPLATE),
+            "description": f"`{name}`: {tags['rayclip.method']} on {data.get('name')}, from `{config.get('model')}`",
+            "tags": tags,
+        }
+        self.journal.add("checkpoint", run, place=self.journal.relative(place), folder=folder, about=about)
+
+    def evaluation(
+        self,
+        name: str,
+        parent: str | None,
+        rows: Sequence[Row],
+        cells: Sequence[Cell],
+        warnings: Sequence[str] = (),
+        trial: str | None = None,
+    ) -> None:
+        """Log one model's evaluation as a run, once: metrics, the table, adversarial texts and pictures.
+
+        Args:
+            warnings: about the measurement; their number is a tag, so that such runs can be searched for.
+            trial: the run of the model itself; the numbers are logged there too, beside its settings.
+        """
+        digest = hashlib.sha256(json.dumps([[r.cell for r in rows], rows[0].n]).encode()).hexdigest()[:12]
+        key = f"{name} {digest}"
+        if self._has_logged(key):
+            return
+        run = self.open(
+            name,
+            key=key,
+            parent=parent,
+            params={"model": rows[0].model, "scorer": rows[0].scorer, "defense": rows[0].defense} | attack_params(rows),
+            tags={"rayclip.kind": "eval", "rayclip.protocol": digest, "rayclip.model": cells[0].model_fingerprint}
+            | {f"rayclip.data.{c.dataset}": c.data_fingerprint for c in cells}
+            | {"rayclip.warnings": str(len(warnings))},
+            cells=cells,
+        )
+        for place in [run] if trial is None else [run, trial]:
+            self._numbers(place, metric_names(rows), rows)
+            self.journal.add("describe", place, text=markdown(rows, {}), study=False)
+        for cell in {cell.dataset: cell for cell in cells}.values():
+            images = max(row.n for row in rows if row.dataset == cell.dataset)
+            about = {"spec": cell.data, "images": images, "classes": len(cell.class_names)}
+            self._data(run, cell.dataset, cell.data_fingerprint, "evaluation", about)
+        for picture, png in self._pictures(name, cells).items():
+            self.journal.add("image", run, key=picture, file=self.journal.keep(png, ".png"))
+        files = {"results.json": rows_json(rows)} | self._texts(cells)
+        if warnings:
+            files["warnings.txt"] = "".join(f"{w}\n" for w in warnings)
+        self._files(run, files)
+        accuracy = worst_case(rows)
+        if accuracy is not None:
+            accuracies = {cells[0].model_fingerprint: accuracy}
+            self.journal.add("rank", run, protocol=_shared_protocol(rows), accuracies=accuracies)
+        self.end(key)
+
+    def retrieval(self, task: Task, rows: Sequence[RecallRow]) -> None:
+        """Log one model's retrieval under one attack as a run, once: metrics and the table."""
+        name = f"retrieval {task.model}" + ("" if task.attack_label == "clean" else f" {task.attack_label}")
+        key = f"{name} {task.id}"
+        if self._has_logged(key):
+            return
+        run = self.open(
+            name,
+            key=key,
+            params={"model": task.model, "data": task.dataset}
+            | {f"retrieval.{k}": v for k, v in task.describe().items()},
+            tags={"rayclip.kind": "retrieval", "rayclip.protocol": task.id, "rayclip.model": task.model_fingerprint}
+            | {f"rayclip.data.{task.dataset}": task.data_fingerprint},
+        )
+        self._numbers(run, recall_names(rows), rows)
+        self.end(key)
+
+    def summary(self, run: str, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
+        """Log a sweep's table in the sweep's own run, and finish it."""
+        self._numbers(run, {}, rows, labels)
+        self.journal.add("describe", run, text=markdown(rows, labels), study=False)
+        self._files(run, {"table.md": markdown(rows, labels), "results.json": rows_json(rows)})
+        self.finish(run)
+
+    def _numbers(
+        self, run: str, metrics: Mapping[str, float], rows: Sequence[Row | RecallRow], labels: Mapping[str, str] = {}
+    ) -> None:
+        if metrics:
+            self.journal.metrics(run, [(name, value, 0) for name, value in metrics.items()])
+        self.journal.add("table", run, name=TABLE, rows=[flat_row(row, labels) for row in rows])
+
+    def _data(self, run: str, name: str, digest: str, context: str, about: Mapping[str, Any]) -> None:
+        self.journal.add("data", run, name=name, digest=digest, context=context, about=about)
+
+    def _pictures(self, name: str, cells: Sequence[Cell]) -> dict[str, bytes]:
+        """Return grids of adversarial images as PNG bytes, by `DATA-ATTACK`."""
+        pictures, store = {}, self.journal.store
+        for cell in cells:
+            images = f"cells/{cell.id}/examples/images.parquet"
+            if store.size(images) is not None:
+                title = f"{name.removeprefix('eval ')} on {cell.dataset}: {cell.attack_label}"
+                grid = example_grid(store.read_tables([images]), cell.class_names, title)
+                pictures[f"{file_part(cell.dataset)}-{file_part(cell.attack_label)}"] = grid
+        return pictures
+
+    def _texts(self, cells: Sequence[Cell]) -> dict[str, str]:
+        """Return the contents of the files of adversarial prompts, by file name."""
+        files = {}
+        for cell in (cell for cell in cells if isinstance(cell.attack, TextSettings)):
+            texts = self.journal.store.read(f"texts/{cell.texts_id}.json")
+            if texts is not None:
+                files[f"texts/{file_part(cell.dataset)}-{file_part(cell.attack_label)}.json"] = texts.decode()
+        return files
+
+    def _files(self, run: str, files: Mapping[str, str]) -> None:
+        kept = {name: self.journal.keep(text.encode("utf-8", "backslashreplace")) for name, text in files.items()}
+        self.journal.add("artifact", run, folder="", files=kept)
+
+
+def untouched_params(model: str, trials: Sequence[TrainConfig]) -> dict[str, Any]:
+    """Return the untouched model's parameters among trials: what they have in common, with no method and no shots."""
+    settings = [config.flat() for config in trials]
+    own = ("method.", "recipe.")
+    shared = {
+        key: value
+        for key, value in (settings[0] if settings else {}).items()
+        if not key.startswith(own) and all(each.get(key) == value for each in settings)
+    }
+    return shared | {"model": model, "method.name": "untouched", "method.eps": 0.0, "shots": 0}
+
+
+def metric_names(rows: Sequence[Row]) -> dict[str, float]:
+    """Return the metrics of an evaluation by name.
+
+    The names are `clean/DATA`, `robust/ATTACK/DATA`, `worst/DATA` (with several budgets `worst_epsN/DATA`) and, with
+    several data sets, `avg/ATTACK` for each attack that was run on all of them.
+    """
+    values: dict[str, float] = {}
+    by_attack: dict[str, list[float]] = {}
+    for row in rows:
+        kind = row.attack if row.attack == "clean" or row.is_worst else f"robust/{_attack_part(row.attack)}"
+        values[f"{kind}/{key_part(row.dataset)}"] = row.top1
+        by_attack.setdefault(row.attack, []).append(row.top1)
+    datasets = len({row.dataset for row in rows})
+    if datasets > 1:
+        values |= {
+            f"avg/{_attack_part(attack)}": sum(v) / len(v) for attack, v in by_attack.items() if len(v) == datasets
+        }
+    return values
+
+
+def attack_params(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return an evaluation's settings as parameters: `protocol.KEY` for what all attacks share, `attack.ATTACK.KEY` for
+    the rest; a setting that varies lists its values with their data sets."""
+    protocols: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        if not row.is_worst:
+            protocols.setdefault(row.attack, {})[row.dataset] = row.protocol
+    settings = {
+        attack: {key: str(v) if isinstance(v, Varying) else v for key, v in across(by_dataset).items()}
+        for attack, by_dataset in protocols.items()
+    }
+    first = next(iter(settings.values()))
+    shared = {k: first[k] for k in _SHARED if k in first and all(s.get(k) == first[k] for s in settings.values())}
+    own = {
+        f"attack.{attack}.{key}": value
+        for attack, found in settings.items()
+        for key, value in found.items()
+        if key not in shared
+    }
+    return {f"protocol.{key}": value for key, value in shared.items()} | own
+
+
+def _attack_part(label: str) -> str:
+    """Return an attack's label as part of a metric name: blanks and slashes become `_`."""
+    return key_part(re.sub("[ /]", "_", label))
+
+
+def worst_case(rows: Sequence[Row]) -> float | None:
+    """Return `worst_accuracy` of a checkpoint.
+
+    None if nothing was attacked, or if a defence or another scorer than the template took part: such numbers are not
+    the checkpoint's alone.
+    """
+    if any((row.defense, row.scorer) != ("none", "template") for row in rows):
+        return None
+    return worst_accuracy(rows)
+
+
+def _shared_protocol(rows: Sequence[Row]) -> str:
+    """Return a hash of everything that one model's numbers depend on, except for the model."""
+    stands_on = sorted([r.dataset, r.attack, r.n, json.dumps(r.protocol, sort_keys=True)] for r in rows)
+    return hashlib.sha256(json.dumps(stands_on).encode()).hexdigest()[:12]
+
+
+def recall_names(rows: Sequence[RecallRow]) -> dict[str, float]:
+    """Return recalls by metric name, `clean/tr_at_1/DATA` or `robust/ATTACK/tr_at_1/DATA` (MLflow allows no `@`)."""
+    kind = {r.attack: "clean" if r.attack == "clean" else f"robust/{r.attack}" for r in rows}
+    return {f"{kind[r.attack]}/{r.direction}_at_{r.k}/{key_part(r.dataset)}": r.recall for r in rows}
+
+
+def markdown(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
+    return "\n".join(table.markdown() for table in result_tables(rows, labels))
+
+
+def flat_row(row: Row | RecallRow, labels: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row as a flat dictionary of scalars, the protocol as JSON."""
+    flat = dataclasses.asdict(row)
+    return flat | {"model": labels.get(row.model, row.model), "protocol": json.dumps(flat["protocol"])}
+
+
+def _source() -> dict[str, str]:
+    """Return tags with the program that logs and its code version; the UI shows them as a run's source."""
+    code, program = code_version(), " ".join(Path(sys.argv[0]).parts[-2:])
+    tags = {"rayclip.version": code["version"], "mlflow.source.name": program, "mlflow.source.type": "LOCAL"}
+    return tags | ({"mlflow.source.git.commit": code["commit"]} if "commit" in code else {})
