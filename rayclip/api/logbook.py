@@ -24,12 +24,13 @@ from rayclip.models.zeroshot import TEMPLATE
 from rayclip.progress import say
 from rayclip.reports import example_grid, result_tables
 from rayclip.reports.table import Varying, across, rows_json
-from rayclip.settings import written
+from rayclip.settings import BUDGETS
 from rayclip.tracking.deliverer import Deliverer
 from rayclip.tracking.journal import Journal
 from rayclip.tracking.names import file_part, key_part
 from rayclip.training import TrainConfig
 from rayclip.types import Row
+from rayclip.units import format_budget
 from rayclip.version import code_version
 
 TABLE = "results_table.json"
@@ -109,7 +110,7 @@ class Logbook:
                 key=key,
                 name=name,
                 parent=parent,
-                params={key: str(written(key.rpartition(".")[2], value)) for key, value in (params or {}).items()},
+                params={key: _param(key, value) for key, value in (params or {}).items()},
                 tags={"rayclip.results": self.journal.store.root, **_source(), **(tags or {})},
                 cells=[cell.id for cell in cells],
                 experiment=self._experiment,
@@ -370,6 +371,12 @@ def flat_row(row: Row | RecallRow, labels: Mapping[str, str]) -> dict[str, Any]:
     """Return a row as a flat dictionary of scalars, the protocol as JSON."""
     flat = dataclasses.asdict(row)
     return flat | {"model": labels.get(row.model, row.model), "protocol": json.dumps(flat["protocol"])}
+
+
+def _param(key: str, value: Any) -> str:
+    """Return a parameter as people write it, budgets as fractions."""
+    is_budget = isinstance(value, float) and key.rpartition(".")[2] in BUDGETS
+    return format_budget(value) if is_budget else str(value)
 
 
 def _source() -> dict[str, str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from rayclip.tracking.spool import Spool
 
 from rayclip.api import fine_tune
 from rayclip.api.checks import Opened, check_training
@@ -20,7 +19,9 @@ from rayclip.methods import make_method
 from rayclip.models import load_model
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.store import Store
-from rayclip.tracking import MlflowTracker, SpooledTracker
+from rayclip.tracking.deliverer import Deliverer
+from rayclip.tracking.experiment import Experiment
+from rayclip.tracking.journal import Journal, waits
 from rayclip.training import TrainConfig
 from rayclip.types import Row
 
@@ -34,8 +35,9 @@ CELL = Cell(
 )  # fmt: skip
 
 
-def log(tracker: MlflowTracker, store: Store) -> None:
-    with Logbook(store, SpooledTracker(tracker, Spool(store), known=True)) as logbook:
+def log(experiment: Experiment, store: Store) -> None:
+    journal = Journal(store)
+    with Logbook(journal, Deliverer(journal, experiment), experiment.name) as logbook:
         sweep = logbook.open("sweep")
         logbook.evaluation("eval m", sweep, [ROW], [CELL])
         logbook.summary(sweep, [ROW], {})
@@ -48,30 +50,37 @@ def mlflow(tmp_path_factory):
 
 def test_a_disk_that_is_full_at_any_write_leaves_every_run_once_and_whole(mlflow, tmp_path, monkeypatch):
     """The same command, started again when there is room, goes on in the runs that it had begun."""
-    write = Store.write
+    write, append = Store.write, Store.append
     for room in itertools.count():
-        tracker, store = MlflowTracker(mlflow, f"room for {room}"), Store(str(tmp_path / str(room)))
+        experiment, store = Experiment(mlflow, f"room for {room}"), Store(str(tmp_path / str(room)))
         left = iter(range(room))
 
-        def write_if_there_is_room(self, name, data, left=left):
-            if next(left, None) is None:
-                raise OSError(errno.ENOSPC, "No space left on device", name)
-            write(self, name, data)
+        def if_there_is_room(do, left=left):
+            def tried(self, name, data):
+                if next(left, None) is None:
+                    if do is append:
+                        append(self, name, data[:9])
+                    raise OSError(errno.ENOSPC, "No space left on device", name)
+                do(self, name, data)
 
-        monkeypatch.setattr(Store, "write", write_if_there_is_room)
+            return tried
+
+        monkeypatch.setattr(Store, "write", if_there_is_room(write))
+        monkeypatch.setattr(Store, "append", if_there_is_room(append))
         try:
-            log(tracker, store)
+            log(experiment, store)
         except OSError as error:
             full = error.errno == errno.ENOSPC
         else:
             full = False
         monkeypatch.setattr(Store, "write", write)
+        monkeypatch.setattr(Store, "append", append)
         for _ in range(2):
-            log(tracker, store)
-        assert store.names("spool", ".json") == store.names("spool/refused", ".json") == []
+            log(experiment, store)
+        assert not waits(store, experiment.address)
         client = MlflowClient(mlflow)
-        runs = {run.info.run_name: run for run in client.search_runs([tracker.experiment_id])}
-        assert len(client.search_runs([tracker.experiment_id])) == len(runs) == 2
+        runs = {run.info.run_name: run for run in client.search_runs([experiment.id])}
+        assert len(client.search_runs([experiment.id])) == len(runs) == 2
         assert {run.info.status for run in runs.values()} == {"FINISHED"}
         evaluation = runs["eval m"].info.run_id
         assert runs["eval m"].data.tags["mlflow.parentRunId"] == runs["sweep"].info.run_id

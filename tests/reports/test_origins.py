@@ -9,6 +9,7 @@ from rayclip.reports.build import build
 from rayclip.reports.plain import comma_separated, markdown
 from rayclip.reports.results import read_results
 from rayclip.store import Store
+from rayclip.tracking.journal import logged_runs
 from reports.made import BERT, CLEAN, bits, describe, fingerprint, put
 
 
@@ -25,7 +26,7 @@ def results(tmp_path):
     describe(tmp_path, "local-dir:/trained", method="tecoa", digest="d1g3st", shots=5)
     store.write_json("runs.json", {"tracker": "http://server study", "runs": {}, "logged": [], "cells": runs})
     store.write_json("mlflow_ids.json", {"key of digits": "1" * 32, "key of local-dir:/trained": "2" * 32})
-    return read_results([str(tmp_path)])
+    return read_results([str(tmp_path)], logged=logged_runs)
 
 
 def test_a_paragraph_for_each_model_and_each_data_set(results):
