@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli.options import JsonLogs, Tracking, check_tracking
+from rayclip.cli.options import Tracking, check_tracking
 
 
 def log(
@@ -19,7 +19,6 @@ def log(
     experiment: Annotated[
         str | None, typer.Option(help="MLflow experiment.  [default: the one that the commands named]")
     ] = None,
-    json_logs: JsonLogs = False,
 ) -> None:
     """Log finished or running work to an MLflow that has not seen it, or only a part; twice is once.
 
@@ -34,4 +33,5 @@ def log(
     for place in results:
         for done in deliver_results(place, uri, experiment):
             refused = f", {done.refused} events refused (see journal/ there)" if done.refused else ""
-            print(f"{done.results}: {done.runs} runs in experiment '{done.experiment}' at {uri}{refused}")
+            runs = f"{done.runs} run{'s' if done.runs != 1 else ''}"
+            print(f"{done.results}: {runs} in experiment '{done.experiment}' at {uri}{refused}")
