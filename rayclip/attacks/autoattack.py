@@ -7,6 +7,7 @@ import torch
 
 from rayclip import rng
 from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, wide
+from rayclip.attacks.registry import ATTACKS
 from rayclip.attacks.square import Schedule
 from rayclip.models import ZeroShot
 from rayclip.settings import FILLED_IN
@@ -48,15 +49,13 @@ class InTurn(Attack):
 
     def parts(self) -> list[Attack]:
         """Return the attacks that run on data with `classes` classes (any number if None), in order."""
-        from rayclip.attacks.registry import attack_class  # not at the top: the registry imports this file
-
         chosen = []
         for name in self.PARTS:
             if name == "apgd-t" and self.classes is not None and self.classes < 4:
                 name = "apgd-dlr"
             if name == "apgd-dlr" and self.classes is not None and self.classes < 3:
                 continue
-            kind = attack_class(name)
+            kind = ATTACKS[name]
             shared = {s: getattr(self, s) for s in self.settings() if s in kind.settings()}
             part = kind(**shared)
             chosen.append(part if self.classes is None else part.for_classes(self.classes))

@@ -15,7 +15,7 @@ from rayclip import rng
 from rayclip.attacks.variants import Forward, Variant, accumulate, views
 from rayclip.models import ZeroShot
 from rayclip.names import no_budget
-from rayclip.settings import settable, written
+from rayclip.settings import Configurable, format_value
 from rayclip.types import UserError
 from rayclip.units import Norm, check_budget, default_step
 
@@ -80,7 +80,7 @@ _WATCH = 8  # under `final`: steps between two checks for perturbations that rep
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(ABC):
+class Attack(Configurable, ABC):
     """An attack with its settings. Subclasses are frozen dataclasses, one file per family, and define how adversarial
     images are made (`craft`).
 
@@ -88,7 +88,7 @@ class Attack(ABC):
         eps: budget in pixel units, for attacks that need one; None leaves it to the caller.
     """
 
-    name: ClassVar[str]
+    noun: ClassVar[str] = "attack"
     needs_eps: ClassVar[bool] = True
     black_box: ClassVar[bool] = False  # uses scores only, no gradients
     asks_victim: ClassVar[bool] = True  # whether its result depends on the victim's outputs for images
@@ -109,7 +109,7 @@ class Attack(ABC):
     @classmethod
     def settings(cls) -> dict[str, Any]:
         """Return the names and types of the settings that a user may choose."""
-        return {name: kind for name, kind in settable(cls).items() if name != "eps" or cls.needs_eps}
+        return {name: kind for name, kind in super().settings().items() if name != "eps" or cls.needs_eps}
 
     @property
     def ball(self) -> Norm:
@@ -145,7 +145,7 @@ class Attack(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that a result's protocol must state."""
-        return {name: written(name, getattr(self, name)) for name in self.settings() if name != "eps"}
+        return {name: format_value(name, getattr(self, name)) for name in self.settings() if name != "eps"}
 
     def describe_prepared(self) -> dict[str, Any] | None:
         """Return the settings that `prepare` depends on; None if there is nothing to prepare."""

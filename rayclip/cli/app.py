@@ -1,12 +1,12 @@
 """The command line `rayclip`: parse options, make one call, print a table. Heavy imports are inside the commands."""
 
-from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rayclip.cli import captions, data, doctor, evaluate, log, models, plan, report, retrieval, train
 from rayclip.cli.options import Tracking
+from rayclip.names import Configurables
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,34 +28,34 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 def attacks() -> None:
     """List the attacks for `rayclip eval --attacks`, with their settings and defaults."""
-    from rayclip.attacks.registry import about, known_attacks
+    from rayclip.attacks import ATTACKS
 
-    _list_kinds("attack", {name: (about(name, kind), kind) for name, kind in known_attacks().items()})
+    _list_kinds(ATTACKS)
     print("\nwritten as NAME:KEY=VALUE, commas between: --attacks clean,pgd:steps=100,step=1/255,autoattack")
 
 
 @app.command()
 def defenses() -> None:
     """List the defences for `rayclip eval --defense`, with their settings and defaults."""
-    from rayclip.defenses.registry import about, known_defenses
+    from rayclip.defenses import DEFENSES
 
-    _list_kinds("defence", {name: (about(name, kind), kind) for name, kind in known_defenses().items()})
+    _list_kinds(DEFENSES)
     print("\nwritten as NAME:KEY=VALUE, commas between, + for chains: --defense none,ttc:eps=4/255,steps=2,rn+tte")
 
 
-def _list_kinds(what: str, kinds: Mapping[str, tuple[str, type]]) -> None:
+def _list_kinds(kinds: Configurables[Any]) -> None:
     """Print names with descriptions and settings."""
     from rich.table import Table
 
     from rayclip import terminal
-    from rayclip.settings import shown_defaults
+    from rayclip.settings import format_defaults
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(what, no_wrap=True)
+    table.add_column(kinds.kind, no_wrap=True)
     table.add_column("what it does, and its settings")
-    for name, (about, kind) in kinds.items():
-        settings = " ".join(f"{k}={v}" for k, v in shown_defaults(kind).items())
-        table.add_row(name, about + (f"  [{settings}]" if settings else ""))
+    for name, kind in kinds.items():
+        settings = " ".join(f"{k}={v}" for k, v in format_defaults(kind).items())
+        table.add_row(name, kinds.about(name) + (f"  [{settings}]" if settings else ""))
     terminal.console().print(table)
 
 

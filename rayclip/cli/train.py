@@ -28,7 +28,7 @@ from rayclip.cli.options import (
     complete_models,
     least_of,
 )
-from rayclip.names import METHODS, check_methods
+from rayclip.names import METHODS, check_method
 from rayclip.paths import check_folder
 from rayclip.types import UserError
 from rayclip.units import format_budget, parse_budget
@@ -164,7 +164,7 @@ def train(
     """
     check_folder("--out", out, done="rayclip.json")
     check_tracking(tracking_uri, no_tracking)
-    check_methods([method])
+    check_method(method)
     budget = budget_of(eps)
     check_models([model])
     check_data([data])
@@ -173,15 +173,16 @@ def train(
 
     from rayclip import api
     from rayclip.api import checks
-    from rayclip.attacks.bert import TextSettings
     from rayclip.data.spec import choose_names
     from rayclip.distributed import Trial
-    from rayclip.methods import make_method, parse_settings
+    from rayclip.methods import make_method
     from rayclip.store import Store
     from rayclip.training import TrainConfig
 
     class_source, (data,) = choose_names(class_names, [data])
-    own = parse_settings(method, setting or [])
+    for text in setting or []:  # written after the name, as those of attacks are
+        method += ("," if ":" in method else ":") + text
+    check_method(method)
     asked: dict[str, Any] = {
         "against": attack,
         "eps": budget,
@@ -196,10 +197,9 @@ def train(
         "captions": captions,
         "sets": sets,
         "objective": objective,
-        "text": TextSettings(substitutes=substitutes),
     }
     small = recipe == "small" or (recipe is None and checks.is_small(model))
-    chosen = make_method(method, published=not small, **{**asked, **own})
+    chosen = make_method(method, published=not small, defaults={"substitutes": substitutes}, **asked)
     overrides: dict[str, Any] = {
         "epochs": epochs,
         "lr": lr,

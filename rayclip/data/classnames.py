@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
-from rayclip.data.registry import Row
+from rayclip.data.registry import DatasetInfo
 from rayclip.types import UserError
 
 
 def curated_names(
-    row: Row, raw_names: Sequence[str], source_kind: str, label_keys: Sequence[str] = ()
+    row: DatasetInfo, raw_names: Sequence[str], source_kind: str, label_keys: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """Return the class names in label order, in the curated spelling for CLIP's prompts.
 
@@ -63,7 +63,7 @@ def curated_names(
     return tuple(clean(row, name) for name in raw_names)
 
 
-def clean(row: Row, name: str) -> str:
+def clean(row: DatasetInfo, name: str) -> str:
     """Apply the row's replacements to a raw class name, and collapse whitespace."""
     for pattern, replacement in row.cleaning:
         name = re.sub(pattern, replacement, name)

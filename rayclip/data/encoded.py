@@ -12,9 +12,9 @@ from PIL import Image
 
 from rayclip.data.intake import BadImageError, decode, in_order, take_in
 from rayclip.data.mapped import MappedImages
-from rayclip.data.registry import ROWS
-from rayclip.data.rowgroups import RowGroups
+from rayclip.data.registry import DATASETS
 from rayclip.data.spec import Reading
+from rayclip.data.tables import TableImages
 from rayclip.store import Store, cache_root
 from rayclip.types import UserError
 
@@ -33,7 +33,7 @@ def preparing(name: str, paths: Sequence[Path], reading: Reading = Reading()) ->
 def own_name(name: str) -> str:
     """Derive a name for the user's own data set from its file name."""
     own = re.sub(r"[^\w-]+", "-", name).strip("-_") or "mine"
-    if own in ROWS or Path(own).exists():  # otherwise it would mean the published data set, or the path
+    if own in DATASETS or Path(own).exists():  # otherwise it would mean the published data set, or the path
         own += "-checked"
     return own
 
@@ -50,7 +50,7 @@ class EncodedImages:
     name: str
     fingerprint: str
     native_size: tuple[int, int] | None = None
-    encoded: RowGroups | MappedImages
+    encoded: TableImages | MappedImages
     paths: tuple[Path, ...] = ()
     _reading: Reading = Reading()
 

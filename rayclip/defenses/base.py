@@ -10,24 +10,19 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from rayclip.models import ZeroShot
-from rayclip.settings import settable, with_changes, written
+from rayclip.settings import Configurable, format_changes, format_value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defense(ABC):
+class Defense(Configurable, ABC):
     """A defence with its settings. Subclasses are frozen dataclasses, one file each.
 
     A defence belongs to no model: it gets the undefended classifier with every batch, and may query it freely.
     """
 
-    name: ClassVar[str]
+    noun: ClassVar[str] = "defence"
     random: ClassVar[bool] = False  # whether it uses random numbers
     smooth: ClassVar[bool] = False  # whether its derivative is useful to attacks; for the others BPDA replaces it
-
-    @classmethod
-    def settings(cls) -> dict[str, Any]:
-        """Return the names and types of the settings that a user may choose."""
-        return settable(cls)
 
     def pinned(self) -> Self:
         """Return the defence with the fingerprints of the files that its predictions depend on filled in."""
@@ -35,12 +30,12 @@ class Defense(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that a result's protocol must state."""
-        return {name: written(name, getattr(self, name)) for name in self.settings()}
+        return {name: format_value(name, getattr(self, name)) for name in self.settings()}
 
     @property
     def label(self) -> str:
         """Name, and the settings that differ from the defaults, as a user would write them."""
-        return with_changes(self)
+        return format_changes(self)
 
     @property
     def cost(self) -> int:

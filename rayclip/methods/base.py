@@ -18,6 +18,7 @@ from rayclip.attacks.pgd import PGD
 from rayclip.methods.objectives import OWN, check_objective, objective_of
 from rayclip.models import Clip, class_prompts
 from rayclip.models.prompts import Prompted
+from rayclip.settings import Configurable
 from rayclip.types import UserError
 from rayclip.units import default_step
 
@@ -136,7 +137,7 @@ SMALL_MODEL = Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.01, warmup_steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
+class Method(Configurable, ABC):
     """A training method with its settings; subclasses are frozen dataclasses, one file each.
 
     Attributes:
@@ -148,7 +149,7 @@ class Method(ABC):
         trains: `all` parameters, the `image` encoder's, or those of its `last-N` blocks (`Clip.parameters_of`).
     """
 
-    name: ClassVar[str]
+    noun: ClassVar[str] = "method"
     recipe: ClassVar[Recipe]
     published: ClassVar[Mapping[str, Any]] = {}  # settings of the published code that are not the defaults here
     needs_original: ClassVar[bool] = False  # whether the method uses `Batch.original`

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rayclip.attacks.feature import FeatureAttack, feature_distance
 from rayclip.attacks.pgd import PGD
-from rayclip.attacks.registry import attack_class, known_attacks
+from rayclip.attacks.registry import ATTACKS
 from rayclip.models import Clip
 from rayclip.types import UserError
 
@@ -25,7 +25,7 @@ def check_objective(name: str, start: str) -> None:
     """Raise a `UserError` if no attack of that name can provide the training attack's objective."""
     if name not in _possible():
         raise UserError(f"--attack '{name}' is no training attack: use {OWN} or one of {', '.join(_possible())}.")
-    if issubclass(attack_class(name), FeatureAttack) and start == "zero":
+    if issubclass(ATTACKS.find(name), FeatureAttack) and start == "zero":
         raise UserError("the feature attack cannot start at zero, where its gradient vanishes: use --start random.")
 
 
@@ -33,7 +33,7 @@ def _possible() -> list[str]:
     """Return the attacks that are steps of PGD on a loss, in any norm."""
     return [
         name
-        for name, kind in known_attacks().items()
+        for name, kind in ATTACKS.items()
         if kind is FeatureAttack or (issubclass(kind, PGD) and "norm" in kind.settings())
     ]
 
@@ -45,7 +45,7 @@ def objective_of(name: str, clip: Clip, batch: "Batch", texts_per_class: int) ->
     Args:
         texts_per_class: M; `batch.texts` holds all classes' first texts, then all second ones, ...
     """
-    kind = attack_class(name)
+    kind = ATTACKS.find(name)
     if issubclass(kind, FeatureAttack):
         with torch.no_grad():
             clean_BD = clip.encode_image(batch.pixels_BCHW, normalize=False)

@@ -89,7 +89,7 @@ def test_every_attack_on_images_has_a_budget_as_a_setting(name):
 
 @pytest.mark.parametrize("name", ["clean", "bert"])
 def test_attacks_that_leave_images_alone_have_none(name):
-    with pytest.raises(UserError, match=f"attack '{name}' has no setting 'eps'"):
+    with pytest.raises(UserError, match=f"{name}.*eps"):
         parse_attacks(f"{name}:eps=1/255", {})
     assert make_attack(name).within(None) == make_attack(name)
 
@@ -112,12 +112,12 @@ def test_budgets_that_cannot_be_are_refused_by_every_attack(victim, name, eps):
     if ATTACKS[name].name == "pgd-l2" and eps in (8, 1.0):
         assert attempt(victim, name, eps).images_BCHW.isfinite().all()
         return
-    with pytest.raises(UserError, match=f"attack '{name}' cannot have the budget"):
+    with pytest.raises(UserError, match=name):
         attempt(victim, name, eps)
 
 
 def test_a_missing_budget_is_refused(victim):
-    with pytest.raises(UserError, match="needs a budget"):
+    with pytest.raises(UserError, match="budget"):
         attempt(victim, "pgd", None)
     assert attempt(victim, "clean", None).images_BCHW.isfinite().all()
 

@@ -6,8 +6,7 @@ import io
 import pytest
 
 from calling import call
-from rayclip.attacks import attack_as_described, parse_attacks
-from rayclip.attacks.registry import known_attacks
+from rayclip.attacks import ATTACKS, attack_as_described, parse_attacks
 from rayclip.evaluation.cell import described_budget
 from rayclip.types import UserError
 from reports.made import BERT, CLEAN, bits, fingerprint, pgd, put
@@ -113,14 +112,14 @@ def test_what_cannot_work_is_one_sentence_and_leaves_nothing(monkeypatch, capsys
     assert set(results.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", sorted(known_attacks()))
+@pytest.mark.parametrize("name", sorted(ATTACKS))
 def test_an_attack_is_made_again_from_its_protocol(name):
-    kind = known_attacks()[name]
+    kind = ATTACKS[name]
     of_files = {"semantic": {"captions": "digits", "texts": (("a", "b"),)}, "transfer": {"source": "digits"}}
     attack = kind(**of_files.get(name, {})).pinned().within(1 / 255)
     described = {"attack": name, **described_budget(attack), **attack.describe()}
     if name in of_files:
-        with pytest.raises(UserError, match="use rayclip eval"):
+        with pytest.raises(UserError, match="rayclip eval"):
             attack_as_described(described)
         return
     again = attack_as_described(described)

@@ -120,7 +120,7 @@ def test_every_query_draws_anew_and_the_judge_never(victim):
     rows = torch.tensor([5, 2])
     with torch.no_grad():
         assert torch.allclose(judge(images[rows], rows), verdict[rows], rtol=0, atol=1e-9)
-    with pytest.raises(ValueError, match="pass their index"):
+    with pytest.raises(ValueError, match="index"):
         judge(images[rows])
 
 
@@ -178,7 +178,7 @@ def test_wrong_chains_are_one_sentence(text, said):
 
 
 def test_wrong_aims_are_one_sentence():
-    with pytest.raises(UserError, match="use ignore, straight or bpda"):
+    with pytest.raises(UserError, match="bpda"):
         parse_aims("ignore,sideways", 1)
 
 

@@ -29,7 +29,7 @@ from rayclip.tracking.journal import waits
 from servers import wait_for
 
 EVAL = ["eval", "--cluster", "--model", "digits", "--data", "digits", "--attacks", "clean,pgd,bert,sep", "--eps"]
-EVAL += ["32/255", "--steps", "20", "--limit", "160", "--shard-size", "5"]
+EVAL += ["32/255", "--steps", "20", "--limit", "80", "--shard-size", "4"]
 TRAIN = ["train", "--cluster", "--method", "tecoa", "--model", "digits", "--data", "digits", "--shots", "5", "--eps"]
 TRAIN += ["32/255", "--batch-size", "10", "--epochs", "5", "--save-every-steps", "5", "--workers", "2"]
 _LIMIT_S = 420

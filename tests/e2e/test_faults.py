@@ -14,7 +14,7 @@ from e2e.mlflow_server import mlflow_server
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 # Every kind once, several in one run where the run can go on; one by one they are in the benchmark
 ROUNDS = ("actor+raylet+mlflow", "client", "disk")
-ROUNDS += ("train-worker+train-raylet", "tune-driver", "train-client", "train-disk")
+ROUNDS += ("train-worker+tune-driver+train-raylet", "train-client", "train-disk")
 
 
 @pytest.fixture(scope="module")

@@ -37,11 +37,11 @@ def test_an_anonymous_request_is_refused(server, monkeypatch):
         assert refused.value.code == 401, page
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match="refuses us: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD"):
         Experiment(server.uri, "anonymous").contact()
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a wrong password")
-    with pytest.raises(UserError, match="refuses us: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD"):
         Experiment(server.uri, "anonymous").contact()
 
 

@@ -99,7 +99,7 @@ def test_adversarial_captions_are_made_once_for_all_who_want_the_same(clip, tiny
 
 def test_what_cannot_be_is_explained(clip, tiny_pairs):
     model = ("m", clip.fingerprint())
-    with pytest.raises(UserError, match="give --eps"):
+    with pytest.raises(UserError, match="--eps"):
         make_task(model, tiny_pairs, attack=attack_of("sga"))
     with pytest.raises(UserError, match="stop=final"):
         make_task(model, tiny_pairs, attack=make_attack("pgd"), eps=1 / 255)

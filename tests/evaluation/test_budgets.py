@@ -96,12 +96,12 @@ def test_an_l2_budget_may_be_longer_than_one_pixel():
     assert cell.attack_label == "pgd-l2-10_eps765" and cell.eps == 3.0
     (cell,) = cells_of("apgd-ce:norm=l2,eps=1.5")
     assert cell.eps == 1.5
-    with pytest.raises(UserError, match="write 128/255"):
+    with pytest.raises(UserError, match="128/255"):
         parse_attacks("pgd-l2:eps=128", {})
 
 
 def test_a_missing_budget_is_one_sentence():
-    with pytest.raises(UserError, match=r"'pgd' needs a budget: give --eps, .* or pgd:eps=1/255"):
+    with pytest.raises(UserError, match=r"pgd.*--eps"):
         cells_of("pgd,pgd-l2:eps=128/255")
 
 

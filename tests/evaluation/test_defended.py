@@ -194,12 +194,12 @@ def test_a_folder_of_tables_is_one_for_every_data_set(tmp_path):
     )
     assert len(cell.scorer.texts) == 10 and len(cell.attack.texts[0]) == 5
     assert cell.id == bundled.id, "what is in a table counts, not where it lies"
-    with pytest.raises(UserError, match="no captions of 'cifar10'"):
+    with pytest.raises(UserError, match="cifar10"):
         with_descriptions(parse_scorers(f"cupl:captions={tmp_path}")[0], "cifar10", ("cat",))
 
 
 def test_descriptions_have_to_be_there():
-    with pytest.raises(UserError, match="scorer 'cupl' needs captions of the classes: write cupl:captions=FILE"):
+    with pytest.raises(UserError, match="cupl:captions="):
         with_descriptions(parse_scorers("cupl")[0], "cifar10", ("cat",))
-    with pytest.raises(UserError, match="sga gives every image texts of its own"):
+    with pytest.raises(UserError, match="sga"):
         scored("wca", "sga")

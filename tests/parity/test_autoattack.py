@@ -39,7 +39,7 @@ def test_the_official_numbers_are_the_ones_on_record():
     assert found == [14, 20, 12, 14, 12]
 
 
-@pytest.mark.e2e  # 5,000 queries a standing image: minutes
+@pytest.mark.slow  # 5,000 queries a standing image: minutes
 def test_the_whole_beside_the_official_one(digit_images):
     run = RUNS["autoattack"]
     attack = make_attack("autoattack")

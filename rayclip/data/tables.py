@@ -1,19 +1,20 @@
-"""Random access to the encoded images of Parquet or Arrow files, read one memory-mapped row group at a time."""
+"""Parquet and Arrow files: opening them, reading a column, and random access to their encoded images."""
 
 import bisect
+import hashlib
 import io
 import itertools
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayclip.data.arrowfile import ARROW, ArrowFile, fingerprint_bytes
+from rayclip.data.arrowfile import ArrowFile, fingerprint_bytes, is_arrow
 from rayclip.data.columns import is_image, is_text
 from rayclip.data.intake import BadImageError
 from rayclip.types import UserError
@@ -24,9 +25,11 @@ _CACHE_BYTES = 512 << 20  # encoded images kept in memory per data set and proce
 _NOTHING = memoryview(b"")
 _LFS = b"version https://git-lfs"
 
+_T = TypeVar("_T")
 
-class RowGroups:
-    """The image column of several Parquet files as one sequence of encoded images.
+
+class TableImages:
+    """The image column of several files as one sequence of encoded images, read one row group at a time.
 
     Files are opened when one of their rows is first read, so that a node fetches only what it reads. Picklable,
     without open files and cached rows. Not thread-safe.
@@ -69,7 +72,7 @@ class RowGroups:
         found = self._rows(number, group)[row - starts[group]]
         if isinstance(found, memoryview):
             return found
-        path = beside(self._locate(number), found)
+        path = self._locate(number).parent / found
         try:
             return memoryview(path.read_bytes())
         except OSError as error:
@@ -77,24 +80,43 @@ class RowGroups:
 
     def paths(self) -> list[Path]:
         """Return the image files that rows name instead of holding bytes. Reads only row groups in which, by their
-        statistics, bytes are missing."""
+        statistics, bytes may be missing."""
         found: list[Path] = []
         for number in range(len(self._starts) - 1):
-            file, starts = self._file(number)
+            _, starts = self._file(number)
             for group in range(len(starts) - 1):
-                if starts[group + 1] > starts[group] and _lacks_bytes(file, group, self._column):
+                if starts[group + 1] > starts[group] and self._lacks_bytes(number, group):
                     named = (row for row in self._rows(number, group) if isinstance(row, str))
-                    found += [beside(self._locate(number), path) for path in named]
+                    found += [self._locate(number).parent / path for path in named]
         return found
+
+    def _lacks_bytes(self, number: int, group: int) -> bool:
+        """Return whether some rows of a row group hold no image bytes."""
+        file, _ = self._file(number)
+        kind = file.schema_arrow.field(self._column).type
+        if is_text(kind):
+            return True
+        if not pa.types.is_struct(kind):
+            return False
+        if kind.get_field_index("bytes") < 0 or pa.types.is_null(kind.field("bytes").type):
+            return True
+        if not isinstance(file, ArrowFile):
+            about = file.metadata.row_group(group)
+            leaves = (about.column(i) for i in range(about.num_columns))
+            leaf = next((c for c in leaves if c.path_in_schema == f"{self._column}.bytes" and c.is_stats_set), None)
+            if leaf is not None and leaf.statistics.has_null_count:
+                return bool(leaf.statistics.null_count)
+        return any(self._convert(number, group, lambda chunk: chunk.field("bytes").null_count > 0))
 
     def _file(self, number: int) -> tuple[Any, list[int]]:
         if number not in self._files:
-            file = open_parquet(self._locate(number))
+            file = open_table(self._locate(number))
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             self._files[number] = file, [0, *itertools.accumulate(sizes)]
             if self._files[number][1][-1] != self._starts[number + 1] - self._starts[number]:
                 raise UserError(f"file {number} of '{self._name}' has another number of rows than its manifest says.")
-            if not _holds_files(file.schema_arrow, self._column):
+            kinds = [field.type for field in file.schema_arrow if field.name == self._column]
+            if len(kinds) != 1 or not (is_image(kinds[0]) or is_text(kinds[0])):
                 raise UserError(
                     f"file {number} of '{self._name}' has no column '{self._column}' of encoded images: write it as "
                     "struct<bytes, path>, or prepare it again."
@@ -106,18 +128,7 @@ class RowGroups:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        file, starts = self._file(number)
-        try:
-            # Threads of Arrow's pool do not survive the fork of a DataLoader worker.
-            table = file.read_row_group(group, columns=[self._column], use_threads=False)
-            rows = [view for chunk in table[self._column].chunks for view in _views(chunk)]
-            if len(rows) != starts[group + 1] - starts[group]:
-                raise ValueError(f"{len(rows)} rows")
-        except (*UNREADABLE, KeyError) as error:
-            raise UserError(
-                f"row group {group} in file {number} of '{self._name}' is damaged ({first_line(error)}): "
-                "fetch or prepare it again."
-            ) from error
+        rows = list(itertools.chain(*self._convert(number, group, encoded_images)))
         self._cache[key] = rows
         self._cached_bytes += sum(map(len, rows))
         while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
@@ -125,10 +136,20 @@ class RowGroups:
             self._cached_bytes -= sum(map(len, dropped))
         return rows
 
-
-def beside(file: Path, path: str) -> Path:
-    """Return the path of an image file that a row names, relative to the folder of the data file."""
-    return file.parent / path
+    def _convert(self, number: int, group: int, convert: Callable[[Any], _T]) -> list[_T]:
+        """Return what `convert` makes of each chunk of a row group."""
+        file, starts = self._file(number)
+        try:
+            # Threads of Arrow's pool do not survive the fork of a DataLoader worker.
+            column = file.read_row_group(group, columns=[self._column], use_threads=False)[self._column]
+            if len(column) != starts[group + 1] - starts[group]:
+                raise ValueError(f"{len(column)} rows")
+            return [convert(chunk) for chunk in column.chunks]
+        except (*UNREADABLE, KeyError) as error:
+            raise UserError(
+                f"row group {group} in file {number} of '{self._name}' is damaged ({first_line(error)}): "
+                "fetch or prepare it again."
+            ) from error
 
 
 def checksums(paths: Sequence[Path]) -> list[int]:
@@ -136,42 +157,10 @@ def checksums(paths: Sequence[Path]) -> list[int]:
     return [zlib.crc32(path.read_bytes()) if path.is_file() else -1 for path in paths]
 
 
-def _holds_files(schema: Any, column: str) -> bool:
-    if schema.names.count(column) != 1:
-        return False
-    kind = schema.field(column).type
-    return is_image(kind) or is_text(kind)
-
-
-def _lacks_bytes(file: Any, group: int, column: str) -> bool:
-    """Return whether some rows of a row group hold no image bytes; without statistics, the first row decides."""
-    kind = file.schema_arrow.field(column).type
-    if is_text(kind):
-        return True
-    if not pa.types.is_struct(kind):
-        return False
-    if kind.get_field_index("bytes") < 0 or pa.types.is_null(kind.field("bytes").type):
-        return True
-    if isinstance(file, ArrowFile):
-        chunks = file.read_row_group(group, [column])[column].chunks
-        return any(chunk.field("bytes").null_count for chunk in chunks)
-    statistics = _statistics(file, group, f"{column}.bytes")
-    if statistics is not None and statistics.has_null_count:
-        return bool(statistics.null_count)
-    first = next(file.iter_batches(1, row_groups=[group], columns=[column], use_threads=False), None)
-    return first is not None and first.column(0).field("bytes").null_count > 0
-
-
-def _statistics(file: Any, group: int, leaf: str) -> Any:
-    about = file.metadata.row_group(group)
-    columns = (about.column(i) for i in range(about.num_columns))
-    return next((c.statistics for c in columns if c.path_in_schema == leaf and c.is_stats_set), None)
-
-
-def _views(chunk: Any) -> list[memoryview | str]:
-    """Return each image's bytes without a copy, or the path that a row has instead."""
+def encoded_images(chunk: Any) -> list[memoryview | str]:
+    """Return each image's bytes without a copy, or the path that a row has instead; empty for neither."""
     if is_text(chunk.type):
-        return [path if path else _NOTHING for path in chunk.to_pylist()]
+        return [_text(path) or _NOTHING for path in chunk]
     if not pa.types.is_struct(chunk.type):
         return list(_bytes_of(chunk))
     found: list[memoryview | str] = [_NOTHING] * len(chunk)
@@ -185,9 +174,16 @@ def _views(chunk: Any) -> list[memoryview | str]:
         lacking = chunk.field("bytes").is_null().to_pylist() if "bytes" in names else [True] * len(chunk)
         paths = chunk.field("path")
         for i in empty:
-            if lacking[i] and (path := paths[i].as_py()):  # empty bytes are a damaged image, not a missing one
+            if lacking[i] and (path := _text(paths[i])):  # empty bytes are a damaged image, not a missing one
                 found[i] = path
     return found
+
+
+def _text(scalar: Any) -> str | None:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return None
 
 
 def _bytes_of(chunk: Any) -> list[memoryview]:
@@ -204,9 +200,11 @@ def _bytes_of(chunk: Any) -> list[memoryview]:
     return [whole[a:b] if ok else _NOTHING for a, b, ok in bounds]
 
 
-def open_parquet(path: Path) -> Any:
-    """Open a file as a memory-mapped `ParquetFile` that verifies page checksums, or as an `ArrowFile`, which has the
-    same reading methods.
+def open_table(path: Path, *, verify: bool = True) -> Any:
+    """Open a file as a `ParquetFile`, or as an `ArrowFile`, which has the same reading methods.
+
+    Args:
+        verify: whether reading Parquet verifies the checksums of pages.
 
     Raises:
         UserError: the file is missing or neither Parquet nor Arrow.
@@ -216,17 +214,12 @@ def open_parquet(path: Path) -> Any:
     try:
         if is_arrow(path):
             return ArrowFile(path)
-        return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+        return pq.ParquetFile(path, memory_map=verify, page_checksum_verification=verify)
     except UNREADABLE as error:
-        reason = lfs_pointer(path) or first_line(error)
-        raise UserError(f"{path} is no readable Parquet file: {reason}") from error
-
-
-def lfs_pointer(path: Path) -> str | None:
-    """Return what to do about a Git LFS pointer left in a file's place; None if the file is not a pointer."""
-    with path.open("rb") as file:
-        is_pointer = file.read(len(_LFS)) == _LFS
-    return "it only says where Git LFS has it, run `git lfs pull` in its folder." if is_pointer else None
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_LFS)) == _LFS
+        lfs = "it only says where Git LFS has it, run `git lfs pull` in its folder."
+        raise UserError(f"{path} is no readable Parquet file: {lfs if is_pointer else first_line(error)}") from error
 
 
 def read_column(path: Path, file: Any, column: str) -> Any:
@@ -249,12 +242,6 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def is_arrow(path: Path) -> bool:
-    """Return whether a file begins like an Arrow stream or file."""
-    with path.open("rb") as file:
-        return file.read(4) in ARROW
-
-
 def footer(path: Path) -> bytes:
     """Return a Parquet file's footer: row counts, offsets, sizes and statistics, which change with the content. For an
     Arrow file, which has no footer, return `fingerprint_bytes`."""
@@ -265,3 +252,11 @@ def footer(path: Path) -> bytes:
         length = int.from_bytes(file.read(4), "little") + 8
         file.seek(-length, io.SEEK_END)
         return file.read()
+
+
+def footers_fingerprint(paths: Sequence[Path]) -> str:
+    """Hash the files' footers, without reading every image."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(footer(path))
+    return digest.hexdigest()[:16]
