@@ -69,6 +69,11 @@ class Logbook:
         self.journal, self._deliverer, self._experiment, self._about = journal, deliverer, experiment, about
         self._known = journal.history(deliverer.experiment.address if deliverer else None)
 
+    def _add(self, kind: str, run: str, **content: Any) -> None:
+        """Append an event, unless an earlier command has: the same command again changes nothing."""
+        if self._known.is_new(kind, run, content):
+            self.journal.add(kind, run, **content)
+
     def deliver(self) -> None:
         """Send what driver and workers have logged, if there is a tracker and it answers."""
         if self._deliverer is not None:
@@ -104,7 +109,7 @@ class Logbook:
         key = key or name
         if not self._knows(key):
             run = self._known.runs[key] = uuid.uuid4().hex
-            self.journal.add(
+            self._add(
                 "start",
                 run,
                 key=key,
@@ -116,7 +121,7 @@ class Logbook:
                 experiment=self._experiment,
             )
             if parent is None:
-                self.journal.add("describe", run, text=f"{self._about}\n\n{HOW_TO_READ}".strip(), study=True)
+                self._add("describe", run, text=f"{self._about}\n\n{HOW_TO_READ}".strip(), study=True)
             self.deliver()
         return self._known.runs[key]
 
@@ -138,7 +143,7 @@ class Logbook:
         self._known.complete.add(self._known.runs[key])
 
     def finish(self, run: str, *, failed: bool = False, complete: bool = False) -> None:
-        self.journal.add("finish", run, failed=failed, complete=complete)
+        self._add("finish", run, failed=failed, complete=complete or run in self._known.complete)
         self.deliver()
 
     def trains_on(self, run: str, data: ImageSet, spec: str, drawn: Mapping[str, Any] | None = None) -> None:
@@ -172,7 +177,7 @@ class Logbook:
             "description": f"`{name}`: {tags['rayclip.method']} on {data.get('name')}, from `{config.get('model')}`",
             "tags": tags,
         }
-        self.journal.add("checkpoint", run, place=self.journal.relative(place), folder=folder, about=about)
+        self._add("checkpoint", run, place=self.journal.relative(place), folder=folder, about=about)
 
     def evaluation(
         self,
@@ -205,13 +210,13 @@ class Logbook:
         )
         for place in [run] if trial is None else [run, trial]:
             self._numbers(place, metric_names(rows), rows)
-            self.journal.add("describe", place, text=markdown(rows, {}), study=False)
+            self._add("describe", place, text=markdown(rows, {}), study=False)
         for cell in {cell.dataset: cell for cell in cells}.values():
             images = max(row.n for row in rows if row.dataset == cell.dataset)
             about = {"spec": cell.data, "images": images, "classes": len(cell.class_names)}
             self._data(run, cell.dataset, cell.data_fingerprint, "evaluation", about)
         for picture, png in self._pictures(name, cells).items():
-            self.journal.add("image", run, key=picture, file=self.journal.keep(png, ".png"))
+            self._add("image", run, key=picture, file=self.journal.keep(png, ".png"))
         files = {"results.json": rows_json(rows)} | self._texts(cells)
         if warnings:
             files["warnings.txt"] = "".join(f"{w}\n" for w in warnings)
@@ -219,7 +224,7 @@ class Logbook:
         accuracy = worst_case(rows)
         if accuracy is not None:
             accuracies = {cells[0].model_fingerprint: accuracy}
-            self.journal.add("rank", run, protocol=_shared_protocol(rows), accuracies=accuracies)
+            self._add("rank", run, protocol=_shared_protocol(rows), accuracies=accuracies)
         self.end(key)
 
     def retrieval(self, task: Task, rows: Sequence[RecallRow]) -> None:
@@ -242,7 +247,7 @@ class Logbook:
     def summary(self, run: str, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
         """Log a sweep's table in the sweep's own run, and finish it."""
         self._numbers(run, {}, rows, labels)
-        self.journal.add("describe", run, text=markdown(rows, labels), study=False)
+        self._add("describe", run, text=markdown(rows, labels), study=False)
         self._files(run, {"table.md": markdown(rows, labels), "results.json": rows_json(rows)})
         self.finish(run)
 
@@ -251,10 +256,10 @@ class Logbook:
     ) -> None:
         if metrics:
             self.journal.metrics(run, [(name, value, 0) for name, value in metrics.items()])
-        self.journal.add("table", run, name=TABLE, rows=[flat_row(row, labels) for row in rows])
+        self._add("table", run, name=TABLE, rows=[flat_row(row, labels) for row in rows])
 
     def _data(self, run: str, name: str, digest: str, context: str, about: Mapping[str, Any]) -> None:
-        self.journal.add("data", run, name=name, digest=digest, context=context, about=about)
+        self._add("data", run, name=name, digest=digest, context=context, about=about)
 
     def _pictures(self, name: str, cells: Sequence[Cell]) -> dict[str, bytes]:
         """Return grids of adversarial images as PNG bytes, by `DATA-ATTACK`."""
@@ -278,7 +283,7 @@ class Logbook:
 
     def _files(self, run: str, files: Mapping[str, str]) -> None:
         kept = {name: self.journal.keep(text.encode("utf-8", "backslashreplace")) for name, text in files.items()}
-        self.journal.add("artifact", run, folder="", files=kept)
+        self._add("artifact", run, folder="", files=kept)
 
 
 def untouched_params(model: str, trials: Sequence[TrainConfig]) -> dict[str, Any]:
@@ -290,7 +295,8 @@ def untouched_params(model: str, trials: Sequence[TrainConfig]) -> dict[str, Any
         for key, value in (settings[0] if settings else {}).items()
         if not key.startswith(own) and all(each.get(key) == value for each in settings)
     }
-    return shared | {"model": model, "method.name": "untouched", "method.eps": 0.0, "shots": 0}
+    # Written like the others' budgets: MLflow's parallel coordinates leave out a number among texts
+    return shared | {"model": model, "method.name": "untouched", "method.eps": "0/255", "shots": 0}
 
 
 def metric_names(rows: Sequence[Row]) -> dict[str, float]:

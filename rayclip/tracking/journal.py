@@ -138,6 +138,7 @@ class History:
     complete: set[str] = field(default_factory=set)
     cells: dict[str, str] = field(default_factory=dict)
     experiment: str = ""
+    _latest: dict[tuple[str, ...], dict[str, Any]] = field(default_factory=dict)  # contents
 
     def take(self, event: Event, address: str | None) -> None:
         content = event.content
@@ -147,6 +148,13 @@ class History:
             self.experiment = content.get("experiment") or self.experiment
         if content.get("complete"):
             self.complete.add(event.run)
+        self.is_new(event.kind, event.run, content)
+
+    def is_new(self, kind: str, run: str, content: Mapping[str, Any]) -> bool:
+        """Note an event; return whether it says something else than the last one of the kind about the same thing."""
+        about = (kind, run, str(content.get("name", content.get("key"))), *content.get("files", ()))
+        before, self._latest[about] = self._latest.get(about), _clean(content)
+        return before != self._latest[about]
 
 
 def journals_in(place: str) -> list[Journal]:

@@ -1,6 +1,7 @@
 """Start the MLflow UI and open it at an experiment's trials, with accuracies as columns and charts."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -95,7 +96,7 @@ def _page(uri: str, experiment: str) -> str:
         else:
             return f"{found.experiment_id}/runs?{_WORKFLOW}"
         metrics = accuracies({name for run in runs for name in run.data.metrics})
-        params = [name for name in _PARAMS if any(name in run.data.params for run in runs)]
+        params = [name for name in _PARAMS if _can_be_drawn([run.data.params.get(name) for run in runs])]
         view: dict[str, Any] = {"searchFilter": wanted}
         if metrics:  # sorted by time, MLflow would hide trials below their parent
             view |= {"orderByKey": f"metrics.`{metrics[-1]}`", "orderByAsc": False}
@@ -116,6 +117,12 @@ def accuracies(names: set[str]) -> list[str]:
     return averages or [name for kind in kinds for name in sorted(names) if name.startswith(kind)]
 
 
+def _can_be_drawn(values: Sequence[str | None]) -> bool:
+    """Return whether all runs have a value, and all or none of them numbers: MLflow would leave the others out."""
+    numbers = [re.fullmatch(r"-?[\d.]+(e-?\d+)?", value) is not None for value in values if value is not None]
+    return len(numbers) == len(values) and len(set(numbers)) == 1
+
+
 def _state(view: dict[str, Any], params: Sequence[str], metrics: Sequence[str]) -> str:
     """Return a view of the runs as the UI keeps it: columns, parallel coordinates, and a bar chart for each metric."""
     section = {"uuid": "rayclip", "metricSectionId": "rayclip", "deleted": False, "isGenerated": False}
@@ -130,7 +137,9 @@ def _state(view: dict[str, Any], params: Sequence[str], metrics: Sequence[str]) 
                 {**section, "uuid": f"rayclip-{i}", "runsCountToCompare": 100, **chart}
                 for i, chart in enumerate(charts)
             ],
-            "compareRunSections": [{**section, "name": "Accuracies in %", "display": True, "isReordered": False}],
+            "compareRunSections": [
+                {**section, "name": "Accuracies in %", "display": True, "columns": 2, "isReordered": False}
+            ],
         }
     )
     return text if len(text) <= _LONGEST else _state(view, params, metrics[1:])

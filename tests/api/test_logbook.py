@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from mlflow import MlflowClient
 
 from rayclip.api import fine_tune
 from rayclip.api.checks import Opened, check_training
-from rayclip.api.logbook import Logbook
+from rayclip.api.logbook import Logbook, attack_params, untouched_params
 from rayclip.api.request import Tracking, Where
 from rayclip.attacks import parse_attacks
 from rayclip.distributed import Trial
@@ -116,3 +117,34 @@ def test_a_trial_that_was_finished_but_not_logged_is_logged_by_the_next_start(ml
         assert run.info.status == "FINISHED" and run.info.run_name == "m"
         assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"checkpoint", "data"}
         assert len(client.search_model_versions("name = 'late'")) == 1
+
+
+def test_the_same_again_adds_nothing_to_the_journal_and_a_baseline_stands_beside_its_trials(mlflow, tmp_path):
+    experiment, store = Experiment(mlflow, "again"), Store(str(tmp_path))
+    log(experiment, store)
+    before = [event[:4] for event in Journal(store).read({})]
+    log(experiment, store)
+    assert [event[:4] for event in Journal(store).read({})] == before
+    configs = [
+        TrainConfig(
+            method=make_method(name), recipe=make_method(name).small, model="digits", data="digits", shots=shots
+        )
+        for name, shots in (("tecoa", 1), ("mmcoa", 5))
+    ]
+    params = untouched_params("digits", configs)
+    assert params.items() >= {"method.name": "untouched", "method.eps": "0/255", "shots": 0, "data": "digits"}.items()
+    assert not [key for key in params if key.startswith("recipe.")] and "method.steps" not in params
+
+
+def test_an_evaluations_settings_are_said_once():
+    attacked = replace(
+        ROW, attack="pgd-1_eps32", protocol={**ROW.protocol, "attack": "pgd", "eps": "32/255", "steps": 1}
+    )
+    other = replace(
+        attacked, attack="pgd-1_eps16", protocol={**attacked.protocol, "eps": "16/255", "precision": "bf16"}
+    )
+    params = attack_params([ROW, attacked, other])
+    shared = {key: ROW.protocol[key] for key in ("seed", "template", "resolution")}
+    assert {key: params[f"protocol.{key}"] for key in shared} == shared and "protocol.precision" not in params
+    assert params["attack.pgd-1_eps32.eps"] == "32/255" and params["attack.pgd-1_eps16.precision"] == "bf16"
+    assert "attack.pgd-1_eps32.seed" not in params
