@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rayclip.attacks.bert import TextSettings
 from rayclip.data import ImageSet
 from rayclip.evaluation import Cell, Store
 from rayclip.evaluation.aggregate import worst_accuracy
@@ -22,8 +21,9 @@ from rayclip.models import load_model
 from rayclip.models.checkpoint import read_lineage
 from rayclip.models.zeroshot import TEMPLATE
 from rayclip.progress import say
-from rayclip.reports import example_grid, result_tables
-from rayclip.reports.table import Varying, across, rows_json
+from rayclip.reports.examples import example_grid
+from rayclip.reports.notes import Varying, across
+from rayclip.reports.rows import markdown_tables, rows_json
 from rayclip.tracking.names import file_part, key_part
 from rayclip.tracking.spool import RUNS, Spool
 from rayclip.types import Row, Tracker, redacted
@@ -218,7 +218,7 @@ class Logbook:
         for place in [run] if trial is None else [run, trial]:
             self.tracker.metrics(place, [(metric, value, 0) for metric, value in metric_names(rows).items()])
             self.tracker.table(place, [flat_row(r, {}) for r in rows], TABLE)
-            self.tracker.describe(place, markdown(rows, {}))
+            self.tracker.describe(place, markdown_tables(rows, {}))
         for cell in {cell.dataset: cell for cell in cells}.values():
             images = max(row.n for row in rows if row.dataset == cell.dataset)
             about = {"spec": cell.data, "images": images, "classes": len(cell.class_names)}
@@ -258,8 +258,8 @@ class Logbook:
         """Log a sweep's table in the sweep's own run, and finish it."""
         if self.tracker is not None and run is not None:
             self.tracker.table(run, [flat_row(r, labels) for r in rows], TABLE)
-            self.tracker.describe(run, markdown(rows, labels))
-            self._files(run, {"table.md": markdown(rows, labels), "results.json": rows_json(rows)})
+            self.tracker.describe(run, markdown_tables(rows, labels))
+            self._files(run, {"table.md": markdown_tables(rows, labels), "results.json": rows_json(rows)})
             self.finish(run)
 
     def _pictures(self, name: str, cells: Sequence[Cell]) -> dict[str, bytes]:
@@ -277,7 +277,7 @@ class Logbook:
         """Return the contents of the files of adversarial prompts, by file name."""
         files = {}
         for cell in cells:
-            texts = self._store.read(f"texts/{cell.texts_id}.json") if isinstance(cell.attack, TextSettings) else None
+            texts = self._store.read(f"texts/{cell.texts_id}.json") if cell.attack.changes_texts else None
             if texts is not None:
                 files[f"texts/{file_part(cell.dataset)}-{file_part(cell.attack_label)}.json"] = texts.decode()
         return files
@@ -351,10 +351,6 @@ def recall_names(rows: Sequence[RecallRow]) -> dict[str, float]:
     """Return recalls by metric name, `clean/tr_at_1/DATA` or `robust/ATTACK/tr_at_1/DATA` (MLflow allows no `@`)."""
     kind = {r.attack: "clean" if r.attack == "clean" else f"robust/{r.attack}" for r in rows}
     return {f"{kind[r.attack]}/{r.direction}_at_{r.k}/{key_part(r.dataset)}": r.recall for r in rows}
-
-
-def markdown(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
-    return "\n".join(table.markdown() for table in result_tables(rows, labels))
 
 
 def flat_row(row: Row | RecallRow, labels: Mapping[str, str]) -> dict[str, Any]:
