@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rayclip.api.checks import Opened, plan_cells
-from rayclip.api.logbook import Logbook, markdown
+from rayclip.api.logbook import Logbook
 from rayclip.api.request import Evaluation, Where
 from rayclip.defenses import chain_label
 from rayclip.distributed import evaluate, ray_cluster
@@ -18,7 +18,7 @@ from rayclip.evaluation.alarms import alarms, cut_alarms
 from rayclip.models.checkpoint import model_record
 from rayclip.progress import Display, say
 from rayclip.reports.results import LINEAGE
-from rayclip.reports.table import rows_json
+from rayclip.reports.rows import markdown_tables, rows_json
 from rayclip.store import no_room
 from rayclip.types import Row, UserError
 
@@ -140,4 +140,4 @@ def write_results(store: Store, rows: Sequence[Row], labels: Mapping[str, str], 
     for spec, fingerprint in {(cell.model, cell.model_fingerprint) for cell in cells}:
         store.write_json(f"{LINEAGE}/{fingerprint}.json", model_record(spec, labels.get(spec)))
     store.write("results.json", rows_json(rows).encode())
-    store.write("table.md", markdown(rows, labels).encode("utf-8", "backslashreplace"))
+    store.write("table.md", markdown_tables(rows, labels).encode("utf-8", "backslashreplace"))

@@ -22,8 +22,9 @@ from rayclip.models import load_model
 from rayclip.models.checkpoint import read_lineage
 from rayclip.models.zeroshot import TEMPLATE
 from rayclip.progress import say
-from rayclip.reports import example_grid, result_tables
-from rayclip.reports.table import Varying, across, rows_json
+from rayclip.reports.examples import example_grid
+from rayclip.reports.notes import Varying, across
+from rayclip.reports.rows import markdown_tables, rows_json
 from rayclip.settings import BUDGETS
 from rayclip.tracking.deliverer import Deliverer
 from rayclip.tracking.journal import Journal
@@ -210,7 +211,7 @@ class Logbook:
         )
         for place in [run] if trial is None else [run, trial]:
             self._numbers(place, metric_names(rows), rows)
-            self._add("describe", place, text=markdown(rows, {}), study=False)
+            self._add("describe", place, text=markdown_tables(rows, {}), study=False)
         for cell in {cell.dataset: cell for cell in cells}.values():
             images = max(row.n for row in rows if row.dataset == cell.dataset)
             about = {"spec": cell.data, "images": images, "classes": len(cell.class_names)}
@@ -247,8 +248,8 @@ class Logbook:
     def summary(self, run: str, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
         """Log a sweep's table in the sweep's own run, and finish it."""
         self._numbers(run, {}, rows, labels)
-        self._add("describe", run, text=markdown(rows, labels), study=False)
-        self._files(run, {"table.md": markdown(rows, labels), "results.json": rows_json(rows)})
+        self._add("describe", run, text=markdown_tables(rows, labels), study=False)
+        self._files(run, {"table.md": markdown_tables(rows, labels), "results.json": rows_json(rows)})
         self.finish(run)
 
     def _numbers(
@@ -367,10 +368,6 @@ def recall_names(rows: Sequence[RecallRow]) -> dict[str, float]:
     """Return recalls by metric name, `clean/tr_at_1/DATA` or `robust/ATTACK/tr_at_1/DATA` (MLflow allows no `@`)."""
     kind = {r.attack: "clean" if r.attack == "clean" else f"robust/{r.attack}" for r in rows}
     return {f"{kind[r.attack]}/{r.direction}_at_{r.k}/{key_part(r.dataset)}": r.recall for r in rows}
-
-
-def markdown(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
-    return "\n".join(table.markdown() for table in result_tables(rows, labels))
 
 
 def flat_row(row: Row | RecallRow, labels: Mapping[str, str]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rayclip import terminal
 from rayclip.api.checks import Opened, check_training
 from rayclip.api.comparing import compare_all, plan_all
 from rayclip.api.logbook import untouched_params
@@ -26,8 +25,9 @@ from rayclip.evaluation import Store
 from rayclip.evaluation.cell import at_budgets, label_with_eps
 from rayclip.evaluation.front import Score, pareto_front
 from rayclip.progress import Display
-from rayclip.reports.search import search_table
-from rayclip.reports.table import heading
+from rayclip.reports.notes import heading
+from rayclip.reports.search import search_grid
+from rayclip.reports.to_terminal import show
 from rayclip.types import Row
 
 
@@ -119,5 +119,4 @@ def search(
 
 def show_search(found: Found) -> None:
     """Print every trial's last validation scores, longest run and best first; * marks the Pareto front."""
-    console = terminal.console()
-    console.print(search_table(found.scores, found.front, found.robust).rich(console.width))
+    show([search_grid(found.scores, found.front, found.robust)])

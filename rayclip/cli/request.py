@@ -140,7 +140,12 @@ def request(
     seed: Seed = 0,
     gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="May be a fraction, such as 0.25.")] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images per forward; halved where memory is short, which changes no verdict.")
+        int,
+        typer.Option(
+            min=1,
+            help="Images per forward; halved where memory is short, which changes no verdict.",
+            rich_help_panel="Cluster",
+        ),
     ] = 128,
     shard_size: Annotated[int, typer.Option(min=1, help="Images per result file, at most.")] = 256,
     precision: Annotated[

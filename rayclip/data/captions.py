@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from rayclip.data.descriptions import normal_name
 from rayclip.data.spec import parse_spec
 from rayclip.paths import expand_home
+from rayclip.store import Store
 from rayclip.types import UserError
 
 # Tables bundled with the package, by data set. The digits have eight sentences per class, written for this purpose;
@@ -253,11 +253,7 @@ def _beside(path: Path) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        aside.write_bytes(data)
-        os.replace(aside, path)
+        Store(str(path.absolute().parent)).write(path.name, data)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from None
-    finally:
-        aside.unlink(missing_ok=True)

@@ -24,8 +24,8 @@ def with_captions(method: Method, data: str, class_names: Sequence[str]) -> Meth
     captions = method.captions or (name if name in BUNDLED else "")
     if not captions:
         raise UserError(
-            "saft trains on captions of the classes: give --captions FILE, a table as rayclip captions filter writes "
-            "it, or --captions templates to do without."
+            "saft trains on captions of the classes: name a table as rayclip captions filter writes it, "
+            "--method saft:captions=FILE, or do without, saft:captions=templates."
         )
     captions = table_for(captions, data)
     return replace(method, captions=captions).with_texts(read_captions(captions, class_names), class_names)

@@ -13,9 +13,9 @@ import torch
 
 from rayclip.models import load_model
 from rayclip.models.checkpoint import save_checkpoint
+from rayclip.reports.notes import heading
 from rayclip.reports.numbers import sections
 from rayclip.reports.results import read_results
-from rayclip.reports.table import heading
 from reports.made import BERT, CLEAN, SEP, bits, describe, pgd, put
 
 pytestmark = pytest.mark.e2e

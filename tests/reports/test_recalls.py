@@ -12,7 +12,8 @@ from calling import call
 from conftest import tiny_clip
 from data.test_pairs import CAPTIONS, write_pairs
 from rayclip.models.checkpoint import save_checkpoint
-from rayclip.reports.table import Table
+from rayclip.reports.grid import Cell, Grid
+from rayclip.reports.to_terminal import grid_group
 from rayclip.store import Store
 from reports.made import CLEAN, bits, describe, fingerprint, put
 
@@ -180,10 +181,10 @@ def test_other_pairs_have_nothing_to_compare(tmp_path, monkeypatch, capsys):
 
 
 def test_no_name_is_broken_where_the_columns_fill_a_terminal():
-    body = [(name, *["100 93–100"] * 6) for name in ("clean", "co-attack-10 64/255")]
-    table = Table("recall", ("attack", *(f"{d}@{k}" for d in ("TR", "IR") for k in KS)), tuple(body), "")
+    rows = [(name, [Cell(text="100", note="93–100", value=100)] * 6) for name in ("clean", "co-attack-10 64/255")]
+    header = ("attack", *(f"{d}@{k}" for d in ("TR", "IR") for k in KS))
     console = Console(width=80, file=io.StringIO(), highlight=False)
-    console.print(table.rich())
+    console.print(grid_group(Grid(name="", title="recall", header=header, rows=rows)))
     printed = console.file.getvalue()
     assert "co-attack-10 " in printed and printed.count("100 93–100") == 12
     assert all(len(line) <= 80 for line in printed.splitlines())

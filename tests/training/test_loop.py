@@ -310,7 +310,7 @@ def test_the_digest_counts_captions_and_not_where_they_are_from(tmp_path):
 
 
 def test_captions_are_asked_for():
-    with pytest.raises(UserError, match="--captions templates"):
+    with pytest.raises(UserError, match="saft:captions=templates"):
         with_captions(make_method("saft"), "cifar10", CLASS_NAMES)
     with pytest.raises(UserError, match="zero"):
         with_captions(make_method("saft", sets=9), "digits", CLASS_NAMES)

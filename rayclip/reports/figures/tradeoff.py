@@ -1,17 +1,18 @@
 """The trade-off figure: robust against clean accuracy, with the Pareto front."""
 
+import itertools
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Canvas
 
-from rayclip.models.mixing import PREFIX, parse_mix
-from rayclip.reports.document import Figure
-from rayclip.reports.figures.curves import where
-from rayclip.reports.figures.style import INK, MARKERS, MUTED, PAPER, SERIES, short
-from rayclip.reports.numbers import Number, Section, Subject
-from rayclip.reports.table import heading
+from rayclip.evaluation.front import pareto_front
+from rayclip.models.mixing import parse_mix
+from rayclip.reports.figures.style import INK, MARKERS, MUTED, PAPER, SERIES, accuracy_axis, short, where
+from rayclip.reports.grid import Figure
+from rayclip.reports.notes import heading
+from rayclip.reports.section import Number, Section, Subject
 
 _TYPE = 8.0  # font size of the names
 _CROWD = 12  # beyond this many points, draw no whiskers and few names
@@ -25,8 +26,7 @@ Box = tuple[float, float, float, float]
 
 def tradeoff(section: Section) -> list[Figure]:
     """Return the figure: a point per model, the Pareto front, and a curve through interpolations of two models."""
-    clean = next((a for a in section.attacks if a.kind == "clean"), None)
-    robust = section.main
+    clean, robust = section.clean, section.main
     if clean is None or robust.kind == "clean":
         return []
     unharmed, harmed = (section.ranked(section.overall, attack) for attack in (clean, robust))
@@ -34,22 +34,19 @@ def tradeoff(section: Section) -> list[Figure]:
     if len(points) < 2:
         return []
     crowded = len(points) > _CROWD
-    front = pareto_front({s: (c.top1, r.top1) for s, (c, r) in points.items()})
+    on_front = pareto_front([(c.top1, r.top1) for c, r in points.values()])
+    front = sorted(itertools.compress(points, on_front), key=lambda s: points[s][0].top1)
     curves = interpolations(list(points))
     methods = list(dict.fromkeys(s.model.method for s in points if s.model.method is not None))
 
-    def draw() -> Canvas:
-        canvas = Canvas(figsize=(6.4, 4.6))
+    def draw(columns: int) -> Canvas:
+        canvas = Canvas(figsize=(6.4, 4.6) if columns > 1 else (4.2, 4.2))
         ax = canvas.subplots()
-        stairs = [(points[s][0].top1, points[s][1].top1) for s in front]
-        _stairs(ax, stairs)
-        for i, (_, members) in enumerate(curves.items()):
-            colour = SERIES[-1 - i % len(SERIES)]
-            ax.plot(
-                *zip(*[(points[s][0].top1, points[s][1].top1) for s in members], strict=True),
-                color=colour,
-                linewidth=1.4,
-            )
+        corners = [(points[s][0].top1, points[s][1].top1) for s in front]
+        ax.step(*zip(*corners, strict=True), where="pre", color=MUTED, linestyle="--", linewidth=1.2, zorder=1)
+        for i, members in enumerate(curves.values()):
+            line = [(points[s][0].top1, points[s][1].top1) for s in members]
+            ax.plot(*zip(*line, strict=True), color=SERIES[-1 - i % len(SERIES)], linewidth=1.4)
         keys: dict[str, Any] = {}
         for i, (subject, (c, r)) in enumerate(points.items()):
             colour, marker = _look(subject, methods, curves)
@@ -69,16 +66,23 @@ def tradeoff(section: Section) -> list[Figure]:
                 elinewidth=1.0,
                 linestyle="none",
                 zorder=3 + i / 1000,
+                clip_on=False,
             )
             if not hollow:
                 keys.setdefault(_kind(subject), drawn[0])
-        ax.set_xlabel(f"clean accuracy in % ({where(section)})")
-        ax.set_ylabel(f"{heading(robust.label)} accuracy in %")
-        _limits(ax, list(points.values()), whiskers=not crowded)
+        accuracy_axis(ax, "x", f"clean accuracy in % ({where(section)})")
+        accuracy_axis(ax, "y", f"{heading(robust.label)} accuracy in %")
         first = sorted(points, key=lambda s: (s not in front, s.model.method is not None, -points[s][1].top1))
         if crowded:
-            canvas.legend([*keys.values()], [*keys], loc="outside upper left", ncols=5, frameon=False, fontsize=8.5)
-            first = [s for s in first if s in front or (s.model.method is None and s.defense == "none")]
+            canvas.legend(
+                [*keys.values()],
+                [*keys],
+                loc="outside upper left",
+                ncols=5 if columns > 1 else 2,
+                frameon=False,
+                fontsize=8.5,
+            )
+            first = [s for s in first if s in front or s.is_untouched]
         _name(ax, [(points[s][0].top1, points[s][1].top1, short(s.name)) for s in first])
         return canvas
 
@@ -96,26 +100,16 @@ def tradeoff(section: Section) -> list[Figure]:
             alt=f"{len(points)} models as points, clean accuracy to the right, {heading(robust.label)} accuracy "
             f"upward. On the Pareto front: {', '.join(s.name for s in front)}.",
             draw=draw,
+            narrows=True,
         )
     ]
-
-
-def pareto_front(points: "dict[Subject, tuple[float, float]]") -> list[Subject]:
-    """Return the Pareto-optimal subjects (higher is better in both coordinates), first coordinate ascending."""
-    front: list[Subject] = []
-    highest = -1.0
-    for subject, (_, y) in sorted(points.items(), key=lambda item: (-item[1][0], -item[1][1])):
-        if y > highest:
-            front.append(subject)
-            highest = y
-    return front[::-1]
 
 
 def interpolations(subjects: list[Subject]) -> dict[tuple[str, str, str, str], list[Subject]]:
     """Return models `mix:START+END@a` with their two ends in order of a, by (start, end, scorer, defence)."""
     found: dict[tuple[str, str, str, str], dict[float, Subject]] = {}
     for subject in subjects:
-        if subject.model.spec.startswith(PREFIX):
+        if subject.model.is_mix:
             start, end, a = parse_mix(subject.model.spec)
             found.setdefault((start, end, subject.scorer, subject.defense), {})[a] = subject
     for (start, end, scorer, defense), members in found.items():
@@ -128,7 +122,7 @@ def interpolations(subjects: list[Subject]) -> dict[tuple[str, str, str, str], l
 
 def _kind(subject: Subject) -> str:
     """Return a subject's legend entry."""
-    if subject.model.spec.startswith(PREFIX):
+    if subject.model.is_mix:
         return "between two models"
     return subject.model.method or "untouched"
 
@@ -138,7 +132,7 @@ def _look(
 ) -> tuple[str, str]:
     """Return a subject's colour and marker: those of its interpolation curve, else those of its method."""
     for i, members in enumerate(curves.values()):
-        if subject in members and subject.model.spec.startswith(PREFIX):
+        if subject in members and subject.model.is_mix:
             return SERIES[-1 - i % len(SERIES)], MARKERS[-1 - i % len(MARKERS)]
     if subject.model.method is None:
         return INK, "*"
@@ -146,22 +140,8 @@ def _look(
     return SERIES[i], MARKERS[i]
 
 
-def _limits(ax: Axes, points: list[tuple[Number, Number]], *, whiskers: bool) -> None:
-    """Set the axis limits around the points, or their whiskers, with room for names."""
-    clean, robust = zip(*points, strict=True)
-    x, y = ([v for n in numbers for v in ((n.low, n.high) if whiskers else (n.top1,))] for numbers in (clean, robust))
-    wide, tall = max(max(x) - min(x), 4.0), max(max(y) - min(y), 4.0)
-    ax.set_xlim(max(min(x) - 0.08 * wide, -4), min(max(x) + 0.08 * wide, 102))
-    ax.set_ylim(max(min(y) - 0.08 * tall, -4), min(max(y) + 0.08 * tall, 102))
-
-
 def _arms(number: Number) -> list[list[float]]:
     return [[number.top1 - number.low], [number.high - number.top1]]
-
-
-def _stairs(ax: Axes, corners: list[tuple[float, float]]) -> None:
-    x, y = zip(*corners, strict=True)
-    ax.step([*x], [*y], where="pre", color=MUTED, linestyle="--", linewidth=1.2, zorder=1)
 
 
 def _name(ax: Axes, points: list[tuple[float, float, str]]) -> None:

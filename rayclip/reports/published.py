@@ -16,12 +16,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from rayclip.data.registry import find
-from rayclip.reports.build import signed
-from rayclip.reports.document import Cell, Grid, Part, accuracy
-from rayclip.reports.numbers import Attack, Number, Section, Subject, average
-from rayclip.reports.recalls import RecallTable, recall
-from rayclip.reports.results import Model
-from rayclip.reports.table import heading
+from rayclip.reports.grid import Cell, Grid, Part, accuracy, signed
+from rayclip.reports.notes import heading
+from rayclip.reports.recalls import RecallTable, recalls_of
+from rayclip.reports.section import Attack, Model, Number, Section, Subject, average
+from rayclip.reports.to_csv import number_line
 from rayclip.types import UserError
 
 _COLUMNS = "paper table method train_dataset shots attack dataset metric value".split()
@@ -78,7 +77,9 @@ def read_paper(text: str, name: str) -> list[Published]:
         raise UserError(f"published numbers '{name}', line {rows.line_num}: {error}.") from None
 
 
-def beside(sections: Sequence[Section], wanted: Sequence[str], tables: Sequence[RecallTable] = ()) -> list[Part]:
+def compare_with_published(
+    sections: Sequence[Section], wanted: Sequence[str], tables: Sequence[RecallTable] = ()
+) -> list[Part]:
     """Return a part of the report for each `PAPER:TABLE`, or for every table of `PAPER`.
 
     Args:
@@ -126,46 +127,39 @@ def _part(
     for what in (what for match in found for what in match.differs):
         letters.setdefault(what, _letter(len(letters)))
     alike = sum(not match.differs for match in found)
-    lines = [
-        (
-            m.subject.name,
-            (
-                Cell(text=m.theirs.dataset),
-                Cell(text=_column(m)),
-                accuracy(m.ours),
-                Cell(text=f"{m.theirs.value:.2f}", value=m.theirs.value),
-                _difference(m),
-                Cell(text=" ".join(letter for what, letter in letters.items() if what in m.differs)),
-            ),
-        )
-        for m in found
-    ]
     grid = Grid(
         name=f"{paper}-{table}",
         title=f"ours and those of {paper}, table {table}: {_measure(found)} in %",
         header=("model", "data set", "attack", "ours", "theirs", "difference", "differs"),
-        rows=tuple(lines),
+        rows=[(match.subject.name, _cells(match, letters)) for match in found],
         notes=(
             f"The protocol matches in {alike} of {len(found)} numbers; there the difference is ours minus theirs",
             *(f"{letter}: {what}" for what, letter in letters.items()),
         ),
     )
-    return Part(title=title, grids=(grid,), lines=tuple(_line(m, f"{paper}:{table}") for m in found))
+    return Part(title=title, grids=(grid,), lines=[_line(match, f"{paper}:{table}") for match in found])
+
+
+def _cells(match: _Match, letters: Mapping[str, str]) -> list[Cell]:
+    where = _RECALL.fullmatch(match.theirs.metric)
+    metric = f", {where['direction'].upper()}@{where['k']}" if where else ""
+    gap = match.ours.top1 - match.theirs.value
+    return [
+        Cell(text=match.theirs.dataset),
+        Cell(text=f"{heading(match.attack.label)}{metric}"),
+        accuracy(match.ours),
+        Cell(text=f"{match.theirs.value:.2f}", value=match.theirs.value),
+        Cell() if match.differs else Cell(text=signed(gap), value=gap),
+        Cell(text=" ".join(letter for what, letter in letters.items() if what in match.differs)),
+    ]
 
 
 def _line(match: _Match, place: str) -> Mapping[str, Any]:
-    """Return a comparison as a line of CSV; columns that `build` and `recalls` have too are named as there."""
+    """Return a comparison as a line of CSV."""
     ours, theirs = match.ours, match.theirs
-    recalled = {"metric": theirs.metric} if _RECALL.fullmatch(theirs.metric) else {}
+    recalled = theirs.metric if _RECALL.fullmatch(theirs.metric) else ""
     return {
-        **match.subject.described(),
-        "dataset": theirs.dataset,
-        "attack": match.attack.label,
-        "n": ours.n,
-        "recall" if recalled else "top1": f"{ours.top1:.4f}",
-        **recalled,
-        "ci_low": f"{ours.low:.4f}",
-        "ci_high": f"{ours.high:.4f}",
+        **number_line(match.subject, theirs.dataset, match.attack, ours, recalled),
         "beside": place,
         "theirs": theirs.value,
         "difference": "" if match.differs else f"{ours.top1 - theirs.value:.4f}",
@@ -173,22 +167,9 @@ def _line(match: _Match, place: str) -> Mapping[str, Any]:
     }
 
 
-def _column(match: _Match) -> str:
-    """Return the attack, with the recall if that is the metric: `co-attack-10 2/255, TR@1`."""
-    where = _RECALL.fullmatch(match.theirs.metric)
-    return heading(match.attack.label) + (f", {where['direction'].upper()}@{where['k']}" if where else "")
-
-
 def _measure(found: Sequence[_Match]) -> str:
     kinds = {"recall" if _RECALL.fullmatch(m.theirs.metric) else "accuracy" for m in found}
     return " and ".join(sorted(kinds))
-
-
-def _difference(match: _Match) -> Cell:
-    if match.differs:
-        return Cell()
-    gap = match.ours.top1 - match.theirs.value
-    return Cell(text=signed(gap), value=gap)
 
 
 def _letter(index: int) -> str:
@@ -215,11 +196,11 @@ def _matches(section: Section, row: Published) -> Iterator[_Match]:
             if len(present) == len(numbers):
                 ours = present[0] if len(present) == 1 and "datasets" not in row.protocol else average(present)
                 entry = section.get(subject, by_name[row.datasets[0]], attack)
-                protocol = {**section.shared, **attack.settings, **(entry.cells[0].protocol if entry else {})}
+                protocol = {**section.shared, **attack.settings, **(entry.protocol if entry else {})}
                 sizes = zip(row.datasets, [number.n for number in present], strict=True)
                 differs = _differences(row, subject.model, protocol, sizes)
                 candidates.append(_Match(subject=subject, attack=attack, ours=ours, theirs=row, differs=differs))
-        yield from _likest(candidates)
+        yield from _most_alike(candidates)
 
 
 def _recall_matches(tables: Sequence[RecallTable], row: Published) -> Iterator[_Match]:
@@ -233,21 +214,21 @@ def _recall_matches(tables: Sequence[RecallTable], row: Published) -> Iterator[_
             continue
         protocol = table.attack.settings
         for subject, pairs in table.rows:
-            number = recall(pairs, where["direction"], int(where["k"]))
+            number = recalls_of(pairs).get((where["direction"], int(where["k"])))
             if number is not None and _is_about(row, subject.model):
                 differs = _differences(row, subject.model, protocol, [(row.dataset, protocol["images"])])
                 match = _Match(subject=subject, attack=table.attack, ours=number, theirs=row, differs=differs)
                 candidates.setdefault(subject.model.fingerprint, []).append(match)
     for of_one_model in candidates.values():
-        yield from _likest(of_one_model)
+        yield from _most_alike(of_one_model)
 
 
-def _likest(candidates: Sequence[_Match]) -> Sequence[_Match]:
+def _most_alike(candidates: Sequence[_Match]) -> Sequence[_Match]:
     return [min(candidates, key=lambda match: len(match.differs))] if candidates else []
 
 
 def _is_about(row: Published, model: Model) -> bool:
-    if model.spec.startswith("mix:"):
+    if model.is_mix:
         return False
     if model.method is None:
         return row.train_dataset == "none" and model.lineage is None
