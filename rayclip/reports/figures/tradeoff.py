@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Canvas
 
 from rayclip.evaluation.front import pareto_front
-from rayclip.models.mixing import parse_mix
+from rayclip.models.specs import parse_mix
 from rayclip.reports.figures.style import INK, MARKERS, MUTED, PAPER, SERIES, accuracy_axis, short, where
 from rayclip.reports.grid import Figure
 from rayclip.reports.notes import heading
