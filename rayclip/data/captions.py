@@ -46,9 +46,8 @@ class Caption:
 
     Attributes:
         class_index: the label.
-        class_name: for people, and to detect a file for other classes; "" if an editor left it out.
+        class_name: to detect a file for other classes; "" if an editor left it out.
         rank: 1 is the best of its class; None if an editor left it out.
-        caption: one sentence.
         score: cosine similarity of its text embedding to the class name's; None if not measured.
         source: `description` (from the file of descriptions), `template` (to fill up the class), or an editor's text.
     """
@@ -80,12 +79,8 @@ def check_table_name(path: Path) -> None:
 
 
 def write_captions(path: Path, rows: Sequence[Caption], made_from: Mapping[str, Any]) -> None:
-    """Write a table; each file is written atomically.
-
-    Args:
-        path: `.parquet` or `.csv`.
-        made_from: JSON values; `class_names` in label order lets `read_captions` detect a deleted class.
-    """
+    """Write a table as `.parquet` or `.csv`, atomically. `class_names` in `made_from`, a JSON object, lets
+    `read_captions` detect a deleted class."""
     check_table_name(path)
     if path.suffix.lower() == ".csv":
         text = io.StringIO()
@@ -102,16 +97,8 @@ def write_captions(path: Path, rows: Sequence[Caption], made_from: Mapping[str, 
 
 
 def table_for(captions: str, data: str) -> str:
-    """Return the caption table of a data set.
-
-    Args:
-        captions: a table, the name of a bundled one, or a folder with one table per data set: `NAME.parquet` or
-            `NAME.csv`.
-        data: the data set as on the command line.
-
-    Raises:
-        UserError: the folder has no table for the data set.
-    """
+    """Return the caption table of a data set: `captions` itself, or, if that is a folder, its `NAME.parquet` or
+    `NAME.csv`. Raises `UserError` if there is none."""
     captions = captions if captions in BUNDLED else expand_home(captions)
     if captions in BUNDLED or not Path(captions).is_dir():
         return captions
@@ -196,8 +183,7 @@ def _row(where: str, record: Mapping[str, Any]) -> Caption:
 
 
 def _number(where: str, record: Mapping[str, Any], column: str, *, whole: bool) -> float | None:
-    """Parse a cell as a number; None for an empty cell, as spreadsheets and pandas write it. Whole numbers may end in
-    `.0`."""
+    """Parse a cell as a number; None for an empty cell. Whole numbers may end in `.0`, as spreadsheets write them."""
     written = record.get(column)
     if written is None or (isinstance(written, str) and not written.strip()) or written != written:
         return None

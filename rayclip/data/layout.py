@@ -59,9 +59,6 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
 def by_config(files: Collection[str]) -> dict[str, dict[str, tuple[str, list[str]]]]:
     """Group Parquet files by configuration, the folder they are in ("" for the root or `data/`), and our split.
 
-    Args:
-        files: paths below the data set's root, with `/`.
-
     Returns:
         configuration -> split -> its spelling in the files, and the files in order.
     """

@@ -47,10 +47,8 @@ class Request:
     """Request to prepare a data set.
 
     Attributes:
-        name: folder below the root.
         class_names: curated spelling in label order; empty for captions.
         splits: the source's splits to prepare.
-        notes: notes for the manifest, in addition to the source's own.
         expected: published sizes of the splits, if known; a different size is noted.
         counted: whether labels are the source's own numbers, which might be counted from 1.
         strict: whether any rejection is an error.

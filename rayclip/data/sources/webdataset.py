@@ -30,8 +30,7 @@ _BLOCK = 512  # bytes in a tar block
 
 @dataclass(frozen=True, kw_only=True)
 class _Member:
-    """A file within a tar: the key of its sample, a name for people, and the offset and size of its bytes. `problem`
-    says why it has no bytes there (a link or a device)."""
+    """A file within a tar: the key of its sample, its place, and the `problem` if it has no bytes there (a link)."""
 
     key: str
     name: str
@@ -55,14 +54,8 @@ class _Member:
 
 
 class WebDatasetSource(ShardedSource):
-    """Images in tar files, which are read in place and never unpacked.
-
-    Args:
-        shards: each split's tar files in order.
-        class_names: in label order; empty for image-caption data.
-        description: for the manifest.
-        reading: label of the first class, and a file of class names.
-    """
+    """Images in tar files, which are read in place and never unpacked. `class_names` are in label order; empty for
+    image-caption data."""
 
     def __init__(
         self,
@@ -133,9 +126,7 @@ def open_webdataset(place: Path, captions: bool = False, reading: Reading = Read
     Args:
         place: folder with `train`, `val` or `test`, each with `nshards.txt`; or with `.tar` files in such folders or
             named after their split (`train-000000.tar`; others form the split `test`); or one `.tar` file.
-            `classnames.txt` is beside them, unless there are captions.
         captions: whether to read captions even if there are labels.
-        reading: see `WebDatasetSource`.
 
     Raises:
         UserError: no such folder, no split in it, a tar is missing, or `nshards.txt` or `classnames.txt` is invalid.
