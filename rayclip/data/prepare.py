@@ -276,9 +276,8 @@ def _prepare_split(
             else:
                 if writer is None:
                     file = f"{split}-{len(progress.shards):05d}.parquet"
-                    writer = stack.enter_context(
-                        ShardWriter(store, file, request.layout, request.class_names, source.class_names)
-                    )
+                    writer = ShardWriter(store, file, request.layout, request.class_names, source.class_names)
+                    stack.enter_context(closing(writer))
                 writer.add(record, outcome.data)
                 progress.count(outcome)
                 if writer.bytes >= request.layout.shard:

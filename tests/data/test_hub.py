@@ -183,7 +183,7 @@ def test_missing_splits_and_files(hub):
     with pytest.raises(UserError, match=r"org/set has no split 'train' at .*: it has none that is known"):
         open_hub(PARQUET)
     (hub.root / "org/set/test/1.tar").unlink()
-    with pytest.raises(UserError, match=r"says it has 2 files of 'test' but lacks test/1.tar"):
+    with pytest.raises(UserError, match=r"says 2 files but 1\.tar is missing"):
         open_hub(WDS)
     (hub.root / "org/set/test/nshards.txt").write_text("<html>")
     with pytest.raises(UserError, match=r"org/set/test/nshards.txt must hold the number"):

@@ -16,7 +16,7 @@ from rayclip.data.registry import Hub
 from rayclip.data.sources.base import Source, choose_split
 from rayclip.data.sources.parquet_files import ParquetSource
 from rayclip.data.sources.shards import Shard
-from rayclip.data.sources.webdataset import WebDatasetSource, class_list, shard_count
+from rayclip.data.sources.webdataset import WebDatasetSource, class_list, counted_tars
 from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
@@ -132,14 +132,9 @@ def _tar_files(repo: _Repo, split: str) -> list[str]:
     if listed not in repo.files:
         have = sorted(f.rpartition("/")[0] for f in repo.files if f.endswith("/nshards.txt"))
         raise UserError(_no_split(repo, split, have))
-    count = shard_count(repo.fetch(listed).read_bytes(), f"{repo.name}/{listed}")
-    files = [f"{split}/{i}.tar" for i in range(count)]
-    missing = next((f for f in files if f not in repo.files), None)
-    if missing:
-        raise UserError(
-            f"{repo.name} says it has {count} files of '{split}' but lacks {missing}: try another revision."
-        )
-    return files
+    text = repo.fetch(listed).read_bytes()
+    names = counted_tars(text, f"{repo.name}/{listed}", {file.removeprefix(f"{split}/") for file in repo.files})
+    return [f"{split}/{name}" for name in names]
 
 
 def _parquet_files(repo: _Repo, split: str) -> list[str]:
