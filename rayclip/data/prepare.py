@@ -339,8 +339,8 @@ def _finish(request: Request, source: Source, store: Store, journal: _Journal, b
     manifest = Manifest(
         name=request.name,
         kind="classification" if request.class_names else "captions",
-        class_names=request.class_names,
-        raw_names=source.class_names,
+        class_names=tuple(request.class_names),
+        raw_names=tuple(source.class_names),
         splits=splits,
         source=description,
         notes=tuple(dict.fromkeys(notes)),
