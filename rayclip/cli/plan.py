@@ -10,7 +10,7 @@ from rayclip.cli.request import Request, with_request
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
-    from rayclip.evaluation.forecast import Forecast, Spent
+    from rayclip.evaluation.forecast import Forecast, PlanComparison
 
 _WIDTH = 120  # characters, for tables that are not printed to a terminal
 
@@ -113,7 +113,7 @@ def _show(plan: "Forecast") -> None:
     _print(table)
 
 
-def _show_spent(plan: "Forecast", done: "list[Spent]", runs: list[dict[str, Any]]) -> None:
+def _show_spent(plan: "Forecast", done: "list[PlanComparison]", runs: list[dict[str, Any]]) -> None:
     unit = plan.hardware.unit
     table = _table("model", "attack", "samples", "done", f"planned {unit} hours", "actual", "actual/planned")
     for each in done:
@@ -127,7 +127,7 @@ def _show_spent(plan: "Forecast", done: "list[Spent]", runs: list[dict[str, Any]
     print(_sum_line(plan, done, runs))
 
 
-def _sum_line(plan: "Forecast", done: "list[Spent]", runs: list[dict[str, Any]]) -> str:
+def _sum_line(plan: "Forecast", done: "list[PlanComparison]", runs: list[dict[str, Any]]) -> str:
     actual = _hours(plan.hardware, sum(each.actual for each in done))
     parts = [f"took {actual} for {sum(e.done for e in done)} of {sum(e.samples for e in done)} samples"]
     if runs:

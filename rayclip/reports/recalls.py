@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rayclip.evaluation.retrieval import Direction
+from rayclip.evaluation.recall import Direction
 from rayclip.reports.document import Grid, Part, accuracy
 from rayclip.reports.numbers import Attack, Number, Subject, attack_order, dataset_names, kind_of, subject_order
 from rayclip.reports.results import JudgedPairs, Results, natural

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rayclip.evaluation.retrieval import Recall
+from rayclip.evaluation.recall import Recall
 from rayclip.store import Store
 from rayclip.tracking.spool import logged_runs
 from rayclip.types import Cut, UserError
