@@ -165,6 +165,16 @@ def format_defaults(kind: type[Configurable]) -> dict[str, str]:
     return {name: found[name] for name in kind.settings()}
 
 
+def format_type(kind: Any) -> str:
+    """Return how values of a setting's type are written: `number`, `linf|l2`, `number+number`."""
+    kind = _without_none(kind)
+    if get_origin(kind) is tuple:
+        return f"{format_type(get_args(kind)[0])}+…"
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    return {bool: "true|false", str: "text", float: "number"}.get(kind, "whole number")
+
+
 def _spell(key: str, value: Any) -> str:
     if isinstance(value, tuple):
         return "+".join(_spell(key, v) for v in value)

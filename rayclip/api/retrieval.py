@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 
-from rayclip import terminal
 from rayclip.api.checks import Opened
 from rayclip.api.comparing import logging
 from rayclip.api.request import Where
@@ -20,8 +19,9 @@ from rayclip.evaluation.retrieval import RecallRow, make_task, read_recalls, run
 from rayclip.models.checkpoint import model_record
 from rayclip.models.resizing import Resize, check_resize
 from rayclip.progress import Display, say
+from rayclip.reports.recalls import recall_grids
 from rayclip.reports.results import LINEAGE
-from rayclip.reports.retrieval import retrieval_tables
+from rayclip.reports.to_terminal import show
 
 
 def evaluate_retrieval(
@@ -100,6 +100,4 @@ def evaluate_retrieval(
 
 def show_retrieval(rows: Sequence[RecallRow]) -> None:
     """Print the tables to standard output."""
-    console = terminal.console()
-    for table in retrieval_tables(rows):
-        console.print(table.rich(console.width))
+    show(recall_grids(rows))

@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from rayclip.data.descriptions import normal_name
 from rayclip.data.spec import parse_spec
 from rayclip.paths import expand_home
 from rayclip.settings import Configurable
+from rayclip.store import Store
 from rayclip.types import UserError
 
 C = TypeVar("C", bound=Configurable)
@@ -273,11 +273,7 @@ def _beside(path: Path) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        aside.write_bytes(data)
-        os.replace(aside, path)
+        Store(str(path.absolute().parent)).write(path.name, data)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from None
-    finally:
-        aside.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
+from rayclip.data.labels import plain
 from rayclip.data.registry import DatasetInfo
 from rayclip.types import UserError
 
@@ -53,9 +54,9 @@ def curated_names(
             if names.keys() == set(keys):
                 return tuple(names[k] for k in keys)
     in_order = tuple(names.values()) if isinstance(names, dict) else tuple(names)
-    spelled = {_plain(name): name for name in in_order}
-    if len(spelled) == expected and spelled.keys() == {_plain(name) for name in raw_names}:
-        return tuple(spelled[_plain(name)] for name in raw_names)
+    spelled = {plain(name): name for name in in_order}
+    if len(spelled) == expected and spelled.keys() == {plain(name) for name in raw_names}:
+        return tuple(spelled[plain(name)] for name in raw_names)
     upload_keeps_order = on_hub is not None and on_hub.form == "webdataset"
     sorted_keys = isinstance(names, list) and bool(label_keys)  # ImageNet: sorted WordNet ids
     if source_kind == "torchvision" or upload_keeps_order or sorted_keys:
@@ -74,7 +75,3 @@ def clean(row: DatasetInfo, name: str) -> str:
 def _curated() -> dict[str, list[str] | dict[str, str]]:
     text = resources.files("rayclip.data").joinpath("classnames.json").read_text(encoding="utf-8")
     return dict(json.loads(text))
-
-
-def _plain(name: str) -> str:
-    return "".join(c for c in name.casefold() if c.isalnum())

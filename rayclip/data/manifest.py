@@ -2,10 +2,20 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -15,9 +25,22 @@ RECIPE = 1  # raise it with any change to what `prepare` writes for the same sou
 
 Kind = Literal["classification", "captions"]
 Names = Literal["curated", "raw"]
-# Files are named after data sets and splits, and a manifest must not refer outside its folder.
-_Name = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
-_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+def _check_name(value: str) -> str:
+    if not re.fullmatch(r"[^./\\\0][^/\\\0]*", value):  # files are named after it
+        raise ValueError(f"'{value}' cannot be the name of a data set or a split")
+    return value
+
+
+def _check_file_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):  # a manifest must not refer outside its folder
+        raise ValueError(f"'{value}' is not a plain file name")
+    return value
+
+
+_Name = Annotated[str, AfterValidator(_check_name)]
+_FileName = Annotated[str, AfterValidator(_check_file_name)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _SUM = "sha256"
 
@@ -167,4 +190,5 @@ def _reason(error: Exception) -> str:
         return (str(error) or type(error).__name__).splitlines()[0]
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
+    said = "missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+    return f"{place}: {said}" if place else said

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
+from rayclip.data.labels import plain
 from rayclip.names import Registry
 from rayclip.types import UserError
 
@@ -129,10 +130,10 @@ def _published() -> list[DatasetInfo]:
     ]
 
 
-_OWN = _published()
-DATASETS: Registry[DatasetInfo] = Registry("data set", "datasets", DatasetInfo, _OWN)
-CLASSIFIED = tuple(one.name for one in _OWN if one.classes)
-ZERO_SHOT_16 = tuple(one.name for one in _OWN)[:16]  # the zero-shot targets of SAFT and TTC
+_PUBLISHED = _published()
+DATASETS: Registry[DatasetInfo] = Registry("data set", "datasets", DatasetInfo, _PUBLISHED)
+CLASSIFIED = tuple(one.name for one in _PUBLISHED if one.classes)
+ZERO_SHOT_16 = tuple(one.name for one in _PUBLISHED[:16])  # the zero-shot targets of SAFT and TTC
 
 # MMCoA's 15 data sets, in the order of the columns of its tables II and III.
 MMCOA_15 = tuple(
@@ -149,15 +150,11 @@ def find(name: str) -> DatasetInfo:
     """
     if name in DATASETS:
         return DATASETS[name]
-    asked = _plain(name)
-    by_plain = {_plain(text): one.name for one in DATASETS.values() for text in (one.name, one.title)}
+    asked = plain(name)
+    by_plain = {plain(text): one.name for one in DATASETS.values() for text in (one.name, one.title)}
     near = [by_plain[asked]] if asked in by_plain else []
     near += [known for text, known in by_plain.items() if len(asked) > 2 and (asked in text or text in asked)]
     near += [by_plain[match] for match in difflib.get_close_matches(asked, by_plain, n=3, cutoff=0.6)]
     nearest = list(dict.fromkeys(near))[:3]
     hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(DATASETS)}."
     raise UserError(f"no data set '{name}': {hint}")
-
-
-def _plain(text: str) -> str:
-    return "".join(c for c in text.lower() if c.isalnum())

@@ -81,8 +81,8 @@ class _Tower(nn.Module):
         embed: Callable[[Tensor], Any] = functools.partial(encode_class_token, self.visual) if is_stock else self.visual
         if compiled:
             graphs = backend == "inductor" and next(visual.parameters()).is_cuda
-            # Dynamic: one graph for all sizes of a batch; CUDA graphs are recorded once for each
-            embed = torch.compile(embed, backend=backend, dynamic=True, mode="reduce-overhead" if graphs else None)
+            # torch makes one graph for the first size of a batch and one for all others; CUDA graphs are one a size
+            embed = torch.compile(embed, backend=backend, mode="reduce-overhead" if graphs else None)
         self._embed = embed
 
     def forward(self, pixels_BCHW: Tensor) -> Any:

@@ -5,11 +5,11 @@ from importlib import resources
 
 import pytest
 
-from rayclip.reports.beside import beside, papers, plain_dataset, read_paper
 from rayclip.reports.build import build
 from rayclip.reports.numbers import sections
-from rayclip.reports.plain import comma_separated
+from rayclip.reports.published import compare_with_published, papers, plain_dataset, read_paper
 from rayclip.reports.results import read_results
+from rayclip.reports.to_csv import document_csv
 from rayclip.types import UserError
 from reports.made import BERT, CLEAN, bits, describe, pgd, put
 
@@ -22,7 +22,7 @@ def packaged(paper="mmcoa"):
 
 
 def compared(root, *wanted):
-    return beside(sections(read_results([str(root)])), wanted)
+    return compare_with_published(sections(read_results([str(root)])), wanted)
 
 
 def row(part, dataset, attack):
@@ -58,8 +58,8 @@ def test_a_number_of_the_papers_protocol_has_its_difference(tmp_path):
 def test_what_differs_is_said_and_no_difference_is_given(tmp_path):
     put(tmp_path, VIT, pgd(), bits(1), dataset="cifar10-test", class_names="curated")
     (part,) = compared(tmp_path, "mmcoa:I")
-    assert row(part, "cifar10", "pgd-10 1/255")[4:] == ["", "a b c"]
-    assert "a: steps 10, theirs 100. b: " in part.grids[0].caption
+    assert row(part, "cifar10", "pgd-10 1/255")[4:] == ["", "1 2 3"]
+    assert "1: steps 10, theirs 100. 2: " in part.grids[0].caption
     for text in ("steps 10, theirs 100", "class names curated, theirs raw", "50 of the 10,000 images of cifar10"):
         assert text in part.grids[0].caption
     assert "norm" not in part.grids[0].caption and "model" not in part.grids[0].caption
@@ -69,8 +69,8 @@ def test_csv_has_the_published_numbers_too(tmp_path):
     right = [i % 4 == 0 for i in range(10_000)]
     put(tmp_path, VIT, CLEAN, right, dataset="cifar10", shard=10_000, **PAPER)
     put(tmp_path, VIT, pgd(), right, dataset="cifar10", shard=10_000, **PAPER)
-    document = build(read_results([str(tmp_path)]), against=lambda found, tables: beside(found, ["mmcoa:I"], tables))
-    lines = [line for line in csv.DictReader(comma_separated(document).splitlines()) if line["beside"]]
+    document = build(read_results([str(tmp_path)]), against=["mmcoa:I"])
+    lines = [line for line in csv.DictReader(document_csv(document).splitlines()) if line["beside"]]
     clean, attacked = sorted(lines, key=lambda line: line["attack"])
     assert (clean["beside"], clean["dataset"], float(clean["theirs"])) == ("mmcoa:I", "cifar10", 88.56)
     assert float(clean["difference"]) == pytest.approx(25 - 88.56) and clean["differs"] == ""

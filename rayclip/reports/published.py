@@ -16,16 +16,14 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from rayclip.data.registry import find
-from rayclip.reports.build import signed
-from rayclip.reports.document import Cell, Grid, Part, accuracy
-from rayclip.reports.numbers import Attack, Number, Section, Subject, average
-from rayclip.reports.recalls import RecallTable, recall
-from rayclip.reports.results import Model
-from rayclip.reports.table import heading
+from rayclip.reports.grid import Cell, Grid, Part, accuracy, signed
+from rayclip.reports.notes import heading
+from rayclip.reports.recalls import RecallTable, recalls_of
+from rayclip.reports.section import Attack, Model, Number, Section, Subject, average
+from rayclip.reports.to_csv import number_line
 from rayclip.types import UserError
 
 _COLUMNS = "paper table method train_dataset shots attack dataset metric value".split()
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _RECALL = re.compile(r"(?P<direction>tr|ir)_r@(?P<k>\d+)")  # a metric
 _NOT_OURS = ("datasets", "attack", "model")  # keys of a protocol that are compared separately
 
@@ -78,7 +76,9 @@ def read_paper(text: str, name: str) -> list[Published]:
         raise UserError(f"published numbers '{name}', line {rows.line_num}: {error}.") from None
 
 
-def beside(sections: Sequence[Section], wanted: Sequence[str], tables: Sequence[RecallTable] = ()) -> list[Part]:
+def compare_with_published(
+    sections: Sequence[Section], wanted: Sequence[str], tables: Sequence[RecallTable] = ()
+) -> list[Part]:
     """Return a part of the report for each `PAPER:TABLE`, or for every table of `PAPER`.
 
     Args:
@@ -88,10 +88,12 @@ def beside(sections: Sequence[Section], wanted: Sequence[str], tables: Sequence[
     Raises:
         UserError: there is no such paper or table.
     """
-    return [_part(sections, tables, paper, table, rows) for choice in wanted for paper, table, rows in _chosen(choice)]
+    return [
+        _part(sections, tables, paper, table, rows) for choice in wanted for paper, table, rows in _find_tables(choice)
+    ]
 
 
-def _chosen(choice: str) -> Iterator[tuple[str, str, list[Published]]]:
+def _find_tables(choice: str) -> Iterator[tuple[str, str, list[Published]]]:
     paper, _, table = choice.partition(":")
     if paper not in papers():
         raise UserError(f"--against '{choice}': there is no paper '{paper}', only {', '.join(papers())}.")
@@ -116,56 +118,47 @@ class _Match:
 def _part(
     sections: Sequence[Section], tables: Sequence[RecallTable], paper: str, table: str, rows: Sequence[Published]
 ) -> Part:
-    found = [match for row in rows for section in sections for match in _matches(section, row)]
-    found += [match for row in rows for match in _recall_matches(tables, row)]
+    found = [match for row in rows for section in sections for match in _match_accuracies(section, row)]
+    found += [match for row in rows for match in _match_recalls(tables, row)]
     title = f"Beside {paper}, table {table}"
     if not found:
         ours = {d for section in sections for d in section.datasets} | {table.dataset for table in tables}
-        return Part(title=title, text=(_nothing(ours, rows),))
-    letters: dict[str, str] = {}
-    for what in (what for match in found for what in match.differs):
-        letters.setdefault(what, _letter(len(letters)))
+        return Part(title=title, text=(_why_nothing(ours, rows),))
+    differences = list(dict.fromkeys(what for match in found for what in match.differs))
     alike = sum(not match.differs for match in found)
-    lines = [
-        (
-            m.subject.name,
-            (
-                Cell(text=m.theirs.dataset),
-                Cell(text=_column(m)),
-                accuracy(m.ours),
-                Cell(text=f"{m.theirs.value:.2f}", value=m.theirs.value),
-                _difference(m),
-                Cell(text=" ".join(letter for what, letter in letters.items() if what in m.differs)),
-            ),
-        )
-        for m in found
-    ]
     grid = Grid(
         name=f"{paper}-{table}",
         title=f"ours and those of {paper}, table {table}: {_measure(found)} in %",
         header=("model", "data set", "attack", "ours", "theirs", "difference", "differs"),
-        rows=tuple(lines),
+        rows=[(match.subject.name, _cells(match, differences)) for match in found],
         notes=(
             f"The protocol matches in {alike} of {len(found)} numbers; there the difference is ours minus theirs",
-            *(f"{letter}: {what}" for what, letter in letters.items()),
+            *(f"{i}: {what}" for i, what in enumerate(differences, 1)),
         ),
     )
-    return Part(title=title, grids=(grid,), lines=tuple(_line(m, f"{paper}:{table}") for m in found))
+    return Part(title=title, grids=(grid,), lines=[_line(match, f"{paper}:{table}") for match in found])
+
+
+def _cells(match: _Match, differences: Sequence[str]) -> list[Cell]:
+    where = _RECALL.fullmatch(match.theirs.metric)
+    metric = f", {where['direction'].upper()}@{where['k']}" if where else ""
+    gap = match.ours.top1 - match.theirs.value
+    return [
+        Cell(text=match.theirs.dataset),
+        Cell(text=f"{heading(match.attack.label)}{metric}"),
+        accuracy(match.ours),
+        Cell(text=f"{match.theirs.value:.2f}", value=match.theirs.value),
+        Cell() if match.differs else Cell(text=signed(gap), value=gap),
+        Cell(text=" ".join(str(i) for i, what in enumerate(differences, 1) if what in match.differs)),
+    ]
 
 
 def _line(match: _Match, place: str) -> Mapping[str, Any]:
-    """Return a comparison as a line of CSV; columns that `build` and `recalls` have too are named as there."""
+    """Return a comparison as a line of CSV."""
     ours, theirs = match.ours, match.theirs
-    recalled = {"metric": theirs.metric} if _RECALL.fullmatch(theirs.metric) else {}
+    recalled = theirs.metric if _RECALL.fullmatch(theirs.metric) else ""
     return {
-        **match.subject.described(),
-        "dataset": theirs.dataset,
-        "attack": match.attack.label,
-        "n": ours.n,
-        "recall" if recalled else "top1": f"{ours.top1:.4f}",
-        **recalled,
-        "ci_low": f"{ours.low:.4f}",
-        "ci_high": f"{ours.high:.4f}",
+        **number_line(match.subject, theirs.dataset, match.attack, ours, recalled),
         "beside": place,
         "theirs": theirs.value,
         "difference": "" if match.differs else f"{ours.top1 - theirs.value:.4f}",
@@ -173,30 +166,12 @@ def _line(match: _Match, place: str) -> Mapping[str, Any]:
     }
 
 
-def _column(match: _Match) -> str:
-    """Return the attack, with the recall if that is the metric: `co-attack-10 2/255, TR@1`."""
-    where = _RECALL.fullmatch(match.theirs.metric)
-    return heading(match.attack.label) + (f", {where['direction'].upper()}@{where['k']}" if where else "")
-
-
 def _measure(found: Sequence[_Match]) -> str:
     kinds = {"recall" if _RECALL.fullmatch(m.theirs.metric) else "accuracy" for m in found}
     return " and ".join(sorted(kinds))
 
 
-def _difference(match: _Match) -> Cell:
-    if match.differs:
-        return Cell()
-    gap = match.ours.top1 - match.theirs.value
-    return Cell(text=signed(gap), value=gap)
-
-
-def _letter(index: int) -> str:
-    turns, place = divmod(index, len(_LETTERS))
-    return _LETTERS[place] * (turns + 1)
-
-
-def _matches(section: Section, row: Published) -> Iterator[_Match]:
+def _match_accuracies(section: Section, row: Published) -> Iterator[_Match]:
     """Yield, for each model that matches the row, its attack with the fewest differences from the paper's."""
     if row.metric != "top1":
         return
@@ -215,14 +190,14 @@ def _matches(section: Section, row: Published) -> Iterator[_Match]:
             if len(present) == len(numbers):
                 ours = present[0] if len(present) == 1 and "datasets" not in row.protocol else average(present)
                 entry = section.get(subject, by_name[row.datasets[0]], attack)
-                protocol = {**section.shared, **attack.settings, **(entry.cells[0].protocol if entry else {})}
+                protocol = {**section.shared, **attack.settings, **(entry.protocol if entry else {})}
                 sizes = zip(row.datasets, [number.n for number in present], strict=True)
                 differs = _differences(row, subject.model, protocol, sizes)
                 candidates.append(_Match(subject=subject, attack=attack, ours=ours, theirs=row, differs=differs))
-        yield from _likest(candidates)
+        yield from _with_fewest_differences(candidates)
 
 
-def _recall_matches(tables: Sequence[RecallTable], row: Published) -> Iterator[_Match]:
+def _match_recalls(tables: Sequence[RecallTable], row: Published) -> Iterator[_Match]:
     """Yield, for each model that matches the row, its recall with the fewest differences from the paper's protocol."""
     where = _RECALL.fullmatch(row.metric)
     if where is None:
@@ -233,21 +208,21 @@ def _recall_matches(tables: Sequence[RecallTable], row: Published) -> Iterator[_
             continue
         protocol = table.attack.settings
         for subject, pairs in table.rows:
-            number = recall(pairs, where["direction"], int(where["k"]))
+            number = recalls_of(pairs).get((where["direction"], int(where["k"])))
             if number is not None and _is_about(row, subject.model):
                 differs = _differences(row, subject.model, protocol, [(row.dataset, protocol["images"])])
                 match = _Match(subject=subject, attack=table.attack, ours=number, theirs=row, differs=differs)
                 candidates.setdefault(subject.model.fingerprint, []).append(match)
     for of_one_model in candidates.values():
-        yield from _likest(of_one_model)
+        yield from _with_fewest_differences(of_one_model)
 
 
-def _likest(candidates: Sequence[_Match]) -> Sequence[_Match]:
+def _with_fewest_differences(candidates: Sequence[_Match]) -> Sequence[_Match]:
     return [min(candidates, key=lambda match: len(match.differs))] if candidates else []
 
 
 def _is_about(row: Published, model: Model) -> bool:
-    if model.spec.startswith("mix:"):
+    if model.is_mix:
         return False
     if model.method is None:
         return row.train_dataset == "none" and model.lineage is None
@@ -272,11 +247,7 @@ def _same_kind(row: Published, attack: Attack) -> bool:
 def _differences(
     row: Published, model: Model, ours: Mapping[str, Any], sizes: Iterable[tuple[str, int]]
 ) -> tuple[str, ...]:
-    """Return the differences between our protocol and the published one, each as `steps 10, theirs 100`.
-
-    Args:
-        sizes: number of images behind our number, for each of the row's data sets.
-    """
+    """Return what differs from the published protocol; `sizes` are the images behind our number, by data set."""
     found = []
     base = str(model.config.get("model") or model.spec)
     if "model" in row.protocol and base != row.protocol["model"]:
@@ -300,7 +271,7 @@ def _evaluated(dataset: str) -> int | None:
     return known.splits.get(known.evaluated)
 
 
-def _nothing(ours: set[str], rows: Sequence[Published]) -> str:
+def _why_nothing(ours: set[str], rows: Sequence[Published]) -> str:
     theirs = sorted({d for row in rows for d in row.datasets})
     if not {plain_dataset(d).removesuffix("_captions") for d in ours} & set(theirs):
         about = ", ".join(sorted(ours))

@@ -6,9 +6,10 @@ import io
 import pytest
 
 from rayclip.reports.build import build
-from rayclip.reports.plain import comma_separated, markdown
 from rayclip.reports.results import read_results
+from rayclip.reports.to_csv import document_csv
 from rayclip.store import Store
+from rayclip.tracking.journal import logged_runs
 from reports.made import BERT, CLEAN, bits, describe, fingerprint, put
 
 
@@ -25,23 +26,36 @@ def results(tmp_path):
     describe(tmp_path, "local-dir:/trained", method="tecoa", digest="d1g3st", shots=5)
     store.write_json("runs.json", {"tracker": "http://server study", "runs": {}, "logged": [], "cells": runs})
     store.write_json("mlflow_ids.json", {"key of digits": "1" * 32, "key of local-dir:/trained": "2" * 32})
-    return read_results([str(tmp_path)])
+    return read_results([str(tmp_path)], logged=logged_runs)
 
 
-def test_a_paragraph_for_each_model_and_each_data_set(results):
-    said = markdown(build(results), {})
-    (trained,) = [line for line in said.splitlines() if line.startswith("trained: ")]
-    assert f"weights {fingerprint('local-dir:/trained')}, called local-dir:/trained" in trained
-    assert "trained with tecoa, settings d1g3st, on digits" in trained
-    assert "evaluated by rayclip 9.8.7 abc123" in trained and trained.endswith(f"MLflow runs {'2' * 32}.")
-    (plain,) = [line for line in said.splitlines() if line.startswith("digits: ")]
-    assert "trained with" not in plain and "1" * 32 in plain
-    assert f"Data letters: content {fingerprint('letters')}, called letters." in said
-    assert "MLflow: http://server study." in said
+def test_a_row_for_each_model_and_each_data_set(results):
+    models, data = build(results).parts[-1].grids
+    found = {
+        name: dict(zip(models.header[1:], (cell.text for cell in cells), strict=True)) for name, cells in models.rows
+    }
+    assert found["trained"] == {
+        "weights": fingerprint("local-dir:/trained"),
+        "specification": "local-dir:/trained",
+        "method": "tecoa",
+        "settings": "d1g3st",
+        "trained on": "digits",
+        "evaluated by rayclip": "9.8.7 abc123",
+        "MLflow runs": "2" * 32,
+    }
+    assert found["digits"]["method"] == "" and found["digits"]["MLflow runs"] == "1" * 32
+    assert [(name, [cell.text for cell in cells]) for name, cells in data.rows] == [
+        ("letters", [fingerprint("letters"), "letters"])
+    ]
+    assert "MLflow: http://server study" in models.notes
+
+
+def test_without_a_tracker_no_run_is_named(results, tmp_path):
+    assert {cell.run for cell in read_results([str(tmp_path)]).cells} == {""}
 
 
 def test_every_line_of_the_csv_names_them(results):
-    rows = list(csv.DictReader(io.StringIO(comma_separated(build(results)))))
+    rows = list(csv.DictReader(io.StringIO(document_csv(build(results)))))
     assert {(row["model"], row["run"]) for row in rows} == {("digits", "1" * 32), ("trained", "2" * 32)}
     assert {row["code"] for row in rows} == {"9.8.7 abc123"}
     assert {row["data"] for row in rows} == {fingerprint("letters")}
