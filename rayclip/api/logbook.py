@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rayclip.attacks.bert import TextSettings
 from rayclip.data import ImageSet
 from rayclip.evaluation import Cell
 from rayclip.evaluation.aggregate import worst_accuracy
@@ -276,7 +275,7 @@ class Logbook:
     def _texts(self, cells: Sequence[Cell]) -> dict[str, str]:
         """Return the contents of the files of adversarial prompts, by file name."""
         files = {}
-        for cell in (cell for cell in cells if isinstance(cell.attack, TextSettings)):
+        for cell in (cell for cell in cells if cell.attack.changes_texts):
             texts = self.journal.store.read(f"texts/{cell.texts_id}.json")
             if texts is not None:
                 files[f"texts/{file_part(cell.dataset)}-{file_part(cell.attack_label)}.json"] = texts.decode()

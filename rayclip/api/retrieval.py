@@ -9,7 +9,6 @@ from rayclip.api.checks import Opened
 from rayclip.api.comparing import logging
 from rayclip.api.request import Where
 from rayclip.attacks import Attack
-from rayclip.attacks.bert import TextSettings
 from rayclip.attacks.clean import Clean
 from rayclip.data import Resolution, open_pairs
 from rayclip.data.images import mixed_sizes
@@ -74,8 +73,7 @@ def evaluate_retrieval(
     ]
     tasks = list({(task.model, task.id): task for task in found_tasks}.values())
     for attack in {task.attack for task in tasks}:
-        if isinstance(attack, TextSettings):
-            attack.source(opened.model(specs[-1]))
+        attack.check(opened.model(specs[-1]))
     store = Store(where.out)
     found = [read_recalls(task, store) for task in tasks]
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -157,7 +157,7 @@ def mixes(start: str, end: str, a: str, label: str = "") -> dict[str, str]:
     Raises:
         UserError: `a` is not a list of numbers from 0 to 1.
     """
-    from rayclip.models.mixing import mix_spec
+    from rayclip.models.specs import mix_spec
 
     try:
         values = sorted({float(part) for part in a.split(",")})

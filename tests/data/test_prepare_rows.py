@@ -371,7 +371,16 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
 
 
-@pytest.mark.parametrize(("name", "make"), CASES, ids=[f"{name}-{make.__name__}" for name, make in CASES])
+def each_row_and_each_source_once():
+    """The others of the cases are marked slow."""
+    seen = set()
+    for name, make in CASES:
+        marks = () if {name, make} - seen else pytest.mark.slow
+        seen |= {name, make}
+        yield pytest.param(name, make, marks=marks, id=f"{name}-{make.__name__}")
+
+
+@pytest.mark.parametrize(("name", "make"), each_row_and_each_source_once())
 def test_a_row_is_prepared_from_a_source(name, make, tmp_path, monkeypatch, capsys, request):
     hub = request.getfixturevalue("hub") if make in (hub_webdataset, hub_parquet) else None
     root, row = tmp_path / "root", DATASETS[name]

@@ -12,7 +12,7 @@ from rayclip.attacks import parse_attacks
 from rayclip.distributed import Validation
 from rayclip.evaluation import Evaluator, Protocol, Shard, Store, collect_rows
 from rayclip.evaluation.front import Score, pareto_front
-from rayclip.models.clip import BUNDLED
+from rayclip.models.loading import BUNDLED
 from rayclip.reports.search import search_grid
 
 

@@ -173,7 +173,6 @@ def test_sigterm_stops_an_evaluation_and_the_same_command_goes_on(tmp_path, ever
 
 
 def test_sigterm_stops_training(tmp_path):
-    """Of all its processes; a sweep's below is the command's alone."""
     command = [*TRAIN, "--epochs", "500", "--out", "m", "--no-tracking", "--quiet"]
     with Started(tmp_path, *command) as started:
         unfinished = tmp_path / "m" / ".rayclip" / "unfinished"
@@ -182,6 +181,7 @@ def test_sigterm_stops_training(tmp_path):
     assert any(unfinished.glob("train-*/checkpoint_*/training_state.pt"))
 
 
+@pytest.mark.slow
 def test_sigterm_stops_a_sweep(tmp_path):
     program = [sys.executable, str(Path(__file__).parents[2] / "sweeps" / "mmcoa_shots.py")]
     options = ["--quiet", "--out", "s", "--epochs", "500", "--methods", "tecoa"]

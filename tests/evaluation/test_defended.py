@@ -8,11 +8,10 @@ import pytest
 from evaluation.test_evaluation import run_all, verdicts
 from rayclip.attacks import parse_attacks
 from rayclip.data import open_data
-from rayclip.data.captions import BUNDLED
+from rayclip.data.captions import BUNDLED, bind_captions
 from rayclip.defenses import parse_aims, parse_defenses
 from rayclip.evaluation import Protocol, Store, collect_rows, make_cells
 from rayclip.evaluation.alarms import alarms
-from rayclip.evaluation.cell import with_descriptions
 from rayclip.models import load_model
 from rayclip.models.scorers import parse_scorers
 from rayclip.reports.rows import result_grids
@@ -196,11 +195,11 @@ def test_a_folder_of_tables_is_one_for_every_data_set(tmp_path):
     assert len(cell.scorer.texts) == 10 and len(cell.attack.texts[0]) == 5
     assert cell.id == bundled.id, "what is in a table counts, not where it lies"
     with pytest.raises(UserError, match="cifar10"):
-        with_descriptions(parse_scorers(f"cupl:captions={tmp_path}")[0], "cifar10", ("cat",))
+        bind_captions(parse_scorers(f"cupl:captions={tmp_path}")[0], "cifar10", ("cat",))
 
 
 def test_descriptions_have_to_be_there():
     with pytest.raises(UserError, match="cupl:captions="):
-        with_descriptions(parse_scorers("cupl")[0], "cifar10", ("cat",))
+        bind_captions(parse_scorers("cupl")[0], "cifar10", ("cat",))
     with pytest.raises(UserError, match="sga"):
         scored("wca", "sga")

@@ -209,7 +209,7 @@ def one_step(name, targets, parts=1):
     chosen = method(name, **({"targets": targets} if name == "mmcoa" else {}))
     if chosen.trains != "prompt" and name != "fare":
         chosen = replace(chosen, trains="all")
-    clip = chosen.dressed(tiny_clip(dtype=torch.float64), seed=0).train()
+    clip = chosen.wrap_model(tiny_clip(dtype=torch.float64), seed=0).train()
     trained = _choose_trainable(clip, chosen)
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     whole = example(clip, 7, chosen)

@@ -170,7 +170,7 @@ def test_only_the_best_of_many_models_are_drawn(tmp_path):
 def test_changed_words_are_named():
     assert list(changed_words("This is a photo of a zero", "this is a photo of one deline")) == ["a zero → one deline"]
     assert list(changed_words("a b", "A b")) == []
-    assert list(changed_words("a cat", "a big cat")) == ["∅ → big"]
+    assert list(changed_words("a cat", "a big cat")) == ["+ big"]
 
 
 def test_pictures_are_of_an_untouched_and_the_best_model_under_an_attack_that_both_have(tmp_path):
