@@ -61,4 +61,4 @@ def compare(
             copy_verdicts(cell, store)
     with where.logbook(store) as logbook:
         root = logbook.open(name, tags={"rayclip.kind": "comparison"})
-        return compare_all(root, models, {}, evaluations, opened, logbook, store, where)
+        return compare_all(root, models, {}, {}, evaluations, opened, logbook, store, where)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli import captions, data, doctor, evaluate, lists, models, plan, report, retrieval, train
+from rayclip.cli import captions, data, doctor, evaluate, lists, log, models, plan, report, retrieval, train
 from rayclip.cli.help import WIDTH, Command, Group
 from rayclip.cli.options import Tracking
 
@@ -37,7 +37,7 @@ def ui(
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ) -> None:
     """Start the MLflow UI on this machine and open it at an experiment's runs; Ctrl-C ends it."""
-    from rayclip.tracking.ui import serve
+    from rayclip.tracking.views import serve
 
     serve(tracking_uri, experiment, port=port, browser=browser)
 
@@ -47,6 +47,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "report": report.report,
     "leaderboard": report.leaderboard,
+    "log": log.log,
     "plan": plan.plan,
     "retrieval": retrieval.retrieval,
     "interpolate": models.interpolate,

@@ -52,7 +52,7 @@ NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Log nothing to 
 Experiment = Annotated[str, typer.Option(help="MLflow experiment.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 JsonLogs = Annotated[  # read by `cli.run`
-    bool, typer.Option("--json-logs", help="Progress, notes and errors as JSON objects, one a line, on standard error.")
+    bool, typer.Option("--json-logs", help="Progress, notes and errors as JSON objects, one per line, on standard error.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also print what Ray and its workers say.")]
 Substitutes = Annotated[
@@ -83,7 +83,7 @@ ClassNames = Annotated[
     typer.Option(
         metavar="curated|raw|FILE",
         help="Spelling of the classes: CLIP's, or the data set's own (that of the papers' code); or a FILE of names, "
-        "one a line in label order or a JSON list, for data that carry none.",
+        "one per line in label order or a JSON list, for data that carry none.",
     ),
 ]
 
@@ -239,7 +239,7 @@ def check_tracking(uri: str | None, no_tracking: bool) -> None:
     """Raise a `UserError` if MLflow can never log to this address; whether it answers is checked later."""
     if no_tracking:
         return
-    from rayclip.tracking import check_address, default_uri
+    from rayclip.tracking.address import check_address, default_uri
 
     check_address(uri or default_uri())
 

@@ -183,7 +183,7 @@ def request(
 
     from rayclip.data import locate
     from rayclip.data.spec import choose_names, parse_spec
-    from rayclip.tracking import default_uri
+    from rayclip.tracking.address import default_uri
 
     names, specs = choose_names(class_names, split_places(data))
     words: dict[str, Any] = {

@@ -61,7 +61,7 @@ def _grid(section: Section, name: str, title: str, columns: Sequence[Column], no
             *_sizes(sorted({entry.number.n for _, entry in used}), several=len(rows) > 1),
             *notes,
             *(["† over fewer attacks than the others of its column, and not ranked with them"] if partial else []),
-            *attack_notes(section, attacks),
+            *attack_notes(section, attacks, datasets),
             *defense_notes(section),
             *cut_notes((owner, entry.cut) for owner, entry in used),
             shared_note(section),

@@ -127,11 +127,8 @@ def _settings(section: Section, subject: Subject, dataset: str, attack: Attack) 
 
 
 def _pairs(section: Section, baseline: Subject | None) -> dict[str, Any]:
-    """Return the counts of samples that only one of two models gets right.
-
-    `counts` has entries `[first, second, column, only first, only second, n]`, for every pair of models, or, if those
-    are too many, for each model with the baseline.
-    """
+    """Return `[first, second, column, only first right, only second right, n]` for every pair of models, or, if those
+    are too many, for each model with the baseline."""
     columns = [(d, a) for d in section.datasets for a in section.attacks]
     subjects = section.subjects
     index = {s: i for i, s in enumerate(subjects)}

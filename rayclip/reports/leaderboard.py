@@ -109,7 +109,8 @@ def leaderboard(sections: Sequence[Section], title: str = "Robustness leaderboar
         methods=_sorted(place.subject.model.method or "none" for place in found),
         protocols=list(dict.fromkeys(protocol for _, protocol in rows)),
         notes=[
-            ". ".join([*attack_notes(section, section.attacks), shared_note(section)]) + "." for section in sections
+            ". ".join([*attack_notes(section, section.attacks, section.datasets), shared_note(section)]) + "."
+            for section in sections
         ],
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rayclip.reports.section import AVERAGE, Attack, Section
+from rayclip.reports.section import Attack, Section
 from rayclip.types import WORST, Cut
 
 # Settings of an attack that are listed below a table; others are in its label, and all are in the result files
@@ -86,9 +86,9 @@ def _precisions(section: Section) -> set[str]:
     return {entry.protocol.get("precision", "fp32") for entry in section.entries.values() if entry.protocol}
 
 
-def attack_notes(section: Section, attacks: Sequence[Attack]) -> list[str]:
+def attack_notes(section: Section, attacks: Sequence[Attack], datasets: Sequence[str]) -> list[str]:
     """Return notes with the settings of each attack, and on which models and data sets they differ."""
-    plain = [note for attack in attacks if attack.kind != "worst" for note in _settings_of(section, attack)]
+    plain = [note for attack in attacks if attack.kind != "worst" for note in _settings_of(section, attack, datasets)]
     worst = []
     for attack in attacks:
         if attack.kind == "worst":
@@ -97,17 +97,20 @@ def attack_notes(section: Section, attacks: Sequence[Attack]) -> list[str]:
     return [*group_equal(plain), *worst]
 
 
-def _settings_of(section: Section, attack: Attack) -> list[tuple[str, str]]:
+def _settings_of(section: Section, attack: Attack, datasets: Sequence[str]) -> list[tuple[str, str]]:
     """Return (attack, settings) pairs; one, unless settings differ between models or data sets."""
     several = len(_precisions(section)) > 1
     described: dict[str, dict[str, list[str]]] = {}  # settings -> kind of model -> data sets
     for subject in section.subjects:
-        for dataset, entry in section.behind(subject, AVERAGE, attack).items():
+        for dataset in datasets:
+            entry = section.get(subject, dataset, attack)
+            if entry is None:
+                continue
             settings = [f"{k} {v}" for k, v in entry.protocol.items() if k in SHOWN]
             settings += [entry.protocol.get("precision", "fp32")] * several
             where = "defended models" if subject.defense != "none" else "undefended models"
-            datasets = described.setdefault(", ".join(settings), {}).setdefault(where, [])
-            datasets += [dataset] if dataset not in datasets else []
+            held = described.setdefault(", ".join(settings), {}).setdefault(where, [])
+            held += [dataset] if dataset not in held else []
     everywhere = {d for by_whom in described.values() for datasets in by_whom.values() for d in datasets}
     everyone = {who for by_whom in described.values() for who in by_whom}
     found = []

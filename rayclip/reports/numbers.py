@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rayclip.evaluation.aggregate import distinct_labels, wilson, worst_cases
-from rayclip.reports.results import JudgedCell, JudgedPairs, Results
+from rayclip.reports.results import Judged, JudgedCell, Results
 from rayclip.reports.section import SHARED, Attack, Entry, Number, Section, Subject, kind_of, natural
 from rayclip.reports.verdicts import Verdicts, shared
 from rayclip.types import WORST, Cut
@@ -83,7 +83,7 @@ def sort_subjects(subjects: Iterable[Subject], printed: Sequence[str]) -> list[S
     return sorted(subjects, key=key)
 
 
-def dataset_names(cells: Iterable[JudgedCell | JudgedPairs]) -> dict[str, str]:
+def dataset_names(cells: Iterable[Judged]) -> dict[str, str]:
     """Return a name per data fingerprint; data sets of the same name get a part of the fingerprint."""
     names = {cell.data_fingerprint: cell.dataset for cell in cells}
     taken = list(names.values())

@@ -27,9 +27,10 @@ def prompt_part(section: Section) -> Part:
 
 
 def changed_words(before: str, after: str) -> Iterator[str]:
-    """Yield what changed between two texts, ignoring case, each as `zero → deline`."""
+    """Yield what changed between two texts, ignoring case: `zero → deline`, `+ added`, `− left out`."""
     old, new = before.split(), after.split()
     matcher = difflib.SequenceMatcher(None, [w.lower() for w in old], [w.lower() for w in new], autojunk=False)
     for kind, i, j, k, m in matcher.get_opcodes():
+        left, came = " ".join(old[i:j]), " ".join(new[k:m])
         if kind != "equal":
-            yield f"{' '.join(old[i:j]) or '∅'} → {' '.join(new[k:m]) or '∅'}"
+            yield f"{left} → {came}" if left and came else f"− {left}" if left else f"+ {came}"

@@ -24,7 +24,6 @@ from rayclip.reports.to_csv import number_line
 from rayclip.types import UserError
 
 _COLUMNS = "paper table method train_dataset shots attack dataset metric value".split()
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _RECALL = re.compile(r"(?P<direction>tr|ir)_r@(?P<k>\d+)")  # a metric
 _NOT_OURS = ("datasets", "attack", "model")  # keys of a protocol that are compared separately
 
@@ -89,10 +88,12 @@ def compare_with_published(
     Raises:
         UserError: there is no such paper or table.
     """
-    return [_part(sections, tables, paper, table, rows) for choice in wanted for paper, table, rows in _chosen(choice)]
+    return [
+        _part(sections, tables, paper, table, rows) for choice in wanted for paper, table, rows in _find_tables(choice)
+    ]
 
 
-def _chosen(choice: str) -> Iterator[tuple[str, str, list[Published]]]:
+def _find_tables(choice: str) -> Iterator[tuple[str, str, list[Published]]]:
     paper, _, table = choice.partition(":")
     if paper not in papers():
         raise UserError(f"--against '{choice}': there is no paper '{paper}', only {', '.join(papers())}.")
@@ -117,30 +118,28 @@ class _Match:
 def _part(
     sections: Sequence[Section], tables: Sequence[RecallTable], paper: str, table: str, rows: Sequence[Published]
 ) -> Part:
-    found = [match for row in rows for section in sections for match in _matches(section, row)]
-    found += [match for row in rows for match in _recall_matches(tables, row)]
+    found = [match for row in rows for section in sections for match in _match_accuracies(section, row)]
+    found += [match for row in rows for match in _match_recalls(tables, row)]
     title = f"Beside {paper}, table {table}"
     if not found:
         ours = {d for section in sections for d in section.datasets} | {table.dataset for table in tables}
-        return Part(title=title, text=(_nothing(ours, rows),))
-    letters: dict[str, str] = {}
-    for what in (what for match in found for what in match.differs):
-        letters.setdefault(what, _letter(len(letters)))
+        return Part(title=title, text=(_why_nothing(ours, rows),))
+    differences = list(dict.fromkeys(what for match in found for what in match.differs))
     alike = sum(not match.differs for match in found)
     grid = Grid(
         name=f"{paper}-{table}",
         title=f"ours and those of {paper}, table {table}: {_measure(found)} in %",
         header=("model", "data set", "attack", "ours", "theirs", "difference", "differs"),
-        rows=[(match.subject.name, _cells(match, letters)) for match in found],
+        rows=[(match.subject.name, _cells(match, differences)) for match in found],
         notes=(
             f"The protocol matches in {alike} of {len(found)} numbers; there the difference is ours minus theirs",
-            *(f"{letter}: {what}" for what, letter in letters.items()),
+            *(f"{i}: {what}" for i, what in enumerate(differences, 1)),
         ),
     )
     return Part(title=title, grids=(grid,), lines=[_line(match, f"{paper}:{table}") for match in found])
 
 
-def _cells(match: _Match, letters: Mapping[str, str]) -> list[Cell]:
+def _cells(match: _Match, differences: Sequence[str]) -> list[Cell]:
     where = _RECALL.fullmatch(match.theirs.metric)
     metric = f", {where['direction'].upper()}@{where['k']}" if where else ""
     gap = match.ours.top1 - match.theirs.value
@@ -150,7 +149,7 @@ def _cells(match: _Match, letters: Mapping[str, str]) -> list[Cell]:
         accuracy(match.ours),
         Cell(text=f"{match.theirs.value:.2f}", value=match.theirs.value),
         Cell() if match.differs else Cell(text=signed(gap), value=gap),
-        Cell(text=" ".join(letter for what, letter in letters.items() if what in match.differs)),
+        Cell(text=" ".join(str(i) for i, what in enumerate(differences, 1) if what in match.differs)),
     ]
 
 
@@ -172,12 +171,7 @@ def _measure(found: Sequence[_Match]) -> str:
     return " and ".join(sorted(kinds))
 
 
-def _letter(index: int) -> str:
-    turns, place = divmod(index, len(_LETTERS))
-    return _LETTERS[place] * (turns + 1)
-
-
-def _matches(section: Section, row: Published) -> Iterator[_Match]:
+def _match_accuracies(section: Section, row: Published) -> Iterator[_Match]:
     """Yield, for each model that matches the row, its attack with the fewest differences from the paper's."""
     if row.metric != "top1":
         return
@@ -200,10 +194,10 @@ def _matches(section: Section, row: Published) -> Iterator[_Match]:
                 sizes = zip(row.datasets, [number.n for number in present], strict=True)
                 differs = _differences(row, subject.model, protocol, sizes)
                 candidates.append(_Match(subject=subject, attack=attack, ours=ours, theirs=row, differs=differs))
-        yield from _most_alike(candidates)
+        yield from _with_fewest_differences(candidates)
 
 
-def _recall_matches(tables: Sequence[RecallTable], row: Published) -> Iterator[_Match]:
+def _match_recalls(tables: Sequence[RecallTable], row: Published) -> Iterator[_Match]:
     """Yield, for each model that matches the row, its recall with the fewest differences from the paper's protocol."""
     where = _RECALL.fullmatch(row.metric)
     if where is None:
@@ -220,10 +214,10 @@ def _recall_matches(tables: Sequence[RecallTable], row: Published) -> Iterator[_
                 match = _Match(subject=subject, attack=table.attack, ours=number, theirs=row, differs=differs)
                 candidates.setdefault(subject.model.fingerprint, []).append(match)
     for of_one_model in candidates.values():
-        yield from _most_alike(of_one_model)
+        yield from _with_fewest_differences(of_one_model)
 
 
-def _most_alike(candidates: Sequence[_Match]) -> Sequence[_Match]:
+def _with_fewest_differences(candidates: Sequence[_Match]) -> Sequence[_Match]:
     return [min(candidates, key=lambda match: len(match.differs))] if candidates else []
 
 
@@ -253,11 +247,7 @@ def _same_kind(row: Published, attack: Attack) -> bool:
 def _differences(
     row: Published, model: Model, ours: Mapping[str, Any], sizes: Iterable[tuple[str, int]]
 ) -> tuple[str, ...]:
-    """Return the differences between our protocol and the published one, each as `steps 10, theirs 100`.
-
-    Args:
-        sizes: number of images behind our number, for each of the row's data sets.
-    """
+    """Return what differs from the published protocol; `sizes` are the images behind our number, by data set."""
     found = []
     base = str(model.config.get("model") or model.spec)
     if "model" in row.protocol and base != row.protocol["model"]:
@@ -281,7 +271,7 @@ def _evaluated(dataset: str) -> int | None:
     return known.splits.get(known.evaluated)
 
 
-def _nothing(ours: set[str], rows: Sequence[Published]) -> str:
+def _why_nothing(ours: set[str], rows: Sequence[Published]) -> str:
     theirs = sorted({d for row in rows for d in row.datasets})
     if not {plain_dataset(d).removesuffix("_captions") for d in ours} & set(theirs):
         about = ", ".join(sorted(ours))

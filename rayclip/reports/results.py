@@ -1,5 +1,6 @@
 """Read result folders cell by cell: records as they were written, verdicts as one bit per sample."""
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rayclip.evaluation.retrieval import Recall
+from rayclip.evaluation.recall import Recall
 from rayclip.reports.section import Model
 from rayclip.reports.verdicts import Verdicts
 from rayclip.store import Store
@@ -26,43 +27,41 @@ LoggedRuns = Callable[[Store], tuple[str, Mapping[str, str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedCell:
+class Judged:
+    """A model on a data set under an attack. `cut` counts the texts that were truncated."""
+
+    id: str
+    model: Model
+    dataset: str
+    data_fingerprint: str
+    attack: str
+    protocol: Mapping[str, Any]
+    cut: Cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedCell(Judged):
     """An evaluated cell: its record (`Cell.record`), its verdicts, and the store that holds them.
 
     Attributes:
         code: version and commit that computed it.
         run: MLflow run that logged it; empty if unknown.
-        cut: texts that were truncated.
     """
 
-    id: str
     store: Store
-    model: Model
-    dataset: str
     data: str
-    data_fingerprint: str
-    attack: str
     defense: str
     scorer: str
-    protocol: Mapping[str, Any]
     verdicts: Verdicts
-    code: str = ""
-    run: str = ""
-    cut: Cut = field(default_factory=Cut)
+    code: str
+    run: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedPairs:
-    """A retrieval result (`retrieval.Task.record`): a model on image-caption pairs under an attack."""
+class JudgedPairs(Judged):
+    """A retrieval result (`retrieval.Task.record`) on image-caption pairs."""
 
-    id: str
-    model: Model
-    dataset: str
-    data_fingerprint: str
-    attack: str
-    protocol: Mapping[str, Any]
     recalls: tuple[Recall, ...]
-    cut: Cut = field(default_factory=Cut)
 
 
 @dataclass(kw_only=True)
@@ -87,8 +86,8 @@ class Results:
     @property
     def models(self) -> dict[str, Model]:
         """Models by fingerprint."""
-        models = [cell.model for cell in self.cells] + [pairs.model for pairs in self.pairs]
-        return {model.fingerprint: model for model in models}
+        judged: list[Judged] = [*self.cells, *self.pairs]
+        return {each.model.fingerprint: each.model for each in judged}
 
     @property
     def names(self) -> dict[str, str]:
@@ -115,9 +114,10 @@ def read_results(
     """
     stores = [(store, (only or {}).get(place)) for place in dict.fromkeys(places) for store in _with_results(place)]
     todo = [(store, cell, models) for store, models in stores for cell in store.child("cells").folders()]
-    gathered = _Gathered({store.root: logged(store) for store, _ in stores})
+    gathered = _Gathered(logged)
     for store, _ in stores:
-        gathered.results.order += _printed_order(store)
+        printed = _json(store, "results.json") or []
+        gathered.results.order += dict.fromkeys(row["model"] for row in printed if "model" in row)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for done, found in enumerate(pool.map(_read_cell, *zip(*todo, strict=True)) if todo else (), 1):
             gathered.add(found)
@@ -183,14 +183,10 @@ def _read_cell(store: Store, cell: str, models: set[str] | None) -> _ReadCell | 
 class _Gathered:
     """Collects cells into `Results`, with one copy of whatever many cells share."""
 
-    def __init__(self, logged: Mapping[str, tuple[str, Mapping[str, str]]]) -> None:
-        """
-        Args:
-            logged: the tracker's address and the run by cell id, by root of the store.
-        """
-        self.results = Results(trackers=list(dict.fromkeys(address for address, runs in logged.values() if runs)))
+    def __init__(self, logged: LoggedRuns) -> None:
+        self.results = Results()
         self.found: dict[str, JudgedCell] = {}
-        self._runs = {root: runs for root, (_, runs) in logged.items()}
+        self._logged = functools.cache(logged)
         self._positions: dict[bytes, np.ndarray] = {}
         self._models: dict[str, Model] = {}
         self._asked: set[tuple[str, str]] = set()
@@ -205,6 +201,8 @@ class _Gathered:
         if cell.id in self.found:
             verdicts = self._union(self.found[cell.id].verdicts, verdicts)
         record, protocol = cell.record, {**_UNSAID, **cell.record["protocol"]}
+        tracker, runs = self._logged(cell.store)
+        self.results.trackers += [tracker] * (bool(runs) and tracker not in self.results.trackers)
         self.results.class_names.setdefault(record["data_fingerprint"], tuple(record["class_names"]))
         self.found[cell.id] = JudgedCell(
             id=cell.id,
@@ -219,7 +217,7 @@ class _Gathered:
             protocol=protocol,
             verdicts=verdicts,
             code=" ".join([*record.get("code", {}).values()]),
-            run=self._runs[cell.store.root].get(cell.id, ""),
+            run=runs.get(cell.id, ""),
             cut=Cut.read(record),
         )
 
@@ -266,11 +264,6 @@ def _json(store: Store, name: str) -> Any:
         return store.read_json(name)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{store.root}/{name} is damaged: delete it and run again.") from error
-
-
-def _printed_order(store: Store) -> list[str]:
-    rows = _json(store, "results.json") or []
-    return list(dict.fromkeys(row["model"] for row in rows if "model" in row))
 
 
 def _label(protocol: Mapping[str, Any]) -> str:

@@ -63,10 +63,10 @@ def test_published_numbers_stand_beside_ours(monkeypatch, capsys, results):
 
 
 def test_runs_of_mlflow_stand_for_their_results(monkeypatch, capsys, results):
-    from rayclip.tracking import MlflowTracker
+    from rayclip.tracking.experiment import Experiment
 
     uri = f"sqlite:///{results}/mlflow.db"
-    tracker, at = MlflowTracker(uri, "study"), {"rayclip.results": str(results / "results")}
+    tracker, at = Experiment(uri, "study"), {"rayclip.results": str(results / "results")}
     everything = tracker.start("sweep", tags=at)
     one = tracker.start("eval a", parent=everything, tags=at | {"rayclip.model": fingerprint("a")})
     two = tracker.start("eval b", parent=everything, tags=at | {"rayclip.model": fingerprint("b")})

@@ -9,7 +9,7 @@ from rayclip.reports.build import build
 from rayclip.reports.results import read_results
 from rayclip.reports.to_csv import document_csv
 from rayclip.store import Store
-from rayclip.tracking.spool import logged_runs
+from rayclip.tracking.journal import logged_runs
 from reports.made import BERT, CLEAN, bits, describe, fingerprint, put
 
 

@@ -58,8 +58,8 @@ def test_a_number_of_the_papers_protocol_has_its_difference(tmp_path):
 def test_what_differs_is_said_and_no_difference_is_given(tmp_path):
     put(tmp_path, VIT, pgd(), bits(1), dataset="cifar10-test", class_names="curated")
     (part,) = compared(tmp_path, "mmcoa:I")
-    assert row(part, "cifar10", "pgd-10 1/255")[4:] == ["", "a b c"]
-    assert "a: steps 10, theirs 100. b: " in part.grids[0].caption
+    assert row(part, "cifar10", "pgd-10 1/255")[4:] == ["", "1 2 3"]
+    assert "1: steps 10, theirs 100. 2: " in part.grids[0].caption
     for text in ("steps 10, theirs 100", "class names curated, theirs raw", "50 of the 10,000 images of cifar10"):
         assert text in part.grids[0].caption
     assert "norm" not in part.grids[0].caption and "model" not in part.grids[0].caption

@@ -88,10 +88,7 @@ def _runs(section: Section) -> dict[str, dict[float, Subject]]:
 
 
 def _run_names(ends: Mapping[str, Subject]) -> dict[str, str]:
-    """Return a name for each training run, given one of its checkpoints.
-
-    The name is the label without the epoch, else the method, with the settings that differ where names are equal.
-    """
+    """Name runs by a checkpoint's label or method, and where names are equal by the settings that differ."""
     names, settings = {}, {}
     for run, subject in ends.items():
         model = subject.model
@@ -148,12 +145,7 @@ def _panels_of_attacks(
     level: Subject | None = None,
     ticks: Mapping[float, str] | None = None,
 ) -> list[Panel]:
-    """Return a panel per attack.
-
-    Args:
-        lines: the models by x, for each line.
-        level: a model that is drawn as a level line.
-    """
+    """Return a panel per attack, with models by x for each line, and one that is drawn as a level line."""
     found = []
     for attack in _chosen_attacks(section):
         ranked = section.ranked(section.overall, attack)
@@ -166,7 +158,7 @@ def _panels_of_attacks(
 
 def _figure(name: str, title: str, xlabel: str, found: Sequence[Panel], note: str) -> Figure:
     names = list(found[0].lines)
-    dotted = f" Dotted: {found[0].level[0]}." if found[0].level is not None else ""
+    dotted = "".join(dict.fromkeys(f" Dotted: {panel.level[0]}." for panel in found if panel.level is not None))
     more = f" {len(names) - _MOST} more are in the tables." if len(names) > _MOST else ""
     return Figure(
         name=name,
@@ -193,6 +185,7 @@ def _draw(xlabel: str, found: Sequence[Panel], columns: int) -> Canvas:
         if i >= len(found) - across:
             ax.set_xlabel(xlabel)
     keys = {key.get_label(): key for ax in axes for key in ax.get_lines()}
+    canvas.set_figheight(canvas.get_figheight() + 0.2 * -(-len(keys) // across))
     canvas.legend(handles=list(keys.values()), loc="outside lower left", ncols=across, frameon=False, fontsize=8.5)
     return canvas
 
@@ -219,11 +212,7 @@ def _draw_lines(ax: Axes, panel: Panel) -> None:
 
 
 def _chosen_attacks(section: Section) -> list[Attack]:
-    """Return at most six attacks to draw.
-
-    First clean and the worst case, then one of each kind (with the worst case's budget if possible), then worst cases
-    within other budgets, then others.
-    """
+    """Return at most six attacks: clean, the worst case, one of each kind (of its budget if possible), then others."""
     ends = [a for a in section.attacks if a.kind == "clean" or a == section.main]
     rest = [a for a in section.attacks if a not in ends]
     by_budget = sorted(rest, key=lambda a: a.eps not in (None, section.main.eps))

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rayclip import __version__
-from rayclip.tracking.mlflow_tracker import MlflowTracker
+from rayclip.models.checkpoint import FILES
+from rayclip.tracking.experiment import Experiment
 from rayclip.tracking.names import model_name
 
 LOADER = "rayclip.tracking.serving"
@@ -14,38 +15,39 @@ CHAMPION = "champion"
 FINGERPRINT, PROTOCOL, WORST = "rayclip.model", "rayclip.protocol", "rayclip.worst"  # tags of a version
 
 
-def register(tracker: MlflowTracker, run: str, checkpoint: Path, folder: str, content: Mapping[str, Any]) -> None:
+def register(experiment: Experiment, run: str, checkpoint: Path, folder: str, about: Mapping[str, Any]) -> None:
     """Log a checkpoint as an MLflow model in `folder` of its run's artifacts, and register it, once.
 
     The registered model has the experiment's name; the checkpoints of a study are its versions.
 
     Args:
         checkpoint: the folder of its files.
-        content: `class_names`, `template`, `description`, and `tags` of the version.
+        about: `class_names`, `template`, `description`, and `tags` of the version.
     """
-    client = tracker.client()
-    name = model_name(tracker.experiment)
+    client = experiment.client
+    name = model_name(experiment.name)
     if any(v.source.endswith(f"/{folder}") for v in client.search_model_versions(f"run_id = '{run}'")):
         return
-    tracker.artifact(run, checkpoint, f"{folder}/data")
+    for file in (checkpoint / name for name in FILES if (checkpoint / name).exists()):
+        experiment.artifact(run, file, f"{folder}/data")
     with tempfile.TemporaryDirectory(prefix="rayclip-") as place:
-        _write_model(Path(place), run, folder, content["class_names"], content["template"])
-        tracker.artifact(run, Path(place), folder)
-    _make_registered(client, name, tracker.experiment)
+        _write_model(Path(place), run, folder, about["class_names"], about["template"])
+        experiment.artifact(run, Path(place), folder)
+    _make_registered(client, name, experiment.name)
     source = f"{client.get_run(run).info.artifact_uri}/{folder}"
     client.create_model_version(
-        name, source, run_id=run, tags=content["tags"], description=content["description"], await_creation_for=0
+        name, source, run_id=run, tags=about["tags"], description=about["description"], await_creation_for=0
     )
 
 
-def rank(tracker: MlflowTracker, protocol: str, accuracies: Mapping[str, float]) -> None:
+def rank(experiment: Experiment, protocol: str, accuracies: Mapping[str, float]) -> None:
     """Tag model versions with their worst-case accuracies, and make the best version of each model its champion.
 
     Args:
         protocol: hash of the protocol of the accuracies; only versions with the same one are compared.
         accuracies: in percent, by the fingerprint of the weights.
     """
-    client = tracker.client()
+    client = experiment.client
     names = set()
     for fingerprint, accuracy in accuracies.items():
         for version in client.search_model_versions(f"tags.`{FINGERPRINT}` = '{fingerprint}'"):
@@ -59,11 +61,11 @@ def rank(tracker: MlflowTracker, protocol: str, accuracies: Mapping[str, float])
         client.set_registered_model_alias(name, CHAMPION, best.version)
 
 
-def _make_registered(client: Any, name: str, experiment: str) -> None:
+def _make_registered(client: Any, name: str, study: str) -> None:
     from mlflow.exceptions import MlflowException
 
     about = (
-        f"Checkpoints of the study '{experiment}', a version each. `{CHAMPION}` is the one with the best worst-case "
+        f"Checkpoints of the study '{study}', a version each. `{CHAMPION}` is the one with the best worst-case "
         f"accuracy (tag `{WORST}`, percent) of those that were measured by one protocol (tag `{PROTOCOL}`).\n\n"
         f'`mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}")` classifies images zero-shot; '
         f"`mlflow models serve -m models:/{name}@{CHAMPION} --env-manager local` does so over HTTP."

@@ -1,4 +1,4 @@
-"""The tracker against a real MLflow store."""
+"""An experiment against a real MLflow store."""
 
 import io
 import json
@@ -9,27 +9,27 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from rayclip.tracking import MlflowTracker
+from rayclip.tracking.experiment import Experiment
 from rayclip.types import UserError
 
 
 @pytest.fixture(scope="module")
-def tracker(tmp_path_factory) -> MlflowTracker:
-    return MlflowTracker(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db", "study")
+def experiment(tmp_path_factory) -> Experiment:
+    return Experiment(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db", "study")
 
 
-def test_runs_nest_and_hold_params_metrics_tags_and_files(tracker, tmp_path):
-    parent = tracker.start("sweep")
-    child = tracker.start("trial", parent=parent, params={"method.eps": 1 / 255, "shots": None}, tags={"x": "y"})
-    tracker.metrics(child, [("train/loss", 1 / (step + 1), step) for step in range(2500)])
+def test_runs_nest_and_hold_params_metrics_tags_and_files(experiment, tmp_path):
+    parent = experiment.start("sweep")
+    child = experiment.start("trial", parent=parent, params={"method.eps": 1 / 255, "shots": None}, tags={"x": "y"})
+    experiment.metrics(child, [("train/loss", 1 / (step + 1), step) for step in range(2500)], 1)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.txt").write_text("a")
-    tracker.artifact(child, tmp_path / "folder", "checkpoint")
-    tracker.table(child, [{"model": "m", "top1": 5.0}, {"model": "n", "top1": 6.0}], "results_table.json")
-    tracker.finish(child)
-    tracker.finish(parent, failed=True)
+    experiment.artifact(child, tmp_path / "folder", "checkpoint")
+    experiment.table(child, [{"model": "m", "top1": 5.0}, {"model": "n", "top1": 6.0}], "results_table.json")
+    experiment.finish(child)
+    experiment.finish(parent, failed=True)
 
-    client = MlflowClient(tracker.uri)
+    client = MlflowClient(experiment.uri)
     run = client.get_run(child)
     assert run.info.run_name == "trial" and run.info.status == "FINISHED"
     assert client.get_run(parent).info.status == "FAILED"
@@ -37,32 +37,32 @@ def test_runs_nest_and_hold_params_metrics_tags_and_files(tracker, tmp_path):
     assert run.data.params == {"method.eps": str(1 / 255), "shots": "None"}
     assert len(client.get_metric_history(child, "train/loss")) == 2500
     assert {f.path for f in client.list_artifacts(child)} == {"checkpoint", "results_table.json"}
-    assert "mlruns" in client.get_experiment(tracker.experiment_id).artifact_location
+    assert "mlruns" in client.get_experiment(experiment.id).artifact_location
 
 
-def test_a_run_is_known_by_its_id_and_by_its_key(tracker):
-    run = tracker.start("elsewhere", tags={"rayclip.key": "key-1"})
-    assert tracker.exists(run) and not tracker.exists("0" * 32)
-    assert tracker.find("key-1") == run and tracker.find("key-2") is None
+def test_a_run_is_known_by_its_id_and_by_its_key(experiment):
+    run = experiment.start("elsewhere", tags={"rayclip.key": "key-1"})
+    assert experiment.exists(run) and not experiment.exists("0" * 32)
+    assert experiment.find("key-1") == run and experiment.find("key-2") is None
 
 
-def test_a_table_takes_the_place_of_the_one_before(tracker, tmp_path):
-    run = tracker.start("sweep that went on")
+def test_a_table_takes_the_place_of_the_one_before(experiment, tmp_path):
+    run = experiment.start("sweep that went on")
     for rows in ([{"model": "m", "top1": 5.0}], [{"model": "m", "top1": 5.0}, {"model": "n", "top1": 6.0}]):
-        tracker.table(run, rows, "results_table.json")
-        client = MlflowClient(tracker.uri)
+        experiment.table(run, rows, "results_table.json")
+        client = MlflowClient(experiment.uri)
         table = json.loads(Path(client.download_artifacts(run, "results_table.json", str(tmp_path))).read_text())
         assert table == {"columns": ["model", "top1"], "data": [list(row.values()) for row in rows]}
         assert "results_table.json" in client.get_run(run).data.tags["mlflow.loggedArtifacts"], "the UI shows it"
 
 
-def test_a_picture_is_there_once_whoever_logs_it_again(tracker, monkeypatch):
-    run, png = tracker.start("pictures"), io.BytesIO()
+def test_a_picture_is_there_once_whoever_logs_it_again(experiment, monkeypatch):
+    run, png = experiment.start("pictures"), io.BytesIO()
     Image.new("RGB", (4, 4)).save(png, "PNG")
-    for mine in (tracker, tracker, MlflowTracker(tracker.uri, "study")):
+    for mine in (experiment, experiment, Experiment(experiment.uri, "study")):
         for key in ("digits-pgd", "digits-sep"):
             mine.image(run, key, png.getvalue())
-    client = MlflowClient(tracker.uri)
+    client = MlflowClient(experiment.uri)
     once = [f.path for f in client.list_artifacts(run, "images")]
     assert {re.split("[+%]", path)[0] for path in once} == {"images/digits-pgd", "images/digits-sep"}
 
@@ -72,22 +72,22 @@ def test_a_picture_is_there_once_whoever_logs_it_again(tracker, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(ConnectionError):
         patch.setattr(MlflowClient, "log_image", arrives_and_fails)
-        tracker.image(run, "late", png.getvalue())
-    tracker.image(run, "late", png.getvalue())
+        experiment.image(run, "late", png.getvalue())
+    experiment.image(run, "late", png.getvalue())
     assert len(client.list_artifacts(run, "images")) == len(once) * 3 // 2, "what had arrived is not sent again"
 
 
 def test_a_relative_store_means_the_same_in_every_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tracker = MlflowTracker("sqlite:///here.db", "x")
-    tracker.contact()
-    assert tracker.uri == f"sqlite:///{tmp_path / 'here.db'}"
+    experiment = Experiment("sqlite:///here.db", "x")
+    experiment.contact()
+    assert experiment.uri == f"sqlite:///{tmp_path / 'here.db'}"
     assert (tmp_path / "here.db").is_file()
 
 
 def test_a_store_out_of_reach_is_explained(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match="cannot be reached"):
-        MlflowTracker("http://127.0.0.1:9", "study").contact()
+        Experiment("http://127.0.0.1:9", "study").contact()
     with pytest.raises(UserError, match=r"cannot write '/proc/none/x\.db'"):
-        MlflowTracker(f"sqlite:///{Path('/proc/none/x.db')}", "study").contact()
+        Experiment(f"sqlite:///{Path('/proc/none/x.db')}", "study").contact()
