@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import torch
@@ -36,12 +37,12 @@ def here(tmp_path, tmp_path_factory, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return inputs_below(tmp_path_factory)
+    return inputs_below(tmp_path_factory.getbasetemp())
 
 
 @cache
-def inputs_below(factory):
-    inputs = factory.mktemp("inputs")
+def inputs_below(folder):
+    inputs = Path(mkdtemp(dir=folder))
     write(inputs / "good.parquet", [0, 1, 2] * 3)
     write(inputs / "unnamed.parquet", [0, 1], names=None)
     write(inputs / "nolabel.parquet", ["a", "b"], label_type="string")
