@@ -179,7 +179,7 @@ class Configurables(Registry[type[C]], Generic[C]):
         """Return one line that describes a class."""
         return self._about.get(name) or (self[name].__doc__ or "").strip().split("\n")[0]
 
-    def make(self, text: str, defaults: Mapping[str, Any] | None = None, **settings: Any) -> C:
+    def make(self, text: str, defaults: Mapping[str, Any] | None = None, /, **settings: Any) -> C:
         """Return one with its settings: `make("pgd:steps=100", step=1/255)`.
 
         Args:

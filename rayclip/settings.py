@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
@@ -52,6 +52,29 @@ class Configurable:
                     given[field.name] = replace(given.get(field.name, _default(field)), **own)
         check_known(cls.noun, cls.name, given.keys() - _others(cls), cls.settings())
         return cls(**given)
+
+    def captions_needed(self, bundled: str) -> str:
+        """Return the place to read captions of the classes from before work starts: a table, or a folder with one per
+        data set; empty for nothing to read. `data.captions.bind_captions` reads them and calls `with_texts`.
+
+        Args:
+            bundled: name of the data if captions come with it; else empty.
+
+        Raises:
+            UserError: it needs captions and has none.
+        """
+        return ""
+
+    def with_texts(self, texts: Sequence[Sequence[str]], class_names: Sequence[str] = (), captions: str = "") -> Self:
+        """Return it with the captions of each class, best first, so that no worker needs their table.
+
+        Args:
+            captions: the table that they were read from.
+
+        Raises:
+            UserError: a class has too few captions.
+        """
+        return self
 
 
 def settable(kind: type) -> dict[str, Any]:
@@ -140,6 +163,16 @@ def format_defaults(kind: type[Configurable]) -> dict[str, str]:
 
     found = of(kind)
     return {name: found[name] for name in kind.settings()}
+
+
+def format_type(kind: Any) -> str:
+    """Return how values of a setting's type are written: `number`, `linf|l2`, `number+number`."""
+    kind = _without_none(kind)
+    if get_origin(kind) is tuple:
+        return f"{format_type(get_args(kind)[0])}+…"
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    return {bool: "true|false", str: "text", float: "number"}.get(kind, "whole number")
 
 
 def _spell(key: str, value: Any) -> str:

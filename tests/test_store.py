@@ -6,8 +6,6 @@ import pytest
 from pyarrow import fs
 
 from rayclip.store import Store
-from rayclip.tracking import MlflowTracker, SpooledTracker
-from rayclip.tracking.spool import Spool
 from rayclip.types import UserError
 
 OUTSIDE = ["../secret", "a/../../secret", "/etc/passwd", "..", "a/..", "a\0b"]
@@ -63,21 +61,6 @@ def test_names_with_dots_and_folders_below_are_names(tmp_path):
         store.write(name, b"x")
         assert store.read(name) == b"x" and store.path(name) == tmp_path / name
     assert store.path("") == tmp_path and store.names("", "") == ["..a"]
-
-
-def test_a_spool_that_somebody_wrote_reaches_no_file_outside(tmp_path):
-    """Entries lie in the folder of results, which may come from elsewhere."""
-    tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "study")
-    run, spool = "key", Spool(Store(str(tmp_path / "results")))
-    SpooledTracker(tracker, spool, known=False).start(run, "run")
-    (tmp_path / "secret").write_bytes(b"secret")
-    spool.store.write("spool/files/x", b"x")
-    spool.add("artifact", run, {"folder": "", "files": {f"{tmp_path}/planted": "spool/files/x"}})
-    spool.add("artifact", run, {"folder": "", "files": {"../planted": "spool/files/x"}})
-    spool.add("artifact", run, {"folder": "", "files": {"taken": "../secret"}})
-    SpooledTracker(tracker, spool, known=False)
-    assert spool.names() == [] and len(spool.store.names("spool/refused", ".json")) == 3
-    assert not list(tmp_path.rglob("planted")) and not list(tmp_path.rglob("taken"))
 
 
 def test_what_ray_writes_in_place_is_there_whole_or_as_it_was(tmp_path):

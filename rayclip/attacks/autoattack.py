@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Self
 import torch
 
 from rayclip import rng
-from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, wide
+from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples
+from rayclip.attacks.geometry import per_image
 from rayclip.attacks.registry import ATTACKS
 from rayclip.attacks.square import Schedule
 from rayclip.models import ZeroShot
@@ -84,7 +85,7 @@ class InTurn(Attack):
                 break
             turn = samples._replace(keys_B=rng.subkeys(keys, part.name), todo_B=holds)
             new = part.craft(victim, turn, eps=eps)
-            images = torch.where(wide(holds), new.images_BCHW, images)
+            images = torch.where(per_image(holds), new.images_BCHW, images)
             made = Adversarial(images, None, made.steps_B + new.steps_B, made.queries_B + new.queries_B + holds.long())
             at = holds.nonzero().squeeze(1)
             with torch.no_grad():

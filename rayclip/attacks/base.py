@@ -4,19 +4,18 @@ Shapes: B batch, C H W image, K classes, D embedding; A the samples of a batch t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from rayclip import rng
+from rayclip.attacks.geometry import check_pixels, per_image, project, random_start, steepest
 from rayclip.attacks.variants import Forward, Variant, accumulate, views
-from rayclip.models import ZeroShot
+from rayclip.models import Clip, ZeroShot
 from rayclip.names import no_budget
 from rayclip.settings import Configurable, format_value
-from rayclip.types import UserError
 from rayclip.units import Norm, check_budget, default_step
 
 Start = Literal["random", "zero"]
@@ -75,7 +74,6 @@ class Adversarial(NamedTuple):
         return cls(images_BCHW, text_KD, zeros, zeros.clone())
 
 
-_ROUNDING = 1e-6  # tolerance for pixels that were normalised and mapped back
 _WATCH = 8  # under `final`: steps between two checks for perturbations that repeat
 
 
@@ -93,6 +91,8 @@ class Attack(Configurable, ABC):
     black_box: ClassVar[bool] = False  # uses scores only, no gradients
     asks_victim: ClassVar[bool] = True  # whether its result depends on the victim's outputs for images
     for_pairs: ClassVar[bool] = False  # whether it can attack image-caption pairs, too (`attacks.pairs`)
+    for_training: ClassVar[bool] = False  # whether methods can train against its objective (`training_objective`)
+    gives_own_texts: ClassVar[bool] = False  # whether each image gets texts of its own (`Adversarial.own_texts`)
 
     eps: float | None = None
 
@@ -131,6 +131,31 @@ class Attack(Configurable, ABC):
         check_budget(eps, self.ball, f"attack '{self.name}'")
         return replace(self, eps=eps)
 
+    def within_on_pairs(self, eps: float | None) -> Self:
+        """Return `within` for image-caption pairs, where defaults may differ."""
+        return self.within(eps)
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether a sample may leave the attack once it fools the classifier that the attack sees."""
+        return True
+
+    def to_last_step(self) -> Self:
+        """Return the attack as it runs where another classifier judges than the one that it sees: it must not stop at
+        its first success, which says little there."""
+        return self
+
+    def training_objective(
+        self, clip: Clip, images_BCHW: Tensor, labels_B: Tensor, texts: Callable[[], Tensor], texts_per_class: int
+    ) -> Callable[[Tensor], Tensor]:
+        """Return what the attack maximises, `pixels (B, C, H, W) -> (B,)`, for methods that train against it.
+
+        Args:
+            clip: the model in training.
+            texts: returns the texts' embeddings, all classes' first texts, then all second ones, …
+        """
+        raise NotImplementedError
+
     def for_classes(self, count: int) -> Self:
         """Return the attack as it runs on data with `count` classes.
 
@@ -155,6 +180,29 @@ class Attack(Configurable, ABC):
         """Return adversarial class prompts, which depend on model and class set alone; made once and kept with the
         results."""
         return None
+
+    def describe_text(self) -> dict[str, Any] | None:
+        """Return the settings that adversarial texts depend on; None if the attack changes no texts."""
+        return None
+
+    @property
+    def changes_texts(self) -> bool:
+        return self.describe_text() is not None
+
+    def more_texts(self, class_names: Sequence[str]) -> Sequence[Sequence[str]]:
+        """Return texts of each class that the attack embeds besides the scorer's prompts."""
+        return ()
+
+    def with_default_substitutes(self, substitutes: str) -> Self:
+        """Return the attack with `substitutes` as the source of replacement words, if it needs one and names none."""
+        return self
+
+    def check(self, clip: Clip) -> None:
+        """Raise a `UserError` if the attack cannot run on this model, before any work starts."""
+
+    def count_cut(self, clip: Clip, texts: Sequence[str]) -> int:
+        """Return how many of the texts are longer than what the attack reads to change them."""
+        return 0
 
     def run(
         self, victim: ZeroShot, samples: Samples, *, eps: float | None = None, prompts: Prompts = None
@@ -219,6 +267,21 @@ class GradientAttack(Attack):
     def cost(self) -> int:
         return 2 * self.steps
 
+    def within_on_pairs(self, eps: float | None) -> Self:
+        """Return `within`; unless a step length is set, it is the papers' for retrieval, 1.25·eps/steps
+        (Co-Attack's)."""
+        placed = self.within(eps)
+        if placed.eps is None or self.step is not None:
+            return placed
+        return replace(self, eps=placed.eps, step=1.25 * placed.eps / self.steps)
+
+    @property
+    def stops_early(self) -> bool:
+        return self.stop == "first_success"
+
+    def to_last_step(self) -> Self:
+        return replace(self, stop="final")
+
     def follow(self, direction: Tensor, gradient: Tensor) -> Tensor:
         """Return the direction of the next step: the gradient, or its combination with the `direction` of the previous
         step (zeros at first). Hook for attacks with momentum."""
@@ -262,7 +325,7 @@ class GradientAttack(Attack):
             if watch:
                 turns_A = (delta == earlier).flatten(1).all(1) & ~decided_A
                 last = delta if (self.steps - done) % 2 == 0 else before
-                adversarial[active] = torch.where(wide(turns_A), (clean + last).clamp(0, 1), pixels.detach())
+                adversarial[active] = torch.where(per_image(turns_A), (clean + last).clamp(0, 1), pixels.detach())
                 steps_B[active] = torch.where(turns_A, self.steps, done)
                 decided_A = decided_A | turns_A
             kept: slice | Tensor = slice(None)
@@ -278,74 +341,9 @@ class GradientAttack(Attack):
         return adversarial, steps_B, queries_B
 
 
-def check_pixels(images_BCHW: Tensor) -> None:
-    """Raise a `UserError` unless all pixels lie in [0, 1], up to rounding. Waits for the device once."""
-    if not images_BCHW.numel():
-        return
-    low, high = torch.stack(images_BCHW.detach().aminmax()).tolist()
-    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN fails both comparisons
-        raise UserError(
-            f"images have pixels from {low:.3g} to {high:.3g}, and attacks take pixels in [0, 1]: divide bytes by 255, "
-            "and leave normalisation to the model."
-        )
-
-
-def random_start(clean: Tensor, keys: Tensor, eps: float, norm: Norm, *, stream: int = 0) -> Tensor:
-    """Return a random perturbation of each image that depends on its key and `stream` alone (l2 uses three streams).
-    linf: uniform in the ball; l2: gaussian direction and uniform radius. Clipped so that images stay in [0, 1]."""
-    shape, dtype = tuple(clean.shape[1:]), clean.dtype
-    if norm == "linf":
-        delta = (2 * rng.uniform(keys, shape, stream=stream, dtype=dtype) - 1) * eps
-    else:
-        direction = rng.gaussian(keys, shape, stream=stream, dtype=dtype)
-        radius = rng.uniform(keys, (1, 1, 1), stream=stream + 2, dtype=dtype) * eps
-        delta = direction / _norms(direction) * radius
-    return _into_range(delta, clean)
-
-
-def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """Return the direction of unit length in which a linear loss rises most."""
-    return (
-        gradient.sign() if norm == "linf" else gradient / _norms(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
-    )
-
-
-def project(delta: Tensor, clean: Tensor, eps: float, norm: Norm) -> Tensor:
-    """Project onto the eps ball, then clip so that clean + delta lies in [0, 1]."""
-    if norm == "linf":
-        return _into_range(delta.clamp(-eps, eps), clean)
-    return _into_range(delta * (eps / _norms(delta).clamp_min(torch.finfo(delta.dtype).tiny)).clamp(max=1), clean)
-
-
-def _into_range(delta: Tensor, clean: Tensor) -> Tensor:
-    """Clip so that clean + delta lies in [0, 1]; this moves no coordinate away from 0, so delta stays in its ball."""
-    return (clean + delta).clamp(0, 1) - clean
-
-
-def margin(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """Return z_y minus the largest other logit, `(B,)`; positive if the prediction is right."""
-    own = logits_BK.gather(1, labels_B[:, None]).squeeze(1)
-    others = logits_BK.scatter(1, labels_B[:, None], -torch.inf)
-    return own - others.amax(1)
-
-
-def wide(x_A: Tensor) -> Tensor:
-    """Reshape one number per image to `(A, 1, 1, 1)`, so that it scales images."""
-    return x_A.view(-1, 1, 1, 1)
-
-
-def sizes(deltas: Tensor, norm: Norm) -> Tensor:
-    """Return the norms of perturbations `(A, ...)`, `(A,)`."""
-    return deltas.flatten(1).norm(dim=1) if norm == "l2" else deltas.flatten(1).abs().amax(1)
-
-
 def mean_embeddings(victim: ZeroShot, texts: Sequence[Sequence[str]]) -> Tensor:
     """Return text weights `(B, D)` for each image, computed from the mean of the normalised embeddings of its own
     texts."""
     with torch.no_grad():
         each = victim.clip.embed_texts([text for own in texts for text in own])
         return victim.weights(torch.stack([part.mean(0) for part in each.split([len(own) for own in texts])]))
-
-
-def _norms(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)

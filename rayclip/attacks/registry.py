@@ -19,7 +19,7 @@ ATTACKS: Configurables[Attack] = Configurables(
 )
 
 
-def make_attack(text: str, **settings: Any) -> Attack:
+def make_attack(text: str, /, **settings: Any) -> Attack:
     """Return an attack: `make_attack("pgd:steps=100", step=1/255)`.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from rayclip.attacks.base import Adversarial, Attack, GradientAttack, Norm, Prompts, Samples, Stop
 from rayclip.attacks.registry import ATTACKS
 from rayclip.models import ZeroShot, load_model
-from rayclip.models.clip import load_once
+from rayclip.models.opening import load_once
 from rayclip.settings import FILLED_IN
 from rayclip.types import UserError
 

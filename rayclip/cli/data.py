@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rayclip.cli.help import Command, Group
 from rayclip.cli.options import JsonLogs, Quiet, complete_data
 from rayclip.paths import check_file, check_folder, expand_home, split_places
 from rayclip.types import UserError
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from rayclip.data.manifest import Manifest
     from rayclip.data.registry import DatasetInfo
 
-app = typer.Typer(no_args_is_help=True, help="List, prepare, look at and verify data sets.")
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, rich_markup_mode=None, help="List, prepare, look at and verify data sets."
+)
 
 Root = Annotated[
     str | None,
@@ -24,7 +27,7 @@ Root = Annotated[
 _PROBLEMS_SHOWN = 20
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_(
     root: Root = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
@@ -62,7 +65,7 @@ def list_(
     print(f"\nprepared below {store.root}; `rayclip data prepare NAME` adds one, `rayclip data show NAME` tells more.")
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     name: Annotated[
         str, typer.Argument(help="A data set of `rayclip data list`, or a .parquet file.", autocompletion=complete_data)
@@ -110,7 +113,7 @@ def show(
         print(f"contact sheet: {sheet}")
 
 
-@app.command()
+@app.command(cls=Command)
 def prepare(
     names: Annotated[
         list[str],
@@ -204,7 +207,7 @@ def prepare(
             print(f"  note: {note}")
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(
     names: Annotated[
         list[str] | None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rayclip.cli.help import WIDTH, Command
 from rayclip.cli.options import (
     JsonLogs,
     MinWorkers,
@@ -64,7 +65,7 @@ class Options:
     shots: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="N,N…", help="Images a class, commas between.  [default: the scale's]", show_default=False
+            metavar="N,N…", help="Images per class, commas between.  [default: the scale's]", show_default=False
         ),
     ] = None
     eps: Annotated[str | None, typer.Option(help="Budget in training and test.  [default: the scale's]")] = None
@@ -149,7 +150,7 @@ def sweep(
 def start(command: Callable[..., None]) -> None:
     """Run a sweep's file as a program."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(command)
+    app.command(cls=Command, context_settings=WIDTH)(command)
     run_app(app, f"{command.__name__}.py")
 
 
@@ -455,7 +456,7 @@ class Run:
 
     def show(self, found: "SweepResult | Found") -> None:
         """Print a table, and record the failed trials for `end`."""
-        from rayclip.reports.table import show_rows
+        from rayclip.reports.rows import show_rows
 
         show_rows(found.rows, found.labels)
         self._errors |= found.errors

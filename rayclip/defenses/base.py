@@ -1,6 +1,6 @@
-"""The interface of test-time defences: each replaces the pixels that the classifier gets.
+"""The interface of test-time defences: each replaces the pixels that the classifier gets, or changes its logits.
 
-Shapes: B batch, V views of an image, C H W image.
+Shapes: B batch, V views of an image, C H W image, K classes.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from rayclip.settings import Configurable, format_changes, format_value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defense(Configurable, ABC):
+class Defense(Configurable):
     """A defence with its settings. Subclasses are frozen dataclasses, one file each.
 
     A defence belongs to no model: it gets the undefended classifier with every batch, and may query it freely.
@@ -42,19 +42,23 @@ class Defense(Configurable, ABC):
         """Approximate number of forward and backward passes per image beyond the prediction's own."""
         return 0
 
-    @abstractmethod
     def views(self, victim: ZeroShot, pixels_BCHW: Tensor, keys_B: Tensor) -> Tensor:
-        """Return the images that the classifier gets instead, `(B, V, C, H, W)` in [0, 1].
+        """Return the images that the classifier gets instead, `(B, V, C, H, W)` in [0, 1]; by default the images.
 
         Args:
             victim: the undefended classifier.
             pixels_BCHW: in [0, 1].
             keys_B: one 64-bit key per sample, the source of all randomness (`rng`).
         """
+        return pixels_BCHW[:, None]
+
+    def logits(self, logits_BK: Tensor) -> Tensor:
+        """Return the logits in place of the classifier's, `(B, K)`, a function of these alone; by default unchanged."""
+        return logits_BK
 
 
 @dataclass(frozen=True, kw_only=True)
-class Purifier(Defense):
+class Purifier(Defense, ABC):
     """A defence that adds a perturbation of its own to the image.
 
     Its steps follow signs of gradients. The derivative of a sign is zero wherever it exists, so second-order gradients

@@ -15,14 +15,14 @@ from ray.tune.schedulers import ASHAScheduler
 
 from rayclip.attacks import Attack
 from rayclip.data import open_data
+from rayclip.distributed.metrics import MetricLog
 from rayclip.distributed.trials import Trial, Workers, run_trials
 from rayclip.evaluation import Evaluator, Protocol, Shard, Store, chosen_positions, collect_rows, make_cells
 from rayclip.evaluation.aggregate import worst_accuracy
 from rayclip.evaluation.front import Score
 from rayclip.models import load_model
-from rayclip.models.clip import WEIGHTS_FILE
+from rayclip.models.loading import WEIGHTS_FILE
 from rayclip.progress import Display
-from rayclip.tracking.spool import Spool
 
 SCORES = "search.json"
 
@@ -96,7 +96,7 @@ def run_search(
     reduction: float,
     workers: int,
     least_workers: int | None,
-    spool: Spool | None,
+    log: MetricLog | None,
     display: Display,
     on_finish: Callable[[Trial, str | None], None],
     on_report: Callable[[], None],
@@ -111,7 +111,7 @@ def run_search(
         store: where scores and unfinished runs are kept.
         reduction: ASHA's η: about one in η trials passes each rung.
         workers, least_workers: Train workers per trial, and the minimum to continue with (`Workers`).
-        spool: where metrics are logged; None for no logging.
+        log: where metrics are logged; None for no logging.
         on_finish: called when a trial ends, with its error if it failed.
         on_report: called when a trial has reported.
     """
@@ -123,9 +123,9 @@ def run_search(
 
     def measured(trial: Trial, result: dict[str, Any]) -> None:
         scores[trial.name] = Score(epoch=result["epoch"], clean=result["clean"], robust=result["robust"])
-        if spool is not None and trial.run is not None:
+        if log is not None and trial.run is not None:
             values = [(f"search/{name}", result[name], result["step"]) for name in ("clean", "robust", "score")]
-            spool.metrics(trial.run, values)
+            log.metrics(trial.run, values)
         write()
 
     def ended(trial: Trial, error: str | None) -> None:
@@ -141,7 +141,7 @@ def run_search(
             todo,
             workers=Workers.for_cluster(workers, least_workers),
             storage=store.child("unfinished"),
-            spool=spool,
+            log=log,
             display=display,
             on_finish=ended,
             on_report=on_report,

@@ -28,12 +28,12 @@ from ray.util.placement_group import get_current_placement_group
 
 from rayclip.distributed.connect import _JOB, ray_cluster
 from rayclip.distributed.lighter import MemoryWatch, fit_into_memory, lost_a_helper, note_pressure, why_it_failed
+from rayclip.distributed.metrics import MetricLog
 from rayclip.distributed.notes import Notes, release
 from rayclip.distributed.resources import check_shared, within_reach
 from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display
 from rayclip.store import Store, no_room
-from rayclip.tracking.spool import Spool
 from rayclip.training import Progress, TrainConfig, train
 from rayclip.types import UserError
 
@@ -190,7 +190,7 @@ def run_trials(
     *,
     workers: Workers,
     storage: Store,
-    spool: Spool | None,
+    log: MetricLog | None,
     display: Display,
     on_finish: Callable[[Trial, str | None], None] = lambda trial, error: None,
     on_report: Callable[[], None] = lambda: None,
@@ -202,7 +202,7 @@ def run_trials(
 
     Args:
         storage: for unfinished runs, shared by driver and workers; emptied trial by trial.
-        spool: where rank 0 of each trial writes its training metrics.
+        log: where rank 0 of each trial writes its training metrics.
         on_finish: called in the driver as soon as a trial ends, with its error if it failed.
         on_report: called in the driver when a trial has reported.
         measure: returns metrics that are added to the report of every checkpoint; a scheduler may stop trials by them.
@@ -232,7 +232,7 @@ def run_trials(
     with tempfile.TemporaryDirectory(prefix="rayclip-tune-") as notes:  # for Tune's own files; ours are in `storage`
         tuner = tune.Tuner(
             # Closures, not parameters: Tune would try to write the trials into its own JSON.
-            tune.with_resources(_driver(todo, workers, storage, spool, measure), {"CPU": _DRIVER_CPUS}),
+            tune.with_resources(_driver(todo, workers, storage, log, measure), {"CPU": _DRIVER_CPUS}),
             param_space={"index": tune.grid_search(list(range(len(todo))))},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=workers.trials_at_once(), scheduler=scheduler and scheduler(ask_to_stop)
@@ -258,7 +258,7 @@ def _length(trial: Trial) -> tuple[float, int]:
 
 
 def _driver(
-    trials: Sequence[Trial], workers: Workers, storage: Store, spool: Spool | None, measure: Measure | None
+    trials: Sequence[Trial], workers: Workers, storage: Store, log: MetricLog | None, measure: Measure | None
 ) -> Callable[[dict], None]:
     """Return the function that Tune runs for each trial: it drives a Train run and exports its last checkpoint."""
     threads = workers.threads(len(trials))
@@ -285,7 +285,7 @@ def _driver(
             train_loop_config={
                 "config": trial.config,
                 "run": trial.run,
-                "spool": spool,
+                "log": log,
                 "threads": threads,
                 "notes": notes,
                 "measure": measure,
@@ -353,7 +353,7 @@ def _export(checkpoint: Path, out: Store) -> None:
 
 def _train_worker(args: dict[str, Any]) -> None:
     notes: Notes = args["notes"]
-    host = _RayHost(args["spool"], args["run"], args["measure"], notes)
+    host = _RayHost(args["log"], args["run"], args["measure"], notes)
     if host.device.type == "cpu":  # Ray sets one thread for a worker with fewer than two CPUs
         torch.set_num_threads(min(args["threads"], os.cpu_count() or 1))
     try:
@@ -382,12 +382,12 @@ def _train_worker(args: dict[str, Any]) -> None:
 class _RayHost:
     """The `Host` of a Ray Train worker, for the train loop."""
 
-    def __init__(self, spool: Spool | None, run: str | None, measure: Measure | None, notes: Notes) -> None:
+    def __init__(self, log: MetricLog | None, run: str | None, measure: Measure | None, notes: Notes) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = torch.device(get_device())
         self._measure, self._notes = measure, notes
-        self._spool, self._run = (spool, run) if self.rank == 0 else (None, None)
+        self._log, self._run = (log, run) if self.rank == 0 else (None, None)
 
     @contextlib.contextmanager
     def resume_from(self) -> Iterator[Path | None]:
@@ -399,10 +399,10 @@ class _RayHost:
             yield Path(folder)
 
     def report(self, progress: Progress, save: Callable[[Path], None] | None) -> None:
-        if self._spool is not None and self._run is not None:
+        if self._log is not None and self._run is not None:
             values = [(f"train/{name}", value, step) for step, row in progress.curve for name, value in row.items()]
             values.append(("train/images_per_second", progress.images_per_second, progress.step))
-            self._spool.metrics(self._run, values)
+            self._log.metrics(self._run, values)
         metrics = {k: v for k, v in dataclasses.asdict(progress).items() if k != "curve"}
         metrics["workers"] = self.world_size
         if save is None:

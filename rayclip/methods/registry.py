@@ -16,7 +16,7 @@ METHODS: Configurables[Method] = Configurables(
 
 
 def make_method(
-    text: str, *, published: bool = False, defaults: Mapping[str, Any] | None = None, **settings: Any
+    text: str, /, *, published: bool = False, defaults: Mapping[str, Any] | None = None, **settings: Any
 ) -> Method:
     """Return a method: `make_method("mmcoa:lambda_img=0.3", eps=1/255)`.
 

@@ -44,6 +44,6 @@ class VP(PromptMethod, TeCoA):
         if self.tokens:
             token_width(clip)
 
-    def dressed(self, clip: Clip, seed: int) -> Clip:
+    def wrap_model(self, clip: Clip, seed: int) -> Clip:
         drawn = seed if self.frame == "normal" else None
         return WithFrameAndTokens.begin(clip, drawn, self.tokens) if self.tokens else WithFrame.begin(clip, drawn)

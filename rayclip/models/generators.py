@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from rayclip.models.clip import silence
+from rayclip.models.loading import silence
 from rayclip.models.zeroshot import clean_name
 from rayclip.types import UserError
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from rayclip import rng
 from rayclip.models.clip import Clip
 from rayclip.models.resizing import Resize
-from rayclip.models.zeroshot import OtherEyes, SeveralPrompts, ZeroShot, class_prompts, clean_name
+from rayclip.models.zeroshot import ImageViewWrapper, SeveralPrompts, ZeroShot, class_prompts, clean_name
 from rayclip.names import Configurables
 from rayclip.settings import FILLED_IN, Configurable, format_changes
 from rayclip.types import UserError
@@ -35,6 +35,7 @@ class Scorer(Configurable, ABC):
 
     noun: ClassVar[str] = "scorer"
     random: ClassVar[bool] = False  # whether it uses random numbers
+    takes_own_texts: ClassVar[bool] = True  # whether it can score images that have texts of their own
 
     @property
     def label(self) -> str:
@@ -118,7 +119,17 @@ class Described(Scorer):
     captions: str = ""
     texts: Texts = field(default=(), repr=False, metadata=FILLED_IN)
 
-    def with_texts(self, texts: Sequence[Sequence[str]]) -> Self:
+    def captions_needed(self, bundled: str) -> str:
+        if self.texts:
+            return ""
+        if not (self.captions or bundled):
+            raise UserError(
+                f"scorer '{self.name}' needs captions of the classes: write {self.name}:captions=FILE, a table as "
+                "rayclip captions filter writes it."
+            )
+        return self.captions or bundled
+
+    def with_texts(self, texts: Sequence[Sequence[str]], class_names: Sequence[str] = (), captions: str = "") -> Self:
         return replace(self, texts=tuple(map(tuple, texts)))
 
     def describe(self) -> str:
@@ -163,6 +174,7 @@ class WCA(Described):
 
     name: ClassVar[str] = "wca"
     random: ClassVar[bool] = True
+    takes_own_texts: ClassVar[bool] = False
 
     crops: int = 60
     alpha: float = 0.5
@@ -205,7 +217,7 @@ class CropsAgainstTexts(SeveralPrompts):
         return self.pool(weight_P[:, None] * embedded_PD) * self.counts[:, None]
 
 
-class WeightedCrops(OtherEyes):
+class WeightedCrops(ImageViewWrapper):
     """WCA's image side, for one batch: an image's embedding is the weighted sum of its crops' embeddings."""
 
     deterministic = False

@@ -5,7 +5,6 @@ import torch
 
 from attacks.test_gradient import balanced, batch, build
 from rayclip.attacks import ATTACKS, Attack, Samples, make_attack, parse_attacks
-from rayclip.attacks.pairs import within_on_pairs
 from rayclip.data import batch_pixels, open_data
 from rayclip.models import ZeroShot, load_model
 from rayclip.rng import sample_keys
@@ -74,9 +73,9 @@ def test_the_default_step(eps, steps, norm, step):
 
 
 def test_on_pairs_the_default_step_is_the_papers():
-    assert within_on_pairs(make_attack("co-attack", steps=10), 2 / 255).step == pytest.approx(0.25 / 255)
-    assert within_on_pairs(make_attack("co-attack", step=1 / 255), 2 / 255).step == 1 / 255
-    assert within_on_pairs(make_attack("bert"), None) == make_attack("bert")
+    assert make_attack("co-attack", steps=10).within_on_pairs(2 / 255).step == pytest.approx(0.25 / 255)
+    assert make_attack("co-attack", step=1 / 255).within_on_pairs(2 / 255).step == 1 / 255
+    assert make_attack("bert").within_on_pairs(None) == make_attack("bert")
 
 
 @pytest.mark.parametrize("name", ON_IMAGES)

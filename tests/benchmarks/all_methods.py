@@ -28,11 +28,11 @@ import torch.nn.functional as F
 
 from rayclip.attacks import Samples, make_attack
 from rayclip.data import batch_pixels, open_data
+from rayclip.data.captions import bind_captions
 from rayclip.methods import METHODS, make_method
 from rayclip.models import Clip, ZeroShot, load_model
 from rayclip.rng import sample_keys
 from rayclip.training import TrainConfig, train
-from rayclip.training.captions import with_captions
 from rayclip.training.loop import Progress
 from rayclip.units import format_budget, parse_budget
 
@@ -93,7 +93,7 @@ def trained(name: str, seed: int, setting: Setting) -> Clip:
         TrainConfig(
             model=setting.model,
             data=setting.data,
-            method=with_captions(method, setting.data, names),
+            method=bind_captions(method, setting.data, names),
             recipe=recipe,
             shots=setting.shots,
             seed=seed,

@@ -94,5 +94,5 @@ def test_a_full_disk_that_ray_met_is_a_sentence_that_says_what_to_do():
 def test_training_is_not_driven_from_elsewhere(monkeypatch, tmp_path):
     monkeypatch.setattr(ray.util.client.ray, "is_connected", lambda: True)
     with pytest.raises(UserError, match="submit it there"):
-        trials.run_trials([], workers=Workers(), storage=Store(str(tmp_path)), spool=None, display=Display(quiet=True))
+        trials.run_trials([], workers=Workers(), storage=Store(str(tmp_path)), log=None, display=Display(quiet=True))
     assert list(tmp_path.iterdir()) == []

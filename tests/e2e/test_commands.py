@@ -221,10 +221,8 @@ def test_the_ui_opens_at_the_experiment(trained, free_port):
             assert line or process.poll() is None
         client = MlflowClient(f"sqlite:///{trained}/mlflow.db")
         expected = client.get_experiment_by_name("rayclip-train").experiment_id
-        assert (
-            line.strip()
-            == f"MLflow: http://127.0.0.1:{free_port}/#/experiments/{expected}/runs?workflowType=machine_learning"
-        )
+        at = f"http://127.0.0.1:{free_port}/#/experiments/{expected}/runs?workflowType=machine_learning"
+        assert line.startswith(f"MLflow: {at}&viewStateShareKey=rayclip")
         assert answers(f"http://127.0.0.1:{free_port}/health")
     finally:
         os.killpg(process.pid, signal.SIGTERM)

@@ -173,7 +173,6 @@ def test_sigterm_stops_an_evaluation_and_the_same_command_goes_on(tmp_path, ever
 
 
 def test_sigterm_stops_training(tmp_path):
-    """Of all its processes; a sweep's below is the command's alone."""
     command = [*TRAIN, "--epochs", "500", "--out", "m", "--no-tracking", "--quiet"]
     with Started(tmp_path, *command) as started:
         unfinished = tmp_path / "m" / ".rayclip" / "unfinished"
@@ -182,6 +181,7 @@ def test_sigterm_stops_training(tmp_path):
     assert any(unfinished.glob("train-*/checkpoint_*/training_state.pt"))
 
 
+@pytest.mark.slow
 def test_sigterm_stops_a_sweep(tmp_path):
     program = [sys.executable, str(Path(__file__).parents[2] / "sweeps" / "mmcoa_shots.py")]
     options = ["--quiet", "--out", "s", "--epochs", "500", "--methods", "tecoa"]
@@ -250,16 +250,16 @@ def test_a_node_that_does_not_come_up_is_one_sentence(tmp_path):
             _, stderr = started.process.communicate(timeout=180)
             assert started.process.returncode == 2, stderr[-3000:]
             assert stderr.startswith("error: Ray does not start on this machine (") and stderr.count("\n") == 1
-            assert time.monotonic() - began < 120
+            assert time.monotonic() - began < 150
             wait_for(lambda family=started: not family.left(), 30)
 
 
 def refused(cwd, address, seconds=180, **env):
-    began = time.monotonic()
-    done = run(cwd, "eval", "--cluster", *SMALL, "--out", "r", check=False, RAY_ADDRESS=address, **env)
+    began, out = time.monotonic(), address.replace("/", "").replace(":", "-")
+    done = run(cwd, "eval", "--cluster", *SMALL, "--out", out, check=False, RAY_ADDRESS=address, **env)
     assert done.returncode == 2, done.stderr[-3000:]
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr[-3000:]
-    assert time.monotonic() - began < seconds and not (cwd / "r" / "cells").exists()
+    assert time.monotonic() - began < seconds and not (cwd / out / "cells").exists()
     return done.stderr
 
 

@@ -13,10 +13,11 @@ from rayclip.attacks import ATTACKS, make_attack
 from rayclip.attacks.pairs import PairAttack, PairVictim
 from rayclip.data import open_pairs
 from rayclip.evaluation import Store
-from rayclip.evaluation.retrieval import Embedded, make_task, read_recalls, recall_of, run_task
+from rayclip.evaluation.recall import Embedded, recall_of
+from rayclip.evaluation.retrieval import make_task, read_recalls, run_task
 from rayclip.models import load_model
 from rayclip.models.zeroshot import clean_name
-from rayclip.reports.retrieval import retrieval_tables
+from rayclip.reports.recalls import recall_grids
 from rayclip.types import UserError
 
 ON_PAIRS = [name for name, kind in ATTACKS.items() if kind.for_pairs]
@@ -167,8 +168,8 @@ def test_recall_falls_on_captioned_photographs(shared, tmp_path):
     names = ("clean", "pgd", "sga")
     rows, sums = recalls(clip, pairs, Store(str(tmp_path)), names, limit=24, steps=2, scales=(1.0,))
     assert all(sums[name] < 0.8 * sums["clean"] for name in sums if name != "clean"), sums
-    (table,) = retrieval_tables(rows)
+    (table,) = recall_grids(rows)
     assert table.header[0] == "attack"
-    assert [line[0] for line in table.body] == ["clean", "pgd-2 2/255", "sga-2 2/255"]
+    assert [name for name, _ in table.rows] == ["clean", "pgd-2 2/255", "sga-2 2/255"]
     assert "pgd-2 2/255, sga-2 2/255: steps 2, step 1/255" in table.caption
     assert "adversarial under sga-2 2/255, model" in table.caption

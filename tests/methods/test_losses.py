@@ -209,7 +209,7 @@ def one_step(name, targets, parts=1):
     chosen = method(name, **({"targets": targets} if name == "mmcoa" else {}))
     if chosen.trains != "prompt" and name != "fare":
         chosen = replace(chosen, trains="all")
-    clip = chosen.dressed(tiny_clip(dtype=torch.float64), seed=0).train()
+    clip = chosen.wrap_model(tiny_clip(dtype=torch.float64), seed=0).train()
     trained = _choose_trainable(clip, chosen)
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     whole = example(clip, 7, chosen)
@@ -255,10 +255,10 @@ def worker(rank, meeting, queue):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("parts", [2, 3, 7])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_batch_in_parts_gives_the_whole_batchs_gradient(name, parts):
-    assert torch.allclose(one_step(name, "class", parts), one_step(name, "class"), atol=1e-9)
+def test_a_batch_in_parts_gives_the_whole_batchs_gradient(name):
+    whole = one_step(name, "class")
+    assert all(torch.allclose(one_step(name, "class", parts), whole, atol=1e-9) for parts in (3, 7))
 
 
 def test_parts_are_nearly_equal_and_no_more_than_samples():

@@ -17,7 +17,7 @@ from rayclip.types import UserError
 def dressed(name):
     """The method, a model with a prompt that is not at its beginning, and a batch."""
     chosen = method(name, **({"context": 5} if name == "advpt" else {}))
-    clip = chosen.dressed(tiny_clip(dtype=torch.float64), seed=0)
+    clip = chosen.wrap_model(tiny_clip(dtype=torch.float64), seed=0)
     clip.requires_grad_(False)
     clip.learned.requires_grad_(True)
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_what_prompt_methods_cannot_do_is_explained(name):
     with pytest.raises(UserError, match=f"{name}.*trains"):
         replace(chosen, trains="image").check(clip)
     with pytest.raises(UserError, match="already"):
-        chosen.check(chosen.dressed(clip, 0))
+        chosen.check(chosen.wrap_model(clip, 0))
 
 
 def test_what_advpt_cannot_do_is_explained():

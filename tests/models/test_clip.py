@@ -7,7 +7,7 @@ import torch
 from conftest import text_rows, tiny_clip
 from rayclip.models import ZeroShot, class_prompts, load_model
 from rayclip.models.checkpoint import read_lineage, save_checkpoint
-from rayclip.models.clip import CONFIG_FILE, WEIGHTS_FILE
+from rayclip.models.loading import CONFIG_FILE, WEIGHTS_FILE
 from rayclip.types import UserError
 
 
@@ -169,7 +169,7 @@ def test_damaged_weights_are_explained(saved_clip, tmp_path):
 
 
 def test_the_bundled_model_is_small_and_good():
-    from rayclip.models.clip import BUNDLED
+    from rayclip.models.loading import BUNDLED
     from rayclip.training.pretrain_digits import accuracy
 
     assert sum(f.stat().st_size for f in BUNDLED["digits"].iterdir()) <= 8e6

@@ -27,8 +27,8 @@ from conftest import TINY, tiny_clip
 from rayclip.cli import main
 from rayclip.models import load_model
 from rayclip.models.checkpoint import restore, save_checkpoint
-from rayclip.models.clip import CONFIG_FILE, WEIGHTS_FILE
 from rayclip.models.imports import import_model
+from rayclip.models.loading import CONFIG_FILE, WEIGHTS_FILE
 from rayclip.models.prompts import WithFrame
 from rayclip.models.weights import read_weights
 from rayclip.types import UserError

@@ -8,8 +8,8 @@ from rayclip.attacks import parse_attacks
 from rayclip.evaluation import Protocol
 from rayclip.models import load_model
 from rayclip.models.checkpoint import save_checkpoint
-from rayclip.models.mixing import mix_spec, parse_mix
 from rayclip.models.prompts import WithFrame
+from rayclip.models.specs import mix_spec, parse_mix
 from rayclip.types import UserError
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_clip
 from rayclip.models import load_model
 from rayclip.models.checkpoint import LINEAGE_FILE, save_checkpoint
-from rayclip.models.clip import CONFIG_FILE
+from rayclip.models.loading import CONFIG_FILE
 from rayclip.models.named import ROOTS, allow, check_named, check_towers
 from rayclip.models.prompts import WithFrame
 from rayclip.types import UserError

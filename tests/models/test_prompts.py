@@ -11,7 +11,7 @@ from rayclip.methods import make_method
 from rayclip.models import ZeroShot, fast_copy, load_model
 from rayclip.models.attention import patch_tower
 from rayclip.models.checkpoint import LINEAGE_FILE, PROMPT_FILE, restore, save_checkpoint
-from rayclip.models.clip import BUNDLED
+from rayclip.models.loading import BUNDLED
 from rayclip.models.prompts import WithContext, WithFrame, WithFrameAndTokens, frame_mask
 from rayclip.types import UserError
 

@@ -16,7 +16,7 @@ def stands(name, images):
     return images.stands(attack.run(images.model, images.samples, eps=parse_budget(run["eps"])).images_BCHW)
 
 
-@pytest.mark.parametrize("name", ["apgd-t", "fab-t"])
+@pytest.mark.parametrize("name", ["apgd-t", pytest.param("fab-t", marks=pytest.mark.slow)])
 def test_the_same_images_stand(name, digit_images):
     ours = stands(name, digit_images)
     differ = sum(a != b for a, b in zip(ours, RUNS[name]["stands"], strict=True))
