@@ -160,4 +160,4 @@ def _duration(seconds: float) -> str:
 def _print(header: tuple[str, ...], rows: list[tuple[str, list[Cell]]]) -> None:
     from rayclip.reports.to_terminal import show
 
-    show([Grid(name="plan", title="", header=header, rows=rows)], width=_WIDTH)
+    show([Grid(title="", header=header, rows=rows)], width=_WIDTH)

@@ -127,7 +127,6 @@ def _part(
     differences = list(dict.fromkeys(what for match in found for what in match.differs))
     alike = sum(not match.differs for match in found)
     grid = Grid(
-        name=f"{paper}-{table}",
         title=f"ours and those of {paper}, table {table}: {_measure(found)} in %",
         header=("model", "data set", "attack", "ours", "theirs", "difference", "differs"),
         rows=[(match.subject.name, _cells(match, differences)) for match in found],

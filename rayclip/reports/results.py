@@ -282,17 +282,13 @@ def copy_verdicts(cell: JudgedCell, store: Store) -> None:
             store.write(name, data)
 
 
-def examples(cell: JudgedCell, kind: str) -> pa.Table | None:
-    """Return the `images`, `features` or `attention` kept of a cell's first samples; None if there are none."""
-    return cell.store.read_tables([_example(cell, kind)]) if has_examples(cell, kind) else None
+def examples(cell: JudgedCell, kind: str) -> pa.Table:
+    """Return the `images`, `features` or `attention` kept of a cell's first samples."""
+    return cell.store.read_tables([f"cells/{cell.id}/examples/{kind}.parquet"])
 
 
 def has_examples(cell: JudgedCell, kind: str) -> bool:
-    return cell.store.size(_example(cell, kind)) is not None
-
-
-def _example(cell: JudgedCell, kind: str) -> str:
-    return f"cells/{cell.id}/examples/{kind}.parquet"
+    return cell.store.size(f"cells/{cell.id}/examples/{kind}.parquet") is not None
 
 
 def texts(cell: JudgedCell) -> list[dict[str, str]]:
