@@ -9,7 +9,8 @@ from rayclip.reports.section import Model, natural
 
 def provenance(results: Results) -> Part:
     """Return a part with a table of the models and one of the data sets."""
-    models = [(results.names[fingerprint], _about(model, results)) for fingerprint, model in results.models.items()]
+    names = results.names
+    models = [(names[fingerprint], _about(model, results)) for fingerprint, model in results.models.items()]
     data = {p.data_fingerprint: (p.dataset, "") for p in results.pairs}
     data |= {c.data_fingerprint: (c.dataset, c.data) for c in results.cells}
     sets = [(name, {"content": content, "specification": spec}) for content, (name, spec) in data.items()]
