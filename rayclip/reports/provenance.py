@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from rayclip.reports.grid import Cell, Grid, Part
+from rayclip.reports.model import Model
 from rayclip.reports.results import Results
-from rayclip.reports.section import Model, natural
+from rayclip.reports.section import natural
 
 
 def provenance(results: Results) -> Part:
