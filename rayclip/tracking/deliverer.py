@@ -100,6 +100,8 @@ class Deliverer:
         """Return whether a run is in MLflow, or will be. One that was deleted there is delivered again."""
         if run not in self._ids:
             return any(event.kind == "start" and event.run == run for event in self._queue)
+        if self._resting():
+            return True  # its id is known, so it did exist
         try:
             if self.experiment.exists(self._ids[run]):
                 return True
@@ -107,7 +109,7 @@ class Deliverer:
             if not is_away(error):
                 raise
             self._rest()
-            return True  # its id is known, so it did exist
+            return True
         del self._ids[run]
         again = [event for event in self.journal.read({}) if event.run == run]
         if not any(event.kind == "start" for event in again):
