@@ -11,7 +11,7 @@ from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import say
 from rayclip.store import Store, no_room
 from rayclip.tracking.address import AwayError
-from rayclip.tracking.experiment import KEY, Experiment, is_away
+from rayclip.tracking.experiment import Experiment, is_away
 from rayclip.tracking.journal import Event, Journal, journals_in
 from rayclip.tracking.older import convert
 from rayclip.tracking.registered import rank, register
@@ -176,12 +176,12 @@ class Deliverer:
         if event.run in self._ids:
             return
         content = event.content
-        found = self.experiment.find(event.run)
-        self._ids[event.run] = found or self.experiment.start(
+        self._ids[event.run] = self.experiment.start(
             content["name"],
+            key=event.run,
             parent=self._ids.get(content["parent"]),
             params=content["params"],
-            tags=content["tags"] | {KEY: event.run},
+            tags=content["tags"],
             time_ms=event.time_ms,
         )
 
