@@ -75,7 +75,7 @@ def test_the_default_step(eps, steps, norm, step):
 def test_on_pairs_the_default_step_is_the_papers():
     assert make_attack("co-attack", steps=10).within_on_pairs(2 / 255).step == pytest.approx(0.25 / 255)
     assert make_attack("co-attack", step=1 / 255).within_on_pairs(2 / 255).step == 1 / 255
-    assert within_on_pairs(make_attack("bert"), None) == make_attack("bert")
+    assert make_attack("bert").within_on_pairs(None) == make_attack("bert")
 
 
 @pytest.mark.parametrize("name", ON_IMAGES)
