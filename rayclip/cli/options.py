@@ -48,7 +48,7 @@ Tracking = Annotated[
     str | None,
     typer.Option(help="MLflow store or server.  [default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here]"),
 ]
-NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Log nothing to MLflow.")]
+NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Log nothing to MLflow now; rayclip log can later.")]
 Experiment = Annotated[str, typer.Option(help="MLflow experiment.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 JsonLogs = Annotated[  # read by `cli.run`
