@@ -1,13 +1,17 @@
-"""Make standard output and standard error safe to write to: in any encoding, closed, or piped to a reader that is gone.
+"""What a command shares with its terminal: standard output and standard error, and the signals that stop it.
 
-A command's results must be printed whatever the terminal can show.
+Results are printed whatever the terminal can show: in any encoding, closed, or piped to a reader that is gone. Ctrl-C
+and SIGTERM, which batch systems and Kubernetes send before they kill a command, stop it cleanly the first time and at
+once the second time.
 """
 
 import codecs
 import contextlib
 import io
 import os
+import signal
 import sys
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rayclip.types import UserError
@@ -114,3 +118,47 @@ def flush() -> None:
 def _drop(stream: Any) -> None:
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+# ------------------------------------------------------------------------------------------------------------ signals
+
+INTERRUPTED = 128 + signal.SIGINT
+STOPPED = "stopped; the same command goes on from here."
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_received: list[int] = []
+
+
+def listen() -> None:
+    """Install the handlers: the first SIGINT or SIGTERM raises `KeyboardInterrupt` in the main thread, the second ends
+    the process at once. Call from the main thread."""
+    for number in _SIGNALS:
+        signal.signal(number, _stop)
+    os.register_at_fork(after_in_child=_forget)  # process pools end their processes by SIGTERM
+
+
+def _forget() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def exit_code() -> int:
+    """Return the exit code of a stopped command, by shell convention: 128 plus the number of the first signal."""
+    return 128 + _received[0] if _received else INTERRUPTED
+
+
+def interrupted() -> bool:
+    """Return whether a signal has arrived."""
+    return bool(_received)
+
+
+def stop(number: int) -> None:
+    """Do what the first signal does; for handlers of signals that a library has taken over."""
+    _received.append(number)
+    for each in _SIGNALS:  # The next one ends the process wherever it hangs: in C++, no handler of ours would be called
+        signal.signal(each, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    stop(number)

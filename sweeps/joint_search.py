@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from rayclip.cli_sweep import Run, spell, start, sweep
+from rayclip.cli.sweep import Run, spell, start, sweep
 from rayclip.types import UserError
 
 

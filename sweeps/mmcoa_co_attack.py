@@ -17,7 +17,7 @@ Numbers to expect at the scale `paper` (MMCoA, table V, top-1 in percent under C
     MMCoA         87.96 / 60.40 / 22.88                  14.57 / 20.74 / 22.66
 """
 
-from rayclip.cli_sweep import Run, start, sweep
+from rayclip.cli.sweep import Run, start, sweep
 
 OWN = ("cifar10", "cifar100", "tiny_imagenet")
 

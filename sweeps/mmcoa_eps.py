@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, start, sweep
+from rayclip.cli.sweep import Run, start, sweep
 from rayclip.types import Row
 from rayclip.units import format_budget, parse_budgets
 

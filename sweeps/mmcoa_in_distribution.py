@@ -21,8 +21,8 @@ Numbers to expect at the scale `paper` (MMCoA, table I, top-1 in percent, image 
     MMCoA         53.97 / 54.13 / 39.19 / 76.11  46.58 / 41.34 / 30.02 / 67.79
 """
 
-from rayclip.cli_sweep import Run, start, sweep
-from rayclip.scales import IN_DISTRIBUTION
+from rayclip.cli.scales import IN_DISTRIBUTION
+from rayclip.cli.sweep import Run, start, sweep
 
 
 @sweep("mmcoa-in-distribution", paper=IN_DISTRIBUTION, omit=["shots"])

@@ -17,9 +17,9 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_models import mixes
-from rayclip.cli_options import one_list
-from rayclip.cli_sweep import Run, start, sweep
+from rayclip.cli.models import mixes
+from rayclip.cli.options import one_list
+from rayclip.cli.sweep import Run, start, sweep
 
 SHARES = ["0.25,0.5,0.75,1"]
 

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, start, sweep
+from rayclip.cli.sweep import Run, start, sweep
 
 PAPER = {"tecoa": 1, "mmcoa": 4}  # epochs between evaluations, out of 10 and 28
 

@@ -19,8 +19,8 @@ Numbers to expect at the scale `paper` (MMCoA, table IV, top-1 in percent, image
     both                53.97 / 54.13 / 39.19 / 76.11  46.58 / 41.34 / 30.02 / 67.79
 """
 
-from rayclip.cli_sweep import Run, start, sweep
-from rayclip.scales import IN_DISTRIBUTION
+from rayclip.cli.scales import IN_DISTRIBUTION
+from rayclip.cli.sweep import Run, start, sweep
 
 
 @sweep("mmcoa-losses", paper=IN_DISTRIBUTION, omit=["shots", "methods"])

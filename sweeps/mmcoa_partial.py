@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, split, start, sweep
+from rayclip.cli.sweep import Run, split, start, sweep
 
 PARTS = {"all": "whole"}
 

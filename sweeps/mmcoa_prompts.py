@@ -16,7 +16,7 @@ Numbers to expect at the scale `paper` (MMCoA, table VII, top-1 in percent, imag
     MMCoA    84.55 / 96.16 / 84.52   59.50 / 75.38 / 55.13
 """
 
-from rayclip.cli_sweep import Run, start, sweep
+from rayclip.cli.sweep import Run, start, sweep
 
 
 @sweep(

@@ -23,7 +23,7 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, start, sweep
+from rayclip.cli.sweep import Run, start, sweep
 from rayclip.types import UserError
 
 CAPTIONS = ("a photo of a {}", "a handwritten {}", "the digit {}", "a scan of the digit {}", "someone wrote a {}")

@@ -18,7 +18,7 @@ Numbers to expect at the scale `paper` (MMCoA, averages over 15 data sets, top-1
 After an interruption the same command continues the sweep; a finished sweep prints its table again.
 """
 
-from rayclip.cli_sweep import Run, start, sweep
+from rayclip.cli.sweep import Run, start, sweep
 
 
 @sweep("mmcoa-shots")

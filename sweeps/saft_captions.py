@@ -15,8 +15,8 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, split, start, sweep
-from rayclip.scales import zero_shot
+from rayclip.cli.scales import zero_shot
+from rayclip.cli.sweep import Run, split, start, sweep
 from rayclip.types import UserError
 
 SETS = ["1,3,5"]

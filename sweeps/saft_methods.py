@@ -16,8 +16,8 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, start, sweep
-from rayclip.scales import ZERO_SHOT_METHODS, zero_shot
+from rayclip.cli.scales import ZERO_SHOT_METHODS, zero_shot
+from rayclip.cli.sweep import Run, start, sweep
 
 
 @sweep("saft-methods", methods=ZERO_SHOT_METHODS, every={"shots": "full"}, paper=zero_shot)

@@ -16,8 +16,8 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, start, sweep
-from rayclip.scales import zero_shot
+from rayclip.cli.scales import zero_shot
+from rayclip.cli.sweep import Run, start, sweep
 
 
 @sweep("saft-scorers", methods="tecoa,saft", every={"shots": "full"}, paper=zero_shot)

@@ -17,9 +17,9 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, start, sweep
+from rayclip.cli.scales import zero_shot
+from rayclip.cli.sweep import Run, start, sweep
 from rayclip.paths import split_places
-from rayclip.scales import zero_shot
 from rayclip.types import UserError
 
 

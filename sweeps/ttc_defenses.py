@@ -17,8 +17,8 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, start, sweep
-from rayclip.scales import ttc_protocol
+from rayclip.cli.scales import ttc_protocol
+from rayclip.cli.sweep import Run, start, sweep
 from rayclip.units import format_budget, parse_budget
 
 FINE_TUNED = "ft-standard,tecoa,pmg-aft,fare"

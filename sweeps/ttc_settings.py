@@ -16,8 +16,8 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli_sweep import Run, split, start, sweep
-from rayclip.scales import ttc_protocol
+from rayclip.cli.scales import ttc_protocol
+from rayclip.cli.sweep import Run, split, start, sweep
 from rayclip.units import format_budget, parse_budget
 
 Values = Annotated[list[str], typer.Option(metavar="N,N…", help="Commas between.")]

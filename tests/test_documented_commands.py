@@ -14,8 +14,8 @@ import typer
 
 from cluster.files import documents, walk
 from rayclip.attacks import parse_attacks
-from rayclip.cli import app
-from rayclip.cli_options import one_list, refuse_repeats
+from rayclip.cli.app import app
+from rayclip.cli.options import one_list, refuse_repeats
 from rayclip.evaluation.cell import at_budgets
 from rayclip.types import UserError
 from rayclip.units import parse_budgets
@@ -81,7 +81,7 @@ def parser_of(program: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     if program == "rayclip":
         return typer.main.get_command(app)
     started: list[Any] = []
-    monkeypatch.setattr("rayclip.cli_sweep.run_app", lambda command, name: started.append(command))
+    monkeypatch.setattr("rayclip.cli.sweep.run_app", lambda command, name: started.append(command))
     runpy.run_path(str(SWEEPS[program]), run_name="__main__")
     return typer.main.get_command(started[0])
 

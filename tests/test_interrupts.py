@@ -8,7 +8,7 @@ import pytest
 
 COMMAND = """
 import multiprocessing, sys, time, typer
-from rayclip.cli import run
+from rayclip.cli.running import run
 app = typer.Typer()
 def child():
     time.sleep(60)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from calling import call
 from conftest import tiny_clip
 from data.test_data import write
-from rayclip import places
-from rayclip.cli_options import hand_out
+from rayclip import paths
+from rayclip.cli.options import hand_out
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.types import UserError
-from test_cli import call
 
 EVAL = ["--model", "digits", "--data", "digits", "--eps", "1/255"]
 NOWHERE = {
@@ -99,7 +99,7 @@ def test_what_is_finished_may_lie_where_nothing_can_be_written(here, monkeypatch
     def refuse(**_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(places.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(paths.tempfile, "TemporaryFile", refuse)
     code, out, err = call(monkeypatch, capsys, *command)
     assert code == 0 and "nothing to do" in out, err
     code, _, err = call(monkeypatch, capsys, *command[:-1], here / "other")
@@ -107,7 +107,7 @@ def test_what_is_finished_may_lie_where_nothing_can_be_written(here, monkeypatch
 
 
 def test_the_python_interface_is_told_as_well(here):
-    from rayclip.checks import Where
+    from rayclip.api.request import Where
     from rayclip.store import Store
 
     with pytest.raises(UserError, match="/proc/x: no file can be written there"):
@@ -116,8 +116,8 @@ def test_the_python_interface_is_told_as_well(here):
 
 def test_folders_that_were_made_for_the_test_are_gone(here):
     before = sorted(here.rglob("*"))
-    places.check_folder("--out", str(here / "a" / "b" / "c"))
-    places.check_folder("--out", "s3://bucket/anything")
+    paths.check_folder("--out", str(here / "a" / "b" / "c"))
+    paths.check_folder("--out", "s3://bucket/anything")
     assert sorted(here.rglob("*")) == before
 
 

@@ -5,9 +5,9 @@ import pickle
 import pytest
 from pyarrow import fs
 
-from rayclip.spool import Spool
 from rayclip.store import Store
 from rayclip.tracking import MlflowTracker, SpooledTracker
+from rayclip.tracking.spool import Spool
 from rayclip.types import UserError
 
 OUTSIDE = ["../secret", "a/../../secret", "/etc/passwd", "..", "a/..", "a\0b"]

@@ -14,8 +14,8 @@ from torch import Tensor
 from rayclip import rng
 from rayclip.attacks.variants import Forward, Variant, accumulate, views
 from rayclip.models import ZeroShot
+from rayclip.names import no_budget
 from rayclip.settings import settable, written
-from rayclip.signatures import no_budget
 from rayclip.types import UserError
 from rayclip.units import Norm, check_budget, default_step
 

@@ -20,7 +20,7 @@ from rayclip.attacks.base import Attack, GradientAttack, Prompts, Samples
 from rayclip.attacks.registry import ATTACKS
 from rayclip.models import Clip
 from rayclip.models.zeroshot import SeveralPrompts
-from rayclip.signatures import not_for_pairs
+from rayclip.names import not_for_pairs
 from rayclip.types import UserError
 
 

@@ -22,9 +22,8 @@ from rayclip.attacks.sep import SepAttack
 from rayclip.attacks.sga import SGA
 from rayclip.attacks.square import Square
 from rayclip.attacks.transfer import Transfer
-from rayclip.names import ATTACKS_ABOUT
+from rayclip.names import ATTACKS_ABOUT, unknown
 from rayclip.settings import convert_all, split_names
-from rayclip.signatures import unknown
 from rayclip.types import UserError
 from rayclip.units import Norm
 

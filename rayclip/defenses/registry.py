@@ -9,9 +9,8 @@ from rayclip.defenses.rn import RandomNoise
 from rayclip.defenses.signed import AntiAdversary, Hedge
 from rayclip.defenses.ttc import TTC
 from rayclip.defenses.tte import TTE
-from rayclip.names import DEFENSES_ABOUT
+from rayclip.names import DEFENSES_ABOUT, unknown
 from rayclip.settings import convert_all, split_chains, split_names
-from rayclip.signatures import unknown
 from rayclip.types import UserError
 
 NONE = "none"

@@ -17,7 +17,7 @@ from typing import Any
 from rayclip.distributed import compat, tokens
 from rayclip.distributed.faults import explain, first_line
 from rayclip.distributed.session import environment, make_import_hook, short_folder
-from rayclip.interrupts import interrupted, stop
+from rayclip.terminal import interrupted, stop
 from rayclip.types import UserError
 
 # Set while Ray runs, so that its workers inherit them; the user's own values are kept.

@@ -22,7 +22,7 @@ from rayclip.evaluation.front import Score
 from rayclip.models import load_model
 from rayclip.models.clip import WEIGHTS_FILE
 from rayclip.progress import Display
-from rayclip.spool import Spool
+from rayclip.tracking.spool import Spool
 
 SCORES = "search.json"
 

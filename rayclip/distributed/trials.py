@@ -32,8 +32,8 @@ from rayclip.distributed.notes import Notes, release
 from rayclip.distributed.resources import check_shared, within_reach
 from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display
-from rayclip.spool import Spool
 from rayclip.store import Store, no_room
+from rayclip.tracking.spool import Spool
 from rayclip.training import Progress, TrainConfig, train
 from rayclip.types import UserError
 

@@ -15,8 +15,8 @@ from rayclip.methods.saft import SAFT
 from rayclip.methods.tecoa import TeCoA
 from rayclip.methods.tga_zsr import TGAZSR
 from rayclip.methods.vp import VP
+from rayclip.names import unknown
 from rayclip.settings import convert_all, settable
-from rayclip.signatures import unknown
 from rayclip.types import UserError
 
 METHODS: dict[str, type[Method]] = {

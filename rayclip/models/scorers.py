@@ -21,8 +21,8 @@ from rayclip import rng
 from rayclip.models.clip import Clip
 from rayclip.models.resizing import Resize
 from rayclip.models.zeroshot import OtherEyes, SeveralPrompts, ZeroShot, class_prompts, clean_name
+from rayclip.names import unknown
 from rayclip.settings import FILLED_IN, convert_all, settable, split_names, with_changes
-from rayclip.signatures import unknown
 from rayclip.types import UserError
 
 Texts = tuple[tuple[str, ...], ...]

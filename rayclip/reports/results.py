@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from rayclip.evaluation.retrieval import Recall
-from rayclip.spool import logged_runs
 from rayclip.store import Store
+from rayclip.tracking.spool import logged_runs
 from rayclip.types import Cut, UserError
 
 _COLUMNS = ["position", "label", "clean_pred", "adv_pred"]

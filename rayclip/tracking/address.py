@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rayclip.places import check_folder
+from rayclip.paths import check_folder
 from rayclip.types import UserError, has_secret, redacted
 
 _FILE = "sqlite:///"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rayclip import safe_names
+from rayclip.tracking import names
 from rayclip.tracking.address import check_address, check_database, explained, refuse_secret, sqlite_file
 from rayclip.types import UserError, redacted
 from rayclip.version import code_version
@@ -156,7 +156,7 @@ class MlflowTracker:
         tags: Mapping[str, str] | None = None,
         time_ms: int | None = None,
     ) -> str:
-        """Create a run and return its id; keys are changed to what MLflow accepts (`safe_names.key`).
+        """Create a run and return its id; keys are changed to what MLflow accepts (`names.key`).
 
         Args:
             time_ms: time of the start; None is now.
@@ -167,11 +167,11 @@ class MlflowTracker:
         if parent:
             all_tags["mlflow.parentRunId"] = parent
         client = self.client()
-        all_tags = {safe_names.key(key): told(value) for key, value in all_tags.items()}
+        all_tags = {names.key(key): told(value) for key, value in all_tags.items()}
         shown = shorten(told(name), _NAME)
         made = client.create_run(self.experiment_id, run_name=shown, tags=all_tags, start_time=time_ms)
         run = made.info.run_id
-        entries = [Param(safe_names.key(key), told(str(value))) for key, value in (params or {}).items()]
+        entries = [Param(names.key(key), told(str(value))) for key, value in (params or {}).items()]
         for i in range(0, len(entries), _PARAMS_AT_ONCE):
             client.log_batch(run, params=entries[i : i + _PARAMS_AT_ONCE])
         return run

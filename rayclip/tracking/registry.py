@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rayclip import __version__
-from rayclip.safe_names import model_name
 from rayclip.tracking.mlflow_tracker import MlflowTracker
+from rayclip.tracking.names import model_name
 
-LOADER = "rayclip.serving"
+LOADER = "rayclip.tracking.serving"
 CHAMPION = "champion"
 FINGERPRINT, PROTOCOL, WORST = "rayclip.model", "rayclip.protocol", "rayclip.worst"  # tags of a version
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rayclip.progress import say
-from rayclip.safe_names import key
-from rayclip.spool import IDS, Spool
 from rayclip.store import Store, no_room
 from rayclip.tracking.address import AwayError
 from rayclip.tracking.mlflow_tracker import KEY, MlflowTracker, is_away, source_tags
+from rayclip.tracking.names import key
 from rayclip.tracking.registry import rank, register
+from rayclip.tracking.spool import IDS, Spool
 from rayclip.types import redacted
 
 _RETRY_S = 30.0  # between attempts while the server does not answer

@@ -1,9 +1,9 @@
 """`rayclip attacks` names every attack with a line of its own and settings that parse back."""
 
+from calling import call
 from rayclip.attacks import ATTACKS, parse_attacks
 from rayclip.attacks.registry import about, known_attacks
 from rayclip.settings import shown_defaults
-from test_cli import call
 
 
 def test_every_attack_has_a_line_and_defaults_that_parse(monkeypatch, capsys):

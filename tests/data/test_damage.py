@@ -24,9 +24,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from calling import call
 from data import forms
 from data.test_data import NAMES, png, write
-from rayclip.checks import Opened
+from rayclip.api.checks import Opened
 from rayclip.data import open_data
 from rayclip.data.manifest import MANIFEST, Manifest
 from rayclip.data.prepare import REJECTED, Layout, Request, prepare
@@ -34,7 +35,6 @@ from rayclip.data.sources.base import Record, Source
 from rayclip.data.verify import verify
 from rayclip.store import Store
 from rayclip.types import UserError
-from test_cli import call
 
 FIXED = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 SMALL = Layout(shard=6000, group=2000)

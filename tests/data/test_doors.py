@@ -16,14 +16,15 @@ import pytest
 import typer
 from PIL import Image
 
+from calling import call
 from data import forms
 from data.hub_forms import image_structs, make_parquet, make_wds, picture, write_parquet, write_tar
 from data.test_data import png, write
-from rayclip import cli, cli_request
+from rayclip.cli import request
+from rayclip.cli.app import app
 from rayclip.data import batch_pixels, open_data
 from rayclip.data.pairs import open_pairs
 from rayclip.types import UserError
-from test_cli import call
 
 NAMES = ("cat", "dog", "lemon")
 
@@ -435,7 +436,7 @@ def test_class_names_commas_and_home_on_the_command_line(here, rayclip, saved_cl
         asked.append(others[-1]()[0])
         raise UserError("seen")
 
-    monkeypatch.setattr(cli_request, "Request", seen)
+    monkeypatch.setattr(request, "Request", seen)
     command = ["eval", "--model", saved_clip, "--attacks", "clean", "--out", "o", "--no-tracking"]
 
     def evaluation(*options):
@@ -483,8 +484,8 @@ def test_pairs_lie_in_the_same_layouts(tmp_path):
 
 def named_commands():
     """Commands between backticks in the texts of `rayclip.data` and of its command line, values filled in."""
-    folder = Path(cli_request.__file__).parent
-    for file in sorted([*(folder / "data").rglob("*.py"), folder / "cli_data.py"]):
+    folder = Path(request.__file__).parents[1]
+    for file in sorted([*(folder / "data").rglob("*.py"), folder / "cli" / "data.py"]):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.JoinedStr):
                 text = "".join(part.value if isinstance(part, ast.Constant) else "x" for part in node.values)
@@ -499,7 +500,7 @@ def named_commands():
 @pytest.mark.parametrize(("file", "command"), sorted(set(named_commands())))
 def test_commands_that_are_named_can_be_parsed(file, command):
     words = shlex.split(command)[1:]
-    found = typer.main.get_command(cli.app)
+    found = typer.main.get_command(app)
     while words and hasattr(found, "commands"):
         found = found.commands[words.pop(0)]
     if words:  # else a mention of the command, not a line to type

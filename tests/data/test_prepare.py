@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from calling import call
 from data.pictures import NAMES, SIZES, Pictures, picture, run
 from data.test_data import write
 from data.test_pairs import CAPTIONS, write_pairs
@@ -26,7 +27,6 @@ from rayclip.data.sources import Record
 from rayclip.data.verify import verify
 from rayclip.store import Store
 from rayclip.types import UserError
-from test_cli import call
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}

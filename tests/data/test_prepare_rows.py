@@ -17,12 +17,12 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
+from calling import call
 from data import forms, hub_forms
 from data.test_annotations import coco, dump, karpathy
 from rayclip.data import open_data, open_pairs
 from rayclip.data.registry import CLASSIFIED, ROWS
 from rayclip.types import UserError
-from test_cli import call
 
 NAMES = json.loads((Path(__file__).parents[2] / "rayclip" / "data" / "classnames.json").read_text(encoding="utf-8"))
 Wanted = dict[str, list[tuple[object, bytes]]]

@@ -3,12 +3,12 @@
 import pyarrow.parquet as pq
 import pytest
 
+from calling import call
 from rayclip.attacks import parse_attacks
 from rayclip.data import open_data, open_pairs
 from rayclip.evaluation import Evaluator, Protocol, chosen_positions, collect_rows, make_cells, missing_shards
 from rayclip.models import load_model
 from rayclip.store import Store
-from test_cli import call
 
 LABELLED = {
     "cifar10-test": ("cifar10", "test", 5000),

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from rayclip.api.checks import Opened, plan_cells
+from rayclip.api.request import Evaluation
 from rayclip.attacks import parse_attacks
-from rayclip.checks import Evaluation, Opened, plan_cells
 from rayclip.distributed import Validation
 from rayclip.evaluation import Evaluator, Protocol, Shard, Store, collect_rows
 from rayclip.evaluation.front import Score, pareto_front

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from rayclip.api.checks import evaluations_of
+from rayclip.api.logbook import attack_params, metric_names, worst_case
 from rayclip.attacks import attack_as_described, parse_attacks
-from rayclip.checks import evaluations_of
 from rayclip.evaluation import Protocol, Store, collect_rows, make_cells
 from rayclip.evaluation.aggregate import Ball, worst_accuracy, worst_cases
 from rayclip.evaluation.alarms import alarms
-from rayclip.logbook import attack_params, metric_names, worst_case
 from rayclip.reports import result_tables
 from rayclip.reports.build import build
 from rayclip.reports.leaderboard import places, threats

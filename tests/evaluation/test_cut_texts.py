@@ -7,12 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from attacks.test_bert import masked_lm
+from calling import call
 from data.test_data import write
 from data.test_pairs import write_pairs
 from rayclip import api
+from rayclip.api.checks import Opened, check_training, plan_cells
+from rayclip.api.request import Evaluation, Where
 from rayclip.attacks import make_attack, parse_attacks
 from rayclip.attacks.bert import TextSettings
-from rayclip.checks import Evaluation, Opened, Where, check_training, plan_cells
 from rayclip.evaluation import Evaluator, Protocol, Store, collect_rows, missing_shards
 from rayclip.evaluation.alarms import cut_alarms
 from rayclip.methods import SMALL_MODEL, make_method
@@ -22,7 +24,6 @@ from rayclip.reports.results import read_results
 from rayclip.reports.table import cut_notes, result_tables
 from rayclip.training import TrainConfig
 from rayclip.types import Cut
-from test_cli import call
 
 __all__ = ["masked_lm"]  # a fixture
 
@@ -141,7 +142,7 @@ def test_an_evaluation_warns_of_it(saved_clip, data, tmp_path, monkeypatch, caps
     store = Store(str(tmp_path / "out"))
     for shard in missing_shards(cells[0], positions[data], store, 20):
         Evaluator(store).run(shard)
-    monkeypatch.setattr(api, "ray_cluster", lambda **_: pytest.fail("nothing is left to compute"))
+    monkeypatch.setattr("rayclip.api.comparing.ray_cluster", lambda **_: pytest.fail("nothing is left to compute"))
     evaluation = Evaluation(data=[data], attacks=parse_attacks("clean", {}), protocol=Protocol(eps=1 / 255))
     rows = api.evaluate_models([saved_clip], evaluation, Where(out=store.root, quiet=True))
     assert rows[0].cut_texts == 2

@@ -11,8 +11,9 @@ from conftest import tiny_clip
 from data.test_data import write
 from data.test_pairs import write_pairs
 from rayclip import api
+from rayclip.api.checks import evaluations_of
+from rayclip.api.request import Where
 from rayclip.attacks import parse_attacks
-from rayclip.checks import Where, evaluations_of
 from rayclip.data import batch_pixels, open_data, open_pairs
 from rayclip.evaluation import Evaluator, Protocol, Store, collect_rows, make_cells, missing_shards, retrieval
 from rayclip.evaluation.examples import pngs

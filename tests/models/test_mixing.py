@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from conftest import tiny_clip
+from rayclip.api.checks import Opened, plan_cells
+from rayclip.api.request import Evaluation
 from rayclip.attacks import parse_attacks
-from rayclip.checks import Evaluation, Opened, plan_cells
 from rayclip.evaluation import Protocol
 from rayclip.models import load_model
 from rayclip.models.checkpoint import save_checkpoint

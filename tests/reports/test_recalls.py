@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from calling import call
 from conftest import tiny_clip
 from data.test_pairs import CAPTIONS, write_pairs
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.reports.table import Table
 from rayclip.store import Store
 from reports.made import CLEAN, bits, describe, fingerprint, put
-from test_cli import call
 
 KS = (1, 5, 10)
 ATTACKS = ["--attacks", "clean,pgd:steps=2,bert", "--eps", "2/255", "--substitutes", "clip-table"]

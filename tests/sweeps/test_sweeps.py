@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import typer
 
+from calling import call
+from cli.test_cli import here  # noqa: F401  (a fixture)
 from rayclip.api import Found, SweepResult
-from rayclip.cli_sweep import Run, start, sweep
+from rayclip.cli.sweep import Run, start, sweep
 from rayclip.types import Row
-from test_cli import call, here  # noqa: F401  (a fixture)
 
 FILES = {f.stem: f for f in sorted((Path(__file__).resolve().parents[2] / "sweeps").glob("*.py"))}
 
@@ -48,7 +49,7 @@ def plan(monkeypatch, capsys, tmp_path):
             return SweepResult(rows=[], labels={}, errors={})
 
         monkeypatch.setattr(Run, "go", note)
-        monkeypatch.setattr("rayclip.cli_sweep.check_data", lambda specs: None)  # nobody has the papers' here
+        monkeypatch.setattr("rayclip.cli.sweep.check_data", lambda specs: None)  # nobody has the papers' here
         code, _, err = run_sweep(monkeypatch, capsys, name, *args)
         assert code == 0, err
         return parts

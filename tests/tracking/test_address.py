@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from rayclip import cli_doctor
-from rayclip.spool import Spool
+from calling import call
+from rayclip.cli import doctor
 from rayclip.store import Store
 from rayclip.tracking import AwayError, MlflowTracker, SpooledTracker, address, look
 from rayclip.tracking.runs import results_of
+from rayclip.tracking.spool import Spool
 from rayclip.types import UserError
-from test_cli import call
 
 NOBODY = "127.0.0.1:5"
 DRIVERS = {
@@ -88,7 +88,7 @@ def test_a_spoiled_store_is_told_by_every_command(here, made, monkeypatch, capsy
         code, out, err = call(monkeypatch, capsys, *command)
         assert (code, out) == (2, "") and says in err and err.count("\n") == 1
     assert not (here / "o").exists()
-    ((topic, state, line),) = cli_doctor._careful("MLflow", lambda: cli_doctor._mlflow(None))
+    ((topic, state, line),) = doctor._careful("MLflow", lambda: doctor._mlflow(None))
     assert (topic, state) == ("MLflow", "wrong") and says in line
 
 
@@ -113,7 +113,7 @@ def test_a_driver_that_is_not_installed_is_named_with_its_package(here, monkeypa
         code, out, err = call(monkeypatch, capsys, *command)
         assert (code, out) == (2, "") and err.count("\n") == 1
         told.append(err)
-    ((_, state, line),) = cli_doctor._careful("MLflow", lambda: cli_doctor._mlflow(None))
+    ((_, state, line),) = doctor._careful("MLflow", lambda: doctor._mlflow(None))
     assert state == "wrong"
     for sentence in (*told, line):
         assert f"the Python package {module}, which is not installed: pip install" in sentence and package in sentence
@@ -143,12 +143,12 @@ def test_a_folder_that_cannot_be_written_is_told_before_mlflow_tries(here, made,
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     (here / "mlflow.db").write_bytes(made)
-    monkeypatch.setattr("rayclip.places.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("rayclip.paths.tempfile.TemporaryFile", refuse)
     uri = f"sqlite:///{here}/mlflow.db"
     with pytest.raises(UserError, match=r"cannot write '.*', where runs are logged \(Read-only file system\)"):
         MlflowTracker(uri, "study").contact()
     assert look(uri) == 2, "it may be looked at: the default experiment and ours"
-    ((_, state, line),) = cli_doctor._careful("MLflow", lambda: cli_doctor._mlflow(uri))
+    ((_, state, line),) = doctor._careful("MLflow", lambda: doctor._mlflow(uri))
     assert state == "wrong" and "work in a folder that can be written" in line
 
 
@@ -159,5 +159,5 @@ def test_a_working_directory_that_is_gone_is_told(tmp_path, monkeypatch):
     (tmp_path / "gone").rmdir()
     with pytest.raises(UserError, match="the working directory is gone"):
         address.default_uri()
-    for check in (lambda: cli_doctor._mlflow(None), cli_doctor._disk, cli_doctor._versions):
-        assert list(cli_doctor._careful("topic", check))
+    for check in (lambda: doctor._mlflow(None), doctor._disk, doctor._versions):
+        assert list(doctor._careful("topic", check))

@@ -10,14 +10,15 @@ from mlflow import MlflowClient
 
 from conftest import tiny_clip
 from data.test_data import png, write
+from rayclip.api.checks import Opened, plan_cells
+from rayclip.api.logbook import Logbook
+from rayclip.api.request import Evaluation
 from rayclip.attacks import parse_attacks
-from rayclip.checks import Evaluation, Opened, plan_cells
 from rayclip.evaluation import Protocol, Store
-from rayclip.logbook import Logbook
 from rayclip.models.checkpoint import save_checkpoint
-from rayclip.spool import Spool
 from rayclip.tracking import MlflowTracker, SpooledTracker
 from rayclip.tracking.registry import rank, register
+from rayclip.tracking.spool import Spool
 from rayclip.types import Row, UserError
 
 DATA = ["té st", "tè st", "te_st", "te|st[b]", "模型", "a%2e b#1?"]

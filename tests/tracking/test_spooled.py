@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from rayclip.spool import Spool
 from rayclip.store import Store
 from rayclip.tracking import MlflowTracker, SpooledTracker
+from rayclip.tracking.spool import Spool
 from rayclip.types import UserError
 from servers import MlflowServer
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from data.test_data import png, write
+from rayclip.api.checks import Opened, check_training
 from rayclip.attacks.bert import TextSettings
-from rayclip.checks import Opened, check_training
 from rayclip.data import few_shot, open_data
 from rayclip.data.captions import BUNDLED
 from rayclip.data.digits import CLASS_NAMES, Digits

@@ -1,0 +1,30 @@
+"""The Python interface: fine-tune, sweep, search and evaluate. The command line and `sweeps/` use it too.
+
+All arguments are validated before Ray starts and before a file is written.
+"""
+
+from rayclip.api.evaluating import compare, evaluate_models
+from rayclip.api.planning import plan_evaluation, spent
+from rayclip.api.request import Evaluation, Tracking, Where
+from rayclip.api.retrieval import evaluate_retrieval, show_retrieval
+from rayclip.api.searching import Found, search, show_search
+from rayclip.api.training import SweepResult, fine_tune, itself, sweep
+
+__all__ = [
+    "Evaluation",
+    "Found",
+    "SweepResult",
+    "Tracking",
+    "Where",
+    "compare",
+    "evaluate_models",
+    "evaluate_retrieval",
+    "fine_tune",
+    "itself",
+    "plan_evaluation",
+    "search",
+    "show_retrieval",
+    "show_search",
+    "spent",
+    "sweep",
+]

@@ -1,0 +1,229 @@
+"""Validate a request before any work starts: the settings of an evaluation, the models and data, a training run."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from rayclip.api.request import Evaluation
+from rayclip.attacks import Attack, attack_as_described
+from rayclip.attacks.bert import TextSettings
+from rayclip.data import ImageSet, Names, PairSet, Resolution, few_shot, locate, open_data
+from rayclip.data.images import mixed_sizes
+from rayclip.evaluation import Cell, Protocol, chosen_positions, make_cells
+from rayclip.evaluation.cell import counted, default_substitutes
+from rayclip.methods import SMALL_BELOW, Method, Recipe
+from rayclip.models import Clip, load_model
+from rayclip.models.exact import has_batch_norm
+from rayclip.models.loading import patch_size
+from rayclip.models.named import allow as allow_named
+from rayclip.progress import Display, say
+from rayclip.reports.results import Results
+from rayclip.training import TrainConfig
+from rayclip.training.captions import with_captions
+from rayclip.training.config import check_shares
+from rayclip.types import UserError
+from rayclip.units import format_budget
+
+_SMALL_L2 = 0.1  # papers use 0.25 and more
+_SILENT_S = 2.0  # shorter checks print no progress
+
+
+class Opened:
+    """Cache of the models and data opened while one call is validated: the trials of a sweep share their base model."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._model: tuple[str, Clip] | None = None
+        self._fingerprints: dict[str, str] = {}
+        self._data: dict[tuple[str, str, str], ImageSet] = {}
+        self._said: set[str] = set()
+
+    def note(self, sentence: str, kind: Literal["note", "warning"] = "note") -> None:
+        """Print a note about the results, once for all trials of a sweep."""
+        if sentence not in self._said:
+            self._said.add(sentence)
+            say(kind, sentence)
+
+    def model(self, spec: str) -> Clip:
+        """Load a model; only the last one stays in memory."""
+        if self._model is None or self._model[0] != spec:
+            self._model = spec, load_model(spec)
+        return self._model[1]
+
+    def fingerprint(self, spec: str) -> str:
+        if spec not in self._fingerprints:
+            self._fingerprints[spec] = self.model(spec).fingerprint()
+        return self._fingerprints[spec]
+
+    def data(self, spec: str, role: Literal["train", "test"], resolution: Resolution, names: Names) -> ImageSet:
+        """Open a data set, check it for damaged images and mixed sizes, and print its notes."""
+        key = spec, role, names
+        if key not in self._data:
+            data = open_data(spec, role, names)
+            self.check(data)
+            for note in data.notes:
+                say("note", f"{data.name}: {note}")
+            self._data[key] = data
+        if resolution == "native" and self._data[key].native_size is None:
+            raise mixed_sizes(self._data[key])
+        return self._data[key]
+
+    def check(self, data: ImageSet | PairSet) -> None:
+        """Check every image of files that have not been checked before; show progress if that takes long."""
+        began = time.monotonic()
+        with Display(quiet=self._quiet) as display:
+
+            def tell(done: int, total: int) -> None:
+                if time.monotonic() - began > _SILENT_S:
+                    display.update(f"check {data.name}", done, total)
+
+            data.check(tell)
+
+
+def is_small(model: str) -> bool:
+    """Return whether the model is too small for the papers' learning rates."""
+    return sum(p.numel() for p in load_model(model).parameters()) < SMALL_BELOW
+
+
+def choose_recipe(
+    method: Method, model: str, *, small: bool, whole_warmup: bool, overrides: Mapping[str, Any]
+) -> Recipe:
+    """Return the method's recipe for small models, or the published one for this model.
+
+    Args:
+        whole_warmup: keep the published warm-up at full length, even if the run is hardly longer.
+    """
+    if small:
+        return dataclasses.replace(method.small, **overrides)
+    found = method.recipe_for(patch_size(model))
+    return dataclasses.replace(found, **{"warmup_whole": whole_warmup, **overrides})
+
+
+def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainConfig:
+    """Validate a training configuration; return it with default substitutes and fingerprints filled in.
+
+    Raises:
+        UserError: everything that `train` would raise for these arguments.
+    """
+    method = config.method.with_default_substitutes(default_substitutes(bundled=config.data == "digits"))
+    config = dataclasses.replace(config, data=locate(config.data))
+    data = opened.data(config.data, "train", config.resolution, config.names)
+    check_shares(len(few_shot(data, config.shots, config.seed)), config.recipe.batch_size, workers)
+    method = with_captions(method, config.data, data.class_names)
+    clip = opened.model(config.model)
+    method.check(clip)
+    if has_batch_norm(clip):
+        opened.note(
+            f"{config.model}: BatchNorm keeps the statistics that it came with, so that a step on several workers, or "
+            "in parts, is a step on one big batch."
+        )
+    if method.trains == "prompt":
+        allow_named(config.model)  # the learned prompt's files will name it
+    _warn_of_cut(config, method, data.name, data.class_names, opened)
+    return dataclasses.replace(
+        config,
+        method=method,
+        model_fingerprint=opened.fingerprint(config.model),
+        data_fingerprint=data.fingerprint,
+    )
+
+
+def _warn_of_cut(
+    config: TrainConfig, method: Method, dataset: str, class_names: Sequence[str], opened: "Opened"
+) -> None:
+    """Warn once if the training texts are longer than what the model or the text attack reads."""
+    clip = method.dressed(opened.model(config.model), config.seed)
+    prompts = method.prompts(class_names, clip.template or config.template)
+    cut = len(clip.cut_texts(prompts))
+    if cut:
+        opened.note(
+            f"{config.model} on {dataset}: {cut:,} of {len(set(prompts)):,} texts that {method.name} trains on are "
+            f"longer than the {clip.room} tokens that the model reads, and cut there.",
+            "warning",
+        )
+    if isinstance(text := getattr(method, "text", None), TextSettings):
+        unread = text.count_cut(clip, prompts)
+        if unread:
+            opened.note(
+                f"{config.model} on {dataset}: BERT-Attack does not read {unread:,} of {len(set(prompts)):,} texts to "
+                f"their end, whose words stay as they are: raise its max_length (now {text.max_length}).",
+                "warning",
+            )
+
+
+def plan_cells(
+    models: Sequence[str], evaluation: Evaluation, opened: Opened
+) -> tuple[list[Cell], dict[str, np.ndarray]]:
+    """Open every model and data set; return the cells, and the sample positions to evaluate by data specification.
+
+    Raises:
+        UserError: a model, data set or attack cannot be used.
+    """
+    protocol = evaluation.protocol
+    if not evaluation.data:
+        raise UserError("no data set is named: give --data a name or a .parquet file.")
+    for attack in evaluation.attacks:
+        if attack.ball == "l2" and attack.eps is None and 0 < max(protocol.budgets, default=0) < _SMALL_L2:
+            say(
+                "note",
+                f"{attack.name} measures its budget in l_2, where {format_budget(max(protocol.budgets))} over a whole "
+                f"image is next to nothing: write {attack.name}:eps=128/255.",
+            )
+    specs = [locate(spec) for spec in evaluation.data]
+    datasets = [(spec, opened.data(spec, "test", protocol.resolution, protocol.names)) for spec in specs]
+    names = [data.name for _, data in datasets]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"two data sets share the name '{twice[0]}', which tables could not tell apart: rename a file.")
+    cells: list[Cell] = []
+    for spec in dict.fromkeys(models):
+        new = make_cells(
+            [(spec, opened.fingerprint(spec))],
+            datasets,
+            evaluation.attacks,
+            protocol,
+            evaluation.defenses,
+            evaluation.aims,
+            evaluation.scorers,
+            evaluation.made_against,
+        )
+        if not cells:  # a source of substitutes that opens for one model opens for all
+            for attack in {c.attack for c in new}:
+                if isinstance(attack, TextSettings):
+                    attack.source(opened.model(spec))
+        cells += counted(new, opened.model(spec))
+    return cells, {spec: chosen_positions(len(data), evaluation.limit) for spec, data in datasets}
+
+
+def evaluations_of(results: Results) -> list[Evaluation]:
+    """Rebuild the evaluations behind results (no defence, template scorer), to evaluate another model alike.
+
+    Raises:
+        UserError: an attack's settings cannot be recovered from the results.
+    """
+    plain = [cell for cell in results.cells if cell.scorer == "template" and cell.defense == "none"]
+    sizes: dict[str, int] = {}
+    for cell in plain:
+        sizes[cell.data] = max(sizes.get(cell.data, 0), cell.verdicts.n)
+    found: dict[tuple[str, Protocol], dict[tuple[str, float | None], Attack]] = {}
+    for cell in plain:
+        said = cell.protocol
+        protocol = Protocol(
+            seed=said["seed"],
+            resolution=said["resolution"],
+            resize=said["resize"],
+            names=said["class_names"],
+            template=said["template"],
+            precision=said["precision"],
+        )
+        attack = attack_as_described(said)
+        key = json.dumps(attack.describe(), sort_keys=True), attack.eps
+        found.setdefault((cell.data, protocol), {})[key] = attack
+    return [
+        Evaluation(data=[data], attacks=list(attacks.values()), protocol=protocol, limit=sizes[data])
+        for (data, protocol), attacks in found.items()
+    ]

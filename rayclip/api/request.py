@@ -1,0 +1,103 @@
+"""What to evaluate, where the work runs, and where results are written and logged."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rayclip.api.logbook import Logbook
+from rayclip.attacks import Attack
+from rayclip.defenses import DRAWS, Aim, Chain
+from rayclip.distributed import (
+    PoolSize,
+)
+from rayclip.evaluation import Protocol, Store
+from rayclip.evaluation.cell import MadeAgainst
+from rayclip.models.scorers import DEFAULT, Scorer
+from rayclip.paths import check_folder
+from rayclip.tracking import MlflowTracker, SpooledTracker, default_uri
+from rayclip.tracking.spool import Spool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Settings of an evaluation: data sets, attacks, protocol, defences and scorers.
+
+    Attributes:
+        data: data specifications (`open_data`, split `test`).
+        attacks: with their settings.
+        protocol: budget, seed, resolution, template.
+        defenses: chains of test-time defences to wrap each model in; the empty chain is the model itself.
+        aims: how attacks treat the defence of a defended model (ignore it or go through it).
+        scorers: ways to score an image against a class.
+        made_against: what image attacks optimise against where the scorer is not the template: the scorer itself, or
+            the template.
+        limit: maximum number of samples per data set.
+    """
+
+    data: Sequence[str]
+    attacks: Sequence[Attack]
+    protocol: Protocol
+    limit: int | None = None
+    defenses: Sequence[Chain] = ((),)
+    aims: Sequence[Aim] = (Aim(), Aim(gradient="bpda", draws=DRAWS))
+    scorers: Sequence[Scorer] = (DEFAULT,)
+    made_against: Sequence[MadeAgainst] = ("own",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Address and name of an MLflow experiment; the connection is made once the arguments have been validated.
+
+    Attributes:
+        about: the question of the study, in Markdown.
+    """
+
+    uri: str
+    experiment: str
+    about: str = ""
+
+    @classmethod
+    def choose(cls, uri: str | None, experiment: str, about: str = "") -> "Tracking":
+        """Return the experiment at `uri`, else `MLFLOW_TRACKING_URI`, else an SQLite file in the working directory."""
+        return cls(uri=uri or default_uri(), experiment=experiment, about=about)
+
+    def connect(self, store: Store) -> SpooledTracker:
+        """Connect to MLflow; entries that it cannot take now wait in the store.
+
+        Raises:
+            UserError: MLflow cannot be reached, and no earlier run from this store has reached it.
+        """
+        mlflow = MlflowTracker(self.uri, self.experiment)
+        return SpooledTracker(mlflow, Spool(store), known=Logbook.has_logged_to(store, mlflow.address))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where work runs, where results are written and where they are logged.
+
+    Attributes:
+        out: folder of all results; for evaluations also an object-store URI.
+        tracking: MLflow store and experiment; None logs nothing.
+        cluster: use a running Ray cluster instead of a private Ray.
+        pool: size of the pool of evaluation actors.
+        train_workers: Ray Train workers per trial.
+        least_workers: minimum to continue a trial with while the cluster has no room for all; None waits for all.
+        quiet: show no progress.
+        verbose: show the output of Ray and its workers.
+    """
+
+    out: str
+    tracking: Tracking | None = None
+    cluster: bool = False
+    pool: PoolSize = dataclasses.field(default_factory=PoolSize)
+    train_workers: int = 1
+    least_workers: int | None = None
+    quiet: bool = False
+    verbose: bool = False
+
+    def logbook(self, store: Store) -> Logbook:
+        """Connect to the tracker, as the first step after the arguments have been validated."""
+        check_folder("the folder of the results,", self.out)
+        if self.tracking is None:
+            return Logbook(store, None)
+        return Logbook(store, self.tracking.connect(store), self.tracking.about)

@@ -1,0 +1,51 @@
+"""`rayclip eval`: attack models and print their clean and robust accuracy."""
+
+from typing import Annotated
+
+import typer
+
+from rayclip.cli import plan
+from rayclip.cli.options import hand_out
+from rayclip.cli.request import Request, with_request
+
+
+@with_request
+def evaluate(
+    asked: Request,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Evaluation actors, at most; a cluster's autoscaler is asked for their nodes.  [default: a GPU, else "
+            "a core, each, of all that the cluster has or may have]",
+        ),
+    ] = None,
+) -> None:
+    """Attack models and print a table of their clean and robust accuracy."""
+    from rayclip import progress
+    from rayclip.cli import answers
+
+    answer = answers.find(asked.words, asked.files, asked.out)
+    if answer is not None:
+        for level, sentence in answer.said:
+            progress.say(level, sentence)
+    else:
+        import dataclasses
+
+        from rayclip import api
+
+        evaluation, where = asked.opened
+        where = dataclasses.replace(where, pool=dataclasses.replace(where.pool, workers=workers))
+        with progress.listening() as said:
+            rows = api.evaluate_models(asked.models, evaluation, where)
+        answer = answers.Answer(rows, said)
+        answers.keep(asked.words, asked.files, asked.out, answer)
+
+    def show() -> None:
+        show_rows(answer.rows)
+        print(f"results: {asked.out}")
+        plan.say_spent(asked.out)
+
+    from rayclip.reports.table import rows_json, show_rows
+
+    hand_out(asked.json, rows_json(answer.rows), show)

@@ -1,0 +1,168 @@
+"""`rayclip import` and `rayclip interpolate`: convert other codes' checkpoints, and evaluate interpolated weights."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayclip.cli.options import (
+    ATTACKS,
+    Attacks,
+    AttackSteps,
+    Budgets,
+    ClassNames,
+    Cluster,
+    Data,
+    Experiment,
+    Json,
+    JsonLogs,
+    Limit,
+    Model,
+    NoTracking,
+    Out,
+    Quiet,
+    Resize,
+    Resolution,
+    Seed,
+    StepSize,
+    Substitutes,
+    Tracking,
+    Verbose,
+    attack_defaults,
+    check_data,
+    check_models,
+    check_places,
+    check_tracking,
+    complete_models,
+    hand_out,
+    one_list,
+)
+from rayclip.names import check_attacks
+from rayclip.paths import check_folder, split_places
+from rayclip.types import UserError
+from rayclip.units import parse_budgets
+
+_SHARES = ["0,0.25,0.5,0.75,1"]
+
+
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A checkpoint of TeCoA's, PMG-AFT's, TGA-ZSR's, SAFT's, MMCoA's or RobustVLM's code, of open_clip or "
+            "Lightning, OpenAI's archive, a state dict (.pt, .safetensors), or hf-hub:ORG/NAME.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
+    base: Annotated[
+        str | None, typer.Option(help="The model that FILE was fine-tuned from, such as ViT-B-32:openai.")
+    ] = None,
+    allow_gelu: Annotated[
+        bool, typer.Option("--allow-gelu", help="FILE was fine-tuned from this base, which is no OpenAI model.")
+    ] = False,
+) -> None:
+    """Convert another code's checkpoint to ours (`local-dir:OUT`); files that could run code are refused."""
+    check_folder("--out", str(out), done="rayclip.json")
+
+    from rayclip.models.checkpoint import read_lineage, save_checkpoint
+    from rayclip.models.imports import import_model
+
+    clip, lineage = import_model(source, base, allow_gelu=allow_gelu)
+    there = read_lineage(out)
+    if there is not None and there.get("imported") != lineage["imported"]:
+        raise UserError(f"{out} holds another checkpoint: choose another --out, or delete it.")
+    if there is not None:
+        print(f"{out} already holds this checkpoint; nothing to do.")
+        return
+    save_checkpoint(clip, out, lineage)
+    found = lineage["imported"]
+    if "layout" in found:
+        part = "the image tower" if found["part"] == "image" else "the whole CLIP"
+        left = f"; left: {', '.join(found['left'])}" if found["left"] else ""
+        behind = f" behind '{found['prefix']}'" if found["prefix"] else ""
+        print(f"{source}: {part}, {found['keys']} tensors of '{found['layout']}'{behind}{left}")
+    print(f"checkpoint: {out}")
+    print(f"evaluate it: rayclip eval --model local-dir:{out} --data TEST.parquet --eps 1/255 --out {out}/eval")
+
+
+def interpolate(
+    start: Annotated[str, typer.Option("--from", help=f"The model at a = 0. {Model}", autocompletion=complete_models)],
+    end: Annotated[
+        str, typer.Option("--to", help="The model at a = 1, fine-tuned from that one.", autocompletion=complete_models)
+    ],
+    data: Data,
+    out: Out,
+    a: Annotated[list[str], typer.Option("--a", metavar="A,A…", help="Numbers from 0 to 1, commas between.")] = _SHARES,
+    attacks: Attacks = ATTACKS,
+    eps: Budgets = None,
+    steps: AttackSteps = 10,
+    step_size: StepSize = None,
+    limit: Limit = None,
+    substitutes: Substitutes = "default",
+    resolution: Resolution = "native",
+    resize: Resize = "antialias",
+    class_names: ClassNames = "curated",
+    seed: Seed = 0,
+    cluster: Cluster = False,
+    json: Json = None,
+    tracking_uri: Tracking = None,
+    no_tracking: NoTracking = False,
+    experiment: Experiment = "rayclip-interpolate",
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+    verbose: Verbose = False,
+) -> None:
+    """Evaluate the weights (1-a)·FROM + a·TO at each a: the trade-off of clean and robust accuracy."""
+    check_places(out, json)
+    check_tracking(tracking_uri, no_tracking)
+    budgets = parse_budgets(eps or [])
+    check_attacks(one_list(attacks), has_budget=bool(budgets))
+    check_models([start, end])
+    check_data(split_places(data))
+
+    from rayclip import api
+    from rayclip.attacks import parse_attacks
+    from rayclip.data.spec import choose_names
+    from rayclip.evaluation import Protocol
+    from rayclip.reports.table import rows_json, show_rows
+
+    names, specs = choose_names(class_names, split_places(data))
+    evaluation = api.Evaluation(
+        data=specs,
+        attacks=parse_attacks(one_list(attacks), attack_defaults(steps, step_size, substitutes)),
+        protocol=Protocol(eps=budgets, seed=seed, resolution=resolution, resize=resize, names=names),
+        limit=limit,
+    )
+    models = mixes(start, end, one_list(a))
+    where = api.Where(
+        out=out,
+        tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
+        cluster=cluster,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    rows = api.compare(f"interpolate {start} to {end}", models, [evaluation], where)
+
+    def show() -> None:
+        show_rows(rows, models)
+        print(f"results: {out}")
+
+    hand_out(json, rows_json(rows), show)
+
+
+def mixes(start: str, end: str, a: str, label: str = "") -> dict[str, str]:
+    """Return row labels (`LABEL a = 0.25`) by specification of the interpolated models, in order of a.
+
+    Raises:
+        UserError: `a` is not a list of numbers from 0 to 1.
+    """
+    from rayclip.models.mixing import mix_spec
+
+    try:
+        values = sorted({float(part) for part in a.split(",")})
+    except ValueError:
+        values = [-1.0]
+    if not all(0 <= value <= 1 for value in values):
+        raise UserError(f"--a {a} holds something else than numbers from 0 to 1: write 0,0.25,0.5,0.75,1.")
+    return {mix_spec(start, end, value): f"{label} a = {value:g}".strip() for value in values}

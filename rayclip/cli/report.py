@@ -1,0 +1,147 @@
+"""`rayclip report` and `rayclip leaderboard`: readable tables, figures and pages from result folders."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from rayclip import terminal
+from rayclip.cli.options import Cluster, JsonLogs, Model, Quiet, Tracking, complete_models, split_models
+from rayclip.paths import check_file, check_folder
+from rayclip.types import UserError
+
+if TYPE_CHECKING:  # keeps `--help` fast
+    from rayclip.reports.results import Results
+
+Places = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DIR_OR_RUN...",
+        help="Folders or URIs that rayclip eval, retrieval, interpolate or a sweep has written, or ids of MLflow runs.",
+    ),
+]
+Format = Literal["md", "html", "tex", "csv"]
+
+
+def report(
+    places: Places,
+    form: Annotated[
+        Format | None, typer.Option("--format", help="[default: what --out ends in, else md]", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="[default: -, standard output]")] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PAPER:TABLE",
+            help="Published numbers beside ours: mmcoa:II,mmcoa:III, or repeat; a paper alone is all its tables.",
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Compare the others with this one (McNemar).  [default: the best]"),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the figures there, as SVG, PDF and PNG; html has them inside anyway."),
+    ] = None,
+    tracking_uri: Tracking = None,
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Make tables and figures from result files: accuracies with intervals, averages, worst cases, McNemar's test."""
+    out = None if out == Path("-") else out
+    form = form or _form(out)
+    if out is not None:
+        check_file("--out", out, example=f"report.{form}")
+    if figures is not None:
+        check_folder("--figures", str(figures))
+
+    from rayclip.reports import make_report
+
+    text = make_report(
+        _read(places, tracking_uri, quiet=quiet),
+        form,
+        against=[table for text in against or () for table in text.split(",")],
+        baseline=baseline,
+        figures=figures,
+        beside=out.absolute().parent if out is not None else Path.cwd(),
+    )
+    if out is None:
+        terminal.write_document(text, declares_utf8=form in ("html", "tex"))
+        return
+    _write(out, text)
+    print(f"report: {out}")
+
+
+def leaderboard(
+    places: Places,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the page, index.html, and of what --add finds.")],
+    add: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            autocompletion=complete_models,
+            help=f"Evaluate this checkpoint as the models of the first DIR were (data, attacks, budgets), and append "
+            f"it; the verdicts stay in --out, and later boards there have it too. Repeat for several. {Model}",
+        ),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Robustness leaderboard",
+    cluster: Cluster = False,
+    tracking_uri: Tracking = None,
+    quiet: Quiet = False,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Collect results in a page to sort and filter: a row per model, threat model, defence and data set.
+
+    To add an external checkpoint: rayclip leaderboard DIR --out BOARD --add local-dir:CHECKPOINT
+    """
+    check_folder("--out", str(out))
+
+    from rayclip.reports import make_leaderboard
+    from rayclip.store import Store
+
+    own = str(out / "results")
+    if add:
+        from rayclip import api
+        from rayclip.api import checks
+
+        again = checks.evaluations_of(_read(places[:1], tracking_uri, quiet=quiet))
+        where = api.Where(out=own, cluster=cluster, quiet=quiet)
+        api.compare("leaderboard", {model: model for model in split_models(add)}, again, where)
+    folders = [*places, *([own] if (out / "results" / "cells").is_dir() and own not in places else [])]
+    store = Store(str(out))
+    for name, text in make_leaderboard(_read(folders, tracking_uri, quiet=quiet), title).items():
+        store.write(name, text.encode())
+    print(f"leaderboard: {out / 'index.html'}")
+
+
+_ENDINGS: dict[str, Format] = {"": "md", ".md": "md", ".html": "html", ".htm": "html", ".tex": "tex", ".csv": "csv"}
+
+
+def _form(out: Path | None) -> Format:
+    ending = "" if out is None else out.suffix.lower()
+    if ending not in _ENDINGS:
+        raise UserError(f"--out {out}: a report ends in .md, .html, .tex or .csv; or name its --format.")
+    return _ENDINGS[ending]
+
+
+def _read(places: list[str], tracking_uri: str | None, *, quiet: bool) -> "Results":
+    from rayclip.progress import Display
+    from rayclip.reports.results import read_results
+    from rayclip.tracking.runs import is_run, results_of
+
+    chosen: dict[str, set[str] | None] = {}  # models to read by folder, None for all
+    for place in places:
+        folder, model = results_of(place, tracking_uri) if is_run(place) and not Path(place).exists() else (place, None)
+        before = chosen.setdefault(folder, set())
+        chosen[folder] = None if model is None or before is None else before | {model}
+    only = {folder: models for folder, models in chosen.items() if models is not None}
+    with Display(quiet=quiet or not sys.stderr.isatty()) as display:
+        return read_results(list(chosen), lambda done, total: display.update("reading cells", done, total), only)
+
+
+def _write(path: Path, text: str) -> None:
+    from rayclip.store import Store
+
+    Store(str(path.absolute().parent)).write(path.name, text.encode())

@@ -1,0 +1,478 @@
+"""Shared by the files in `sweeps/`: options, running and the result table. Each file adds only its own question."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rayclip.cli.options import (
+    JsonLogs,
+    MinWorkers,
+    Quiet,
+    check_data,
+    check_models,
+    check_tracking,
+    least_of,
+    one_list,
+)
+from rayclip.cli.running import run as run_app
+from rayclip.cli.scales import ELSEWHERE, MMCOA_METHODS, ONE_SIZE, ScaleName, scales
+from rayclip.cli.train import parse_shots
+from rayclip.names import check_methods
+from rayclip.paths import check_folder, split_places
+from rayclip.types import UserError
+from rayclip.units import default_step, parse_budget
+
+if TYPE_CHECKING:  # keeps `--help` fast
+    from rayclip.api import Found, SweepResult
+    from rayclip.api.request import Evaluation, Where
+    from rayclip.attacks import Attack
+    from rayclip.data import Resolution
+    from rayclip.distributed import Trial
+    from rayclip.evaluation.cell import MadeAgainst
+    from rayclip.methods import Method, Recipe
+    from rayclip.models.resizing import Resize
+    from rayclip.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of every sweep."""
+
+    scale: Annotated[ScaleName, typer.Option(help="digits needs nothing; pocket takes --model and --data.")] = (
+        ScaleName.digits
+    )
+    model: Annotated[
+        str | None, typer.Option(help="local-dir:PATH, hf-hub:ORG/NAME or NAME:TAG.  [default: the scale's]")
+    ] = None
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DATA",
+            help="A name or FILE.parquet. Without --test a fifth of it is held out.  [default: the scale's]",
+        ),
+    ] = None
+    test: Annotated[
+        list[str] | None, typer.Option(metavar="DATA", help="Test data, commas between.  [default: the scale's]")
+    ] = None
+    methods: Annotated[list[str] | None, typer.Option(metavar="METHODS", help="Commas between.")] = None
+    shots: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N,N…", help="Images a class, commas between.  [default: the scale's]", show_default=False
+        ),
+    ] = None
+    eps: Annotated[str | None, typer.Option(help="Budget in training and test.  [default: the scale's]")] = None
+    epochs: Annotated[int | None, typer.Option(min=1, help="For every trial.  [default: the scale's]")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Test at most so many images.")] = None
+    substitutes: Annotated[
+        str,
+        typer.Option(
+            help="clip-table, or a masked LM's hub name or folder.  "
+            "[default: clip-table at digits, else bert-base-uncased]",
+            show_default=False,
+        ),
+    ] = "default"
+    seed: Annotated[int, typer.Option(min=0)] = 0
+    out: Annotated[str | None, typer.Option(help="Folder or URI.  [default: runs/THIS_SWEEP-SCALE]")] = None
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoints that sweeps share: what one has trained another does not.  [default: OUT/models]"
+        ),
+    ] = None
+    workers: Annotated[int, typer.Option(min=1, help="Train workers of each trial.")] = 1
+    min_workers: MinWorkers = None
+    cluster: Annotated[bool, typer.Option("--cluster", help="Use the running Ray cluster.")] = False
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(help="MLflow store or server.  [default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here]"),
+    ] = None
+    quiet: Quiet = False
+    json_logs: JsonLogs = False
+    verbose: Annotated[bool, typer.Option("--verbose", help="Also print what Ray and its workers say.")] = False
+
+
+def sweep(
+    name: str,
+    *,
+    every: Mapping[str, Any] | None = None,
+    paper: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+    small: Mapping[str, Any] | None = None,
+    omit: Iterable[str] = (),
+    methods: str = MMCOA_METHODS,
+    **defaults: Any,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate `question(run, *, its own options)` into a command that also has the options common to all sweeps.
+
+    Args:
+        name: of the experiment; `mmcoa-shots` is the file `mmcoa_shots.py`.
+        every, paper, small: `Scale` fields to change at every scale, at `paper` (or a function that returns them), and
+            at the two smaller ones.
+        omit: common options that do not apply.
+        methods: default of `--methods`.
+        defaults: of other options, where they differ from those of `Options`.
+    """
+
+    def wrap(question: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(question).parameters.values())[1:]
+        shown = {"methods": [methods], **defaults}
+        shared = [
+            p.replace(default=shown.get(p.name, p.default))
+            for p in inspect.signature(Options).parameters.values()
+            if p.name not in set(omit)
+        ]
+
+        def command(**values: Any) -> None:
+            mine = {p.name: values.pop(p.name) for p in own}
+            options = Options(**{**shown, **values})
+            differs = (paper() if callable(paper) else paper) if options.scale == ScaleName.paper else small
+            about = inspect.getdoc(inspect.getmodule(question)) or ""
+            run = Run(name, options, {**(every or {}), **(differs or {})}, about)
+            question(run, **mine)
+            run.end()
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *shared]]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        command.__doc__, command.__name__ = question.__doc__, name.replace("-", "_")
+        return command
+
+    return wrap
+
+
+def start(command: Callable[..., None]) -> None:
+    """Run a sweep's file as a program."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(command)
+    run_app(app, f"{command.__name__}.py")
+
+
+class Run:
+    """A sweep with its options: makes trials and evaluations, and runs them.
+
+    Attributes:
+        setting: the scale, with the changes by options.
+        model: the untouched model's specification.
+        data, tests: specifications of the training and test data.
+        substitutes: source of BERT-Attack's words; `default` is the default of each data set.
+        out: store of all results.
+    """
+
+    def __init__(self, name: str, options: Options, differs: Mapping[str, Any], about: str = "") -> None:
+        self.name, self.options = name, options
+        setting = dataclasses.replace(scales()[options.scale], **differs)
+        self.setting = dataclasses.replace(
+            setting,
+            eps=parse_budget(options.eps) if options.eps else setting.eps,
+            shots=one_list(options.shots or [setting.shots]),
+        )
+        model, data = options.model or setting.model, tuple(split_places(options.data or ())) or setting.data
+        if model is None or not data:
+            raise UserError("--scale pocket needs --model (local-dir:PATH) and --data (FILE.parquet), takes --test.")
+        self.model = model
+        own_data = bool(options.data) and options.scale != ScaleName.paper
+        tests = tuple(split_places(options.test or ())) or (() if own_data else setting.test)
+        if not tests:
+            data = tests = tuple(f"{d}#holdout" if d.endswith(".parquet") else d for d in data)
+        self.data, self.tests = data, tests
+        # Decided once, so that a part of the digits gets the same substitutes
+        bundled = options.substitutes == "default" and data == ("digits",)
+        self.substitutes = "clip-table" if bundled else options.substitutes
+        out = options.out or f"runs/{name.replace('-', '_')}-{options.scale}"
+        check_folder("--out", out)
+        if options.models and not Path(options.models).expanduser().is_dir():  # finished models may be read-only
+            check_folder("--models", options.models)
+        check_tracking(options.tracking_uri, no_tracking=False)
+        check_methods(split(options.methods))
+        check_models([model])
+        check_data([*data, *tests])
+
+        from rayclip import api
+        from rayclip.store import Store
+
+        self.out = Store(out)
+        self._errors: dict[str, str] = {}
+        self.tracking = api.Tracking.choose(options.tracking_uri, name, about)
+
+    @property
+    def is_paper(self) -> bool:
+        return self.options.scale == ScaleName.paper
+
+    def pairs(self) -> list[tuple[str, str, str]]:
+        """Return (training data, test data, part) for a sweep that tests on the data set that it trains on."""
+        if len(self.data) != len(self.tests):
+            raise UserError(f"--data names {len(self.data)} data sets and --test {len(self.tests)}: give one for each.")
+        parts = [Path(test).stem if len(self.tests) > 1 else "" for test in self.tests]
+        return list(zip(self.data, self.tests, parts, strict=True))
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return split(self.options.methods)
+
+    @property
+    def shots(self) -> list[int | None]:
+        return [parse_shots(shot) for shot in split([self.setting.shots])]
+
+    def trials(self) -> list["Trial"]:
+        """Return a trial for every method at every number of shots."""
+        return [self.trial(label, self.method(name), shots=shots) for label, name, shots in self.grid()]
+
+    def grid(self) -> list[tuple[str, str, int | None]]:
+        """Return (label, method, shots) for every method and number of shots; labels omit the shots if there is one."""
+        several = len(self.shots) > 1
+        return [
+            (f"{name} {spell(shots)}" if several else name, name, shots)
+            for shots in self.shots
+            for name in self.methods
+        ]
+
+    def own_trials(self, data: str, part: str = "") -> list["Trial"]:
+        """Return a trial for every method on all images of the data set that it will be tested on."""
+        return [
+            self.trial(name, self.method(name), data=data, part=part, in_distribution=True) for name in self.methods
+        ]
+
+    def image_trials(self, **settings: Any) -> list["Trial"]:
+        """Return `trials` in SAFT's and TTC's protocol: FT-standard, too, trains only the image encoder (CLIP-FT)."""
+        return [
+            self.trial(
+                label,
+                self.method(name, trains="image" if name == "ft-standard" else None, **settings),
+                shots=shots,
+            )
+            for label, name, shots in self.grid()
+        ]
+
+    def method(self, name: str, **settings: Any) -> "Method":
+        """Return a method with the sweep's budget and the given settings.
+
+        At `paper`, settings of the method's published code take precedence over the sweep's (AdvPT's own budget).
+        """
+        from rayclip.attacks.bert import TextSettings
+        from rayclip.methods import make_method
+        from rayclip.methods.registry import method_class
+
+        steps = self.setting.train_steps
+        usual: dict[str, Any] = {
+            "eps": self.setting.eps,
+            "steps": steps,
+            "step": self.step(self.setting.eps),
+            "text": TextSettings(substitutes=self.substitutes, offset=self.setting.offset),
+        }
+        published = method_class(name).published if self.is_paper else {}
+        if "eps" in published:
+            del usual["step"]
+        given = {key: value for key, value in settings.items() if value is not None}
+        return make_method(name, **{**usual, **published, **given})
+
+    def step(self, eps: float) -> float:
+        """Return the step size of a training attack with the budget `eps`."""
+        return default_step(eps, self.setting.train_steps)
+
+    def resolution(self, data: str) -> "Resolution":
+        """Return the resolution at which a data set's images are perturbed."""
+        if self.setting.resolution != "auto":
+            return self.setting.resolution
+        return "native" if data.partition("#")[0] in ONE_SIZE else "model"
+
+    def resize(self, data: str) -> "Resize":
+        """Return how images that are perturbed at native size are resized to the model's input."""
+        return self.setting.resize if self.resolution(data) == "native" else "antialias"
+
+    def recipe(self, method: "Method") -> "Recipe":
+        """Return the scale's recipe for a method: at `paper` the published one with its full warm-up."""
+        if self.setting.small_recipe:
+            return method.small
+        from rayclip.models.loading import patch_size
+
+        return dataclasses.replace(method.recipe_for(patch_size(self.model)), warmup_whole=True)
+
+    def trial(
+        self,
+        label: str,
+        method: "Method",
+        *,
+        shots: int | None = None,
+        data: str | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        part: str = "",
+        in_distribution: bool = False,
+        **config: Any,
+    ) -> "Trial":
+        """Return a training run.
+
+        Args:
+            shots: images per class; None for all.
+            data: training data; None is the sweep's first.
+            recipe: changes to the scale's recipe.
+            in_distribution: whether it will be tested on the data set that it trains on.
+            part: as in `go`.
+            config: other fields of `TrainConfig`.
+        """
+        from rayclip.distributed import Trial
+        from rayclip.store import Store
+        from rayclip.training import TrainConfig
+
+        base = self.recipe(method)
+        few, all_ = self.setting.few_shot_epochs, self.setting.epochs
+        given = None if method.trains == "prompt" else few if shots else all_  # prompts need all epochs, and are cheap
+        if self.is_paper and not in_distribution:
+            given = ELSEWHERE.get(method.name)
+        length = self.options.epochs or given or base.epochs
+        chosen = dataclasses.replace(base, **{"epochs": length, **(recipe or {})})
+        data = data or self.data[0]
+        settings: dict[str, Any] = {
+            "model": self.model,
+            "data": data,
+            "seed": self.options.seed,
+            "resolution": self.resolution(data),
+            "resize": self.resize(data),
+            "names": self.setting.names,
+            "save_every_epochs": min(chosen.epochs, self.setting.save_every_epochs),
+        }
+        full = TrainConfig(method=method, recipe=chosen, shots=shots, **{**settings, **config})
+        if self.options.models:
+            place = Store(self.options.models).child(f"{method.name}-{full.digest()}")
+        else:
+            place = self.results(part).child("models").child(label.replace(" ", "-"))
+        return Trial(name=label, config=full, out=place.root)
+
+    def looked_at(self, trial: "Trial", every: int | None) -> "Trial":
+        """Return the trial with checkpoints kept every `every` epochs (default: a fifth of all) and at the end."""
+        epochs = trial.config.recipe.epochs
+        every = every or max(1, epochs // 5)
+        keep = tuple(sorted({*range(every, epochs, every), epochs}))
+        return dataclasses.replace(
+            trial, keep_epochs=keep, config=dataclasses.replace(trial.config, save_every_epochs=every)
+        )
+
+    def attacks(self, text: str) -> list["Attack"]:
+        """Parse attacks, with the scale's steps and stop rule as defaults."""
+        from rayclip.attacks import parse_attacks
+
+        defaults = {
+            "steps": self.setting.test_steps,
+            "stop": self.setting.stop,
+            "substitutes": self.substitutes,
+            "offset": self.setting.offset,
+        }
+        return parse_attacks(text, defaults)
+
+    def evaluations(
+        self,
+        attacks: str,
+        *,
+        tests: Sequence[str] | None = None,
+        eps: float | tuple[float, ...] | None = None,
+        defenses: str = "none",
+        scorers: str = "template",
+        made_against: Sequence["MadeAgainst"] = ("own",),
+    ) -> list["Evaluation"]:
+        """Return one evaluation per resolution; test data and budget default to the sweep's.
+
+        Args:
+            defenses, scorers: in the syntax of `rayclip eval`.
+            made_against: what image attacks optimise against where the scorer is not the template.
+        """
+        from rayclip.api.request import Evaluation
+        from rayclip.defenses import parse_defenses
+        from rayclip.evaluation import Protocol
+        from rayclip.models.scorers import parse_scorers
+
+        budget = eps or self.setting.eps
+        data: dict[Resolution, list[str]] = {}
+        for test in tests or self.tests:
+            data.setdefault(self.resolution(test), []).append(test)
+        return [
+            Evaluation(
+                data=alike,
+                attacks=self.attacks(attacks),
+                limit=self.options.limit or self.setting.limit,
+                defenses=parse_defenses(defenses),
+                scorers=parse_scorers(scorers),
+                made_against=made_against,
+                protocol=Protocol(
+                    eps=budget,
+                    seed=self.options.seed,
+                    resolution=resolution,
+                    resize=self.resize(alike[0]),
+                    names=self.setting.names,
+                ),
+            )
+            for resolution, alike in data.items()
+        ]
+
+    def results(self, part: str = "") -> "Store":
+        """Return the store for the results of a part of the sweep."""
+        return self.out.child(part) if part else self.out
+
+    def where(self, part: str = "") -> "Where":
+        """Return where a part of the sweep runs and writes its results."""
+        from rayclip.api.request import Where
+
+        return Where(
+            out=self.results(part).root,
+            tracking=self.tracking,
+            cluster=self.options.cluster,
+            train_workers=self.options.workers,
+            least_workers=least_of(self.options.min_workers, self.options.workers),
+            quiet=self.options.quiet,
+            verbose=self.options.verbose,
+        )
+
+    def go(
+        self,
+        trials: Sequence["Trial"],
+        evaluations: Sequence["Evaluation"],
+        *,
+        results: Callable[["Trial"], Mapping[str, str]] | None = None,
+        part: str = "",
+        show: bool = True,
+    ) -> "SweepResult":
+        """Train, evaluate and print the table.
+
+        Args:
+            results: returns the models to evaluate of a finished trial (`api.sweep`).
+            part: name of a part of the sweep: a subfolder of the results and a tracker run of its own.
+            show: print the table; False leaves that to the caller (method `show`).
+        """
+        from rayclip import api
+
+        title = f"{self.name} {self.options.scale}{f' {part}' if part else ''}"
+        found = api.sweep(title, trials, evaluations, self.model, self.where(part), results or api.itself)
+        if show:
+            self.show(found)
+        return found
+
+    def show(self, found: "SweepResult | Found") -> None:
+        """Print a table, and record the failed trials for `end`."""
+        from rayclip.reports.table import show_rows
+
+        show_rows(found.rows, found.labels)
+        self._errors |= found.errors
+
+    def end(self) -> None:
+        """Print where the results are; exit with code 1 if trials failed."""
+        from rayclip.progress import say
+
+        print(f"results: {self.out.root}")
+        print(f"MLflow:  rayclip ui --experiment {self.name} --tracking-uri {self.tracking.uri}")
+        for name, error in self._errors.items():
+            say("error", f"{name} failed: {error}")
+        if self._errors:
+            raise typer.Exit(1)
+
+
+def split(values: Sequence[str] | None) -> tuple[str, ...]:
+    """Split the values of a repeatable option at commas."""
+    return tuple(part.strip() for part in one_list(values or ()).split(",") if part.strip())
+
+
+def spell(shots: int | None) -> str:
+    """Format a number of shots as `5-shot`, or `full` for None."""
+    return f"{shots}-shot" if shots else "full"

@@ -1,0 +1,109 @@
+"""A real MLflow store gets every run once and whole, wherever a command was cut off."""
+
+import errno
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from rayclip.api import fine_tune
+from rayclip.api.checks import Opened, check_training
+from rayclip.api.logbook import Logbook
+from rayclip.api.request import Tracking, Where
+from rayclip.attacks import parse_attacks
+from rayclip.distributed import Trial
+from rayclip.evaluation import Cell, Protocol
+from rayclip.methods import make_method
+from rayclip.models import load_model
+from rayclip.models.checkpoint import save_checkpoint
+from rayclip.store import Store
+from rayclip.tracking import MlflowTracker, SpooledTracker
+from rayclip.tracking.spool import Spool
+from rayclip.training import TrainConfig
+from rayclip.types import Row
+
+ROW = Row(
+    model="m", dataset="digits", attack="clean", eps=None, steps=None, n=8, top1=50.0, ci_low=40.0, ci_high=60.0,
+    protocol={"seed": 0, "template": "a photo of {}.", "resolution": 32, "precision": "fp32"}, cell="c",
+)  # fmt: skip
+CELL = Cell(
+    model="m", model_fingerprint="f", data="digits", dataset="digits", data_fingerprint="g", class_names=("a", "b"),
+    attack=parse_attacks("clean", {})[0], protocol=Protocol(),
+)  # fmt: skip
+
+
+def log(tracker: MlflowTracker, store: Store) -> None:
+    with Logbook(store, SpooledTracker(tracker, Spool(store), known=True)) as logbook:
+        sweep = logbook.open("sweep")
+        logbook.evaluation("eval m", sweep, [ROW], [CELL])
+        logbook.summary(sweep, [ROW], {})
+
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+def test_a_disk_that_is_full_at_any_write_leaves_every_run_once_and_whole(mlflow, tmp_path, monkeypatch):
+    """The same command, started again when there is room, goes on in the runs that it had begun."""
+    write = Store.write
+    for room in itertools.count():
+        tracker, store = MlflowTracker(mlflow, f"room for {room}"), Store(str(tmp_path / str(room)))
+        left = iter(range(room))
+
+        def write_if_there_is_room(self, name, data, left=left):
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device", name)
+            write(self, name, data)
+
+        monkeypatch.setattr(Store, "write", write_if_there_is_room)
+        try:
+            log(tracker, store)
+        except OSError as error:
+            full = error.errno == errno.ENOSPC
+        else:
+            full = False
+        monkeypatch.setattr(Store, "write", write)
+        for _ in range(2):
+            log(tracker, store)
+        assert store.names("spool", ".json") == store.names("spool/refused", ".json") == []
+        client = MlflowClient(mlflow)
+        runs = {run.info.run_name: run for run in client.search_runs([tracker.experiment_id])}
+        assert len(client.search_runs([tracker.experiment_id])) == len(runs) == 2
+        assert {run.info.status for run in runs.values()} == {"FINISHED"}
+        evaluation = runs["eval m"].info.run_id
+        assert runs["eval m"].data.tags["mlflow.parentRunId"] == runs["sweep"].info.run_id
+        assert [m.value for m in client.get_metric_history(evaluation, "clean/digits")] == [50.0]
+        for run in runs.values():
+            table = client.download_artifacts(run.info.run_id, "results_table.json", str(tmp_path))
+            assert len(json.loads(Path(table).read_text())["data"]) == 1
+        if not full:
+            break
+    assert room > 10, "every write was the last once"
+
+
+def test_a_trial_that_was_finished_but_not_logged_is_logged_by_the_next_start(mlflow, tmp_path):
+    """Its driver was lost, or its disk was full, after the checkpoint and before the run was closed."""
+    config = TrainConfig(
+        method=make_method("tecoa"),
+        recipe=make_method("tecoa").small,
+        model="digits",
+        data="digits",
+        shots=1,
+        precision="fp32",
+    )
+    trial = Trial(name="m", config=check_training(config, 1, Opened(quiet=True)), out=str(tmp_path / "m"))
+    save_checkpoint(load_model("digits"), tmp_path / "m", {"digest": trial.config.digest()})
+    where = Where(out=trial.out, tracking=Tracking(uri=mlflow, experiment="late"), quiet=True)
+    assert not fine_tune(trial, where) and not (tmp_path / "m" / ".rayclip").exists(), "nothing was begun"
+    with where.logbook(Store(trial.out).child(".rayclip")) as logbook:
+        logbook.open("m")
+    client = MlflowClient(mlflow)
+    for _ in range(2):
+        assert not fine_tune(trial, where)
+        (run,) = client.search_runs([client.get_experiment_by_name("late").experiment_id])
+        assert run.info.status == "FINISHED" and run.info.run_name == "m"
+        assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"checkpoint", "data"}
+        assert len(client.search_model_versions("name = 'late'")) == 1
