@@ -15,7 +15,7 @@ from PIL import Image
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
 
 from rayclip.data import ImageSet
-from rayclip.distributed.faults import AGAIN, explained, no_memory, only_node
+from rayclip.distributed.faults import AGAIN, explain, only_node, out_of_memory
 from rayclip.distributed.resources import within_reach
 from rayclip.models.generators import GeneratorSettings, TransformersGenerator, caption_classes
 from rayclip.progress import Display
@@ -166,7 +166,7 @@ class _Pool:
                 node = ray.get(self._places[actor], timeout=1)
             except (RayError, GetTimeoutError):
                 node = only_node()
-            raise no_memory(node, f" {self._alone} times with no other beside it")
+            raise out_of_memory(node, f" {self._alone} times with no other beside it")
         time.sleep(2.0**self._alone)
 
     def _images(self, number: int) -> list[list[Image.Image]]:
@@ -187,7 +187,7 @@ class _Pool:
         except RayTaskError as error:
             if isinstance(error.cause, torch.OutOfMemoryError):
                 raise UserError("the generator ran out of GPU memory: try a smaller --batch-size.") from None
-            raise explained(error) from None
+            raise explain(error) from None
         except OutOfMemoryError:
             self._queue.insert(0, number)
             return "pressed"

@@ -15,14 +15,15 @@ from ray.tune.schedulers import ASHAScheduler
 
 from rayclip.attacks import Attack
 from rayclip.data import open_data
-from rayclip.distributed.trials import Trial, Workers, run_trials
+from rayclip.distributed.train_worker import MetricLog
+from rayclip.distributed.trials import Trial, Workers
+from rayclip.distributed.tuning import run_trials
 from rayclip.evaluation import Evaluator, Protocol, Shard, Store, chosen_positions, collect_rows, make_cells
 from rayclip.evaluation.aggregate import worst_accuracy
 from rayclip.evaluation.front import Score
 from rayclip.models import load_model
 from rayclip.models.clip import WEIGHTS_FILE
 from rayclip.progress import Display
-from rayclip.tracking.spool import Spool
 
 SCORES = "search.json"
 
@@ -61,7 +62,7 @@ class Validation:
         return {"clean": clean, "robust": robust, "score": (clean + robust) / 2}
 
 
-class _AskingASHA(ASHAScheduler):
+class _CooperativeASHA(ASHAScheduler):
     """An ASHA scheduler that asks a trial to stop; the trial's workers stop themselves at their next report."""
 
     def __init__(self, ask_to_stop: Callable[[int], None], **settings: Any) -> None:
@@ -82,7 +83,7 @@ def read_scores(trials: Sequence[Trial], store: Store) -> dict[str, Score]:
     return {name: Score(**saved[digest]) for name, digest in digests.items() if digest in saved}
 
 
-def waiting(trials: Sequence[Trial], store: Store) -> list[Trial]:
+def unfinished_trials(trials: Sequence[Trial], store: Store) -> list[Trial]:
     """Return the trials that have neither finished nor been stopped."""
     scores = read_scores(trials, store)
     return [trial for trial in trials if not (trial.name in scores and scores[trial.name].ended)]
@@ -96,7 +97,7 @@ def run_search(
     reduction: float,
     workers: int,
     least_workers: int | None,
-    spool: Spool | None,
+    journal: MetricLog | None,
     display: Display,
     on_finish: Callable[[Trial, str | None], None],
     on_report: Callable[[], None],
@@ -111,7 +112,7 @@ def run_search(
         store: where scores and unfinished runs are kept.
         reduction: ASHA's η: about one in η trials passes each rung.
         workers, least_workers: Train workers per trial, and the minimum to continue with (`Workers`).
-        spool: where metrics are logged; None for no logging.
+        journal: where metrics are logged; None for no logging.
         on_finish: called when a trial ends, with its error if it failed.
         on_report: called when a trial has reported.
     """
@@ -121,34 +122,34 @@ def run_search(
     def write() -> None:
         store.write_json(SCORES, saved | {digests[name]: asdict(score) for name, score in scores.items()})
 
-    def measured(trial: Trial, result: dict[str, Any]) -> None:
+    def on_measure(trial: Trial, result: dict[str, Any]) -> None:
         scores[trial.name] = Score(epoch=result["epoch"], clean=result["clean"], robust=result["robust"])
-        if spool is not None and trial.run is not None:
+        if journal is not None and trial.run is not None:
             values = [(f"search/{name}", result[name], result["step"]) for name in ("clean", "robust", "score")]
-            spool.metrics(trial.run, values)
+            journal.metrics(trial.run, values)
         write()
 
-    def ended(trial: Trial, error: str | None) -> None:
+    def on_end(trial: Trial, error: str | None) -> None:
         if error is None and trial.name in scores:
             scores[trial.name] = Score(**asdict(scores[trial.name]) | {"ended": True})
             write()
         on_finish(trial, error)
 
-    todo = waiting(trials, store)
+    todo = unfinished_trials(trials, store)
     errors: dict[str, str] = {}
     if todo:
         errors = run_trials(
             todo,
             workers=Workers.for_cluster(workers, least_workers),
             storage=store.child("unfinished"),
-            spool=spool,
+            journal=journal,
             display=display,
-            on_finish=ended,
+            on_finish=on_end,
             on_report=on_report,
             measure=validation,
-            on_measure=measured,
+            on_measure=on_measure,
             # A trial finishes by itself: if ASHA stopped it at its last epoch, it would not leave its checkpoint.
-            scheduler=lambda ask_to_stop: _AskingASHA(
+            scheduler=lambda ask_to_stop: _CooperativeASHA(
                 ask_to_stop,
                 time_attr="epoch",
                 metric="score",

@@ -21,7 +21,7 @@ def in_force(settings: Mapping[str, str]) -> Iterator[None]:
     present = {name: os.environ.get(name) for name in (MODE, TOKEN, TOKEN_PATH)}
     with contextlib.ExitStack() as stack:
         stack.callback(compat.reread_environment)  # once the variables are back
-        stack.enter_context(environment(present | settings))
+        stack.enter_context(environment({**present, **settings}))
         compat.reread_environment()
         yield
 
