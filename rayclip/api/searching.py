@@ -92,7 +92,7 @@ def search(
                 reduction=reduction,
                 workers=where.train_workers,
                 least_workers=where.least_workers,
-                journal=logbook.spool,
+                log=logbook.spool,
                 display=display,
                 on_finish=functools.partial(log_ended, logbook),
                 on_report=logbook.deliver,

@@ -146,7 +146,7 @@ def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook
             trials,
             workers=Workers.for_cluster(where.train_workers, where.least_workers),
             storage=storage,
-            journal=logbook.spool,
+            log=logbook.spool,
             display=display,
             on_finish=functools.partial(log_ended, logbook),
             on_report=logbook.deliver,

@@ -15,7 +15,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from rayclip.attacks import Attack
 from rayclip.data import open_data
-from rayclip.distributed.train_worker import MetricLog
+from rayclip.distributed.metrics import MetricLog
 from rayclip.distributed.trials import Trial, Workers
 from rayclip.distributed.tuning import run_trials
 from rayclip.evaluation import Evaluator, Protocol, Shard, Store, chosen_positions, collect_rows, make_cells
@@ -97,7 +97,7 @@ def run_search(
     reduction: float,
     workers: int,
     least_workers: int | None,
-    journal: MetricLog | None,
+    log: MetricLog | None,
     display: Display,
     on_finish: Callable[[Trial, str | None], None],
     on_report: Callable[[], None],
@@ -112,7 +112,7 @@ def run_search(
         store: where scores and unfinished runs are kept.
         reduction: ASHA's η: about one in η trials passes each rung.
         workers, least_workers: Train workers per trial, and the minimum to continue with (`Workers`).
-        journal: where metrics are logged; None for no logging.
+        log: where metrics are logged; None for no logging.
         on_finish: called when a trial ends, with its error if it failed.
         on_report: called when a trial has reported.
     """
@@ -124,9 +124,9 @@ def run_search(
 
     def on_measure(trial: Trial, result: dict[str, Any]) -> None:
         scores[trial.name] = Score(epoch=result["epoch"], clean=result["clean"], robust=result["robust"])
-        if journal is not None and trial.run is not None:
+        if log is not None and trial.run is not None:
             values = [(f"search/{name}", result[name], result["step"]) for name in ("clean", "robust", "score")]
-            journal.metrics(trial.run, values)
+            log.metrics(trial.run, values)
         write()
 
     def on_end(trial: Trial, error: str | None) -> None:
@@ -142,7 +142,7 @@ def run_search(
             todo,
             workers=Workers.for_cluster(workers, least_workers),
             storage=store.child("unfinished"),
-            journal=journal,
+            log=log,
             display=display,
             on_finish=on_end,
             on_report=on_report,

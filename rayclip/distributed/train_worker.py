@@ -4,16 +4,16 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import ray.train
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
+from rayclip.distributed.metrics import MetricLog
 from rayclip.distributed.notes import Notes
 from rayclip.distributed.resources import check_shared
 from rayclip.distributed.train_faults import fit_into_memory
@@ -26,26 +26,19 @@ STARTED = "begun"  # a file by which every node can check that it sees the drive
 Measure = Callable[[Path, torch.device], dict[str, float]]  # returns the metrics of a checkpoint's folder
 
 
-class MetricLog(Protocol):
-    """Where metrics are written, from any process. Picklable."""
-
-    def metrics(self, run: str, values: Sequence[tuple[str, float, int]]) -> None:
-        """Add (name, value, step) triples to a run."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
     """What every worker of a trial is given.
 
     Attributes:
-        run: name of the run in `journal`; None for no logging.
+        run: name of the run in `log`; None for no logging.
         threads: CPU threads of a worker without a GPU.
         measure: measures each checkpoint; its metrics are added to the report.
     """
 
     config: TrainConfig
     run: str | None
-    journal: MetricLog | None
+    log: MetricLog | None
     threads: int
     notes: Notes
     measure: Measure | None
@@ -88,7 +81,7 @@ class _RayHost:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = torch.device(get_device())
         self._measure, self._notes = settings.measure, settings.notes
-        self._journal, self._run = (settings.journal, settings.run) if self.rank == 0 else (None, None)
+        self._log, self._run = (settings.log, settings.run) if self.rank == 0 else (None, None)
 
     @contextlib.contextmanager
     def resume_from(self) -> Iterator[Path | None]:
@@ -100,10 +93,10 @@ class _RayHost:
             yield Path(folder)
 
     def report(self, progress: Progress, save: Callable[[Path], None] | None) -> None:
-        if self._journal is not None and self._run is not None:
+        if self._log is not None and self._run is not None:
             values = [(f"train/{name}", value, step) for step, row in progress.curve for name, value in row.items()]
             values.append(("train/images_per_second", progress.images_per_second, progress.step))
-            self._journal.metrics(self._run, values)
+            self._log.metrics(self._run, values)
         metrics = {k: v for k, v in dataclasses.asdict(progress).items() if k != "curve"}
         metrics["workers"] = self.world_size
         if save is None:

@@ -15,10 +15,11 @@ from ray.train.torch import TorchTrainer
 from ray.tune.schedulers import TrialScheduler
 from ray.util.queue import Queue
 
+from rayclip.distributed.metrics import MetricLog
 from rayclip.distributed.reservations import distinct_cpus, release
 from rayclip.distributed.resources import check_shared
 from rayclip.distributed.train_faults import MemoryCallback, explain_failure, is_lost_controller, note_pressure
-from rayclip.distributed.train_worker import STARTED, Measure, MetricLog, WorkerSettings, train_worker
+from rayclip.distributed.train_worker import STARTED, Measure, WorkerSettings, train_worker
 from rayclip.distributed.trials import TUNE_CPUS, Trial, Workers
 from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display
@@ -34,7 +35,7 @@ def run_trials(
     *,
     workers: Workers,
     storage: Store,
-    journal: MetricLog | None,
+    log: MetricLog | None,
     display: Display,
     on_finish: Callable[[Trial, str | None], None] = lambda trial, error: None,
     on_report: Callable[[], None] = lambda: None,
@@ -46,7 +47,7 @@ def run_trials(
 
     Args:
         storage: for unfinished runs, shared by driver and workers; emptied trial by trial.
-        journal: where rank 0 of each trial writes its training metrics.
+        log: where rank 0 of each trial writes its training metrics.
         on_finish: called in the driver as soon as a trial ends, with its error if it failed.
         on_report: called in the driver when a trial has reported.
         measure: returns metrics that are added to the report of every checkpoint; a scheduler may stop trials by them.
@@ -78,7 +79,7 @@ def run_trials(
     with tempfile.TemporaryDirectory(prefix="rayclip-tune-") as notes:  # for Tune's own files; ours are in `storage`
         tuner = tune.Tuner(
             # Closures, not parameters: Tune would try to write the trials into its own JSON.
-            tune.with_resources(_driver(todo, workers, storage, journal, measure), {"CPU": TUNE_CPUS}),
+            tune.with_resources(_driver(todo, workers, storage, log, measure), {"CPU": TUNE_CPUS}),
             param_space={"index": tune.grid_search(list(range(len(todo))))},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=workers.trials_at_once(), scheduler=scheduler and scheduler(ask_to_stop)
@@ -110,7 +111,7 @@ def _cpus(workers: Workers, index: int) -> float:
 
 
 def _driver(
-    trials: Sequence[Trial], workers: Workers, storage: Store, journal: MetricLog | None, measure: Measure | None
+    trials: Sequence[Trial], workers: Workers, storage: Store, log: MetricLog | None, measure: Measure | None
 ) -> Callable[[dict], None]:
     """Return the function that Tune runs for each trial: it drives a Train run and exports its last checkpoint."""
     threads = workers.threads(len(trials))
@@ -136,7 +137,7 @@ def _driver(
                     "settings": WorkerSettings(
                         config=trial.config,
                         run=trial.run,
-                        journal=journal,
+                        log=log,
                         threads=threads,
                         notes=notes,
                         measure=measure,

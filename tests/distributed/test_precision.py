@@ -83,7 +83,7 @@ def test_a_trial_whose_precision_is_open_is_not_started(tmp_path):
             [trial(tmp_path)],
             workers=Workers(),
             storage=Store(str(tmp_path / "s")),
-            journal=None,
+            log=None,
             display=Display(quiet=True),
         )
     assert not (tmp_path / "s").exists() and not ray.is_initialized()

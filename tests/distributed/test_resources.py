@@ -83,5 +83,5 @@ def test_a_node_that_does_not_see_the_results_says_so_before_anything_is_spent(m
 def test_training_is_not_driven_from_elsewhere(monkeypatch, tmp_path):
     monkeypatch.setattr(ray.util.client.ray, "is_connected", lambda: True)
     with pytest.raises(UserError, match="submit it there"):
-        run_trials([], workers=Workers(), storage=Store(str(tmp_path)), journal=None, display=Display(quiet=True))
+        run_trials([], workers=Workers(), storage=Store(str(tmp_path)), log=None, display=Display(quiet=True))
     assert list(tmp_path.iterdir()) == []

@@ -201,7 +201,7 @@ def trained(config_of_trial, folder):
     from safetensors.torch import load_file
 
     errors = run_trials(
-        [config_of_trial], workers=Workers(), storage=Store(str(folder)), journal=None, display=Display(quiet=True)
+        [config_of_trial], workers=Workers(), storage=Store(str(folder)), log=None, display=Display(quiet=True)
     )
     assert errors == {}
     return load_file(Path(config_of_trial.out) / "open_clip_model.safetensors")
@@ -226,7 +226,7 @@ def test_training_that_cannot_go_on_says_which_node_had_too_little(hunger, tmp_p
     hunger(0)
     storage = Store(str(tmp_path / "unfinished"))
     errors = run_trials(
-        [trial(tmp_path / "out")], workers=Workers(), storage=storage, journal=None, display=Display(quiet=True)
+        [trial(tmp_path / "out")], workers=Workers(), storage=storage, log=None, display=Display(quiet=True)
     )
     assert errors["t"].startswith(
         f"node {ray.util.get_node_ip_address()} has too little memory: Ray has ended its workers"
