@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayclip.models.clip import Clip, frozen
+from rayclip.models.compat import mark_batch_dynamic
 from rayclip.models.image import class_token_tower, encode_class_token
 from rayclip.types import UserError
 
@@ -65,10 +66,10 @@ def _near(clip: Clip, tower: "_Tower") -> bool:
 
 
 def _shallow(module: Any) -> Any:
-    """Return a module with the same children, some of which may then be replaced."""
-    copied = copy.copy(module)
-    copied._modules = dict(module._modules)
-    return copied
+    """Return a module with the same children, parameters and buffers, some of which may then be replaced."""
+    own = (value for value in vars(module).values() if not isinstance(value, dict))
+    shared = [*own, *module.children(), *module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return copy.deepcopy(module, {id(value): value for value in shared})
 
 
 class _Tower(nn.Module):
@@ -90,7 +91,7 @@ class _Tower(nn.Module):
             pixels_BCHW = F.pad(pixels_BCHW, (0, 0, 0, 0, 0, 0, 0, padded(count) - count))
         reduced = _Enter.apply(pixels_BCHW, self.dtype, sizes)
         if self.compiled:  # one graph for all sizes; CUDA graphs are recorded once for each
-            torch._dynamo.maybe_mark_dynamic(reduced, 0)
+            mark_batch_dynamic(reduced)
         out = self._embed(reduced)
         if isinstance(out, tuple):  # CoCa's tower returns its tokens, too
             return _Leave.apply(out[0], sizes)[:count], *(rest[:count] for rest in out[1:])

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Average:
@@ -24,7 +25,7 @@ class Average:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Update the average with the weights after `step` steps."""
-        torch._foreach_lerp_(self.values, list(self._parameters), 1 - decay_at(self._decay, step))
+        get_ema_multi_avg_fn(decay_at(self._decay, step))(self.values, list(self._parameters), step)
 
     @contextmanager
     def in_place(self) -> Iterator[list[Tensor]]:

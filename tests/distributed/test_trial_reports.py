@@ -19,7 +19,7 @@ TRIALS = 6
 
 @pytest.fixture(scope="module")
 def a_ray():
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

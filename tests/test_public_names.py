@@ -1,0 +1,133 @@
+"""Only public names of Ray, MLflow, torch, open_clip and transformers are used; but for two files with substitutes."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+
+import rayclip
+from conftest import tiny_clip
+from rayclip.models import compat as torch_compat
+from rayclip.models.fast import fast_copy
+
+PACKAGE = Path(rayclip.__file__).parent
+FILES = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.parent.glob("sweeps/**/*.py")])
+LIBRARIES = ("ray", "mlflow", "torch", "open_clip", "transformers")
+COMPAT = {
+    "distributed/compat.py": {"ray._raylet", "Config", "AuthenticationTokenLoader", "GcsClient"},
+    "models/compat.py": {"torch._dynamo", "maybe_mark_dynamic"},
+}
+OF_NAMED_TUPLES = {"_replace", "_asdict", "_fields", "_make"}
+
+
+def private(name):
+    parts = name.split(".")
+    return any((p.startswith("_") and not p.startswith("__")) or p in ("generated", "internal") for p in parts)
+
+
+def of_library(name):
+    return name.split(".")[0] in LIBRARIES
+
+
+def names_defined(tree):
+    """Underscore names that a file gives to its own functions, classes, attributes and fields."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
+                yield node.attr
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+def private_names(tree, own):
+    """Private names that a file uses and that are none of its own room's."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (n.name for n in names if of_library(n.name) and private(n.name))
+            case ast.ImportFrom(module=str(module), names=names, level=0) if of_library(module):
+                yield from (f"{module}.{n.name}" for n in names if private(f"{module}.{n.name}"))
+            case ast.Attribute(value=value, attr=attr) if private(attr):
+                mine = isinstance(value, ast.Name) and value.id in ("self", "cls")
+                if not mine and attr not in own | OF_NAMED_TUPLES:
+                    yield ast.unparse(node)
+            case ast.Constant(value=str(text)) if of_library(text) and private(text) and " " not in text:
+                yield text  # for importlib
+            case ast.Call(
+                func=ast.Name(id="getattr" | "hasattr" | "setattr"), args=[_, ast.Constant(value=str(text)), *_]
+            ):
+                if private(text) and text not in own:
+                    yield text
+
+
+def found():
+    """The private names used, by file."""
+    trees = {file: ast.parse(file.read_text()) for file in FILES}
+    own = defaultdict(set)
+    for file, tree in trees.items():
+        own[file.parent].update(names_defined(tree))
+    names = {file: sorted(set(private_names(tree, own[file.parent]))) for file, tree in trees.items()}
+    return {str(f.relative_to(PACKAGE)) if f.is_relative_to(PACKAGE) else f.name: n for f, n in names.items() if n}
+
+
+# torchvision's data sets name their files in no other way
+ELSEWHERE = {
+    "data/sources/torchvision_sets.py": {
+        "dataset._images",
+        "dataset._labels",
+        "dataset._samples",
+        "dataset._image_files",
+    }
+}
+
+
+def test_none_but_in_the_two_files_with_substitutes():
+    used = {file: set(names) - ELSEWHERE.get(file, set()) for file, names in found().items()}
+    assert {file: names for file, names in used.items() if names} == {
+        "distributed/compat.py": {"ray._raylet"},
+        "models/compat.py": {"torch._dynamo"},
+    }
+
+
+@pytest.mark.parametrize("file", COMPAT)
+def test_these_look_up_no_others(file):
+    """By text: each is looked up by name, so that it may be gone."""
+    tree = ast.parse((PACKAGE / file).read_text())
+    texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    assert COMPAT[file] == {t for t in texts if t in COMPAT[file] or (of_library(t) and private(t) and " " not in t)}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from ray._private.state import state",
+        "import ray._raylet",
+        "from ray.core.generated import gcs_pb2",
+        "from ray.train.v2._internal.execution.context import get_train_context",
+        "import torch\ntorch._foreach_lerp_([], [], 0.5)",
+        "from torch.nn.modules.module import _addindent",
+        "import ray\nray.nodes().state._connect()",
+        "getattr(config, '_commit_hash', None)",
+        "importlib.import_module('mlflow.utils._spark')",
+    ],
+)
+def test_the_search_finds(code):
+    assert list(private_names(ast.parse(code), set()))
+
+
+def test_a_tower_is_compiled_without_the_name_too(monkeypatch):
+    """Twice instead of once, with the same embeddings."""
+    torch.compiler.reset()
+    real = torch_compat.import_module("torch._dynamo")
+    monkeypatch.setattr(torch_compat, "import_module", lambda name: object())
+    counter = real.testing.CompileCounterWithBackend("eager")
+    clip, fast = tiny_clip(), fast_copy(tiny_clip(), compiled=True, backend=counter)
+    for count in (40, 17, 9, 5):
+        pixels = torch.rand(count, 3, clip.image_size, clip.image_size)
+        with torch.no_grad():
+            assert torch.allclose(fast.encode_image(pixels), clip.encode_image(pixels), atol=1e-6)
+    assert counter.frame_count == 2
