@@ -55,8 +55,8 @@ def private_names(tree, own):
                 mine = isinstance(value, ast.Name) and value.id in ("self", "cls")
                 if not mine and attr not in own | OF_NAMED_TUPLES:
                     yield ast.unparse(node)
-            case ast.Constant(value=str(text)) if of_library(text) and private(text) and " " not in text:
-                yield text  # for importlib
+            case ast.Call(func=ast.Name(id="import_module"), args=[ast.Constant(value=str(text)), *_]):
+                yield from [text] * (of_library(text) and private(text))
             case ast.Call(
                 func=ast.Name(id="getattr" | "hasattr" | "setattr"), args=[_, ast.Constant(value=str(text)), *_]
             ):
@@ -112,7 +112,7 @@ def test_these_look_up_no_others(file):
         "from torch.nn.modules.module import _addindent",
         "import ray\nray.nodes().state._connect()",
         "getattr(config, '_commit_hash', None)",
-        "importlib.import_module('mlflow.utils._spark')",
+        "import_module('mlflow.utils._spark')",
     ],
 )
 def test_the_search_finds(code):

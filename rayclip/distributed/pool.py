@@ -99,6 +99,7 @@ class _Pool:
         self._costs = Costs()
         self._schedule: Schedule | None = None  # made when the first worker reports its hardware
         self._hardware: Hardware | None = None
+        self._has_lost = False
         self._failed_starts = self._shards_done = self._priced_at = self._most = 0
         self._began = time.monotonic()
         self._waited = self._busy = self._loading = self._looked = 0.0
@@ -113,6 +114,9 @@ class _Pool:
         finally:
             for worker in self._workers:
                 ray.kill(worker.actor)
+        if self._has_lost or self._schedule.copies:  # killed workers may have left half a file
+            for shards in self._work:
+                self._store.delete_unfinished(f"cells/{shards.cell.id}")
         assert self._hardware is not None
         return PoolStatistics(
             hardware=self._hardware,
@@ -273,6 +277,7 @@ class _Pool:
 
         Its shard goes back to the queue without a limit on attempts; `MemoryPressure` decides when to give up.
         """
+        self._has_lost = True
         self._workers.remove(worker)
         ray.kill(worker.actor)
         if worker.ready and self._schedule is not None:
@@ -285,6 +290,7 @@ class _Pool:
 
     def _gone(self, worker: _Worker, error: RayError) -> None:
         """Handle a lost actor: its process or node died, or cannot be reached."""
+        self._has_lost = True
         self._workers.remove(worker)
         ray.kill(worker.actor)
         if not worker.ready:
