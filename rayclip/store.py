@@ -84,6 +84,12 @@ class Store:
         part = quote(name) if "://" in self.root else name  # quoted, or `?` in it would start the URI's options
         return Store(f"{base.rstrip('/')}/{part}{mark}{options}")
 
+    @property
+    def parent(self) -> "Store":
+        """The store of the folder that holds the root."""
+        base, mark, options = self.root.partition("?") if "://" in self.root else (self.root, "", "")
+        return Store(f"{base.rstrip('/').rpartition('/')[0] or '/'}{mark}{options}")
+
     def path(self, name: str) -> Path:
         """Return the path of a file in a local store."""
         return Path(self._at(name)[1])
@@ -109,6 +115,13 @@ class Store:
         else:
             with system.open_output_stream(target) as stream:
                 stream.write(data)
+
+    def append(self, name: str, data: bytes) -> None:
+        """Append to a file of a local store; on a full disk, or if killed, a part of the data may be written."""
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(data)
 
     def upload(self, local: Path, name: str) -> None:
         """Move a finished local file into the store; below a local root it is renamed."""

@@ -1,10 +1,9 @@
 """Small types shared by the whole package. Imports no other module of the package."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 WORST = "worst"  # stands in place of an attack's name for the worst case over several attacks
 
@@ -97,64 +96,3 @@ class Row:
         if self.scorer != "template":
             name = f"{name}, {self.scorer}"
         return name if self.defense == "none" else f"{name} + {self.defense}"
-
-
-class Tracker(Protocol):
-    """Interface through which the driver logs runs; implemented by `tracking.SpooledTracker`."""
-
-    @property
-    def address(self) -> str:
-        """The store and the experiment; two trackers with the same address see the same runs."""
-
-    def exists(self, run: str) -> bool:
-        """Return whether a run was started and still exists, so that it can be continued."""
-
-    def start(
-        self,
-        run: str,
-        name: str,
-        *,
-        parent: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        tags: Mapping[str, str] | None = None,
-    ) -> None:
-        """Open a run, once. `run` and `parent` are keys chosen by the caller, which later calls use for the run."""
-
-    def metrics(self, run: str, values: Sequence[tuple[str, float, int]]) -> None:
-        """Log (name, value, step) triples."""
-
-    def describe(self, run: str, text: str, *, study: bool = False) -> None:
-        """Set the Markdown description of a run, or of the study that it belongs to."""
-
-    def artifact(self, run: str, path: Path, folder: str = "") -> None:
-        """Store a file, or a folder with all its contents."""
-
-    def image(self, run: str, key: str, png: bytes) -> None:
-        """Store an image for the UI's gallery."""
-
-    def data(self, run: str, name: str, digest: str, context: str, about: Mapping[str, Any]) -> None:
-        """Record a data set that a run used, its purpose (`context`), and plain facts about it."""
-
-    def checkpoint(self, run: str, path: Path, folder: str, about: Mapping[str, Any]) -> None:
-        """Store a checkpoint's files and register it as a model that can be loaded and served.
-
-        Args:
-            folder: where to put it among the run's artifacts.
-            about: `class_names`, `template`, `description`, and `tags` of the registered version.
-        """
-
-    def rank(self, run: str, protocol: str, accuracies: Mapping[str, float]) -> None:
-        """Record the worst-case accuracies (percent) that a run measured under one protocol, keyed by the fingerprint
-        of the registered checkpoint's weights."""
-
-    def table(self, run: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Store rows as a table that the UI shows."""
-
-    def finish(self, run: str, *, failed: bool = False) -> None:
-        """Close a run."""
-
-    def deliver(self) -> int:
-        """Send all waiting entries, those of workers included, if the tracker answers; return how many remain."""
-
-    def close(self) -> int:
-        """Deliver at the end of a command, retrying for a while; return how many entries remain."""

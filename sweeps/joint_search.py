@@ -42,7 +42,7 @@ def main(
     data = f"{run.data[0]}#validation"
     trials = []
     for draw in draws(run, samples):
-        method = run.method(draw.pop("method"), **draw.pop("settings"))
+        method = run.method(draw.pop("method"), draw.pop("weights"), **draw.pop("settings"))
         trial = run.trial(draw.pop("label"), method, data=data, **draw)
         trials.append(dataclasses.replace(trial, config=dataclasses.replace(trial.config, save_every_epochs=1)))
     (chosen,) = run.evaluations("clean,sep", tests=[data])
@@ -78,9 +78,8 @@ def draws(run: Run, samples: int) -> Iterator[dict[str, Any]]:
             "settings": {
                 "eps": budget,
                 "step": run.step(budget),
-                "lambda_img": share,
-                "lambda_txt": round(1 - share, 2),
             },
+            "weights": {"lambda_img": share, "lambda_txt": round(1 - share, 2)},
             "shots": count,
             "recipe": {"lr": lr},
         }

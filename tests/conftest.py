@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import settings
-from moto.server import ThreadedMotoServer
 from open_clip.model import CLIP
 from pyarrow import fs
 from torch.overrides import TorchFunctionMode
@@ -34,6 +33,9 @@ TINY = {
 }
 
 
+_TOKENIZER = open_clip.SimpleTokenizer(context_length=16)  # reads a large vocabulary, hence once
+
+
 def tiny_clip(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object) -> Clip:
     """A CLIP with random weights, large enough ones for its predictions to differ between classes and images."""
     config = {**TINY, "model_cfg": {**TINY["model_cfg"], **changes}}
@@ -48,8 +50,7 @@ def tiny_clip(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: obje
         for name, p in model.named_parameters():
             if "token_embedding" in name or "positional" in name:
                 p.mul_(20)
-    tokenizer = open_clip.SimpleTokenizer(context_length=16)
-    return Clip(model, config, tokenizer, "tiny").to(dtype).eval()
+    return Clip(model, config, _TOKENIZER, "tiny").to(dtype).eval()
 
 
 class NormInputs(TorchFunctionMode):
@@ -113,6 +114,8 @@ def free_port() -> int:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch, free_port: int) -> Iterator[str]:
     """The URI of an empty place on an object store: a real S3 protocol against a server of this process."""
+    from moto.server import ThreadedMotoServer
+
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -110,7 +110,7 @@ def test_the_python_interface_is_told_as_well(here):
     from rayclip.api.request import Where
     from rayclip.store import Store
 
-    with pytest.raises(UserError, match="/proc/x: no file can be written there"):
+    with pytest.raises(UserError, match="/proc/x"):
         Where(out="/proc/x").logbook(Store("/proc/x"))
 
 
@@ -153,7 +153,7 @@ def test_a_working_directory_that_cannot_be_written_is_told_in_a_moment(tmp_path
 
 def test_rows_that_cannot_be_written_are_shown_all_the_same(here, monkeypatch):
     shown = []
-    with pytest.raises(UserError, match=r"--json /dev/full cannot be written \(No space left on device\)"):
+    with pytest.raises(UserError, match="/dev/full"):
         hand_out("/dev/full", "[]\n", lambda: shown.append("table"))
     assert shown == ["table"]
     hand_out(str(here / "rows.json"), "[]\n", lambda: shown.append("again"))

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from rayclip.store import Store
-from rayclip.tracking import MlflowTracker
+from rayclip.tracking.deliverer import Deliverer
+from rayclip.tracking.experiment import Experiment
+from rayclip.tracking.journal import Journal
 from rayclip.types import UserError, has_secret, redacted
 
 
@@ -55,18 +57,20 @@ def test_a_root_with_a_key_is_refused_because_it_would_be_written_down(root):
 
 def test_a_tracking_address_with_a_password_is_refused_because_it_would_travel():
     with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD") as found:
-        MlflowTracker("http://ann:pa55@127.0.0.1:9", "study")
+        Experiment("http://ann:pa55@127.0.0.1:9", "study")
     assert "pa55" not in str(found.value)
 
 
 def test_params_tags_and_names_of_runs_hold_no_secrets(tmp_path):
     from mlflow import MlflowClient
 
-    tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "study")
-    source = "https://ann:pa55@host/cupl.json?token=pa55"
-    started = tracker.start(source, params={"captions": source}, tags={"from": source})
-    tracker.describe(started, f"from {source}")
-    tracker.data(started, "digits", "abc", "training", {"spec": source})
-    run = MlflowClient(tracker.uri).get_run(started)
+    journal, source = Journal(Store(str(tmp_path / "out"))), "https://ann:pa55@host/cupl.json?token=pa55"
+    journal.add("start", "key", name=source, parent=None, params={"captions": source}, tags={"from": source})
+    journal.add("describe", "key", text=f"from {source}", study=False)
+    journal.add("data", "key", name="digits", digest="abc", context="training", about={"spec": source})
+    deliverer = Deliverer(journal, Experiment(f"sqlite:///{tmp_path}/mlflow.db", "study"))
+    (started,) = journal.delivered(deliverer.experiment.address)["runs"].values()
+    run = MlflowClient(deliverer.experiment.uri).get_run(started)
+    assert run.inputs.dataset_inputs and not any(b"pa55" in p.read_bytes() for p in tmp_path.rglob("*.json*"))
     assert "pa55" not in json.dumps(run.to_dictionary())
     assert run.data.params["captions"] == "https://ann:***@host/cupl.json?token=***"

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from rayclip.reports.table import show_rows
+from rayclip.reports.rows import show_rows
 from rayclip.types import Row
 from test_progress import on_terminal
 
-PROTOCOL = {"template": "a {}", "resolution": "native", "precision": "fp32", "seed": 0}
+PROTOCOL = {"attack": "clean", "template": "a {}", "resolution": "native", "precision": "fp32", "seed": 0}
 PLAIN = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "100"}
 
 

@@ -13,7 +13,7 @@ def test_a_budget_is_read_in_pixel_units(text, value):
 
 
 def test_a_bare_number_of_one_or_more_shows_the_fraction():
-    with pytest.raises(UserError, match="write 8/255"):
+    with pytest.raises(UserError, match="8/255"):
         parse_budget("8")
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from rayclip.api.request import Evaluation
 from rayclip.attacks import Attack, attack_as_described
-from rayclip.attacks.bert import TextSettings
 from rayclip.data import ImageSet, Names, PairSet, Resolution, few_shot, locate, open_data
+from rayclip.data.captions import bind_captions
 from rayclip.data.images import mixed_sizes
 from rayclip.evaluation import Cell, Protocol, chosen_positions, make_cells
 from rayclip.evaluation.cell import counted, default_substitutes
@@ -23,7 +23,6 @@ from rayclip.models.named import allow as allow_named
 from rayclip.progress import Display, say
 from rayclip.reports.results import Results
 from rayclip.training import TrainConfig
-from rayclip.training.captions import with_captions
 from rayclip.training.config import check_shares
 from rayclip.types import UserError
 from rayclip.units import format_budget
@@ -113,7 +112,7 @@ def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainCo
     config = dataclasses.replace(config, data=locate(config.data))
     data = opened.data(config.data, "train", config.resolution, config.names)
     check_shares(len(few_shot(data, config.shots, config.seed)), config.recipe.batch_size, workers)
-    method = with_captions(method, config.data, data.class_names)
+    method = bind_captions(method, config.data, data.class_names)
     clip = opened.model(config.model)
     method.check(clip)
     if has_batch_norm(clip):
@@ -136,7 +135,7 @@ def _warn_of_cut(
     config: TrainConfig, method: Method, dataset: str, class_names: Sequence[str], opened: "Opened"
 ) -> None:
     """Warn once if the training texts are longer than what the model or the text attack reads."""
-    clip = method.dressed(opened.model(config.model), config.seed)
+    clip = method.wrap_model(opened.model(config.model), config.seed)
     prompts = method.prompts(class_names, clip.template or config.template)
     cut = len(clip.cut_texts(prompts))
     if cut:
@@ -145,14 +144,13 @@ def _warn_of_cut(
             f"longer than the {clip.room} tokens that the model reads, and cut there.",
             "warning",
         )
-    if isinstance(text := getattr(method, "text", None), TextSettings):
-        unread = text.count_cut(clip, prompts)
-        if unread:
-            opened.note(
-                f"{config.model} on {dataset}: BERT-Attack does not read {unread:,} of {len(set(prompts)):,} texts to "
-                f"their end, whose words stay as they are: raise its max_length (now {text.max_length}).",
-                "warning",
-            )
+    unread = method.count_cut(clip, prompts)
+    if unread:
+        opened.note(
+            f"{config.model} on {dataset}: BERT-Attack does not read {unread:,} of {len(set(prompts)):,} texts to "
+            f"their end, whose words stay as they are: raise {method.name}:max_length.",
+            "warning",
+        )
 
 
 def plan_cells(
@@ -193,8 +191,7 @@ def plan_cells(
         )
         if not cells:  # a source of substitutes that opens for one model opens for all
             for attack in {c.attack for c in new}:
-                if isinstance(attack, TextSettings):
-                    attack.source(opened.model(spec))
+                attack.check(opened.model(spec))
         cells += counted(new, opened.model(spec))
     return cells, {spec: chosen_positions(len(data), evaluation.limit) for spec, data in datasets}
 

@@ -3,24 +3,22 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from rayclip.api.checks import Opened, plan_cells
-from rayclip.api.logbook import Logbook, markdown
+from rayclip.api.logbook import Logbook
 from rayclip.api.request import Evaluation, Where
 from rayclip.defenses import chain_label
-from rayclip.distributed import (
-    evaluate,
-    ray_cluster,
-)
+from rayclip.distributed import evaluate, ray_cluster
 from rayclip.evaluation import Cell, Store, collect_rows, outstanding
 from rayclip.evaluation import forecast as forecasts
 from rayclip.evaluation.alarms import alarms, cut_alarms
 from rayclip.models.checkpoint import model_record
 from rayclip.progress import Display, say
 from rayclip.reports.results import LINEAGE
-from rayclip.reports.table import rows_json
+from rayclip.reports.rows import markdown_tables, rows_json
 from rayclip.store import no_room
 from rayclip.types import Row, UserError
 
@@ -39,16 +37,22 @@ def plan_all(
 
 
 def compare_all(
-    root: str | None,
+    root: str,
     labels: Mapping[str, str],
-    runs: Mapping[str, str | None],
+    runs: Mapping[str, str],
+    untouched: Mapping[str, Mapping[str, Any]],
     evaluations: Sequence[Evaluation],
     opened: Opened,
     logbook: Logbook,
     store: Store,
     where: Where,
 ) -> list[Row]:
-    """Evaluate models; log each below its run in `runs` or below a new one, and the table of all in `root`."""
+    """Evaluate models; log each in its run and the table of all in `root`, and return the rows.
+
+    Args:
+        runs: of the trained models; the others get a run below `root`.
+        untouched: parameters of those of the others that stand beside trials.
+    """
     cells, positions = plan_all(list(labels), evaluations, opened)
     rows = evaluate_cells(cells, positions, store, where)
     write_results(store, rows, labels, cells)
@@ -56,8 +60,11 @@ def compare_all(
     last = {run: model for model, run in runs.items()}  # of a run's several models: the trained one comes last
     with logging(store):
         for model, label in labels.items():
-            run = runs.get(model) or logbook.open(label, parent=root, tags={"rayclip.kind": "untouched"})
-            trial = run if last.get(run) == model else None
+            run = runs.get(model)
+            if run is None:
+                kind, params = ("train", untouched[model]) if model in untouched else ("model", {"model": model})
+                run = logbook.open(label, parent=root, params=params, tags={"rayclip.kind": kind})
+            trial = run if last.get(run, model) == model else None
             log_evaluations(logbook, model, label, run, rows, cells, found[model], trial)
             logbook.finish(run)
         logbook.summary(root, rows, labels)
@@ -119,7 +126,7 @@ def log_evaluations(
     """Log one run for each combination of scorer and defence that the model was evaluated with.
 
     Args:
-        trial: the run that trained the model; the numbers of the plain model are logged there too.
+        trial: the run of the model itself; the numbers of the plain model are logged there too.
     """
     for kind in dict.fromkeys((row.scorer, row.defense) for row in rows if row.model == model):
         mine = [row for row in rows if (row.model, row.scorer, row.defense) == (model, *kind)]
@@ -133,4 +140,4 @@ def write_results(store: Store, rows: Sequence[Row], labels: Mapping[str, str], 
     for spec, fingerprint in {(cell.model, cell.model_fingerprint) for cell in cells}:
         store.write_json(f"{LINEAGE}/{fingerprint}.json", model_record(spec, labels.get(spec)))
     store.write("results.json", rows_json(rows).encode())
-    store.write("table.md", markdown(rows, labels).encode("utf-8", "backslashreplace"))
+    store.write("table.md", markdown_tables(rows, labels).encode("utf-8", "backslashreplace"))

@@ -1,6 +1,6 @@
 """Evaluate models, alone or as one comparison."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rayclip.api.checks import Opened, plan_cells
 from rayclip.api.comparing import (
@@ -14,6 +14,7 @@ from rayclip.api.comparing import (
 )
 from rayclip.api.request import Evaluation, Where
 from rayclip.evaluation import Store
+from rayclip.reports.results import JudgedCell, copy_verdicts
 from rayclip.types import Row
 
 
@@ -35,19 +36,29 @@ def evaluate_models(models: Sequence[str], evaluation: Evaluation, where: Where)
     return rows
 
 
-def compare(name: str, models: Mapping[str, str], evaluations: Sequence[Evaluation], where: Where) -> list[Row]:
+def compare(
+    name: str,
+    models: Mapping[str, str],
+    evaluations: Sequence[Evaluation],
+    where: Where,
+    known: Iterable[JudgedCell] = (),
+) -> list[Row]:
     """Evaluate models under one parent run, as one table; write, log and return the results.
 
     Args:
         name: of the tracker's parent run.
         models: display names by model specification.
+        known: cells of other folders; their verdicts are copied where they are among those asked for, not computed.
 
     Raises:
         UserError: bad arguments, before anything is written.
     """
     opened = Opened(quiet=where.quiet)
-    plan_all(list(models), evaluations, opened)
-    store = Store(where.out)
+    cells, _ = plan_all(list(models), evaluations, opened)
+    store, planned = Store(where.out), {cell.id for cell in cells}
+    for cell in known:
+        if cell.id in planned:
+            copy_verdicts(cell, store)
     with where.logbook(store) as logbook:
         root = logbook.open(name, tags={"rayclip.kind": "comparison"})
-        return compare_all(root, models, {}, evaluations, opened, logbook, store, where)
+        return compare_all(root, models, {}, {}, evaluations, opened, logbook, store, where)

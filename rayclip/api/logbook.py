@@ -1,4 +1,4 @@
-"""Log sweeps, trainings and evaluations to the tracker: what is logged, and under which names.
+"""Log sweeps, trainings and evaluations: what is logged, and under which names.
 
 Experiment = study; parent run = sweep, child = trial, grandchild = evaluation.
 """
@@ -7,37 +7,47 @@ import dataclasses
 import hashlib
 import json
 import re
-import tempfile
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rayclip.attacks.bert import TextSettings
 from rayclip.data import ImageSet
-from rayclip.evaluation import Cell, Store
+from rayclip.evaluation import Cell
 from rayclip.evaluation.aggregate import worst_accuracy
 from rayclip.evaluation.retrieval import RecallRow, Task
 from rayclip.models import load_model
 from rayclip.models.checkpoint import read_lineage
 from rayclip.models.zeroshot import TEMPLATE
 from rayclip.progress import say
-from rayclip.reports import example_grid, result_tables
-from rayclip.reports.table import Varying, across, rows_json
+from rayclip.reports.examples import example_grid
+from rayclip.reports.notes import Varying, across
+from rayclip.reports.rows import markdown_tables, rows_json
+from rayclip.settings import BUDGETS
+from rayclip.tracking.deliverer import Deliverer
+from rayclip.tracking.journal import Journal
 from rayclip.tracking.names import file_part, key_part
-from rayclip.tracking.spool import RUNS, Spool
-from rayclip.types import Row, Tracker, redacted
+from rayclip.training import TrainConfig
+from rayclip.types import Row
+from rayclip.units import format_budget
+from rayclip.version import code_version
 
 TABLE = "results_table.json"
+# Settings of an evaluation, not of its attacks
+_SHARED = (
+    "seed resolution resize class_names template scorer attacked_scorer defense aim draws precision protocol"
+).split()
 HOW_TO_READ = """
 **Runs**: a sweep is the parent of its trials, a trial the parent of the evaluations of its checkpoint. Tags:
-`rayclip.kind` (`sweep`, `train`, `eval`, `retrieval`, …), `rayclip.model` (fingerprint of the weights),
-`rayclip.data.NAME` (of the data), `rayclip.results` (the folder with every sample's verdict).
+`rayclip.kind` (`sweep`, `train` for its trials and the untouched model, `eval`, `retrieval`, …), `rayclip.model`
+(fingerprint of the weights), `rayclip.data.NAME` (of the data), `rayclip.results` (the folder with every sample's
+verdict).
 
 **Metrics**, in percent: `clean/DATA`, `robust/ATTACK_epsN/DATA`, `worst/DATA` (the worst case: right under every
 attack, per sample; of several budgets one each, `worst_epsN/DATA`), `avg/…` over the data sets.
 
-- Compare: mark runs, *Compare*, parallel coordinates over `method.name`, `shots`, `method.attack.eps` and `worst/…`.
+- Compare: mark runs, *Compare*, parallel coordinates over `method.name`, `shots`, `method.eps` and `worst/…`.
 - Search: `tags."rayclip.kind" = 'eval' and metrics."worst/digits" > 30`.
 - Tables of several runs side by side: *Evaluation*, `results_table.json`. Pictures: *Model metrics*, image grids.
 - Checkpoints: *Models*, a version each; `champion` has the best worst-case accuracy, the mean of several budgets' ones.
@@ -45,54 +55,40 @@ attack, per sample; of several budgets one each, `worst_epsN/DATA`), `avg/…` o
 
 
 class Logbook:
-    """Tracker runs by key, saved beside the results so that a resumed command continues in the same runs.
+    """Log runs by key to the journal beside the results: a resumed command goes on in the runs that it finds there."""
 
-    Without a tracker every method does nothing, and runs are None.
-    """
-
-    def __init__(self, store: Store, tracker: Tracker | None, about: str = "") -> None:
+    def __init__(
+        self, journal: Journal, deliverer: Deliverer | None = None, experiment: str = "", about: str = ""
+    ) -> None:
         """
         Args:
+            deliverer: to the tracker; without one, events wait in the journal.
+            experiment: the study's name.
             about: the question of the study, in Markdown.
         """
-        self.tracker, self._store, self._about = tracker, store, about
-        saved = store.read_json(RUNS) or {}
-        same = tracker is not None and saved.get("tracker") == tracker.address
-        self._runs: dict[str, str] = saved["runs"] if same else {}
-        self._logged: list[str] = saved["logged"] if same else []
-        self._cells: dict[str, str] = saved["cells"] if same else {}  # by cell id, the last run that logged it
+        self.journal, self._deliverer, self._experiment, self._about = journal, deliverer, experiment, about
+        self._known = journal.history(deliverer.experiment.address if deliverer else None)
 
-    @classmethod
-    def has_logged_to(cls, store: Store, address: str) -> bool:
-        """Return whether an earlier command has logged the results in this store to this tracker."""
-        return (store.read_json(RUNS) or {}).get("tracker") == address
-
-    @classmethod
-    def has_to_end(cls, store: Store, key: str) -> bool:
-        """Return whether an earlier command opened a run of this key, in any tracker, and did not end it."""
-        saved = store.read_json(RUNS) or {}
-        return key in saved.get("runs", {}) and key not in saved["logged"]
-
-    @property
-    def spool(self) -> Spool | None:
-        """The queue on disk where workers put entries to be logged; None without a tracker."""
-        return None if self.tracker is None else Spool(self._store)
+    def _add(self, kind: str, run: str, **content: Any) -> None:
+        """Append an event, unless an earlier command has: the same command again changes nothing."""
+        if self._known.is_new(kind, run, content):
+            self.journal.add(kind, run, **content)
 
     def deliver(self) -> None:
-        """Send the entries that workers have queued."""
-        if self.tracker is not None:
-            self.tracker.deliver()
+        """Send what driver and workers have logged, if there is a tracker and it answers."""
+        if self._deliverer is not None:
+            self._deliverer.deliver()
 
     def __enter__(self) -> "Logbook":
         return self
 
     def __exit__(self, *error: object) -> None:
-        left = 0 if self.tracker is None else self.tracker.close()
+        left = 0 if self._deliverer is None else self._deliverer.close()
         if left:
             say(
                 "note",
-                f"MLflow does not answer: {left} entries wait in {self._store.root}/spool and are delivered by the "
-                "same command, or by the next one with the same results folder.",
+                f"MLflow does not answer: {left} events wait in {self.journal.store.root}/journal and are delivered by "
+                "the same command, by the next one with the same results folder, or by `rayclip log`.",
             )
 
     def open(
@@ -103,60 +99,61 @@ class Logbook:
         parent: str | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
-    ) -> str | None:
-        """Return the run of this key (default: the name), started by an earlier command or now."""
-        if self.tracker is None:
-            return None
+        cells: Sequence[Cell] = (),
+    ) -> str:
+        """Return the run of this key (default: the name), started by an earlier command or now.
+
+        Args:
+            cells: whose results it logs.
+        """
         key = key or name
         if not self._knows(key):
-            self._runs[key] = uuid.uuid4().hex
-            self._save()  # before the run starts: if we are killed here, the next command continues in it
-            tags = {"rayclip.results": self._store.root, **(tags or {})}
-            self.tracker.start(self._runs[key], name, parent=parent, params=params, tags=tags)
+            run = self._known.runs[key] = uuid.uuid4().hex
+            self._add(
+                "start",
+                run,
+                key=key,
+                name=name,
+                parent=parent,
+                params={key: _param(key, value) for key, value in (params or {}).items()},
+                tags={"rayclip.results": self.journal.store.root, **_source(), **(tags or {})},
+                cells=[cell.id for cell in cells],
+                experiment=self._experiment,
+            )
             if parent is None:
-                self.tracker.describe(self._runs[key], f"{self._about}\n\n{HOW_TO_READ}".strip(), study=True)
-        return self._runs[key]
+                self._add("describe", run, text=f"{self._about}\n\n{HOW_TO_READ}".strip(), study=True)
+            self.deliver()
+        return self._known.runs[key]
 
     def _knows(self, key: str) -> bool:
-        return self.tracker is not None and key in self._runs and self.tracker.exists(self._runs[key])
+        run = self._known.runs.get(key)
+        return run is not None and (self._deliverer is None or self._deliverer.has(run))
 
     def _has_logged(self, key: str) -> bool:
         """Return whether everything has been logged to the run of this key."""
-        return key in self._logged and self._knows(key)
+        return self._knows(key) and self._known.runs[key] in self._known.complete
 
     def has_begun(self, key: str) -> bool:
-        """Return whether an earlier command opened the run of this key and did not end it."""
-        return key not in self._logged and self._knows(key)
+        """Return whether an earlier command opened the run of this key and did not log everything to it."""
+        return self._knows(key) and self._known.runs[key] not in self._known.complete
 
     def end(self, key: str) -> None:
         """Finish the run of this key and record that everything has been logged to it."""
-        if self.tracker is not None:
-            self._end(key)
+        self.finish(self._known.runs[key], complete=True)
+        self._known.complete.add(self._known.runs[key])
 
-    def _end(self, key: str) -> None:
-        self.finish(self._runs[key])
-        self._logged.append(key)
-        self._save()
+    def finish(self, run: str, *, failed: bool = False, complete: bool = False) -> None:
+        self._add("finish", run, failed=failed, complete=complete or run in self._known.complete)
+        self.deliver()
 
-    def _save(self) -> None:
-        assert self.tracker is not None
-        kept = {"tracker": self.tracker.address, "runs": self._runs, "logged": self._logged, "cells": self._cells}
-        self._store.write_json(RUNS, kept)
-
-    def finish(self, run: str | None, *, failed: bool = False) -> None:
-        if self.tracker is not None and run is not None:
-            self.tracker.finish(run, failed=failed)
-
-    def trains_on(self, run: str | None, data: ImageSet, spec: str, drawn: Mapping[str, Any] | None = None) -> None:
+    def trains_on(self, run: str, data: ImageSet, spec: str, drawn: Mapping[str, Any] | None = None) -> None:
         """Log the training data; for a few-shot run also the drawn images, as the artifact `data/drawn.json`."""
-        if self.tracker is None or run is None:
-            return
         about = {"spec": spec, "images": len(data), "classes": len(data.class_names)}
-        self.tracker.data(run, data.name, data.fingerprint, "training", about)
+        self._data(run, data.name, data.fingerprint, "training", about)
         if drawn is not None:
             self._files(run, {"data/drawn.json": json.dumps(drawn, indent=1, ensure_ascii=False) + "\n"})
 
-    def checkpoint(self, run: str | None, path: Path, spec: str, name: str, folder: str = "checkpoint") -> None:
+    def checkpoint(self, run: str, path: Path, spec: str, name: str, folder: str = "checkpoint") -> None:
         """Log a finished checkpoint: its files in the run, and a new version of the study's registered model.
 
         Args:
@@ -164,17 +161,15 @@ class Logbook:
             spec: its model specification.
             name: of the version.
         """
-        if self.tracker is None or run is None:
-            return
         lineage = read_lineage(path) or {}
         data, config = lineage.get("data") or {}, lineage.get("config") or {}
-        kind = spec.partition(":")[0]
+        kind, _, place = spec.partition(":")
         tags = {
             "rayclip.model": load_model(f"{kind}:{path}").fingerprint(),
             "rayclip.name": name,
             "rayclip.method": (config.get("method") or {}).get("name", ""),
             "rayclip.data": data.get("fingerprint", ""),
-            "rayclip.spec": redacted(spec),
+            "rayclip.spec": spec,
         }
         about = {
             "class_names": data.get("class_names", []),
@@ -182,7 +177,7 @@ class Logbook:
             "description": f"`{name}`: {tags['rayclip.method']} on {data.get('name')}, from `{config.get('model')}`",
             "tags": tags,
         }
-        self.tracker.checkpoint(run, path, folder, about)
+        self._add("checkpoint", run, place=self.journal.relative(place), folder=folder, about=about)
 
     def evaluation(
         self,
@@ -197,10 +192,8 @@ class Logbook:
 
         Args:
             warnings: about the measurement; their number is a tag, so that such runs can be searched for.
-            trial: the run that trained the model; the numbers are logged there too, beside its settings.
+            trial: the run of the model itself; the numbers are logged there too, beside its settings.
         """
-        if self.tracker is None:
-            return
         digest = hashlib.sha256(json.dumps([[r.cell for r in rows], rows[0].n]).encode()).hexdigest()[:12]
         key = f"{name} {digest}"
         if self._has_logged(key):
@@ -213,33 +206,32 @@ class Logbook:
             tags={"rayclip.kind": "eval", "rayclip.protocol": digest, "rayclip.model": cells[0].model_fingerprint}
             | {f"rayclip.data.{c.dataset}": c.data_fingerprint for c in cells}
             | {"rayclip.warnings": str(len(warnings))},
+            cells=cells,
         )
-        assert run is not None
         for place in [run] if trial is None else [run, trial]:
-            self.tracker.metrics(place, [(metric, value, 0) for metric, value in metric_names(rows).items()])
-            self.tracker.table(place, [flat_row(r, {}) for r in rows], TABLE)
-            self.tracker.describe(place, markdown(rows, {}))
+            self._numbers(place, metric_names(rows), rows)
+            self._add("describe", place, text=markdown_tables(rows, {}), study=False)
         for cell in {cell.dataset: cell for cell in cells}.values():
             images = max(row.n for row in rows if row.dataset == cell.dataset)
             about = {"spec": cell.data, "images": images, "classes": len(cell.class_names)}
-            self.tracker.data(run, cell.dataset, cell.data_fingerprint, "evaluation", about)
+            self._data(run, cell.dataset, cell.data_fingerprint, "evaluation", about)
         for picture, png in self._pictures(name, cells).items():
-            self.tracker.image(run, picture, png)
+            self._add("image", run, key=picture, file=self.journal.keep(png, ".png"))
         files = {"results.json": rows_json(rows)} | self._texts(cells)
         if warnings:
             files["warnings.txt"] = "".join(f"{w}\n" for w in warnings)
         self._files(run, files)
-        accuracies = worst_case(rows)
-        if accuracies is not None:
-            self.tracker.rank(run, _shared_protocol(rows), {cells[0].model_fingerprint: accuracies})
-        self._cells |= {cell.id: run for cell in cells}
-        self._end(key)
+        accuracy = worst_case(rows)
+        if accuracy is not None:
+            accuracies = {cells[0].model_fingerprint: accuracy}
+            self._add("rank", run, protocol=_shared_protocol(rows), accuracies=accuracies)
+        self.end(key)
 
     def retrieval(self, task: Task, rows: Sequence[RecallRow]) -> None:
         """Log one model's retrieval under one attack as a run, once: metrics and the table."""
         name = f"retrieval {task.model}" + ("" if task.attack_label == "clean" else f" {task.attack_label}")
         key = f"{name} {task.id}"
-        if self.tracker is None or self._has_logged(key):
+        if self._has_logged(key):
             return
         run = self.open(
             name,
@@ -249,47 +241,62 @@ class Logbook:
             tags={"rayclip.kind": "retrieval", "rayclip.protocol": task.id, "rayclip.model": task.model_fingerprint}
             | {f"rayclip.data.{task.dataset}": task.data_fingerprint},
         )
-        assert run is not None
-        self.tracker.metrics(run, [(metric, value, 0) for metric, value in recall_names(rows).items()])
-        self.tracker.table(run, [flat_row(r, {}) for r in rows], TABLE)
-        self._end(key)
+        self._numbers(run, recall_names(rows), rows)
+        self.end(key)
 
-    def summary(self, run: str | None, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
+    def summary(self, run: str, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
         """Log a sweep's table in the sweep's own run, and finish it."""
-        if self.tracker is not None and run is not None:
-            self.tracker.table(run, [flat_row(r, labels) for r in rows], TABLE)
-            self.tracker.describe(run, markdown(rows, labels))
-            self._files(run, {"table.md": markdown(rows, labels), "results.json": rows_json(rows)})
-            self.finish(run)
+        self._numbers(run, {}, rows, labels)
+        self._add("describe", run, text=markdown_tables(rows, labels), study=False)
+        self._files(run, {"table.md": markdown_tables(rows, labels), "results.json": rows_json(rows)})
+        self.finish(run)
+
+    def _numbers(
+        self, run: str, metrics: Mapping[str, float], rows: Sequence[Row | RecallRow], labels: Mapping[str, str] = {}
+    ) -> None:
+        if metrics:
+            self.journal.metrics(run, [(name, value, 0) for name, value in metrics.items()])
+        self._add("table", run, name=TABLE, rows=[flat_row(row, labels) for row in rows])
+
+    def _data(self, run: str, name: str, digest: str, context: str, about: Mapping[str, Any]) -> None:
+        self._add("data", run, name=name, digest=digest, context=context, about=about)
 
     def _pictures(self, name: str, cells: Sequence[Cell]) -> dict[str, bytes]:
         """Return grids of adversarial images as PNG bytes, by `DATA-ATTACK`."""
-        pictures = {}
+        pictures, store = {}, self.journal.store
         for cell in cells:
             images = f"cells/{cell.id}/examples/images.parquet"
-            if self._store.size(images) is not None:
+            if store.size(images) is not None:
                 title = f"{name.removeprefix('eval ')} on {cell.dataset}: {cell.attack_label}"
-                grid = example_grid(self._store.read_tables([images]), cell.class_names, title)
+                grid = example_grid(store.read_tables([images]), cell.class_names, title)
                 pictures[f"{file_part(cell.dataset)}-{file_part(cell.attack_label)}"] = grid
         return pictures
 
     def _texts(self, cells: Sequence[Cell]) -> dict[str, str]:
         """Return the contents of the files of adversarial prompts, by file name."""
         files = {}
-        for cell in cells:
-            texts = self._store.read(f"texts/{cell.texts_id}.json") if isinstance(cell.attack, TextSettings) else None
+        for cell in (cell for cell in cells if cell.attack.changes_texts):
+            texts = self.journal.store.read(f"texts/{cell.texts_id}.json")
             if texts is not None:
                 files[f"texts/{file_part(cell.dataset)}-{file_part(cell.attack_label)}.json"] = texts.decode()
         return files
 
     def _files(self, run: str, files: Mapping[str, str]) -> None:
-        assert self.tracker is not None
-        with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
-            for name, content in files.items():
-                path = Path(folder) / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content.encode("utf-8", "backslashreplace"))
-            self.tracker.artifact(run, Path(folder))
+        kept = {name: self.journal.keep(text.encode("utf-8", "backslashreplace")) for name, text in files.items()}
+        self._add("artifact", run, folder="", files=kept)
+
+
+def untouched_params(model: str, trials: Sequence[TrainConfig]) -> dict[str, Any]:
+    """Return the untouched model's parameters among trials: what they have in common, with no method and no shots."""
+    settings = [config.flat() for config in trials]
+    own = ("method.", "recipe.")
+    shared = {
+        key: value
+        for key, value in (settings[0] if settings else {}).items()
+        if not key.startswith(own) and all(each.get(key) == value for each in settings)
+    }
+    # Written like the others' budgets: MLflow's parallel coordinates leave out a number among texts
+    return shared | {"model": model, "method.name": "untouched", "method.eps": "0/255", "shots": 0}
 
 
 def metric_names(rows: Sequence[Row]) -> dict[str, float]:
@@ -313,16 +320,25 @@ def metric_names(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def attack_params(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return every attack's settings as parameters; a setting that varies lists its values with their data sets."""
+    """Return an evaluation's settings as parameters: `protocol.KEY` for what all attacks share, `attack.ATTACK.KEY` for
+    the rest; a setting that varies lists its values with their data sets."""
     protocols: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         if not row.is_worst:
             protocols.setdefault(row.attack, {})[row.dataset] = row.protocol
-    return {
-        f"attack.{attack}.{key}": str(value) if isinstance(value, Varying) else value
+    settings = {
+        attack: {key: str(v) if isinstance(v, Varying) else v for key, v in across(by_dataset).items()}
         for attack, by_dataset in protocols.items()
-        for key, value in across(by_dataset).items()
     }
+    first = next(iter(settings.values()))
+    shared = {k: first[k] for k in _SHARED if k in first and all(s.get(k) == first[k] for s in settings.values())}
+    own = {
+        f"attack.{attack}.{key}": value
+        for attack, found in settings.items()
+        for key, value in found.items()
+        if key not in shared
+    }
+    return {f"protocol.{key}": value for key, value in shared.items()} | own
 
 
 def _attack_part(label: str) -> str:
@@ -353,11 +369,20 @@ def recall_names(rows: Sequence[RecallRow]) -> dict[str, float]:
     return {f"{kind[r.attack]}/{r.direction}_at_{r.k}/{key_part(r.dataset)}": r.recall for r in rows}
 
 
-def markdown(rows: Sequence[Row], labels: Mapping[str, str]) -> str:
-    return "\n".join(table.markdown() for table in result_tables(rows, labels))
-
-
 def flat_row(row: Row | RecallRow, labels: Mapping[str, str]) -> dict[str, Any]:
     """Return a row as a flat dictionary of scalars, the protocol as JSON."""
     flat = dataclasses.asdict(row)
     return flat | {"model": labels.get(row.model, row.model), "protocol": json.dumps(flat["protocol"])}
+
+
+def _param(key: str, value: Any) -> str:
+    """Return a parameter as people write it, budgets as fractions."""
+    is_budget = isinstance(value, float) and key.rpartition(".")[2] in BUDGETS
+    return format_budget(value) if is_budget else str(value)
+
+
+def _source() -> dict[str, str]:
+    """Return tags with the program that logs and its code version; the UI shows them as a run's source."""
+    code, program = code_version(), " ".join(Path(sys.argv[0]).parts[-2:])
+    tags = {"rayclip.version": code["version"], "mlflow.source.name": program, "mlflow.source.type": "LOCAL"}
+    return tags | ({"mlflow.source.git.commit": code["commit"]} if "commit" in code else {})

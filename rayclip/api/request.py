@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from rayclip.api.logbook import Logbook
 from rayclip.attacks import Attack
 from rayclip.defenses import DRAWS, Aim, Chain
-from rayclip.distributed import (
-    PoolSize,
-)
+from rayclip.distributed import PoolSize
 from rayclip.evaluation import Protocol, Store
 from rayclip.evaluation.cell import MadeAgainst
 from rayclip.models.scorers import DEFAULT, Scorer
 from rayclip.paths import check_folder
-from rayclip.tracking import MlflowTracker, SpooledTracker, default_uri
-from rayclip.tracking.spool import Spool
+from rayclip.tracking.address import default_uri, join_address
+from rayclip.tracking.deliverer import Deliverer
+from rayclip.tracking.experiment import Experiment
+from rayclip.tracking.journal import Journal, waits
+from rayclip.tracking.older import convert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +62,6 @@ class Tracking:
         """Return the experiment at `uri`, else `MLFLOW_TRACKING_URI`, else an SQLite file in the working directory."""
         return cls(uri=uri or default_uri(), experiment=experiment, about=about)
 
-    def connect(self, store: Store) -> SpooledTracker:
-        """Connect to MLflow; entries that it cannot take now wait in the store.
-
-        Raises:
-            UserError: MLflow cannot be reached, and no earlier run from this store has reached it.
-        """
-        mlflow = MlflowTracker(self.uri, self.experiment)
-        return SpooledTracker(mlflow, Spool(store), known=Logbook.has_logged_to(store, mlflow.address))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
@@ -77,7 +69,7 @@ class Where:
 
     Attributes:
         out: folder of all results; for evaluations also an object-store URI.
-        tracking: MLflow store and experiment; None logs nothing.
+        tracking: MLflow store and experiment; None keeps the journal of runs beside the results and sends nothing.
         cluster: use a running Ray cluster instead of a private Ray.
         pool: size of the pool of evaluation actors.
         train_workers: Ray Train workers per trial.
@@ -95,9 +87,25 @@ class Where:
     quiet: bool = False
     verbose: bool = False
 
-    def logbook(self, store: Store) -> Logbook:
-        """Connect to the tracker, as the first step after the arguments have been validated."""
-        check_folder("the folder of the results,", self.out)
+    def has_to_log(self, store: Store, key: str) -> bool:
+        """Return whether earlier commands left something to log: events that wait, or a run of this key that did not
+        end."""
         if self.tracking is None:
-            return Logbook(store, None)
-        return Logbook(store, self.tracking.connect(store), self.tracking.about)
+            return False
+        history = Journal(store).history()
+        begun = key in history.runs and history.runs[key] not in history.complete
+        return begun or waits(store, join_address(self.tracking.uri, self.tracking.experiment))
+
+    def logbook(self, store: Store) -> Logbook:
+        """Connect to the tracker, as the first step after the arguments have been validated.
+
+        Raises:
+            UserError: MLflow cannot be reached, and no earlier command on this store has reached it.
+        """
+        check_folder("the folder of the results,", self.out)
+        journal, tracking = Journal(store), self.tracking
+        convert(journal)
+        if tracking is None:
+            return Logbook(journal)
+        deliverer = Deliverer(journal, Experiment(tracking.uri, tracking.experiment))
+        return Logbook(journal, deliverer, tracking.experiment, tracking.about)

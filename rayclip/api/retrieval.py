@@ -5,12 +5,10 @@ from collections.abc import Sequence
 
 import torch
 
-from rayclip import terminal
 from rayclip.api.checks import Opened
 from rayclip.api.comparing import logging
 from rayclip.api.request import Where
 from rayclip.attacks import Attack
-from rayclip.attacks.bert import TextSettings
 from rayclip.attacks.clean import Clean
 from rayclip.data import Resolution, open_pairs
 from rayclip.data.images import mixed_sizes
@@ -21,8 +19,9 @@ from rayclip.evaluation.retrieval import RecallRow, make_task, read_recalls, run
 from rayclip.models.checkpoint import model_record
 from rayclip.models.resizing import Resize, check_resize
 from rayclip.progress import Display, say
+from rayclip.reports.recalls import recall_grids
 from rayclip.reports.results import LINEAGE
-from rayclip.reports.retrieval import retrieval_tables
+from rayclip.reports.to_terminal import show
 
 
 def evaluate_retrieval(
@@ -74,8 +73,7 @@ def evaluate_retrieval(
     ]
     tasks = list({(task.model, task.id): task for task in found_tasks}.values())
     for attack in {task.attack for task in tasks}:
-        if isinstance(attack, TextSettings):
-            attack.source(opened.model(specs[-1]))
+        attack.check(opened.model(specs[-1]))
     store = Store(where.out)
     found = [read_recalls(task, store) for task in tasks]
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -102,6 +100,4 @@ def evaluate_retrieval(
 
 def show_retrieval(rows: Sequence[RecallRow]) -> None:
     """Print the tables to standard output."""
-    console = terminal.console()
-    for table in retrieval_tables(rows):
-        console.print(table.rich(console.width))
+    show(recall_grids(rows))

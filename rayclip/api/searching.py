@@ -6,9 +6,9 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rayclip import terminal
 from rayclip.api.checks import Opened, check_training
 from rayclip.api.comparing import compare_all, plan_all
+from rayclip.api.logbook import untouched_params
 from rayclip.api.request import Evaluation, Where
 from rayclip.api.training import itself, label_models, log_ended, with_run
 from rayclip.data import locate
@@ -25,8 +25,9 @@ from rayclip.evaluation import Store
 from rayclip.evaluation.cell import at_budgets, label_with_eps
 from rayclip.evaluation.front import Score, pareto_front
 from rayclip.progress import Display
-from rayclip.reports.search import search_table
-from rayclip.reports.table import heading
+from rayclip.reports.notes import heading
+from rayclip.reports.search import search_grid
+from rayclip.reports.to_terminal import show
 from rayclip.types import Row
 
 
@@ -92,7 +93,7 @@ def search(
                 reduction=reduction,
                 workers=where.train_workers,
                 least_workers=where.least_workers,
-                log=logbook.spool,
+                log=logbook.journal,
                 display=display,
                 on_finish=functools.partial(log_ended, logbook),
                 on_report=logbook.deliver,
@@ -102,7 +103,8 @@ def search(
         front = [trial for trial, best in zip(whole, on_front, strict=True) if best]
         front.sort(key=lambda trial: -scores[trial.name].clean)
         labels, runs = label_models(base, front, itself)
-        rows = compare_all(root, labels, runs, evaluations, opened, logbook, store, where)
+        untouched = {base: untouched_params(base, [t.config for t in trials])}
+        rows = compare_all(root, labels, runs, untouched, evaluations, opened, logbook, store, where)
     attacks = at_budgets(validation.attacks, validation.protocol.budgets)
     withstood = [label_with_eps(a, a.eps if a.needs_eps else None) for a in attacks if a.name != "clean"]
     return Found(
@@ -117,5 +119,4 @@ def search(
 
 def show_search(found: Found) -> None:
     """Print every trial's last validation scores, longest run and best first; * marks the Pareto front."""
-    console = terminal.console()
-    console.print(search_table(found.scores, found.front, found.robust).rich(console.width))
+    show([search_grid(found.scores, found.front, found.robust)])

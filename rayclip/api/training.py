@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rayclip.api.checks import Opened, check_training
 from rayclip.api.comparing import compare_all, plan_all
-from rayclip.api.logbook import Logbook
+from rayclip.api.logbook import Logbook, untouched_params
 from rayclip.api.request import Evaluation, Where
 from rayclip.data import few_shot
 from rayclip.data.fewshot import draw_record
@@ -39,7 +39,7 @@ def fine_tune(trial: Trial, where: Where) -> bool:
     store = Store(trial.out).child(".rayclip")
     with resolve_precision([trial], store, cluster=where.cluster, verbose=where.verbose) as (trial,):
         if trial.is_finished():
-            if where.tracking is not None and Logbook.has_to_end(store, trial.name):
+            if where.has_to_log(store, trial.name):
                 with where.logbook(store) as logbook:
                     begun = [with_run(trial, logbook, None, opened)] if logbook.has_begun(trial.name) else []
                     log_missed(begun, logbook)
@@ -106,17 +106,19 @@ def sweep(
             errors = _train(trials, store, where, logbook)
         trials = [t for t in trials if t.name not in errors]
         labels, runs = label_models(base, trials, results)
-        rows = compare_all(root, labels, runs, evaluations, opened, logbook, store, where)
+        untouched = {base: untouched_params(base, [t.config for t in trials])}
+        rows = compare_all(root, labels, runs, untouched, evaluations, opened, logbook, store, where)
     return SweepResult(rows=rows, labels=labels, errors=errors)
 
 
 def label_models(
     base: str, trials: Sequence[Trial], results: Callable[[Trial], Mapping[str, str]]
-) -> tuple[dict[str, str], dict[str, str | None]]:
+) -> tuple[dict[str, str], dict[str, str]]:
     """Return labels of the untouched model and the trials' models, and the tracker run that trained each of them."""
-    labels, runs = {base: f"untouched {model_name(base)}"}, dict[str, str | None]()
+    labels, runs = {base: f"untouched {model_name(base)}"}, dict[str, str]()
     for trial in trials:
         labels |= results(trial)
+        assert trial.run is not None
         runs |= dict.fromkeys(results(trial), trial.run)
     return labels, runs
 
@@ -146,7 +148,7 @@ def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook
             trials,
             workers=Workers.for_cluster(where.train_workers, where.least_workers),
             storage=storage,
-            log=logbook.spool,
+            log=logbook.journal,
             display=display,
             on_finish=functools.partial(log_ended, logbook),
             on_report=logbook.deliver,
@@ -155,13 +157,13 @@ def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook
 
 def log_ended(logbook: Logbook, trial: Trial, error: str | None) -> None:
     """Log a trial's checkpoints if it is finished, and close its tracker run."""
-    if error is None and trial.is_finished():
+    if error is None and trial.run is not None and trial.is_finished():
         for epoch in sorted({*trial.keep_epochs, trial.config.recipe.epochs}):
             last = epoch == trial.config.recipe.epochs
             name, folder = (trial.name, "checkpoint") if last else (f"{trial.name} epoch {epoch}", f"epoch-{epoch}")
             logbook.checkpoint(trial.run, trial.at_epoch(epoch).node_copy(FILES), trial.model_at(epoch), name, folder)
         logbook.end(trial.name)
-    else:
+    elif trial.run is not None:
         logbook.finish(trial.run, failed=error is not None)
 
 

@@ -20,10 +20,10 @@ from rayclip.attacks.base import (
     Prompts,
     Samples,
     margin,
+    per_image,
     project,
     random_start,
     steepest,
-    wide,
 )
 from rayclip.models import ZeroShot
 from rayclip.types import UserError
@@ -192,7 +192,7 @@ class APGD(Attack):
         for k in range(self.iterations):
             if not len(s.at):
                 break
-            z = project_S(s.x + wide(s.eta) * steepest(s.gradient, self.norm), s.clean)
+            z = project_S(s.x + per_image(s.eta) * steepest(s.gradient, self.norm), s.clean)
             ahead = project_S(s.x + ALPHA * (z - s.x) + (1 - ALPHA) * (s.x - s.x_before), s.clean) if k else z
             if k in marks:
                 s = s._replace(halved=halving(s, k - mark), rises=torch.zeros_like(s.rises), f_max_before=s.f_max)
@@ -202,14 +202,14 @@ class APGD(Attack):
             made.steps_B[s.at] += 1
             s, ahead = s.of(rows), ahead[rows]
             better = f > s.f_max
-            x_max = torch.where(wide(better), ahead, s.x_max)
-            gradient_max = torch.where(wide(better), gradient, s.gradient_max)
+            x_max = torch.where(per_image(better), ahead, s.x_max)
+            gradient_max = torch.where(per_image(better), gradient, s.gradient_max)
             restart = s.halved if k in marks else torch.zeros_like(s.halved)
             s = s._replace(
-                x=torch.where(wide(restart), x_max, ahead),
+                x=torch.where(per_image(restart), x_max, ahead),
                 x_before=s.x,
                 f=f,
-                gradient=torch.where(wide(restart), gradient_max, gradient),
+                gradient=torch.where(per_image(restart), gradient_max, gradient),
                 eta=torch.where(restart, s.eta / 2, s.eta),
                 x_max=x_max,
                 f_max=torch.where(better, f, s.f_max),

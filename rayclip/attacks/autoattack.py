@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Self
 import torch
 
 from rayclip import rng
-from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, wide
+from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, per_image
+from rayclip.attacks.registry import ATTACKS
 from rayclip.attacks.square import Schedule
 from rayclip.models import ZeroShot
 from rayclip.settings import FILLED_IN
@@ -48,15 +49,13 @@ class InTurn(Attack):
 
     def parts(self) -> list[Attack]:
         """Return the attacks that run on data with `classes` classes (any number if None), in order."""
-        from rayclip.attacks.registry import attack_class  # not at the top: the registry imports this file
-
         chosen = []
         for name in self.PARTS:
             if name == "apgd-t" and self.classes is not None and self.classes < 4:
                 name = "apgd-dlr"
             if name == "apgd-dlr" and self.classes is not None and self.classes < 3:
                 continue
-            kind = attack_class(name)
+            kind = ATTACKS[name]
             shared = {s: getattr(self, s) for s in self.settings() if s in kind.settings()}
             part = kind(**shared)
             chosen.append(part if self.classes is None else part.for_classes(self.classes))
@@ -85,7 +84,7 @@ class InTurn(Attack):
                 break
             turn = samples._replace(keys_B=rng.subkeys(keys, part.name), todo_B=holds)
             new = part.craft(victim, turn, eps=eps)
-            images = torch.where(wide(holds), new.images_BCHW, images)
+            images = torch.where(per_image(holds), new.images_BCHW, images)
             made = Adversarial(images, None, made.steps_B + new.steps_B, made.queries_B + new.queries_B + holds.long())
             at = holds.nonzero().squeeze(1)
             with torch.no_grad():

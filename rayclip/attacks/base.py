@@ -4,7 +4,7 @@ Shapes: B batch, C H W image, K classes, D embedding; A the samples of a batch t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from rayclip import rng
 from rayclip.attacks.variants import Forward, Variant, accumulate, views
-from rayclip.models import ZeroShot
+from rayclip.models import Clip, ZeroShot
 from rayclip.names import no_budget
-from rayclip.settings import settable, written
+from rayclip.settings import Configurable, format_value
 from rayclip.types import UserError
 from rayclip.units import Norm, check_budget, default_step
 
@@ -80,7 +80,7 @@ _WATCH = 8  # under `final`: steps between two checks for perturbations that rep
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(ABC):
+class Attack(Configurable, ABC):
     """An attack with its settings. Subclasses are frozen dataclasses, one file per family, and define how adversarial
     images are made (`craft`).
 
@@ -88,11 +88,13 @@ class Attack(ABC):
         eps: budget in pixel units, for attacks that need one; None leaves it to the caller.
     """
 
-    name: ClassVar[str]
+    noun: ClassVar[str] = "attack"
     needs_eps: ClassVar[bool] = True
     black_box: ClassVar[bool] = False  # uses scores only, no gradients
     asks_victim: ClassVar[bool] = True  # whether its result depends on the victim's outputs for images
     for_pairs: ClassVar[bool] = False  # whether it can attack image-caption pairs, too (`attacks.pairs`)
+    for_training: ClassVar[bool] = False  # whether methods can train against its objective (`training_objective`)
+    gives_own_texts: ClassVar[bool] = False  # whether each image gets texts of its own (`Adversarial.own_texts`)
 
     eps: float | None = None
 
@@ -109,7 +111,7 @@ class Attack(ABC):
     @classmethod
     def settings(cls) -> dict[str, Any]:
         """Return the names and types of the settings that a user may choose."""
-        return {name: kind for name, kind in settable(cls).items() if name != "eps" or cls.needs_eps}
+        return {name: kind for name, kind in super().settings().items() if name != "eps" or cls.needs_eps}
 
     @property
     def ball(self) -> Norm:
@@ -131,6 +133,31 @@ class Attack(ABC):
         check_budget(eps, self.ball, f"attack '{self.name}'")
         return replace(self, eps=eps)
 
+    def within_on_pairs(self, eps: float | None) -> Self:
+        """Return `within` for image-caption pairs, where defaults may differ."""
+        return self.within(eps)
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether a sample may leave the attack once it fools the classifier that the attack sees."""
+        return True
+
+    def to_last_step(self) -> Self:
+        """Return the attack as it runs where another classifier judges than the one that it sees: it must not stop at
+        its first success, which says little there."""
+        return self
+
+    def training_objective(
+        self, clip: Clip, images_BCHW: Tensor, labels_B: Tensor, texts: Callable[[], Tensor], texts_per_class: int
+    ) -> Callable[[Tensor], Tensor]:
+        """Return what the attack maximises, `pixels (B, C, H, W) -> (B,)`, for methods that train against it.
+
+        Args:
+            clip: the model in training.
+            texts: returns the texts' embeddings, all classes' first texts, then all second ones, …
+        """
+        raise NotImplementedError
+
     def for_classes(self, count: int) -> Self:
         """Return the attack as it runs on data with `count` classes.
 
@@ -145,7 +172,7 @@ class Attack(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that a result's protocol must state."""
-        return {name: written(name, getattr(self, name)) for name in self.settings() if name != "eps"}
+        return {name: format_value(name, getattr(self, name)) for name in self.settings() if name != "eps"}
 
     def describe_prepared(self) -> dict[str, Any] | None:
         """Return the settings that `prepare` depends on; None if there is nothing to prepare."""
@@ -155,6 +182,29 @@ class Attack(ABC):
         """Return adversarial class prompts, which depend on model and class set alone; made once and kept with the
         results."""
         return None
+
+    def describe_text(self) -> dict[str, Any] | None:
+        """Return the settings that adversarial texts depend on; None if the attack changes no texts."""
+        return None
+
+    @property
+    def changes_texts(self) -> bool:
+        return self.describe_text() is not None
+
+    def more_texts(self, class_names: Sequence[str]) -> Sequence[Sequence[str]]:
+        """Return texts of each class that the attack embeds besides the scorer's prompts."""
+        return ()
+
+    def with_default_substitutes(self, substitutes: str) -> Self:
+        """Return the attack with `substitutes` as the source of replacement words, if it needs one and names none."""
+        return self
+
+    def check(self, clip: Clip) -> None:
+        """Raise a `UserError` if the attack cannot run on this model, before any work starts."""
+
+    def count_cut(self, clip: Clip, texts: Sequence[str]) -> int:
+        """Return how many of the texts are longer than what the attack reads to change them."""
+        return 0
 
     def run(
         self, victim: ZeroShot, samples: Samples, *, eps: float | None = None, prompts: Prompts = None
@@ -219,6 +269,21 @@ class GradientAttack(Attack):
     def cost(self) -> int:
         return 2 * self.steps
 
+    def within_on_pairs(self, eps: float | None) -> Self:
+        """Return `within`; unless a step length is set, it is the papers' for retrieval, 1.25·eps/steps
+        (Co-Attack's)."""
+        placed = self.within(eps)
+        if placed.eps is None or self.step is not None:
+            return placed
+        return replace(self, eps=placed.eps, step=1.25 * placed.eps / self.steps)
+
+    @property
+    def stops_early(self) -> bool:
+        return self.stop == "first_success"
+
+    def to_last_step(self) -> Self:
+        return replace(self, stop="final")
+
     def follow(self, direction: Tensor, gradient: Tensor) -> Tensor:
         """Return the direction of the next step: the gradient, or its combination with the `direction` of the previous
         step (zeros at first). Hook for attacks with momentum."""
@@ -262,7 +327,7 @@ class GradientAttack(Attack):
             if watch:
                 turns_A = (delta == earlier).flatten(1).all(1) & ~decided_A
                 last = delta if (self.steps - done) % 2 == 0 else before
-                adversarial[active] = torch.where(wide(turns_A), (clean + last).clamp(0, 1), pixels.detach())
+                adversarial[active] = torch.where(per_image(turns_A), (clean + last).clamp(0, 1), pixels.detach())
                 steps_B[active] = torch.where(turns_A, self.steps, done)
                 decided_A = decided_A | turns_A
             kept: slice | Tensor = slice(None)
@@ -329,7 +394,7 @@ def margin(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     return own - others.amax(1)
 
 
-def wide(x_A: Tensor) -> Tensor:
+def per_image(x_A: Tensor) -> Tensor:
     """Reshape one number per image to `(A, 1, 1, 1)`, so that it scales images."""
     return x_A.view(-1, 1, 1, 1)
 

@@ -24,6 +24,7 @@ from rayclip.attacks.substitutes import TOKEN_TABLE, Offset, SubstituteSource, s
 from rayclip.models import Clip, ZeroShot
 
 UNKNOWN = "[UNK]"
+DEFAULT = "default"  # stands for the source of substitutes that fits the data
 _TOGETHER = 1024  # prompts processed at once, to bound memory
 
 
@@ -160,7 +161,7 @@ class TextSettings:
         max_length: masked LM only: word pieces read of a text, [CLS] and [SEP] included; words beyond stay unchanged.
     """
 
-    substitutes: str = "default"
+    substitutes: str = DEFAULT
     k: int = 10
     changes: int = 1
     threshold: float = 0.3
@@ -209,6 +210,12 @@ class TextAttack(TextSettings, Attack):
 
     def describe_prepared(self) -> dict[str, Any] | None:
         return self.describe_text()
+
+    def with_default_substitutes(self, substitutes: str) -> Self:
+        return self.with_substitutes(substitutes) if self.substitutes == DEFAULT else self
+
+    def check(self, clip: Clip) -> None:
+        self.source(clip)
 
     def prepare(self, victim: ZeroShot) -> Prompts:
         return tuple(change.prompt for change in self.attack(victim.clip, victim.prompts))

@@ -7,13 +7,13 @@ that AutoAttack uses (Croce & Hein 2020, "Reliable evaluation of adversarial rob
 Shapes: B batch, A samples of it that are being attacked, C H W image, N = C·H·W, K classes, T targets.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, Stop, margin, sizes, wide
+from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, Stop, margin, per_image, sizes
 from rayclip.models import ZeroShot
 from rayclip.types import UserError
 
@@ -67,6 +67,9 @@ class FABT(Attack):
     def cost(self) -> int:
         return 3 * self.iterations * self.targets
 
+    def to_last_step(self) -> Self:
+        return replace(self, stop="final")
+
     def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         images, labels, _, todo = samples
         nearest = images.clone()
@@ -100,7 +103,7 @@ class FABT(Attack):
                 better = broken & (size < distance_B[active])
                 at = active[better]
                 nearest[at], distance_B[at], steps_B[at] = point[better], size[better], done + 1
-                point = torch.where(wide(broken), clean + self.beta * (point - clean), point)
+                point = torch.where(per_image(broken), clean + self.beta * (point - clean), point)
                 if self.stop == "first_success":
                     kept = (distance_B[active] > eps).nonzero().squeeze(1)
                     if len(kept) < len(active):
@@ -113,7 +116,7 @@ class FABT(Attack):
         self._search(victim, images, labels, found, nearest, distance_B)
         queries_B[found] += 2 + self.SEARCH
         inside = distance_B <= eps
-        return Adversarial(torch.where(wide(inside), nearest, images), None, steps_B, queries_B)
+        return Adversarial(torch.where(per_image(inside), nearest, images), None, steps_B, queries_B)
 
     def _step(self, clean: Tensor, point: Tensor, gap_A: Tensor, normal: Tensor) -> Tensor:
         """Return x_{i+1} for x_i; `gap_A` and `normal` are f_t − f_y and its gradient at x_i."""
@@ -122,7 +125,7 @@ class FABT(Attack):
         move_clean = towards_plane(clean, normal, gap_clean_A, self.norm)
         size, size_clean = sizes(move, self.norm), sizes(move_clean, self.norm)
         alpha = (size / (size + size_clean).clamp_min(torch.finfo(size.dtype).tiny)).clamp(max=self.alpha_max)
-        alpha = wide(alpha)
+        alpha = per_image(alpha)
         return ((1 - alpha) * (point + self.eta * move) + alpha * (clean + self.eta * move_clean)).clamp(0, 1)
 
     @torch.no_grad()
@@ -137,11 +140,11 @@ class FABT(Attack):
         margin_in, margin_out = (margin(victim(x, found), label) + self.SLACK for x in (inner, outer))
         for _ in range(self.SEARCH):
             share = (margin_out / (margin_out - margin_in)).nan_to_num(0).clamp(0, 1)
-            middle = outer + wide(share) * (inner - outer)
+            middle = outer + per_image(share) * (inner - outer)
             margin_middle = margin(victim(middle, found), label) + self.SLACK
             broken = margin_middle <= 0
-            outer, margin_out = torch.where(wide(broken), middle, outer), margin_middle.where(broken, margin_out)
-            inner, margin_in = torch.where(wide(broken), inner, middle), margin_in.where(broken, margin_middle)
+            outer, margin_out = torch.where(per_image(broken), middle, outer), margin_middle.where(broken, margin_out)
+            inner, margin_in = torch.where(per_image(broken), inner, middle), margin_in.where(broken, margin_middle)
         size = sizes(outer - clean, self.norm)
         better = size < distance_B[found]
         nearest[found[better]], distance_B[found[better]] = outer[better], size[better]

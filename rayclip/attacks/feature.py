@@ -3,6 +3,7 @@
 Shapes: A samples being attacked, D embedding.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayclip.attacks.base import Adversarial, GradientAttack, Prompts, Samples
-from rayclip.models import ZeroShot
+from rayclip.models import Clip, ZeroShot
 from rayclip.models.zeroshot import mean_over_views
 from rayclip.types import UserError
 
@@ -42,12 +43,20 @@ class FeatureAttack(GradientAttack):
     """
 
     name: ClassVar[str] = "feature"
+    for_training: ClassVar[bool] = True
 
     objective: Objective = "squared"
 
     def __post_init__(self) -> None:
         if self.start == "zero":
             raise UserError("feature:start=zero cannot work, as the gradient vanishes there: use start=random.")
+
+    def training_objective(
+        self, clip: Clip, images_BCHW: Tensor, labels_B: Tensor, texts: Callable[[], Tensor], texts_per_class: int
+    ) -> Callable[[Tensor], Tensor]:
+        with torch.no_grad():
+            clean_BD = clip.encode_image(images_BCHW, normalize=False)
+        return lambda pixels: feature_distance(clean_BD, clip.encode_image(pixels, normalize=False), self.objective)
 
     def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         images = samples.images_BCHW

@@ -10,13 +10,13 @@ Shapes: I images of the set, B of a batch, T captions of the set, D embedding.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rayclip.attacks.base import Attack, GradientAttack, Prompts, Samples
+from rayclip.attacks.base import Attack, Prompts, Samples
 from rayclip.attacks.registry import ATTACKS
 from rayclip.models import Clip
 from rayclip.models.zeroshot import SeveralPrompts
@@ -68,15 +68,6 @@ class PairAttack:
         texts = self.victim.prompts if self.prompts is None else self.prompts
         captions = result.own_texts or [tuple(self.victim.own(texts, i)) for i in places]
         return AdversarialPairs(result.images_BCHW, list(captions))
-
-
-def within_on_pairs(attack: Attack, eps: float | None) -> Attack:
-    """Return `Attack.within`; if the attack sets no step length, use the papers' for retrieval, 1.25·eps/steps
-    (Co-Attack's)."""
-    placed = attack.within(eps)
-    if placed.eps is None or not isinstance(attack, GradientAttack) or attack.step is not None:
-        return placed
-    return replace(attack, eps=placed.eps, step=1.25 * placed.eps / attack.steps)
 
 
 def check_for_pairs(attack: Attack) -> None:

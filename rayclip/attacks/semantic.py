@@ -104,12 +104,11 @@ class SemanticEnsemble(GradientAttack):
                 "ask for fewer sets or give captions=FILE."
             )
 
-    def with_texts(self, texts: Sequence[Sequence[str]], class_names: Sequence[str]) -> Self:
-        """Return the attack with the captions of each class, best first; it keeps `sets` of them.
+    def captions_needed(self, bundled: str) -> str:
+        return "" if self.texts else self.captions
 
-        Raises:
-            UserError: a class has fewer captions.
-        """
+    def with_texts(self, texts: Sequence[Sequence[str]], class_names: Sequence[str] = (), captions: str = "") -> Self:
+        """Return the attack with `sets` captions of each class, the best ones."""
         return replace(self, texts=best_texts(texts, class_names, self.sets, who=self.name, captions=self.captions))
 
     def describe(self) -> dict[str, Any]:
@@ -132,14 +131,14 @@ class SemanticEnsemble(GradientAttack):
 
     def _embed(self, victim: ZeroShot) -> Tensor:
         """Return the class weights of every caption set, `(M, K, D)`; embedded once per victim, not once per batch."""
-        texts = self.own_texts(victim.class_names)
+        texts = self.more_texts(victim.class_names)
         if victim.clip not in _embedded or _embedded[victim.clip][0] != texts:
             by_set = [text for own in zip(*texts, strict=True) for text in own]
             with torch.no_grad():
                 _embedded[victim.clip] = texts, victim.clip.embed_texts(by_set).view(self.sets, len(texts), -1)
         return _embedded[victim.clip][1]
 
-    def own_texts(self, class_names: Sequence[str]) -> Texts:
+    def more_texts(self, class_names: Sequence[str]) -> Texts:
         """Return `sets` captions of each class."""
         if self.texts:
             if len(self.texts) != len(class_names):

@@ -65,6 +65,7 @@ class SGA(TextAttack, GradientAttack):
     """
 
     name: ClassVar[str] = "sga"
+    gives_own_texts: ClassVar[bool] = True
 
     scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
     noise: float = 0.05

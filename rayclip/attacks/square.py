@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rayclip import rng
-from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, margin, sizes, wide
+from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, margin, per_image, sizes
 from rayclip.models import ZeroShot
 from rayclip.types import UserError
 
@@ -97,9 +97,9 @@ class Square(Attack):
             queries_B[active] += 1
             margin_A = margin(logits, label)
             better = margin_A < lowest_A
-            best, lowest_A = candidate.where(wide(better), best), margin_A.where(better, lowest_A)
+            best, lowest_A = candidate.where(per_image(better), best), margin_A.where(better, lowest_A)
             broken = logits.argmax(1) != label
-            adversarial[active] = torch.where(wide(broken), candidate, best)
+            adversarial[active] = torch.where(per_image(broken), candidate, best)
             kept = (~broken).nonzero().squeeze(1)
             if len(kept) < len(active):
                 active, clean, label, best, lowest_A = (x[kept] for x in (active, clean, label, best, lowest_A))
@@ -193,7 +193,7 @@ def _signs(uniform: Tensor) -> Tensor:
 
 
 def _norms(x: Tensor) -> Tensor:
-    return wide(sizes(x, "l2"))
+    return per_image(sizes(x, "l2"))
 
 
 def _plane_norms(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rayclip.attacks.words import CORRECT, REFERENCE, STOP_WORDS, WordRules
 from rayclip.models import Clip
-from rayclip.models.clip import silence
+from rayclip.models.loading import silence
 from rayclip.types import UserError
 
 TOKEN_TABLE = "clip-table"

@@ -6,8 +6,9 @@ from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 from rayclip.attacks.base import Adversarial, Attack, GradientAttack, Norm, Prompts, Samples, Stop
+from rayclip.attacks.registry import ATTACKS
 from rayclip.models import ZeroShot, load_model
-from rayclip.models.clip import load_once
+from rayclip.models.opening import load_once
 from rayclip.settings import FILLED_IN
 from rayclip.types import UserError
 
@@ -45,9 +46,7 @@ class Transfer(GradientAttack):
     @property
     def inner(self) -> Attack:
         """The attack on the source."""
-        from rayclip.attacks.registry import attack_class  # not at the top: the registry imports this file
-
-        kind = attack_class(self.attack)
+        kind = ATTACKS.find(self.attack)
         shared = kind.settings().keys() & GradientAttack.settings().keys()
         return kind(**{name: getattr(self, name) for name in shared})
 

@@ -1,7 +1,7 @@
 """Cache of finished evaluations: repeating a `rayclip eval` command prints its result again, without torch or Ray.
 
 An answer is stored beside the results as `answers/<hash of the command>.json`, with the state of every file that the
-command names. If one of them changed, results are missing, or entries wait for MLflow, the evaluation is run again.
+command names. If one of them changed, results are missing, or events wait for MLflow, the evaluation is run again.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ from rayclip import PROTOCOL
 from rayclip.paths import expand_home
 from rayclip.progress import Level
 from rayclip.store import Store
-from rayclip.tracking.spool import Spool
+from rayclip.tracking.address import join_address
+from rayclip.tracking.journal import waits
 from rayclip.types import Row
 from rayclip.version import code_version
 
@@ -40,7 +41,7 @@ def find(words: Mapping[str, Any], places: Sequence[str], out: str) -> Answer | 
         out: folder of the results.
     """
     store = Store(out)
-    if not store.is_local or Spool(store).names():
+    if not store.is_local or _waits(words, store):
         return None
     try:
         kept = store.read_json(_name(words))
@@ -56,7 +57,7 @@ def find(words: Mapping[str, Any], places: Sequence[str], out: str) -> Answer | 
 def keep(words: Mapping[str, Any], places: Sequence[str], out: str, answer: Answer) -> None:
     """Store an answer so that `find` returns it for the same settings."""
     store, files = Store(out), _state(places)
-    if not store.is_local or files is None or Spool(store).names():
+    if not store.is_local or files is None or _waits(words, store):
         return
     cells = {row.cell: store.names(f"cells/{row.cell}", ".parquet") for row in answer.rows if not row.is_worst}
     record = {
@@ -67,6 +68,11 @@ def keep(words: Mapping[str, Any], places: Sequence[str], out: str, answer: Answ
     }
     with contextlib.suppress(OSError):  # no room for it is no reason to withhold the table
         store.write_json(_name(words), record)
+
+
+def _waits(words: Mapping[str, Any], store: Store) -> bool:
+    """Return whether MLflow has yet to take what an evaluation logged."""
+    return words["tracking"] is not None and waits(store, join_address(*words["tracking"]))
 
 
 def _name(words: Mapping[str, Any]) -> str:

@@ -1,14 +1,17 @@
 """The command line `rayclip`: parse options, make one call, print a table. Heavy imports are inside the commands."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from rayclip.cli import captions, data, doctor, evaluate, models, plan, report, retrieval, train
+from rayclip.cli import captions, data, doctor, evaluate, lists, log, models, plan, report, retrieval, train
+from rayclip.cli.help import WIDTH, Command, Group
 from rayclip.cli.options import Tracking
 
 app = typer.Typer(
+    cls=Group,
+    context_settings=WIDTH,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -25,41 +28,6 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-@app.command()
-def attacks() -> None:
-    """List the attacks for `rayclip eval --attacks`, with their settings and defaults."""
-    from rayclip.attacks.registry import about, known_attacks
-
-    _list_kinds("attack", {name: (about(name, kind), kind) for name, kind in known_attacks().items()})
-    print("\nwritten as NAME:KEY=VALUE, commas between: --attacks clean,pgd:steps=100,step=1/255,autoattack")
-
-
-@app.command()
-def defenses() -> None:
-    """List the defences for `rayclip eval --defense`, with their settings and defaults."""
-    from rayclip.defenses.registry import about, known_defenses
-
-    _list_kinds("defence", {name: (about(name, kind), kind) for name, kind in known_defenses().items()})
-    print("\nwritten as NAME:KEY=VALUE, commas between, + for chains: --defense none,ttc:eps=4/255,steps=2,rn+tte")
-
-
-def _list_kinds(what: str, kinds: Mapping[str, tuple[str, type]]) -> None:
-    """Print names with descriptions and settings."""
-    from rich.table import Table
-
-    from rayclip import terminal
-    from rayclip.settings import shown_defaults
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(what, no_wrap=True)
-    table.add_column("what it does, and its settings")
-    for name, (about, kind) in kinds.items():
-        settings = " ".join(f"{k}={v}" for k, v in shown_defaults(kind).items())
-        table.add_row(name, about + (f"  [{settings}]" if settings else ""))
-    terminal.console().print(table)
-
-
-@app.command()
 def ui(
     experiment: Annotated[
         str | None, typer.Option(help="Open this experiment's runs.  [default: all experiments]")
@@ -69,19 +37,29 @@ def ui(
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ) -> None:
     """Start the MLflow UI on this machine and open it at an experiment's runs; Ctrl-C ends it."""
-    from rayclip.tracking.ui import serve
+    from rayclip.tracking.views import serve
 
     serve(tracking_uri, experiment, port=port, browser=browser)
 
 
-app.command("eval")(evaluate.evaluate)
-app.command()(train.train)
-app.command()(plan.plan)
-app.command()(retrieval.retrieval)
-app.command()(report.report)
-app.command()(report.leaderboard)
-app.command("import")(models.import_)
-app.command()(doctor.doctor)
-app.command()(models.interpolate)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "eval": evaluate.evaluate,
+    "train": train.train,
+    "report": report.report,
+    "leaderboard": report.leaderboard,
+    "log": log.log,
+    "plan": plan.plan,
+    "retrieval": retrieval.retrieval,
+    "interpolate": models.interpolate,
+    "import": models.import_,
+    "attacks": lists.attacks,
+    "methods": lists.methods,
+    "defenses": lists.defenses,
+    "scorers": lists.scorers,
+    "ui": ui,
+    "doctor": doctor.doctor,
+}
+for name, command in _COMMANDS.items():
+    app.command(name, cls=Command)(command)
 app.add_typer(data.app, name="data")
 app.add_typer(captions.app, name="captions")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from rayclip.cli.help import Command, Group
 from rayclip.cli.options import Cluster, JsonLogs, Quiet, Verbose, complete_data, complete_models
 from rayclip.paths import check_file
 from rayclip.types import UserError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rayclip.data.descriptions import Descriptions, Matching, Unmatched
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Choose captions of classes: check and filter a file of descriptions, generate one, show what was chosen.",
@@ -40,7 +42,7 @@ Classes = Annotated[
 ]
 
 
-@app.command("filter")
+@app.command("filter", cls=Command)
 def filter_captions(
     json: Source,
     model: Annotated[
@@ -128,7 +130,7 @@ def filter_captions(
     print(f"captions: {out} ({_count(len(names), 'class', 'classes')}, {keep} each)")
 
 
-@app.command()
+@app.command(cls=Command)
 def check(json: Source, data: Data = None, classes: Classes = None) -> None:
     """Report which classes a file of descriptions has captions for, and what does not match; write nothing."""
     from rayclip.data.descriptions import match_classes, read_descriptions
@@ -138,7 +140,7 @@ def check(json: Source, data: Data = None, classes: Classes = None) -> None:
     _report(described, match_classes(described.sentences, names, alternatives), names, limit=None)
 
 
-@app.command()
+@app.command(cls=Command)
 def generate(
     generator: Annotated[
         str, typer.Option(help="Folder or hub id of a transformers text-generation or image-text model.")
@@ -224,7 +226,7 @@ def generate(
     print(f"choose from them: rayclip captions filter {out} {meant} --model MODEL --out {out.with_suffix('.parquet')}")
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     file: Annotated[Path, typer.Argument(help="A table that `rayclip captions filter` wrote, edited or not.")],
     find: Annotated[str, typer.Option("--class", help="Only classes whose name contains this.")] = "",

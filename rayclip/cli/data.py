@@ -5,15 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rayclip.cli.help import Command, Group
 from rayclip.cli.options import JsonLogs, Quiet, complete_data
 from rayclip.paths import check_file, check_folder, expand_home, split_places
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
     from rayclip.data.manifest import Manifest
-    from rayclip.data.registry import Row
+    from rayclip.data.registry import DatasetInfo
 
-app = typer.Typer(no_args_is_help=True, help="List, prepare, look at and verify data sets.")
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, rich_markup_mode=None, help="List, prepare, look at and verify data sets."
+)
 
 Root = Annotated[
     str | None,
@@ -24,7 +27,7 @@ Root = Annotated[
 _PROBLEMS_SHOWN = 20
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_(
     root: Root = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
@@ -32,17 +35,16 @@ def list_(
     """List the known data sets, and which of them are prepared."""
     from rayclip.data.catalog import prepared
     from rayclip.data.opening import data_root
-    from rayclip.data.registry import ROWS
+    from rayclip.data.registry import DATASETS
     from rayclip.store import Store
 
     store = Store(root or data_root())
     found = prepared(store)
     if json:
-        import dataclasses
         import json as j
 
-        known = [{**dataclasses.asdict(row), "prepared": _splits(found.get(name))} for name, row in ROWS.items()]
-        own = [{"name": name, "prepared": _splits(m)} for name, m in found.items() if name not in ROWS]
+        known = [{**row.to_dict(), "prepared": _splits(found.get(name))} for name, row in DATASETS.items()]
+        own = [{"name": name, "prepared": _splits(m)} for name, m in found.items() if name not in DATASETS]
         print(j.dumps({"root": store.root, "data_sets": known + own}, indent=1))
         return
     from rich.table import Table
@@ -51,18 +53,19 @@ def list_(
     for heading, justify in (("name", "left"), ("classes", "right"), ("evaluated", "left"), ("source", "left")):
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("prepared", overflow="fold")
-    for name, row in ROWS.items():
+    for name, row in DATASETS.items():
         evaluated = f"{row.evaluated} {row.splits[row.evaluated]:,}"
         kind = str(row.classes) if row.classes else "captions"
-        table.add_row(name, kind, evaluated, row.default, "bundled" if name == "digits" else _short(found.get(name)))
+        state = "bundled" if row.open is not None else _short(found.get(name))
+        table.add_row(name, kind, evaluated, row.taken_from, state)
     for name, manifest in found.items():
-        if name not in ROWS:
+        if name not in DATASETS:
             table.add_row(name, "", "", "own", _short(manifest))
     _console().print(table)
     print(f"\nprepared below {store.root}; `rayclip data prepare NAME` adds one, `rayclip data show NAME` tells more.")
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     name: Annotated[
         str, typer.Argument(help="A data set of `rayclip data list`, or a .parquet file.", autocompletion=complete_data)
@@ -81,14 +84,14 @@ def show(
 
     from rayclip.data.catalog import prepared
     from rayclip.data.opening import data_root
-    from rayclip.data.registry import ROWS, find
+    from rayclip.data.registry import DATASETS, find
     from rayclip.data.spec import parse_spec
     from rayclip.store import Store
 
     store = Store(root or data_root())
     own_file = parse_spec(name).place.endswith(".parquet")
     manifest = None if own_file else prepared(store).get(name)
-    row = None if own_file else ROWS.get(name)
+    row = None if own_file else DATASETS.get(name)
     if row is None and manifest is None and not own_file:
         row = find(name)
     if row is not None:
@@ -97,19 +100,20 @@ def show(
         raise manifest
     if manifest is not None:
         _show_manifest(manifest, store.child(name).root)
-    elif row is not None and row.name != "digits":
+    elif row is not None and row.open is None:
         print(f"not prepared below {store.root}: rayclip data prepare {name}")
-    if own_file or name == "digits":
-        _show_classes(name)
+    bundled = row is not None and row.open is not None
+    if own_file or bundled:
+        _show_classes(name, list(row.splits) if row is not None else ["test"])
     if sheet is not None:
         from rayclip.data.sheet import contact_sheet
 
-        place = name if own_file or name == "digits" else store.child(name).root
+        place = name if own_file or bundled else store.child(name).root
         sheet.write_bytes(contact_sheet(place, split))
         print(f"contact sheet: {sheet}")
 
 
-@app.command()
+@app.command(cls=Command)
 def prepare(
     names: Annotated[
         list[str],
@@ -206,7 +210,7 @@ def prepare(
             print(f"  note: {note}")
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(
     names: Annotated[
         list[str] | None,
@@ -254,10 +258,10 @@ def verify(
 
 def _split_arguments(names: list[str]) -> tuple[list[str], str | None]:
     """Split the arguments into names and the only path or hub id, if there is one."""
-    from rayclip.data.registry import ROWS
+    from rayclip.data.registry import DATASETS
 
     names = split_places(names)
-    places = [n for n in names if "/" in n or n.endswith(".parquet") or (n not in ROWS and Path(n).exists())]
+    places = [n for n in names if "/" in n or n.endswith(".parquet") or (n not in DATASETS and Path(n).exists())]
     wanted = list(dict.fromkeys(n for n in names if n not in places))
     if len(places) > 1:
         raise UserError(f"give one place after --source, not {len(places)} ({', '.join(places)}).")
@@ -273,7 +277,7 @@ def _verify_file(name: str, tell: Any) -> None:
 
     if has_captions(parse_spec(name).place):
         pairs = open_pairs(name)
-        pairs.look_again(tell)
+        pairs.check(tell, again=True)
         print(f"{name}: every image can be read: {len(pairs):,} with {sum(map(len, pairs.captions)):,} captions")
         return
     import numpy as np
@@ -284,7 +288,7 @@ def _verify_file(name: str, tell: Any) -> None:
     assert isinstance(data, ParquetImages)
     for note in data.notes:
         print(f"{name}: note: {note}")
-    data.look_again(tell)
+    data.check(tell, again=True)
     counts = np.bincount(data.labels, minlength=len(data.class_names))
     print(
         f"{name}: every image can be read: {len(data):,} of {len(counts)} classes, {counts.min():,} to "
@@ -292,17 +296,15 @@ def _verify_file(name: str, tell: Any) -> None:
     )
 
 
-def _show_row(row: "Row") -> None:
-    from rayclip.data.registry import ROWS
-
-    assert row.name in ROWS
+def _show_row(row: "DatasetInfo") -> None:
     rule = {
         "square": "to the model's input, square (224: Resize(224))",
         "crop": "shorter side to 8/7 of the model's input, then its centre (224: Resize(256), CenterCrop(224))",
     }[row.resize]
     sources = [f"torchvision {row.torchvision.cls}"] if row.torchvision is not None else []
     sources += [f"hub {row.hub.repo} ({row.hub.form})"] if row.hub is not None else []
-    sources += [f"folder ({row.folder})"] if row.default != "bundled" else ["bundled"]
+    sources += [row.taken_from] if row.taken_from in ("bundled", "package") else []
+    sources += [f"folder ({row.folder})"] if row.open is None else []
     lines = {
         "name": f"{row.name} ({row.title})",
         "classes": str(row.classes) if row.classes else "none: images with captions",
@@ -330,14 +332,13 @@ def _show_manifest(manifest: "Manifest", where: str) -> None:
         _print_classes(manifest.class_names, {name: s.per_class for name, s in manifest.splits.items()})
 
 
-def _show_classes(name: str) -> None:
+def _show_classes(name: str, splits: list[str]) -> None:
     import numpy as np
 
     from rayclip.data import open_data
 
-    roles: tuple[Literal["train", "test"], ...] = ("train", "test") if name == "digits" else ("test",)
-    opened = {role: open_data(name, role) for role in roles}
-    names = opened["test"].class_names
+    opened = {split: open_data(name, split) for split in splits}
+    names = opened[splits[-1]].class_names
     _print_classes(names, {r: tuple(np.bincount(d.labels, minlength=len(names)).tolist()) for r, d in opened.items()})
 
 

@@ -148,10 +148,11 @@ def _ray(cluster: bool) -> Iterator[Finding]:
 
 
 def _mlflow(uri: str | None) -> Iterator[Finding]:
-    from rayclip.tracking import default_uri, look
+    from rayclip.tracking.address import default_uri
+    from rayclip.tracking.experiment import count_experiments
 
     place = uri or default_uri()
-    found = look(place, to_write=True)
+    found = count_experiments(place, to_write=True)
     if found is None:
         yield Finding("MLflow", "ok", f"{redacted(place)} will be made at the first run")
     else:

@@ -21,7 +21,16 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Attack models and print a table of their clean and robust accuracy."""
+    """Attack models and print a table of their clean and robust accuracy.
+
+    \b
+    Examples:
+      rayclip eval --model digits --data digits --eps 32/255 --out results
+      rayclip eval --model local-dir:OUT --data cifar10,food101 --attacks clean,pgd:steps=100,autoattack --eps 1/255 \\
+        --out s3://BUCKET/results --cluster
+      rayclip eval --model ViT-B-32:openai --data TEST.parquet --defense none,ttc --scorer template,ensemble \\
+        --eps 4/255 --out results
+    """
     from rayclip import progress
     from rayclip.cli import answers
 
@@ -46,6 +55,6 @@ def evaluate(
         print(f"results: {asked.out}")
         plan.say_spent(asked.out)
 
-    from rayclip.reports.table import rows_json, show_rows
+    from rayclip.reports.rows import rows_json, show_rows
 
     hand_out(asked.json, rows_json(answer.rows), show)

@@ -87,8 +87,8 @@ def import_(
 
 
 def interpolate(
-    start: Annotated[str, typer.Option("--from", help=f"The model at a = 0. {Model}", autocompletion=complete_models)],
-    end: Annotated[
+    origin: Annotated[str, typer.Option("--from", help=f"The model at a = 0. {Model}", autocompletion=complete_models)],
+    target: Annotated[
         str, typer.Option("--to", help="The model at a = 1, fine-tuned from that one.", autocompletion=complete_models)
     ],
     data: Data,
@@ -118,14 +118,14 @@ def interpolate(
     check_tracking(tracking_uri, no_tracking)
     budgets = parse_budgets(eps or [])
     check_attacks(one_list(attacks), has_budget=bool(budgets))
-    check_models([start, end])
+    check_models([origin, target])
     check_data(split_places(data))
 
     from rayclip import api
     from rayclip.attacks import parse_attacks
     from rayclip.data.spec import choose_names
     from rayclip.evaluation import Protocol
-    from rayclip.reports.table import rows_json, show_rows
+    from rayclip.reports.rows import rows_json, show_rows
 
     names, specs = choose_names(class_names, split_places(data))
     evaluation = api.Evaluation(
@@ -134,7 +134,7 @@ def interpolate(
         protocol=Protocol(eps=budgets, seed=seed, resolution=resolution, resize=resize, names=names),
         limit=limit,
     )
-    models = mixes(start, end, one_list(a))
+    models = mixes(origin, target, one_list(a))
     where = api.Where(
         out=out,
         tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
@@ -142,7 +142,7 @@ def interpolate(
         quiet=quiet,
         verbose=verbose,
     )
-    rows = api.compare(f"interpolate {start} to {end}", models, [evaluation], where)
+    rows = api.compare(f"interpolate {origin} to {target}", models, [evaluation], where)
 
     def show() -> None:
         show_rows(rows, models)
@@ -157,7 +157,7 @@ def mixes(start: str, end: str, a: str, label: str = "") -> dict[str, str]:
     Raises:
         UserError: `a` is not a list of numbers from 0 to 1.
     """
-    from rayclip.models.mixing import mix_spec
+    from rayclip.models.specs import mix_spec
 
     try:
         values = sorted({float(part) for part in a.split(",")})

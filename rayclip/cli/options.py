@@ -239,7 +239,7 @@ def check_tracking(uri: str | None, no_tracking: bool) -> None:
     """Raise a `UserError` if MLflow can never log to this address; whether it answers is checked later."""
     if no_tracking:
         return
-    from rayclip.tracking import check_address, default_uri
+    from rayclip.tracking.address import check_address, default_uri
 
     check_address(uri or default_uri())
 

@@ -7,6 +7,7 @@ import typer
 
 from rayclip.cli.options import hand_out, one_list
 from rayclip.cli.request import Request, with_request
+from rayclip.reports.grid import Cell, Grid, number_cell
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
@@ -95,35 +96,37 @@ def _show(plan: "Forecast") -> None:
     )
     if not plan.cells:
         return
-    table = _table("model", "attack", "data sets", "shards", "samples", "ms a sample", f"{unit} hours", "from")
     groups: dict[tuple[str, str], list[Any]] = {}
     for cell in plan.cells.values():
         groups.setdefault((cell.model, cell.attack), []).append(cell)
+    rows = []
     for (model, attack), cells in sorted(groups.items(), key=lambda item: -sum(c.seconds for c in item[1])):
         samples, seconds = sum(c.samples for c in cells), sum(c.seconds for c in cells)
-        basis = ", ".join(sorted({c.basis for c in cells}))
-        shards = sum(c.shards for c in cells)
-        numbers = (len(cells), shards, samples, f"{1000 * seconds / samples:.3g}")
-        table.add_row(model, attack, *map(str, numbers), f"{seconds * plan.hardware.units / 3600:.3g}", basis)
-    _print(table)
-    table = _table("workers", "wall time", f"{unit} hours held", *(["cost"] if plan.price is not None else []))
+        counts = [number_cell(n) for n in (len(cells), sum(c.shards for c in cells), samples)]
+        times = [number_cell(x, ".3g") for x in (1000 * seconds / samples, seconds * plan.hardware.units / 3600)]
+        basis = Cell(text=", ".join(sorted({c.basis for c in cells})))
+        rows.append((model, [Cell(text=attack), *counts, *times, basis]))
+    _print(("model", "attack", "data sets", "shards", "samples", "ms per sample", f"{unit} hours", "from"), rows)
+    rows = []
     for each in plan.workers:
-        cost = [] if each.cost is None else [f"{each.cost:.2f}"]
-        table.add_row(str(each.workers), _duration(each.wall), f"{each.hours:.3g}", *cost)
-    _print(table)
+        wall = Cell(text=_duration(each.wall), value=each.wall)
+        cost = [] if each.cost is None else [number_cell(each.cost, ".2f")]
+        rows.append((str(each.workers), [wall, number_cell(each.hours, ".3g"), *cost]))
+    _print(("workers", "wall time", f"{unit} hours held", *["cost"] * (plan.price is not None)), rows)
 
 
 def _show_spent(plan: "Forecast", done: "list[Spent]", runs: list[dict[str, Any]]) -> None:
     unit = plan.hardware.unit
-    table = _table("model", "attack", "samples", "done", f"planned {unit} hours", "actual", "actual/planned")
+    rows = []
     for each in done:
-        hours = (plan.hardware.units * seconds / 3600 for seconds in (each.planned, each.actual))
+        counts = [number_cell(n) for n in (each.samples, each.done)]
+        hours = [number_cell(plan.hardware.units * x / 3600, ".3g") for x in (each.planned, each.actual)]
         # Compare with the plan for the finished samples only: the others are not savings
         share = each.planned * each.done / each.samples
-        ratio = f"{each.actual / share:.2f}" if share else ""
-        table.add_row(each.model, each.attack, str(each.samples), str(each.done), *(f"{h:.3g}" for h in hours), ratio)
+        ratio = number_cell(each.actual / share, ".2f") if share else Cell()
+        rows.append((each.model, [Cell(text=each.attack), *counts, *hours, ratio]))
     print("planned and actual:")
-    _print(table)
+    _print(("model", "attack", "samples", "done", f"planned {unit} hours", "actual", "actual/planned"), rows)
     print(_sum_line(plan, done, runs))
 
 
@@ -154,17 +157,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
-def _table(*columns: str) -> Any:
-    from rich.table import Table
+def _print(header: tuple[str, ...], rows: list[tuple[str, list[Cell]]]) -> None:
+    from rayclip.reports.to_terminal import show
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("model", "attack", "from") else "right")
-    return table
-
-
-def _print(table: Any) -> None:
-    from rayclip import terminal
-
-    console = terminal.console()
-    console.print(table, width=None if console.is_terminal else _WIDTH)
+    show([Grid(name="plan", title="", header=header, rows=rows)], width=_WIDTH)

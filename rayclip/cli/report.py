@@ -1,5 +1,6 @@
 """`rayclip report` and `rayclip leaderboard`: readable tables, figures and pages from result folders."""
 
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +13,7 @@ from rayclip.paths import check_file, check_folder
 from rayclip.types import UserError
 
 if TYPE_CHECKING:  # keeps `--help` fast
+    from rayclip.progress import Display
     from rayclip.reports.results import Results
 
 Places = Annotated[
@@ -59,14 +61,17 @@ def report(
 
     from rayclip.reports import make_report
 
-    text = make_report(
-        _read(places, tracking_uri, quiet=quiet),
-        form,
-        against=[table for text in against or () for table in text.split(",")],
-        baseline=baseline,
-        figures=figures,
-        beside=out.absolute().parent if out is not None else Path.cwd(),
-    )
+    results = _read(places, tracking_uri, quiet=quiet)
+    with _display(quiet) as display:
+        text = make_report(
+            results,
+            form,
+            against=[table for text in against or () for table in text.split(",")],
+            baseline=baseline,
+            figures=figures,
+            beside=out.absolute().parent if out is not None else Path.cwd(),
+            tell=lambda figure, done, total: display.update(f"drawing {figure}", done, total),
+        )
     if out is None:
         terminal.write_document(text, declares_utf8=form in ("html", "tex"))
         return
@@ -106,9 +111,11 @@ def leaderboard(
         from rayclip import api
         from rayclip.api import checks
 
-        again = checks.evaluations_of(_read(places[:1], tracking_uri, quiet=quiet))
+        first = _read(places[:1], tracking_uri, quiet=quiet)
+        known = _read(places, tracking_uri, quiet=quiet) if len(places) > 1 else first
         where = api.Where(out=own, cluster=cluster, quiet=quiet)
-        api.compare("leaderboard", {model: model for model in split_models(add)}, again, where)
+        models = {model: model for model in split_models(add)}
+        api.compare("leaderboard", models, checks.evaluations_of(first), where, known.cells)
     folders = [*places, *([own] if (out / "results" / "cells").is_dir() and own not in places else [])]
     store = Store(str(out))
     for name, text in make_leaderboard(_read(folders, tracking_uri, quiet=quiet), title).items():
@@ -127,8 +134,8 @@ def _form(out: Path | None) -> Format:
 
 
 def _read(places: list[str], tracking_uri: str | None, *, quiet: bool) -> "Results":
-    from rayclip.progress import Display
     from rayclip.reports.results import read_results
+    from rayclip.tracking.journal import logged_runs
     from rayclip.tracking.runs import is_run, results_of
 
     chosen: dict[str, set[str] | None] = {}  # models to read by folder, None for all
@@ -137,8 +144,15 @@ def _read(places: list[str], tracking_uri: str | None, *, quiet: bool) -> "Resul
         before = chosen.setdefault(folder, set())
         chosen[folder] = None if model is None or before is None else before | {model}
     only = {folder: models for folder, models in chosen.items() if models is not None}
-    with Display(quiet=quiet or not sys.stderr.isatty()) as display:
-        return read_results(list(chosen), lambda done, total: display.update("reading cells", done, total), only)
+    with _display(quiet) as display:
+        tell = functools.partial(display.update, "reading cells")
+        return read_results(list(chosen), tell, only, logged_runs)
+
+
+def _display(quiet: bool) -> "Display":
+    from rayclip.progress import Display
+
+    return Display(quiet=quiet or not sys.stderr.isatty())
 
 
 def _write(path: Path, text: str) -> None:

@@ -140,7 +140,12 @@ def request(
     seed: Seed = 0,
     gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="May be a fraction, such as 0.25.")] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images per forward; halved where memory is short, which changes no verdict.")
+        int,
+        typer.Option(
+            min=1,
+            help="Images per forward; halved where memory is short, which changes no verdict.",
+            rich_help_panel="Cluster",
+        ),
     ] = 128,
     shard_size: Annotated[int, typer.Option(min=1, help="Images per result file, at most.")] = 256,
     precision: Annotated[
@@ -178,7 +183,7 @@ def request(
 
     from rayclip.data import locate
     from rayclip.data.spec import choose_names, parse_spec
-    from rayclip.tracking import default_uri
+    from rayclip.tracking.address import default_uri
 
     names, specs = choose_names(class_names, split_places(data))
     words: dict[str, Any] = {

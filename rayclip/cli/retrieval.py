@@ -85,7 +85,7 @@ def retrieval(
     from rayclip import api
     from rayclip.attacks import parse_attacks
     from rayclip.distributed.resources import PoolSize
-    from rayclip.reports.table import rows_json
+    from rayclip.reports.rows import rows_json
 
     defaults = attack_defaults(steps, step_size, substitutes) | {"stop": "final"}
     where = api.Where(

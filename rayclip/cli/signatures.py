@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from rayclip.attacks.registry import ATTACKS, own_norm
-from rayclip.defenses.registry import DEFENSES
+from rayclip.attacks import ATTACKS
+from rayclip.defenses import DEFENSES
 from rayclip.methods import METHODS
 from rayclip.models.scorers import SCORERS
 from rayclip.names import FILE, PLAIN
-from rayclip.settings import settable
+from rayclip.settings import Configurable
 
 
 def _spelled(kind: Any) -> str | list[str]:
@@ -32,13 +32,13 @@ def collect() -> dict[str, dict[str, Any]]:
             "settings": settings(kind.settings()),
             "needs_eps": kind.needs_eps,
             "for_pairs": kind.for_pairs,
-            "norm": own_norm(kind),
+            "norm": kind.default_norm(),
         }
         for name, kind in ATTACKS.items()
     }
-    others: dict[str, Mapping[str, type]] = {"defence": DEFENSES, "scorer": SCORERS, "method": METHODS}
+    others: dict[str, Mapping[str, type[Configurable]]] = {"defence": DEFENSES, "scorer": SCORERS, "method": METHODS}
     rest = {
-        what: {name: {"settings": settings(settable(kind))} for name, kind in kinds.items()}
+        what: {name: {"settings": settings(kind.settings())} for name, kind in kinds.items()}
         for what, kinds in others.items()
     }
     return {"attack": attacks, **rest}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rayclip.cli.help import WIDTH, Command
 from rayclip.cli.options import (
     JsonLogs,
     MinWorkers,
@@ -24,6 +25,7 @@ from rayclip.cli.scales import ELSEWHERE, MMCOA_METHODS, ONE_SIZE, ScaleName, sc
 from rayclip.cli.train import parse_shots
 from rayclip.names import check_methods
 from rayclip.paths import check_folder, split_places
+from rayclip.settings import format_name, split_names
 from rayclip.types import UserError
 from rayclip.units import default_step, parse_budget
 
@@ -63,7 +65,7 @@ class Options:
     shots: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="N,N…", help="Images a class, commas between.  [default: the scale's]", show_default=False
+            metavar="N,N…", help="Images per class, commas between.  [default: the scale's]", show_default=False
         ),
     ] = None
     eps: Annotated[str | None, typer.Option(help="Budget in training and test.  [default: the scale's]")] = None
@@ -148,7 +150,7 @@ def sweep(
 def start(command: Callable[..., None]) -> None:
     """Run a sweep's file as a program."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command()(command)
+    app.command(cls=Command, context_settings=WIDTH)(command)
     run_app(app, f"{command.__name__}.py")
 
 
@@ -188,7 +190,7 @@ class Run:
         if options.models and not Path(options.models).expanduser().is_dir():  # finished models may be read-only
             check_folder("--models", options.models)
         check_tracking(options.tracking_uri, no_tracking=False)
-        check_methods(split(options.methods))
+        check_methods(",".join(split(options.methods)))
         check_models([model])
         check_data([*data, *tests])
 
@@ -212,7 +214,9 @@ class Run:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        return split(self.options.methods)
+        """The methods, each with its settings if it has any: `mmcoa:lambda_img=0.3`."""
+        named = split_names(",".join(split(self.options.methods)), "--methods", "tecoa,mmcoa:lambda_img=0.3")
+        return tuple(format_name(*one) for one in named)
 
     @property
     def shots(self) -> list[int | None]:
@@ -242,33 +246,34 @@ class Run:
         return [
             self.trial(
                 label,
-                self.method(name, trains="image" if name == "ft-standard" else None, **settings),
+                self.method(name, settings, trains="image" if name.partition(":")[0] == "ft-standard" else None),
                 shots=shots,
             )
             for label, name, shots in self.grid()
         ]
 
-    def method(self, name: str, **settings: Any) -> "Method":
+    def method(self, name: str, defaults: Mapping[str, Any] | None = None, **settings: Any) -> "Method":
         """Return a method with the sweep's budget and the given settings.
+
+        Args:
+            defaults: settings for methods that have them.
 
         At `paper`, settings of the method's published code take precedence over the sweep's (AdvPT's own budget).
         """
-        from rayclip.attacks.bert import TextSettings
-        from rayclip.methods import make_method
-        from rayclip.methods.registry import method_class
+        from rayclip.methods import METHODS, make_method
 
         steps = self.setting.train_steps
         usual: dict[str, Any] = {
             "eps": self.setting.eps,
             "steps": steps,
             "step": self.step(self.setting.eps),
-            "text": TextSettings(substitutes=self.substitutes, offset=self.setting.offset),
         }
-        published = method_class(name).published if self.is_paper else {}
+        published = METHODS.find(name.partition(":")[0]).published if self.is_paper else {}
         if "eps" in published:
             del usual["step"]
         given = {key: value for key, value in settings.items() if value is not None}
-        return make_method(name, **{**usual, **published, **given})
+        texts = {"substitutes": self.substitutes, "offset": self.setting.offset, **(defaults or {})}
+        return make_method(name, defaults=texts, **{**usual, **published, **given})
 
     def step(self, eps: float) -> float:
         """Return the step size of a training attack with the budget `eps`."""
@@ -451,7 +456,7 @@ class Run:
 
     def show(self, found: "SweepResult | Found") -> None:
         """Print a table, and record the failed trials for `end`."""
-        from rayclip.reports.table import show_rows
+        from rayclip.reports.rows import show_rows
 
         show_rows(found.rows, found.labels)
         self._errors |= found.errors

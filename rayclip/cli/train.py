@@ -28,21 +28,28 @@ from rayclip.cli.options import (
     complete_models,
     least_of,
 )
-from rayclip.names import METHODS, check_methods
+from rayclip.names import METHODS, check_method
 from rayclip.paths import check_folder
 from rayclip.types import UserError
 from rayclip.units import format_budget, parse_budget
 
 
 def train(
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.", autocompletion=complete_methods)],
+    method: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {', '.join(METHODS)}, with its settings: mmcoa:lambda_img=0.3 (rayclip methods NAME shows "
+            "them).",
+            autocompletion=complete_methods,
+        ),
+    ],
     model: Annotated[str, typer.Option(help=Model, autocompletion=complete_models)],
     data: Annotated[
         str,
         typer.Option(help="Data set name, or a Parquet file in the Hugging Face layout.", autocompletion=complete_data),
     ],
     out: Annotated[str, typer.Option(help="Folder or URI of the checkpoint; an interrupted run there goes on.")],
-    shots: Annotated[str, typer.Option(help="Images a class, or full.")] = "full",
+    shots: Annotated[str, typer.Option(help="Images per class, or full.")] = "full",
     attack: Annotated[
         str | None,
         typer.Option(
@@ -109,33 +116,6 @@ def train(
             "[default: the method's]"
         ),
     ] = None,
-    lambda_img: Annotated[float | None, typer.Option(min=0, help="mmcoa: weight of the image loss.")] = None,
-    lambda_txt: Annotated[float | None, typer.Option(min=0, help="mmcoa: weight of the text loss.")] = None,
-    targets: Annotated[
-        Literal["diagonal", "class"] | None,
-        typer.Option(help="mmcoa: diagonal (reference code) or class (equation 7).  [default: diagonal]"),
-    ] = None,
-    captions: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="saft: table of captions as rayclip captions filter writes it, or templates to do without.  "
-            "[default: for digits, the bundled captions]",
-        ),
-    ] = None,
-    sets: Annotated[int | None, typer.Option(min=1, help="saft: captions of each class.  [default: 5]")] = None,
-    objective: Annotated[
-        Literal["cross_entropy", "mean_similarity"] | None,
-        typer.Option(help="saft: what its attack raises.  [default: cross_entropy]"),
-    ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="A setting of the method that has no option of its own; repeat for several: form=published (pmg-aft), "
-            "context=32 (advpt), frame=normal, tokens=100 (vp), lambda_adversarial=0.1 (tga-zsr, saft).",
-        ),
-    ] = None,
     substitutes: Substitutes = "default",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     resolution: Resolution = "native",
@@ -160,11 +140,18 @@ def train(
     """Fine-tune a model, or learn a prompt for it.
 
     The result is a checkpoint that `rayclip eval --model local-dir:OUT` and open_clip load; a prompt is loaded onto its
-    model with `--model prompted:OUT`.
+    model with `--model prompted:OUT`. The same command goes on with a run that was interrupted.
+
+    \b
+    Examples:
+      rayclip train --method tecoa --model digits --data digits --eps 32/255 --out tecoa
+      rayclip train --method mmcoa:lambda_img=0.3,targets=class --model ViT-B-32:openai --data caltech101 --shots 16 \\
+        --out mmcoa --workers 4 --cluster
+      rayclip train --method saft:captions=CAPTIONS.csv,sets=3 --model ViT-B-32:openai --data imagenet --out saft
     """
     check_folder("--out", out, done="rayclip.json")
     check_tracking(tracking_uri, no_tracking)
-    check_methods([method])
+    check_method(method)
     budget = budget_of(eps)
     check_models([model])
     check_data([data])
@@ -173,15 +160,13 @@ def train(
 
     from rayclip import api
     from rayclip.api import checks
-    from rayclip.attacks.bert import TextSettings
     from rayclip.data.spec import choose_names
     from rayclip.distributed import Trial
-    from rayclip.methods import make_method, parse_settings
+    from rayclip.methods import make_method
     from rayclip.store import Store
     from rayclip.training import TrainConfig
 
     class_source, (data,) = choose_names(class_names, [data])
-    own = parse_settings(method, setting or [])
     asked: dict[str, Any] = {
         "against": attack,
         "eps": budget,
@@ -190,16 +175,9 @@ def train(
         "norm": norm,
         "start": start,
         "trains": trains,
-        "lambda_img": lambda_img,
-        "lambda_txt": lambda_txt,
-        "targets": targets,
-        "captions": captions,
-        "sets": sets,
-        "objective": objective,
-        "text": TextSettings(substitutes=substitutes),
     }
     small = recipe == "small" or (recipe is None and checks.is_small(model))
-    chosen = make_method(method, published=not small, **{**asked, **own})
+    chosen = make_method(method, published=not small, defaults={"substitutes": substitutes}, **asked)
     overrides: dict[str, Any] = {
         "epochs": epochs,
         "lr": lr,
@@ -263,7 +241,7 @@ def parse_shots(text: str) -> int | None:
     if text == "full":
         return None
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UserError(f"--shots '{text}' is neither a number of images a class nor full: write 1, 5 or full.")
+        raise UserError(f"--shots '{text}' is neither a number of images per class nor full: write 1, 5 or full.")
     return int(text)
 
 

@@ -5,8 +5,10 @@ from rayclip.data.images import ImageSet, Resolution, batch_pixels
 from rayclip.data.manifest import Names
 from rayclip.data.opening import locate, open_data
 from rayclip.data.pairs import PairSet, open_pairs
+from rayclip.data.registry import DatasetInfo
 
 __all__ = [
+    "DatasetInfo",
     "ImageSet",
     "Names",
     "PairSet",

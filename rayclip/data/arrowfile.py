@@ -3,14 +3,20 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-ARROW = (b"\xff\xff\xff\xff", b"ARRO")  # first bytes of a stream, and of a file
+_BEGINNINGS = (b"\xff\xff\xff\xff", b"ARRO")  # first bytes of a stream, and of a file
 _EDGE = 1 << 20
+
+
+def is_arrow(path: Path) -> bool:
+    """Return whether a file begins like an Arrow stream or file."""
+    with path.open("rb") as file:
+        return file.read(4) in _BEGINNINGS
 
 
 class ArrowFile:
@@ -35,14 +41,6 @@ class ArrowFile:
         rows = [SimpleNamespace(num_rows=batch.num_rows) for batch in self._batches]
         self.metadata = SimpleNamespace(num_rows=sum(r.num_rows for r in rows), row_group=rows.__getitem__)
 
-    def __enter__(self) -> "ArrowFile":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._batches = []
-
     def read(self, columns: Sequence[str]) -> pa.Table:
         return pa.Table.from_batches(self._batches, self.schema_arrow).select(list(columns))
 
@@ -57,19 +55,23 @@ class ArrowFile:
             for start in range(0, batch.num_rows, size):
                 yield batch.slice(start, size)
 
+    def close(self) -> None:
+        self._batches = []
+
 
 def fingerprint_bytes(path: Path) -> bytes:
     """Return a fingerprint of a file's content without reading every image: from its size, its first and last MiB, its
     labels and the sizes of its images."""
-    digest = hashlib.sha256(str(path.stat().st_size).encode())
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as raw:
         digest.update(raw.read(_EDGE))
-        raw.seek(max(0, path.stat().st_size - _EDGE))
+        raw.seek(max(0, size - _EDGE))
         digest.update(raw.read())
-    with ArrowFile(path) as file:
-        for batch in file.read(file.schema_arrow.names).to_batches():
-            for column in batch.columns:
-                digest.update(_short(column))
+    file = ArrowFile(path)
+    for batch in file.read(file.schema_arrow.names).to_batches():
+        for column in batch.columns:
+            digest.update(_short(column))
     return digest.digest()
 
 

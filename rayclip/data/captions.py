@@ -9,11 +9,10 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +20,11 @@ import pyarrow.parquet as pq
 from rayclip.data.descriptions import normal_name
 from rayclip.data.spec import parse_spec
 from rayclip.paths import expand_home
+from rayclip.settings import Configurable
+from rayclip.store import Store
 from rayclip.types import UserError
+
+C = TypeVar("C", bound=Configurable)
 
 # Tables bundled with the package, by data set. The digits have eight sentences per class, written for this purpose;
 # ranks and scores are those of `rayclip captions filter` with the model `digits`.
@@ -120,6 +123,23 @@ def table_for(captions: str, data: str) -> str:
         if file.is_file():
             return str(file)
     raise UserError(f"folder {captions} has no captions of '{name}': it needs {name}.parquet or {name}.csv.")
+
+
+def bind_captions(owner: C, data: str, class_names: Sequence[str]) -> C:
+    """Return an attack, a method, a defence or a scorer with the captions that it needs (`captions_needed`) read in.
+
+    Args:
+        data: the data set, as on the command line; `digits#holdout` has the captions of `digits`.
+
+    Raises:
+        UserError: there are no captions, too few for a class, or a table that does not fit the classes.
+    """
+    name = data.partition("#")[0]
+    captions = owner.captions_needed(name if name in BUNDLED else "")
+    if not captions:
+        return owner
+    table = table_for(captions, data)
+    return owner.with_texts(read_captions(table, class_names), class_names, table)
 
 
 def read_captions(path: str | Path, class_names: Sequence[str] | None = None) -> list[list[str]]:
@@ -253,11 +273,7 @@ def _beside(path: Path) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        aside.write_bytes(data)
-        os.replace(aside, path)
+        Store(str(path.absolute().parent)).write(path.name, data)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from None
-    finally:
-        aside.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rayclip.data.classnames import curated_names
 from rayclip.data.manifest import Manifest, read_manifest
 from rayclip.data.prepare import OnProgress, Request, prepare
-from rayclip.data.registry import ROWS, Row, find
+from rayclip.data.registry import DATASETS, DatasetInfo, find
 from rayclip.data.sources import Place, open_source
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -30,7 +30,7 @@ def prepare_named(name: str, place: Place, root: Store, options: Options, on_pro
     Raises:
         UserError: no such data set, source or split; or see `prepare`.
     """
-    row = ROWS.get(name) if place.kind is not None else find(name)
+    row = DATASETS.get(name) if place.kind is not None else find(name)
     if row is None and not name.replace("_", "").replace("-", "").isalnum():
         raise UserError(f"'{name}' cannot be a data set's name: use letters, digits, - and _.")
     wanted = None if options.splits is None else _splits(options.splits, row)
@@ -65,7 +65,7 @@ def prepare_named(name: str, place: Place, root: Store, options: Options, on_pro
     return prepare(request, source, root, on_progress)
 
 
-def _splits(splits: Sequence[str], row: Row | None) -> tuple[str, ...]:
+def _splits(splits: Sequence[str], row: DatasetInfo | None) -> tuple[str, ...]:
     if not splits:
         raise UserError("--splits names no split: write train, val, test or evaluated.")
     if EVALUATED in splits and row is None:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
-from rayclip.data.registry import Row
+from rayclip.data.labels import plain
+from rayclip.data.registry import DatasetInfo
 from rayclip.types import UserError
 
 
 def curated_names(
-    row: Row, raw_names: Sequence[str], source_kind: str, label_keys: Sequence[str] = ()
+    row: DatasetInfo, raw_names: Sequence[str], source_kind: str, label_keys: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """Return the class names in label order, in the curated spelling for CLIP's prompts.
 
@@ -53,9 +54,9 @@ def curated_names(
             if names.keys() == set(keys):
                 return tuple(names[k] for k in keys)
     in_order = tuple(names.values()) if isinstance(names, dict) else tuple(names)
-    spelled = {_plain(name): name for name in in_order}
-    if len(spelled) == expected and spelled.keys() == {_plain(name) for name in raw_names}:
-        return tuple(spelled[_plain(name)] for name in raw_names)
+    spelled = {plain(name): name for name in in_order}
+    if len(spelled) == expected and spelled.keys() == {plain(name) for name in raw_names}:
+        return tuple(spelled[plain(name)] for name in raw_names)
     upload_keeps_order = on_hub is not None and on_hub.form == "webdataset"
     sorted_keys = isinstance(names, list) and bool(label_keys)  # ImageNet: sorted WordNet ids
     if source_kind == "torchvision" or upload_keeps_order or sorted_keys:
@@ -63,7 +64,7 @@ def curated_names(
     return tuple(clean(row, name) for name in raw_names)
 
 
-def clean(row: Row, name: str) -> str:
+def clean(row: DatasetInfo, name: str) -> str:
     """Apply the row's replacements to a raw class name, and collapse whitespace."""
     for pattern, replacement in row.cleaning:
         name = re.sub(pattern, replacement, name)
@@ -74,7 +75,3 @@ def clean(row: Row, name: str) -> str:
 def _curated() -> dict[str, list[str] | dict[str, str]]:
     text = resources.files("rayclip.data").joinpath("classnames.json").read_text(encoding="utf-8")
     return dict(json.loads(text))
-
-
-def _plain(name: str) -> str:
-    return "".join(c for c in name.casefold() if c.isalnum())

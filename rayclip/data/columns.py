@@ -2,15 +2,15 @@
 share these rules."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pyarrow import types
 
-from rayclip.data.labels import MISSING, some
+from rayclip.data.labels import MISSING, check_labels, some, with_given_names
 from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
@@ -108,59 +108,116 @@ def declared_names(schema: pa.Schema, label: str | None) -> tuple[str, ...]:
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
-def class_number(value: Any, number_of: Mapping[str, int]) -> int | None:
-    """Convert a label to a whole number, counted as in the data; None for a missing label.
+@dataclass(frozen=True, kw_only=True)
+class LabelColumn:
+    """How the values of a label column become labels.
+
+    Attributes:
+        name: the column.
+        class_names: in label order.
+        own_names: as the data spell them; empty if class names were given and the data have none.
+        texts: the class name of each label where labels are texts; a text that is no class name may still be a number.
+        first: the label of the first class.
+        from_1: advice where labels seem to be counted from 1.
+        note: remark for users if given names replace the data's own.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    own_names: tuple[str, ...]
+    texts: tuple[str, ...]
+    first: int
+    from_1: str
+    note: str | None
+
+    @cached_property
+    def _seen(self) -> dict[Any, int]:
+        return {}
+
+    @cached_property
+    def _number_of(self) -> dict[str, int]:
+        return {text: number for number, text in enumerate(self.texts, start=self.first)}
+
+    def numbers(self, where: str, distinct: Iterable[Any]) -> dict[Any, int]:
+        """Map each distinct value of the column to its label, counted as in the data; `MISSING` for missing labels.
+
+        Raises:
+            UserError: some values are no labels, or labels of no class.
+        """
+        numbers: dict[Any, int] = {}
+        wrong = []
+        for value in distinct:
+            try:
+                numbers[value] = self._number(value)
+            except (ValueError, OverflowError) as error:
+                wrong.append(str(error))
+        if wrong:
+            raise UserError(f"{where} has labels in its column '{self.name}' that name no class: {some(wrong)}.")
+        check_labels(where, numbers.values(), len(self.class_names), self.first, self.from_1)
+        return numbers
+
+    def number(self, where: str, value: Any) -> int:
+        """Return the label of one value; see `numbers`."""
+        if value not in self._seen:
+            self._seen.update(self.numbers(where, [value]))
+        return self._seen[value]
+
+    def _number(self, value: Any) -> int:
+        if value is None or value != value:
+            return MISSING
+        if isinstance(value, str):
+            if value in self._number_of:
+                return self._number_of[value]
+            if not value.strip().lstrip("-").isdecimal():
+                raise ValueError(f"the text '{value[:40]}' is none of the class names")
+            value = int(value)
+        if value != int(value):
+            raise ValueError(f"{value} is no whole number")
+        return int(value)
+
+
+def open_labels(
+    where: str,
+    columns: Columns,
+    declared: tuple[str, ...],
+    distinct: Iterable[Any] | None,
+    reading: Reading,
+    *,
+    from_1: str,
+    names_option: str = "",
+) -> LabelColumn:
+    """Choose the class names of a label column: those that the data declare, else those given, else its distinct texts,
+    sorted like class folders.
 
     Args:
-        value: a number, a boolean, or a text.
-        number_of: text -> label; a text that is no class name may still be a number.
+        where: the file, for messages.
+        declared: `declared_names`.
+        distinct: the column's distinct values; None if they are not known.
+        from_1: see `LabelColumn`.
+        names_option: another way to give class names, for messages.
 
     Raises:
-        ValueError: not a label; the message says why.
+        UserError: there are no class names.
     """
-    if value is None or value != value:
-        return None
-    if isinstance(value, str):
-        if value in number_of:
-            return number_of[value]
-        if not value.strip().lstrip("-").isdecimal():
-            raise ValueError(f"the text '{value[:40]}' is none of the class names")
-        value = int(value)
-    if value != int(value):
-        raise ValueError(f"{value} is no whole number")
-    return None if int(value) == MISSING else int(value)
-
-
-def numbers_of(where: str, column: str, distinct: Iterable[Any], number_of: Mapping[str, int]) -> dict[Any, int]:
-    """Map each distinct value of a column to its label, counted as in the data; `MISSING` for missing labels.
-
-    Raises:
-        UserError: some values are no labels.
-    """
-    numbers: dict[Any, int] = {}
-    wrong = []
-    for value in distinct:
-        try:
-            number = class_number(value, number_of)
-        except (ValueError, OverflowError) as error:
-            wrong.append(str(error))
-        else:
-            numbers[value] = MISSING if number is None else number
-    if wrong:
-        raise UserError(f"{where} has labels in its column '{column}' that name no class: {some(wrong)}.")
-    return numbers
-
-
-def class_numbers(where: str, column: str, values: pa.ChunkedArray, number_of: Mapping[str, int]) -> np.ndarray:
-    """Convert a whole column to labels, `(N,)` int64, counted as in the data; `MISSING` for rows without one.
-
-    Raises:
-        UserError: some values are no labels.
-    """
-    numbers = numbers_of(where, column, values.unique().to_pylist(), number_of)
-    if types.is_integer(values.type) and not values.null_count:
-        return values.to_numpy().astype(np.int64)
-    return np.array([numbers.get(v, MISSING) for v in values.to_pylist()], dtype=np.int64)
+    given, own = reading.class_names(), declared
+    if not own and given is None and columns.text_labels and distinct is not None:
+        own = tuple(sorted(str(text) for text in distinct if text is not None))
+    if not own and given is None:
+        raise UserError(
+            f"{where} names no classes: give --class-names FILE, a name a line in label order{names_option}; the "
+            f"datasets library writes them as a ClassLabel for '{columns.label}' under the key 'huggingface' of the "
+            "schema metadata."
+        )
+    names, note = (own, None) if given is None else with_given_names(own, given, str(reading.names))
+    return LabelColumn(
+        name=str(columns.label),
+        class_names=names,
+        own_names=own,
+        texts=(own or names) if columns.text_labels else (),
+        first=reading.labels_from,
+        from_1=from_1,
+        note=note,
+    )
 
 
 def is_text(kind: Any) -> bool:
@@ -175,10 +232,6 @@ def is_bytes(kind: Any) -> bool:
 def is_number(kind: Any) -> bool:
     kind = kind.value_type if types.is_dictionary(kind) else kind
     return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
-
-
-def is_label(kind: Any) -> bool:
-    return is_number(kind) or is_text(kind)
 
 
 def is_image(kind: Any) -> bool:

@@ -12,9 +12,9 @@ from PIL import Image
 
 from rayclip.data.intake import BadImageError, decode, in_order, take_in
 from rayclip.data.mapped import MappedImages
-from rayclip.data.registry import ROWS
-from rayclip.data.rowgroups import RowGroups
+from rayclip.data.registry import DATASETS
 from rayclip.data.spec import Reading
+from rayclip.data.tables import TableImages
 from rayclip.store import Store, cache_root
 from rayclip.types import UserError
 
@@ -22,18 +22,17 @@ from rayclip.types import UserError
 def preparing(name: str, paths: Sequence[Path], reading: Reading = Reading()) -> str:
     """Return the command that prepares a data set from the user's own files, setting unusable samples aside."""
     place = paths[0] if len(paths) == 1 else paths[0].parent
+    command = f"rayclip data prepare {own_name(name)} --source parquet {shlex.quote(str(place.absolute()))}"
     options = {"image-column": reading.image, "label-column": reading.label, "class-names": reading.names}
-    words = [word for option, value in options.items() if value for word in (f"--{option}", shlex.quote(value))]
+    words = [f"--{option} {shlex.quote(value)}" for option, value in options.items() if value]
     words += [f"--labels-from {reading.labels_from}"] if reading.labels_from else []
-    return " ".join(
-        [f"rayclip data prepare {own_name(name)} --source parquet {shlex.quote(str(place.absolute()))}", *words]
-    )
+    return " ".join([command, *words])
 
 
 def own_name(name: str) -> str:
     """Derive a name for the user's own data set from its file name."""
     own = re.sub(r"[^\w-]+", "-", name).strip("-_") or "mine"
-    if own in ROWS or Path(own).exists():  # otherwise it would mean the published data set, or the path
+    if own in DATASETS or Path(own).exists():  # otherwise it would mean the published data set, or the path
         own += "-checked"
     return own
 
@@ -50,7 +49,7 @@ class EncodedImages:
     name: str
     fingerprint: str
     native_size: tuple[int, int] | None = None
-    encoded: RowGroups | MappedImages
+    encoded: TableImages | MappedImages
     paths: tuple[Path, ...] = ()
     _reading: Reading = Reading()
 
@@ -64,24 +63,18 @@ class EncodedImages:
         except BadImageError as error:
             raise UserError(f"row {position} of '{self.name}' is no readable image: {error}.") from error
 
-    def check(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def check(self, on_progress: Callable[[int, int], None] = lambda done, total: None, *, again: bool = False) -> None:
         """See `ImageSet.check`. In files that were not prepared, every image is decoded once; the outcome is remembered
-        until the files change."""
-        if self.paths:
-            self._checked(on_progress, again=False)
-
-    def look_again(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Run `check` again, ignoring remembered outcomes."""
-        self._checked(on_progress, again=True)
-
-    def _checked(self, on_progress: Callable[[int, int], None], *, again: bool) -> None:
+        until the files change, unless `again` is given."""
+        if not self.paths:
+            return
         stats = [path.stat() for path in self.paths]
         state = f"{self.fingerprint}{[(s.st_size, s.st_mtime_ns) for s in stats]}"
         memory = Store(str(cache_root() / "checked"))
         name = f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.json"
         found = None if again else memory.read_json(name)
         if found is None:
-            found = self._look_at_all(on_progress)
+            found = self._check_all(on_progress)
             with contextlib.suppress(OSError):  # if the cache cannot be written, the check is only repeated
                 memory.write_json(name, found)
         if found["bad"]:
@@ -92,22 +85,24 @@ class EncodedImages:
             )
         self.native_size = tuple(found["size"]) if found["size"] else None
 
-    def _look_at_all(self, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
-        def fetch(position: int) -> bytes | str:
+    def _check_all(self, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
+        def fetch(position: int) -> bytes | BadImageError:
             try:
                 return bytes(self.encoded[position])
             except BadImageError as error:
-                return str(error)
+                return error
 
-        def look(item: tuple[int, bytes | str]) -> tuple[int, int] | str:
+        def size_of(image: bytes | BadImageError) -> tuple[int, int] | str:
             try:
-                return item[1] if isinstance(item[1], str) else take_in(item[1]).size
+                if isinstance(image, BadImageError):
+                    raise image
+                return take_in(image).size
             except BadImageError as error:
                 return str(error)
 
         bad, sizes = [], set()
-        images = ((p, fetch(p)) for p in range(len(self.encoded)))
-        for (position, _), outcome in in_order(images, look):
+        outcomes = in_order(map(fetch, range(len(self.encoded))), size_of)
+        for position, (_, outcome) in enumerate(outcomes):
             if isinstance(outcome, str):
                 bad.append((position, outcome))
             else:

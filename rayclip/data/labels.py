@@ -88,33 +88,34 @@ def with_given_names(own: tuple[str, ...], given: tuple[str, ...], origin: str) 
     return given, f"Its own class names are replaced, by their order, by those of {origin}: {some(pairs)}."
 
 
-def explain_labels(labels: Iterable[int], classes: int, first: int) -> str | None:
-    """Explain why labels do not fit the class names; None if they fit.
+def check_labels(where: str, labels: Iterable[int], classes: int, first: int, from_1: str) -> None:
+    """Raise a `UserError` unless labels fit the class names. No sample is set aside for a label that does not fit:
+    others may then be shifted.
 
     Args:
-        labels: distinct labels, as in the data; `MISSING` is ignored.
+        where: the file or sample, for the message.
+        labels: as in the data; `MISSING` is ignored.
         classes: number of class names.
         first: the label of the first class.
+        from_1: what to do if the labels are counted from 1.
     """
     found = sorted(set(labels) - {MISSING})
     outside = [label for label in found if not first <= label < first + classes]
     if not outside:
-        return None
-    if counted_from_1(found, classes, first):
-        return (
-            f"labels from {found[0]} to {found[-1]} for {classes} class names, which are labels 0 to {classes - 1}: "
-            "they seem to be counted from 1"
+        return
+    if first == 0 and found[0] >= 1 and found[-1] == classes:
+        raise UserError(
+            f"{where} has labels from {found[0]} to {found[-1]} for {classes} class names, which are labels 0 to "
+            f"{classes - 1}: they seem to be counted from 1: {from_1}."
         )
     shown = some([str(label) for label in outside])
     plural = "labels" if len(outside) > 1 else "the label"
     many = f" ({found[-1] - first + 1} classes)" if found[0] == first and found[-1] - first == classes else ""
-    return f"{plural} {shown}{many}, but {classes} class names, which are labels {first} to {first + classes - 1}"
-
-
-def counted_from_1(labels: Sequence[int], classes: int, first: int) -> bool:
-    """Return whether labels that do not fit the class names would fit if they were counted from 1."""
-    found = [label for label in labels if label != MISSING]
-    return first == 0 and bool(found) and min(found) >= 1 and max(found) == classes
+    raise UserError(
+        f"{where} has {plural} {shown}{many}, but {classes} class names, which are labels {first} to "
+        f"{first + classes - 1}: name every class with --class-names FILE, a name a line in label order, or correct "
+        "the labels."
+    )
 
 
 def notes_on_classes(

@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,31 +43,38 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
         if flat:
             return {split: _complete(files) for split, files in flat.items()}
     below = {path.relative_to(folder).as_posix(): path for path in _below(folder, ".parquet", _DEEPEST)}
-    configs: dict[str, dict[str, list[Path]]] = {}
-    for split, spellings in SPLITS.items():
-        for spelling in spellings:
-            for config, files in by_config(below, spelling).items():
-                configs.setdefault(config, {})[split] = _complete([below[f] for f in files])
-    if configs:
-        chosen = next(iter(configs)) if len(configs) == 1 else next((c for c in ("", "default") if c in configs), None)
+    if configs := by_config(below):
+        chosen = choose_config(configs)
         if chosen is None:
             known = sorted(configs)
             raise UserError(
                 f"folder {folder} has the configurations {', '.join(known)}: give the folder of one, such as "
                 f"{folder / known[0]}."
             )
-        return configs[chosen]
+        return {split: _complete([below[f] for f in files]) for split, (_, files) in configs[chosen].items()}
     plain = sorted(folder.glob("*.parquet"))
     return {WHOLE: _complete(plain)} if plain else {}
 
 
-def by_config(files: Iterable[str], split: str) -> dict[str, list[str]]:
-    """Group a split's Parquet files, in order, by configuration: the folder they are in; "" for the root or `data/`.
+def by_config(files: Collection[str]) -> dict[str, dict[str, tuple[str, list[str]]]]:
+    """Group Parquet files by configuration, the folder they are in ("" for the root or `data/`), and our split.
 
     Args:
         files: paths below the data set's root, with `/`.
-        split: name of the split as the files spell it.
+
+    Returns:
+        configuration -> split -> its spelling in the files, and the files in order.
     """
+    found: dict[str, dict[str, tuple[str, list[str]]]] = {}
+    for split, spellings in SPLITS.items():
+        for spelling in spellings:
+            for config, of_split in split_files(files, spelling).items():
+                found.setdefault(config, {})[split] = spelling, of_split
+    return found
+
+
+def split_files(files: Iterable[str], split: str) -> dict[str, list[str]]:
+    """Return the files of one split, spelled as in the files, in order and by configuration; see `by_config`."""
     # Matches SPLIT.parquet, SPLIT-00000-of-00002.parquet, but not SPLIT_extra-0.parquet, which is another split
     pattern = re.compile(rf"{re.escape(split)}(?:[-_.]\d.*)?\.parquet")
     found: dict[str, list[str]] = {}
@@ -82,6 +89,11 @@ def by_config(files: Iterable[str], split: str) -> dict[str, list[str]]:
         config = "/".join(folders)
         found.setdefault("" if config == "data" else config, []).append(file)
     return found
+
+
+def choose_config(configs: Collection[str]) -> str | None:
+    """Return the only configuration, or else the default one; None if there is no default."""
+    return next((c for c in (configs if len(configs) == 1 else ("", "default")) if c in configs), None)
 
 
 def advise(place: Path, name: str) -> str | None:
@@ -99,6 +111,12 @@ def advise(place: Path, name: str) -> str | None:
     source = "webdataset" if tars else "folder"
     names = " --class-names FILE" if tars and not listed else ""
     return f"rayclip data prepare {name} --source {source} {shlex.quote(str(place.absolute()))}{names}"
+
+
+def split_named_in(stem: str) -> str | None:
+    """Return the split that a file's name indicates, such as `cifar10-test` or `train-0`; None for none."""
+    words = re.split(r"[^a-z]+", stem.lower())
+    return next((own for own, spellings in SPLITS.items() if not set(spellings).isdisjoint(words)), None)
 
 
 def _own(split: str) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from rayclip.data.digits import Digits
 from rayclip.data.encoded import own_name
 from rayclip.data.images import ImageSet
 from rayclip.data.labels import notes_on_classes, with_given_names
@@ -14,7 +13,7 @@ from rayclip.data.layout import WHOLE, advise, find_files
 from rayclip.data.manifest import MANIFEST, Manifest, Names, read_manifest
 from rayclip.data.parquet import ParquetImages
 from rayclip.data.prepared import PreparedImages
-from rayclip.data.registry import CLASSIFIED, ROWS
+from rayclip.data.registry import CLASSIFIED, DATASETS
 from rayclip.data.spec import HOLDOUT, VALIDATION, Reading, parse_spec
 from rayclip.paths import expand_home
 from rayclip.store import Store
@@ -41,44 +40,50 @@ def locate(spec: str) -> str:
 
 
 def _locate(name: str) -> str:
-    if name in ("", "digits") or "/" in name or name.endswith(".parquet") or Path(name).exists():
+    if not name or is_bundled(name) or "/" in name or name.endswith(".parquet") or Path(name).exists():
         return name
     folder = Store(data_root()).child(name)
-    there = name in ROWS or (folder.path("").is_dir() if folder.is_local else folder.size(MANIFEST) is not None)
+    there = name in DATASETS or (folder.path("").is_dir() if folder.is_local else folder.size(MANIFEST) is not None)
     return folder.root if there else name
+
+
+def is_bundled(name: str) -> bool:
+    """Return whether a data set comes with a package and needs no preparing."""
+    return name in DATASETS and DATASETS[name].open is not None
 
 
 def open_data(spec: str, role: str, names: Names = "curated") -> ImageSet:
     """Open a data set.
 
     Args:
-        spec: `digits`; a prepared data set's name, folder or URI; a `.parquet` file, used whole; or a folder of such
-            files in one of the forms that `find_files` knows. Options for reading may follow: `#label=COLUMN`,
-            `#image=COLUMN`, `#labels-from=1`, `#names=FILE` (`Reading`). With `#holdout` after them, every fifth image
-            of each class of the only split forms the test split, and the others are for training. With `#validation`
-            last, the train split is divided in the same way: for choices that must not use the test split.
+        spec: a bundled data set, such as `digits`; a prepared data set's name, folder or URI; a `.parquet` file, used
+            whole; or a folder of such files in one of the forms that `find_files` knows. Options for reading may
+            follow: `#label=COLUMN`, `#image=COLUMN`, `#labels-from=1`, `#names=FILE` (`Reading`). With `#holdout` after
+            them, every fifth image of each class of the only split forms the test split, and the others are for
+            training. With `#validation` last, the train split is divided in the same way: for choices that must not use
+            the test split.
         role: `test` (for a data set of the papers, the split that they evaluate) or `train`. Other splits of a
             prepared data set go by their names.
         names: spelling of the class names, if the data set has two.
 
     Raises:
-        UserError: unknown name, missing file, or no labelled images.
+        UserError: unknown name, missing file, no such split, or no labelled images.
     """
     parsed = parse_spec(spec)
+    if parsed.part and role not in ("train", "test"):
+        raise UserError(f"'{spec}' has no {role} split: {parsed.part} divides one split into train and test.")
     if parsed.part.endswith(VALIDATION):
         whole = dataclasses.replace(parsed, part=parsed.part.removesuffix(VALIDATION))
         return _held_out(open_data(str(whole), "train", names), role)
     place = _locate(parsed.place)
-    if parsed.part.startswith(HOLDOUT):
+    if parsed.part:
         return _held_out(_open(place, ONLY, names, parsed.reading), role)
     return _open(place, role, names, parsed.reading)
 
 
 def _open(place: str, role: str, names: Names, reading: Reading) -> ImageSet:
-    if place == "digits":
-        if role not in ("train", "test", ONLY):
-            raise UserError(f"'digits' has no split '{role}': it has train and test.")
-        return _renamed(Digits("test" if role == ONLY else role), place, reading)
+    if is_bundled(place):
+        return _renamed(_open_bundled(place, role), place, reading)
     if "://" not in place:
         path = Path(place)
         if path.is_file() and (command := advise(path, own_name(path.stem))):
@@ -93,19 +98,26 @@ def _open(place: str, role: str, names: Names, reading: Reading) -> ImageSet:
     manifest = open_manifest(store)
     if manifest.kind != "classification":
         raise UserError(f"'{manifest.name}' has captions, not classes: use `rayclip retrieval`.")
-    row = ROWS.get(manifest.name)
     data = PreparedImages(store, manifest, choose_split(manifest, role, place), names)
-    if row is not None:
-        data.resize = row.resize
+    if manifest.name in DATASETS:
+        data.resize = DATASETS[manifest.name].resize
     return _renamed(data, place, reading)
+
+
+def _open_bundled(name: str, role: str) -> ImageSet:
+    info = DATASETS[name]
+    assert info.open is not None
+    split = info.evaluated if role in ("test", ONLY) else role
+    if split not in info.splits:
+        raise UserError(f"'{name}' has no split '{split}': it has {' and '.join(info.splits)}.")
+    return info.open(split)
 
 
 def _renamed(data: ImageSet, place: str, reading: Reading) -> ImageSet:
     """Apply the class names of a file to a data set whose columns are fixed."""
-    if reading.decisive():
+    if options := reading.decisive():
         raise UserError(
-            f"{place} tells its images and labels itself: leave {''.join(f'#{key}=… ' for key in reading.decisive())}"
-            "away."
+            f"{place} tells its images and labels itself: leave {''.join(f'#{key}=… ' for key in options)}away."
         )
     given = reading.class_names()
     if given is None:
@@ -139,31 +151,31 @@ def choose_split(manifest: Manifest, role: str, place: str = "") -> str:
     Raises:
         UserError: the data set has no such split.
     """
-    row = ROWS.get(manifest.name)
+    name, info = manifest.name, DATASETS.get(manifest.name)
     wanted: tuple[str, ...] = (role,)
     if role in ("test", ONLY):
-        wanted = (row.evaluated,) if row is not None else ("test", "val")
+        wanted = (info.evaluated,) if info is not None else ("test", "val")
     for split in wanted:
         if split in manifest.splits:
             return split
     there = ", ".join(manifest.splits)
     if role == ONLY and len(manifest.splits) == 1:
         return there
-    if role == "train" and row is not None and "train" not in row.splits:
+    if info is None:
+        if manifest.kind == "captions":
+            raise UserError(f"'{name}' has no {wanted[0]} split, only {there}: prepare one that has.")
+        shown = name if not place or place == _locate(name) else place
+        raise UserError(f"'{name}' has no {wanted[0]} split, {_keep(shown, role, there)}")
+    if role == "train" and "train" not in info.splits:
         raise UserError(
-            f"'{manifest.name}' has no train split, the papers evaluate on all its images: write "
-            f"{manifest.name}{HOLDOUT} to keep every fifth image of each class for the test."
+            f"'{name}' has no train split, the papers evaluate on all its images: write {name}{HOLDOUT} to keep every "
+            "fifth image of each class for the test."
         )
-    if row is None and manifest.kind == "captions":
-        raise UserError(f"'{manifest.name}' has no {wanted[0]} split, only {there}: prepare one that has.")
-    if row is None:
-        place = manifest.name if not place or place == _locate(manifest.name) else place
-        raise UserError(f"'{manifest.name}' has no {wanted[0]} split, {_keep(place, role, there)}")
-    source = manifest.source.get("kind")
-    elsewhere = f" --source {source} PLACE" if source not in ("torchvision", "hub") else f" --source {source}"
+    kind = manifest.source.get("kind")
+    source = f"--source {kind}" if kind in ("torchvision", "hub") else f"--source {kind} PLACE"
     raise UserError(
-        f"of '{manifest.name}' only {there} is prepared: `rayclip data prepare {manifest.name}{elsewhere} --splits "
-        f"{wanted[0]}` adds the missing split."
+        f"of '{name}' only {there} is prepared: `rayclip data prepare {name} {source} --splits {wanted[0]}` adds the "
+        "missing split."
     )
 
 
@@ -178,7 +190,7 @@ def _keep(place: str, role: str, there: str) -> str:
 
 def _unknown(place: str) -> UserError:
     name = Path(place).name
-    if name in ROWS and place == _locate(name):
+    if name in DATASETS and place == _locate(name):
         return UserError(
             f"data set '{name}' is not prepared below {data_root()}: run `rayclip data prepare {name}`, or set "
             "RAYCLIP_DATA to the folder or URI that holds it."
@@ -190,18 +202,16 @@ def _unknown(place: str) -> UserError:
 
 
 def _open_folder(folder: Path, role: str, reading: Reading) -> ImageSet:
-    found = find_files(folder)
-    name = folder.resolve().name
+    found, name = find_files(folder), folder.resolve().name
     wanted = _FOUND_IN.get(role, (role,))
     files = next((found[split] for split in (*wanted, WHOLE) if split in found), None)
+    if files is None and role == ONLY and len(found) == 1:
+        (files,) = found.values()
     if files is not None:
         return ParquetImages(files, name, reading)
-    if role == ONLY and len(found) == 1:
-        return ParquetImages(next(iter(found.values())), name, reading)
     if found:
         raise UserError(f"folder {folder} holds no {role} images, {_keep(str(folder), role, ', '.join(found))}")
-    command = advise(folder, own_name(name))
-    if command is not None:
+    if command := advise(folder, own_name(name)):
         raise UserError(f"folder {folder} is read after it is prepared: `{command}`.")
     raise UserError(
         f"folder {folder} holds no {role} images: it needs {wanted[0]}*.parquet in the Hugging Face layout (in it, in "

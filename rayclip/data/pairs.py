@@ -16,10 +16,9 @@ from rayclip.data.layout import WHOLE, find_files
 from rayclip.data.manifest import MANIFEST
 from rayclip.data.mapped import MappedImages
 from rayclip.data.opening import choose_split, locate, open_manifest
-from rayclip.data.parquet import footers_fingerprint
 from rayclip.data.prepared import read_index
-from rayclip.data.rowgroups import RowGroups, open_parquet, read_column
 from rayclip.data.spec import Reading, parse_spec
+from rayclip.data.tables import TableImages, footers_fingerprint, open_table, read_column
 from rayclip.paths import expand_home
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -46,14 +45,14 @@ class PairSet(EncodedImages):
 
     def __init__(self, paths: Sequence[Path], name: str) -> None:
         self.name = name
-        files = [open_parquet(path) for path in paths]
+        files = [open_table(path) for path in paths]
         rows = [row for file, path in zip(files, paths, strict=True) for row in _captions(path, file)]
         if not rows:
             raise UserError(f"{paths[0]} holds no rows.")
         self.captions: tuple[tuple[str, ...], ...] = tuple(rows)
         self.ids = np.arange(len(rows))
         self.paths = tuple(paths)
-        self.encoded = RowGroups([f.metadata.num_rows for f in files], self.paths.__getitem__, "image", name)
+        self.encoded = TableImages([f.metadata.num_rows for f in files], self.paths.__getitem__, "image", name)
         decisive = json.dumps([footers_fingerprint(paths), self.captions])
         self.fingerprint = hashlib.sha256(decisive.encode()).hexdigest()[:16]
 
@@ -63,7 +62,7 @@ class PairSet(EncodedImages):
 
 def has_captions(path: str | Path) -> bool:
     """Return whether a Parquet file has a column of captions. Raises `UserError`."""
-    return "captions" in open_parquet(Path(expand_home(str(path)))).schema_arrow.names
+    return "captions" in open_table(Path(expand_home(str(path)))).schema_arrow.names
 
 
 def open_pairs(spec: str, split: str | None = None) -> PairSet:

@@ -9,16 +9,16 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from rayclip.data.columns import class_numbers, declared_names, find_columns
+from rayclip.data.columns import declared_names, find_columns, open_labels
 from rayclip.data.encoded import EncodedImages, preparing
 from rayclip.data.images import ImageSet
-from rayclip.data.labels import MISSING, counted_from_1, explain_labels, notes_on_classes, with_given_names
-from rayclip.data.rowgroups import RowGroups, checksums, footer, open_parquet, read_column
+from rayclip.data.labels import MISSING, notes_on_classes
 from rayclip.data.spec import Reading
+from rayclip.data.tables import TableImages, checksums, footers_fingerprint, open_table, read_column
 from rayclip.types import UserError
 
 
@@ -31,107 +31,79 @@ class ParquetImages(EncodedImages, ImageSet):
     """
 
     def __init__(self, paths: Sequence[Path], name: str, reading: Reading = Reading()) -> None:
-        self.name = name
-        self.paths = tuple(paths)
-        self._reading = reading
-        files = [open_parquet(path) for path in paths]
-        option = f"{paths[0]}#{{}}={{}}" if len(paths) == 1 else f"{paths[0].parent}#{{}}={{}}"
-        columns = [
+        self.name, self.paths, self._reading = name, tuple(paths), reading
+        first = paths[0]
+        option = f"{first if len(paths) == 1 else first.parent}#{{}}={{}}"
+        files = [open_table(path) for path in paths]
+        columns, *others = [
             find_columns(str(path), file.schema_arrow, reading, option=option)
             for path, file in zip(paths, files, strict=True)
         ]
-        label = columns[0].label
+        label = columns.label
         if label is None:
             raise UserError(
-                f"{paths[0]} has captions and no labels: use `rayclip retrieval`, or name the column of labels with "
+                f"{first} has captions and no labels: use `rayclip retrieval`, or name the column of labels with "
                 f"{option.format('label', 'COLUMN')}."
             )
-        declared = [declared_names(file.schema_arrow, label) for file in files]
-        for path, other, names in zip(paths[1:], columns[1:], declared[1:], strict=True):
-            if other != columns[0] or names != declared[0]:
-                raise UserError(f"{path} names other classes or columns than {paths[0]}: give each file by itself.")
+        declared, *also_declared = [declared_names(file.schema_arrow, label) for file in files]
+        for path, other, names in zip(paths[1:], others, also_declared, strict=True):
+            if other != columns or names != declared:
+                raise UserError(f"{path} names other classes or columns than {first}: give each file by itself.")
         values = [read_column(path, file, label) for path, file in zip(paths, files, strict=True)]
         if sum(map(len, values)) == 0:
-            raise UserError(f"{paths[0]} holds no rows.")
-        own = declared[0] or (_distinct_texts(values) if columns[0].text_labels and not reading.names else ())
-        self.class_names, given_note = self._name_classes(own, option)
-        self.raw_names = own or self.class_names
-        texts = (own or self.class_names) if columns[0].text_labels else ()
-        number_of = {text: number for number, text in enumerate(texts, start=reading.labels_from)}
-        self.labels = np.concatenate(
-            [class_numbers(str(path), label, v, number_of) for path, v in zip(paths, values, strict=True)]
+            raise UserError(f"{first} holds no rows.")
+        distinct = {value for column in values for value in column.unique().to_pylist()}
+        counted_from_1 = preparing(name, paths, dataclasses.replace(reading, labels_from=1))
+        self._labels = open_labels(
+            str(first),
+            columns,
+            declared,
+            distinct,
+            reading,
+            from_1=f"write {option.format('labels-from', 1)}, or prepare it with `{counted_from_1}`",
+            names_option=f", or {option.format('names', 'FILE')}",
         )
-        self._check_labels(option)
+        self.class_names = self._labels.class_names
+        self.raw_names = self._labels.own_names or self.class_names
+        # Equal names are allowed: ImageNet's curated list has two classes "missile" and two "sunglasses".
+        if len(self.class_names) < 2:
+            raise UserError(f"{first} must name at least two classes; it names {len(self.class_names)}.")
+        numbers = self._labels.numbers(str(first), distinct)
+        self.labels = np.concatenate([_numbered(column, numbers) for column in values])
+        if missing := int((self.labels == MISSING).sum()):
+            raise UserError(
+                f"{first} has {missing:,} images without a label: set them aside with "
+                f"`{preparing(name, paths, reading)}`."
+            )
         self.labels -= reading.labels_from
         self.ids = np.arange(len(self.labels))
-        self.encoded = RowGroups([f.metadata.num_rows for f in files], self.paths.__getitem__, columns[0].image, name)
-        named = self._named_files()
-        self.fingerprint = footers_fingerprint(paths)
-        decisive = {**reading.decisive(), **({"files": named} if named else {}), **({"texts": texts} if texts else {})}
-        if decisive:
-            self.fingerprint = hashlib.sha256(f"{self.fingerprint}{json.dumps(decisive)}".encode()).hexdigest()[:16]
+        rows = [file.metadata.num_rows for file in files]
+        images = self.encoded = TableImages(rows, self.paths.__getitem__, columns.image, name)
+        self.fingerprint = self._fingerprint(images.paths())
         counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
-        remedy = "" if reading.labels_from or columns[0].text_labels else f"write {option.format('labels-from', 1)}"
+        remedy = "" if reading.labels_from or columns.text_labels else f"write {option.format('labels-from', 1)}"
         notes = notes_on_classes(self.class_names, counts, remedy=remedy)
-        self.notes = (*([given_note] if given_note else []), *notes)
+        self.notes = (*([self._labels.note] if self._labels.note else []), *notes)
 
-    def _name_classes(self, own: tuple[str, ...], option: str) -> tuple[tuple[str, ...], str | None]:
-        given = self._reading.class_names()
-        if given is not None:
-            return with_given_names(own, given, str(self._reading.names))
-        if not own:
-            raise UserError(
-                f"{self.paths[0]} names no classes: give --class-names FILE, a name a line in label order, or "
-                f"{option.format('names', 'FILE')}; the datasets library writes them as a ClassLabel under the key "
-                "'huggingface' of the schema metadata."
-            )
-        # Equal names are allowed: ImageNet's curated list has two classes "missile" and two "sunglasses".
-        if len(own) < 2:
-            raise UserError(f"{self.paths[0]} must name at least two classes; it names {len(own)}.")
-        return own, None
-
-    def _check_labels(self, option: str) -> None:
-        """Raise a `UserError` unless every image has a label within the classes."""
-        distinct, first = np.unique(self.labels).tolist(), self._reading.labels_from
-        wrong = explain_labels(distinct, len(self.class_names), first)
-        if wrong is not None:
-            if counted_from_1(distinct, len(self.class_names), first):
-                raise UserError(
-                    f"{self.paths[0]} has {wrong}: write {option.format('labels-from', 1)}, or prepare it with "
-                    f"`{preparing(self.name, self.paths, dataclasses.replace(self._reading, labels_from=1))}`."
-                )
-            raise UserError(
-                f"{self.paths[0]} has {wrong}: name every class with --class-names FILE, a name a line in label order, "
-                "or correct the labels."
-            )
-        missing = int((self.labels == MISSING).sum())
-        if missing:
-            raise UserError(
-                f"{self.paths[0]} has {missing:,} images without a label: set them aside with "
-                f"`{preparing(self.name, self.paths, self._reading)}`."
-            )
-
-    def _named_files(self) -> list[int]:
-        """Return checksums of the image files that rows name, since they are part of the data's fingerprint."""
-        assert isinstance(self.encoded, RowGroups)
-        named = self.encoded.paths()
+    def _fingerprint(self, named: Sequence[Path]) -> str:
+        """Hash the files' footers, the options for reading, and the image files that rows name."""
         gone = [path for path in named if not path.is_file()]
         if gone and len(gone) == len(self.labels):
             raise UserError(
                 f"{self.paths[0]} holds no images, only paths of image files, and there is no {gone[0]}: put the files "
                 "there, or write the images themselves into it."
             )
-        return checksums(named)
+        decisive = {
+            **self._reading.decisive(),
+            **({"files": checksums(named)} if named else {}),
+            **({"texts": self._labels.texts} if self._labels.texts else {}),
+        }
+        footers = footers_fingerprint(self.paths)
+        return hashlib.sha256(f"{footers}{json.dumps(decisive)}".encode()).hexdigest()[:16] if decisive else footers
 
 
-def _distinct_texts(values: Sequence[Any]) -> tuple[str, ...]:
-    """Return the distinct text labels, which serve as class names; sorted, like class folders."""
-    return tuple(sorted({text for column in values for text in column.unique().to_pylist() if text is not None}))
-
-
-def footers_fingerprint(paths: Sequence[Path]) -> str:
-    """Hash the files' footers (row counts, offsets, sizes and statistics), without reading every image."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(footer(path))
-    return digest.hexdigest()[:16]
+def _numbered(column: pa.ChunkedArray, numbers: dict[object, int]) -> np.ndarray:
+    """Convert a column to labels, `(N,)` int64, counted as in the data; `MISSING` for rows without one."""
+    if pa.types.is_integer(column.type) and not column.null_count:
+        return column.to_numpy().astype(np.int64)
+    return np.array([numbers.get(value, MISSING) for value in column.to_pylist()], dtype=np.int64)

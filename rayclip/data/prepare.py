@@ -4,6 +4,7 @@ Each shard is written aside, hashed and moved into its place; then `unfinished.j
 read, so that an interrupted run can resume there. The manifest is written last.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
 
 from rayclip import __version__
 from rayclip.data.intake import BadImageError, Taken, in_order, take_in
@@ -172,70 +174,68 @@ def _clear(store: Store) -> None:
         store.delete(name)
 
 
-@dataclass(kw_only=True)
-class _Progress:
+class _Progress(BaseModel):
     """Progress of one split: everything that the manifest will say about it."""
 
     consumed: int = 0
     done: bool = False
-    converted: dict[str, int] = field(default_factory=dict)  # `dataclasses.asdict` garbles a Counter
-    size: list[int] | None = None
+    converted: dict[str, int] = {}
+    size: tuple[int, int] | None = None
     sizes_differ: bool = False
-    shards: list[dict[str, Any]] = field(default_factory=list)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
+    shards: list[ShardFile] = []
+    rejected: list[dict[str, Any]] = []
 
     def count(self, taken: Taken) -> None:
         """Count one more image."""
         if taken.converted is not None:
             self.converted[taken.converted] = self.converted.get(taken.converted, 0) + 1
-        if self.size is None:
-            self.size = list(taken.size)
-        self.sizes_differ |= list(taken.size) != self.size
+        self.size = self.size or taken.size
+        self.sizes_differ |= taken.size != self.size
 
 
-class _Journal:
-    """`unfinished.json`, the progress of an unfinished run. A journal of another source or recipe is discarded."""
+class _Journal(BaseModel):
+    """`unfinished.json`, the progress of an unfinished run. Written right after a shard is in its place, so that all
+    counts refer to the same record."""
 
-    def __init__(self, store: Store, identity: str, splits: dict[str, _Progress]) -> None:
-        self.store, self.identity, self.splits = store, identity, splits
+    identity: str
+    splits: dict[str, _Progress] = {}
 
     @classmethod
     def open(cls, store: Store, identity: str) -> "_Journal":
-        if store.size(JOURNAL) is not None:
-            try:
-                raw = store.read_json(JOURNAL)
-                if raw["identity"] == identity:
-                    splits = {k: _Progress(**v) for k, v in raw["splits"].items()}
-                    if all(_is_there(store, s) for p in splits.values() for s in p.shards):
-                        return cls(store, identity, splits)
-            except (ValueError, TypeError, KeyError, AttributeError, UserError):
-                pass  # treat a journal that cannot be read, or that names files elsewhere, as missing
+        """Return the journal in the store; an empty one, and the other run's shards deleted, if that is of another
+        source or recipe."""
+        text = store.read(JOURNAL)
+        if text is not None:
+            # Treat a journal that cannot be read, or that names files elsewhere, as missing.
+            with contextlib.suppress(ValidationError, UserError):
+                journal = cls.model_validate_json(text)
+                if journal.identity == identity and all(
+                    _is_there(store, shard) for split in journal.splits.values() for shard in split.shards
+                ):
+                    return journal
             before = read_manifest(store)
             kept = {f.file for s in before.splits.values() for f in s.files} if before is not None else set()
-            for name in [*store.names("", ".parquet"), *store.names("", ".npy")]:  # of the discarded run
+            for name in [*store.names("", ".parquet"), *store.names("", ".npy")]:
                 if name not in kept and _WRITTEN.fullmatch(name):
                     store.delete(name)
-        journal = cls(store, identity, {})
-        journal.write()  # before the first shard, so that a run killed right after it can still resume
+        journal = cls(identity=identity)
+        journal.write(store)  # before the first shard, so that a run killed right after it can still resume
         return journal
 
-    def drop(self, splits: Iterable[str]) -> None:
+    def drop(self, store: Store, splits: Iterable[str]) -> None:
         """Drop splits that the manifest now describes; delete the journal when none are left."""
         self.splits = {k: v for k, v in self.splits.items() if k not in splits}
         if self.splits:
-            self.write()
+            self.write(store)
         else:
-            self.store.delete(JOURNAL)
+            store.delete(JOURNAL)
 
-    def write(self) -> None:
-        """Write the journal. Call it right after a shard is in its place, so that all counts refer to the same
-        record."""
-        splits = {k: dataclasses.asdict(v) for k, v in self.splits.items()}
-        self.store.write(JOURNAL, json.dumps({"identity": self.identity, "splits": splits}).encode())
+    def write(self, store: Store) -> None:
+        store.write(JOURNAL, self.model_dump_json().encode())
 
 
-def _is_there(store: Store, shard: Mapping[str, Any]) -> bool:
-    return store.size(shard["file"]) == shard["bytes"] and store.size(part_name(shard["file"])) is not None
+def _is_there(store: Store, shard: ShardFile) -> bool:
+    return store.size(shard.file) == shard.bytes and store.size(part_name(shard.file)) is not None
 
 
 def _identity(request: Request, source: Source) -> str:
@@ -259,8 +259,8 @@ def _prepare_split(
         remark = f"{len(progress.rejected)} set aside" if progress.rejected else ""
         on_progress(split, progress.consumed, total, remark)
 
+    writer: ShardWriter | None = None
     with ExitStack() as stack:
-        writer: ShardWriter | None = None
         outcomes = in_order(source.records(split, progress.consumed), lambda r: _examine(r, classes), request.jobs)
         stack.enter_context(closing(outcomes))
         for record, outcome in outcomes:
@@ -284,21 +284,21 @@ def _prepare_split(
                 writer.add(record, outcome.data)
                 progress.count(outcome)
                 if writer.bytes >= request.layout.shard:
-                    progress.shards.append(dataclasses.asdict(writer.commit()))
+                    progress.shards.append(writer.commit())
                     writer = None
-                    journal.write()
+                    journal.write(store)
             if (now := time.monotonic()) - told > _TELL_S:
                 told = now
                 tell()
         if writer is not None:
-            progress.shards.append(dataclasses.asdict(writer.commit()))
+            progress.shards.append(writer.commit())
     if not progress.shards:
         first = f": {progress.rejected[0]['path']}: {progress.rejected[0]['reason']}" if progress.rejected else ""
         raise UserError(
             f"none of the {progress.consumed} {split} images of '{request.name}' can be used{first or ' (none found)'}."
         )
     progress.done = True
-    journal.write()
+    journal.write(store)
     total = progress.consumed
     tell()
 
@@ -353,13 +353,13 @@ def _finish(request: Request, source: Source, store: Store, journal: _Journal, b
     store.write(MANIFEST, manifest.to_json().encode())
     for progress in done.values():
         for shard in progress.shards:
-            store.delete(part_name(shard["file"]))
-    journal.drop(done)
+            store.delete(part_name(shard.file))
+    journal.drop(store, done)
     return manifest
 
 
 def _describe(request: Request, split: str, progress: _Progress, store: Store) -> Split:
-    parts = [np.load(io.BytesIO(store.read(part_name(s["file"])) or b""), allow_pickle=False) for s in progress.shards]
+    parts = [np.load(io.BytesIO(store.read(part_name(s.file)) or b""), allow_pickle=False) for s in progress.shards]
     index = np.concatenate(parts)
     buffer = io.BytesIO()
     np.save(buffer, index, allow_pickle=False)
@@ -369,12 +369,12 @@ def _describe(request: Request, split: str, progress: _Progress, store: Store) -
     classes = len(request.class_names)
     per_class = np.bincount(index["label"], minlength=classes).tolist() if classes else []
     return Split(
-        rows=sum(s["rows"] for s in progress.shards),
+        rows=sum(s.rows for s in progress.shards),
         rejected=len(progress.rejected),
         converted=progress.converted,
         per_class=tuple(per_class),
-        size=None if progress.sizes_differ or progress.size is None else (progress.size[0], progress.size[1]),
-        shards=tuple(ShardFile(**s) for s in progress.shards),
+        size=None if progress.sizes_differ else progress.size,
+        shards=tuple(progress.shards),
         index=file,
     )
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rayclip.data.images import ImageSet
 from rayclip.data.manifest import MANIFEST
-from rayclip.data.opening import open_data, open_manifest
+from rayclip.data.opening import is_bundled, open_data, open_manifest
 from rayclip.data.pairs import PairSet, has_captions, open_pairs
 from rayclip.data.spec import parse_spec
 from rayclip.store import Store
@@ -31,7 +31,7 @@ def contact_sheet(place: str, split: str | None = None) -> bytes:
     data = _open(place, split)
     texts: Sequence[str]
     if isinstance(data, PairSet):
-        chosen = np.linspace(0, len(data) - 1, min(len(data), _COLUMNS * _ROWS)).round().astype(int)
+        chosen = _evenly(np.arange(len(data)), _COLUMNS * _ROWS)
         texts = [data.captions[p][0] for p in chosen]
     else:
         chosen = _spread(data, _COLUMNS * _ROWS)
@@ -56,21 +56,22 @@ def contact_sheet(place: str, split: str | None = None) -> bytes:
 def _open(place: str, split: str | None) -> ImageSet | PairSet:
     if (alone := parse_spec(place).place).endswith(".parquet"):
         return open_pairs(place) if has_captions(alone) else open_data(place, "test")
-    if place != "digits" and Store(place).size(MANIFEST) is not None:
+    if not is_bundled(place) and Store(place).size(MANIFEST) is not None:
         captions = open_manifest(Store(place)).kind == "captions"
         return open_pairs(place, split) if captions else open_data(place, split or "test")
     return open_data(place, split or "test")
 
 
+def _evenly(positions: np.ndarray, count: int) -> np.ndarray:
+    """Choose up to `count` of the positions, evenly spread."""
+    return positions[np.linspace(0, len(positions) - 1, min(len(positions), count)).round().astype(int)]
+
+
 def _spread(data: ImageSet, count: int) -> np.ndarray:
     """Choose positions that cover as many classes as possible, spread over the data of each class."""
     per_class = -(-count // len(data.class_names))
-    picked = []
-    for label in range(len(data.class_names)):
-        members = np.flatnonzero(data.labels == label)
-        picked.append(members[np.linspace(0, len(members) - 1, min(len(members), per_class)).round().astype(int)])
-    found = np.concatenate(picked)
-    return found[np.linspace(0, len(found) - 1, min(len(found), count)).round().astype(int)]
+    members = [np.flatnonzero(data.labels == label) for label in range(len(data.class_names))]
+    return _evenly(np.concatenate([_evenly(found, per_class) for found in members]), count)
 
 
 def _fit(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> str:

@@ -13,7 +13,7 @@ from rayclip.data.columns import declared_names
 from rayclip.data.manifest import File, Manifest, ShardFile, Split
 from rayclip.data.opening import open_manifest
 from rayclip.data.prepare import REJECTED
-from rayclip.data.rowgroups import UNREADABLE, first_line
+from rayclip.data.tables import UNREADABLE, first_line
 from rayclip.store import Store
 from rayclip.types import UserError
 

@@ -2,7 +2,11 @@
 
 from rayclip.defenses.base import Defense, Purifier
 from rayclip.defenses.defended import IGNORE, Aim, Chain, Defended, chain_label, describe_chain, is_random
-from rayclip.defenses.registry import DEFENSES, DRAWS, known_defenses, parse_aims, parse_defenses
+from rayclip.defenses.registry import DEFENSES, DRAWS, parse_aims, parse_defenses
+from rayclip.defenses.rn import RandomNoise
+from rayclip.defenses.signed import AntiAdversary, Hedge
+from rayclip.defenses.ttc import TTC
+from rayclip.defenses.tte import TTE
 
 __all__ = [
     "DEFENSES",
@@ -16,7 +20,9 @@ __all__ = [
     "chain_label",
     "describe_chain",
     "is_random",
-    "known_defenses",
     "parse_aims",
     "parse_defenses",
 ]
+
+for _kind in (TTC, RandomNoise, TTE, AntiAdversary, Hedge):
+    DEFENSES.register(_kind)

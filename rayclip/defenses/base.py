@@ -1,6 +1,6 @@
-"""The interface of test-time defences: each replaces the pixels that the classifier gets.
+"""The interface of test-time defences: each replaces the pixels that the classifier gets, or changes its logits.
 
-Shapes: B batch, V views of an image, C H W image.
+Shapes: B batch, V views of an image, C H W image, K classes.
 """
 
 from abc import ABC, abstractmethod
@@ -10,24 +10,19 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from rayclip.models import ZeroShot
-from rayclip.settings import settable, with_changes, written
+from rayclip.settings import Configurable, format_changes, format_value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defense(ABC):
+class Defense(Configurable):
     """A defence with its settings. Subclasses are frozen dataclasses, one file each.
 
     A defence belongs to no model: it gets the undefended classifier with every batch, and may query it freely.
     """
 
-    name: ClassVar[str]
+    noun: ClassVar[str] = "defence"
     random: ClassVar[bool] = False  # whether it uses random numbers
     smooth: ClassVar[bool] = False  # whether its derivative is useful to attacks; for the others BPDA replaces it
-
-    @classmethod
-    def settings(cls) -> dict[str, Any]:
-        """Return the names and types of the settings that a user may choose."""
-        return settable(cls)
 
     def pinned(self) -> Self:
         """Return the defence with the fingerprints of the files that its predictions depend on filled in."""
@@ -35,31 +30,35 @@ class Defense(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that a result's protocol must state."""
-        return {name: written(name, getattr(self, name)) for name in self.settings()}
+        return {name: format_value(name, getattr(self, name)) for name in self.settings()}
 
     @property
     def label(self) -> str:
         """Name, and the settings that differ from the defaults, as a user would write them."""
-        return with_changes(self)
+        return format_changes(self)
 
     @property
     def cost(self) -> int:
         """Approximate number of forward and backward passes per image beyond the prediction's own."""
         return 0
 
-    @abstractmethod
     def views(self, victim: ZeroShot, pixels_BCHW: Tensor, keys_B: Tensor) -> Tensor:
-        """Return the images that the classifier gets instead, `(B, V, C, H, W)` in [0, 1].
+        """Return the images that the classifier gets instead, `(B, V, C, H, W)` in [0, 1]; by default the images.
 
         Args:
             victim: the undefended classifier.
             pixels_BCHW: in [0, 1].
             keys_B: one 64-bit key per sample, the source of all randomness (`rng`).
         """
+        return pixels_BCHW[:, None]
+
+    def logits(self, logits_BK: Tensor) -> Tensor:
+        """Return the logits in place of the classifier's, `(B, K)`, a function of these alone; by default unchanged."""
+        return logits_BK
 
 
 @dataclass(frozen=True, kw_only=True)
-class Purifier(Defense):
+class Purifier(Defense, ABC):
     """A defence that adds a perturbation of its own to the image.
 
     Its steps follow signs of gradients. The derivative of a sign is zero wherever it exists, so second-order gradients

@@ -1,6 +1,6 @@
 """A classifier behind test-time defences, itself a classifier that can be evaluated and attacked through.
 
-Shapes: B batch, K draws, V views of an image, C H W image, D embedding.
+Shapes: B batch, K draws or classes, V views of an image, C H W image, D embedding.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 from rayclip import rng
 from rayclip.defenses.base import Defense
 from rayclip.models import ZeroShot
-from rayclip.models.zeroshot import OtherEyes
+from rayclip.models.zeroshot import ImageViewWrapper
 
 Gradient = Literal["ignore", "straight", "bpda"]
 Chain = tuple[Defense, ...]
@@ -47,7 +47,7 @@ class Aim:
 IGNORE = Aim()
 
 
-class Defended(OtherEyes):
+class Defended(ImageViewWrapper):
     """`victim` behind a chain of defences, for one batch.
 
     Without an aim, it is the classifier for evaluation: a sample gets the same draw of the defence's randomness at
@@ -75,6 +75,24 @@ class Defended(OtherEyes):
         features = features.view(len(pixels_BCHW), -1, features.shape[-1])
         return features.squeeze(1)
 
+    def logits(self, image_BD: Tensor, text_KD: Tensor | None = None) -> Tensor:
+        return self._logits(super().logits(image_BD, text_KD))
+
+    def logits_with_own(self, image_BD: Tensor, own_BD: Tensor, labels_B: Tensor) -> Tensor:
+        return self._logits(super().logits_with_own(image_BD, own_BD, labels_B))
+
+    def _logits(self, logits_BK: Tensor) -> Tensor:
+        """Pass logits through all defences."""
+        for defense in self._chain:
+            logits_BK = self._backward_as_identity(defense, logits_BK, defense.logits(logits_BK))
+        return logits_BK
+
+    def _backward_as_identity(self, defense: Defense, old: Tensor, new: Tensor) -> Tensor:
+        """Return `new` with the gradient of `old` if BPDA replaces this defence on the way back."""
+        if new is old or self._aim is None or self._aim.gradient != "bpda" or defense.smooth:
+            return new
+        return old + (new - old).detach()
+
     def _views(self, pixels: Tensor, keys: Tensor) -> Tensor:
         """Pass images `(B·K, C, H, W)` through all defences, `(B·K, V, C, H, W)`."""
         views = pixels[:, None]
@@ -82,9 +100,7 @@ class Defended(OtherEyes):
             count = views.shape[1]
             own = torch.stack([rng.subkeys(keys, f"{defense.name} {place} {v}") for v in range(count)], 1).flatten()
             flat = views.flatten(0, 1)
-            new = defense.views(self.inner.plain, flat, own)
-            if self._aim is not None and self._aim.gradient == "bpda" and not defense.smooth:
-                new = flat[:, None] + (new - flat[:, None]).detach()
+            new = self._backward_as_identity(defense, flat[:, None], defense.views(self.inner.plain, flat, own))
             views = new.unflatten(0, (len(pixels), count)).flatten(1, 2)
         return views
 

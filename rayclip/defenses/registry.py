@@ -1,33 +1,22 @@
-"""Registry of defences by name, and parser of the text form in which users write chains of them:
-`ttc:eps=4/255,steps=2+tte`."""
-
-from importlib.metadata import entry_points
+"""Defences by name, and chains of them as users write them: `ttc:eps=4/255,steps=2+tte`."""
 
 from rayclip.defenses.base import Defense
 from rayclip.defenses.defended import Aim, Chain
-from rayclip.defenses.rn import RandomNoise
-from rayclip.defenses.signed import AntiAdversary, Hedge
-from rayclip.defenses.ttc import TTC
-from rayclip.defenses.tte import TTE
-from rayclip.names import DEFENSES_ABOUT, unknown
-from rayclip.settings import convert_all, split_chains, split_names
+from rayclip.names import DEFENSES_ABOUT, Configurables
+from rayclip.settings import split_chains
 from rayclip.types import UserError
 
 NONE = "none"
 DRAWS = 4  # default number of EOT draws
 
-DEFENSES: dict[str, type[Defense]] = {d.name: d for d in (TTC, RandomNoise, TTE, AntiAdversary, Hedge)}
-
-
-def known_defenses() -> dict[str, type[Defense]]:
-    """Return every defence by its name, those that other packages offer through `rayclip.defenses` last."""
-    offered = {e.name: e.load() for e in entry_points(group="rayclip.defenses") if e.name not in DEFENSES}
-    return {**DEFENSES, **offered}
-
-
-def about(name: str, kind: type[Defense]) -> str:
-    """Return a one-line description of a defence; for another package's, the first line of its docstring."""
-    return DEFENSES_ABOUT.get(name) or (kind.__doc__ or "").strip().split("\n")[0]
+DEFENSES: Configurables[Defense] = Configurables(
+    "defence",
+    "defenses",
+    Defense,
+    option="--defense",
+    example="ttc:eps=4/255",
+    about=DEFENSES_ABOUT,
+)
 
 
 def parse_defenses(text: str) -> list[Chain]:
@@ -42,20 +31,11 @@ def parse_defenses(text: str) -> list[Chain]:
         if links == [NONE]:
             chains.append([])
         else:
-            chains.append([_defense(link) for link in links])
+            chains.append([DEFENSES.make(link) for link in links])
     found = [tuple(chain) for chain in chains]
     if len(set(found)) < len(found):
         raise UserError(f"--defense '{text}' names a defence twice with the same settings: drop one.")
     return found
-
-
-def _defense(link: str) -> Defense:
-    ((name, written),) = split_names(link, "--defense", "ttc:eps=4/255")
-    known = known_defenses()
-    if name not in known:
-        raise unknown("defence", name, sorted(known))
-    kind = known[name]
-    return kind(**convert_all("defence", name, written, kind.settings()))
 
 
 def parse_aims(text: str, draws: int) -> list[Aim]:

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from rayclip.attacks.base import project, random_start, wide
+from rayclip.attacks.base import per_image, project, random_start
 from rayclip.attacks.feature import feature_distance
 from rayclip.defenses.base import Purifier
 from rayclip.models import ZeroShot, load_model
-from rayclip.models.clip import load_once
+from rayclip.models.opening import load_once
 from rayclip.settings import FILLED_IN
 
 
@@ -81,7 +81,7 @@ class TTC(Purifier):
             (gradient,) = torch.autograd.grad(loss, moved)
             delta = project(delta + self.step * gradient.sign(), pixels_BCHW, self.eps, "linf")
             deltas.append(delta)
-        chosen = torch.where(wide(tau_B >= self.tau), deltas[0], weighted(deltas, self.beta))
+        chosen = torch.where(per_image(tau_B >= self.tau), deltas[0], weighted(deltas, self.beta))
         return (pixels_BCHW + chosen).clamp(0, 1)
 
     def _instability(self, victim: ZeroShot, pixels: Tensor, delta: Tensor, clean_BD: Tensor) -> Tensor:

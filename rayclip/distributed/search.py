@@ -22,7 +22,7 @@ from rayclip.evaluation import Evaluator, Protocol, Shard, Store, chosen_positio
 from rayclip.evaluation.aggregate import worst_accuracy
 from rayclip.evaluation.front import Score
 from rayclip.models import load_model
-from rayclip.models.clip import WEIGHTS_FILE
+from rayclip.models.loading import WEIGHTS_FILE
 from rayclip.progress import Display
 
 SCORES = "search.json"

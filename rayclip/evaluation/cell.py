@@ -9,18 +9,13 @@ from typing import Any, Literal
 
 from rayclip import PROTOCOL
 from rayclip.attacks import Attack
-from rayclip.attacks.base import GradientAttack
-from rayclip.attacks.bert import TextSettings
-from rayclip.attacks.fab import FABT
-from rayclip.attacks.semantic import SemanticEnsemble
-from rayclip.attacks.sga import SGA
 from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
-from rayclip.data.captions import BUNDLED, read_captions, table_for
+from rayclip.data.captions import bind_captions
 from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, is_random
 from rayclip.models import TEMPLATE, Clip, Precision
 from rayclip.models.resizing import Resize, check_resize
-from rayclip.models.scorers import DEFAULT, WCA, Described, Scorer
+from rayclip.models.scorers import DEFAULT, Scorer
 from rayclip.types import Cut, UserError
 from rayclip.units import format_budget, in_255ths
 from rayclip.version import code_version
@@ -189,12 +184,9 @@ def counted(cells: Sequence[Cell], clip: Clip) -> list[Cell]:
         texts = list(prompts)
         if cell.attacked != cell.scorer:
             texts += [text for own in cell.attacked.prompts(cell.class_names, template) for text in own]
-        if isinstance(attack, SemanticEnsemble):
-            texts += [text for own in attack.own_texts(cell.class_names) for text in own]
-        unread = 0
-        if isinstance(attack, TextSettings):
-            asked = attack.describe_text()
-            unread = once(lambda: attack.count_cut(clip, prompts), tuple(prompts), *asked.values())
+        texts += [text for own in attack.more_texts(cell.class_names) for text in own]
+        reads = json.dumps(attack.describe_text(), sort_keys=True)
+        unread = once(lambda: attack.count_cut(clip, prompts), tuple(prompts), reads)
         return Cut(once(lambda: len(clip.cut_texts(texts)), tuple(texts)), unread)
 
     return [replace(cell, cut=cut(cell)) for cell in cells]
@@ -264,8 +256,10 @@ def make_cells(
             dataset=data.name,
             data_fingerprint=data.fingerprint,
             class_names=data.class_names,
-            attack=with_captions(
-                with_substitutes(attack, bundled=source == "digits").for_classes(len(data.class_names)),
+            attack=bind_captions(
+                attack.with_default_substitutes(default_substitutes(bundled=source == "digits")).for_classes(
+                    len(data.class_names)
+                ),
                 source,
                 data.class_names,
             ),
@@ -279,27 +273,9 @@ def make_cells(
         for scorer in scorers
         for chain in defenses
         for source, data in datasets
-        for judging in [with_descriptions(scorer, source, data.class_names)]
+        for judging in [bind_captions(scorer, source, data.class_names)]
         for attack, aim, attacked in _runs(attacks, chain, aims, judging, made_against)
     ]
-
-
-def with_descriptions(scorer: Scorer, data: str, class_names: Sequence[str]) -> Scorer:
-    """Return the scorer with its table of captions read in; bundled data default to the bundled captions.
-
-    Raises:
-        UserError: it has no captions, or a table that does not fit the classes.
-    """
-    if not isinstance(scorer, Described) or scorer.texts:
-        return scorer
-    name = data.partition("#")[0]
-    captions = scorer.captions or (name if name in BUNDLED else "")
-    if not captions:
-        raise UserError(
-            f"scorer '{scorer.name}' needs captions of the classes: write {scorer.name}:captions=FILE, a table as "
-            "rayclip captions filter writes it."
-        )
-    return scorer.with_texts(read_captions(table_for(captions, data), class_names))
 
 
 def _runs(
@@ -314,18 +290,18 @@ def _runs(
         aims = [replace(aim, draws=1) for aim in aims]
     runs: list[tuple[Attack, Aim, Scorer]] = []
     for attack in attacks:
-        if isinstance(attack, SGA) and isinstance(scorer, WCA):
-            raise UserError("sga gives every image texts of its own, which scorer wca cannot weigh: leave one out.")
-        with_texts = isinstance(attack, TextSettings)  # text attacks change the texts of the scorer that judges
-        targets = made_against if attack.asks_victim and not with_texts and scorer != DEFAULT else ("own",)
+        if attack.gives_own_texts and not scorer.takes_own_texts:
+            raise UserError(
+                f"{attack.name} gives every image texts of its own, which scorer {scorer.name} cannot weigh: leave one "
+                "out."
+            )
+        # Adversarial texts have to be those of the scorer that judges
+        targets = made_against if attack.asks_victim and not attack.changes_texts and scorer != DEFAULT else ("own",)
         for aim in aims if attack.asks_victim and chain else (IGNORE,):
             for target in dict.fromkeys(targets):
                 attacked = scorer if target == "own" else DEFAULT
-                sees_the_judge = not chain and attacked == scorer and not scorer.random
-                chosen: Attack = attack
-                if isinstance(attack, GradientAttack | FABT) and not sees_the_judge:
-                    chosen = replace(attack, stop="final")
-                runs.append((chosen, aim, attacked))
+                is_judge = not chain and attacked == scorer and not scorer.random
+                runs.append((attack if is_judge else attack.to_last_step(), aim, attacked))
     return runs
 
 
@@ -335,17 +311,3 @@ def default_substitutes(*, bundled: bool) -> str:
     Bundled data must need no download.
     """
     return TOKEN_TABLE if bundled else DEFAULT_MASKED_LM
-
-
-def with_substitutes(attack: Attack, *, bundled: bool) -> Attack:
-    """Return the attack with `default` replaced by its actual source of substitutes."""
-    if isinstance(attack, TextSettings) and attack.substitutes == "default":
-        return attack.with_substitutes(default_substitutes(bundled=bundled))
-    return attack
-
-
-def with_captions(attack: Attack, data: str, class_names: Sequence[str]) -> Attack:
-    """Return the attack with its table of captions read in, so that no worker needs the table's file."""
-    if isinstance(attack, SemanticEnsemble) and attack.captions and not attack.texts:
-        return attack.with_texts(read_captions(table_for(attack.captions, data), class_names), class_names)
-    return attack

@@ -6,7 +6,7 @@ Shapes: B batch.
 import torch
 
 from rayclip.attacks import Adversarial, Attack, Samples
-from rayclip.attacks.base import GradientAttack, wide
+from rayclip.attacks.base import per_image
 from rayclip.models import ZeroShot
 
 
@@ -22,7 +22,7 @@ def run_confirmed(
     second attack.
     """
     found = attack.run(fast, samples, eps=eps, prompts=prompts)
-    if isinstance(attack, GradientAttack) and attack.stop == "final":
+    if not attack.stops_early:
         return found
     labels_B = samples.labels_B
     with torch.no_grad():
@@ -41,7 +41,7 @@ def run_confirmed(
     if found.part_B is not None and second.part_B is not None:
         parts = torch.where(again_B, second.part_B, found.part_B)
     return Adversarial(
-        torch.where(wide(again_B), second.images_BCHW, found.images_BCHW),
+        torch.where(per_image(again_B), second.images_BCHW, found.images_BCHW),
         second.text_KD,
         torch.where(again_B, second.steps_B, found.steps_B),
         found.queries_B + second.queries_B,

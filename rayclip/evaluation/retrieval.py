@@ -22,12 +22,11 @@ from torch import Tensor
 
 from rayclip import PROTOCOL
 from rayclip.attacks import Attack
-from rayclip.attacks.bert import TextSettings
 from rayclip.attacks.clean import Clean
-from rayclip.attacks.pairs import AdversarialPairs, PairAttack, PairVictim, check_for_pairs, within_on_pairs
+from rayclip.attacks.pairs import AdversarialPairs, PairAttack, PairVictim, check_for_pairs
 from rayclip.data import PairSet, Resolution, batch_pixels
 from rayclip.evaluation.aggregate import wilson
-from rayclip.evaluation.cell import described_budget, label_with_eps, with_substitutes
+from rayclip.evaluation.cell import default_substitutes, described_budget, label_with_eps
 from rayclip.evaluation.plan import chosen_positions
 from rayclip.models import Clip
 from rayclip.models.exact import use_exact_fp32
@@ -123,6 +122,10 @@ class Task:
         return self.attack.eps if self.attack.needs_eps else None
 
     @property
+    def changes_pairs(self) -> bool:
+        return self.attack.needs_eps or self.attack.changes_texts
+
+    @property
     def id(self) -> str:
         decisive = [self.model_fingerprint, self.data_fingerprint, self.describe()]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
@@ -165,7 +168,7 @@ class Task:
             **self.attack.describe(),
             "images": self.images,
             "captions": self.captions,
-            "text": "adversarial captions" if isinstance(self.attack, TextSettings) else AS_WRITTEN,
+            "text": "adversarial captions" if self.attack.changes_texts else AS_WRITTEN,
             "resolution": self.resolution,
             "resize": self.resize,
             "ties": "against the query",
@@ -330,9 +333,9 @@ def make_task(
     Raises:
         UserError: the attack does not work on pairs, or it needs a budget and there is none.
     """
-    attack = with_substitutes(attack or Clean(), bundled=False)
+    attack = (attack or Clean()).with_default_substitutes(default_substitutes(bundled=False))
     check_for_pairs(attack)
-    attack = within_on_pairs(attack, eps)
+    attack = attack.within_on_pairs(eps)
     positions = chosen_positions(len(pairs), limit)
     return Task(
         model=model[0],
@@ -372,7 +375,7 @@ def run_task(
         progress,
         positions=positions,
         resolution=task.resolution,
-        attack=None if isinstance(task.attack, Clean) else _bind(task, clip, pairs, positions, store),
+        attack=_bind(task, clip, pairs, positions, store) if task.changes_pairs else None,
     )
     try:
         recalls = recall_of(embedded)
@@ -381,8 +384,7 @@ def run_task(
         raise FloatingPointError(f"{where}: {error}.") from error
     found = [{"direction": r.direction, "k": r.k, "right": r.right, "n": r.n} for r in recalls]
     captions = [caption for p in positions for caption in pairs.captions[p]]
-    unread = task.attack.count_cut(clip, captions) if isinstance(task.attack, TextSettings) else 0
-    cut = Cut(len(clip.cut_texts(captions)), unread)
+    cut = Cut(len(clip.cut_texts(captions)), task.attack.count_cut(clip, captions))
     store.write_json(task.file, {**task.record(), **cut.recorded(), "recalls": found})
 
 

@@ -37,8 +37,17 @@ The papers' warm-ups have their published length (`Recipe.warmup_whole`) at the 
 elsewhere they take a tenth of a run at most.
 """
 
+from rayclip.methods.advpt import AdvPT
 from rayclip.methods.base import SMALL_BELOW, SMALL_MODEL, Batch, ClassTexts, Method, Original, Recipe
-from rayclip.methods.registry import METHODS, make_method, parse_settings
+from rayclip.methods.fare import FARE
+from rayclip.methods.ft_standard import FTStandard
+from rayclip.methods.mmcoa import MMCoA
+from rayclip.methods.pmg_aft import PMGAFT
+from rayclip.methods.registry import METHODS, make_method
+from rayclip.methods.saft import SAFT
+from rayclip.methods.tecoa import TeCoA
+from rayclip.methods.tga_zsr import TGAZSR
+from rayclip.methods.vp import VP
 
 __all__ = [
     "METHODS",
@@ -50,5 +59,7 @@ __all__ = [
     "Original",
     "Recipe",
     "make_method",
-    "parse_settings",
 ]
+
+for _kind in (FTStandard, TeCoA, PMGAFT, FARE, TGAZSR, SAFT, MMCoA, AdvPT, VP):
+    METHODS.register(_kind)

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayclip.attacks.feature import feature_distance
-from rayclip.methods.base import Batch, PromptMethod, Recipe
+from rayclip.methods.base import OWN, Batch, PromptMethod, Recipe
 from rayclip.methods.losses import class_cross_entropy
-from rayclip.methods.objectives import OWN
 from rayclip.methods.parallel import global_mean
 from rayclip.models import Clip
 from rayclip.models.prompts import WithContext
@@ -67,7 +66,7 @@ class AdvPT(PromptMethod):
         if self.start == "zero":
             raise UserError("advpt's attack cannot start at zero, where its gradient vanishes: use --start random.")
 
-    def dressed(self, clip: Clip, seed: int) -> Clip:
+    def wrap_model(self, clip: Clip, seed: int) -> Clip:
         return WithContext.begin(clip, self.context, seed)
 
     def prepare(self, clip: Clip, batch: Batch) -> Tensor:

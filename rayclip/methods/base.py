@@ -13,16 +13,18 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from rayclip.attacks.base import GradientAttack, Norm, Samples, Start
+from rayclip.attacks.base import Attack, GradientAttack, Norm, Samples, Start
 from rayclip.attacks.pgd import PGD
-from rayclip.methods.objectives import OWN, check_objective, objective_of
+from rayclip.attacks.registry import ATTACKS
 from rayclip.models import Clip, class_prompts
 from rayclip.models.prompts import Prompted
+from rayclip.settings import Configurable
 from rayclip.types import UserError
 from rayclip.units import default_step
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["cosine", "linear", "constant"]
+OWN = "own"  # the method's own objective
 Trains = str  # a part of the model, as `Clip.parameters_of` takes it
 
 
@@ -136,19 +138,19 @@ SMALL_MODEL = Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.01, warmup_steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
+class Method(Configurable, ABC):
     """A training method with its settings; subclasses are frozen dataclasses, one file each.
 
     Attributes:
         against: objective that the image attack maximises: `own` is the method's own; `pgd`, `cw`, `feature` are those
-            of the attacks with these names (`objectives`).
+            of the attacks with these names (`Attack.training_objective`).
         eps, steps, step: budget, number and length of the image attack's steps, in pixel units; a step of None is
             `units.default_step`.
         norm, start: of the image attack, see `attacks.base.GradientAttack`.
         trains: `all` parameters, the `image` encoder's, or those of its `last-N` blocks (`Clip.parameters_of`).
     """
 
-    name: ClassVar[str]
+    noun: ClassVar[str] = "method"
     recipe: ClassVar[Recipe]
     published: ClassVar[Mapping[str, Any]] = {}  # settings of the published code that are not the defaults here
     needs_original: ClassVar[bool] = False  # whether the method uses `Batch.original`
@@ -178,6 +180,10 @@ class Method(ABC):
         source."""
         return self
 
+    def count_cut(self, clip: Clip, texts: Sequence[str]) -> int:
+        """Return how many of the texts are longer than what a text attack reads to change them."""
+        return 0
+
     def prompts(self, class_names: Sequence[str], template: str) -> list[str]:
         """Return the texts behind `Batch.texts`: one per class, or all classes' first texts, then all second ones,
         ..."""
@@ -194,8 +200,20 @@ class Method(ABC):
 
     def check_attack(self) -> None:
         """Raise a `UserError` if the method cannot train against this attack."""
-        if self.against != OWN:
-            check_objective(self.against, self.start)
+        if self.against == OWN:
+            return
+        possible = [name for name, kind in ATTACKS.items() if kind.for_training]
+        if self.against not in possible:
+            raise UserError(
+                f"--attack '{self.against}' is no training attack: use {OWN} or one of {', '.join(possible)}."
+            )
+        self._other_attack()
+
+    def _other_attack(self) -> Attack:
+        """Return the attack whose objective the training attack maximises."""
+        shared = {"start": self.start, "norm": self.norm}
+        kind = ATTACKS.find(self.against)
+        return kind.with_settings({key: value for key, value in shared.items() if key in kind.settings()})
 
     @property
     def texts_per_class(self) -> int:
@@ -207,7 +225,7 @@ class Method(ABC):
         """True if the class prompts' embeddings change during training."""
         return self.trains == "all"
 
-    def dressed(self, clip: Clip, seed: int) -> Clip:
+    def wrap_model(self, clip: Clip, seed: int) -> Clip:
         """Return the model as it is trained: itself, or with the part to be learned added around it."""
         return clip
 
@@ -239,7 +257,10 @@ class Method(ABC):
         Args:
             own: the method's own objective, `pixels_BCHW -> (B,)`.
         """
-        objective = own if self.against == OWN else objective_of(self.against, clip, batch, self.texts_per_class)
+        objective = own
+        if self.against != OWN:
+            given = clip, batch.pixels_BCHW, batch.labels_B, batch.texts.all, self.texts_per_class
+            objective = self._other_attack().training_objective(*given)
 
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             return objective(pixels), torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
@@ -264,4 +285,4 @@ class PromptMethod(Method):
         self.check_attack()
 
     @abstractmethod
-    def dressed(self, clip: Clip, seed: int) -> Clip: ...
+    def wrap_model(self, clip: Clip, seed: int) -> Clip: ...

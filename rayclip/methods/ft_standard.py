@@ -5,9 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rayclip.methods.base import Batch, Method, Recipe
+from rayclip.methods.base import OWN, Batch, Method, Recipe
 from rayclip.methods.losses import class_cross_entropy
-from rayclip.methods.objectives import OWN
 from rayclip.methods.parallel import global_mean
 from rayclip.models import Clip
 from rayclip.types import UserError

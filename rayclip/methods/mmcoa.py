@@ -3,14 +3,14 @@
 Aligns adversarial images with clean texts, and adversarial texts with clean images (equations 7 to 9).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from rayclip.attacks.bert import TextSettings
+from rayclip.attacks.bert import DEFAULT, TextSettings
 from rayclip.methods.base import Batch, Method, Recipe
 from rayclip.methods.losses import Targets, contrastive
 from rayclip.methods.parallel import global_mean
@@ -45,9 +45,12 @@ class MMCoA(Method):
             raise UserError("mmcoa with lambda_img and lambda_txt 0 has no loss: make one of them positive.")
 
     def with_default_substitutes(self, substitutes: str) -> Self:
-        if self.text.substitutes != "default":
+        if self.text.substitutes != DEFAULT:
             return self
         return replace(self, text=self.text.with_substitutes(substitutes))
+
+    def count_cut(self, clip: Clip, texts: Sequence[str]) -> int:
+        return self.text.count_cut(clip, texts)
 
     def check(self, clip: Clip) -> None:
         super().check(clip)

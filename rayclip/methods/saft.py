@@ -47,13 +47,21 @@ class SAFT(TGAZSR):
         if self.captions == TEMPLATES and self.sets > len(FILL_TEMPLATES):
             raise UserError(f"saft: there are {len(FILL_TEMPLATES)} templates, not {self.sets}: ask for fewer sets.")
 
-    def with_texts(self, texts: Sequence[Sequence[str]], class_names: Sequence[str]) -> Self:
-        """Return the method with the captions of each class, best first; it keeps `sets` of them.
+    def captions_needed(self, bundled: str) -> str:
+        if self.texts or self.captions == TEMPLATES:
+            return ""
+        if not (self.captions or bundled):
+            raise UserError(
+                "saft trains on captions of the classes: give saft:captions=FILE, a table as rayclip captions filter "
+                "writes it, or saft:captions=templates to do without."
+            )
+        return self.captions or bundled
 
-        Raises:
-            UserError: a class has fewer captions; the message names it.
-        """
-        return replace(self, texts=best_texts(texts, class_names, self.sets, who=self.name, captions=self.captions))
+    def with_texts(self, texts: Sequence[Sequence[str]], class_names: Sequence[str] = (), captions: str = "") -> Self:
+        """Return the method with `sets` captions of each class, the best ones."""
+        table = captions or self.captions
+        best = best_texts(texts, class_names, self.sets, who=self.name, captions=table)
+        return replace(self, captions=table, texts=best)
 
     @property
     def texts_per_class(self) -> int:

@@ -11,6 +11,7 @@ from rayclip.methods.base import PromptMethod, Recipe
 from rayclip.methods.tecoa import TeCoA
 from rayclip.models import Clip
 from rayclip.models.prompts import WithFrame, WithFrameAndTokens, token_width
+from rayclip.settings import FromZero
 from rayclip.types import UserError
 
 
@@ -32,7 +33,7 @@ class VP(PromptMethod, TeCoA):
     published: ClassVar[Mapping[str, Any]] = {"frame": "normal", "tokens": 10}
 
     frame: Literal["empty", "normal"] = "empty"
-    tokens: int = 0
+    tokens: FromZero = 0
 
     def __post_init__(self) -> None:
         if self.tokens < 0:
@@ -43,6 +44,6 @@ class VP(PromptMethod, TeCoA):
         if self.tokens:
             token_width(clip)
 
-    def dressed(self, clip: Clip, seed: int) -> Clip:
+    def wrap_model(self, clip: Clip, seed: int) -> Clip:
         drawn = seed if self.frame == "normal" else None
         return WithFrameAndTokens.begin(clip, drawn, self.tokens) if self.tokens else WithFrame.begin(clip, drawn)

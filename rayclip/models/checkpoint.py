@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rayclip.models.clip import CONFIG_FILE, WEIGHTS_FILE, Clip, load_model
-from rayclip.models.named import check_named
-from rayclip.models.prompts import KINDS, Prompted
+from rayclip.models.clip import Clip
+from rayclip.models.loading import CONFIG_FILE, WEIGHTS_FILE
+from rayclip.models.prompts import Prompted
 from rayclip.models.weights import check_finite
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -65,36 +64,6 @@ def restore(clip: Clip, folder: Path) -> None:
         clip.learned.copy_(saved[clip.kind])
     else:
         clip.model.load_state_dict(saved)
-
-
-def load_prompted(spec: str, device: torch.device | str = "cpu") -> Clip:
-    """Load a learned prompt and its model, `prompted:DIR`.
-
-    Raises:
-        UserError: there is no prompt, or its model is missing, has changed, or may not be named by a checkpoint
-            (`named`).
-    """
-    folder = spec.removeprefix("prompted:")
-    about = (read_lineage(folder) or {}).get("prompt")
-    if not isinstance(about, dict) or about.get("kind") not in KINDS or not isinstance(about.get("base"), str):
-        raise UserError(f"model '{spec}': {folder} holds no learned prompt; give a folder that advpt or vp wrote.")
-    check_named(about["base"], folder)
-    try:
-        base = load_model(about["base"], device)
-    except UserError as error:
-        raise UserError(f"the prompt in {folder} stands on a model that is not there: {error}") from error
-    if base.fingerprint() != about.get("base_fingerprint"):
-        raise UserError(
-            f"the prompt in {folder} was learned on another model than '{about['base']}' is now: bring that back."
-        )
-    try:
-        learned = load_file(Store(folder).node_copy((PROMPT_FILE,)) / PROMPT_FILE)[about["kind"]]
-    except (SafetensorError, OSError, KeyError) as error:
-        raise UserError(f"model '{spec}': {PROMPT_FILE} is missing or damaged; copy it again.") from error
-    check_finite({about["kind"]: learned}, f"model '{spec}'")
-    clip = KINDS[about["kind"]](base, learned)
-    clip.spec = spec
-    return clip.eval()
 
 
 def read_lineage(folder: Path | str) -> dict[str, Any] | None:

@@ -10,28 +10,21 @@ import copy
 import hashlib
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rayclip.models.cutting import find_cut
 from rayclip.models.image import class_token_tower, encode_class_token
-from rayclip.models.loading import BUNDLED as BUNDLED
-from rayclip.models.loading import CONFIG_FILE as CONFIG_FILE
-from rayclip.models.loading import WEIGHTS_FILE as WEIGHTS_FILE
-from rayclip.models.loading import build, explain, parse
-from rayclip.models.loading import silence as silence
 from rayclip.models.resizing import Resize, resized
 from rayclip.models.text import Packed, causal_tower, encode_causal, encode_packed, end_marks, pack
-from rayclip.types import UserError, check_same
+from rayclip.types import UserError
 
 # Parts of an image tower ahead of its transformer blocks, by open_clip's names and by timm's
 _BEFORE_BLOCKS = {
@@ -286,49 +279,3 @@ def frozen(model: nn.Module) -> Iterator[None]:
         for p in wanted:
             p.requires_grad_(True)
         model.train(was_training)
-
-
-def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
-    """Load a model in fp32.
-
-    Args:
-        spec: `digits` (bundled), `local-dir:PLACE` (a folder or a URI), `hf-hub:ORG/NAME`, or an open_clip `NAME:TAG`
-            such as `ViT-B-32:openai`. TAG may be a file of weights (`weights`); the name then has to state its
-            activation, since the file does not: `ViT-B-32-quickgelu:FILE` (OpenAI's) or `ViT-B-32-gelu:FILE`. Also
-            `prompted:DIR` with a learned prompt (`prompts`), or `mix:START+END@a` between two of these (`mixing`).
-
-    Raises:
-        UserError: no such model, files missing or unreachable, weights of another shape, with NaN or infinity, or of an
-            unknown activation.
-    """
-    if spec.startswith("prompted:"):
-        from rayclip.models.checkpoint import load_prompted
-
-        return load_prompted(spec, device)
-    if spec.startswith("mix:"):
-        from rayclip.models.mixing import load_mix
-
-        return load_mix(spec, device)
-    source = parse(spec)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            model, config, tokenizer = build(spec, source, torch.device(device))
-        except UserError:
-            raise
-        except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
-            raise UserError(explain(spec, error)) from error
-    return Clip(model, config, tokenizer, spec).to(device).eval()
-
-
-@lru_cache(maxsize=2)
-def load_once(spec: str, fingerprint: str = "", device: str = "cpu") -> Clip:
-    """Load a model that an attack or a defence needs besides the victim: once per process, frozen.
-
-    Args:
-        fingerprint: the fingerprint that it must have; empty accepts any.
-    """
-    clip = load_model(spec, device).requires_grad_(False)
-    if fingerprint:
-        check_same("model", spec, clip.fingerprint(), fingerprint)
-    return clip

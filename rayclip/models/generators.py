@@ -17,7 +17,7 @@ import huggingface_hub
 import torch
 from PIL import Image
 
-from rayclip.models.clip import silence
+from rayclip.models.loading import silence
 from rayclip.models.zeroshot import clean_name
 from rayclip.types import UserError
 

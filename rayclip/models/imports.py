@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from rayclip import __version__
-from rayclip.models.clip import Clip, load_model
+from rayclip.models.clip import Clip
+from rayclip.models.opening import load_model
 from rayclip.models.weights import check_finite, match, misfits, put, read_weights
 from rayclip.types import UserError
 

@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+from rayclip.models.specs import parse_mix
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -25,8 +26,6 @@ def check_named(spec: str, folder: str | Path) -> None:
     if spec == "digits" or _HUB.fullmatch(spec):
         return
     if spec.startswith("mix:"):
-        from rayclip.models.mixing import parse_mix
-
         for end in parse_mix(spec)[:2]:
             check_named(end, folder)
         return

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,9 @@ from torch import Tensor
 from rayclip import rng
 from rayclip.models.clip import Clip
 from rayclip.models.resizing import Resize
-from rayclip.models.zeroshot import OtherEyes, SeveralPrompts, ZeroShot, class_prompts, clean_name
-from rayclip.names import unknown
-from rayclip.settings import FILLED_IN, convert_all, settable, split_names, with_changes
+from rayclip.models.zeroshot import ImageViewWrapper, SeveralPrompts, ZeroShot, class_prompts, clean_name
+from rayclip.names import Configurables
+from rayclip.settings import FILLED_IN, Configurable, format_changes
 from rayclip.types import UserError
 
 Texts = tuple[tuple[str, ...], ...]
@@ -30,21 +30,17 @@ Templates = Literal["openai", "simple"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scorer(ABC):
+class Scorer(Configurable, ABC):
     """A scoring method with its settings. Subclasses are frozen dataclasses."""
 
-    name: ClassVar[str]
+    noun: ClassVar[str] = "scorer"
     random: ClassVar[bool] = False  # whether it uses random numbers
-
-    @classmethod
-    def settings(cls) -> dict[str, Any]:
-        """Return the names and types of the settings that a user may choose."""
-        return settable(cls)
+    takes_own_texts: ClassVar[bool] = True  # whether it can score images that have texts of their own
 
     @property
     def label(self) -> str:
         """Name, and the settings that differ from the defaults, as a user would write them."""
-        return with_changes(self)
+        return format_changes(self)
 
     @property
     def cost(self) -> int:
@@ -123,7 +119,17 @@ class Described(Scorer):
     captions: str = ""
     texts: Texts = field(default=(), repr=False, metadata=FILLED_IN)
 
-    def with_texts(self, texts: Sequence[Sequence[str]]) -> Self:
+    def captions_needed(self, bundled: str) -> str:
+        if self.texts:
+            return ""
+        if not (self.captions or bundled):
+            raise UserError(
+                f"scorer '{self.name}' needs captions of the classes: write {self.name}:captions=FILE, a table as "
+                "rayclip captions filter writes it."
+            )
+        return self.captions or bundled
+
+    def with_texts(self, texts: Sequence[Sequence[str]], class_names: Sequence[str] = (), captions: str = "") -> Self:
         return replace(self, texts=tuple(map(tuple, texts)))
 
     def describe(self) -> str:
@@ -168,6 +174,7 @@ class WCA(Described):
 
     name: ClassVar[str] = "wca"
     random: ClassVar[bool] = True
+    takes_own_texts: ClassVar[bool] = False
 
     crops: int = 60
     alpha: float = 0.5
@@ -210,7 +217,7 @@ class CropsAgainstTexts(SeveralPrompts):
         return self.pool(weight_P[:, None] * embedded_PD) * self.counts[:, None]
 
 
-class WeightedCrops(OtherEyes):
+class WeightedCrops(ImageViewWrapper):
     """WCA's image side, for one batch: an image's embedding is the weighted sum of its crops' embeddings."""
 
     deterministic = False
@@ -253,7 +260,9 @@ def random_crops(
     return warped.clamp(0, 1).unflatten(0, (-1, crops))
 
 
-SCORERS: dict[str, type[Scorer]] = {s.name: s for s in (Template, Ensemble, CuPL, WCA)}
+SCORERS: Configurables[Scorer] = Configurables(
+    "scorer", "scorers", Scorer, (Template, Ensemble, CuPL, WCA), option="--scorer", example="wca:crops=30"
+)
 DEFAULT = Template()
 
 
@@ -263,12 +272,4 @@ def parse_scorers(text: str) -> list[Scorer]:
     Raises:
         UserError: unknown scorer or setting, or an invalid value.
     """
-    found: list[Scorer] = []
-    for name, written in split_names(text, "--scorer", "wca:crops=30"):
-        if name not in SCORERS:
-            raise unknown("scorer", name, SCORERS)
-        kind = SCORERS[name]
-        found.append(kind(**convert_all("scorer", name, written, kind.settings())))
-    if len(set(found)) < len(found):
-        raise UserError(f"--scorer '{text}' names a scorer twice with the same settings: drop one.")
-    return found
+    return SCORERS.parse(text)

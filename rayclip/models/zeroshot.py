@@ -148,7 +148,7 @@ class SeveralPrompts(ZeroShot):
         return texts[self._ends[label - 1] if label else 0 : self._ends[label]]
 
 
-class OtherEyes(ZeroShot):
+class ImageViewWrapper(ZeroShot):
     """A classifier that shares another's texts but embeds images in its own way, possibly differently each time;
     subclasses define `embed`."""
 

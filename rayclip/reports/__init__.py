@@ -1,23 +1,15 @@
 """Reports: tables, figures and pages, made from result files only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rayclip.reports.grid import example_grid
-from rayclip.reports.table import Table, result_tables
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
     from rayclip.reports.results import Results
 
-__all__ = [
-    "Table",
-    "example_grid",
-    "make_leaderboard",
-    "make_report",
-    "result_tables",
-]
+__all__ = ["make_leaderboard", "make_report"]
 
 
 def make_report(
@@ -28,44 +20,52 @@ def make_report(
     baseline: str | None = None,
     figures: Path | None = None,
     beside: Path,
+    tell: Callable[[str, int, int], None] = lambda figure, done, total: None,
 ) -> str:
     """Return a report as text; if `figures` is given, write its figures there first.
 
     Args:
-        against: published tables to compare with, such as `mmcoa:II` (`beside.beside`).
-        baseline: as in `build.build`.
+        against, baseline: as in `build.build`.
         beside: the folder that the text will be saved in; links to figures are relative to it.
+        tell: progress callback, called with each figure's name, how many are drawn, and how many there are.
 
     Raises:
         UserError: an unknown paper, table or baseline.
     """
     import os
 
-    from rayclip.reports import page, plain  # these imports take seconds
-    from rayclip.reports.beside import beside as beside_papers
-    from rayclip.reports.build import build
+    from rayclip.reports.build import build  # these imports take seconds
     from rayclip.reports.figures import as_svg, section_figures, write_figure
+    from rayclip.reports.to_csv import document_csv
+    from rayclip.reports.to_html import document_html
+    from rayclip.reports.to_latex import document_latex
+    from rayclip.reports.to_markdown import document_markdown
 
+    draws = figures is not None or form == "html"
     document = build(
         results,
         baseline=baseline,
-        against=lambda found, tables: beside_papers(found, against, tables),
-        figures=lambda section: section_figures(results, section),
+        against=against,
+        figures=lambda section: section_figures(results, section) if draws else (),
         pairs=form == "html",
     )
     places: dict[str, str] = {}
-    if figures is not None:
-        ending = "pdf" if form == "tex" else "svg"
-        for figure in (figure for part in document.parts for figure in part.figures):
+    drawings: dict[str, str] = {}
+    ending = "pdf" if form == "tex" else "svg"
+    for done, figure in enumerate(document.figures):
+        tell(figure.name, done, len(document.figures))
+        if figures is not None:
             places[figure.name] = Path(os.path.relpath(write_figure(figure, figures)[ending], beside)).as_posix()
+        if form == "html":
+            drawings[figure.name] = as_svg(figure)
     match form:
         case "html":
-            return page.html(document, as_svg)
+            return document_html(document, drawings)
         case "tex":
-            return plain.latex(document, places)
+            return document_latex(document, places)
         case "csv":
-            return plain.comma_separated(document)
-    return plain.markdown(document, places)
+            return document_csv(document)
+    return document_markdown(document, places)
 
 
 def make_leaderboard(results: "Results", title: str) -> dict[str, str]:
@@ -79,11 +79,11 @@ def make_leaderboard(results: "Results", title: str) -> dict[str, str]:
     from rayclip.reports.build import build
     from rayclip.reports.leaderboard import leaderboard
     from rayclip.reports.numbers import sections
-    from rayclip.reports.plain import comma_separated
+    from rayclip.reports.to_csv import document_csv
 
     if not results.cells:
         raise UserError("a leaderboard ranks accuracies, and here are recalls only: use rayclip report.")
     return {
-        "leaderboard.csv": comma_separated(build(replace(results, pairs=[]))),
+        "leaderboard.csv": document_csv(build(replace(results, pairs=[]))),
         "index.html": leaderboard(sections(results), title),
     }

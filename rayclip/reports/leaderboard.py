@@ -1,18 +1,14 @@
 """The leaderboard: every model's clean and robust accuracy under each threat model, as one static HTML page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 
-from rayclip.evaluation.aggregate import worst_cases
-from rayclip.reports.build import attack_notes, said
-from rayclip.reports.document import Cell, accuracy
-from rayclip.reports.numbers import AVERAGE, Attack, Entry, Number, Section, Subject, average, worst_over
-from rayclip.reports.page import shell, sortable, table
-from rayclip.reports.results import natural
-from rayclip.reports.table import heading
-
-_COLUMNS = "model,clean,robust,n,method,trained on,defence,attacks,threat model,data set".split(",")
+from rayclip.evaluation.aggregate import ball_of, worst_cases
+from rayclip.reports.grid import Cell, Grid, accuracy, number_cell
+from rayclip.reports.notes import attack_notes, heading, shared_note
+from rayclip.reports.numbers import worst_over
+from rayclip.reports.section import AVERAGE, Attack, Number, Section, Subject, average, natural
+from rayclip.reports.to_html import render
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +35,13 @@ class Place:
 def threats(section: Section) -> list[Threat]:
     """Return the threat models, broadest first: per budget all attacks, images, both at once; then texts alone."""
     attacks = [a for a in section.attacks if a.kind != "worst"]
-    texts = tuple(a for a in section.attacks if a.kind == "text")
+    texts = tuple(a for a in attacks if a.kind == "text")
     found: list[Threat] = []
     for case in worst_cases([a.settings for a in attacks]):
         if case.ball is None:
             continue
         norm, eps = case.ball
-        within = [a for a in attacks if a.ball == case.ball]
+        within = [a for a in attacks if ball_of(a.settings) == case.ball]
         images = tuple(a for a in within if a.kind == "image")
         both = tuple(a for a in within if a.kind == "multimodal")
         ball = f"{'l∞' if norm == 'linf' else 'l2'} {eps}"
@@ -53,120 +49,99 @@ def threats(section: Section) -> list[Threat]:
         if len([members for members in (images, texts, both) if members]) > 1:
             found.append(Threat(name=f"{ball}, all attacks", attacks=images + texts + both))
         found += [Threat(name=name, attacks=members) for name, members in kinds if members]
-    free = tuple(a for a in section.attacks if a.eps is None and a.kind == "image")
+    free = tuple(a for a in attacks if a.eps is None and a.kind == "image")
     found += [Threat(name="images, no budget", attacks=free)] if free else []
     return found + ([Threat(name="texts", attacks=texts)] if texts else [])
 
 
 def places(section: Section) -> Iterator[Place]:
     """Yield the rows of each threat model and data set: best robust accuracy first, those with fewer attacks last."""
-    clean = next((a for a in section.attacks if a.kind == "clean"), None)
     for threat in threats(section):
         for dataset in reversed(section.columns):
-            found = [place for s in section.subjects if (place := _place(section, s, threat, dataset, clean))]
+            found = [place for s in section.subjects if (place := _place(section, s, threat, dataset))]
             yield from sorted(found, key=lambda place: (place.partial, -place.robust.top1))
 
 
-def _place(section: Section, subject: Subject, threat: Threat, dataset: str, clean: Attack | None) -> Place | None:
+def _place(section: Section, subject: Subject, threat: Threat, dataset: str) -> Place | None:
     names = section.datasets if dataset == AVERAGE else [dataset]
+    clean = section.clean
     counted = (*threat.attacks, *([clean] if clean is not None else []))
-    entries = [worst_over(section, subject, name, counted) for name in names]
-    present: list[Entry] = [entry for entry in entries if entry is not None]
-    if len(present) < len(names):  # averages over fewer data sets are not comparable
-        return None
+    entries = [entry for name in names if (entry := worst_over(section, subject, name, counted)) is not None]
     run = [a.label for a in threat.attacks if section.get(subject, names[0], a) is not None]
-    if not run:
+    if len(entries) < len(names) or not run:  # averages over fewer data sets are not comparable
         return None
     return Place(
         subject=subject,
         threat=threat,
         dataset=dataset,
         clean=None if clean is None else section.number(subject, dataset, clean),
-        robust=average([e.number for e in present]) if dataset == AVERAGE else present[0].number,
+        robust=average([e.number for e in entries]) if dataset == AVERAGE else entries[0].number,
         attacks=tuple(run),
-        partial=any(entry.partial for entry in present),
+        partial=any(entry.partial for entry in entries),
     )
 
 
 def leaderboard(sections: Sequence[Section], title: str = "Robustness leaderboard") -> str:
     """Return the HTML page, initially filtered to the first threat model and the average (or the first data set)."""
-    rows = [(i, place) for i, section in enumerate(sections) for place in places(section)]
-    protocols = [said(section.shared) for section in sections]
-    head = '<th scope="col">#</th>' + sortable(_COLUMNS, (c for c in _COLUMNS if c not in ("clean", "robust", "n")))
-    body = "".join(_row(place, protocols[i]) for i, place in rows)
-    held = {place.dataset for _, place in rows}
-    datasets = [d for d in dict.fromkeys(d for s in sections for d in reversed(s.columns)) if d in held]
-    filters = [
-        ("threat", "Threat model", list(dict.fromkeys(p.threat.name for _, p in rows)), False),
-        ("dataset", "Data set", datasets, False),
-        ("defense", "Defence", _sorted(p.subject.defense for _, p in rows), True),
-        ("method", "Method", _sorted(p.subject.model.method or "none" for _, p in rows), True),
-        *([("protocol", "Protocol", protocols, False)] if len(protocols) > 1 else []),
-    ]
-    controls = "".join(_select(*choice) for choice in filters)
-    models = len({p.subject.key for _, p in rows})
-    partial = (
-        " † over fewer attacks than others under this threat model, and below them."
-        if any(p.partial for _, p in rows)
-        else ""
+    rows = [(place, shared_note(section)) for section in sections for place in places(section)]
+    found = [place for place, _ in rows]
+    held = {place.dataset for place in found}
+    fewer = "† over fewer attacks than others under this threat model, and below them"
+    grid = Grid(
+        name="board",
+        title="Models by accuracy in %",
+        header=tuple("model,clean,robust,n,method,trained on,defence,attacks,threat model,data set".split(",")),
+        rows=[(place.subject.name, _cells(place)) for place in found],
+        notes=(
+            "The average gives every data set the same weight, and is there for models with all of them",
+            *([fewer] if any(place.partial for place in found) else []),
+        ),
     )
-    notes = "".join(
-        f"<li>{escape('. '.join([*attack_notes(section, section.attacks), said(section.shared)]))}.</li>"
-        for section in sections
-    )
-    return shell(
+    return render(
+        "leaderboard.html",
         title,
-        header=f"<p>{models} models. Robust: percent of samples that are right before and after every attack of the "
-        "threat model; intervals are 95 %.</p>",
-        main=f'<form class="controls" role="search" aria-label="Leaderboard">'
-        f'<label>Find a model<input id="search" type="search" autocomplete="off"></label>{controls}'
-        '<p role="status" id="count" data-of="rows"></p></form>'
-        + table("board", "Models by accuracy in %", head, body, "data-rows")
-        + f'<p class="notes">The average gives every data set the same weight, and is there for models with all of '
-        f'them.{partial} The numbers are also in <a href="leaderboard.csv">leaderboard.csv</a>.</p>'
-        f'<section aria-labelledby="protocols"><h2 id="protocols">Protocol</h2><ul>{notes}</ul></section>',
+        models=len({place.subject.key for place in found}),
+        grid=grid,
+        attributes=[_attributes(place, protocol) for place, protocol in rows],
+        threats=list(dict.fromkeys(place.threat.name for place in found)),
+        datasets=[d for d in dict.fromkeys(d for s in sections for d in reversed(s.columns)) if d in held],
+        defenses=_sorted(place.subject.defense for place in found),
+        methods=_sorted(place.subject.model.method or "none" for place in found),
+        protocols=list(dict.fromkeys(protocol for _, protocol in rows)),
+        notes=[
+            ". ".join([*attack_notes(section, section.attacks, section.datasets), shared_note(section)]) + "."
+            for section in sections
+        ],
     )
 
 
-def _sorted(names: "Iterator[str]") -> list[str]:
+def _sorted(names: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(names), key=natural)
 
 
-def _select(name: str, label: str, values: Sequence[str], everything: bool) -> str:
-    options = '<option value="">all</option>' if everything else ""
-    options += "".join(f'<option value="{escape(v)}">{escape(v)}</option>' for v in values)
-    one = "" if everything else " data-one"
-    return f'<label>{label}<select data-filter="{name}"{one}>{options}</select></label>'
-
-
-def _row(place: Place, protocol: str) -> str:
+def _cells(place: Place) -> list[Cell]:
     model = place.subject.model
-    trained = (
-        " ".join(filter(None, [model.trained_on, f"{model.shots}-shot" if model.shots else ""])) if model.method else ""
-    )
-    texts = [model.method or "none", trained or "—", place.subject.defense]
-    attributes = {
-        "id": f"{place.subject.name} {place.threat.name} {place.dataset} {protocol}",
-        "text": " ".join([place.subject.name, model.spec, *texts]),
+    shots = f"{model.shots}-shot" if model.shots else ""
+    trained = " ".join(filter(None, [model.trained_on, shots])) if model.method else ""
+    texts = [model.method or "none", trained or "—", place.subject.defense, ", ".join(map(heading, place.attacks))]
+    return [
+        accuracy(place.clean),
+        accuracy(place.robust, mark="†" if place.partial else ""),
+        number_cell(place.robust.n, ","),
+        *(Cell(text=text) for text in (*texts, place.threat.name, place.dataset)),
+    ]
+
+
+def _attributes(place: Place, protocol: str) -> dict[str, str]:
+    """Return what a row is found and filtered by."""
+    subject = place.subject
+    method = subject.model.method or "none"
+    return {
+        "id": f"{subject.name} {place.threat.name} {place.dataset} {protocol}",
+        "text": " ".join([subject.name, subject.model.spec, method, subject.model.trained_on or "", subject.defense]),
         "threat": place.threat.name,
         "dataset": place.dataset,
-        "defense": place.subject.defense,
-        "method": texts[0],
+        "defense": subject.defense,
+        "method": method,
         "protocol": protocol,
     }
-    spelled = "".join(f' data-{key}="{escape(value)}"' for key, value in attributes.items())
-    numbers = _cell(accuracy(place.clean)) + _cell(accuracy(place.robust, mark="†" if place.partial else ""))
-    return (
-        f'<tr{spelled}><td data-rank></td><th scope="row" class="text">{escape(place.subject.name)}</th>'
-        + numbers
-        + f'<td data-value="{place.robust.n}">{place.robust.n:,}</td>'
-        + "".join(f'<td class="text">{escape(text)}</td>' for text in texts)
-        + f'<td class="text long">{escape(", ".join(map(heading, place.attacks)))}</td>'
-        + "".join(f'<td class="text">{escape(text)}</td>' for text in (place.threat.name, place.dataset))
-        + "</tr>"
-    )
-
-
-def _cell(cell: Cell) -> str:
-    value = "" if cell.value is None else f"{cell.value:.6g}"
-    return f'<td data-value="{value}">{escape(cell.text)} <span class="ci">{escape(cell.note)}</span></td>'

@@ -1,16 +1,29 @@
-"""Retrieval results in a report: a table per data set and attack with a row per model, as in MMCoA's table VI."""
+"""Retrieval tables: recall at 1, 5, 10 of texts for an image (TR) and of images for a text (IR).
+
+From result files a table per data set and attack with a row per model, as in MMCoA's table VI; from a command's rows a
+row per model, or with attacks a table per model and a row per attack.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rayclip.evaluation.retrieval import Direction
-from rayclip.reports.document import Grid, Part, accuracy
-from rayclip.reports.numbers import Attack, Number, Subject, attack_order, dataset_names, kind_of, subject_order
-from rayclip.reports.results import JudgedPairs, Results, natural
-from rayclip.reports.retrieval import protocol_notes
-from rayclip.reports.table import cut_notes, heading
+from rayclip.evaluation.retrieval import AS_WRITTEN, RecallRow
+from rayclip.reports.grid import Grid, Part, accuracy
+from rayclip.reports.notes import cut_notes, group_equal, heading, resolution_note
+from rayclip.reports.numbers import dataset_names, number_of, sort_subjects
+from rayclip.reports.results import JudgedPairs, Results
+from rayclip.reports.section import Attack, Number, Subject, kind_of, natural
+from rayclip.reports.to_csv import number_line
+from rayclip.types import Cut
+
+_SETTINGS = (
+    ("steps", "step", "norm", "start", "stop", "seed", "classes"),
+    ("substitutes", "k", "changes", "threshold", "offset", "combinations", "max_length"),
+    ("text_weight", "scales", "noise"),
+)
+Recalls = Mapping[tuple[str, int], Number]  # by direction (TR before IR) and k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,22 +34,15 @@ class RecallTable:
     attack: Attack
     rows: tuple[tuple[Subject, JudgedPairs], ...]
 
-    @property
-    def columns(self) -> list[tuple[Direction, int]]:
-        """The (direction, k) pairs of the columns, TR before IR, each by k."""
-        return list(dict.fromkeys((r.direction, r.k) for _, pairs in self.rows for r in pairs.recalls))
 
-
-def recall(pairs: JudgedPairs, direction: str, k: int) -> Number | None:
-    """Return recall at k in percent, or None; the interval treats queries as independent (`RecallRow`)."""
-    found = (Number.of(r.right, r.n) for r in pairs.recalls if (r.direction, r.k) == (direction, k))
-    return next(found, None)
+def recalls_of(pairs: JudgedPairs) -> Recalls:
+    """Return the recalls in percent; the interval treats queries as independent (`RecallRow`)."""
+    return {(r.direction, r.k): number_of(r.right, r.n) for r in pairs.recalls}
 
 
 def recall_tables(results: Results) -> list[RecallTable]:
     """Return a table for each data set and attack."""
     names, datasets = results.names, dataset_names(results.pairs)
-    rank = {name: i for i, name in enumerate(results.order)}
     groups: dict[tuple[str, str, str], list[JudgedPairs]] = {}
     for pairs in results.pairs:
         key = pairs.data_fingerprint, pairs.attack, json.dumps(pairs.protocol, sort_keys=True)
@@ -44,63 +50,101 @@ def recall_tables(results: Results) -> list[RecallTable]:
     found = []
     for members in groups.values():
         first = members[0]
-        rows = [
-            (Subject(model=p.model, scorer="", defense="none", name=names[p.model.fingerprint]), p) for p in members
-        ]
+        subjects = {
+            Subject(model=p.model, scorer="", defense="none", name=names[p.model.fingerprint]): p for p in members
+        }
         attack = Attack(label=first.attack, kind=kind_of(first.protocol), settings=first.protocol)
-        rows.sort(key=lambda row: subject_order(row[0], rank))
-        found.append(RecallTable(dataset=datasets[first.data_fingerprint], attack=attack, rows=tuple(rows)))
-    return sorted(found, key=lambda t: (natural(t.dataset), attack_order(t.attack)))
+        rows = tuple((subject, subjects[subject]) for subject in sort_subjects(subjects, results.order))
+        found.append(RecallTable(dataset=datasets[first.data_fingerprint], attack=attack, rows=rows))
+    return sorted(found, key=lambda t: (natural(t.dataset), t.attack.order))
 
 
-def recall_parts(tables: Sequence[RecallTable]) -> list[Part]:
-    """Return the report's part about retrieval; empty if there are no recalls."""
-    return [Part(title="Retrieval", grids=tuple(map(_grid, tables)))] if tables else []
+def recall_part(tables: Sequence[RecallTable]) -> Part:
+    """Return the report's part about retrieval."""
+    grids = []
+    for table in tables:
+        label, settings = table.attack.label, table.attack.settings
+        rows = [(subject.name, recalls_of(pairs)) for subject, pairs in table.rows]
+        notes = cut_notes((subject.name, pairs.cut) for subject, pairs in table.rows)
+        grids.append(_grid(f"{table.dataset}, {heading(label)}", "model", rows, {label: settings}, notes))
+    return Part(title="Retrieval", grids=grids)
 
 
-def _grid(table: RecallTable) -> Grid:
-    columns, settings = table.columns, table.attack.settings
-    numbers = [[recall(pairs, direction, k) for direction, k in columns] for _, pairs in table.rows]
-    best = [max((x.top1 for x in column if x), default=0.0) for column in zip(*numbers, strict=True)]
-    several = len(numbers) > 1
-    rows = []
-    for (subject, _), row in zip(table.rows, numbers, strict=True):
-        cells = [accuracy(x, best=several and x is not None and x.top1 == b) for x, b in zip(row, best, strict=True)]
-        rows.append((subject.name, tuple(cells)))
+def recall_grids(rows: Sequence[RecallRow]) -> list[Grid]:
+    """Return the tables of a command's rows, of one data set."""
+    if {row.attack for row in rows} == {"clean"}:
+        return [_grid_of_rows(rows, "model", rows[0].dataset)]
+    return [
+        _grid_of_rows([row for row in rows if row.model == model], "attack", f"{model} on {rows[0].dataset}")
+        for model in dict.fromkeys(row.model for row in rows)
+    ]
+
+
+def _grid_of_rows(rows: Sequence[RecallRow], first: str, title: str) -> Grid:
+    found: dict[str, dict[tuple[str, int], Number]] = {}
+    for row in rows:
+        name = heading(row.attack) if first == "attack" else row.model
+        number = Number(top1=row.recall, low=row.ci_low, high=row.ci_high, n=row.n)
+        found.setdefault(name, {})[row.direction, row.k] = number
+    notes = cut_notes((row.model, Cut(row.cut_texts, row.cut_for_substitutes)) for row in rows)
+    return _grid(title, first, list(found.items()), {row.attack: row.protocol for row in rows}, notes)
+
+
+def _grid(
+    title: str,
+    first: str,
+    rows: Sequence[tuple[str, Recalls]],
+    described: Mapping[str, Mapping[str, Any]],
+    cut: Sequence[str],
+) -> Grid:
+    """Return a table; `described` are the protocols by attack label. The best of several models is bold."""
+    columns = list(dict.fromkeys(column for _, recalls in rows for column in recalls))
+    protocol = next(iter(described.values()))
+    several = first == "model" and len(rows) > 1
+    best = {column: max(recalls[column].top1 for _, recalls in rows if column in recalls) for column in columns}
+    cells = [
+        (name, [accuracy(x := recalls.get(c), best=several and x is not None and x.top1 == best[c]) for c in columns])
+        for name, recalls in rows
+    ]
     return Grid(
-        name=f"retrieval-{table.dataset}-{table.attack.label}",
-        title=f"{table.dataset}, {heading(table.attack.label)}: recall in %",
-        header=("model", *(f"{direction.upper()}@{k}" for direction, k in columns)),
-        rows=tuple(rows),
+        name=f"retrieval-{title}",
+        title=f"{title}: recall in %",
+        header=(first, *(f"{direction.upper()}@{k}" for direction, k in columns)),
+        rows=cells,
         notes=(
-            f"n = {settings['images']:,} images (TR) and {settings['captions']:,} captions (IR), 95 % Wilson intervals"
+            f"n = {protocol['images']:,} images (TR) and {protocol['captions']:,} captions (IR), 95 % Wilson intervals"
             f"{', best in bold' * several}",
-            *protocol_notes({table.attack.label: settings}),
-            *cut_notes((subject.name, pairs.cut) for subject, pairs in table.rows),
+            *_protocol_notes(described),
+            *cut,
         ),
     )
 
 
+def _protocol_notes(described: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return notes: what counts as found, the attacks' settings (grouped if equal), and the settings common to all."""
+    protocol = next(iter(described.values()))
+    notes = [
+        "TR: any caption of the image among the first k; IR: the caption's image among the first k; ties count "
+        f"{protocol['ties']}"
+    ]
+    for keys in _SETTINGS:
+        notes += group_equal(
+            (heading(attack), settings)
+            for attack, protocol in described.items()
+            if (settings := ", ".join(f"{k} {protocol[k]}" for k in keys if k in protocol))
+        )
+    changed = [heading(attack) for attack, p in described.items() if p["text"] != AS_WRITTEN]
+    text = f"{AS_WRITTEN}{', adversarial under ' + ', '.join(changed) if changed else ''}"
+    return [*notes, f"{text.capitalize()}, {resolution_note(protocol)}, {protocol['precision']}"]
+
+
 def recall_lines(tables: Sequence[RecallTable]) -> Iterator[Mapping[str, Any]]:
-    """Yield one line of CSV per number, with `build`'s column names where the meaning is the same."""
+    """Yield one line of CSV per number."""
     for table in tables:
-        settings = table.attack.settings
         for subject, pairs in table.rows:
-            for direction, k in table.columns:
-                number = recall(pairs, direction, k)
-                if number is not None:
-                    yield {
-                        **subject.described(),
-                        "dataset": table.dataset,
-                        "attack": table.attack.label,
-                        "kind": table.attack.kind,
-                        "eps": settings.get("eps", ""),
-                        "norm": table.attack.norm if table.attack.eps is not None else "",
-                        "n": number.n,
-                        "ci_low": f"{number.low:.4f}",
-                        "ci_high": f"{number.high:.4f}",
-                        "metric": f"{direction}_r@{k}",
-                        "recall": f"{number.top1:.4f}",
-                        "protocol": json.dumps(settings),
-                        "cells": pairs.id,
-                    }
+            for (direction, k), number in recalls_of(pairs).items():
+                yield {
+                    **number_line(subject, table.dataset, table.attack, number, f"{direction}_r@{k}"),
+                    "protocol": json.dumps(table.attack.settings),
+                    "cells": pairs.id,
+                }

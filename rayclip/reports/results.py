@@ -1,14 +1,9 @@
-"""Read result folders cell by cell: records as they were written, verdicts as one bit per sample.
+"""Read result folders cell by cell: records as they were written, verdicts as one bit per sample."""
 
-Shapes: N samples of a cell.
-"""
-
-import contextlib
+import functools
 import json
-import multiprocessing
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,126 +12,56 @@ import numpy as np
 import pyarrow as pa
 
 from rayclip.evaluation.retrieval import Recall
+from rayclip.reports.section import Model
+from rayclip.reports.verdicts import Verdicts
 from rayclip.store import Store
-from rayclip.tracking.spool import logged_runs
 from rayclip.types import Cut, UserError
 
 _COLUMNS = ["position", "label", "clean_pred", "adv_pred"]
 _RECORD = ("model", "model_fingerprint", "dataset", "data_fingerprint", "class_names", "protocol")
 _UNSAID = {"resize": "antialias"}  # defaults for older results without the setting
-_MANY = 1000  # from this many cells on, read with several processes
+_AT_ONCE = 16  # cells read at once; on an object store every file is a request
 LINEAGE = "lineage"  # folder with the records of models, beside `cells`
 _PAIRS = "retrieval"  # folder with retrieval results, beside `cells`
+LoggedRuns = Callable[[Store], tuple[str, Mapping[str, str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdicts:
-    """The verdicts of a cell: per sample whether the model is right both before and after the attack.
+class Judged:
+    """A model on a data set under an attack. `cut` counts the texts that were truncated."""
 
-    Attributes:
-        positions_N: positions in the data set, ascending; cells of the same samples share the array.
-        packed: eight verdicts per byte (`numpy.packbits`).
-    """
-
-    positions_N: np.ndarray
-    packed: np.ndarray
-
-    @classmethod
-    def of(cls, positions_N: np.ndarray, right_N: np.ndarray) -> "Verdicts":
-        return cls(positions_N=positions_N, packed=np.packbits(right_N))
-
-    @property
-    def n(self) -> int:
-        return len(self.positions_N)
-
-    @property
-    def right(self) -> np.ndarray:
-        """The verdicts as bool, `(N,)`."""
-        return np.unpackbits(self.packed, count=self.n).view(bool)
-
-    @property
-    def count(self) -> int:
-        """Number of samples that are right."""
-        return int(np.bitwise_count(self.packed).sum())
-
-
-def shared(verdicts: Sequence[Verdicts]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return the positions that all `verdicts` have in common, and the verdicts of each at these (bool)."""
-    positions = verdicts[0].positions_N
-    if all(v.positions_N is positions for v in verdicts):
-        return positions, [v.right for v in verdicts]
-    for v in verdicts[1:]:
-        positions = np.intersect1d(positions, v.positions_N, assume_unique=True)
-    return positions, [v.right[np.searchsorted(v.positions_N, positions)] for v in verdicts]
+    id: str
+    model: Model
+    dataset: str
+    data_fingerprint: str
+    attack: str
+    protocol: Mapping[str, Any]
+    cut: Cut
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """A model as the results know it: specification, label, and the lineage of a checkpoint (`rayclip.json`)."""
-
-    fingerprint: str
-    spec: str
-    label: str
-    lineage: Mapping[str, Any] | None = None
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Training configuration; empty for a model that we did not train."""
-        return (self.lineage or {}).get("config") or {}
-
-    @property
-    def method(self) -> str | None:
-        return (self.config.get("method") or {}).get("name")
-
-    @property
-    def shots(self) -> int | None:
-        """Training images per class; None for all of them, or without training."""
-        return self.config.get("shots")
-
-    @property
-    def trained_on(self) -> str | None:
-        """Name of the training data."""
-        return ((self.lineage or {}).get("data") or {}).get("name") or self.config.get("data")
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgedCell:
+class JudgedCell(Judged):
     """An evaluated cell: its record (`Cell.record`), its verdicts, and the store that holds them.
 
     Attributes:
         code: version and commit that computed it.
         run: MLflow run that logged it; empty if unknown.
-        cut: texts that were truncated.
     """
 
-    id: str
     store: Store
-    model: Model
-    dataset: str
     data: str
-    data_fingerprint: str
-    attack: str
     defense: str
     scorer: str
-    protocol: Mapping[str, Any]
     verdicts: Verdicts
-    code: str = ""
-    run: str = ""
-    cut: Cut = field(default_factory=Cut)
+    code: str
+    run: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedPairs:
-    """A retrieval result (`retrieval.Task.record`): a model on image-caption pairs under an attack."""
+class JudgedPairs(Judged):
+    """A retrieval result (`retrieval.Task.record`) on image-caption pairs."""
 
-    id: str
-    model: Model
-    dataset: str
-    data_fingerprint: str
-    attack: str
-    protocol: Mapping[str, Any]
     recalls: tuple[Recall, ...]
-    cut: Cut = field(default_factory=Cut)
 
 
 @dataclass(kw_only=True)
@@ -159,34 +84,43 @@ class Results:
     trackers: list[str] = field(default_factory=list)
 
     @property
+    def models(self) -> dict[str, Model]:
+        """Models by fingerprint."""
+        judged: list[Judged] = [*self.cells, *self.pairs]
+        return {each.model.fingerprint: each.model for each in judged}
+
+    @property
     def names(self) -> dict[str, str]:
         """Display name by model fingerprint."""
-        models = [cell.model for cell in self.cells] + [pairs.model for pairs in self.pairs]
-        return short_names(list({model.fingerprint: model for model in models}.values()))
+        return short_names(list(self.models.values()))
 
 
 def read_results(
     places: Sequence[str],
     tell: Callable[[int, int], None] = lambda done, total: None,
     only: Mapping[str, set[str]] | None = None,
+    logged: LoggedRuns = lambda store: ("", {}),
 ) -> Results:
     """Read result folders (or URIs), including the parts of a sweep below them.
 
     Args:
-        only: fingerprints of the models to read, by place; all models for places that are missing in it.
         tell: progress callback, called with the numbers of cells read and in total.
+        only: fingerprints of the models to read, by place; all models for places that are missing in it.
+        logged: returns where a folder's results were logged (store or server, and experiment), and the id of the run
+            that logged each cell, by cell id.
 
     Raises:
         UserError: no results there, or a damaged file.
     """
     stores = [(store, (only or {}).get(place)) for place in dict.fromkeys(places) for store in _with_results(place)]
     todo = [(store, cell, models) for store, models in stores for cell in store.child("cells").folders()]
-    gathered = _Gathered()
+    gathered = _Gathered(logged)
     for store, _ in stores:
-        gathered.results.order += _printed_order(store)
-    with _fetched(todo) as fetched:
-        for done, ((store, cell, _), found) in enumerate(zip(todo, fetched, strict=True), 1):
-            gathered.add(store, cell, found)
+        printed = _json(store, "results.json") or []
+        gathered.results.order += dict.fromkeys(row["model"] for row in printed if "model" in row)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for done, found in enumerate(pool.map(_read_cell, *zip(*todo, strict=True)) if todo else (), 1):
+            gathered.add(found)
             tell(done, len(todo))
     for store, models in stores:
         for name in store.names(_PAIRS, ".json"):
@@ -215,77 +149,65 @@ def _with_results(place: str) -> list[Store]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Fetched:
-    """A cell as read from its files, small enough to be sent between processes.
+class _ReadCell:
+    """A cell as its files have it, with the positions of its samples, ascending, and the verdicts there."""
 
-    `positions` is only a count if they are 0, 1, 2 …; without verdicts both arrays are None, and `note` may say why.
-    """
-
-    record: Mapping[str, Any] = field(default_factory=dict)
-    positions: np.ndarray | int | None = None
-    packed: np.ndarray | None = None
-    note: str | None = None
+    store: Store
+    id: str
+    record: Mapping[str, Any]
+    positions_N: np.ndarray
+    right_N: np.ndarray
 
 
-def _fetch(job: tuple[Store, str, set[str] | None]) -> _Fetched:
-    store, cell, models = job
+def _read_cell(store: Store, cell: str, models: set[str] | None) -> _ReadCell | str | None:
+    """Return a cell, a remark why it cannot be shown, or None if it is of another model than `models`."""
     record = _json(store, f"cells/{cell}/cell.json")
     if record is None:
-        return _Fetched(note=f"{store.root}/cells/{cell} has no cell.json and is left out")
+        return f"{store.root}/cells/{cell} has no cell.json and is left out"
     absent = [key for key in _RECORD if key not in record]
     if absent:
         raise UserError(f"{store.root}/cells/{cell}/cell.json is damaged (no {absent[0]}): delete it and run again.")
     if models is not None and record["model_fingerprint"] not in models:
-        return _Fetched()
+        return None
     table = store.read_tables(store.names(f"cells/{cell}", ".parquet"), _COLUMNS)
     if table is None or not len(table):
-        return _Fetched(note=f"{record['dataset']} under {record['protocol']['attack']} has no verdicts yet")
+        return f"{record['dataset']} under {record['protocol']['attack']} has no verdicts yet"
     position, label, clean, adversarial = (table[name].to_numpy() for name in _COLUMNS)
     right = (clean == label) & (adversarial == label)
     if not (np.diff(position) > 0).all():  # shards of several runs may overlap
         position, first = np.unique(position, return_index=True)
         right = right[first]
-    whole = position[0] == 0 and position[-1] == len(position) - 1
-    return _Fetched(record=record, positions=len(position) if whole else position, packed=np.packbits(right))
-
-
-@contextlib.contextmanager
-def _fetched(todo: Sequence[tuple[Store, str, set[str] | None]]) -> Iterator[Iterator[_Fetched]]:
-    """Yield an iterator over the cells in order; many local cells are read in parallel, one process per core."""
-    cores = min(os.cpu_count() or 1, 8)
-    if len(todo) < _MANY or cores == 1 or not all(store.is_local for store, _, _ in todo):
-        yield map(_fetch, todo)
-        return
-    with multiprocessing.get_context("fork").Pool(cores) as pool:
-        yield pool.imap(_fetch, todo, chunksize=32)
+    return _ReadCell(store=store, id=cell, record=record, positions_N=position, right_N=right)
 
 
 class _Gathered:
     """Collects cells into `Results`, with one copy of whatever many cells share."""
 
-    def __init__(self) -> None:
+    def __init__(self, logged: LoggedRuns) -> None:
         self.results = Results()
         self.found: dict[str, JudgedCell] = {}
+        self._logged = functools.cache(logged)
         self._positions: dict[bytes, np.ndarray] = {}
-        self._counted: dict[int, np.ndarray] = {}
         self._models: dict[str, Model] = {}
         self._asked: set[tuple[str, str]] = set()
-        self._runs: dict[str, dict[str, str]] = {}
 
-    def add(self, store: Store, cell: str, fetched: _Fetched) -> None:
-        if fetched.note is not None:
-            self.results.notes.append(fetched.note)
-        if fetched.positions is None or fetched.packed is None:
+    def add(self, cell: _ReadCell | str | None) -> None:
+        if cell is None:
             return
-        verdicts = Verdicts(positions_N=self._shared(fetched.positions), packed=fetched.packed)
-        if cell in self.found:
-            verdicts = self._union(self.found[cell].verdicts, verdicts)
-        record, protocol = fetched.record, {**_UNSAID, **fetched.record["protocol"]}
+        if isinstance(cell, str):
+            self.results.notes.append(cell)
+            return
+        verdicts = self._verdicts(cell.positions_N, cell.right_N)
+        if cell.id in self.found:
+            verdicts = self._union(self.found[cell.id].verdicts, verdicts)
+        record, protocol = cell.record, {**_UNSAID, **cell.record["protocol"]}
+        tracker, runs = self._logged(cell.store)
+        self.results.trackers += [tracker] * (bool(runs) and tracker not in self.results.trackers)
         self.results.class_names.setdefault(record["data_fingerprint"], tuple(record["class_names"]))
-        self.found[cell] = JudgedCell(
-            id=cell,
-            store=store,
-            model=self._model(store, record["model_fingerprint"], record["model"]),
+        self.found[cell.id] = JudgedCell(
+            id=cell.id,
+            store=cell.store,
+            model=self._model(cell.store, record["model_fingerprint"], record["model"]),
             dataset=record["dataset"],
             data=record.get("data", record["dataset"]),
             data_fingerprint=record["data_fingerprint"],
@@ -295,17 +217,9 @@ class _Gathered:
             protocol=protocol,
             verdicts=verdicts,
             code=" ".join([*record.get("code", {}).values()]),
-            run=self._run(store, cell),
+            run=runs.get(cell.id, ""),
             cut=Cut.read(record),
         )
-
-    def _run(self, store: Store, cell: str) -> str:
-        if store.root not in self._runs:
-            address, runs = logged_runs(store)
-            self._runs[store.root] = runs
-            if runs and address not in self.results.trackers:
-                self.results.trackers.append(address)
-        return self._runs[store.root].get(cell, "")
 
     def add_pairs(self, store: Store, name: str, models: set[str] | None) -> None:
         record = _json(store, name)
@@ -325,16 +239,12 @@ class _Gathered:
         except (KeyError, TypeError) as error:
             raise UserError(f"{store.root}/{name} is damaged ({error}): delete it and run again.") from None
 
-    def _shared(self, positions: np.ndarray | int) -> np.ndarray:
-        if isinstance(positions, int):
-            if positions not in self._counted:
-                self._counted[positions] = self._shared(np.arange(positions))
-            return self._counted[positions]
-        return self._positions.setdefault(positions.tobytes(), positions)
+    def _verdicts(self, positions_N: np.ndarray, right_N: np.ndarray) -> Verdicts:
+        return Verdicts.of(self._positions.setdefault(positions_N.tobytes(), positions_N), right_N)
 
     def _union(self, one: Verdicts, two: Verdicts) -> Verdicts:
         position, first = np.unique(np.concatenate([one.positions_N, two.positions_N]), return_index=True)
-        return Verdicts.of(self._shared(position), np.concatenate([one.right, two.right])[first])
+        return self._verdicts(position, np.concatenate([one.right, two.right])[first])
 
     def _model(self, store: Store, fingerprint: str, spec: str) -> Model:
         """Return a model; where folders have several names for it, the first label is used."""
@@ -356,16 +266,20 @@ def _json(store: Store, name: str) -> Any:
         raise UserError(f"{store.root}/{name} is damaged: delete it and run again.") from error
 
 
-def _printed_order(store: Store) -> list[str]:
-    rows = _json(store, "results.json") or []
-    return list(dict.fromkeys(row["model"] for row in rows if "model" in row))
-
-
 def _label(protocol: Mapping[str, Any]) -> str:
     """Return a label for an attack whose record has none."""
     steps = f"-{protocol['steps']}" if "steps" in protocol else ""
     eps = f"_eps{str(protocol['eps']).removesuffix('/255')}" if "eps" in protocol else ""
     return f"{protocol['attack']}{steps}{eps}"
+
+
+def copy_verdicts(cell: JudgedCell, store: Store) -> None:
+    """Copy a cell's files into another result folder, except those that are there."""
+    folder = f"cells/{cell.id}"
+    for name in [f"{folder}/cell.json", *cell.store.names(folder, ".parquet")]:
+        data = cell.store.read(name) if store.size(name) is None else None
+        if data is not None:
+            store.write(name, data)
 
 
 def examples(cell: JudgedCell, kind: str) -> pa.Table | None:
@@ -400,8 +314,3 @@ def model_name(spec: str) -> str:
     """Return the folder name of a checkpoint's specification; other specifications unchanged."""
     kind, colon, path = spec.partition(":")
     return PurePosixPath(path).name if colon and kind in ("local-dir", "prompted") else spec
-
-
-def natural(text: str) -> list[Any]:
-    """Return a natural sort key: `5-shot` sorts before `50-shot`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]

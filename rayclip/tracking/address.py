@@ -3,6 +3,7 @@
 `check_address` does not import MLflow, so that a command can call it before any heavy import.
 """
 
+import io
 import os
 import shlex
 import socket
@@ -37,6 +38,22 @@ def default_uri() -> str:
         return os.environ.get("MLFLOW_TRACKING_URI") or f"{_FILE}{Path('mlflow.db').absolute()}"
     except FileNotFoundError as error:
         raise UserError("the working directory is gone: change into one that is there.") from error
+
+
+def absolute(uri: str) -> str:
+    """Return an address that means the same in every directory.
+
+    Raises:
+        UserError: it holds a password, which would appear in logs and results.
+    """
+    refuse_secret(uri)
+    relative = uri.startswith(_FILE) and not uri.startswith(f"{_FILE}/")
+    return f"{_FILE}{Path(uri.removeprefix(_FILE)).absolute()}" if relative else uri
+
+
+def join_address(uri: str, experiment: str) -> str:
+    """Return what names an experiment at an MLflow address; experiments of the same name there are the same."""
+    return f"{absolute(uri)} {experiment}"
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -111,6 +128,7 @@ def explained(uri: str) -> Iterator[None]:
         AwayError: it cannot be reached now, or denies access.
         UserError: it cannot be used.
     """
+    from mlflow import __version__
     from mlflow.exceptions import MlflowException
 
     try:
@@ -119,50 +137,45 @@ def explained(uri: str) -> Iterator[None]:
         raise
     except Exception as error:  # databases and their drivers raise their own kinds
         status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
+        other = f"or give another --tracking-uri ({reason(error)})."
         if status in (401, 403):
             raise AwayError(
                 f"MLflow at '{uri}' refuses us: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user "
                 "that may write there."
             ) from error
         if is_database(uri) and "mlflow db upgrade" in str(error):  # MLflow's advice lacks the address
-            import mlflow
-
             raise UserError(
-                f"the database of MLflow at '{uri}' is of another version of MLflow than this one "
-                f"({mlflow.__version__}): take a backup and run `mlflow db upgrade {shlex.quote(uri)}`, or give "
-                "another --tracking-uri."
+                f"the database of MLflow at '{uri}' is of another version of MLflow than this one ({__version__}): "
+                f"take a backup and run `mlflow db upgrade {shlex.quote(uri)}`, or give another --tracking-uri."
             ) from error
         if is_database(uri) and status != _BUSY:
             raise UserError(
-                f"the database of MLflow at '{uri}' cannot be used: mend it, move it away, or give another "
-                f"--tracking-uri ({reason(error)})."
+                f"the database of MLflow at '{uri}' cannot be used: mend it, move it away, {other}"
             ) from error
         if not isinstance(error, OSError | MlflowException) or (400 <= status < 500 and status not in (408, 429)):
-            raise UserError(
-                f"MLflow at '{uri}' cannot be reached as it is written: give another --tracking-uri ({reason(error)})."
-            ) from error
-        raise AwayError(
-            f"MLflow at '{uri}' cannot be reached: start it, or give another --tracking-uri ({reason(error)})."
-        ) from error
+            raise _misspelt(uri, error) from error
+        raise AwayError(f"MLflow at '{uri}' cannot be reached: start it, {other}") from error
+
+
+def _misspelt(uri: str, error: BaseException) -> UserError:
+    return UserError(
+        f"MLflow at '{uri}' cannot be reached as it is written: give another --tracking-uri ({reason(error)})."
+    )
 
 
 def _check_file(uri: str, path: Path, *, to_write: bool) -> None:
+    other = "or give another --tracking-uri."
     if path.is_dir():
         raise UserError(f"the database of MLflow at '{uri}' is a folder: give a file.")
     try:
-        if path.is_file():
-            with path.open("rb") as file:
-                head = file.read(len(_MAGIC))
-            if head and head != _MAGIC:  # an empty file is an empty database
-                raise UserError(
-                    f"the database of MLflow at '{uri}' is none, or damaged: move it away, or give another "
-                    "--tracking-uri."
-                )
+        with path.open("rb") if path.is_file() else io.BytesIO() as file:
+            head = file.read(len(_MAGIC))
     except OSError as error:
         raise UserError(
-            f"the database of MLflow at '{uri}' cannot be read ({error.strerror}): mend its rights, or give another "
-            "--tracking-uri."
+            f"the database of MLflow at '{uri}' cannot be read ({error.strerror}): mend its rights, {other}"
         ) from error
+    if head and head != _MAGIC:  # an empty file is an empty database
+        raise UserError(f"the database of MLflow at '{uri}' is none, or damaged: move it away, {other}")
     if not to_write:
         return
     try:
@@ -171,12 +184,10 @@ def _check_file(uri: str, path: Path, *, to_write: bool) -> None:
         cause = getattr(error.__cause__, "strerror", None) or "that is no folder"
         raise UserError(
             f"MLflow cannot write '{path}', where runs are logged ({cause}): work in a folder that can be written, "
-            "or give another --tracking-uri."
+            f"{other}"
         ) from error
     if path.exists() and not os.access(path, os.W_OK):
-        raise UserError(
-            f"MLflow cannot write '{path}', where runs are logged: mend its rights, or give another --tracking-uri."
-        )
+        raise UserError(f"MLflow cannot write '{path}', where runs are logged: mend its rights, {other}")
 
 
 def _check_driver(uri: str) -> None:
@@ -193,6 +204,4 @@ def _check_driver(uri: str) -> None:
             f"pip install {shlex.quote(package)}, or start an MLflow server and give its address."
         ) from error
     except (SQLAlchemyError, ValueError) as error:
-        raise UserError(
-            f"MLflow at '{uri}' cannot be reached as it is written: give another --tracking-uri ({reason(error)})."
-        ) from error
+        raise _misspelt(uri, error) from error

@@ -3,7 +3,7 @@
 import re
 
 from rayclip.tracking.address import check_address, check_database, default_uri, explained
-from rayclip.tracking.mlflow_tracker import quiet_client
+from rayclip.tracking.experiment import make_client
 from rayclip.types import UserError
 
 RESULTS, MODEL = "rayclip.results", "rayclip.model"  # tags: folder of the results; fingerprint of the model
@@ -27,7 +27,7 @@ def results_of(run: str, uri: str | None) -> tuple[str, str | None]:
     check_database(where)
     with explained(where):
         try:
-            tags = quiet_client(where).get_run(run.removeprefix("runs:/")).data.tags
+            tags = make_client(where).get_run(run.removeprefix("runs:/")).data.tags
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise

@@ -82,7 +82,7 @@ def train(config: TrainConfig, host: Host) -> Clip:
     if config.model_fingerprint:
         check_same("model", config.model, clip.fingerprint(), config.model_fingerprint)
     check_shares(len(data), config.recipe.batch_size, host.world_size)
-    return _Run(config, host, config.method.dressed(clip, config.seed), data).go()
+    return _Run(config, host, config.method.wrap_model(clip, config.seed), data).go()
 
 
 class _Run:

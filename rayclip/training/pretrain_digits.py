@@ -19,7 +19,7 @@ from rayclip.data.digits import CLASS_NAMES, Digits
 from rayclip.methods.losses import contrastive
 from rayclip.models import Clip, ZeroShot
 from rayclip.models.checkpoint import save_checkpoint
-from rayclip.models.clip import WEIGHTS_FILE
+from rayclip.models.loading import WEIGHTS_FILE
 
 CONFIG: dict[str, Any] = {
     "model_cfg": {

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from mlflow import MlflowClient
 
 from rayclip.api import fine_tune
 from rayclip.api.checks import Opened, check_training
-from rayclip.api.logbook import Logbook
+from rayclip.api.logbook import Logbook, attack_params, untouched_params
 from rayclip.api.request import Tracking, Where
 from rayclip.attacks import parse_attacks
 from rayclip.distributed import Trial
@@ -19,8 +20,9 @@ from rayclip.methods import make_method
 from rayclip.models import load_model
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.store import Store
-from rayclip.tracking import MlflowTracker, SpooledTracker
-from rayclip.tracking.spool import Spool
+from rayclip.tracking.deliverer import Deliverer
+from rayclip.tracking.experiment import Experiment
+from rayclip.tracking.journal import Journal, waits
 from rayclip.training import TrainConfig
 from rayclip.types import Row
 
@@ -34,8 +36,9 @@ CELL = Cell(
 )  # fmt: skip
 
 
-def log(tracker: MlflowTracker, store: Store) -> None:
-    with Logbook(store, SpooledTracker(tracker, Spool(store), known=True)) as logbook:
+def log(experiment: Experiment, store: Store) -> None:
+    journal = Journal(store)
+    with Logbook(journal, Deliverer(journal, experiment), experiment.name) as logbook:
         sweep = logbook.open("sweep")
         logbook.evaluation("eval m", sweep, [ROW], [CELL])
         logbook.summary(sweep, [ROW], {})
@@ -48,30 +51,37 @@ def mlflow(tmp_path_factory):
 
 def test_a_disk_that_is_full_at_any_write_leaves_every_run_once_and_whole(mlflow, tmp_path, monkeypatch):
     """The same command, started again when there is room, goes on in the runs that it had begun."""
-    write = Store.write
+    write, append = Store.write, Store.append
     for room in itertools.count():
-        tracker, store = MlflowTracker(mlflow, f"room for {room}"), Store(str(tmp_path / str(room)))
+        experiment, store = Experiment(mlflow, f"room for {room}"), Store(str(tmp_path / str(room)))
         left = iter(range(room))
 
-        def write_if_there_is_room(self, name, data, left=left):
-            if next(left, None) is None:
-                raise OSError(errno.ENOSPC, "No space left on device", name)
-            write(self, name, data)
+        def if_there_is_room(do, left=left):
+            def tried(self, name, data):
+                if next(left, None) is None:
+                    if do is append:
+                        append(self, name, data[:9])
+                    raise OSError(errno.ENOSPC, "No space left on device", name)
+                do(self, name, data)
 
-        monkeypatch.setattr(Store, "write", write_if_there_is_room)
+            return tried
+
+        monkeypatch.setattr(Store, "write", if_there_is_room(write))
+        monkeypatch.setattr(Store, "append", if_there_is_room(append))
         try:
-            log(tracker, store)
+            log(experiment, store)
         except OSError as error:
             full = error.errno == errno.ENOSPC
         else:
             full = False
         monkeypatch.setattr(Store, "write", write)
+        monkeypatch.setattr(Store, "append", append)
         for _ in range(2):
-            log(tracker, store)
-        assert store.names("spool", ".json") == store.names("spool/refused", ".json") == []
+            log(experiment, store)
+        assert not waits(store, experiment.address)
         client = MlflowClient(mlflow)
-        runs = {run.info.run_name: run for run in client.search_runs([tracker.experiment_id])}
-        assert len(client.search_runs([tracker.experiment_id])) == len(runs) == 2
+        runs = {run.info.run_name: run for run in client.search_runs([experiment.id])}
+        assert len(client.search_runs([experiment.id])) == len(runs) == 2
         assert {run.info.status for run in runs.values()} == {"FINISHED"}
         evaluation = runs["eval m"].info.run_id
         assert runs["eval m"].data.tags["mlflow.parentRunId"] == runs["sweep"].info.run_id
@@ -107,3 +117,34 @@ def test_a_trial_that_was_finished_but_not_logged_is_logged_by_the_next_start(ml
         assert run.info.status == "FINISHED" and run.info.run_name == "m"
         assert {f.path for f in client.list_artifacts(run.info.run_id)} >= {"checkpoint", "data"}
         assert len(client.search_model_versions("name = 'late'")) == 1
+
+
+def test_the_same_again_adds_nothing_to_the_journal_and_a_baseline_stands_beside_its_trials(mlflow, tmp_path):
+    experiment, store = Experiment(mlflow, "again"), Store(str(tmp_path))
+    log(experiment, store)
+    before = [event[:4] for event in Journal(store).read({})]
+    log(experiment, store)
+    assert [event[:4] for event in Journal(store).read({})] == before
+    configs = [
+        TrainConfig(
+            method=make_method(name), recipe=make_method(name).small, model="digits", data="digits", shots=shots
+        )
+        for name, shots in (("tecoa", 1), ("mmcoa", 5))
+    ]
+    params = untouched_params("digits", configs)
+    assert params.items() >= {"method.name": "untouched", "method.eps": "0/255", "shots": 0, "data": "digits"}.items()
+    assert not [key for key in params if key.startswith("recipe.")] and "method.steps" not in params
+
+
+def test_an_evaluations_settings_are_said_once():
+    attacked = replace(
+        ROW, attack="pgd-1_eps32", protocol={**ROW.protocol, "attack": "pgd", "eps": "32/255", "steps": 1}
+    )
+    other = replace(
+        attacked, attack="pgd-1_eps16", protocol={**attacked.protocol, "eps": "16/255", "precision": "bf16"}
+    )
+    params = attack_params([ROW, attacked, other])
+    shared = {key: ROW.protocol[key] for key in ("seed", "template", "resolution")}
+    assert {key: params[f"protocol.{key}"] for key in shared} == shared and "protocol.precision" not in params
+    assert params["attack.pgd-1_eps32.eps"] == "32/255" and params["attack.pgd-1_eps16.precision"] == "bf16"
+    assert "attack.pgd-1_eps32.seed" not in params

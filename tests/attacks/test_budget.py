@@ -5,7 +5,6 @@ import torch
 
 from attacks.test_gradient import balanced, batch, build
 from rayclip.attacks import ATTACKS, Attack, Samples, make_attack, parse_attacks
-from rayclip.attacks.pairs import within_on_pairs
 from rayclip.data import batch_pixels, open_data
 from rayclip.models import ZeroShot, load_model
 from rayclip.rng import sample_keys
@@ -74,9 +73,9 @@ def test_the_default_step(eps, steps, norm, step):
 
 
 def test_on_pairs_the_default_step_is_the_papers():
-    assert within_on_pairs(make_attack("co-attack", steps=10), 2 / 255).step == pytest.approx(0.25 / 255)
-    assert within_on_pairs(make_attack("co-attack", step=1 / 255), 2 / 255).step == 1 / 255
-    assert within_on_pairs(make_attack("bert"), None) == make_attack("bert")
+    assert make_attack("co-attack", steps=10).within_on_pairs(2 / 255).step == pytest.approx(0.25 / 255)
+    assert make_attack("co-attack", step=1 / 255).within_on_pairs(2 / 255).step == 1 / 255
+    assert make_attack("bert").within_on_pairs(None) == make_attack("bert")
 
 
 @pytest.mark.parametrize("name", ON_IMAGES)
@@ -89,7 +88,7 @@ def test_every_attack_on_images_has_a_budget_as_a_setting(name):
 
 @pytest.mark.parametrize("name", ["clean", "bert"])
 def test_attacks_that_leave_images_alone_have_none(name):
-    with pytest.raises(UserError, match=f"attack '{name}' has no setting 'eps'"):
+    with pytest.raises(UserError, match=f"{name}.*eps"):
         parse_attacks(f"{name}:eps=1/255", {})
     assert make_attack(name).within(None) == make_attack(name)
 
@@ -112,12 +111,12 @@ def test_budgets_that_cannot_be_are_refused_by_every_attack(victim, name, eps):
     if ATTACKS[name].name == "pgd-l2" and eps in (8, 1.0):
         assert attempt(victim, name, eps).images_BCHW.isfinite().all()
         return
-    with pytest.raises(UserError, match=f"attack '{name}' cannot have the budget"):
+    with pytest.raises(UserError, match=name):
         attempt(victim, name, eps)
 
 
 def test_a_missing_budget_is_refused(victim):
-    with pytest.raises(UserError, match="needs a budget"):
+    with pytest.raises(UserError, match="budget"):
         attempt(victim, "pgd", None)
     assert attempt(victim, "clean", None).images_BCHW.isfinite().all()
 

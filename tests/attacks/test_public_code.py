@@ -34,7 +34,7 @@ STANDING = {
 }
 
 
-@pytest.mark.parametrize("budget", STANDING)
+@pytest.mark.parametrize("budget", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_co_attack(photographs, budget):
     victim, samples = photographs
     attack = make_attack("bert", substitutes="clip-table")

@@ -2,16 +2,15 @@
 
 from calling import call
 from rayclip.attacks import ATTACKS, parse_attacks
-from rayclip.attacks.registry import about, known_attacks
-from rayclip.settings import shown_defaults
+from rayclip.settings import format_defaults
 
 
 def test_every_attack_has_a_line_and_defaults_that_parse(monkeypatch, capsys):
-    lines = {about(name, kind) for name, kind in known_attacks().items()}
+    lines = {ATTACKS.about(name) for name in ATTACKS}
     assert len(lines) == len(ATTACKS) and "" not in lines
-    for name, kind in known_attacks().items():
+    for name, kind in ATTACKS.items():
         given = {"source": "digits"} if name == "transfer" else {}
-        settings = {k: v for k, v in shown_defaults(kind).items() if v not in ("None", "…")} | given
+        settings = {k: v for k, v in format_defaults(kind).items() if v not in ("None", "…")} | given
         written = ",".join(f"{k}={v}" for k, v in settings.items())
         (parsed,) = parse_attacks(f"{name}:{written}" if written else name, {})
         assert parsed == kind(**given)

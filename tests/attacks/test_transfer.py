@@ -78,7 +78,7 @@ def test_what_the_source_is_enters_the_cells_identity(source, tmp_path):
     assert cell_of(attack).id != cell.id
     store = Store(str(tmp_path / "out"))
     (shard,) = missing_shards(cell, range(4), store, 4)
-    with pytest.raises(UserError, match="is not what it was"):
+    with pytest.raises(UserError):
         Evaluator(store).run(shard)
     (shard,) = missing_shards(cell_of(attack), range(4), store, 4)
     Evaluator(store).run(shard)

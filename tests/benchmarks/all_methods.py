@@ -27,13 +27,12 @@ import torch
 import torch.nn.functional as F
 
 from rayclip.attacks import Samples, make_attack
-from rayclip.attacks.bert import TextSettings
 from rayclip.data import batch_pixels, open_data
+from rayclip.data.captions import bind_captions
 from rayclip.methods import METHODS, make_method
 from rayclip.models import Clip, ZeroShot, load_model
 from rayclip.rng import sample_keys
 from rayclip.training import TrainConfig, train
-from rayclip.training.captions import with_captions
 from rayclip.training.loop import Progress
 from rayclip.units import format_budget, parse_budget
 
@@ -81,8 +80,8 @@ def trained(name: str, seed: int, setting: Setting) -> Clip:
     """A method's result: its recipe for small models, `TRAIN_STEPS` attack steps, half its epochs unless told."""
     names = open_data(setting.data, "train").class_names
     step = max(1 / 255, 2.5 * setting.eps / TRAIN_STEPS)
-    text = TextSettings(substitutes="clip-table")
-    method = make_method(name, eps=setting.eps, steps=TRAIN_STEPS, step=step, text=text, captions=setting.captions)
+    texts = {"substitutes": "clip-table", "captions": setting.captions}
+    method = make_method(name, defaults=texts, eps=setting.eps, steps=TRAIN_STEPS, step=step)
     small = method.small
     recipe = dataclasses.replace(
         small,
@@ -94,7 +93,7 @@ def trained(name: str, seed: int, setting: Setting) -> Clip:
         TrainConfig(
             model=setting.model,
             data=setting.data,
-            method=with_captions(method, setting.data, names),
+            method=bind_captions(method, setting.data, names),
             recipe=recipe,
             shots=setting.shots,
             seed=seed,

@@ -8,10 +8,10 @@ import pytest
 from rayclip.cli import answers
 from rayclip.cli.answers import Answer
 from rayclip.store import Store
-from rayclip.tracking.spool import Spool
+from rayclip.tracking.journal import Journal
 from rayclip.types import Row
 
-WORDS = {"models": ["digits"], "data": ["digits"]}
+WORDS = {"models": ["digits"], "data": ["digits"], "tracking": ["http://host", "study"]}
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def lose(store, file):
 
 
 def wait(store, file):
-    Spool(store).add("metrics", "run", [])
+    Journal(store).metrics("run", [("x", 1.0, 0)])
 
 
 @pytest.mark.parametrize("change", [rewrite, add, lose, wait])
@@ -84,7 +84,7 @@ def test_an_answer_that_cannot_be_kept_costs_nothing(kept, monkeypatch):
 
     store, _, places, answer = kept
     monkeypatch.setattr(Store, "write_json", full)
-    answers.keep({"models": ["other"]}, places, store.root, answer)
+    answers.keep({**WORDS, "models": ["other"]}, places, store.root, answer)
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/model", "hf-hub:org/name", "prompted:p", "mix:digits+digits@0.5"])

@@ -3,9 +3,9 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,12 +22,10 @@ from rayclip.models.checkpoint import save_checkpoint
 def test_help_is_instant():
     command = [sys.executable, "-m", "rayclip", "--help"]
     subprocess.run(command, check=True, capture_output=True)
-    best = float("inf")
-    for _ in range(3):
-        began = time.perf_counter()
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        best = min(best, time.perf_counter() - began)
-    assert best < 0.5
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5, "seconds of a core"
     assert all(word in done.stdout for word in ("eval", "train", "ui"))
 
 
@@ -106,13 +104,13 @@ IMPORT = {"--allow-gelu": "{i}/tower.pt", "--base": "local-dir:{i}/model", "--ou
         ("train", {"--model": "local-dir:{i}/shape"}, "do not fit"),
         ("train", {"--data": "{i}/nolabel.parquet"}, "the text 'a' is none of the class names"),
         ("train", {"--method": "mmcoa", "--substitutes": "/no/model"}, "substitutes=clip-table"),
-        ("train", {"--method": "mmcoa", "--lambda-img": "0", "--lambda-txt": "0"}, "no loss"),
-        ("train", {"--method": "saft"}, "--captions templates"),
-        ("train", {"--method": "saft", "--captions": "none.csv"}, "no such file of captions: none.csv"),
-        ("train", {"--method": "saft", "--captions": "digits"}, "has captions of 'zero' as class 0, which is"),
+        ("train", {"--method": "mmcoa:lambda_img=0,lambda_txt=0"}, "no loss"),
+        ("train", {"--method": "saft"}, "saft:captions=templates"),
+        ("train", {"--method": "saft:captions=none.csv"}, "no such file of captions: none.csv"),
+        ("train", {"--method": "saft:captions=digits"}, "has captions of 'zero' as class 0, which is"),
         ("train", {"--method": "fare", "--trains": "all"}, "fare knows no texts"),
-        ("train", {"--setting": "tokens"}, "write KEY=VALUE"),
-        ("train", {"--setting": "tokens=10"}, "method 'tecoa' has no setting 'tokens'"),
+        ("train", {"--method": "tecoa:tokens"}, "write KEY=VALUE"),
+        ("train", {"--method": "tecoa:tokens=10"}, "method 'tecoa' has no setting 'tokens'"),
         ("train", {"--workers": "9", "--batch-size": "4"}, "3 images of 9, which cannot be dealt out to 9 workers"),
         ("train", {"--lr": "-1"}, "--lr -1.0 must be a positive number"),
         ("train", {"--betas": "0.9"}, "--betas '0.9' are not two numbers from 0 to below 1"),

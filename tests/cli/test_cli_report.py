@@ -2,13 +2,17 @@
 
 import csv
 import io
+from pathlib import Path
 
 import pytest
 
 from calling import call
-from rayclip.attacks import attack_as_described, parse_attacks
-from rayclip.attacks.registry import known_attacks
+from rayclip.attacks import ATTACKS, attack_as_described, parse_attacks
+from rayclip.data import open_data
+from rayclip.evaluation import Evaluator, Protocol, Store, make_cells, missing_shards
 from rayclip.evaluation.cell import described_budget
+from rayclip.evaluation.plan import chosen_positions
+from rayclip.models import load_model
 from rayclip.types import UserError
 from reports.made import BERT, CLEAN, bits, fingerprint, pgd, put
 
@@ -59,10 +63,10 @@ def test_published_numbers_stand_beside_ours(monkeypatch, capsys, results):
 
 
 def test_runs_of_mlflow_stand_for_their_results(monkeypatch, capsys, results):
-    from rayclip.tracking import MlflowTracker
+    from rayclip.tracking.experiment import Experiment
 
     uri = f"sqlite:///{results}/mlflow.db"
-    tracker, at = MlflowTracker(uri, "study"), {"rayclip.results": str(results / "results")}
+    tracker, at = Experiment(uri, "study"), {"rayclip.results": str(results / "results")}
     everything = tracker.start("sweep", tags=at)
     one = tracker.start("eval a", parent=everything, tags=at | {"rayclip.model": fingerprint("a")})
     two = tracker.start("eval b", parent=everything, tags=at | {"rayclip.model": fingerprint("b")})
@@ -113,14 +117,14 @@ def test_what_cannot_work_is_one_sentence_and_leaves_nothing(monkeypatch, capsys
     assert set(results.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", sorted(known_attacks()))
+@pytest.mark.parametrize("name", sorted(ATTACKS))
 def test_an_attack_is_made_again_from_its_protocol(name):
-    kind = known_attacks()[name]
+    kind = ATTACKS[name]
     of_files = {"semantic": {"captions": "digits", "texts": (("a", "b"),)}, "transfer": {"source": "digits"}}
     attack = kind(**of_files.get(name, {})).pinned().within(1 / 255)
     described = {"attack": name, **described_budget(attack), **attack.describe()}
     if name in of_files:
-        with pytest.raises(UserError, match="use rayclip eval"):
+        with pytest.raises(UserError, match="rayclip eval"):
             attack_as_described(described)
         return
     again = attack_as_described(described)
@@ -138,3 +142,26 @@ def test_a_setting_that_is_not_the_default_comes_back():
         attack = parsed.within(1 / 255)
         described = {"attack": attack.name, **described_budget(attack), **attack.describe()}
         assert attack_as_described(described) == attack
+
+
+def test_a_model_whose_verdicts_are_there_is_added_without_computing_them(monkeypatch, capsys, tmp_path):
+    """The evaluation of the board's first folder has the model already, under a name of its own."""
+    monkeypatch.chdir(tmp_path)
+    data = open_data("digits", "test")
+    cells = make_cells(
+        [("digits", load_model("digits").fingerprint())],
+        [("digits", data)],
+        parse_attacks("clean,bert", {"substitutes": "clip-table"}),
+        Protocol(),
+    )
+    store = Store("results")
+    for cell in cells:
+        store.write_json(f"cells/{cell.id}/cell.json", cell.record())
+        for shard in missing_shards(cell, chosen_positions(len(data), 10), store, 10):
+            Evaluator(store).run(shard)
+    with monkeypatch.context() as patch:
+        patch.setattr("rayclip.api.comparing.evaluate", lambda *args, **settings: pytest.fail("it is there"))
+        code, _, err = call(monkeypatch, capsys, "leaderboard", "results", "--out", "board", "--add", "digits")
+    assert code == 0, err
+    lines = list(csv.DictReader(Path("board/leaderboard.csv").read_text().splitlines()))
+    assert {(line["model"], line["n"]) for line in lines} == {("digits", "10")}

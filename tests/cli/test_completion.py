@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rayclip.attacks import ATTACKS
-from rayclip.data.registry import ROWS
+from rayclip.data.registry import DATASETS
 from rayclip.defenses.registry import DEFENSES
 from rayclip.methods.registry import METHODS
 
@@ -48,8 +48,8 @@ def completions(line: str) -> list[str]:
         ("rayclip eval --precision b", ["bf16"]),
         ("rayclip train --method t", ["tecoa", "tga-zsr"]),
         ("rayclip train --method ", list(METHODS)),
-        ("rayclip data show ", list(ROWS)),
-        ("rayclip data prepare cifar10 ", list(ROWS)),
+        ("rayclip data show ", list(DATASETS)),
+        ("rayclip data prepare cifar10 ", list(DATASETS)),
         ("rayclip captions filter x.json --data fl", ["flickr30k", "flickr8k", "flowers102"]),
     ],
 )

@@ -179,7 +179,7 @@ def test_an_option_that_takes_one_value_is_refused_twice(monkeypatch, capsys, wo
 def test_values_that_look_like_options_are_values():
     command = typer.main.get_command(app)
     refuse_repeats(command, ["eval", "--out", "--out", "--quiet", "--quiet", "--model", "a", "--model", "b"])
-    with pytest.raises(UserError, match="--limit is given twice"):
+    with pytest.raises(UserError, match="--limit"):
         refuse_repeats(command, ["eval", "--limit", "3", "--limit", "4"])
 
 

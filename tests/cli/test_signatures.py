@@ -15,7 +15,9 @@ SWEEP = str(Path(__file__).parents[2] / "sweeps" / "mmcoa_shots.py")
 
 
 def test_the_table_of_signatures_is_that_of_the_registries():
-    assert json.loads(names.FILE.read_text()) == json.loads(json.dumps(collect())), "run python -m rayclip.cli.signatures"
+    assert json.loads(names.FILE.read_text()) == json.loads(json.dumps(collect())), (
+        "run python -m rayclip.cli.signatures"
+    )
 
 
 EVAL = ("eval", "--model", "digits", "--data", "digits", "--out", "r")

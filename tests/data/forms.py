@@ -1,7 +1,7 @@
 """Miniature copies of every published form of a data set: exactly the files that torchvision or a folder source reads.
 
     wanted = make("cifar10", tmp_path, monkeypatch)
-    source = TorchvisionSource(ROWS["cifar10"], tmp_path, download=False)
+    source = TorchvisionSource(DATASETS["cifar10"], tmp_path, download=False)
 
 Every class of the real set is there, with the real class folders or annotation files; only the images are few and tiny.
 """

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data.test_data import png
-from rayclip.data.sources.annotations import open_caption_folder
+from rayclip.data.sources.annotations import CaptionFolder
 from rayclip.types import UserError
 
 
@@ -61,7 +61,7 @@ def mscoco(tmp_path):
 
 
 def test_karpathys_coco(mscoco):
-    source = open_caption_folder(mscoco, "mscoco")
+    source = CaptionFolder(mscoco, "mscoco")
     assert source.splits() == {"test": 2, "train": 2, "val": 1} and source.class_names == () and source.notes == ()
     assert told(source, "test") == [
         ("val2014/c.jpg", ("A cat .", "Two cats"), None),
@@ -70,24 +70,24 @@ def test_karpathys_coco(mscoco):
     assert [r.path for r in source.records("train")] == ["val2014/a.jpg", "train2014/b.jpg"], "restval is train"
     (last,) = source.records("test", start=1)
     assert last.path == "val2014/e.jpg" and last.read() == png("red") and last.label is None
-    assert json.loads(json.dumps(source.describe())) == open_caption_folder(mscoco, "mscoco").describe()
+    assert json.loads(json.dumps(source.describe())) == CaptionFolder(mscoco, "mscoco").describe()
     with pytest.raises(UserError, match="has no split 'dev'"):
         source.records("dev")
 
 
 def test_karpathy_wins_over_cocos_own_and_descriptions_tell(mscoco):
     dump(mscoco / "annotations/captions_val2014.json", coco([(1, "c.jpg")], [(1, "x")]))
-    source = open_caption_folder(mscoco, "mscoco")
+    source = CaptionFolder(mscoco, "mscoco")
     assert "test" in source.splits()
     before = source.describe()
     dump(mscoco / "annotations/dataset_coco.json", karpathy(("val2014", "c.jpg", "test", ["other"])))
-    assert open_caption_folder(mscoco, "mscoco").describe() != before
+    assert CaptionFolder(mscoco, "mscoco").describe() != before
 
 
 def test_flickr_by_karpathy_without_folders_in_names(tmp_path):
     images(tmp_path, "flickr30k-images/1.jpg", "2.jpg")
     dump(tmp_path / "dataset_flickr30k.json", karpathy(("", "1.jpg", "test", ["one"]), ("", "2.jpg", "test", ["two"])))
-    assert [r.path for r in open_caption_folder(tmp_path, "flickr30k").records("test")] == [
+    assert [r.path for r in CaptionFolder(tmp_path, "flickr30k").records("test")] == [
         "flickr30k-images/1.jpg",
         "2.jpg",
     ]
@@ -100,7 +100,7 @@ def test_cocos_own_annotations_without_karpathys(tmp_path):
         coco([(2, "000002.jpg"), (1, "000001.jpg"), (3, "000003.jpg")], [(1, "b"), (2, "a "), (1, "c"), (3, "d")]),
     )
     dump(tmp_path / "annotations/captions_val2014.json", coco([(1, "x.jpg")], [(1, "x")]))
-    source = open_caption_folder(tmp_path, "coco")
+    source = CaptionFolder(tmp_path, "coco")
     assert source.splits() == {"val": 3}
     assert told(source, "val") == [
         ("val2017/000002.jpg", ("a",), None),
@@ -115,7 +115,7 @@ def test_cocos_train_and_val_of_one_year(tmp_path):
     images(tmp_path, "train2014/1.jpg", "val2014/2.jpg")
     dump(tmp_path / "captions_train2014.json", coco([(1, "1.jpg")], [(1, "a")]))
     dump(tmp_path / "captions_val2014.json", coco([(2, "2.jpg")], [(2, "b")]))
-    source = open_caption_folder(tmp_path, "mine")
+    source = CaptionFolder(tmp_path, "mine")
     assert source.splits() == {"train": 1, "val": 1}
     assert [told(source, s)[0][0] for s in ("train", "val")] == ["train2014/1.jpg", "val2014/2.jpg"]
 
@@ -134,7 +134,7 @@ def test_flickr8ks_token_file_and_lists(tmp_path):
     (tmp_path / "Flickr8k.token.txt").write_text("\r\n".join(lines))
     (tmp_path / "Flickr_8k.testImages.txt").write_text("b.jpg\na.jpg\nz.jpg\n")
     (tmp_path / "Flickr_8k.devImages.txt").write_text("c.jpg")
-    source = open_caption_folder(tmp_path, "flickr8k")
+    source = CaptionFolder(tmp_path, "flickr8k")
     assert source.splits() == {"val": 1, "test": 3}
     test = told(source, "test")
     assert test[:2] == [
@@ -151,7 +151,7 @@ def test_flickr8ks_token_file_and_lists(tmp_path):
 def test_flickr30ks_token_file_is_one_split_and_says_so(tmp_path):
     images(tmp_path, "flickr30k-images/1.jpg")
     (tmp_path / "results_20130124.token").write_text("1.jpg#0\tOne\n1.jpg#1\tEins\n")
-    source = open_caption_folder(tmp_path, "flickr30k")
+    source = CaptionFolder(tmp_path, "flickr30k")
     assert told(source, "test") == [("flickr30k-images/1.jpg", ("One", "Eins"), None)]
     assert "not the 1k" in source.notes[0]
 
@@ -169,7 +169,7 @@ def test_nothing_goes_missing_in_silence(tmp_path):
     annotations["images"].append({"filename": "half \ud800", "split": "test", "sentences": [{"raw": "\ud800"}, 7]})
     annotations["images"].append({"filename": "x" * 3000, "split": "test", "sentences": []})
     dump(tmp_path / "dataset_coco.json", annotations)
-    source = open_caption_folder(tmp_path, "coco")
+    source = CaptionFolder(tmp_path, "coco")
     problems = [r.problem for r in source.records("test")]
     assert problems == [
         "the image has no captions",
@@ -195,7 +195,7 @@ def test_cocos_strange_annotations_are_counted(tmp_path):
     content["annotations"].append("text")
     content["images"].append(None)
     dump(tmp_path / "captions_val2014.json", content)
-    source = open_caption_folder(tmp_path, "coco")
+    source = CaptionFolder(tmp_path, "coco")
     assert [r.problem for r in source.records("val")] == [
         None,
         "the image is listed twice",
@@ -217,7 +217,7 @@ def test_names_do_not_leave_the_folder(tmp_path, name):
     folder = tmp_path / "set"
     images(tmp_path, "secret.jpg")
     dump(folder / "dataset_coco.json", karpathy(("", name, "test", ["x"])))
-    (record,) = open_caption_folder(folder, "coco").records("test")
+    (record,) = CaptionFolder(folder, "coco").records("test")
     assert "leads out of the folder" in record.problem
     with pytest.raises(OSError):
         record.read()
@@ -227,7 +227,7 @@ def test_names_do_not_leave_the_folder(tmp_path, name):
 def test_nor_do_folders(tmp_path, below):
     images(tmp_path, "secret.jpg")
     dump(tmp_path / "set/dataset_coco.json", karpathy((below, "secret.jpg", "test", ["x"])))
-    (record,) = open_caption_folder(tmp_path / "set", "coco").records("test")
+    (record,) = CaptionFolder(tmp_path / "set", "coco").records("test")
     assert "leads out of the folder" in record.problem
 
 
@@ -249,16 +249,16 @@ def test_what_cannot_be_read_is_explained(tmp_path, files, name, says):
     for file, content in files.items():
         dump(tmp_path / file, content)
     with pytest.raises(UserError, match=says) as error:
-        open_caption_folder(tmp_path, name)
+        CaptionFolder(tmp_path, name)
     assert "\n" not in str(error.value)
 
 
 def test_broken_text_and_no_folder(tmp_path):
     (tmp_path / "Flickr8k.token.txt").write_bytes(b"a.jpg#0\t\xff\xfe")
     with pytest.raises(UserError, match="no UTF-8"):
-        open_caption_folder(tmp_path, "flickr8k")
+        CaptionFolder(tmp_path, "flickr8k")
     with pytest.raises(UserError, match="there is no folder"):
-        open_caption_folder(tmp_path / "nothing", "flickr8k")
+        CaptionFolder(tmp_path / "nothing", "flickr8k")
 
 
 def test_karpathys_three_files_unpack_into_one_folder(tmp_path):
@@ -266,4 +266,4 @@ def test_karpathys_three_files_unpack_into_one_folder(tmp_path):
     for kind in ("coco", "flickr8k", "flickr30k"):
         dump(tmp_path / f"dataset_{kind}.json", karpathy(("", "1.jpg", "test", [kind])))
     for name, kind in (("mscoco", "coco"), ("flickr8k", "flickr8k"), ("flickr30k", "flickr30k")):
-        assert told(open_caption_folder(tmp_path, name), "test") == [("1.jpg", (kind,), None)]
+        assert told(CaptionFolder(tmp_path, name), "test") == [("1.jpg", (kind,), None)]

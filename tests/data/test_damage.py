@@ -686,11 +686,11 @@ def test_a_manifest_gives_no_name_that_reaches_out_of_a_folder(folder, name, wha
         (lambda raw: raw.update(class_names=raw["class_names"][::-1]), "changed after it was written"),
         (lambda raw: raw["splits"]["test"]["shards"].reverse(), "changed after it was written"),
         (lambda raw: raw["splits"].update(test=raw["splits"]["train"]), "changed after it was written"),
-        (lambda raw: raw["splits"]["test"]["shards"].pop(), "rows of split 'test' do not add up"),
-        (lambda raw: raw["splits"]["test"].update(rows=7), "rows of split 'test' do not add up"),
+        (lambda raw: raw["splits"]["test"]["shards"].pop(), "splits.test: the rows do not add up"),
+        (lambda raw: raw["splits"]["test"].update(rows=7), "splits.test: the rows do not add up"),
         (lambda raw: raw["splits"]["test"]["index"].update(sha256="0" * 64), "changed after it was written"),
-        (lambda raw: raw.pop("notes"), "'notes' is missing"),
-        (lambda raw: raw.pop("sha256"), "'sha256' is missing"),
+        (lambda raw: raw.pop("notes"), "notes: missing"),
+        (lambda raw: raw.pop("sha256"), "changed after it was written"),
     ],
 )
 def test_the_error_says_what_is_wrong_with_a_manifest(folder, change, says):
@@ -789,7 +789,7 @@ def test_a_changed_byte_anywhere_in_a_file_of_ones_own_is_no_crash(tmp_path):
 
         def read() -> int:
             data = open_data(str(path), "test")
-            data.look_again()
+            data.check(again=True)
             return len(data.images(range(len(data))))
 
         found = attempt(read)

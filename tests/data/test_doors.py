@@ -129,6 +129,16 @@ def test_files_that_name_no_split_are_taken_whole(tmp_path):
     assert len(open_data(f"{tmp_path}#holdout", "train")) == 13
 
 
+def test_what_is_divided_has_only_the_two_parts(tmp_path):
+    make_parquet(tmp_path, {"train": 16, "val": 3})
+    for part in ("#holdout", "#validation", "#holdout#validation"):
+        with pytest.raises(UserError, match="has no val split"):
+            open_data(f"{tmp_path}{part}", "val")
+        with pytest.raises(UserError, match="has no val split"):
+            open_data(f"digits{part}", "val")
+    assert [len(open_data(f"{tmp_path}#validation", role)) for role in ("train", "test")] == [13, 3]
+
+
 # Columns
 
 
@@ -234,6 +244,22 @@ def test_image_files_are_found_beside_the_file_that_names_them(tmp_path, monkeyp
     assert colours(prepared) == [(i, 0) for i in range(4)] and prepared.labels.tolist() == [0, 1, 2, 0]
     (tmp_path / "d/imgs/1.png").write_bytes(picture(200, size=9))
     assert open_data(str(path), "test").fingerprint != before  # another image is other data
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_a_file_that_only_a_later_row_names_is_part_of_the_data(tmp_path, statistics):
+    forms.put(tmp_path / "late.png", picture(3))
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": picture(0), "path": "0.png"}, {"bytes": None, "path": "late.png"}]
+    features = {"label": {"names": list(NAMES), "_type": "ClassLabel"}}
+    made = pa.table({"image": pa.array(rows, struct), "label": [0, 1]}).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    pq.write_table(made, tmp_path / "t.parquet", write_statistics=statistics)
+    before = open_data(str(tmp_path / "t.parquet"), "test")
+    assert colours(before) == [(0, 0), (3, 0)]
+    forms.put(tmp_path / "late.png", picture(4))
+    assert open_data(str(tmp_path / "t.parquet"), "test").fingerprint != before.fingerprint
 
 
 @pytest.mark.parametrize(("file", "classes"), [("flabel", 10), ("blabel", 2), ("pathonly", 10), ("strpath", 10)])

@@ -7,15 +7,15 @@ import pytest
 
 from data import forms
 from rayclip.data.classnames import curated_names
-from rayclip.data.registry import ROWS
+from rayclip.data.registry import DATASETS
 from rayclip.data.sources.folder import open_folder
 from rayclip.types import UserError
 
 ROW_OF = {
     "imagefolder": None,
-    "imagenet_folder": ROWS["imagenet"],
-    "imagenet_kaggle": ROWS["imagenet"],
-    "tiny_imagenet_folder": ROWS["tiny_imagenet"],
+    "imagenet_folder": DATASETS["imagenet"],
+    "imagenet_kaggle": DATASETS["imagenet"],
+    "tiny_imagenet_folder": DATASETS["tiny_imagenet"],
 }
 ALL = sorted(forms.FOLDERS)
 
@@ -63,7 +63,7 @@ def test_the_description_names_the_records_not_the_place(form):
     changed.write_bytes(before)
 
 
-@pytest.mark.parametrize("row", [None, *(row for row in ROWS.values() if row.classes)], ids=lambda r: r and r.name)
+@pytest.mark.parametrize("row", [None, *(row for row in DATASETS.values() if row.classes)], ids=lambda r: r and r.name)
 def test_a_missing_or_empty_folder_is_one_sentence(row, tmp_path):
     for folder in (tmp_path / "none", tmp_path):
         with pytest.raises(UserError) as error:
@@ -73,7 +73,7 @@ def test_a_missing_or_empty_folder_is_one_sentence(row, tmp_path):
 
 def test_captions_are_read_by_their_own_reader(tmp_path):
     with pytest.raises(UserError, match=r"holds no captions: none of dataset_flickr8k\.json"):
-        open_folder(ROWS["flickr8k"], tmp_path)
+        open_folder(DATASETS["flickr8k"], tmp_path)
 
 
 # Class folders
@@ -202,10 +202,10 @@ def test_label_keys_and_curated_names(form):
 def test_imagenet_wants_all_classes(tmp_path, monkeypatch):
     forms.make("imagenet_folder", tmp_path, monkeypatch)
     shutil.rmtree(tmp_path / "train")
-    assert open_folder(ROWS["imagenet"], tmp_path).splits() == {"val": 1000}  # one split is enough
+    assert open_folder(DATASETS["imagenet"], tmp_path).splits() == {"val": 1000}  # one split is enough
     shutil.rmtree(tmp_path / "val" / forms.imagenet_wnids()[7])
     with pytest.raises(UserError, match=r"has 999 classes .* ImageNet-1k has 1,000"):
-        open_folder(ROWS["imagenet"], tmp_path)
+        open_folder(DATASETS["imagenet"], tmp_path)
     assert len(open_folder(None, tmp_path).class_names) == 999  # anybody's folder of images is welcome
 
 
@@ -217,7 +217,7 @@ def test_kaggle_list_and_files_that_disagree(tmp_path, monkeypatch):
     solution = tmp_path / "LOC_val_solution.csv"
     solution.write_text(solution.read_text() + "ILSVRC2012_val_00000003,n99999999 1 2 3 4\nILSVRC2012_val_00000005,\n")
     wnid = forms.imagenet_wnids()[14]  # of the third image
-    records = {r.path[-13:-5]: r for r in open_folder(ROWS["imagenet"], tmp_path).records("val")}
+    records = {r.path[-13:-5]: r for r in open_folder(DATASETS["imagenet"], tmp_path).records("val")}
     problems = {number: r.problem for number, r in records.items() if r.problem}
     assert problems == {
         "00000002": "LOC_val_solution.csv names it, but there is no such image file",
@@ -227,11 +227,11 @@ def test_kaggle_list_and_files_that_disagree(tmp_path, monkeypatch):
     }
     assert all(records[number].label is None for number in problems)
     fill(tmp_path / "ILSVRC/Data/CLS-LOC/train", "n99999999/1.JPEG")
-    last = list(open_folder(ROWS["imagenet"], tmp_path).records("train"))[-1]
+    last = list(open_folder(DATASETS["imagenet"], tmp_path).records("train"))[-1]
     assert (last.label, last.problem) == (None, "no class of ImageNet: n99999999")
     solution.unlink()
     with pytest.raises(UserError, match=r"has no class folders: put Kaggle's LOC_val_solution.csv into"):
-        open_folder(ROWS["imagenet"], tmp_path)
+        open_folder(DATASETS["imagenet"], tmp_path)
 
 
 # TinyImageNet
@@ -246,7 +246,7 @@ def test_tiny_imagenet_annotations_and_files_that_disagree(tmp_path, monkeypatch
     lines[8] = "val_8.JPEG\tn99999999\t0\t0\t1\t1"
     lines[9] = "val_9.JPEG"
     (val / "val_annotations.txt").write_text("\n".join(lines))
-    records = list(open_folder(ROWS["tiny_imagenet"], tmp_path).records("val"))
+    records = list(open_folder(DATASETS["tiny_imagenet"], tmp_path).records("val"))
     assert len(records) == 301
     assert {r.path.rsplit("/", 1)[1]: r.problem for r in records if r.problem} == {
         "val_7.JPEG": "val_annotations.txt names it, but there is no such image file",
@@ -269,7 +269,7 @@ def test_tiny_imagenet_whose_val_was_sorted_into_class_folders(tmp_path):
     base = tiny(tmp_path)
     fill(base / "val", "n04067472/val_1.JPEG", "n02124075/images/val_2.JPEG", "n99999999/val_3.JPEG")
     for folder in (tmp_path, base):
-        source = open_folder(ROWS["tiny_imagenet"], folder)
+        source = open_folder(DATASETS["tiny_imagenet"], folder)
         assert [label for _, label in listed(source, "val")] == [None, 0, 1]
         assert source.class_names[0] == "n02124075"  # there is no words.txt
         assert next(source.records("val")).problem == "wnids.txt does not have n99999999"
@@ -277,8 +277,8 @@ def test_tiny_imagenet_whose_val_was_sorted_into_class_folders(tmp_path):
 
 def test_tiny_imagenet_as_mere_class_folders_has_curated_names(tmp_path):
     fill(tmp_path, *(f"val/{wnid}/{wnid}.JPEG" for wnid in forms.curated("tiny_imagenet")))
-    source = open_folder(ROWS["tiny_imagenet"], tmp_path)
-    names = curated_names(ROWS["tiny_imagenet"], source.class_names, "folder", source.label_keys)
+    source = open_folder(DATASETS["tiny_imagenet"], tmp_path)
+    names = curated_names(DATASETS["tiny_imagenet"], source.class_names, "folder", source.label_keys)
     assert names[0] == "goldfish" and source.class_names[0] == "n01443537"
 
 
@@ -286,4 +286,4 @@ def test_tiny_imagenet_wants_all_classes(tmp_path):
     wnids = tiny(tmp_path) / "wnids.txt"
     wnids.write_text("\n".join(wnids.read_text().split()[:150]))
     with pytest.raises(UserError, match="has 150 classes"):
-        open_folder(ROWS["tiny_imagenet"], tmp_path)
+        open_folder(DATASETS["tiny_imagenet"], tmp_path)

@@ -9,6 +9,7 @@ from data.hub_forms import WDS_CAPTIONS, WDS_CLASSES, make_parquet, make_wds, pi
 from data.hub_server import serve_hub
 from rayclip.data.registry import Hub
 from rayclip.data.sources.hub import open_hub, parse_hub
+from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
 WDS = Hub(repo="org/set", form="webdataset", splits={"train": "train", "test": "test"})
@@ -58,15 +59,16 @@ def test_clip_benchmarks_repositories(hub, name):
     "form",
     [{}, {"image": "img", "label": "fine_label"}, {"label": "captions", "captions": True}, {"class_names": None}],
 )
-def test_parquet_repositories(hub, layout, names, form):
+def test_parquet_repositories(hub, tmp_path, layout, names, form):
     written = make_parquet(
         hub.root / "org/set", dict(zip(names, (7, 6), strict=True)), layout=layout, per_file=3, **form
     )
     ours = ("train", "test" if "test" in names else "val")
     row = parse_hub("org/set")
     assert tuple(row.splits) == ours and row.form == "parquet"
-    given = ("cat", "dog", "lemon") if form == {"class_names": None} else None
-    source = open_hub(row, class_names=given)
+    (tmp_path / "names").write_text("cat\ndog\nlemon\n")
+    given = Reading(names=str(tmp_path / "names") if form == {"class_names": None} else None)
+    source = open_hub(row, reading=given)
     assert source.class_names == (() if form.get("captions") else ("cat", "dog", "lemon"))
     assert source.describe() == {"kind": "hub", "repo": "org/set", "revision": hub.commit("org/set"), "form": "parquet"}
     assert len(hub.fetched()) == 1 and source.splits() == {ours[0]: None, ours[1]: None}
@@ -74,7 +76,7 @@ def test_parquet_repositories(hub, layout, names, form):
     assert source.splits() == {ours[0]: None, ours[1]: 6}
     assert read(source, ours[0]) == written[names[0]]
     assert len(hub.fetched()) == 5 == len(set(hub.fetched()))
-    assert open_hub(row, class_names=given).splits() == {ours[0]: 7, ours[1]: 6}  # from the cache
+    assert open_hub(row, reading=given).splits() == {ours[0]: 7, ours[1]: 6}  # from the cache
 
 
 def test_files_are_downloaded_when_their_records_turn_comes(hub):
@@ -180,7 +182,7 @@ def test_revisions_are_pinned(hub):
 
 def test_missing_splits_and_files(hub):
     make_wds(hub.root / "org/set", {"train": 3, "test": 5})
-    with pytest.raises(UserError, match=r"org/set has no split 'val': choose from train, test"):
+    with pytest.raises(UserError, match=r"org/set has no split 'val': it has train, test"):
         open_hub(WDS, splits=["val"])
     with pytest.raises(UserError, match=r"org/set has no split 'dev' at .*: it has test, train"):
         open_hub(Hub(repo="org/set", form="webdataset", splits={"val": "dev"}))
@@ -223,12 +225,13 @@ def test_configurations(hub):
     assert open_hub(PARQUET, splits=["test"]).splits() == {"test": 1}
 
 
-def test_text_labels_need_class_names(hub):
+def test_text_labels_need_class_names(hub, tmp_path):
     images = [{"bytes": picture(i), "path": None} for i in range(2)]
     write_parquet(hub.root / "org/set/test.parquet", {"image": images, "label": ["dog", "cat"]})
-    with pytest.raises(UserError, match=r"labels of 'org/set' are text and no class names go with them"):
+    with pytest.raises(UserError, match="names no classes"):
         open_hub(parse_hub("org/set"))
-    source = open_hub(parse_hub("org/set"), class_names=("cat", "dog"))
+    (tmp_path / "names").write_text("cat\ndog\n")
+    source = open_hub(parse_hub("org/set"), reading=Reading(names=str(tmp_path / "names")))
     assert [r.label for r in source.records("test")] == [1, 0]
 
 

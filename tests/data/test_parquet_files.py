@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from data.hub_forms import image_structs, make_parquet, picture, write_parquet
 from rayclip.data.sources.parquet_files import ParquetSource, open_parquet
+from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
 NAMES = ("cat", "dog", "lemon")
@@ -28,7 +29,7 @@ def test_a_folder_is_read_in_order_and_from_any_record_on(tmp_path, layout):
             assert read(source, split, start) == written[name][start:]
     paths = [r.path for r in source.records("train")]
     assert len(set(paths)) == 11 and str(tmp_path) not in "".join(paths)
-    with pytest.raises(UserError, match=r"no split 'dev': choose one of train, val, test"):
+    with pytest.raises(UserError, match=r"no split 'dev': it has train, val, test"):
         source.records("dev")
 
 
@@ -87,7 +88,7 @@ def test_captions_as_found_in_the_wild(tmp_path, name, values):
 def test_captions_can_be_wanted_where_there_are_labels(tmp_path):
     columns = {"image": image_structs([picture(0)]), "label": [0], "caption": ["one"]}
     path = write_parquet(tmp_path / "test.parquet", columns, NAMES)
-    assert next(ParquetSource({"test": [path]}, "c", ()).records("test")).captions == ("one",)
+    assert next(ParquetSource({"test": [path]}, "c", captions=True).records("test")).captions == ("one",)
     assert next(ParquetSource({"test": [path]}, "c").records("test")).label == 0
 
 
@@ -113,11 +114,12 @@ def test_what_cannot_be_used_says_why(tmp_path):
 def test_class_names_of_the_files_come_before_those_given(tmp_path):
     make_parquet(tmp_path / "named", {"test": 3})
     make_parquet(tmp_path / "bare", {"test": 3}, class_names=None)
-    named, bare = (sorted((tmp_path / f / "data").iterdir()) for f in ("named", "bare"))
-    assert ParquetSource({"test": named}, "n", ("a", "b", "c")).class_names == NAMES
-    assert ParquetSource({"test": bare}, "n", ("a", "b", "c")).class_names == ("a", "b", "c")
+    (tmp_path / "names").write_text("\n".join(NAMES[::-1]))
+    given = Reading(names=str(tmp_path / "names"))
+    assert open_parquet(tmp_path / "named", "n", reading=given).class_names == NAMES  # the same, in the data's order
+    assert open_parquet(tmp_path / "bare", "n", reading=given).class_names == NAMES[::-1]
     with pytest.raises(UserError, match=r"names no classes: .*ClassLabel for 'label'"):
-        ParquetSource({"test": bare}, "n")
+        open_parquet(tmp_path / "bare", "n")
 
 
 @pytest.mark.parametrize("metadata", ["{", "[]", '{"info": 3}', '{"info": {"features": {"label": {"names": 3}}}}'])

@@ -21,7 +21,7 @@ from calling import call
 from data import forms, hub_forms
 from data.test_annotations import coco, dump, karpathy
 from rayclip.data import open_data, open_pairs
-from rayclip.data.registry import CLASSIFIED, ROWS
+from rayclip.data.registry import CLASSIFIED, DATASETS
 from rayclip.types import UserError
 
 NAMES = json.loads((Path(__file__).parents[2] / "rayclip" / "data" / "classnames.json").read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ def class_folders(name, folder, monkeypatch, hub) -> Made:
     """ImageFolder, its classes written in an order of their own."""
     pairs = sorted((raw.replace("/", " "), meant) for raw, meant in published(name))
     wanted: Wanted = {}
-    for split in ("train", ROWS[name].evaluated):
+    for split in ("train", DATASETS[name].evaluated):
         of_class = {}
         for i, (raw, _) in reversed(list(enumerate(pairs))):
             paths = [folder / split / raw / f"{i}_{n}.jpg" for n in range(1 + (i == 2))]
@@ -127,7 +127,7 @@ def tiny_folder(name, folder, monkeypatch, hub) -> Made:
 
 def own_parquet(name, folder, monkeypatch, hub) -> Made:
     """Files in the Hugging Face layout, whose labels count the published classes backwards."""
-    row = ROWS[name]
+    row = DATASETS[name]
     if row.classes == 0:
         wanted = hub_forms.make_parquet(
             folder, {"train": 7, "test": 5}, label="captions", captions=True, layout="{split}-{i}.parquet"
@@ -141,7 +141,7 @@ def own_parquet(name, folder, monkeypatch, hub) -> Made:
 
 def hub_parquet(name, folder, monkeypatch, hub) -> Made:
     """The row's repository, in the split names that it has there; its labels are in the order of the names."""
-    row = ROWS[name]
+    row = DATASETS[name]
     pairs = sorted(published(name))
     theirs = {theirs: ours for ours, theirs in row.hub.splits.items()}
     wanted = hub_forms.make_parquet(
@@ -162,7 +162,7 @@ def _webdataset(folder, row, splits, pairs) -> Made:
 
 def hub_webdataset(name, folder, monkeypatch, hub) -> Made:
     """CLIP_benchmark's repository. Its labels are the published ones, whatever it calls the classes."""
-    row = ROWS[name]
+    row = DATASETS[name]
     splits = row.hub.splits.values()
     if name == "caltech101":  # VTAB's classes and their order
         pairs = [(n.replace(" ", "_"), n) for n in NAMES["caltech101_vtab"]]
@@ -179,7 +179,7 @@ def hub_webdataset(name, folder, monkeypatch, hub) -> Made:
 
 def local_webdataset(name, folder, monkeypatch, hub) -> Made:
     """The same form in a folder, whose labels may be in any order: here the names' own, backwards."""
-    row = ROWS[name]
+    row = DATASETS[name]
     pairs = published(name)[::-1] if row.classes else []
     made = _webdataset(folder, row, ("train", row.evaluated), pairs)
     made.source = ["webdataset", str(folder)]
@@ -232,12 +232,16 @@ def flickr30k_tokens(name, folder, monkeypatch, hub) -> Made:
 
 Writer = Callable[..., Made]
 CLASS_FOLDERS = ("caltech101", "caltech256", "country211", "dtd", "eurosat", "food101", "oxford_pets", "stanford_cars")
-CAPTIONS = tuple(name for name, row in ROWS.items() if row.classes == 0)
-PREPARABLE = tuple(name for name in ROWS if name != "digits")
+CAPTIONS = tuple(name for name, row in DATASETS.items() if row.classes == 0)
+PREPARABLE = tuple(name for name in DATASETS if name != "digits")
 CASES: list[tuple[str, Writer]] = [
-    *((name, torchvision_folder) for name, row in ROWS.items() if row.torchvision),
+    *((name, torchvision_folder) for name, row in DATASETS.items() if row.torchvision),
     ("eurosat", torchvision_download),
-    *((name, {"webdataset": hub_webdataset, "parquet": hub_parquet}[r.hub.form]) for name, r in ROWS.items() if r.hub),
+    *(
+        (name, {"webdataset": hub_webdataset, "parquet": hub_parquet}[r.hub.form])
+        for name, r in DATASETS.items()
+        if r.hub
+    ),
     *((name, class_folders) for name in CLASS_FOLDERS),
     ("imagenet", imagenet_folder),
     ("imagenet", imagenet_kaggle),
@@ -253,9 +257,9 @@ CASES: list[tuple[str, Writer]] = [
 def test_every_source_of_every_row_is_here():
     kinds = {
         name: {make.__name__.split("_")[0] for of, make in CASES if of == name and make is not torchvision_download}
-        for name in ROWS
+        for name in DATASETS
     }
-    for name, row in ROWS.items():
+    for name, row in DATASETS.items():
         places = {kind for kind, there in (("torchvision", row.torchvision), ("hub", row.hub)) if there}
         always = {"own", "local"} if name in PREPARABLE else set()
         assert kinds[name] >= places | always
@@ -345,7 +349,7 @@ def check_files(name: str, folder: Path, made: Made) -> None:
 
 def check_opened(name: str, root: Path, made: Made) -> None:
     """What everything else in the program sees."""
-    expected = made.wanted[ROWS[name].evaluated]
+    expected = made.wanted[DATASETS[name].evaluated]
     images = [pixels(image) for _, image in expected]
     positions = range(0, len(expected), 1 + len(expected) // 50)
     if not made.meant:
@@ -356,7 +360,7 @@ def check_opened(name: str, root: Path, made: Made) -> None:
         data = open_data(str(root / name), "test")
         assert data.labels.tolist() == [label for label, _ in expected]
         assert (data.name, data.class_names, data.raw_names) == (name, made.meant, made.raw)
-        assert data.resize == ROWS[name].resize
+        assert data.resize == DATASETS[name].resize
         assert open_data(name, "test", names="raw").class_names == made.raw, "by its name, from RAYCLIP_DATA"
         shown = data.images(positions)
     assert all(np.array_equal(np.asarray(s), images[p]) for s, p in zip(shown, positions, strict=True))
@@ -367,10 +371,19 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
 
 
-@pytest.mark.parametrize(("name", "make"), CASES, ids=[f"{name}-{make.__name__}" for name, make in CASES])
+def each_row_and_each_source_once():
+    """The others of the cases are marked slow."""
+    seen = set()
+    for name, make in CASES:
+        marks = () if {name, make} - seen else pytest.mark.slow
+        seen |= {name, make}
+        yield pytest.param(name, make, marks=marks, id=f"{name}-{make.__name__}")
+
+
+@pytest.mark.parametrize(("name", "make"), each_row_and_each_source_once())
 def test_a_row_is_prepared_from_a_source(name, make, tmp_path, monkeypatch, capsys, request):
     hub = request.getfixturevalue("hub") if make in (hub_webdataset, hub_parquet) else None
-    root, row = tmp_path / "root", ROWS[name]
+    root, row = tmp_path / "root", DATASETS[name]
     monkeypatch.setenv("RAYCLIP_DATA", str(root))
     monkeypatch.setenv("COLUMNS", "500")  # no path is folded
     (tmp_path / "source").mkdir()
@@ -397,13 +410,13 @@ def test_a_row_is_prepared_from_a_source(name, make, tmp_path, monkeypatch, caps
     assert all(f"{meant} " in shown for meant in made.meant[:3])
     listed = json.loads(data("list", "--json", "--root", root))
     counts = {d["name"]: d["prepared"] for d in listed["data_sets"]}
-    assert counts == {n: {} for n in ROWS} | {name: {s: len(w) for s, w in made.wanted.items()}}
+    assert counts == {n: {} for n in DATASETS} | {name: {s: len(w) for s, w in made.wanted.items()}}
 
 
-@pytest.mark.parametrize("name", [n for n, row in ROWS.items() if row.hub and row.curated and n != "imagenet"])
+@pytest.mark.parametrize("name", [n for n, row in DATASETS.items() if row.hub and row.curated and n != "imagenet"])
 def test_an_upload_that_spells_classes_as_we_do_is_followed_in_its_own_order(name, hub, tmp_path, monkeypatch, capsys):
     """Two classes called alike, as ImageNet has, cannot be told apart by name: there the order counts."""
-    row = ROWS[name]
+    row = DATASETS[name]
     pairs = [(m.upper().replace(" ", "_"), m) for m in (m for _, m in published(name))]
     if name == "caltech101":
         pairs = [(n.upper(), n) for n in NAMES["caltech101_vtab"]]
@@ -438,7 +451,7 @@ def test_an_upload_that_spells_classes_as_we_do_is_followed_in_its_own_order(nam
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_the_evaluated_split_can_come_first_and_the_others_later(name, make, hub, tmp_path, monkeypatch, capsys):
-    root, row = tmp_path / "root", ROWS[name]
+    root, row = tmp_path / "root", DATASETS[name]
     monkeypatch.setenv("RAYCLIP_DATA", str(root))
     (tmp_path / "source").mkdir()
     made = make(name, tmp_path / "source", monkeypatch, hub)
@@ -482,5 +495,5 @@ def test_digits_come_with_the_program_and_cannot_be_prepared(source, tmp_path, m
     assert (code, out) == (2, "")
     assert err == "error: 'digits' comes with the program: there is nothing to prepare.\n"
     assert list(tmp_path.iterdir()) == []
-    assert len(open_data("digits", "test")) == ROWS["digits"].splits["test"]
+    assert len(open_data("digits", "test")) == DATASETS["digits"].splits["test"]
     assert "digits" in CLASSIFIED

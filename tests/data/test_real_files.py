@@ -36,6 +36,7 @@ def test_labelled_images_are_verified_and_prepared(shared, tmp_path, monkeypatch
     assert all(rows[p]["bytes"] == prepared.encoded[p] for p in range(len(rows)))
 
 
+@pytest.mark.slow
 def test_pocket_clip_has_its_published_accuracy_on_prepared_cifar10(shared, tmp_path, monkeypatch, capsys):
     path = shared / "data" / "cifar10-test.parquet"
     prepare = ["data", "prepare", "cifar10", "--source", "parquet", str(path), "--root", str(tmp_path), "--quiet"]

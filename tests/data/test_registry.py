@@ -6,19 +6,19 @@ from importlib import resources
 import pytest
 
 from rayclip.data.classnames import clean, curated_names
-from rayclip.data.registry import MMCOA_15, ROWS, ZERO_SHOT_16, find
+from rayclip.data.registry import DATASETS, MMCOA_15, ZERO_SHOT_16, find
 from rayclip.types import UserError
 
 NAMES = json.loads(resources.files("rayclip.data").joinpath("classnames.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", DATASETS.values(), ids=lambda row: row.name)
 def test_every_row_is_complete(row):
-    assert ROWS[row.name] is row and row.title and row.licence.endswith(".") and len(row.citation) > 20
+    assert DATASETS[row.name] is row and row.title and row.licence.endswith(".") and len(row.citation) > 20
     assert row.evaluated in row.splits and all(count > 0 for count in row.splits.values())
     assert set(row.splits) <= {"train", "val", "test"}
     places = {"torchvision": row.torchvision, "hub": row.hub, "bundled": row.name == "digits"}
-    assert places[row.default]
+    assert places[row.taken_from]
     if row.torchvision:
         assert set(row.torchvision.splits) == set(row.splits) and row.torchvision.needs
     if row.hub:
@@ -28,7 +28,7 @@ def test_every_row_is_complete(row):
     assert (row.folder == "captions") == (row.classes == 0)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS.values() if row.curated], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in DATASETS.values() if row.curated], ids=lambda row: row.name)
 def test_curated_lists_have_a_name_for_every_class(row):
     names = NAMES[row.curated]
     assert len(names) == row.classes
@@ -39,8 +39,8 @@ def test_curated_lists_have_a_name_for_every_class(row):
 
 
 def test_every_list_is_used():
-    assert set(NAMES) == {row.curated for row in ROWS.values() if row.curated} | {"caltech101_vtab"}
-    assert len(NAMES["caltech101_vtab"]) == ROWS["caltech101"].hub.classes == 102
+    assert set(NAMES) == {row.curated for row in DATASETS.values() if row.curated} | {"caltech101_vtab"}
+    assert len(NAMES["caltech101_vtab"]) == DATASETS["caltech101"].hub.classes == 102
 
 
 def test_published_orders():
@@ -53,7 +53,9 @@ def test_published_orders():
 
 
 def test_the_papers_sets():
-    assert len(set(MMCOA_15)) == 15 and len(set(ZERO_SHOT_16)) == 16 and set(MMCOA_15) | set(ZERO_SHOT_16) <= set(ROWS)
+    assert (
+        len(set(MMCOA_15)) == 15 and len(set(ZERO_SHOT_16)) == 16 and set(MMCOA_15) | set(ZERO_SHOT_16) <= set(DATASETS)
+    )
     assert set(ZERO_SHOT_16) - set(MMCOA_15) == {"stanford_cars", "pcam"}
     assert set(MMCOA_15) - set(ZERO_SHOT_16) == {"tiny_imagenet"}
 
@@ -76,12 +78,12 @@ def test_a_wrong_name_is_answered_with_the_nearest(asked, first):
 
 
 def test_lookup():
-    assert find("dtd") is ROWS["dtd"]
+    assert find("dtd") is DATASETS["dtd"]
     with pytest.raises(UserError, match=r"there are cifar10, cifar100"):
         find("qqqqqq")
 
 
-@pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", DATASETS.values(), ids=lambda row: row.name)
 def test_another_number_of_classes_is_refused(row):
     if row.classes == 0:
         assert curated_names(row, (), "hub") == ()
@@ -91,35 +93,35 @@ def test_another_number_of_classes_is_refused(row):
 
 
 def test_names_follow_the_labels_of_the_source_not_the_list():
-    row = ROWS["tiny_imagenet"]
+    row = DATASETS["tiny_imagenet"]
     by_wnid = sorted(NAMES["tiny_imagenet"])  # the hub's label order
     names = curated_names(row, by_wnid, "hub")
     assert names[0] == "goldfish" and names[by_wnid.index("n02124075")] == "Egyptian cat"
     pets = sorted(name.replace(" ", "_").lower() for name in NAMES["oxford_pets"][::-1])
-    assert curated_names(ROWS["oxford_pets"], pets[::-1], "folder")[-1] == "Abyssinian"
-    cifar = curated_names(ROWS["cifar10"], NAMES["cifar10"][::-1], "hub")
+    assert curated_names(DATASETS["oxford_pets"], pets[::-1], "folder")[-1] == "Abyssinian"
+    cifar = curated_names(DATASETS["cifar10"], NAMES["cifar10"][::-1], "hub")
     assert cifar == tuple(NAMES["cifar10"][::-1])
 
 
 def test_a_folder_whose_order_is_unknown_keeps_its_own_names():
     numbers = sorted(str(i) for i in range(1, 103))  # '1', '10', '100': not the order of the published labels
-    assert curated_names(ROWS["flowers102"], numbers, "folder") == tuple(numbers)
-    assert curated_names(ROWS["flowers102"], numbers, "torchvision")[1] == "hard-leaved pocket orchid"
+    assert curated_names(DATASETS["flowers102"], numbers, "folder") == tuple(numbers)
+    assert curated_names(DATASETS["flowers102"], numbers, "torchvision")[1] == "hard-leaved pocket orchid"
     other = [f"x{i}" for i in range(200)]  # Parquet on the hub has an order of its own
-    assert curated_names(ROWS["tiny_imagenet"], other, "hub") == tuple(other)
-    assert curated_names(ROWS["tiny_imagenet"], other, "folder", label_keys=other) == tuple(other)
+    assert curated_names(DATASETS["tiny_imagenet"], other, "hub") == tuple(other)
+    assert curated_names(DATASETS["tiny_imagenet"], other, "folder", label_keys=other) == tuple(other)
     countries = [f"x{i}" for i in range(211)]
-    assert curated_names(ROWS["country211"], countries, "torchvision")[0] == "Andorra"
-    assert curated_names(ROWS["country211"], countries, "folder") == tuple(countries)
+    assert curated_names(DATASETS["country211"], countries, "torchvision")[0] == "Andorra"
+    assert curated_names(DATASETS["country211"], countries, "folder") == tuple(countries)
 
 
 def test_the_hubs_caltech_has_a_background():
-    names = curated_names(ROWS["caltech101"], [str(i) for i in range(102)], "hub")
+    names = curated_names(DATASETS["caltech101"], [str(i) for i in range(102)], "hub")
     assert names[4] == "background" and len(names) == 102
 
 
 def test_raw_names_are_cleaned():
-    assert clean(ROWS["caltech256"], "251.airplanes-101") == "airplanes"
-    assert clean(ROWS["caltech256"], "002.american-flag") == "american flag"
-    assert clean(ROWS["sun397"], "apartment_building/outdoor") == "apartment building outdoor"
-    assert clean(ROWS["fgvc_aircraft"], "F-16A/B") == "F-16A/B"
+    assert clean(DATASETS["caltech256"], "251.airplanes-101") == "airplanes"
+    assert clean(DATASETS["caltech256"], "002.american-flag") == "american flag"
+    assert clean(DATASETS["sun397"], "apartment_building/outdoor") == "apartment building outdoor"
+    assert clean(DATASETS["fgvc_aircraft"], "F-16A/B") == "F-16A/B"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data import forms
 from rayclip.data.classnames import curated_names
-from rayclip.data.registry import ROWS
+from rayclip.data.registry import DATASETS
 from rayclip.data.sources.torchvision_sets import TorchvisionSource
 from rayclip.types import UserError
 
@@ -23,7 +23,7 @@ def form(request, tmp_path_factory):
     """A row, the folder with its miniature, and the records wanted; tests leave it as they found it."""
     folder = tmp_path_factory.mktemp(request.param) / "root"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        yield ROWS[request.param], folder, forms.make(request.param, folder, monkeypatch)
+        yield DATASETS[request.param], folder, forms.make(request.param, folder, monkeypatch)
 
 
 def same_image(got: bytes, wanted: bytes, arrays: bool) -> bool:
@@ -33,7 +33,7 @@ def same_image(got: bytes, wanted: bytes, arrays: bool) -> bool:
 
 
 def test_every_row_that_torchvision_reads_has_a_miniature():
-    assert set(forms.TORCHVISION) == {name for name, row in ROWS.items() if row.torchvision}
+    assert set(forms.TORCHVISION) == {name for name, row in DATASETS.items() if row.torchvision}
 
 
 def test_records_are_the_published_ones(form):
@@ -85,9 +85,9 @@ def test_the_description_names_the_records_not_the_place(form):
 
 def test_the_description_follows_a_changed_file(tmp_path, monkeypatch):
     forms.make("eurosat", tmp_path, monkeypatch)
-    before = TorchvisionSource(ROWS["eurosat"], tmp_path, download=False).describe()
+    before = TorchvisionSource(DATASETS["eurosat"], tmp_path, download=False).describe()
     (tmp_path / "eurosat/2750/River/River_1.jpg").write_bytes(b"another")
-    assert TorchvisionSource(ROWS["eurosat"], tmp_path, download=False).describe() != before
+    assert TorchvisionSource(DATASETS["eurosat"], tmp_path, download=False).describe() != before
 
 
 def test_class_names_are_curated(form):
@@ -118,7 +118,7 @@ def test_class_names_are_curated(form):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("there", [False, True])
 def test_a_missing_set_is_one_sentence(name, there, tmp_path):
-    row, folder = ROWS[name], tmp_path / "sets"
+    row, folder = DATASETS[name], tmp_path / "sets"
     if there:
         folder.mkdir()
     with pytest.raises(UserError) as error:
@@ -133,7 +133,7 @@ def test_a_damaged_batch_is_one_sentence(tmp_path, monkeypatch):
     forms.make("cifar10", tmp_path, monkeypatch)
     (tmp_path / "cifar-10-batches-py/test_batch").write_bytes(b"half a download")
     with pytest.raises(UserError, match=r"not found or corrupted.*--source hub"):
-        TorchvisionSource(ROWS["cifar10"], tmp_path, download=False)
+        TorchvisionSource(DATASETS["cifar10"], tmp_path, download=False)
 
 
 def test_a_failed_download_is_one_sentence(tmp_path, monkeypatch):
@@ -141,30 +141,30 @@ def test_a_failed_download_is_one_sentence(tmp_path, monkeypatch):
         torchvision.datasets.EuroSAT, "download", lambda self: (_ for _ in ()).throw(OSError("no route"))
     )
     with pytest.raises(UserError, match=r"could not fetch EuroSAT .*no route.*--source hub"):
-        TorchvisionSource(ROWS["eurosat"], tmp_path, download=True)
+        TorchvisionSource(DATASETS["eurosat"], tmp_path, download=True)
 
 
 def test_download_takes_what_is_there(tmp_path, monkeypatch):
     forms.make("dtd", tmp_path, monkeypatch)
-    assert TorchvisionSource(ROWS["dtd"], tmp_path, download=True).splits() == {"train": 47, "val": 47, "test": 47}
+    assert TorchvisionSource(DATASETS["dtd"], tmp_path, download=True).splits() == {"train": 47, "val": 47, "test": 47}
 
 
 def test_one_split_of_imagenet_is_enough_where_the_other_is_not_there(tmp_path, monkeypatch):
     forms.make("imagenet", tmp_path, monkeypatch)
     (tmp_path / "ILSVRC2012_img_train.tar").unlink()
-    source = TorchvisionSource(ROWS["imagenet"], tmp_path, download=False)
+    source = TorchvisionSource(DATASETS["imagenet"], tmp_path, download=False)
     assert source.splits() == {"val": 1000} and source.notes == ("There is no train split in the folder.",)
     assert source.label_keys[0] == "n01440764" and source.class_names[0] == "word n01440764, synonym"
-    with pytest.raises(UserError, match="no split 'train' here: it has val"):
+    with pytest.raises(UserError, match="no split 'train': it has val"):
         source.records("train")
     with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar"):
-        TorchvisionSource(ROWS["imagenet"], tmp_path, download=False, splits=["train", "val"])
+        TorchvisionSource(DATASETS["imagenet"], tmp_path, download=False, splits=["train", "val"])
 
 
 def test_a_missing_image_is_a_record_that_cannot_be_read(tmp_path, monkeypatch):
     wanted = forms.make("oxford_pets", tmp_path, monkeypatch)["test"]
     next((tmp_path / "oxford-iiit-pet/images").glob("beagle_101.jpg")).unlink()
-    records = list(TorchvisionSource(ROWS["oxford_pets"], tmp_path, download=False).records("test"))
+    records = list(TorchvisionSource(DATASETS["oxford_pets"], tmp_path, download=False).records("test"))
     assert len(records) == len(wanted)
     with pytest.raises(OSError):
         records[4].read()
@@ -175,7 +175,7 @@ def test_splits_of_different_classes_are_refused(tmp_path, monkeypatch):
     lines = (tmp_path / "dtd/dtd/labels/test1.txt").read_text().splitlines()
     (tmp_path / "dtd/dtd/labels/test1.txt").write_text("\n".join(lines[1:]))
     with pytest.raises(UserError, match="name different classes"):
-        TorchvisionSource(ROWS["dtd"], tmp_path, download=False)
+        TorchvisionSource(DATASETS["dtd"], tmp_path, download=False)
 
 
 def test_a_half_copied_pcam_is_refused(tmp_path, monkeypatch):
@@ -183,19 +183,19 @@ def test_a_half_copied_pcam_is_refused(tmp_path, monkeypatch):
     whole = tmp_path / "pcam/camelyonpatch_level_2_split_test_x.h5"
     whole.write_bytes(whole.read_bytes()[:1000])
     with pytest.raises(UserError, match="fetch both again"):
-        TorchvisionSource(ROWS["pcam"], tmp_path, download=False)
+        TorchvisionSource(DATASETS["pcam"], tmp_path, download=False)
 
 
 def test_what_torchvision_does_not_have(tmp_path):
     with pytest.raises(UserError, match="torchvision does not have TinyImageNet: take --source hub"):
-        TorchvisionSource(ROWS["tiny_imagenet"], tmp_path, download=False)
+        TorchvisionSource(DATASETS["tiny_imagenet"], tmp_path, download=False)
     with pytest.raises(UserError, match="no split 'val': it has train, test"):
-        TorchvisionSource(ROWS["cifar10"], tmp_path, download=False, splits=["val"])
+        TorchvisionSource(DATASETS["cifar10"], tmp_path, download=False, splits=["val"])
 
 
 def test_a_late_start_reads_no_image_before_it(tmp_path, monkeypatch):
     forms.make("food101", tmp_path, monkeypatch)
     shutil.rmtree(tmp_path / "food-101/images")
     (tmp_path / "food-101/images").mkdir()
-    source = TorchvisionSource(ROWS["food101"], tmp_path, download=False)
+    source = TorchvisionSource(DATASETS["food101"], tmp_path, download=False)
     assert len(list(itertools.islice(source.records("test", 90), 5))) == 5

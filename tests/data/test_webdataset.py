@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from data.hub_forms import make_wds, picture, write_tar
 from rayclip.data.sources.webdataset import open_webdataset
+from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
 
@@ -201,7 +202,7 @@ def test_the_description_tells_the_content_and_no_path(tmp_path):
 
 def test_captions_can_be_wanted_where_there_are_labels_and_names_given_where_there_are_none(tmp_path):
     one_tar(tmp_path, [("a.cls", b"1"), ("a.txt", b"one"), ("a.webp", b"x")])
-    assert next(open_webdataset(tmp_path, ()).records("test")).captions == ("one",)
-    assert next(open_webdataset(tmp_path, ("x", "y")).records("test")).label == 1
-    (tmp_path / "classnames.txt").unlink()
-    assert open_webdataset(tmp_path, ("x", "y")).class_names == ("x", "y")
+    assert next(open_webdataset(tmp_path, captions=True).records("test")).captions == ("one",)
+    assert next(open_webdataset(tmp_path).records("test")).label == 1
+    (tmp_path / "classnames.txt").rename(tmp_path / "names")
+    assert len(open_webdataset(tmp_path, reading=Reading(names=str(tmp_path / "names"))).class_names) >= 2

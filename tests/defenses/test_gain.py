@@ -13,7 +13,7 @@ SETTINGS = "eps=32/255,step=8/255"
 
 @pytest.fixture(scope="module")
 def accuracy(tmp_path_factory):
-    """Percent of 60 digits by defence and attack."""
+    """Percent of 40 digits by defence and attack."""
     store = Store(str(tmp_path_factory.mktemp("results")))
     cells = make_cells(
         [("digits", load_model("digits").fingerprint())],
@@ -23,7 +23,7 @@ def accuracy(tmp_path_factory):
         parse_defenses(f"none,ttc:{SETTINGS},ttc:{SETTINGS},tau=10"),
         parse_aims("ignore,bpda", draws=4),
     )
-    positions = {"digits": chosen_positions(445, 60)}
+    positions = {"digits": chosen_positions(445, 40)}
     evaluator = Evaluator(store)
     for cell in cells:
         for shard in missing_shards(cell, positions["digits"], store, 60):

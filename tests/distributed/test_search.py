@@ -12,8 +12,8 @@ from rayclip.attacks import parse_attacks
 from rayclip.distributed import Validation
 from rayclip.evaluation import Evaluator, Protocol, Shard, Store, collect_rows
 from rayclip.evaluation.front import Score, pareto_front
-from rayclip.models.clip import BUNDLED
-from rayclip.reports.search import search_table
+from rayclip.models.loading import BUNDLED
+from rayclip.reports.search import search_grid
 
 
 @pytest.mark.parametrize("attacks", ["clean,pgd", "clean,pgd,fgsm"])
@@ -51,9 +51,9 @@ def test_the_table_lists_the_furthest_first_and_marks_the_front():
         "b": Score(epoch=9, clean=90, robust=30),
         "c": Score(epoch=9, clean=80.04, robust=60),
     }
-    table = search_table(scores, ["c"], "pgd")
-    assert table.body == (
+    table = search_grid(scores, ["c"], "pgd")
+    assert [(name, *(cell.text for cell in cells)) for name, cells in table.rows] == [
         ("c", "9", "80.0", "60.0", "*"),
         ("b", "9", "90.0", "30.0", ""),
         ("a", "1", "99.0", "50.0", ""),
-    )
+    ]

@@ -23,10 +23,13 @@ from safetensors.torch import load_file
 from e2e.local_cluster import Cluster
 from e2e.mlflow_server import Server
 from e2e.test_commands import RAYCLIP, verdicts
+from rayclip.store import Store
+from rayclip.tracking.address import join_address
+from rayclip.tracking.journal import waits
 from servers import wait_for
 
 EVAL = ["eval", "--cluster", "--model", "digits", "--data", "digits", "--attacks", "clean,pgd,bert,sep", "--eps"]
-EVAL += ["32/255", "--steps", "20", "--limit", "160", "--shard-size", "5"]
+EVAL += ["32/255", "--steps", "20", "--limit", "80", "--shard-size", "4"]
 TRAIN = ["train", "--cluster", "--method", "tecoa", "--model", "digits", "--data", "digits", "--shots", "5", "--eps"]
 TRAIN += ["32/255", "--batch-size", "10", "--epochs", "5", "--save-every-steps", "5", "--workers", "2"]
 _LIMIT_S = 420
@@ -198,10 +201,10 @@ class Faults:
         assert not self._waiting(out)
         assert self._logged(out.name) == self._logged(reference.name)
 
-    @staticmethod
-    def _waiting(out: Path) -> list[Path]:
-        """What was not delivered to MLflow."""
-        return [*out.glob("spool/*.json"), *out.glob(".rayclip/spool/*.json")]
+    def _waiting(self, out: Path) -> bool:
+        """Whether something was not delivered to MLflow."""
+        address = join_address(self.server.uri, out.name)
+        return any(waits(Store(str(place)), address) for place in (out, out / ".rayclip") if place.is_dir())
 
     @staticmethod
     def _logged(experiment: str) -> list[object]:

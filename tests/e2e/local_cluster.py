@@ -49,6 +49,9 @@ class Cluster:
             # A dead node is noticed in two seconds instead of fifteen
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_failure_threshold": "3",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+            "RAY_TRAIN_METRICS_ENABLED": "0",
             **env,
         }
         self._head_env: dict[str, str] = {}

@@ -143,7 +143,7 @@ def columns(cell, store):
     }
 
 
-@pytest.mark.parametrize(("workers", "rule"), [(1, 24), (2, "beside")])
+@pytest.mark.parametrize(("workers", "rule"), [pytest.param(1, 24, marks=pytest.mark.slow), (2, "beside")])
 def test_an_evaluation_goes_on_with_smaller_batches_and_fewer_actors(hunger, cells, tmp_path, workers, rule):
     expected, store = Store(str(tmp_path / "expected")), Store(str(tmp_path / "store"))
     for shards in outstanding(cells, POSITIONS, expected, 96):
@@ -156,6 +156,7 @@ def test_an_evaluation_goes_on_with_smaller_batches_and_fewer_actors(hunger, cel
     assert columns(cells[0], store) == columns(cells[0], expected), "each sample once, as without pressure"
 
 
+@pytest.mark.slow  # as of captions below
 def test_an_evaluation_that_cannot_go_on_says_which_node_had_too_little(hunger, cells, tmp_path):
     store = Store(str(tmp_path))
     hunger(0)
@@ -222,6 +223,7 @@ def test_training_goes_on_with_batches_in_more_parts(hunger, tmp_path):
     assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_that_cannot_go_on_says_which_node_had_too_little(hunger, tmp_path):
     hunger(0)
     storage = Store(str(tmp_path / "unfinished"))

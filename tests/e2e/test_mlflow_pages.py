@@ -63,6 +63,13 @@ def test_a_sweep_fills_mlflow_as_designed(client, runs, done, command, tmp_path)
     assert set(metrics) == {"clean/digits", "worst/digits"} | robust
     trained = runs["tecoa 1-shot"].data
     assert metrics.items() <= trained.metrics.items() and trained.params["shots"] == "1", "settings beside numbers"
+    untouched = runs["untouched digits"].data
+    assert runs["eval untouched digits"].data.metrics.items() <= untouched.metrics.items(), "the baseline is in charts"
+    assert untouched.params["method.name"] == "untouched" and untouched.params["template"] == trained.params["template"]
+    assert trained.params["method.eps"] == "32/255"
+    evaluation = runs["eval tecoa 1-shot"].data.params
+    assert evaluation["protocol.template"] == trained.params["template"] and evaluation["attack.bert.k"] == "10"
+    assert not [key for key in evaluation if key.startswith("attack.") and key.endswith(".template")]
     assert len(client.get_metric_history(runs["tecoa 1-shot"].info.run_id, "train/loss")) == 2
     pictures = {
         re.split("[+%]", f.path)[0] for f in client.list_artifacts(runs["eval tecoa 1-shot"].info.run_id, "images")
@@ -73,7 +80,7 @@ def test_a_sweep_fills_mlflow_as_designed(client, runs, done, command, tmp_path)
         (used,) = runs[name].inputs.dataset_inputs
         assert used.dataset.name == "digits" and len(used.dataset.digest) == 16 and used.tags[0].value == "training"
     experiment = client.get_experiment_by_name("mmcoa-shots")
-    assert "How many images a class" in experiment.tags["mlflow.note.content"]
+    assert "How many images" in experiment.tags["mlflow.note.content"]
     versions = {v.tags["rayclip.name"]: v for v in client.search_model_versions("name = 'mmcoa-shots'")}
     assert set(versions) == set(trials)
     worst = {name: runs[name].data.metrics["worst/digits"] for name in trials}
@@ -101,7 +108,8 @@ def test_ui_opens_a_servers_page_and_names_what_it_has(server, runs):
     command = [sys.executable, "-m", "rayclip", "ui", "--no-browser", "--tracking-uri", server.uri, "--experiment"]
     opened = subprocess.run([*command, "mmcoa-shots"], capture_output=True, text=True, check=True).stdout
     experiment = next(iter(runs.values())).info.experiment_id
-    assert opened == f"MLflow: {server.uri}/#/experiments/{experiment}/runs?workflowType=machine_learning\n"
+    at = f"{server.uri}/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    assert opened == f"MLflow: {at}&viewStateShareKey=rayclip&compareRunsMode=CHART\n"
     wrong = subprocess.run([*command, "another"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2 and "has no experiment 'another': it has " in wrong.stderr
 
@@ -142,6 +150,35 @@ def visit(server, runs):
         browser.close()
 
 
+@pytest.mark.parametrize("mode", ["TABLE", "CHART"])
+def test_ui_opens_the_trials_with_accuracies_as_columns_and_charts(visit, runs, mode):
+    page = visit(runs_page(viewStateShareKey="rayclip", compareRunsMode=mode))
+    for name in ("tecoa 1-shot", "tecoa 2-shot", "untouched digits"):
+        page.get_by_role("link", name=name).first.wait_for()
+    for metric in ("clean/digits", "robust/bert/digits", "worst/digits"):
+        page.get_by_text(metric).first.wait_for()
+    page.get_by_text("3 matching runs").first.wait_for()
+    if mode == "CHART":
+        page.get_by_text("Parallel Coordinates").first.wait_for()
+
+
+def test_a_finished_folder_is_logged_to_another_mlflow(runs, done, tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    command = [sys.executable, "-m", "rayclip", "log", str(done[0] / "sweep"), "--tracking-uri", uri]
+    for _ in range(2):
+        said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        assert "7 runs in experiment 'mmcoa-shots'" in said and "refused" not in said
+        client = MlflowClient(uri)
+        copies = client.search_runs([client.get_experiment_by_name("mmcoa-shots").experiment_id])
+        assert len(copies) == len(runs) == 7
+        for copy in copies:
+            run = runs[copy.info.run_name]
+            assert (copy.data.params, copy.data.metrics) == (run.data.params, run.data.metrics)
+            assert (copy.info.status, copy.info.start_time) == (run.info.status, run.info.start_time)
+        assert len(client.search_model_versions("name = 'mmcoa-shots'")) == 2
+        assert client.get_model_version_by_alias("mmcoa-shots", "champion").tags["rayclip.worst"]
+
+
 def runs_page(**options):
     return f"experiments/EXPERIMENT/runs?{urllib.parse.urlencode({'workflowType': 'machine_learning', **options})}"
 
@@ -161,7 +198,7 @@ def test_runs_are_searched_sorted_and_compared(visit, runs):
     expected = {"eval tecoa 1-shot", "eval tecoa 2-shot", "eval untouched digits"}
     for name in expected:
         page.get_by_role("link", name=name).first.wait_for()
-    page.get_by_text("How many images a class does each method need?").first.wait_for()
+    page.get_by_text("does each method need?").first.wait_for()
     names = shown(page)
     assert set(names) == expected
     worst = [runs[name].data.metrics["worst/digits"] for name in names]

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from cluster.files import read
 from e2e.mlflow_server import mlflow_server
 from e2e.test_commands import run
-from rayclip.tracking import MlflowTracker
+from rayclip.tracking.experiment import Experiment
 from rayclip.types import UserError
 
 pytestmark = pytest.mark.e2e
@@ -37,16 +37,16 @@ def test_an_anonymous_request_is_refused(server, monkeypatch):
         assert refused.value.code == 401, page
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match="refuses us: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
-        MlflowTracker(server.uri, "anonymous").contact()
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD"):
+        Experiment(server.uri, "anonymous").contact()
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a wrong password")
-    with pytest.raises(UserError, match="refuses us: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
-        MlflowTracker(server.uri, "anonymous").contact()
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD"):
+        Experiment(server.uri, "anonymous").contact()
 
 
 def test_a_tracker_with_a_password_logs_and_reads_back(server, login, tmp_path):
-    tracker = MlflowTracker(server.uri, "study")
+    tracker = Experiment(server.uri, "study")
     started = tracker.start("trial", params={"method.eps": 1 / 255}, tags={"x": "y"})
     tracker.metrics(started, [("train/loss", 0.5, 0), ("train/loss", 0.25, 1)])
     (tmp_path / "a.txt").write_text("a")
@@ -65,7 +65,7 @@ def test_a_tracker_with_a_password_logs_and_reads_back(server, login, tmp_path):
 
 
 def test_runs_and_users_survive_the_server(server, login):
-    tracker = MlflowTracker(server.uri, "study")
+    tracker = Experiment(server.uri, "study")
     started = tracker.start("before")
     server.kill()
     server.start()
@@ -73,7 +73,7 @@ def test_runs_and_users_survive_the_server(server, login):
 
 
 def test_a_user_who_may_only_read_cannot_write(server, login, monkeypatch):
-    tracker = MlflowTracker(server.uri, "study")
+    tracker = Experiment(server.uri, "study")
     started = tracker.start("of the admin")
     password = "one that is long enough"
     body = json.dumps({"username": "reader", "password": password}).encode()
@@ -86,7 +86,7 @@ def test_a_user_who_may_only_read_cannot_write(server, login, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
     assert MlflowClient(server.uri).get_run(started).info.run_name == "of the admin"
     with pytest.raises(Exception, match="Permission denied"):
-        tracker.metrics(started, [("clean/x", 1.0, 0)])
+        tracker.metrics(started, [("clean/x", 1.0, 0)], 1)
 
 
 def test_no_command_line_shows_a_password(server):

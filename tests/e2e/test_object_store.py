@@ -8,7 +8,7 @@ from rayclip.models import load_model
 from rayclip.models.checkpoint import read_lineage
 from rayclip.store import Store
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]  # test_cluster.py trains and evaluates there, too
 SMALL = ["--shots", 2, "--epochs", 2, "--batch-size", 10, "--no-tracking", "--quiet"]
 
 

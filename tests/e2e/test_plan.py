@@ -24,7 +24,7 @@ WHAT = [
 WHERE = ["--out", "r", "--no-tracking", "--quiet"]
 
 
-def test_planned_and_actual(tmp_path):
+def test_planned_and_actual(tmp_path, here):
     said = run(tmp_path, "plan", *WHAT, *WHERE, "--workers", "1,2", "--price", 2, "--json", "before.json").stdout
     before = json.loads((tmp_path / "before.json").read_text())
     assert said.startswith("3 cells, 0 of them done; to do: ") and "360 samples" in said and "core hours" in said
@@ -39,7 +39,7 @@ def test_planned_and_actual(tmp_path):
     said = run(tmp_path, "eval", *WHAT, *WHERE).stdout
     assert "planned: " in said.splitlines()[-1] and "for 360 of 360 samples; last run" in said.splitlines()[-1]
 
-    run(tmp_path, "plan", *WHAT, *WHERE, "--json", "after.json")
+    here(tmp_path, "plan", *WHAT, *WHERE, "--json", "after.json")
     after = json.loads((tmp_path / "after.json").read_text())
     assert (after["cells"], after["finished"]) == ({}, 3)
     noted = {}
@@ -52,9 +52,8 @@ def test_planned_and_actual(tmp_path):
     assert [each["done"] for each in after["spent"]] == [120, 120, 120]
     (ran,) = after["runs"]
     assert ran["busy"] == pytest.approx(sum(noted.values()), rel=1e-4) or ran["copies"] > 0
-    said = run(tmp_path, "plan", *WHAT, *WHERE).stdout
+    said = here(tmp_path, "plan", *WHAT, *WHERE)
     assert "planned and actual:" in said and "actual/planned" in said
-    more = run(
-        tmp_path, "plan", *WHAT[:-4], "--attacks", "clean,pgd:steps=40", "--eps", "32/255", *WHERE, "--calibrate", 0
-    )
-    assert "2 cells, 1 of them done" in more.stdout and "same model" in more.stdout
+    larger = [*WHAT[:-4], "--attacks", "clean,pgd:steps=40", "--eps", "32/255", *WHERE, "--calibrate", 0]
+    more = here(tmp_path, "plan", *larger)
+    assert "2 cells, 1 of them done" in more and "same model" in more

@@ -13,9 +13,9 @@ import torch
 
 from rayclip.models import load_model
 from rayclip.models.checkpoint import save_checkpoint
+from rayclip.reports.notes import heading
 from rayclip.reports.numbers import sections
 from rayclip.reports.results import read_results
-from rayclip.reports.table import heading
 from reports.made import BERT, CLEAN, SEP, bits, describe, pgd, put
 
 pytestmark = pytest.mark.e2e
@@ -99,6 +99,9 @@ def visit(request, chromium):
     context.close()
 
 
+LIGHT = pytest.mark.parametrize("visit", ["light"], indirect=True)  # what it does is no matter of colours
+
+
 def faults(page):
     """What axe-core finds serious or critical."""
     from axe_playwright_python.sync_playwright import Axe
@@ -137,6 +140,7 @@ def test_light_and_dark_differ_in_their_figures_too(made, chromium):
     assert colours["light"][0] != colours["dark"][0]
 
 
+@LIGHT
 def test_a_report_sorts_by_keyboard_and_says_so(made, visit):
     page = visit(made / "made.html")
     table = "main table >> nth=0"
@@ -163,6 +167,7 @@ def test_a_report_sorts_by_keyboard_and_says_so(made, visit):
     assert page.locator(f"{table} >> tbody th").all_inner_texts() == sorted(names)
 
 
+@LIGHT
 def test_a_report_filters_all_its_tables(made, visit):
     page = visit(made / "made.html")
     everybody = page.locator("#count").inner_text()
@@ -174,6 +179,7 @@ def test_a_report_filters_all_its_tables(made, visit):
     assert page.locator("#count").inner_text() == everybody
 
 
+@LIGHT
 def test_two_models_are_compared_as_the_package_compares_them(made, visit):
     page = visit(made / "made.html")
     page.get_by_label("First model").select_option(label="tecoa 2")
@@ -194,6 +200,7 @@ def test_two_models_are_compared_as_the_package_compares_them(made, visit):
     assert page.locator("[aria-labelledby=compared-0] tbody tr").count() == 0
 
 
+@LIGHT
 def test_the_leaderboard_filters_by_threat_defence_and_data_set(made, visit):
     page = visit(made / "made-board" / "index.html")
     ranks = column(page, "table", 1)
@@ -213,6 +220,7 @@ def test_the_leaderboard_filters_by_threat_defence_and_data_set(made, visit):
     assert robust == sorted(robust, reverse=True) and column(page, "table", 1) == ["1", "2"]
 
 
+@LIGHT
 def test_filters_follow_one_another_to_where_there_are_rows(made, tmp_path, visit):
     """Two folders that share neither data nor budgets: no model has an average, and not every choice has rows."""
     for model, dataset, budgets in (("a", "one", ("1/255",)), ("b", "two", ("4/255", "8/255"))):

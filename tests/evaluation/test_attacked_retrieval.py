@@ -16,7 +16,7 @@ from rayclip.evaluation import Store
 from rayclip.evaluation.retrieval import Embedded, make_task, read_recalls, recall_of, run_task
 from rayclip.models import load_model
 from rayclip.models.zeroshot import clean_name
-from rayclip.reports.retrieval import retrieval_tables
+from rayclip.reports.recalls import recall_grids
 from rayclip.types import UserError
 
 ON_PAIRS = [name for name, kind in ATTACKS.items() if kind.for_pairs]
@@ -99,7 +99,7 @@ def test_adversarial_captions_are_made_once_for_all_who_want_the_same(clip, tiny
 
 def test_what_cannot_be_is_explained(clip, tiny_pairs):
     model = ("m", clip.fingerprint())
-    with pytest.raises(UserError, match="give --eps"):
+    with pytest.raises(UserError, match="--eps"):
         make_task(model, tiny_pairs, attack=attack_of("sga"))
     with pytest.raises(UserError, match="stop=final"):
         make_task(model, tiny_pairs, attack=make_attack("pgd"), eps=1 / 255)
@@ -167,8 +167,8 @@ def test_recall_falls_on_captioned_photographs(shared, tmp_path):
     names = ("clean", "pgd", "sga")
     rows, sums = recalls(clip, pairs, Store(str(tmp_path)), names, limit=24, steps=2, scales=(1.0,))
     assert all(sums[name] < 0.8 * sums["clean"] for name in sums if name != "clean"), sums
-    (table,) = retrieval_tables(rows)
+    (table,) = recall_grids(rows)
     assert table.header[0] == "attack"
-    assert [line[0] for line in table.body] == ["clean", "pgd-2 2/255", "sga-2 2/255"]
+    assert [name for name, _ in table.rows] == ["clean", "pgd-2 2/255", "sga-2 2/255"]
     assert "pgd-2 2/255, sga-2 2/255: steps 2, step 1/255" in table.caption
     assert "adversarial under sga-2 2/255, model" in table.caption

@@ -20,8 +20,9 @@ from rayclip.evaluation.alarms import cut_alarms
 from rayclip.methods import SMALL_MODEL, make_method
 from rayclip.models.scorers import CuPL, Ensemble, Template
 from rayclip.reports.build import build
+from rayclip.reports.notes import cut_notes
 from rayclip.reports.results import read_results
-from rayclip.reports.table import cut_notes, result_tables
+from rayclip.reports.rows import result_grids
 from rayclip.training import TrainConfig
 from rayclip.types import Cut
 
@@ -56,7 +57,7 @@ def test_class_prompts_are_counted_in_record_row_table_and_report(saved_clip, da
     rows = collect_rows(cells, positions, store)
     assert [r.cut_texts for r in rows if r.attack != "worst"] == [2, 2, 2]
     assert rows == collect_rows([replace(c, cut=None) for c in cells], positions, store), "from the records"
-    (table,) = result_tables(rows)
+    (table,) = result_grids(rows)
     assert table.caption.count(FOOT) == 1
     (sentence,) = cut_alarms(rows)
     assert sentence.startswith(f"{saved_clip} on long: 2 texts are longer than what the model reads and cut")
@@ -71,7 +72,7 @@ def test_nothing_is_said_where_nothing_is_cut(saved_clip, tmp_path):
         Evaluator(store).run(shard)
     rows = collect_rows(cells, positions, store)
     assert cells[0].cut == Cut() and rows[0].cut_texts == 0
-    assert "cut" not in result_tables(rows)[0].caption and cut_alarms(rows) == []
+    assert "cut" not in result_grids(rows)[0].caption and cut_alarms(rows) == []
 
 
 def test_every_text_that_a_number_stands_on_is_counted(saved_clip, data):

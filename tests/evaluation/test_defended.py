@@ -8,14 +8,13 @@ import pytest
 from evaluation.test_evaluation import run_all, verdicts
 from rayclip.attacks import parse_attacks
 from rayclip.data import open_data
-from rayclip.data.captions import BUNDLED
+from rayclip.data.captions import BUNDLED, bind_captions
 from rayclip.defenses import parse_aims, parse_defenses
 from rayclip.evaluation import Protocol, Store, collect_rows, make_cells
 from rayclip.evaluation.alarms import alarms
-from rayclip.evaluation.cell import with_descriptions
 from rayclip.models import load_model
 from rayclip.models.scorers import parse_scorers
-from rayclip.reports import result_tables
+from rayclip.reports.rows import result_grids
 from rayclip.types import UserError
 
 DEFAULTS = {"steps": 4, "step": 16 / 255, "substitutes": "clip-table"}
@@ -90,12 +89,13 @@ def test_rows_and_tables_show_both_columns_side_by_side(tmp_path):
     found = {(r.who(), r.attack): r.top1 for r in rows}
     assert found["digits + tte", "worst"] <= min(v for (who, _), v in found.items() if who == "digits + tte")
     assert found["digits + tte", "pgd-4_eps32_bpda"] < found["digits + tte", "clean"]
-    (table,) = result_tables(rows, {"digits": "mine"})
+    (table,) = result_grids(rows, {"digits": "mine"})
     assert table.header == ("model", "clean", "pgd-4 32/255", "pgd-4 bpda 32/255", "worst case")
-    assert [line[0] for line in table.body] == ["mine", "mine + tte"]
-    assert table.body[0][3] == "" and "" not in table.body[1]
-    assert "on defended models steps 4, step 16/255, norm linf, start random, stop final" in table.caption
-    assert "tte: tte (crop 0.875)" in table.caption and "attacks ignore the defence unless" in table.caption
+    (plain, first), (defended, second) = table.rows
+    assert (plain, defended) == ("mine", "mine + tte")
+    assert first[2].text == "" and all(cell.text for cell in second)
+    assert "on defended models: steps 4, step 16/255, norm linf, start random, stop final" in table.caption
+    assert "tte: tte (crop 0.875)" in table.caption and "ignore the defence unless" in table.caption
 
 
 def test_an_attack_through_the_defence_that_does_worse_is_noticed(tmp_path):
@@ -159,7 +159,7 @@ def test_scorers_judge_and_are_attacked_or_not():
 def test_examples_made_against_the_template_are_judged_by_the_others(tmp_path):
     scorers = "template,ensemble:templates=simple,cupl,wca:crops=4"
     cells = scored(scorers, "clean,pgd:steps=10,bert,sep,co-attack:steps=3")
-    positions = np.arange(20)
+    positions = np.arange(12)
     stores = [Store(str(tmp_path / name)) for name in "ab"]
     run_all(cells, positions, stores[0], 30)
     run_all(cells, positions, stores[1], shard_size=8, batch_size=3)
@@ -174,7 +174,7 @@ def test_examples_made_against_the_template_are_judged_by_the_others(tmp_path):
         )
         assert own < clean and moved < clean
         assert own <= moved or "wca" in scorer  # whose four fresh crops a query make a noisy target
-    (table,) = result_tables(rows)
+    (table,) = result_grids(rows)
     assert "pgd-10 on-template 32/255" in table.header
 
 
@@ -194,12 +194,12 @@ def test_a_folder_of_tables_is_one_for_every_data_set(tmp_path):
     )
     assert len(cell.scorer.texts) == 10 and len(cell.attack.texts[0]) == 5
     assert cell.id == bundled.id, "what is in a table counts, not where it lies"
-    with pytest.raises(UserError, match="no captions of 'cifar10'"):
-        with_descriptions(parse_scorers(f"cupl:captions={tmp_path}")[0], "cifar10", ("cat",))
+    with pytest.raises(UserError, match="cifar10"):
+        bind_captions(parse_scorers(f"cupl:captions={tmp_path}")[0], "cifar10", ("cat",))
 
 
 def test_descriptions_have_to_be_there():
-    with pytest.raises(UserError, match="scorer 'cupl' needs captions of the classes: write cupl:captions=FILE"):
-        with_descriptions(parse_scorers("cupl")[0], "cifar10", ("cat",))
-    with pytest.raises(UserError, match="sga gives every image texts of its own"):
+    with pytest.raises(UserError, match="cupl:captions="):
+        bind_captions(parse_scorers("cupl")[0], "cifar10", ("cat",))
+    with pytest.raises(UserError, match="sga"):
         scored("wca", "sga")

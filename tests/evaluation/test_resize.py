@@ -20,9 +20,9 @@ from rayclip.evaluation.examples import pngs
 from rayclip.evaluation.retrieval import make_task, read_recalls, run_task
 from rayclip.models import ZeroShot
 from rayclip.reports.numbers import sections
+from rayclip.reports.recalls import recall_grids
 from rayclip.reports.results import read_results
-from rayclip.reports.retrieval import retrieval_tables
-from rayclip.reports.table import result_tables
+from rayclip.reports.rows import result_grids
 from rayclip.types import UserError
 
 COUNT = 12
@@ -83,7 +83,7 @@ def test_it_is_in_the_protocol_of_rows_and_records_and_at_the_foot(saved_clip, d
         run(cells[0], store, Evaluator(store))
         rows = collect_rows(cells, positions, store)
         assert rows[0].protocol["resize"] == how
-        assert f"native resolution ({how} resize)" in result_tables(rows)[0].caption
+        assert f"native resolution ({how} resize)" in result_grids(rows)[0].caption
     found = read_results([store.root])
     assert {s.shared["resize"] for s in sections(found)} == {"plain", "antialias"}, "no table mixes the two"
     assert {e.protocol.resize for e in evaluations_of(found)} == {"plain", "antialias"}
@@ -96,9 +96,9 @@ def test_it_is_in_the_protocol_of_rows_and_records_and_at_the_foot(saved_clip, d
 
 
 def test_it_has_nothing_to_do_at_the_models_resolution():
-    with pytest.raises(UserError, match="leave --resize away, or choose --resolution native"):
+    with pytest.raises(UserError, match="--resize"):
         Protocol(resolution="model", resize="plain")
-    with pytest.raises(UserError, match="use antialias or plain"):
+    with pytest.raises(UserError, match="antialias"):
         Protocol(resize="bicubic")
 
 
@@ -113,11 +113,11 @@ def test_retrieval(saved_clip, tmp_path):
         rows = read_recalls(task, store)
         wanted = [r.right for r in retrieval.recall_of(embedded)]
         assert [round(r.recall * r.n / 100) for r in rows] == wanted
-        assert f"native resolution ({how} resize)" in retrieval_tables(rows)[0].caption
+        assert f"native resolution ({how} resize)" in recall_grids(rows)[0].caption
         seen[how] = task.id, json.dumps(wanted)
     assert seen["plain"][0] != seen["antialias"][0]
     assert clip.resize == "antialias"
-    with pytest.raises(UserError, match="choose --resolution native"):
+    with pytest.raises(UserError, match="--resolution"):
         api.evaluate_retrieval([saved_clip], "nowhere", Where(out=str(tmp_path)), resize="plain")
 
 

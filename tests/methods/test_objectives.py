@@ -38,7 +38,7 @@ def plain(name, clip, prompts, sets, x, y):
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in ("ft-standard", "advpt")])
 def test_it_is_the_named_attacks(name, objective):
     chosen = method(name, against=objective)
-    clip = chosen.dressed(tiny_clip(dtype=torch.float64), seed=0).requires_grad_(False)
+    clip = chosen.wrap_model(tiny_clip(dtype=torch.float64), seed=0).requires_grad_(False)
     chosen.check_attack()
     batch = example(clip, 4, chosen)
     made = attacked(clip, chosen, batch).adversarial_BCHW
@@ -56,7 +56,7 @@ def test_it_is_the_named_attacks(name, objective):
     [
         ("tecoa", {"against": "square"}, "--attack 'square' is no training attack: use own or one of pgd, cw, feature"),
         ("tecoa", {"against": "pgd-l2"}, "'pgd-l2' is no training attack"),
-        ("mmcoa", {"against": "feature", "start": "zero"}, "cannot start at zero"),
+        ("mmcoa", {"against": "feature", "start": "zero"}, "start=zero"),
         ("ft-standard", {"against": "pgd"}, "trains on clean images"),
         ("advpt", {"against": "pgd"}, "leave --attack away"),
         ("vp", {"against": "nothing"}, "'nothing' is no training attack"),

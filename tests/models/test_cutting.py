@@ -13,19 +13,17 @@ from rayclip.models.prompts import WithContext
 
 WORDS = st.sampled_from(["cat", "dog", "!", "!!!!!", "photo of", "ﷺ", "&amp;", "naïve", "zwölfeckig", "'s", "", "\n"])
 ROOM = 16
+OWN = open_clip.SimpleTokenizer(context_length=ROOM)
 
 
 @given(st.lists(st.lists(WORDS, max_size=30).map(" ".join), max_size=8))
 def test_clips_own_tokenizer(texts):
-    tokenizer = open_clip.SimpleTokenizer(context_length=ROOM)
-    wanted = [t for t in dict.fromkeys(texts) if len(tokenizer.encode(t)) + 2 > ROOM]
-    assert find_cut(tokenizer, texts, ROOM) == wanted
+    assert find_cut(OWN, texts, ROOM) == [t for t in dict.fromkeys(texts) if len(OWN.encode(t)) + 2 > ROOM]
 
 
 def test_the_last_token_that_fits_and_the_first_that_does_not():
-    tokenizer = open_clip.SimpleTokenizer(context_length=ROOM)
-    assert find_cut(tokenizer, ["cat " * (ROOM - 2)], ROOM) == []
-    assert find_cut(tokenizer, ["cat " * (ROOM - 1)], ROOM) == ["cat " * (ROOM - 1)]
+    assert find_cut(OWN, ["cat " * (ROOM - 2)], ROOM) == []
+    assert find_cut(OWN, ["cat " * (ROOM - 1)], ROOM) == ["cat " * (ROOM - 1)]
 
 
 @pytest.fixture(scope="module")

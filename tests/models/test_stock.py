@@ -412,7 +412,7 @@ def test_patches_of_a_changed_tower_come_from_its_own_pass(change):
 def test_a_tower_that_goes_past_its_transformer_has_no_patches():
     clip = stock()
     clip.model.visual.forward = lambda x: x.flatten(1)[:, :16]
-    with pytest.raises(UserError, match="go past its transformer"):
+    with pytest.raises(UserError, match="transformer"):
         encode_with_patches(clip, PIXELS)
 
 
@@ -470,7 +470,7 @@ def test_parts_that_a_reduced_copy_cannot_have_are_refused():
     """A patch that holds on to the fp32 tower's weights cannot take tokens of bf16."""
     clip = tiny_clip()
     by_block_forward(clip.model.visual.transformer, None)
-    with pytest.raises(UserError, match=r"'tiny' has parts of its own .* use precision fp32"):
+    with pytest.raises(UserError, match=r"tiny.*fp32"):
         fast_copy(clip, "bf16")
     with torch.no_grad():
         assert cosine(fast_copy(clip).encode_image(PIXELS.float()), own_image(clip, PIXELS.float())) > 0.99999

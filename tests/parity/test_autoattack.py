@@ -16,7 +16,7 @@ def stands(name, images):
     return images.stands(attack.run(images.model, images.samples, eps=parse_budget(run["eps"])).images_BCHW)
 
 
-@pytest.mark.parametrize("name", ["apgd-t", "fab-t"])
+@pytest.mark.parametrize("name", ["apgd-t", pytest.param("fab-t", marks=pytest.mark.slow)])
 def test_the_same_images_stand(name, digit_images):
     ours = stands(name, digit_images)
     differ = sum(a != b for a, b in zip(ours, RUNS[name]["stands"], strict=True))
@@ -39,7 +39,7 @@ def test_the_official_numbers_are_the_ones_on_record():
     assert found == [14, 20, 12, 14, 12]
 
 
-@pytest.mark.e2e  # 5,000 queries a standing image: minutes
+@pytest.mark.slow  # 5,000 queries a standing image: minutes
 def test_the_whole_beside_the_official_one(digit_images):
     run = RUNS["autoattack"]
     attack = make_attack("autoattack")

@@ -24,6 +24,7 @@ def stands(images, pixels, prompts):
 
 
 @pytest.mark.parametrize(("run", "left"), list(zip(GOLDEN["runs"], [21, 9], strict=True)), ids=["1/255", "2/255"])
+@pytest.mark.slow  # which images stand is also in tests/attacks/test_public_code.py
 def test_the_same_images_stand(run, left, images):
     prompts = tuple(GOLDEN["prompts"])
     assert stands(images, images.pixels, prompts) == GOLDEN["before"] and GOLDEN["before"].count("1") == 38

@@ -8,6 +8,8 @@ from parity.inputs import Images, cifar, digits, equal_share, golden, places
 from rayclip.attacks import Samples, make_attack
 from rayclip.units import parse_budget
 
+OTHERS = ("ZSRobust4FoundationModel-pgd-2_255-10-zero", "ZSRobust4FoundationModel-cw-1_255-10-random")
+OF_LIBRARIES = ("torchattacks-fgsm-1_255-1-zero", "foolbox-pgd-l2-63.75_255-10-zero")
 BY_PAPERS, BY_LIBRARIES = golden("pgd")["runs"], golden("libraries")["runs"]
 
 
@@ -20,6 +22,11 @@ def title(run):
 def settings(run):
     given = {"stop": "final", "start": run["start"], "steps": run.get("steps", 1)}
     return given | ({"step": parse_budget(run["step"])} if "step" in run else {})
+
+
+def nightly(runs, kept):
+    """Each run is a case; those that are neither of other settings nor of another objective are marked slow."""
+    return [pytest.param(run, marks=() if title(run) in kept else pytest.mark.slow, id=title(run)) for run in runs]
 
 
 def attacked(run, images: Images):
@@ -39,12 +46,12 @@ def check(run, images, made):
     assert equal_share([change[i] for i in those], [run["change"][i] for i in those]) > 0.995
 
 
-@pytest.mark.parametrize("run", BY_PAPERS, ids=title)
+@pytest.mark.parametrize("run", nightly(BY_PAPERS, OTHERS))
 def test_beside_the_papers_code(run, first_images):
     check(run, first_images, attacked(run, first_images))
 
 
-@pytest.mark.parametrize("run", [r for r in BY_PAPERS if r["steps"] == 10], ids=title)
+@pytest.mark.parametrize("run", nightly([r for r in BY_PAPERS if r["steps"] == 10], OTHERS[1:]))
 def test_stopping_at_the_first_success_breaks_no_fewer(run, first_images):
     """Whatever stands after the papers' last iterate or not: an image that any iterate has fooled is broken."""
     images = first_images
@@ -61,11 +68,12 @@ def library_images(shared):
     return cifar(shared, 32, 2000)
 
 
-@pytest.mark.parametrize("run", BY_LIBRARIES, ids=title)
+@pytest.mark.parametrize("run", nightly(BY_LIBRARIES, OF_LIBRARIES))
 def test_beside_torchattacks_and_foolbox(run, library_images):
     check(run, library_images, attacked(run, library_images))
 
 
+@pytest.mark.slow  # as of the official code in test_autoattack.py
 def test_fab_beside_torchattacks():
     """FAB seeks the nearest boundary, from which both stop where they stand: the same images to one or two."""
     run, images = golden("libraries")["fab"], digits(48, 200)

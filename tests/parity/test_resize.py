@@ -32,6 +32,7 @@ def test_the_pixels_that_the_papers_code_makes_of_32_px(images):
     assert equal_share(ours["antialias"], theirs) < 0.5
 
 
+@pytest.mark.slow
 def test_the_papers_accuracies_image_by_image(small):
     run = GOLDEN["pgd"]
     assert small.stands(small.pixels) == run["clean_stands"]
@@ -48,6 +49,7 @@ def test_the_papers_accuracies_image_by_image(small):
     )
 
 
+@pytest.mark.slow
 def test_anti_aliasing_gives_other_numbers(small):
     """The reason why the resize is a part of every protocol."""
     antialias = small._replace(model=small.model.seen_by(small.model.clip.with_resize("antialias")))

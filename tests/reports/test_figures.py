@@ -9,10 +9,10 @@ from PIL import Image
 
 from rayclip.reports.figures import as_svg, section_figures, write_figure
 from rayclip.reports.figures.embeddings import mean_cosine
-from rayclip.reports.figures.style import apart, short
-from rayclip.reports.figures.texts import marked
-from rayclip.reports.figures.tradeoff import interpolations, pareto_front
+from rayclip.reports.figures.style import short
+from rayclip.reports.figures.tradeoff import interpolations
 from rayclip.reports.numbers import sections
+from rayclip.reports.prompts import changed_words
 from rayclip.reports.results import read_results
 from rayclip.store import Store
 from reports.made import BERT, CLEAN, SEP, bits, describe, fingerprint, pgd, put
@@ -31,7 +31,7 @@ def shown(figure):
 
 def lines(figure, panel=0):
     """The (x, y) points of each line of a panel."""
-    ax = figure.draw().axes[panel]
+    ax = figure.draw(3).axes[panel]
     return [np.round(line.get_xydata(), 4).tolist() for line in ax.get_lines() if line.get_marker() not in ("", "None")]
 
 
@@ -129,36 +129,8 @@ def test_six_panels_hold_every_kind_of_attack(tmp_path):
         for attack in attacks:
             put(tmp_path, f"m{step}", attack, bits(step))
         describe(tmp_path, f"m{step}", label=f"tecoa epoch {step}", method="tecoa", step=step, digest="d")
-    titles = [ax.get_title() for ax in drawn(tmp_path)["steps"].draw().axes]
+    titles = [ax.get_title() for ax in drawn(tmp_path)["steps"].draw(3).axes]
     assert titles == ["clean", "pgd-1 1/255", "pgd-2 1/255", "bert", "sep pgd-10 1/255", "worst case"]
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([], []),
-        ([10, 50], [10, 50]),
-        ([50, 50], [45, 55]),
-        ([50, 52, 80], [46, 56, 80]),
-        ([10, 60, 61, 62], [10, 51, 61, 71]),
-        ([48, 52, 58], [42.667, 52.667, 62.667]),
-        ([97, 98, 99], [80, 90, 100]),
-        ([85, 99, 99], [80, 90, 100]),
-    ],
-)
-def test_names_at_the_ends_of_lines_do_not_touch(values, expected):
-    assert apart(values, 10, 100) == pytest.approx(expected, abs=1e-3)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_pareto_front_is_whom_nobody_beats(seed):
-    points = {i: tuple(xy) for i, xy in enumerate(np.random.default_rng(seed).integers(0, 12, (20, 2)).tolist())}
-    front = pareto_front(points)
-    beaten = {
-        i for i, (x, y) in points.items() if any((u >= x and v >= y) and (u, v) != (x, y) for u, v in points.values())
-    }
-    assert {points[i] for i in front} == {points[i] for i in points if i not in beaten}
-    assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
 
 
 def test_the_tradeoff_joins_the_weights_between_two_models(tmp_path):
@@ -195,12 +167,10 @@ def test_only_the_best_of_many_models_are_drawn(tmp_path):
     assert "7 more models" in figure.caption
 
 
-def test_changed_words_are_marked():
-    before, after = marked("This is a photo of a zero", "this is a photo of one deline")
-    assert [word for word, changed in before if changed] == ["a", "zero"]
-    assert [word for word, changed in after if changed] == ["one", "deline"]
-    assert marked("a b", "a b") == ([("a", False), ("b", False)],) * 2
-    assert [w for w, changed in marked("a cat", "a big cat")[1] if changed] == ["big"]
+def test_changed_words_are_named():
+    assert list(changed_words("This is a photo of a zero", "this is a photo of one deline")) == ["a zero → one deline"]
+    assert list(changed_words("a b", "A b")) == []
+    assert list(changed_words("a cat", "a big cat")) == ["+ big"]
 
 
 def test_pictures_are_of_an_untouched_and_the_best_model_under_an_attack_that_both_have(tmp_path):
@@ -228,7 +198,7 @@ def test_bars_of_many_data_sets_stand_in_rows_and_leave_out_what_nobody_has(tmp_
     for d in range(11):
         for model in ("a", "b"):
             put(tmp_path, model, pgd(), bits(d), dataset=f"set{d}")
-    rows = drawn(tmp_path)["bars"].draw().axes
+    rows = drawn(tmp_path)["bars"].draw(3).axes
     assert [len(ax.get_xticks()) for ax in rows] == [6, 6]
     shown_names = [text.get_text() for ax in rows for text in ax.get_xticklabels()]
     assert shown_names == [*(f"set{d}" for d in range(11)), "average"]

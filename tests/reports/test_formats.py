@@ -11,12 +11,15 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rayclip.reports import make_leaderboard, make_report, result_tables
+from rayclip.reports import make_leaderboard, make_report
 from rayclip.reports.build import build
-from rayclip.reports.document import Cell, Grid, Part
+from rayclip.reports.grid import Cell, Document, Grid, Part
 from rayclip.reports.numbers import sections
-from rayclip.reports.plain import comma_separated, latex, markdown
 from rayclip.reports.results import read_results
+from rayclip.reports.rows import markdown_tables
+from rayclip.reports.to_csv import document_csv
+from rayclip.reports.to_latex import document_latex
+from rayclip.reports.to_markdown import document_markdown
 from rayclip.types import Row, UserError
 from reports.made import BERT, CLEAN, SEP, bits, describe, pgd, put
 
@@ -48,7 +51,7 @@ def results(tmp_path):
 
 
 def test_csv_holds_every_number_once(results):
-    lines = list(csv.DictReader(io.StringIO(comma_separated(build(results)))))
+    lines = list(csv.DictReader(io.StringIO(document_csv(build(results)))))
     (section,) = sections(results)
     found = {(line["model"], line["dataset"], line["attack"]): line for line in lines}
     assert len(found) == len(lines) == 3 * 3 * 5
@@ -65,7 +68,7 @@ def test_csv_holds_every_number_once(results):
 
 
 def test_csv_compares_with_the_baseline(results):
-    lines = list(csv.DictReader(io.StringIO(comma_separated(build(results, baseline="untouched")))))
+    lines = list(csv.DictReader(io.StringIO(document_csv(build(results, baseline="untouched")))))
     (section,) = sections(results)
     by_name = {s.name: s for s in section.subjects}
     line = next(x for x in lines if (x["model"], x["dataset"], x["attack"]) == ("best", "two", "worst"))
@@ -75,7 +78,7 @@ def test_csv_compares_with_the_baseline(results):
 
 
 def test_the_best_of_each_column_is_bold(results):
-    text = markdown(build(results), {})
+    text = document_markdown(build(results), {})
     table = text.split("**average over 2 data sets")[1].split("\n\n")[1]
     rows = [line for line in table.splitlines() if line.startswith("| ")]
     best = next(row for row in rows if row.startswith("| best"))
@@ -88,7 +91,7 @@ def test_a_partial_worst_case_is_marked_and_never_bold(results, tmp_path):
     for dataset in ("one", "two"):
         for attack in (CLEAN, pgd(), BERT):
             put(tmp_path, "flattered", attack, bits(1, p=1.0), dataset=dataset)
-    text = markdown(build(read_results([str(tmp_path)])), {})
+    text = document_markdown(build(read_results([str(tmp_path)])), {})
     for title in ("average over 2 data sets", "worst case: accuracy"):
         table = text.split(f"**{title}")[1].split("\n\n")[1]
         worst = {line.split("|")[1].strip(): line.split("|")[-2] for line in table.splitlines()}
@@ -100,14 +103,14 @@ def test_attacks_of_the_same_settings_are_described_in_one_breath(tmp_path):
     for eps in ("1/255", "2/255"):
         put(tmp_path, "m", pgd(eps), bits(1))
     put(tmp_path, "m", pgd("4/255", steps=20), bits(1))
-    text = markdown(build(read_results([str(tmp_path)])), {})
+    text = document_markdown(build(read_results([str(tmp_path)])), {})
     assert "pgd-10 1/255, pgd-10 2/255: steps 10, step 1/255" in text and "pgd-20 4/255: steps 20" in text
 
 
-def test_words_stand_left_and_numbers_right(results):
-    put_against = markdown(build(results, against=lambda found, tables: [WORDS]), {})
-    assert "| model | about | value |\n| --- | --- | ---: |" in put_against
-    assert r"\begin{tabular}{llr}" in latex(build(results, against=lambda found, tables: [WORDS]), {})
+def test_words_stand_left_and_numbers_right():
+    document = Document(title="", summary=(), parts=[WORDS])
+    assert "| model | about | value |\n| --- | --- | ---: |" in document_markdown(document, {})
+    assert r"\begin{tabular}{llr}" in document_latex(document, {})
 
 
 def test_an_unknown_baseline_is_refused(results):
@@ -134,7 +137,7 @@ def test_latex_of_many_models_and_data_sets_compiles(tmp_path):
     for m in range(45):
         for d in range(9):
             put(tmp_path / "results", f"model {m}", pgd(), bits(m + d, 10), dataset=f"set{d}")
-    (tmp_path / "report.tex").write_text(latex(build(read_results([str(tmp_path / "results")])), {}))
+    (tmp_path / "report.tex").write_text(document_latex(build(read_results([str(tmp_path / "results")])), {}))
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
@@ -271,11 +274,10 @@ def test_the_table_of_an_evaluation_is_markdown_whatever_names_are(tmp_path):
             top1=75.0,
             ci_low=30.0,
             ci_high=95.0,
-            protocol={"template": "a {}", "resolution": "native", "precision": "fp32", "seed": 0},
+            protocol={"attack": "clean", "template": "a {}", "resolution": "native", "precision": "fp32", "seed": 0},
             cell=name,
         )
         for name in BRACKETS
     ]
-    (table,) = result_tables(rows)
-    lines = [line for line in table.markdown().splitlines() if line.startswith("| ")][2:]
+    lines = [line for line in markdown_tables(rows, {}).splitlines() if line.startswith("| ")][2:]
     assert [shown_in_markdown(re.split(r"(?<!\\)\|", line)[1].strip()) for line in lines] == BRACKETS

@@ -8,8 +8,10 @@ import pytest
 from scipy.stats import binomtest
 
 from rayclip.evaluation import wilson
-from rayclip.reports.numbers import AVERAGE, Number, average, paired, sections
-from rayclip.reports.results import Verdicts, read_results, shared
+from rayclip.reports.numbers import number_of, sections
+from rayclip.reports.results import read_results
+from rayclip.reports.section import AVERAGE, Number, average
+from rayclip.reports.verdicts import Verdicts, paired, shared
 from rayclip.types import UserError
 from reports.made import BERT, CLEAN, SEP, bits, describe, pgd, put
 
@@ -182,7 +184,7 @@ def test_mcnemar_is_the_binomial_test_of_the_discordant_samples(seed):
 def test_an_interval_holds_its_number():
     for n in range(1, 300):
         for right in (0, n):
-            number = Number.of(right, n)
+            number = number_of(right, n)
             assert number.low <= number.top1 <= number.high
 
 
@@ -231,22 +233,6 @@ def test_parts_of_a_sweep_below_the_folder_are_found(tmp_path):
     put(tmp_path / "cifar10", "m", pgd(), bits(1), dataset="cifar10")
     put(tmp_path / "stl10", "m", pgd(), bits(2), dataset="stl10")
     assert only(tmp_path).datasets == ["cifar10", "stl10"]
-
-
-def test_many_cells_are_read_by_several_processes_as_by_one(tmp_path, monkeypatch):
-    for i in range(12):
-        put(tmp_path, f"m{i}", pgd(), bits(i, 20 + i), positions=np.arange(20 + i) * (1 + i % 2))
-    alone = read_results([str(tmp_path)])
-    monkeypatch.setattr("rayclip.reports.results._MANY", 2)
-    monkeypatch.setattr("os.cpu_count", lambda: 3)
-    together = read_results([str(tmp_path)])
-    assert [c.id for c in together.cells] == [c.id for c in alone.cells]
-    for a, b in zip(alone.cells, together.cells, strict=True):
-        assert np.array_equal(a.verdicts.positions_N, b.verdicts.positions_N) and a.protocol == b.protocol
-        assert np.array_equal(a.verdicts.right, b.verdicts.right) and a.model == b.model
-    next(tmp_path.glob("cells/*/*.parquet")).write_bytes(b"")
-    with pytest.raises(UserError, match="damaged"):
-        read_results([str(tmp_path)])
 
 
 def test_what_cannot_be_read_is_one_sentence(tmp_path):

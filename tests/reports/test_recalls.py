@@ -12,7 +12,8 @@ from calling import call
 from conftest import tiny_clip
 from data.test_pairs import CAPTIONS, write_pairs
 from rayclip.models.checkpoint import save_checkpoint
-from rayclip.reports.table import Table
+from rayclip.reports.grid import Cell, Grid
+from rayclip.reports.to_terminal import grid_group
 from rayclip.store import Store
 from reports.made import CLEAN, bits, describe, fingerprint, put
 
@@ -163,7 +164,7 @@ def test_table_six_stands_beside_ours_where_the_protocol_matches(tmp_path, monke
 def test_what_differs_is_said(tmp_path, monkeypatch, capsys):
     put_recalls(tmp_path, VIT, 20, images=500, steps=5, substitutes="clip-table")
     text = beside(tmp_path, monkeypatch, capsys)
-    assert "The protocol matches in 0 of 6 numbers" in text and "| 4.0 3–6 | 3.94 |  | a b c |" in text
+    assert "The protocol matches in 0 of 6 numbers" in text and "| 4.0 3–6 | 3.94 |  | 1 2 3 |" in text
     assert "steps 5, theirs 10" in text and "substitutes clip-table, theirs bert-base-uncased" in text
     assert "500 of the 5,000 images of mscoco" in text and "class names" not in text
 
@@ -180,10 +181,10 @@ def test_other_pairs_have_nothing_to_compare(tmp_path, monkeypatch, capsys):
 
 
 def test_no_name_is_broken_where_the_columns_fill_a_terminal():
-    body = [(name, *["100 93–100"] * 6) for name in ("clean", "co-attack-10 64/255")]
-    table = Table("recall", ("attack", *(f"{d}@{k}" for d in ("TR", "IR") for k in KS)), tuple(body), "")
+    rows = [(name, [Cell(text="100", note="93–100", value=100)] * 6) for name in ("clean", "co-attack-10 64/255")]
+    header = ("attack", *(f"{d}@{k}" for d in ("TR", "IR") for k in KS))
     console = Console(width=80, file=io.StringIO(), highlight=False)
-    console.print(table.rich())
+    console.print(grid_group(Grid(name="", title="recall", header=header, rows=rows)))
     printed = console.file.getvalue()
     assert "co-attack-10 " in printed and printed.count("100 93–100") == 12
     assert all(len(line) <= 80 for line in printed.splitlines())

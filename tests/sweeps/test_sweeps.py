@@ -341,7 +341,7 @@ def test_the_joint_search_draws_the_same_settings_for_the_same_seed(monkeypatch,
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rayclip.api.search", note)
-    monkeypatch.setattr("rayclip.reports.table.show_rows", lambda rows, labels: None)
+    monkeypatch.setattr("rayclip.reports.rows.show_rows", lambda rows, labels: None)
     for args in (["--samples", "6"], ["--samples", "12"], ["--samples", "6", "--seed", "1"]):
         assert run_sweep(monkeypatch, capsys, "joint_search", *args)[0] == 0
     (short, validation), (long, _), (other, _) = seen

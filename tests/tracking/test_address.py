@@ -10,9 +10,12 @@ import pytest
 from calling import call
 from rayclip.cli import doctor
 from rayclip.store import Store
-from rayclip.tracking import AwayError, MlflowTracker, SpooledTracker, address, look
+from rayclip.tracking import address
+from rayclip.tracking.address import AwayError
+from rayclip.tracking.deliverer import Deliverer
+from rayclip.tracking.experiment import Experiment, count_experiments
+from rayclip.tracking.journal import Journal
 from rayclip.tracking.runs import results_of
-from rayclip.tracking.spool import Spool
 from rayclip.types import UserError
 
 NOBODY = "127.0.0.1:5"
@@ -29,7 +32,7 @@ DRIVERS = {
 def made(tmp_path_factory):
     """The file of a good store, to be copied and spoiled."""
     folder = tmp_path_factory.mktemp("made")
-    MlflowTracker(f"sqlite:///{folder}/mlflow.db", "study").contact()
+    Experiment(f"sqlite:///{folder}/mlflow.db", "study").contact()
     return (folder / "mlflow.db").read_bytes()
 
 
@@ -73,10 +76,10 @@ def test_a_spoiled_store_is_told_by_every_command(here, made, monkeypatch, capsy
     uri = f"sqlite:///{here}/mlflow.db"
     began = time.perf_counter()
     for ask in (
-        MlflowTracker(uri, "study").contact,
-        lambda: look(uri),
+        Experiment(uri, "study").contact,
+        lambda: count_experiments(uri),
         lambda: results_of("0" * 32, uri),
-        lambda: SpooledTracker(MlflowTracker(uri, "study"), Spool(Store(str(here / "out"))), known=True),
+        lambda: Deliverer(Journal(Store(str(here / "out"))), Experiment(uri, "study")),
     ):
         with pytest.raises(UserError) as told:
             ask()
@@ -123,18 +126,20 @@ def test_a_driver_that_is_not_installed_is_named_with_its_package(here, monkeypa
 def test_a_database_that_does_not_answer_is_away_in_a_moment(here):
     """MLflow would try ten times, for 102 s."""
     pytest.importorskip("psycopg2")
-    tracker = MlflowTracker(f"postgresql+psycopg2://mlflow@{NOBODY}/mlflow", "study")
+    experiment = Experiment(f"postgresql+psycopg2://mlflow@{NOBODY}/mlflow", "study")
     began = time.perf_counter()
     with pytest.raises(AwayError, match=r"cannot be reached: start it, or give another --tracking-uri \(.*refused"):
-        tracker.contact()
+        experiment.contact()
     assert time.perf_counter() - began < 5
-    SpooledTracker(tracker, Spool(Store(str(here / "out"))), known=True)  # what has been reached before may be away
+    journal = Journal(Store(str(here / "out")))
+    journal.note_delivered(experiment.address, {})
+    Deliverer(journal, experiment)  # what has been reached before may be away
 
 
 @pytest.mark.parametrize("uri", ["postgresql+nix://h/d", "postgresql://h:port/d", "somewhere", "ftp://h/x"])
 def test_an_address_that_is_none_is_told(here, uri):
     with pytest.raises(UserError, match="cannot be reached as it is written") as told:
-        MlflowTracker(uri, "study").contact()
+        Experiment(uri, "study").contact()
     assert "\n" not in str(told.value) and not isinstance(told.value, AwayError)
 
 
@@ -146,8 +151,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_mlflow_tries(here, made,
     monkeypatch.setattr("rayclip.paths.tempfile.TemporaryFile", refuse)
     uri = f"sqlite:///{here}/mlflow.db"
     with pytest.raises(UserError, match=r"cannot write '.*', where runs are logged \(Read-only file system\)"):
-        MlflowTracker(uri, "study").contact()
-    assert look(uri) == 2, "it may be looked at: the default experiment and ours"
+        Experiment(uri, "study").contact()
+    assert count_experiments(uri) == 2, "it may be looked at: the default experiment and ours"
     ((_, state, line),) = doctor._careful("MLflow", lambda: doctor._mlflow(uri))
     assert state == "wrong" and "work in a folder that can be written" in line
 

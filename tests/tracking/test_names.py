@@ -16,9 +16,10 @@ from rayclip.api.request import Evaluation
 from rayclip.attacks import parse_attacks
 from rayclip.evaluation import Protocol, Store
 from rayclip.models.checkpoint import save_checkpoint
-from rayclip.tracking import MlflowTracker, SpooledTracker
-from rayclip.tracking.registry import rank, register
-from rayclip.tracking.spool import Spool
+from rayclip.tracking.deliverer import Deliverer
+from rayclip.tracking.experiment import Experiment
+from rayclip.tracking.journal import Journal
+from rayclip.tracking.registered import rank, register
 from rayclip.types import Row, UserError
 
 DATA = ["té st", "tè st", "te_st", "te|st[b]", "模型", "a%2e b#1?"]
@@ -59,12 +60,12 @@ def logged(uri, tmp_path, capsys, study="study"):
             columns = dict.fromkeys(("label", "clean_pred", "adv_pred"), np.zeros(1, int))
             columns |= {key: [picture] for key in ("clean", "difference", "adversarial")}
             store.write_table(f"cells/{cell.id}/examples/images.parquet", pa.table(columns))
-    tracker = SpooledTracker(MlflowTracker(uri, study), Spool(store), known=False)
-    with Logbook(store, tracker) as logbook:
+    journal = Journal(store)
+    deliverer = Deliverer(journal, Experiment(uri, study))
+    with Logbook(journal, deliverer) as logbook:
         logbook.evaluation(f"eval {model}", None, rows, cells)
-    assert capsys.readouterr().err == "", "nothing is refused"
-    assert not store.names("spool/refused", ".json") and not store.names("spool", ".json")
-    (run,) = store.read_json("mlflow_ids.json").values()
+    assert capsys.readouterr().err == "" and deliverer.refused == []
+    (run,) = journal.delivered(deliverer.experiment.address)["runs"].values()
     return run, rows
 
 
@@ -87,22 +88,20 @@ def test_numbers_pictures_and_settings_of_every_name_arrive(request, tmp_path, c
 
 
 def test_metrics_that_are_sent_again_count_once_whatever_they_are_called(tmp_path):
-    store = Store(str(tmp_path / "out"))
-    tracker = SpooledTracker(MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "s"), Spool(store), known=False)
-    tracker.start("key", "run")
+    experiment = Experiment(f"sqlite:///{tmp_path}/mlflow.db", "s")
+    run = experiment.start("run")
     for _ in range(2):
-        tracker.metrics("key", [("train/loss[x]", 0.5, 1)])
-    client, (run,) = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"), store.read_json("mlflow_ids.json").values()
-    (name,) = client.get_run(run).data.metrics
-    assert len(client.get_metric_history(run, name)) == 1
+        experiment.metrics(run, [("train/loss[x]", 0.5, 1)], 5)
+    (name,) = experiment.client.get_run(run).data.metrics
+    assert len(experiment.client.get_metric_history(run, name)) == 1
 
 
 @pytest.mark.parametrize("study", ["bob's study", 'a "quoted" one', "a/b:c", "plain"])
 def test_studies_of_every_name_have_their_own_registered_model(tmp_path, study):
-    tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", study)
-    other = MlflowTracker(tracker.uri, study.replace("/", ":").replace("'", '"') + "2")
+    experiment = Experiment(f"sqlite:///{tmp_path}/mlflow.db", study)
+    other = Experiment(experiment.uri, study.replace("/", ":").replace("'", '"') + "2")
     save_checkpoint(tiny_clip(), tmp_path / "model", {})
-    for each, fingerprint in ((tracker, "f1"), (other, "f2")):
+    for each, fingerprint in ((experiment, "f1"), (other, "f2")):
         content = {
             "class_names": ["a"],
             "template": "a {}",
@@ -111,22 +110,22 @@ def test_studies_of_every_name_have_their_own_registered_model(tmp_path, study):
         }
         run = each.start("trial")
         register(each, run, tmp_path / "model", "checkpoint", content)
-    rank(tracker, "protocol", {"f1": 50.0})
-    models = MlflowClient(tracker.uri).search_registered_models()
+    rank(experiment, "protocol", {"f1": 50.0})
+    models = MlflowClient(experiment.uri).search_registered_models()
     assert len(models) == 2 and sorted(len(m.aliases) for m in models) == [0, 1]
 
 
 def test_a_run_with_a_long_name_keeps_both_ends(tmp_path):
-    tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "s")
-    run = tracker.start("start " + 400 * "x" + " end", params={"k" * 400: 1})
-    found = MlflowClient(tracker.uri).get_run(run)
+    experiment = Experiment(f"sqlite:///{tmp_path}/mlflow.db", "s")
+    run = experiment.start("start " + 400 * "x" + " end", params={"k" * 400: 1})
+    found = MlflowClient(experiment.uri).get_run(run)
     assert len(found.info.run_name) == 250 and found.info.run_name.startswith("start x")
     assert found.info.run_name.endswith("x end") and len(*found.data.params) <= 250
 
 
 def test_a_study_that_was_deleted_is_told(tmp_path):
-    tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "gone")
-    client = MlflowClient(tracker.uri)
-    client.delete_experiment(tracker.experiment_id)
+    experiment = Experiment(f"sqlite:///{tmp_path}/mlflow.db", "gone")
+    client = MlflowClient(experiment.uri)
+    client.delete_experiment(experiment.id)
     with pytest.raises(UserError, match="'gone' was deleted: give another name, or run `mlflow experiments restore"):
-        MlflowTracker(tracker.uri, "gone").contact()
+        Experiment(experiment.uri, "gone").contact()

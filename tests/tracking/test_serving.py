@@ -21,8 +21,9 @@ from rayclip.data.images import batch_pixels
 from rayclip.models import ZeroShot, load_model
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.store import Store
-from rayclip.tracking import MlflowTracker, SpooledTracker
-from rayclip.tracking.spool import Spool
+from rayclip.tracking.deliverer import Deliverer
+from rayclip.tracking.experiment import Experiment
+from rayclip.tracking.journal import Journal
 from servers import HttpServer
 
 LINEAGE = {"config": {"method": {"name": "tecoa"}, "model": "digits", "template": "This is a photo of a {}"}}
@@ -33,13 +34,17 @@ def digits():
     return open_data("digits", "test")
 
 
+def logbook(uri, folder):
+    journal = Journal(Store(str(folder)))
+    return Logbook(journal, Deliverer(journal, Experiment(uri, "a study")), "a study")
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, digits):
     """Three checkpoints of a study, registered: the bundled model, one moved a little, one that is broken."""
     folder = tmp_path_factory.mktemp("study")
     uri, clip, prints = f"sqlite:///{folder}/mlflow.db", load_model("digits"), {}
-    store = Store(str(folder / "results"))
-    with Logbook(store, SpooledTracker(MlflowTracker(uri, "a study"), Spool(store), known=False)) as log:
+    with logbook(uri, folder / "results") as log:
         for name, noise in (("bundled", 0.0), ("moved", 0.01), ("broken", 1.0)):
             torch.manual_seed(0)
             with torch.no_grad():
@@ -75,8 +80,7 @@ def test_every_checkpoint_is_a_version_once_and_says_what_it_is(study, client):
     for name, version in versions.items():
         assert version.tags["rayclip.model"] == study[2][name] and version.tags["rayclip.method"] == "tecoa"
         assert client.get_run(version.run_id).info.run_name == name and "tecoa" in version.description
-    store = Store(str(study[1] / "results"))
-    with Logbook(store, SpooledTracker(MlflowTracker(study[0], "a study"), Spool(store), known=True)) as log:
+    with logbook(study[0], study[1] / "results") as log:
         log.checkpoint(log.open("moved"), study[1] / "moved", f"local-dir:{study[1] / 'moved'}", "moved")
     assert len(client.search_model_versions("")) == 3
 
@@ -112,19 +116,24 @@ def test_a_bad_request_is_explained(study, client, digits, image, params, senten
 
 def test_the_best_under_one_protocol_is_the_champion(study, client):
     uri, folder, prints = study
-    tracker = SpooledTracker(MlflowTracker(uri, "a study"), Spool(Store(str(folder / "ranks"))), known=False)
-    tracker.start("key", "evaluation")
+    journal = Journal(Store(str(folder / "ranks")))
+    deliverer = Deliverer(journal, Experiment(uri, "a study"))
+    content = {"parent": None, "params": {}, "tags": {}}
+    journal.add("start", "key", name="evaluation", **content)
+
+    def rank(protocol, accuracies):
+        journal.add("rank", "key", protocol=protocol, accuracies=accuracies)
+        assert deliverer.deliver() == 0 and deliverer.refused == []
 
     def champion() -> str:
         return client.get_model_version_by_alias("a study", "champion").tags["rayclip.name"]
 
-    tracker.rank("key", "one", {prints["broken"]: 10.0})
+    rank("one", {prints["broken"]: 10.0})
     assert champion() == "broken", "nothing else was measured"
-    tracker.rank("key", "one", {prints["bundled"]: 9.0, prints["moved"]: 40.0})
+    rank("one", {prints["bundled"]: 9.0, prints["moved"]: 40.0})
     assert champion() == "moved"
-    tracker.rank("key", "two", {prints["bundled"]: 5.0})
+    rank("two", {prints["bundled"]: 5.0})
     assert champion() == "bundled", "by another protocol, under which the others were not measured"
-    assert tracker.close() == 0
 
 
 class ServedModel(HttpServer):

@@ -5,16 +5,17 @@ they take precedence over the publishers' own annotations.
 """
 
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
-from rayclip.data.sources.base import Record, Source
+from rayclip.data.sources.base import Record
+from rayclip.data.sources.files import Entry, FileSource
 from rayclip.types import UserError
 
 Form = Literal["karpathy", "coco", "token"]
@@ -31,7 +32,6 @@ _FILES: dict[str, tuple[tuple[Form, str], ...]] = {
     "flickr30k": (("karpathy", "dataset_flickr30k.json"), ("token", "results_20130124.token")),
     "flickr8k": (("karpathy", "dataset_flickr8k.json"), ("token", "Flickr8k.token.txt")),
 }
-_ANNOTATIONS = ("", "annotations")
 _IMAGES = ("val2014", "train2014", "val2017", "train2017", "flickr30k-images", "Flicker8k_Dataset", "images")
 _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}  # restval joins train, as usual
 _FLICKR8K_LISTS = {
@@ -39,45 +39,20 @@ _FLICKR8K_LISTS = {
     "val": "Flickr_8k.devImages.txt",
     "test": "Flickr_8k.testImages.txt",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """An image listed in annotations; `name` is relative to the folder of images."""
-
-    name: str
-    captions: tuple[str, ...]
-    problem: str | None = None
+_NO_TEXT = "{} captions without text are left out."
 
 
 @dataclass
-class _Read:
-    """Result of reading annotations. `counts` counts what became no record, by the sentence that reports it."""
+class _Annotations:
+    """Images with their captions, by split. `left_out` counts what became no record, by the sentence that says so."""
 
-    splits: dict[str, list[_Entry]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
+    splits: dict[str, list[Entry]] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
-
-    def count(self, sentence: str, number: int = 1) -> None:
-        self.counts[sentence] = self.counts.get(sentence, 0) + number
-
-
-def open_caption_folder(path: Path, name: str) -> Source:
-    """Open a folder of images and captions.
-
-    Args:
-        path: folder with images and annotations; see `CaptionFolder` for the file names.
-        name: name of the data set; if it contains `coco`, `flickr30k` or `flickr8k`, only the annotations of that one
-            are used.
-
-    Raises:
-        UserError: no such folder; no annotations, unreadable ones, or those of several data sets.
-    """
-    return CaptionFolder(path, name)
+    notes: list[str] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
-class CaptionFolder(Source):
+class CaptionFolder(FileSource):
     """A folder of images, with one of these annotations in it or in its `annotations/`:
 
     - Karpathy's `dataset_coco.json`, `dataset_flickr30k.json` or `dataset_flickr8k.json`;
@@ -89,57 +64,49 @@ class CaptionFolder(Source):
     is missing, listed twice, without captions, or outside the folder becomes a record with a `problem`; annotations
     that belong to no image are counted in `notes`.
 
+    Args:
+        path: folder with images and annotations.
+        name: name of the data set; if it contains `coco`, `flickr30k` or `flickr8k`, only the annotations of that one
+            are used.
+
     Raises:
-        UserError: see `open_caption_folder`.
+        UserError: no such folder; no annotations, unreadable ones, or those of several data sets.
     """
 
     def __init__(self, path: Path, name: str) -> None:
         if not path.is_dir():
             raise UserError(f"there is no folder {path}: give the one that holds the images and their captions.")
-        self._root = path
         self._form, files = _choose(path, name)
-        read = _READERS[self._form](files)
-        if not any(read.splits.values()):
+        found = _READERS[self._form](files)
+        if not any(found.splits.values()):
             raise UserError(f"{files[0]} tells of no images: give the published file.")
-        self._splits = {split: _once(entries) for split, entries in read.splits.items()}
-        self._digests = {str(f.relative_to(path)): _digest(f) for f in read.files}
-        self.notes = (*read.notes, *(sentence.format(number) for sentence, number in read.counts.items()))
+        super().__init__(path, {split: _mark_repeated(entries) for split, entries in found.splits.items()})
+        self._digests = {str(f.relative_to(path)): _digest(f) for f in found.files}
+        self.notes = (*found.notes, *(sentence.format(number) for sentence, number in found.left_out.items()))
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "folder", "form": self._form, "files": self._digests}
 
-    def splits(self) -> dict[str, int | None]:
-        return {split: len(entries) for split, entries in self._splits.items()}
-
-    def records(self, split: str, start: int = 0) -> Iterator[Record]:
-        if split not in self._splits:
-            raise UserError(f"{self._root} has no split '{split}': it has {', '.join(self._splits)}.")
-        return map(self._record, itertools.islice(self._splits[split], start, None))
-
-    def _record(self, entry: _Entry) -> Record:
-        problem = _outside(entry.name)
-        if problem is None:
-            file = self._find(entry.name)
-            if file is None:
-                problem = f"there is no image {entry.name}"
-            else:
-                return Record(
-                    path=str(file.relative_to(self._root)),
-                    read=file.read_bytes,
-                    captions=entry.captions,
-                    problem=entry.problem or (None if entry.captions else "the image has no captions"),
-                )
-        return Record(path=entry.name, read=partial(_refuse, problem), captions=entry.captions, problem=problem)
-
-    def _find(self, name: str) -> Path | None:
+    def _record(self, split: str, i: int) -> Record:
+        entry = self._entries[split][i]
+        problem = _outside(entry.path)
         # os.path.isfile returns False, not an error, for names that no file system accepts.
-        return next((self._root / p for p in _places(name) if os.path.isfile(self._root / p)), None)
+        places = () if problem else (place for place in _places(entry.path) if os.path.isfile(self._root / place))
+        if (place := next(iter(places), None)) is None:
+            problem = problem or f"there is no image {entry.path}"
+            return Record(path=entry.path, read=partial(_refuse, problem), captions=entry.captions, problem=problem)
+        return Record(
+            path=str(Path(place)),
+            read=(self._root / place).read_bytes,
+            captions=entry.captions,
+            problem=entry.problem or (None if entry.captions else "the image has no captions"),
+        )
 
 
 def _places(name: str) -> Sequence[str]:
     """Return the possible places of an image below the folder, best first."""
     if "/" not in name:
-        return [f"{folder}/{name}" for folder in _IMAGES] + [name]
+        return [*(f"{folder}/{name}" for folder in _IMAGES), name]
     last = name.rpartition("/")[2]
     return [name, f"images/{name}", f"images/{last}", last]
 
@@ -158,54 +125,51 @@ def _refuse(problem: str) -> bytes:
     raise FileNotFoundError(problem)
 
 
-def _once(entries: Sequence[_Entry]) -> list[_Entry]:
+def _mark_repeated(entries: Sequence[Entry]) -> list[Entry]:
     """Mark repeated images as problems and keep the first: a repeated image would compete with itself in retrieval."""
     seen: set[str] = set()
-    result = []
-    for e in entries:
-        twice = bool(e.name) and e.name in seen
-        result.append(_Entry(name=e.name, captions=e.captions, problem="the image is listed twice") if twice else e)
-        seen.add(e.name)
-    return result
-
-
-# ------------------------------------------------------------------------------------------------- choosing annotations
+    marked = []
+    for entry in entries:
+        marked.append(entry._replace(problem="the image is listed twice") if entry.path in seen else entry)
+        seen |= {entry.path} - {""}
+    return marked
 
 
 def _choose(folder: Path, name: str) -> tuple[Form, list[Path]]:
     """Choose the best available annotations; return their form and files."""
-    named = [kind for kind in _FILES if kind in name.lower()]
-    kinds = named or list(_FILES)
-    found = {
-        kind: [
-            (form, f) for form, file in _FILES[kind] for f in (folder / a / file for a in _ANNOTATIONS) if f.is_file()
-        ]
-        for kind in kinds
-    }
-    there = [kind for kind, files in found.items() if files]
-    if not there:
-        wanted = [file for kind in kinds for _, file in _FILES[kind]]
+    kinds = [kind for kind in _FILES if kind in name.lower()] or list(_FILES)
+    found: dict[str, list[tuple[Form, Path]]] = {}
+    for kind in kinds:
+        for form, file in _FILES[kind]:
+            for place in (folder / file, folder / "annotations" / file):
+                if place.is_file():
+                    found.setdefault(kind, []).append((form, place))
+    if not found:
+        wanted = ", ".join(file for kind in kinds for _, file in _FILES[kind])
+        raise UserError(f"{folder} holds no captions: none of {wanted} is there or in {folder / 'annotations'}.")
+    if len(found) > 1:
         raise UserError(
-            f"{folder} holds no captions: none of {', '.join(wanted)} is there or in {folder / 'annotations'}."
+            f"{folder} holds annotations of several data sets ({', '.join(f[0][1].name for f in found.values())}): "
+            f"name the data set {' or '.join(found)}, or keep one's annotations."
         )
-    if len(there) > 1:
-        raise UserError(
-            f"{folder} holds annotations of several data sets ({', '.join(found[k][0][1].name for k in there)}): "
-            f"name the data set {' or '.join(there)}, or keep one's annotations."
-        )
-    files = found[there[0]]
-    form = files[0][0]
-    return form, [f for other, f in files if other == form]
+    ((files),) = found.values()
+    best = files[0][0]
+    return best, [file for form, file in files if form == best]
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
 
 
 def _json(file: Path, *lists: str) -> dict[str, Any]:
     """Read a JSON object and check that it holds these lists."""
     try:
-        value = json.loads(file.read_bytes())
+        value = json.loads(_read(file))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is no readable JSON ({str(error)[:120]}): fetch it again.") from error
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
     for key in lists:
         if not isinstance(value, dict) or not isinstance(value.get(key), list):
             raise UserError(f"{file} has no list '{key}', so it is not what its name says: fetch it again.")
@@ -214,19 +178,14 @@ def _json(file: Path, *lists: str) -> dict[str, Any]:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return [line.strip() for line in file.read_text("utf-8-sig").split("\n") if line.strip()]
+        return [line.strip() for line in _read(file).decode("utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is no UTF-8 text: fetch it again.") from error
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
 
 
 def _digest(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
-
-
-# ---------------------------------------------------------------------------------------------------- reading the forms
 
 
 def _text(value: Any) -> str | None:
@@ -236,27 +195,9 @@ def _text(value: Any) -> str | None:
     return value.strip() or None
 
 
-_NO_TEXT = "{} captions without text are left out."
-
-
-def _read_karpathy(files: Sequence[Path]) -> _Read:
-    file = files[0]
-    read = _Read(files=[file])
-    for image in _json(file, "images")["images"]:
-        split = image.get("split") if isinstance(image, dict) else None
-        if not isinstance(split, str) or split not in _KARPATHY_SPLITS:
-            read.count("{} entries of " + file.name + " that belong to no known split are left out.")
-            continue
-        sentences = image.get("sentences")
-        raw = sentences if isinstance(sentences, list) else []
-        captions = [_text(s.get("raw")) if isinstance(s, dict) else None for s in raw]
-        kept = tuple(c for c in captions if c)
-        if len(kept) < len(captions):
-            read.count(_NO_TEXT, len(captions) - len(kept))
-        read.splits.setdefault(_KARPATHY_SPLITS[split], []).append(
-            _Entry(name=_joined(image.get("filepath"), image.get("filename")), captions=kept)
-        )
-    return read
+def _objects(values: Any) -> list[dict[str, Any]]:
+    """Return the entries of a JSON list; an empty object for an entry that is none."""
+    return [value if isinstance(value, dict) else {} for value in values] if isinstance(values, list) else []
 
 
 def _joined(folder: Any, name: Any) -> str:
@@ -265,75 +206,88 @@ def _joined(folder: Any, name: Any) -> str:
     return f"{folder}/{name}" if name and _text(folder) else name
 
 
-def _read_coco(files: Sequence[Path]) -> _Read:
+def _read_karpathy(files: Sequence[Path]) -> _Annotations:
+    file = files[0]
+    found = _Annotations(files=[file])
+    for image in _objects(_json(file, "images")["images"]):
+        split = image.get("split")
+        if not isinstance(split, str) or split not in _KARPATHY_SPLITS:
+            found.left_out["{} entries of " + file.name + " that belong to no known split are left out."] += 1
+            continue
+        captions = [_text(sentence.get("raw")) for sentence in _objects(image.get("sentences"))]
+        kept = tuple(c for c in captions if c)
+        if len(kept) < len(captions):
+            found.left_out[_NO_TEXT] += len(captions) - len(kept)
+        name = _joined(image.get("filepath"), image.get("filename"))
+        found.splits.setdefault(_KARPATHY_SPLITS[split], []).append(Entry(name, captions=kept))
+    return found
+
+
+def _read_coco(files: Sequence[Path]) -> _Annotations:
     """Read the files of one year: 2014 and 2017 split the same images differently, so using both would mix splits."""
     year = files[0].stem[-4:]
-    used = list({f.name: f for f in reversed(files) if f.stem.endswith(year)}.values())
-    read = _Read(files=sorted(used))
-    for file in read.files:
+    used = {f.name: f for f in reversed(files) if f.stem.endswith(year)}
+    found = _Annotations(files=sorted(used.values()))
+    for file in found.files:
         split = "val" if "val" in file.stem else "train"
         content = _json(file, "images", "annotations")
         captions: dict[Any, list[str]] = {}
-        for annotation in content["annotations"]:
-            key = annotation.get("image_id") if isinstance(annotation, dict) else None
-            text = _text(annotation.get("caption")) if isinstance(annotation, dict) else None
+        for annotation in _objects(content["annotations"]):
+            key, text = annotation.get("image_id"), _text(annotation.get("caption"))
             if text is None:
-                read.count(_NO_TEXT)
+                found.left_out[_NO_TEXT] += 1
             elif not isinstance(key, int | str):
-                read.count("{} captions that name no image are left out.")
+                found.left_out["{} captions that name no image are left out."] += 1
             else:
                 captions.setdefault(key, []).append(text)
-        entries = read.splits.setdefault(split, [])
-        for image in content["images"]:
-            described = image if isinstance(image, dict) else {}
-            key = described.get("id")
+        entries = found.splits.setdefault(split, [])
+        for image in _objects(content["images"]):
+            key = image.get("id")
             own = captions.pop(key, []) if isinstance(key, int | str) else []
-            entries.append(_Entry(name=_joined(f"{split}{year}", described.get("file_name")), captions=tuple(own)))
-        strangers = sum(map(len, captions.values()))
-        if strangers:
-            read.count("{} captions of images that " + file.name + " does not list are left out.", strangers)
-    if "val" in read.splits:
-        read.notes.append(
-            f"split 'val' is COCO's own val{year} ({len(read.splits['val'])} images), not Karpathy's 5k test that "
+            name = _joined(f"{split}{year}", image.get("file_name"))
+            entries.append(Entry(name, captions=tuple(own)))
+        if unknown := sum(map(len, captions.values())):
+            found.left_out["{} captions of images that " + file.name + " does not list are left out."] += unknown
+    if "val" in found.splits:
+        found.notes.append(
+            f"split 'val' is COCO's own val{year} ({len(found.splits['val'])} images), not Karpathy's 5k test that "
             "papers report on: put dataset_coco.json beside it for that."
         )
-    ignored = sorted({f.name for f in files} - {f.name for f in used})
-    if ignored:
-        read.notes.append(f"{', '.join(ignored)}: of another year, not used.")
-    return read
+    if ignored := sorted({f.name for f in files} - used.keys()):
+        found.notes.append(f"{', '.join(ignored)}: of another year, not used.")
+    return found
 
 
-def _read_token(files: Sequence[Path]) -> _Read:
+def _read_token(files: Sequence[Path]) -> _Annotations:
     file = files[0]
-    read = _Read(files=[file])
-    captions: dict[str, list[str]] = {}
+    found = _Annotations(files=[file])
+    captions: dict[str, tuple[str, ...]] = {}
     for line in _lines(file):
         key, tab, sentence = line.partition("\t")
         name, hash_, number = key.rpartition("#")
-        if not tab or not hash_ or not number.isdigit() or not name:
-            read.count("{} lines of " + file.name + " that are no NAME#NUMBER and sentence are left out.")
-            continue
-        captions.setdefault(name, []).append(sentence.strip())
+        if tab and hash_ and number.isdigit() and name:
+            captions[name] = (*captions.get(name, ()), sentence.strip())
+        else:
+            found.left_out["{} lines of " + file.name + " that are no NAME#NUMBER and sentence are left out."] += 1
     lists = {split: file.parent / name for split, name in _FLICKR8K_LISTS.items() if "8k" in file.name}
     lists = {split: f for split, f in lists.items() if f.is_file()}
     if not lists:
-        read.splits["test"] = [_Entry(name=name, captions=tuple(own)) for name, own in captions.items()]
-        read.notes.append(
+        found.splits["test"] = [Entry(name, captions=own) for name, own in captions.items()]
+        found.notes.append(
             f"{file.name} has no list of test images beside it, so split 'test' is all {len(captions)} images, not the "
             "1k that papers report on: put Karpathy's JSON beside it for that."
         )
-        return read
+        return found
     for split, f in lists.items():
-        read.files.append(f)
-        read.splits[split] = [_Entry(name=name, captions=tuple(captions.get(name, ()))) for name in _lines(f)]
-    listed = {e.name for entries in read.splits.values() for e in entries}
-    unlisted = sum(name not in listed for name in captions)
-    if unlisted:
-        read.count("{} images that no list names are left out.", unlisted)
-    return read
+        found.files.append(f)
+        found.splits[split] = [Entry(name, captions=captions.get(name, ())) for name in _lines(f)]
+    listed = {entry.path for entries in found.splits.values() for entry in entries}
+    if unlisted := sum(name not in listed for name in captions):
+        found.left_out["{} images that no list names are left out."] += unlisted
+    return found
 
 
-_READERS: dict[Form, Callable[[Sequence[Path]], _Read]] = {
+_READERS: dict[Form, Callable[[Sequence[Path]], _Annotations]] = {
     "karpathy": _read_karpathy,
     "coco": _read_coco,
     "token": _read_token,

@@ -1,9 +1,11 @@
 """`Source`, the interface of all sources of images: records in a fixed order, each read on demand."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from rayclip.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +54,13 @@ class Source(ABC):
     def records(self, split: str, start: int = 0) -> Iterator[Record]:
         """Yield a split's records from number `start` on, always in the same order. None is left out: an unusable
         sample is a record with a `problem`."""
+
+
+_Split = TypeVar("_Split")
+
+
+def choose_split(splits: Mapping[str, _Split], split: str, where: str) -> _Split:
+    """Return one of a source's splits. Raises `UserError` if it has no such split."""
+    if split not in splits:
+        raise UserError(f"{where} has no split '{split}': it has {', '.join(splits)}.")
+    return splits[split]

@@ -3,94 +3,88 @@
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from rayclip.data.labels import with_given_names
-from rayclip.data.registry import Row
-from rayclip.data.sources.annotations import open_caption_folder
-from rayclip.data.sources.base import Record, Source
-from rayclip.data.sources.listing import Entry, digest, file_records, listing_digest, readable
+from rayclip.data.labels import some, with_given_names
+from rayclip.data.registry import DatasetInfo
+from rayclip.data.sources.annotations import CaptionFolder
+from rayclip.data.sources.base import Source
+from rayclip.data.sources.files import Entry, FileSource, digest, readable
 from rayclip.types import UserError
 
 _SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 _JUNK = frozenset({"__MACOSX", "@eaDir"})  # what archives and file servers leave behind
 
 
-def open_folder(row: Row | None, path: Path, class_names: tuple[str, ...] | None = None, origin: str = "") -> Source:
+def open_folder(
+    info: DatasetInfo | None, path: Path, class_names: tuple[str, ...] | None = None, origin: str = ""
+) -> Source:
     """Open a folder of image files.
 
-    Without a row, or for a row whose form is `imagefolder`: `train/`, `val/` (or `validation/`), `test/` with a folder
+    Without `info`, or where its form is `imagefolder`: `train/`, `val/` (or `validation/`), `test/` with a folder
     per class, or the class folders directly, which form the split `test`. ImageNet: `train/<wnid>/`, `val/<wnid>/`, or
     Kaggle's layout. TinyImageNet: the layout of its archive. Captions: see `annotations`.
 
     Args:
-        row: the data set's row, None for the user's own data.
+        info: the data set, None for the user's own data.
         class_names: replace the folders' names: the same names in another spelling, or names in the folders' order,
             which is numerical if they are numbered 0..K-1 or 1..K.
         origin: where `class_names` are from, for the note.
 
     Raises:
         UserError: the folder is missing or holds no images in that form; or, for ImageNet and TinyImageNet, its number
-            of classes is not the row's.
+            of classes is not the data set's.
     """
     path = path.expanduser()
     if not path.is_dir():
         raise UserError(f"no such folder: {path}.")
-    form = row.folder if row else "imagefolder"
+    form = info.folder if info else "imagefolder"
     if class_names is not None and form != "imagefolder":
         raise UserError(f"{path} names its classes itself: leave --class-names away.")
-    if form == "captions" and row:
-        return open_caption_folder(path, row.name)
+    if form == "captions" and info:
+        return CaptionFolder(path, info.name)
     try:
         if form == "imagenet":
-            return _imagenet(row, path)
+            return _imagenet(info, path)
         if form == "tiny_imagenet" and (found := _first(path / "tiny-imagenet-200", path, holding="wnids.txt")):
-            return _tiny_imagenet(row, found)
+            return _tiny_imagenet(info, found)
         return _class_folders(path, class_names, origin)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not readable: {error}.") from error
 
 
-class FolderSource(Source):
-    """Image files under one folder."""
+class FolderSource(FileSource):
+    """Image files under one folder, in one of the published forms."""
 
     def __init__(
         self,
         root: Path,
         form: str,
         entries: Mapping[str, list[Entry]],
-        class_names: Iterable[str],
-        notes: Iterable[str],
-        label_keys: Iterable[str] = (),
+        class_names: Sequence[str],
+        notes: Sequence[str],
+        label_keys: Sequence[str] = (),
     ) -> None:
-        self._root, self._form, self._entries = root, form, dict(entries)
-        self.class_names, self.notes = tuple(class_names), tuple(notes)
-        self.label_keys = tuple(label_keys)
-        if not any(self._entries.values()):
+        super().__init__(root, entries)
+        self._form = form
+        self.class_names, self.label_keys, self.notes = tuple(class_names), tuple(label_keys), tuple(notes)
+        if not any(entries.values()):
             raise UserError(
                 f"{root} holds no images: it needs a folder for each class, or train/, val/, test/ of them."
             )
 
     def describe(self) -> dict[str, Any]:
-        splits = {s: {"records": len(e), "digest": listing_digest(self._root, e)} for s, e in self._entries.items()}
+        splits = {split: self._describe_split(split) for split in self._entries}
         classes = digest((*self.class_names, *self.label_keys))
         return {"kind": "folder", "form": self._form, "classes": classes, "splits": splits}
 
-    def splits(self) -> dict[str, int | None]:
-        return {split: len(entries) for split, entries in self._entries.items()}
-
-    def records(self, split: str, start: int = 0) -> Iterator[Record]:
-        if split not in self._entries:
-            raise UserError(f"{self._root} has no split '{split}': it has {', '.join(self._entries)}.")
-        return file_records(self._root, self._entries[split], start)
-
 
 class _Walk:
-    """Lists image files below a root and counts the files that are skipped."""
+    """The image files below a root; counts the files that are skipped."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -183,10 +177,10 @@ def _class_folders(root: Path, class_names: tuple[str, ...] | None, origin: str)
     filled = {entry.label for listed in entries.values() for entry in listed}
     empty = [readable(names[0]) for label, names in enumerate(spellings.values()) if label not in filled]
     if empty:
-        notes.append(f"{_count(len(empty), 'class folder')} without images: {_some(empty)}.")
+        notes.append(f"{_count(len(empty), 'class folder')} without images: {some(empty)}.")
     ignored = [readable(name) for name in top if "" not in split_folders and name not in split_folders]
     if ignored:
-        notes.append(f"Not a split, and left out: {_some(ignored)}.")
+        notes.append(f"Not a split, and left out: {some(ignored)}.")
     names = tuple(readable(names[0]) for names in spellings.values())
     if class_names is not None:
         if len(class_names) != len(names):
@@ -198,7 +192,7 @@ def _class_folders(root: Path, class_names: tuple[str, ...] | None, origin: str)
     return FolderSource(root, "imagefolder", entries, names, notes + walk.notes())
 
 
-def _imagenet(row: Row | None, root: Path) -> FolderSource:
+def _imagenet(info: DatasetInfo | None, root: Path) -> FolderSource:
     """Read `train/<wnid>/` and `val/<wnid>/`, or Kaggle's layout: the same below `ILSVRC/Data/CLS-LOC`, but with a flat
     val folder and lists of classes and labels."""
     walk = _Walk(root)
@@ -210,7 +204,7 @@ def _imagenet(row: Row | None, root: Path) -> FolderSource:
     names, solution = root / "LOC_synset_mapping.txt", root / "LOC_val_solution.csv"
     words = dict(line.partition(" ")[::2] for line in _lines(names)) if names.is_file() else {}
     wnids = sorted(words or {n for found in inside.values() for n in found if n[:1] == "n" and n[1:].isdigit()})
-    _check_classes(row, root, wnids)
+    _check_classes(info, root, wnids)
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     entries: dict[str, list[Entry]] = {}
     for split, folder in folders.items():
@@ -230,12 +224,12 @@ def _imagenet(row: Row | None, root: Path) -> FolderSource:
     return FolderSource(root, "imagenet", entries, class_names, walk.notes(), label_keys=wnids)
 
 
-def _tiny_imagenet(row: Row | None, root: Path) -> FolderSource:
+def _tiny_imagenet(info: DatasetInfo | None, root: Path) -> FolderSource:
     """Read `wnids.txt` (label order), `words.txt`, `train/<wnid>/images/`, and `val/images/` with
     `val/val_annotations.txt`."""
     walk = _Walk(root)
     wnids = _lines(root / "wnids.txt")
-    _check_classes(row, root, wnids)
+    _check_classes(info, root, wnids)
     words_file = root / "words.txt"
     lines = (line.split("\t", 1) for line in _lines(words_file)) if words_file.is_file() else iter(())
     words = {parts[0]: parts[1] for parts in lines if len(parts) == 2}
@@ -282,13 +276,13 @@ def _annotated(
     return entries
 
 
-def _check_classes(row: Row | None, root: Path, wnids: list[str]) -> None:
+def _check_classes(info: DatasetInfo | None, root: Path, wnids: list[str]) -> None:
     if len(set(wnids)) < len(wnids):
         raise UserError(f"{root}/wnids.txt names a class twice.")
-    if row and row.classes and len(wnids) != row.classes:
+    if info and info.classes and len(wnids) != info.classes:
         raise UserError(
-            f"{root} has {len(wnids):,} classes (n01234567, …), but {row.title} has {row.classes:,}: take the complete "
-            "data set."
+            f"{root} has {len(wnids):,} classes (n01234567, …), but {info.title} has {info.classes:,}: take the "
+            "complete data set."
         )
 
 
@@ -314,7 +308,3 @@ def _by_label(entry: Entry) -> tuple[int, str]:
 
 def _count(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

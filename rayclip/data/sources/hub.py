@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from rayclip.data.layout import SPLITS, by_config
+from rayclip.data.layout import SPLITS, by_config, choose_config, split_files
 from rayclip.data.registry import Hub
-from rayclip.data.sources.base import Source
+from rayclip.data.sources.base import Source, choose_split
 from rayclip.data.sources.parquet_files import ParquetSource
 from rayclip.data.sources.shards import Shard
 from rayclip.data.sources.webdataset import WebDatasetSource, class_list, shard_count
@@ -28,7 +28,7 @@ def open_hub(
     *,
     revision: str | None = None,
     splits: Sequence[str] | None = None,
-    class_names: Sequence[str] | None = None,
+    captions: bool = False,
     cache: Path | None = None,
     reading: Reading = Reading(),
 ) -> Source:
@@ -38,28 +38,24 @@ def open_hub(
         hub: the repository and its splits.
         revision: branch, tag or commit; None for the newest. The commit that it refers to now is in the description.
         splits: the splits wanted, by our names; None for all.
-        class_names: used if the repository names none; empty to read captions, even if there are labels.
         cache: folder of the cache; None for the hub library's own (`HF_HUB_CACHE`, `HF_HOME`).
-        reading: see `ParquetSource` and `WebDatasetSource`.
+        captions, reading: see `ParquetSource` and `WebDatasetSource`.
 
     Raises:
         UserError: no such repository, revision or split, no access, no network, or files of another form; also later,
             when records are read.
     """
-    unknown = [s for s in splits or () if s not in hub.splits]
-    if unknown:
-        raise UserError(f"{hub.repo} has no split '{unknown[0]}': choose from {', '.join(hub.splits)}.")
-    class_names = None if class_names is None else tuple(class_names)
+    chosen = {split: choose_split(hub.splits, split, hub.repo) for split in splits or hub.splits}
     repo = _resolve(hub.repo, revision, cache)
-    chosen = {split: hub.splits[split] for split in splits or hub.splits}
     description = {"kind": "hub", "repo": hub.repo, "revision": repo.sha, "form": hub.form, **reading.decisive()}
     if hub.form == "parquet":
         files = {split: [repo.shard(f) for f in _parquet_files(repo, name)] for split, name in chosen.items()}
-        return ParquetSource(files, hub.repo, class_names, description, reading)
+        return ParquetSource(files, hub.repo, captions, description, reading)
     tars = {split: [repo.shard(f) for f in _tar_files(repo, name)] for split, name in chosen.items()}
-    if "classnames.txt" in repo.files and class_names != ():
+    class_names: tuple[str, ...] = ()
+    if "classnames.txt" in repo.files and not captions:
         class_names = class_list(repo.fetch("classnames.txt").read_bytes(), f"{hub.repo}/classnames.txt")
-    return WebDatasetSource(tars, class_names or (), description, reading)
+    return WebDatasetSource(tars, class_names, description, reading)
 
 
 def parse_hub(text: str, *, revision: str | None = None) -> Hub:
@@ -75,34 +71,24 @@ def parse_hub(text: str, *, revision: str | None = None) -> Hub:
     parts = text.split("/", 2)
     if len(parts) < 2 or not all(parts):
         raise UserError(f"'{text}' is no data set of the hub: write ORG/NAME.")
-    name, config = "/".join(parts[:2]), "".join(f"{c}/" for c in parts[2:])
+    name = "/".join(parts[:2])
     repo = _resolve(name, revision, None)
     tars = {split: n for split, names in SPLITS.items() for n in names if f"{n}/nshards.txt" in repo.files}
-    if tars and not config:
+    if tars and len(parts) == 2:
         return Hub(repo=name, form="webdataset", splits=tars)
-    parquet = {
-        split: config + n
-        for split, names in SPLITS.items()
-        for n in names
-        if by_config(repo.files, n).get(config[:-1], [])
-    }
-    if not parquet and not config:
-        configs = sorted({c for names in SPLITS.values() for n in names for c in by_config(repo.files, n)})
-        chosen = configs[0] if len(configs) == 1 else "default"
-        if configs and chosen not in configs:
-            raise UserError(f"{name} has the configurations {', '.join(configs)}: give one as {name}/{configs[0]}.")
-        parquet = {
-            split: f"{chosen}/{n}"
-            for split, names in SPLITS.items()
-            for n in names
-            if chosen in by_config(repo.files, n)
-        }
-    if not parquet:
+    configs = by_config(repo.files)
+    chosen = parts[2] if len(parts) > 2 else choose_config(configs)
+    if configs and chosen is None:
+        raise UserError(
+            f"{name} has the configurations {', '.join(sorted(configs))}: give one as {name}/{min(configs)}."
+        )
+    if chosen not in configs:
         raise UserError(
             f"{text} has neither WebDataset (test/nshards.txt, test/0.tar) nor Parquet files (data/test-*.parquet): "
             "download and unpack it yourself, then give its folder."
         )
-    return Hub(repo=name, form="parquet", splits=parquet)
+    below = f"{chosen}/" if chosen else ""
+    return Hub(repo=name, form="parquet", splits={split: below + n for split, (n, _) in configs[chosen].items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,19 +158,16 @@ def _tar_files(repo: _Repo, split: str) -> list[str]:
 
 def _parquet_files(repo: _Repo, split: str) -> list[str]:
     config, _, name = split.rpartition("/")
-    configs = by_config(repo.files, name)
+    configs = split_files(repo.files, name)
     if not configs:
         have = sorted({f.rpartition("/")[2].partition("-")[0] for f in repo.files if f.endswith(".parquet")})
         raise UserError(_no_split(repo, split, have))
-    if not config and len(configs) == 1:
-        (config,) = configs
-    elif not config and "" not in configs and "default" in configs:
-        config = "default"
-    if config not in configs:
+    chosen = config or choose_config(configs)
+    if chosen not in configs:
         raise UserError(
             f"{repo.name} has '{name}' in the configurations {', '.join(sorted(configs))}: name one of them."
         )
-    return configs[config]
+    return configs[chosen]
 
 
 def _no_split(repo: _Repo, split: str, have: Sequence[str]) -> str:
@@ -207,36 +190,40 @@ def _explain(error: BaseException, what: str, name: str, endpoint: str, revision
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     page = f"{endpoint}/datasets/{name}"
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"could not fetch {what}: HF_HUB_OFFLINE forbids it; unset it, or give a folder with the files."
-    if isinstance(error, errors.HFValidationError):
-        return f"'{name}' is no data set of the hub: write ORG/NAME."
-    if isinstance(error, errors.RevisionNotFoundError):
-        return (
-            f"{name} has no revision '{revision}': look at {page}."
-            if revision
-            else (f"the revision of {name} that was being read is gone from {endpoint}: run again with another one.")
-        )
-    if isinstance(error, errors.EntryNotFoundError):
-        return f"{endpoint} has no file {what}: try another revision."
-    # Without a token the hub gives the same answer for private repositories as for those that do not exist.
-    if isinstance(error, errors.RepositoryNotFoundError) and not isinstance(error, errors.GatedRepoError):
-        return (
-            f"there is no data set {name} on {endpoint}, or it is private: check its name, or log in with "
-            "`hf auth login` or HF_TOKEN."
-        )
-    if isinstance(error, errors.GatedRepoError) or status in (401, 403):
-        return (
-            f"{name} is gated or private: ask for access at {page}, then log in with `hf auth login` or set HF_TOKEN."
-        )
-    if status == 429:
-        return f"{endpoint} allows no more requests for now while fetching {what}: wait, then run again to go on."
-    if status is not None:
-        return f"{endpoint} answered {status} while fetching {what}: run again later to go on."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left for {what}: free some or set HF_HUB_CACHE to a larger disk, then run again to go on."
-    if isinstance(error, PermissionError):
-        return f"could not write {what} into the hub's cache ({error.filename}): set HF_HUB_CACHE to a folder of yours."
+    match error:
+        case errors.OfflineModeIsEnabled():
+            return f"could not fetch {what}: HF_HUB_OFFLINE forbids it; unset it, or give a folder with the files."
+        case errors.HFValidationError():
+            return f"'{name}' is no data set of the hub: write ORG/NAME."
+        case errors.RevisionNotFoundError() if revision:
+            return f"{name} has no revision '{revision}': look at {page}."
+        case errors.RevisionNotFoundError():
+            return f"the revision of {name} that was being read is gone from {endpoint}: run again with another one."
+        case errors.EntryNotFoundError():
+            return f"{endpoint} has no file {what}: try another revision."
+        case errors.GatedRepoError():
+            return _gated(name, page)
+        # Without a token the hub gives the same answer for private repositories as for those that do not exist.
+        case errors.RepositoryNotFoundError():
+            return (
+                f"there is no data set {name} on {endpoint}, or it is private: check its name, or log in with "
+                "`hf auth login` or HF_TOKEN."
+            )
+        case errors.HfHubHTTPError():
+            status = error.response.status_code
+            if status in (401, 403):
+                return _gated(name, page)
+            if status == 429:
+                return f"{endpoint} allows no more requests for now while fetching {what}: wait, then run again."
+            return f"{endpoint} answered {status} while fetching {what}: run again later to go on."
+        case PermissionError():
+            where = f"the hub's cache ({error.filename})"
+            return f"could not write {what} into {where}: set HF_HUB_CACHE to a folder of yours."
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return f"no space left for {what}: free some or set HF_HUB_CACHE to a larger disk, then run again to go on."
     reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
     return f"could not fetch {what} from {endpoint} ({reason}): check the network and run again to go on."
+
+
+def _gated(name: str, page: str) -> str:
+    return f"{name} is gated or private: ask for access at {page}, then log in with `hf auth login` or set HF_TOKEN."

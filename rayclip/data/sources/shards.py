@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rayclip.data.sources.base import Record, Source
+from rayclip.data.sources.base import Record, Source, choose_split
 from rayclip.types import UserError
 
 
@@ -39,7 +39,7 @@ class Shard:
         return UserError(f"{self.name} is cut off or damaged ({reason}): {remedy}.")
 
 
-class Sharded(Source):
+class ShardedSource(Source):
     """A source whose splits are lists of shards."""
 
     def __init__(self, shards: Mapping[str, Sequence[Shard]], description: Mapping[str, Any]) -> None:
@@ -63,12 +63,10 @@ class Sharded(Source):
         Raises:
             UserError: no such split, or a shard cannot be fetched or is damaged.
         """
-        if split not in self._shards:
-            raise UserError(f"there is no split '{split}': choose one of {', '.join(self._shards)}.")
-        return self._records(split, start)
+        return self._records(choose_split(self._shards, split, "the data set"), split, start)
 
-    def _records(self, split: str, start: int) -> Iterator[Record]:
-        for i, shard in enumerate(self._shards[split]):
+    def _records(self, shards: Sequence[Shard], split: str, start: int) -> Iterator[Record]:
+        for i, shard in enumerate(shards):
             size = self._size(split, i) if start else None
             if size is None or size > start:
                 size = self._sizes[split, i] = yield from self._read(shard, shard.fetch(), start)

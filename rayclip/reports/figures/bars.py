@@ -6,15 +6,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 
-from rayclip.reports.build import under
-from rayclip.reports.document import Figure
-from rayclip.reports.figures.curves import left_out, where
-from rayclip.reports.figures.style import GRID, INK, SERIES, few, percent_axis, short
-from rayclip.reports.numbers import AVERAGE, Number, Section, Subject
-from rayclip.reports.table import heading
+from rayclip.reports.choosing import few
+from rayclip.reports.figures.style import GRID, INK, SERIES, accuracy_axis, left_out, short, where
+from rayclip.reports.grid import Figure
+from rayclip.reports.notes import heading, under
+from rayclip.reports.section import AVERAGE, Number, Section, Subject
 
 _MOST = 5
-_ACROSS = 8  # groups side by side; more would be too small in print
+_ACROSS, _NARROW = 8, 3  # groups side by side; more would be too small in print, or on a narrow page
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
 
 
@@ -32,15 +31,13 @@ def bars(section: Section) -> list[Figure]:
     if len(groups) < 2:
         return []
 
-    def draw() -> Canvas:
-        down = -(-len(groups) // _ACROSS)
+    def draw(columns: int) -> Canvas:
+        down = -(-len(groups) // (_ACROSS if columns > 1 else _NARROW))
         across = -(-len(groups) // down)
         canvas = Canvas(figsize=(max(5.0, 0.6 + across * (0.35 + 0.14 * len(subjects))), 0.5 + 2.6 * down))
-        rows = list(canvas.subplots(down, 1, squeeze=False).flat)
-        tops = [ranked[g][s].high for g in groups for s in subjects if s in ranked[g]]
-        for row, ax in enumerate(rows):
+        for row, ax in enumerate(canvas.subplots(down, 1, squeeze=False).flat):
             names = groups[row * across : (row + 1) * across]
-            _grouped(ax, subjects, [ranked[name] for name in names])
+            _draw_groups(ax, subjects, [ranked[name] for name in names])
             slanted = across > 6 and max(len(word) for name in groups for word in name.split()) > 8
             ax.set_xticks(
                 range(len(names)),
@@ -51,13 +48,13 @@ def bars(section: Section) -> list[Figure]:
             )
             ax.set_xlim(-0.6, across - 0.4)
             ax.grid(visible=False, axis="x")
-            percent_axis(ax, tops, "accuracy in %")
             ax.tick_params(axis="x", length=0)
+            accuracy_axis(ax, "y", "accuracy in %")
         keys = [
             Patch(facecolor=SERIES[i], hatch=_HATCHES[i], edgecolor=GRID, linewidth=0, label=short(s.name))
             for i, s in enumerate(subjects)
         ]
-        canvas.legend(handles=keys, loc="outside upper left", ncols=3, frameon=False, fontsize=8.5)
+        canvas.legend(handles=keys, loc="outside upper left", ncols=min(3, columns), frameon=False, fontsize=8.5)
         return canvas
 
     when = under(section.main) if several else f"on {where(section)}"
@@ -69,11 +66,12 @@ def bars(section: Section) -> list[Figure]:
             alt=f"Bars of {', '.join(s.name for s in subjects)} for each of {', '.join(groups)}. The tables hold the "
             "numbers.",
             draw=draw,
+            narrows=len(groups) > _NARROW,
         )
     ]
 
 
-def _grouped(ax: Axes, subjects: Sequence[Subject], columns: Sequence[Mapping[Subject, Number]]) -> None:
+def _draw_groups(ax: Axes, subjects: Sequence[Subject], columns: Sequence[Mapping[Subject, Number]]) -> None:
     """Draw a group of bars for each column."""
     thick = 0.8 / len(subjects)
     for i, subject in enumerate(subjects):
@@ -84,4 +82,4 @@ def _grouped(ax: Axes, subjects: Sequence[Subject], columns: Sequence[Mapping[Su
             x = g + (i - (len(subjects) - 1) / 2) * thick
             ax.bar(x, number.top1, thick * 0.9, color=SERIES[i], hatch=_HATCHES[i], edgecolor=GRID, linewidth=0)
             arms = [[number.top1 - number.low], [number.high - number.top1]]
-            ax.errorbar(x, number.top1, arms, ecolor=INK, elinewidth=1.0, linestyle="none")
+            ax.errorbar(x, number.top1, arms, ecolor=INK, elinewidth=1.0, linestyle="none", clip_on=False)

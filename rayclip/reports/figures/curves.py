@@ -3,17 +3,37 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
 
-from rayclip.reports.document import Figure
-from rayclip.reports.figures.style import MARKERS, MUTED, SERIES, few, label_ends, panels, percent_axis, short
-from rayclip.reports.numbers import AVERAGE, Attack, Number, Section, Subject
-from rayclip.reports.table import heading
+from rayclip.reports.choosing import few
+from rayclip.reports.figures.style import MARKERS, MUTED, SERIES, accuracy_axis, left_out, panels, short, where
+from rayclip.reports.grid import Figure
+from rayclip.reports.notes import heading
+from rayclip.reports.section import Attack, Number, Section, Subject
 
-Line = list[tuple[float, Number]]  # (x, y) of each point, x ascending
 _MOST = 7  # lines per panel
+_APART = 1 / 7  # least distance between two budgets' ticks, of the axis
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """The content of one panel.
+
+    Attributes:
+        lines: the (x, y) of each point by line name, x ascending.
+        level: name and height of a level line.
+        ticks: names of values of x; None for numbers.
+    """
+
+    title: str
+    lines: Mapping[str, Sequence[tuple[float, Number]]]
+    level: tuple[str, float] | None = None
+    ticks: Mapping[float, str] | None = None
 
 
 def over_shots(section: Section) -> list[Figure]:
@@ -22,7 +42,7 @@ def over_shots(section: Section) -> list[Figure]:
     earlier = {s for run in _runs(section).values() for step, s in run.items() if step < max(run)}
     plain_first = sorted(section.subjects, key=lambda s: s.defense != "none")  # keeps the colours of the other figures
     for subject in (s for s in plain_first if s not in earlier):
-        if subject.model.method is not None and "mix:" not in subject.model.spec:
+        if subject.model.method is not None and not subject.model.is_mix:
             plain = re.sub(r"\b(\d+-shot|full|epoch \d+)(?= |$)", "", subject.name)
             name = " ".join(plain.split()) or str(subject.model.method)
             series.setdefault(name, {})[subject.model.shots] = subject
@@ -31,22 +51,13 @@ def over_shots(section: Section) -> list[Figure]:
         return []
     shots = sorted({s for m in series.values() for s in m}, key=lambda s: (s is None, s))
     ticks = {float(i): "full" if s is None else str(s) for i, s in enumerate(shots)}
-    at = {s: float(i) for i, s in enumerate(shots)}
     lines = {
-        name: {at[s]: subject for s, subject in sorted(members.items(), key=lambda item: at[item[0]])}
-        for name, members in series.items()
+        name: {float(i): members[s] for i, s in enumerate(shots) if s in members} for name, members in series.items()
     }
-    return [
-        _figure(
-            section,
-            "shots",
-            "Accuracy over training images a class",
-            "training images a class",
-            lines,
-            ticks,
-            flat=_untouched(section),
-        )
-    ]
+    untouched = next((s for s in section.subjects if s.is_untouched), None)
+    found = _panels_of_attacks(section, lines, untouched, ticks)
+    title = f"Accuracy over training images per class, {where(section)}"
+    return [_figure("shots", title, "training images per class", found, "")]
 
 
 def over_steps(section: Section) -> list[Figure]:
@@ -62,7 +73,8 @@ def over_steps(section: Section) -> list[Figure]:
         start = known.get((last.model.config.get("model_fingerprint", ""), last.scorer))
         lines[names[run]] = {**({} if start is None else {0.0: start}), **members}
     note = " Step 0 is the model before the training." if any(0.0 in members for members in lines.values()) else ""
-    return [_figure(section, "steps", "Accuracy over training steps", "training step", lines, {}, note=note)]
+    title = f"Accuracy over training steps, {where(section)}"
+    return [_figure("steps", title, "training step", _panels_of_attacks(section, lines), note)]
 
 
 def _runs(section: Section) -> dict[str, dict[float, Subject]]:
@@ -76,10 +88,7 @@ def _runs(section: Section) -> dict[str, dict[float, Subject]]:
 
 
 def _run_names(ends: Mapping[str, Subject]) -> dict[str, str]:
-    """Return a name for each training run, given one of its checkpoints.
-
-    The name is the label without the epoch, else the method, with the settings that differ where names are equal.
-    """
+    """Name runs by a checkpoint's label or method, and where names are equal by the settings that differ."""
     names, settings = {}, {}
     for run, subject in ends.items():
         model = subject.model
@@ -87,8 +96,8 @@ def _run_names(ends: Mapping[str, Subject]) -> dict[str, str]:
         names[run] = name if subject.scorer == "template" else f"{name}, {subject.scorer}"
         parts = [model.config, model.config.get("method") or {}, model.config.get("recipe") or {}]
         settings[run] = {k: v for part in parts for k, v in part.items() if not isinstance(v, Mapping)}
-    for name, count in Counter(names.values()).items():
-        alike = [run for run in names if names[run] == name] if count > 1 else []
+    for name, times in Counter(names.values()).items():
+        alike = [run for run in names if names[run] == name] if times > 1 else []
         differing = [
             k for run in alike for k in settings[run] if any(settings[r].get(k) != settings[run][k] for r in alike)
         ]
@@ -102,135 +111,111 @@ def _run_names(ends: Mapping[str, Subject]) -> dict[str, str]:
 def over_eps(section: Section) -> list[Figure]:
     """Return the curves of attacks that were run at several budgets; the value at 0 is the clean accuracy."""
     families: dict[str, dict[float, Attack]] = {}
-    clean = next((a for a in section.attacks if a.kind == "clean"), None)
-    for attack in section.attacks:
-        if attack.eps is not None:
-            families.setdefault(re.sub(r"_eps[\d.]+", "", attack.label), {})[_in_255ths(attack.eps)] = attack
+    for attack in (a for a in section.attacks if a.eps is not None):
+        name = heading(attack.label).removesuffix(f" {attack.eps}")
+        families.setdefault(name, {})[255 * attack.budget] = attack
     families = {name: members for name, members in families.items() if len(members) > 1}
     if not families:
         return []
     subjects = few(section, _MOST)
-    ranked = {a.label: section.ranked(section.overall, a) for a in section.attacks}
-
-    def line(subject: Subject, members: Mapping[float, Attack]) -> Line:
-        wanted = {**({0.0: clean} if clean is not None else {}), **dict(sorted(members.items()))}
-        return [(x, ranked[a.label][subject]) for x, a in wanted.items() if subject in ranked[a.label]]
-
-    def draw() -> Canvas:
-        canvas, axes = panels(len(families))
-        for ax, (name, members) in zip(axes, families.items(), strict=True):
-            _lines(ax, {s.name: line(s, members) for s in subjects}, label=ax is axes[-1])
-            ax.set_title(heading(name))
-            ax.set_xlabel("budget in 1/255")
-        axes[0].set_ylabel("accuracy in %")
-        return canvas
-
-    return [
-        Figure(
-            name="eps",
-            title=f"Accuracy over the attack's budget, {where(section)}",
-            caption=f"Bands are 95 % intervals.{left_out(section, subjects)}",
-            alt=f"Lines of {len(subjects)} models, accuracy against the attack's budget, a panel for each of "
-            f"{', '.join(map(heading, families))}. The tables hold the numbers.",
-            draw=draw,
-        )
-    ]
+    start = {} if section.clean is None else {0.0: section.clean}
+    found = []
+    for name, members in families.items():
+        budgets = {**start, **dict(sorted(members.items()))}
+        ranked = {x: section.ranked(section.overall, a) for x, a in budgets.items()}
+        lines = {s.name: [(x, numbers[s]) for x, numbers in ranked.items() if s in numbers] for s in subjects}
+        ticks = {x: f"{x:g}/255" if x else "0" for x in _apart(list(budgets))}
+        found.append(Panel(title=name, lines=lines, ticks=ticks))
+    title = f"Accuracy over the attack's budget, {where(section)}"
+    return [_figure("eps", title, "budget", found, left_out(section, subjects))]
 
 
-def _figure(
+def _apart(values: Sequence[float]) -> list[float]:
+    """Leave out values whose labels would touch those of larger ones."""
+    kept: list[float] = []
+    for value in sorted(values, reverse=True):
+        if all(abs(value - other) >= _APART * max(values) for other in kept):
+            kept.append(value)
+    return kept
+
+
+def _panels_of_attacks(
     section: Section,
-    name: str,
-    title: str,
-    xlabel: str,
     lines: Mapping[str, Mapping[float, Subject]],
-    ticks: Mapping[float, str],
-    flat: Subject | None = None,
-    note: str = "",
-) -> Figure:
-    shown = dict(list(lines.items())[:_MOST])
-    attacks = _panel_attacks(section)
-    ranked = {a.label: section.ranked(section.overall, a) for a in attacks}
+    level: Subject | None = None,
+    ticks: Mapping[float, str] | None = None,
+) -> list[Panel]:
+    """Return a panel per attack, with models by x for each line, and one that is drawn as a level line."""
+    found = []
+    for attack in _chosen_attacks(section):
+        ranked = section.ranked(section.overall, attack)
+        shown = {name: [(x, ranked[s]) for x, s in members.items() if s in ranked] for name, members in lines.items()}
+        number = None if level is None else section.number(level, section.overall, attack)
+        flat = None if level is None or number is None else (level.name, number.top1)
+        found.append(Panel(title=heading(attack.label), lines=shown, level=flat, ticks=ticks))
+    return found
 
-    def points(members: Mapping[float, Subject], attack: Attack) -> Line:
-        return [(x, ranked[attack.label][s]) for x, s in members.items() if s in ranked[attack.label]]
 
-    def draw() -> Canvas:
-        canvas, axes = panels(len(attacks))
-        across = min(3, len(attacks))
-        for i, (ax, attack) in enumerate(zip(axes, attacks, strict=True)):
-            level = section.number(flat, section.overall, attack) if flat is not None else None
-            found = {name: points(members, attack) for name, members in shown.items()}
-            _lines(ax, found, label=True, level=None if level is None else level.top1)
-            ax.set_title(heading(attack.label))
-            if ticks:
-                ax.set_xticks(list(ticks), list(ticks.values()))
-            if i >= len(attacks) - across:
-                ax.set_xlabel(xlabel)
-            if i % across == 0:
-                ax.set_ylabel("accuracy in %")
-        return canvas
-
-    note += f" Dotted: {flat.name}." if flat is not None else ""
-    more = f" {len(lines) - _MOST} more are in the tables." if len(lines) > _MOST else ""
+def _figure(name: str, title: str, xlabel: str, found: Sequence[Panel], note: str) -> Figure:
+    names = list(found[0].lines)
+    dotted = f" Dotted: {found[0].level[0]}." if found[0].level is not None else ""
+    more = f" {len(names) - _MOST} more are in the tables." if len(names) > _MOST else ""
     return Figure(
         name=name,
-        title=f"{title}, {where(section)}",
-        caption=f"Bands are 95 % intervals.{note}{more}",
-        alt=f"Lines of {', '.join(shown)}: accuracy against {xlabel}, a panel for each of "
-        f"{', '.join(heading(a.label) for a in attacks)}. The tables hold the numbers.",
-        draw=draw,
+        title=title,
+        caption=f"Bands are 95 % intervals.{dotted}{note}{more}",
+        alt=f"Lines of {', '.join(names[:_MOST])}: accuracy against {xlabel}, a panel for each of "
+        f"{', '.join(panel.title for panel in found)}. The tables hold the numbers.",
+        draw=partial(_draw, xlabel, found),
+        narrows=len(found) > 1,
     )
 
 
-def _lines(ax: Axes, lines: Mapping[str, Line], *, label: bool, level: float | None = None) -> None:
-    ends, values = [], [level or 0.0]
-    for i, (name, points) in enumerate(lines.items()):
-        if not points:
-            continue
-        x, y = [p[0] for p in points], [p[1].top1 for p in points]
-        colour, marker = SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
-        ax.fill_between(
-            x, [p[1].low for p in points], [p[1].high for p in points], color=colour, alpha=0.13, linewidth=0
+def _draw(xlabel: str, found: Sequence[Panel], columns: int) -> Canvas:
+    canvas, axes = panels(len(found), columns, share_x=found[0].ticks == found[-1].ticks)
+    across = min(columns, len(found))
+    for i, (ax, panel) in enumerate(zip(axes, found, strict=True)):
+        _draw_lines(ax, panel)
+        accuracy_axis(ax, "y", "accuracy in %" if i % across == 0 else "")
+        ax.set_title(panel.title)
+        ax.grid(visible=False, axis="x")
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if panel.ticks:
+            ax.set_xticks(list(panel.ticks), list(panel.ticks.values()))
+        if i >= len(found) - across:
+            ax.set_xlabel(xlabel)
+    keys = {key.get_label(): key for ax in axes for key in ax.get_lines()}
+    canvas.legend(handles=list(keys.values()), loc="outside lower left", ncols=across, frameon=False, fontsize=8.5)
+    return canvas
+
+
+def _draw_lines(ax: Axes, panel: Panel) -> None:
+    for i, (name, points) in enumerate(list(panel.lines.items())[:_MOST]):
+        x, numbers = [x for x, _ in points], [number for _, number in points]
+        low, high = [number.low for number in numbers], [number.high for number in numbers]
+        colour, y = SERIES[i % len(SERIES)], [number.top1 for number in numbers]
+        ax.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+        ax.plot(x, y, color=colour, marker=MARKERS[i], markeredgecolor="none", clip_on=False, label=short(name))
+    if panel.level is not None:
+        name, height = panel.level
+        ax.axhline(height, color=MUTED, linestyle=":", linewidth=1.4, label=short(name))
+        ax.annotate(
+            short(name),
+            (1, height),
+            xycoords=("axes fraction", "data"),
+            color=MUTED,
+            fontsize=7.5,
+            ha="right",
+            va="bottom",
         )
-        ax.plot(x, y, color=colour, marker=marker, markeredgecolor="none")
-        ends.append((x[-1], y[-1], short(name), colour, marker))
-        values += [p[1].high for p in points]
-    if level is not None:
-        ax.axhline(level, color=MUTED, linestyle=":", linewidth=1.4)
-    percent_axis(ax, values)
-    ax.grid(visible=False, axis="x")
-    if label:
-        label_ends(ax, ends)
 
 
-def _panel_attacks(section: Section) -> list[Attack]:
-    """Return at most six attacks to draw.
-
-    First clean and the worst case, then one of each kind (with the worst case's budget if possible), then worst cases
-    within other budgets, then others.
-    """
+def _chosen_attacks(section: Section) -> list[Attack]:
+    """Return at most six attacks: clean, the worst case, one of each kind (of its budget if possible), then others."""
     ends = [a for a in section.attacks if a.kind == "clean" or a == section.main]
     rest = [a for a in section.attacks if a not in ends]
-    likest = sorted(rest, key=lambda a: a.eps not in (None, section.main.eps))
-    firsts = [a for a in {a.kind: a for a in reversed(likest)}.values() if a.kind != "worst"]
+    by_budget = sorted(rest, key=lambda a: a.eps not in (None, section.main.eps))
+    firsts = [a for a in {a.kind: a for a in reversed(by_budget)}.values() if a.kind != "worst"]
     others = sorted((a for a in rest if a not in firsts), key=lambda a: a.kind != "worst")
     chosen = [*ends, *firsts, *others][:6]
     return [a for a in section.attacks if a in chosen]
-
-
-def _untouched(section: Section) -> Subject | None:
-    return next((s for s in section.subjects if s.model.method is None and s.defense == "none"), None)
-
-
-def where(section: Section) -> str:
-    return f"average of {len(section.datasets)} data sets" if section.overall == AVERAGE else section.overall
-
-
-def left_out(section: Section, subjects: Sequence[Subject]) -> str:
-    more = len(section.subjects) - len(subjects)
-    return f" {more} more models are in the tables." if more else ""
-
-
-def _in_255ths(eps: str) -> float:
-    numerator, _, denominator = eps.partition("/")
-    return 255 * float(numerator) / float(denominator or 1)

@@ -10,31 +10,35 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure as Canvas
 
-from rayclip.reports.document import Figure
-from rayclip.reports.figures.style import SERIES, Kept, panels, short
-from rayclip.reports.results import examples, has_examples
-from rayclip.reports.table import heading
+from rayclip.reports.choosing import choose_examples
+from rayclip.reports.figures.style import SERIES, panels, short
+from rayclip.reports.grid import Figure
+from rayclip.reports.notes import heading
+from rayclip.reports.results import Results, examples, has_examples
+from rayclip.reports.section import Section
 
 _FEWEST = 8  # with fewer images a map is meaningless
 
 
-def tsne(kept: Kept) -> list[Figure]:
+def tsne(results: Results, section: Section) -> list[Figure]:
     """Return a figure with a panel per model, of the samples whose embeddings the evaluation kept."""
-    found: list[tuple[str, np.ndarray, np.ndarray]] = []
-    chosen = kept.entries(("image", "multimodal"), lambda cell: has_examples(cell, "features"))
-    for subject, _, _, entry in chosen:
-        table = examples(entry.cells[0], "features")
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    chosen = choose_examples(section, ("image", "multimodal"), lambda cell: has_examples(cell, "features"))
+    for example in chosen:
+        table = examples(example.cell, "features")
         if table is not None and len(table) >= _FEWEST:
-            found.append((subject.name, _matrix(table, "clean"), _matrix(table, "adversarial")))
+            found[example.subject.name] = _matrix(table, "clean"), _matrix(table, "adversarial")
     if not found:
         return []
-    _, dataset, attack, _ = chosen[0]
-    cosines = {name: mean_cosine(clean_ND, adversarial_ND) for name, clean_ND, adversarial_ND in found}
+    cosines = {name: mean_cosine(*both) for name, both in found.items()}
 
-    def draw() -> Canvas:
-        canvas, axes = panels(len(found), width=3.4, height=3.5)
-        for ax, (name, clean_ND, adversarial_ND) in zip(axes, found, strict=True):
-            clean, adversarial = np.split(_map(clean_ND, adversarial_ND), 2)
+    @functools.cache  # reused when a figure is drawn as SVG, PDF and PNG
+    def maps() -> dict[str, list[np.ndarray]]:
+        return {name: _map(*both) for name, both in found.items()}
+
+    def draw(columns: int) -> Canvas:
+        canvas, axes = panels(len(found), columns, width=3.4, height=3.5, share_x=False, share_y=False)
+        for ax, (name, (clean, adversarial)) in zip(axes, maps().items(), strict=True):
             ax.scatter(
                 clean[:, 0], clean[:, 1], s=16, color=SERIES[0], marker="o", alpha=0.8, linewidths=0, label="clean"
             )
@@ -57,14 +61,17 @@ def tsne(kept: Kept) -> list[Figure]:
         return canvas
 
     spelled = ", ".join(f"{name} {cosine:.3f}" for name, cosine in cosines.items())
+    count = len(next(iter(found.values()))[0])
     return [
         Figure(
             name="tsne",
-            title=f"Embeddings of clean and adversarial images, {dataset} under {heading(attack.label)}",
-            caption=f"t-SNE on cosine distance of the first {len(found[0][1])} images, a map for each model; the mean "
+            title="Embeddings of clean and adversarial images, "
+            f"{chosen[0].dataset} under {heading(chosen[0].attack.label)}",
+            caption=f"t-SNE on cosine distance of the first {count} images, a map for each model; the mean "
             "cosine is between an image before and after the attack.",
             alt=f"Scatter of embeddings before and after the attack. Mean cosine: {spelled}.",
             draw=draw,
+            narrows=len(found) > 1,
         )
     ]
 
@@ -79,15 +86,12 @@ def _matrix(table: pa.Table, name: str) -> np.ndarray:
     return np.stack(table[name].to_numpy(zero_copy_only=False)).astype(np.float64)
 
 
-def _map(clean_ND: np.ndarray, adversarial_ND: np.ndarray) -> np.ndarray:
-    return _fitted(clean_ND.tobytes(), adversarial_ND.tobytes(), clean_ND.shape[1])
-
-
-@functools.lru_cache(maxsize=8)  # reused when a figure is drawn as SVG, PDF and PNG
-def _fitted(clean: bytes, adversarial: bytes, dimensions: int) -> np.ndarray:
+def _map(clean_ND: np.ndarray, adversarial_ND: np.ndarray) -> list[np.ndarray]:
+    """Return the places of clean and of adversarial embeddings on one map, each `(N, 2)`."""
     from sklearn.manifold import TSNE  # takes seconds to import
 
-    both = np.frombuffer(clean + adversarial).reshape(-1, dimensions)
+    both = np.concatenate([clean_ND, adversarial_ND])
     both = both / np.linalg.norm(both, axis=1, keepdims=True)
     perplexity = min(30.0, (len(both) - 1) / 3)
-    return TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=0).fit_transform(both)
+    places = TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=0).fit_transform(both)
+    return np.split(places, 2)

@@ -1,60 +1,48 @@
 """The trade-off figure: robust against clean accuracy, with the Pareto front."""
 
-from typing import Any, Literal
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Canvas
 
-from rayclip.models.mixing import PREFIX, parse_mix
-from rayclip.reports.document import Figure
-from rayclip.reports.figures.curves import where
-from rayclip.reports.figures.style import INK, MARKERS, MUTED, PAPER, SERIES, short
-from rayclip.reports.numbers import Number, Section, Subject
-from rayclip.reports.table import heading
+from rayclip.evaluation.front import pareto_front
+from rayclip.models.specs import parse_mix
+from rayclip.reports.figures.style import INK, MARKERS, MUTED, PAPER, SERIES, accuracy_axis, short, where
+from rayclip.reports.grid import Figure
+from rayclip.reports.notes import heading
+from rayclip.reports.section import Number, Section, Subject
 
-_TYPE = 8.0  # font size of the names
-_CROWD = 12  # beyond this many points, draw no whiskers and few names
-_OFFSETS = tuple(  # offsets of a name from its data point in typographic points, nearest first
-    (dx * far, dy * far)
-    for far in (8, 13)
-    for dx, dy in ((1, 0), (-1, 0), (0, 1.2), (0, -1.2), (1, 1), (-1, 1), (1, -1), (-1, -1))
-)
-Box = tuple[float, float, float, float]
+_CROWD = 12  # beyond this many points, no whiskers, and a look per method in place of one per model
 
 
 def tradeoff(section: Section) -> list[Figure]:
     """Return the figure: a point per model, the Pareto front, and a curve through interpolations of two models."""
-    clean = next((a for a in section.attacks if a.kind == "clean"), None)
-    robust = section.main
+    clean, robust = section.clean, section.main
     if clean is None or robust.kind == "clean":
         return []
     unharmed, harmed = (section.ranked(section.overall, attack) for attack in (clean, robust))
     points = {s: (unharmed[s], harmed[s]) for s in section.subjects if s in unharmed and s in harmed}
     if len(points) < 2:
         return []
-    crowded = len(points) > _CROWD
-    front = pareto_front({s: (c.top1, r.top1) for s, (c, r) in points.items()})
+    places = {s: (c.top1, r.top1) for s, (c, r) in points.items()}
+    front = sorted(itertools.compress(places, pareto_front(list(places.values()))), key=lambda s: places[s])
     curves = interpolations(list(points))
-    methods = list(dict.fromkeys(s.model.method for s in points if s.model.method is not None))
+    crowded = len(points) > _CROWD
 
-    def draw() -> Canvas:
-        canvas = Canvas(figsize=(6.4, 4.6))
+    def draw(columns: int) -> Canvas:
+        canvas = Canvas(figsize=(6.4, 4.6) if columns > 1 else (4.2, 4.6))
         ax = canvas.subplots()
-        stairs = [(points[s][0].top1, points[s][1].top1) for s in front]
-        _stairs(ax, stairs)
-        for i, (_, members) in enumerate(curves.items()):
-            colour = SERIES[-1 - i % len(SERIES)]
-            ax.plot(
-                *zip(*[(points[s][0].top1, points[s][1].top1) for s in members], strict=True),
-                color=colour,
-                linewidth=1.4,
-            )
+        ax.step(*zip(*map(places.get, front), strict=True), where="pre", color=MUTED, linestyle="--", linewidth=1.2)
+        for members in curves.values():
+            ax.plot(*zip(*map(places.get, members), strict=True), color=MUTED, linewidth=1.4, zorder=1)
+        looks = _looks(list(points), by_method=crowded)
         keys: dict[str, Any] = {}
         for i, (subject, (c, r)) in enumerate(points.items()):
-            colour, marker = _look(subject, methods, curves)
+            name, colour, marker = looks[subject]
             hollow = subject.defense != "none"
-            drawn = ax.errorbar(
+            keys[name] = ax.errorbar(
                 c.top1,
                 r.top1,
                 xerr=None if crowded else _arms(c),
@@ -69,136 +57,58 @@ def tradeoff(section: Section) -> list[Figure]:
                 elinewidth=1.0,
                 linestyle="none",
                 zorder=3 + i / 1000,
-            )
-            if not hollow:
-                keys.setdefault(_kind(subject), drawn[0])
-        ax.set_xlabel(f"clean accuracy in % ({where(section)})")
-        ax.set_ylabel(f"{heading(robust.label)} accuracy in %")
-        _limits(ax, list(points.values()), whiskers=not crowded)
-        first = sorted(points, key=lambda s: (s not in front, s.model.method is not None, -points[s][1].top1))
-        if crowded:
-            canvas.legend([*keys.values()], [*keys], loc="outside upper left", ncols=5, frameon=False, fontsize=8.5)
-            first = [s for s in first if s in front or (s.model.method is None and s.defense == "none")]
-        _name(ax, [(points[s][0].top1, points[s][1].top1, short(s.name)) for s in first])
+                clip_on=False,
+            )[0]
+        accuracy_axis(ax, "x", f"clean accuracy in % ({where(section)})")
+        accuracy_axis(ax, "y", f"{heading(robust.label)} accuracy in %")
+        canvas.legend([*keys.values()], [*keys], loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)
         return canvas
 
+    named = ", ".join(s.name for s in front)
     more = "" if crowded else " Whiskers are 95 % intervals."
     more += " Lines join models whose weights lie between two others." if curves else ""
     more += " Hollow: behind a defence." if any(s.defense != "none" for s in points) else ""
-    more += " Named are those on the front and the untouched." if crowded else ""
     fewer = sum(section.partial(s, section.overall, robust) for s in section.subjects if s not in points)
     more += f" {fewer} that fewer attacks were tried on are not here." if fewer else ""
     return [
         Figure(
             name="tradeoff",
             title=f"Clean against robust accuracy, {where(section)}",
-            caption=f"Dashed: the Pareto front; no model is better at both than one on it.{more}",
+            caption=f"Dashed: the Pareto front; no model is better at both than one on it: {named}.{more}",
             alt=f"{len(points)} models as points, clean accuracy to the right, {heading(robust.label)} accuracy "
-            f"upward. On the Pareto front: {', '.join(s.name for s in front)}.",
+            f"upward. On the Pareto front: {named}.",
             draw=draw,
+            narrows=True,
         )
     ]
 
 
-def pareto_front(points: "dict[Subject, tuple[float, float]]") -> list[Subject]:
-    """Return the Pareto-optimal subjects (higher is better in both coordinates), first coordinate ascending."""
-    front: list[Subject] = []
-    highest = -1.0
-    for subject, (_, y) in sorted(points.items(), key=lambda item: (-item[1][0], -item[1][1])):
-        if y > highest:
-            front.append(subject)
-            highest = y
-    return front[::-1]
-
-
-def interpolations(subjects: list[Subject]) -> dict[tuple[str, str, str, str], list[Subject]]:
+def interpolations(subjects: Sequence[Subject]) -> dict[tuple[str, str, str, str], list[Subject]]:
     """Return models `mix:START+END@a` with their two ends in order of a, by (start, end, scorer, defence)."""
     found: dict[tuple[str, str, str, str], dict[float, Subject]] = {}
     for subject in subjects:
-        if subject.model.spec.startswith(PREFIX):
+        if subject.model.is_mix:
             start, end, a = parse_mix(subject.model.spec)
             found.setdefault((start, end, subject.scorer, subject.defense), {})[a] = subject
     for (start, end, scorer, defense), members in found.items():
         for subject in subjects:
-            if (subject.scorer, subject.defense) == (scorer, defense):
-                members.setdefault({start: 0.0, end: 1.0}.get(subject.model.spec, 2.0), subject)
-        members.pop(2.0, None)
+            place = {start: 0.0, end: 1.0}.get(subject.model.spec)
+            if place is not None and (subject.scorer, subject.defense) == (scorer, defense):
+                members.setdefault(place, subject)
     return {key: [m for _, m in sorted(members.items())] for key, members in found.items() if len(members) > 1}
 
 
-def _kind(subject: Subject) -> str:
-    """Return a subject's legend entry."""
-    if subject.model.spec.startswith(PREFIX):
-        return "between two models"
-    return subject.model.method or "untouched"
-
-
-def _look(
-    subject: Subject, methods: list[str], curves: dict[tuple[str, str, str, str], list[Subject]]
-) -> tuple[str, str]:
-    """Return a subject's colour and marker: those of its interpolation curve, else those of its method."""
-    for i, members in enumerate(curves.values()):
-        if subject in members and subject.model.spec.startswith(PREFIX):
-            return SERIES[-1 - i % len(SERIES)], MARKERS[-1 - i % len(MARKERS)]
-    if subject.model.method is None:
-        return INK, "*"
-    i = methods.index(subject.model.method) % len(SERIES)
-    return SERIES[i], MARKERS[i]
-
-
-def _limits(ax: Axes, points: list[tuple[Number, Number]], *, whiskers: bool) -> None:
-    """Set the axis limits around the points, or their whiskers, with room for names."""
-    clean, robust = zip(*points, strict=True)
-    x, y = ([v for n in numbers for v in ((n.low, n.high) if whiskers else (n.top1,))] for numbers in (clean, robust))
-    wide, tall = max(max(x) - min(x), 4.0), max(max(y) - min(y), 4.0)
-    ax.set_xlim(max(min(x) - 0.08 * wide, -4), min(max(x) + 0.08 * wide, 102))
-    ax.set_ylim(max(min(y) - 0.08 * tall, -4), min(max(y) + 0.08 * tall, 102))
+def _looks(subjects: Sequence[Subject], *, by_method: bool) -> Mapping[Subject, tuple[str, str, str]]:
+    """Return each subject's name in the legend, colour and marker."""
+    found, used = {}, dict[str, int]()
+    for subject in subjects:
+        kind = "between two models" if subject.model.is_mix else subject.model.method or "untouched"
+        name = kind if by_method else short(subject.name)
+        i = used.setdefault(name, len(used))
+        look = (SERIES[i % len(SERIES)], MARKERS[(i + i // len(SERIES)) % len(MARKERS)])
+        found[subject] = (name, *((INK, "*") if kind == "untouched" else look))
+    return found
 
 
 def _arms(number: Number) -> list[list[float]]:
     return [[number.top1 - number.low], [number.high - number.top1]]
-
-
-def _stairs(ax: Axes, corners: list[tuple[float, float]]) -> None:
-    x, y = zip(*corners, strict=True)
-    ax.step([*x], [*y], where="pre", color=MUTED, linestyle="--", linewidth=1.2, zorder=1)
-
-
-def _name(ax: Axes, points: list[tuple[float, float, str]]) -> None:
-    """Write a name beside each point where it covers no other point or name, and leave it out if it fits nowhere.
-
-    `points` are ordered by importance; names that are left out are in the tables.
-    """
-    ax.figure.draw_without_rendering()  # type: ignore[union-attr]  # positions depend on the layout
-    scale = 72 / ax.figure.dpi  # pixels to typographic points
-    places = [tuple(ax.transData.transform((x, y)) * scale) for x, y, _ in points]
-    taken = [(px - 5, py - 5, px + 5, py + 5) for px, py in places]
-    frame = ax.get_window_extent()
-    low, high = frame.y0 * scale, frame.y1 * scale
-    for (x, y, name), (px, py) in zip(points, places, strict=True):
-        width, height = 0.62 * _TYPE * len(name), 1.25 * _TYPE
-        for dx, dy in _OFFSETS:
-            left = px + dx if dx > 0 else px + dx - width if dx < 0 else px - width / 2
-            box = (left, py + dy - height / 2, left + width, py + dy + height / 2)
-            inside = box[0] > frame.x0 * scale and box[1] > low and box[3] < high + height
-            if inside and not any(_overlap(box, other) for other in taken):
-                side: Literal["left", "right", "center"] = "left" if dx > 0 else "right" if dx < 0 else "center"
-                ax.annotate(
-                    name,
-                    (x, y),
-                    xytext=(dx, dy),
-                    textcoords="offset points",
-                    ha=side,
-                    va="center",
-                    fontsize=_TYPE,
-                    color=INK,
-                    annotation_clip=False,
-                    zorder=5,
-                    bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
-                )
-                taken.append(box)
-                break
-
-
-def _overlap(one: Box, two: Box) -> bool:
-    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]

@@ -39,6 +39,22 @@ function settle(changed) {
     rows = rows.filter(has);
   }
 }
+// What all rows share is said once, above the table, and its columns are hidden.
+function sayShared(table) {
+  const heads = Array.from(table.tHead.rows[0].cells), rows = Array.from(table.tBodies[0].rows).filter((row) => !row.hidden);
+  const said = [];
+  for (const head of heads) {
+    const column = head.cellIndex, texts = new Set(rows.map((row) => row.cells[column].textContent.trim()));
+    const same = column > 3 && rows.length > 1 && texts.size === 1;
+    for (const row of table.rows) row.cells[column].hidden = same;
+    if (same) said.push(`${head.textContent.trim()} ${[...texts][0]}`);
+  }
+  document.getElementById("shared").textContent = said.length ? `All rows: ${said.join("; ")}.` : "";
+}
+// A hint where a table is wider than the page.
+function hint() {
+  for (const region of document.querySelectorAll(".scroll")) region.toggleAttribute("data-cut", region.scrollWidth > region.clientWidth + 1);
+}
 // Filtering: a row stays if it has every chosen value and holds the words that were typed.
 function filterRows() {
   const chosen = Array.from(document.querySelectorAll("[data-filter]"), (control) => [control.dataset.filter, control.value]);
@@ -52,8 +68,10 @@ function filterRows() {
       if (!row.hidden) shown.add(row.dataset.id);
     }
     renumber(table);
+    if (table.classList.contains("ranked")) sayShared(table);
   }
   const status = document.getElementById("count");
+  hint();
   if (status) status.textContent = `${shown.size} of ${all.size} ${status.dataset.of} shown`;
 }
 for (const button of document.querySelectorAll("th[aria-sort] button")) {
@@ -63,6 +81,8 @@ for (const control of document.querySelectorAll("[data-one]")) control.addEventL
 for (const control of document.querySelectorAll("[data-filter], #search")) control.addEventListener("input", filterRows);
 settle(document.querySelector("[data-one]"));
 if (document.getElementById("count")) filterRows();
+window.addEventListener("resize", hint);
+for (const folded of document.querySelectorAll("details")) folded.addEventListener("toggle", hint);
 for (const form of document.forms) form.addEventListener("submit", (event) => event.preventDefault());
 // Comparing two models: McNemar's exact test of the samples that only one of them gets right.
 function mcnemar(b, c) {

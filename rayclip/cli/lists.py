@@ -1,0 +1,99 @@
+"""`rayclip attacks`, `defenses`, `methods` and `scorers`: list them, or show one with its settings."""
+
+import dataclasses
+import inspect
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rayclip.cli.options import complete_attacks, complete_defenses, complete_methods
+
+if TYPE_CHECKING:
+    from rayclip.names import Configurables
+    from rayclip.settings import Configurable
+
+Name = "Show this one, with what its settings mean.  [default: list all]"
+
+
+def attacks(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help=Name, autocompletion=complete_attacks)] = None,
+) -> None:
+    """List the attacks for `rayclip eval --attacks`, or show one with its settings."""
+    from rayclip.attacks import ATTACKS
+
+    _show(ATTACKS, name, "commas between: --attacks clean,pgd:steps=100,step=1/255,autoattack")
+
+
+def defenses(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help=Name, autocompletion=complete_defenses)] = None,
+) -> None:
+    """List the defences for `rayclip eval --defense`, or show one with its settings."""
+    from rayclip.defenses import DEFENSES
+
+    _show(DEFENSES, name, "commas between, + for chains: --defense none,ttc:eps=4/255,steps=2,rn+tte")
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help=Name, autocompletion=complete_methods)] = None,
+) -> None:
+    """List the methods for `rayclip train --method`, or show one with its settings."""
+    from rayclip.methods import METHODS
+
+    _show(METHODS, name, "one a run: --method mmcoa:lambda_img=0.3,targets=class")
+
+
+def scorers(name: Annotated[str | None, typer.Argument(metavar="NAME", help=Name)] = None) -> None:
+    """List the scorers for `rayclip eval --scorer`, or show one with its settings."""
+    from rayclip.models.scorers import SCORERS
+
+    _show(SCORERS, name, "commas between: --scorer template,cupl:captions=FILE")
+
+
+def _show(kinds: "Configurables[Any]", name: str | None, example: str) -> None:
+    from rich.table import Table
+
+    from rayclip import terminal
+    from rayclip.settings import format_defaults, format_type
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    if name is None:
+        table.add_column(kinds.kind, no_wrap=True)
+        table.add_column("what it does, and its settings")
+        for each, kind in kinds.items():
+            settings = " ".join(f"{k}={v}" for k, v in format_defaults(kind).items())
+            table.add_row(each, kinds.about(each) + (f"  [{settings}]" if settings else ""))
+        terminal.console().print(table)
+        print(f"\nwritten as NAME:KEY=VALUE, {example}")
+        return
+    kind = kinds.find(name)
+    print(f"{name}: {kinds.about(name)}\n\n{_description(kind)}")
+    defaults, meanings = format_defaults(kind), _meanings(kind)
+    if not defaults:
+        print("\nIt has no settings.")
+        return
+    table.add_column("setting", no_wrap=True)
+    table.add_column("values, and what it means")
+    for key, type_ in kind.settings().items():
+        table.add_row(f"{key}={defaults[key]}", f"{format_type(type_)}: {meanings.get(key, '')}".rstrip(": "))
+    print()
+    terminal.console().print(table)
+
+
+def _description(kind: "type[Configurable]") -> str:
+    """Return a class's docstring without its sections, backticks dropped."""
+    text = re.split(r"\n *(?:Attributes|Args|Raises):\n", inspect.getdoc(kind) or "")[0]
+    return text.strip().replace("`", "")
+
+
+def _meanings(kind: type[Any]) -> dict[str, str]:
+    """Return what the docstrings of a class and its bases say of each setting."""
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(kind):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):  # lends its settings
+            found |= _meanings(field.type)
+    for base in reversed(kind.__mro__):
+        _, _, section = (inspect.cleandoc(base.__doc__ or "")).partition("Attributes:\n")
+        for names, text in re.findall(r"^ {4}(\w[\w, ]*): (.+(?:\n {5,}.+)*)", section, flags=re.M):
+            found |= dict.fromkeys(names.split(", "), " ".join(text.split()).replace("`", ""))
+    return found

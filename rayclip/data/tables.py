@@ -1,0 +1,262 @@
+"""Parquet and Arrow files: opening them, reading a column, and random access to their encoded images."""
+
+import bisect
+import hashlib
+import io
+import itertools
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayclip.data.arrowfile import ArrowFile, fingerprint_bytes, is_arrow
+from rayclip.data.columns import is_image, is_text
+from rayclip.data.intake import BadImageError
+from rayclip.types import UserError
+
+# Errors that Arrow raises for damaged files: invalid UTF-8 is a ValueError, unusual types are "not implemented".
+UNREADABLE = (pa.ArrowException, OSError, ValueError)
+_CACHE_BYTES = 512 << 20  # encoded images kept in memory per data set and process
+_NOTHING = memoryview(b"")
+_LFS = b"version https://git-lfs"
+
+_T = TypeVar("_T")
+
+
+class TableImages:
+    """The image column of several files as one sequence of encoded images, read one row group at a time.
+
+    Files are opened when one of their rows is first read, so that a node fetches only what it reads. Picklable,
+    without open files and cached rows. Not thread-safe.
+
+    Args:
+        rows: number of rows of each file.
+        locate: returns the local path of file number i.
+        column: the column of images: `struct<bytes, path>` or plain binary; or, as a struct without bytes or as text,
+            paths of image files, relative to the file that names them.
+        name: name of the data set, for messages.
+    """
+
+    def __init__(self, rows: Sequence[int], locate: Callable[[int], Path], column: str, name: str) -> None:
+        self._starts = [0, *itertools.accumulate(rows)]
+        self._locate, self._column, self._name = locate, column, name
+        self._forget()
+
+    def _forget(self) -> None:
+        self._files: dict[int, tuple[Any, list[int]]] = {}
+        self._cache: OrderedDict[tuple[int, int], list[memoryview | str]] = OrderedDict()
+        self._cached_bytes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}, "_cache": OrderedDict(), "_cached_bytes": 0}
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, position: int) -> memoryview:
+        """Return the encoded image in a row; empty if the row has none.
+
+        Raises:
+            UserError: the Parquet file is damaged.
+            BadImageError: the row names an image file that cannot be read.
+        """
+        number = bisect.bisect_right(self._starts, position) - 1
+        row = position - self._starts[number]
+        _, starts = self._file(number)
+        group = bisect.bisect_right(starts, row) - 1
+        found = self._rows(number, group)[row - starts[group]]
+        if isinstance(found, memoryview):
+            return found
+        path = self._locate(number).parent / found
+        try:
+            return memoryview(path.read_bytes())
+        except OSError as error:
+            raise BadImageError(f"no image in the row, and no file {path}") from error
+
+    def paths(self) -> list[Path]:
+        """Return the image files that rows name instead of holding bytes. Reads only row groups in which, by their
+        statistics, bytes may be missing."""
+        found: list[Path] = []
+        for number in range(len(self._starts) - 1):
+            _, starts = self._file(number)
+            for group in range(len(starts) - 1):
+                if starts[group + 1] > starts[group] and self._lacks_bytes(number, group):
+                    named = (row for row in self._rows(number, group) if isinstance(row, str))
+                    found += [self._locate(number).parent / path for path in named]
+        return found
+
+    def _lacks_bytes(self, number: int, group: int) -> bool:
+        """Return whether some rows of a row group hold no image bytes."""
+        file, _ = self._file(number)
+        kind = file.schema_arrow.field(self._column).type
+        if is_text(kind):
+            return True
+        if not pa.types.is_struct(kind):
+            return False
+        if kind.get_field_index("bytes") < 0 or pa.types.is_null(kind.field("bytes").type):
+            return True
+        if not isinstance(file, ArrowFile):
+            about = file.metadata.row_group(group)
+            leaves = (about.column(i) for i in range(about.num_columns))
+            leaf = next((c for c in leaves if c.path_in_schema == f"{self._column}.bytes" and c.is_stats_set), None)
+            if leaf is not None and leaf.statistics.has_null_count:
+                return bool(leaf.statistics.null_count)
+        return any(self._convert(number, group, lambda chunk: chunk.field("bytes").null_count > 0))
+
+    def _file(self, number: int) -> tuple[Any, list[int]]:
+        if number not in self._files:
+            file = open_table(self._locate(number))
+            sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            self._files[number] = file, [0, *itertools.accumulate(sizes)]
+            if self._files[number][1][-1] != self._starts[number + 1] - self._starts[number]:
+                raise UserError(f"file {number} of '{self._name}' has another number of rows than its manifest says.")
+            kinds = [field.type for field in file.schema_arrow if field.name == self._column]
+            if len(kinds) != 1 or not (is_image(kinds[0]) or is_text(kinds[0])):
+                raise UserError(
+                    f"file {number} of '{self._name}' has no column '{self._column}' of encoded images: write it as "
+                    "struct<bytes, path>, or prepare it again."
+                )
+        return self._files[number]
+
+    def _rows(self, number: int, group: int) -> list[memoryview | str]:
+        key = number, group
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        rows = list(itertools.chain(*self._convert(number, group, encoded_images)))
+        self._cache[key] = rows
+        self._cached_bytes += sum(map(len, rows))
+        while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
+            _, dropped = self._cache.popitem(last=False)
+            self._cached_bytes -= sum(map(len, dropped))
+        return rows
+
+    def _convert(self, number: int, group: int, convert: Callable[[Any], _T]) -> list[_T]:
+        """Return what `convert` makes of each chunk of a row group."""
+        file, starts = self._file(number)
+        try:
+            # Threads of Arrow's pool do not survive the fork of a DataLoader worker.
+            column = file.read_row_group(group, columns=[self._column], use_threads=False)[self._column]
+            if len(column) != starts[group + 1] - starts[group]:
+                raise ValueError(f"{len(column)} rows")
+            return [convert(chunk) for chunk in column.chunks]
+        except (*UNREADABLE, KeyError) as error:
+            raise UserError(
+                f"row group {group} in file {number} of '{self._name}' is damaged ({first_line(error)}): "
+                "fetch or prepare it again."
+            ) from error
+
+
+def checksums(paths: Sequence[Path]) -> list[int]:
+    """Return the CRC-32 of each file; -1 for a missing file."""
+    return [zlib.crc32(path.read_bytes()) if path.is_file() else -1 for path in paths]
+
+
+def encoded_images(chunk: Any) -> list[memoryview | str]:
+    """Return each image's bytes without a copy, or the path that a row has instead; empty for neither."""
+    if is_text(chunk.type):
+        return [_text(path) or _NOTHING for path in chunk]
+    if not pa.types.is_struct(chunk.type):
+        return list(_bytes_of(chunk))
+    found: list[memoryview | str] = [_NOTHING] * len(chunk)
+    valid = chunk.is_valid().to_pylist() if chunk.null_count else [True] * len(chunk)
+    names = [chunk.type.field(i).name for i in range(chunk.type.num_fields)]
+    if "bytes" in names and not pa.types.is_null(chunk.type.field("bytes").type):
+        # `field`, unlike `flatten`, keeps the rows of nulls.
+        found = [view if ok else _NOTHING for view, ok in zip(_bytes_of(chunk.field("bytes")), valid, strict=True)]
+    empty = [i for i, view in enumerate(found) if not view and valid[i]]
+    if empty and "path" in names and is_text(chunk.type.field("path").type):
+        lacking = chunk.field("bytes").is_null().to_pylist() if "bytes" in names else [True] * len(chunk)
+        paths = chunk.field("path")
+        for i in empty:
+            if lacking[i] and (path := _text(paths[i])):  # empty bytes are a damaged image, not a missing one
+                found[i] = path
+    return found
+
+
+def _text(scalar: Any) -> str | None:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return None
+
+
+def _bytes_of(chunk: Any) -> list[memoryview]:
+    if len(chunk) == 0:
+        return []
+    if pa.types.is_binary_view(chunk.type):
+        chunk = chunk.cast(pa.large_binary())
+    valid = chunk.is_valid().to_numpy(zero_copy_only=False)
+    wide = pa.types.is_large_binary(chunk.type)
+    _, offsets, data = chunk.buffers()
+    ends = np.frombuffer(offsets, np.int64 if wide else np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+    whole = memoryview(data if data is not None else b"")
+    bounds = zip(ends[:-1].tolist(), ends[1:].tolist(), valid.tolist(), strict=True)
+    return [whole[a:b] if ok else _NOTHING for a, b, ok in bounds]
+
+
+def open_table(path: Path, *, verify: bool = True) -> Any:
+    """Open a file as a `ParquetFile`, or as an `ArrowFile`, which has the same reading methods.
+
+    Args:
+        verify: whether reading Parquet verifies the checksums of pages.
+
+    Raises:
+        UserError: the file is missing or neither Parquet nor Arrow.
+    """
+    if not path.is_file():
+        raise UserError(f"no such data file: {path}.")
+    try:
+        if is_arrow(path):
+            return ArrowFile(path)
+        return pq.ParquetFile(path, memory_map=verify, page_checksum_verification=verify)
+    except UNREADABLE as error:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_LFS)) == _LFS
+        lfs = "it only says where Git LFS has it, run `git lfs pull` in its folder."
+        raise UserError(f"{path} is no readable Parquet file: {lfs if is_pointer else first_line(error)}") from error
+
+
+def read_column(path: Path, file: Any, column: str) -> Any:
+    """Read and validate a whole column.
+
+    Raises:
+        UserError: the column is damaged.
+    """
+    try:
+        values = file.read(columns=[column])[column]
+        values.validate(full=True)
+        if len(values) != file.metadata.num_rows:
+            raise ValueError(f"{len(values)} of {file.metadata.num_rows} rows")
+    except (*UNREADABLE, KeyError) as error:
+        raise UserError(f"{path} is damaged in its column '{column}' ({first_line(error)}): fetch it again.") from error
+    return values
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def footer(path: Path) -> bytes:
+    """Return a Parquet file's footer: row counts, offsets, sizes and statistics, which change with the content. For an
+    Arrow file, which has no footer, return `fingerprint_bytes`."""
+    if is_arrow(path):
+        return fingerprint_bytes(path)
+    with path.open("rb") as file:
+        file.seek(-8, io.SEEK_END)
+        length = int.from_bytes(file.read(4), "little") + 8
+        file.seek(-length, io.SEEK_END)
+        return file.read()
+
+
+def footers_fingerprint(paths: Sequence[Path]) -> str:
+    """Hash the files' footers, without reading every image."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(footer(path))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,212 @@
+"""The journal of a result folder: runs, their params, tags, metrics and artifacts as events, one JSON object per line.
+
+    journal/20261127-201500-1f3a9c2e.jsonl    the events of one writer, in order
+    journal/files/2c26b46b68ffc68f.png        contents that events refer to
+    journal/delivered-5f70bf18.json           what one MLflow experiment has taken of it (`deliverer`)
+
+Workers and driver only append here, so no worker needs MLflow's address or password, and an unreachable server stops no
+work. The events and their contents are in this room's README.
+"""
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from rayclip.store import Store
+from rayclip.types import UserError, redacted
+
+_FOLDER = "journal"
+_OBJECT = 64 << 10  # bytes of a file on an object store, which is written anew for each event
+
+
+class Event(NamedTuple):
+    """An event, and where its line begins: file and byte."""
+
+    kind: str
+    run: str
+    time_ms: int
+    content: dict[str, Any]
+    file: str
+    begin: int
+
+
+class Journal:
+    """Append events to the journal of a result folder, and read it. Picklable; every copy appends to its own file."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._file: str | None = None
+        self._written = b""  # to that file, on an object store
+
+    def __reduce__(self) -> tuple[type, tuple[Store]]:
+        return Journal, (self.store,)
+
+    def add(self, kind: str, run: str, *, time_ms: int | None = None, **content: Any) -> None:
+        """Append an event, without secrets. A process that is killed here leaves an incomplete line: no event.
+
+        Raises:
+            OSError: no room; the event does not exist then.
+        """
+        event = {"event": kind, "run": run, "time_ms": time_ms or time.time_ns() // 1_000_000, **content}
+        line = json.dumps(_clean(event), ensure_ascii=False).encode() + b"\n"
+        if self._file is None or len(self._written) > _OBJECT:
+            now = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+            self._file, self._written = f"{_FOLDER}/{now}-{uuid.uuid4().hex[:8]}.jsonl", b""
+        file, self._file = self._file, None  # if this fails, the next event does not follow an incomplete line
+        if self.store.is_local:
+            self.store.append(file, line)
+        else:
+            self._written += line
+            self.store.write(file, self._written)
+        self._file = file
+
+    def metrics(self, run: str, values: Sequence[tuple[str, float, int]]) -> None:
+        """Append (name, value, step) triples."""
+        self.add("metrics", run, values=[list(value) for value in values])
+
+    def keep(self, content: bytes, ending: str = "") -> str:
+        """Store the content of a file, once; return its name, for an event to refer to."""
+        name = f"{_FOLDER}/files/{hashlib.sha256(content).hexdigest()[:16]}{ending}"
+        if self.store.size(name) is None:
+            self.store.write(name, content)
+        return name
+
+    def relative(self, place: str) -> str:
+        """Return the place of a checkpoint as seen from the result folder, so that both can be moved together."""
+        if place == self.store.parent.root:
+            return ".."
+        return place.removeprefix(f"{self.store.root}/")
+
+    def read(self, positions: dict[str, int]) -> list[Event]:
+        """Return the events behind the positions (bytes read by file), which are moved on, by time.
+
+        A damaged line is no event.
+        """
+        found = []
+        for name in self.store.names(_FOLDER, ".jsonl"):
+            begin = positions.get(name, 0)
+            if (self.store.size(name) or 0) <= begin:
+                continue
+            with self.store.open(name) as file:
+                file.seek(begin)
+                lines = file.read().split(b"\n")
+            for line in lines[:-1]:  # behind the last end of a line there is nothing, or an incomplete one
+                try:
+                    content = json.loads(line)
+                    kind, run, time_ms = (content.pop(key) for key in ("event", "run", "time_ms"))
+                    found.append(Event(str(kind), str(run), int(time_ms), content, name, begin))
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    pass
+                begin += len(line) + 1
+            positions[name] = begin
+        return sorted(found, key=lambda event: event.time_ms)
+
+    def history(self, address: str | None = None) -> "History":
+        """Return what the journal says of its runs; those of an earlier version only if they are at this MLflow address
+        (`Experiment.address`, None for any)."""
+        found = History()
+        for event in self.read({}):
+            found.take(event, address)
+        return found
+
+    def delivered(self, address: str) -> dict[str, Any] | None:
+        """Return what the MLflow experiment at an address has taken; None if it has never been delivered to."""
+        return self.store.read_json(_delivered(address))
+
+    def note_delivered(self, address: str, state: Mapping[str, Any]) -> None:
+        self.store.write_json(
+            _delivered(address), {"address": address, "time_ms": time.time_ns() // 1_000_000, **state}
+        )
+
+
+@dataclass
+class History:
+    """The runs of a journal.
+
+    Attributes:
+        runs: by key, the run that was started last.
+        complete: runs to which everything has been logged.
+        cells: by cell id, the last run that logged it.
+        experiment: the name that the commands gave it; "" if none did.
+    """
+
+    runs: dict[str, str] = field(default_factory=dict)
+    complete: set[str] = field(default_factory=set)
+    cells: dict[str, str] = field(default_factory=dict)
+    experiment: str = ""
+    _latest: dict[tuple[str, ...], dict[str, Any]] = field(default_factory=dict)  # contents
+
+    def take(self, event: Event, address: str | None) -> None:
+        content = event.content
+        if event.kind == "start" or (event.kind == "known" and address in (None, content["address"])):
+            self.runs[content.get("key", event.run)] = event.run
+            self.cells |= dict.fromkeys(content.get("cells", ()), event.run)
+            self.experiment = content.get("experiment") or self.experiment
+        if content.get("complete"):
+            self.complete.add(event.run)
+        self.is_new(event.kind, event.run, content)
+
+    def is_new(self, kind: str, run: str, content: Mapping[str, Any]) -> bool:
+        """Note an event; return whether it says something else than the last one of the kind about the same thing."""
+        about = (kind, run, str(content.get("name", content.get("key"))), *content.get("files", ()))
+        before, self._latest[about] = self._latest.get(about), _clean(content)
+        return before != self._latest[about]
+
+
+def journals_in(place: str) -> list[Journal]:
+    """Return the journals of a result folder or URI: its own and those of its parts.
+
+    Raises:
+        UserError: there are none.
+    """
+    root = Store(place)
+    stores = [root, *(root.child(name) for name in root.folders())]
+    found = [Journal(s) for s in stores if s.names(_FOLDER, ".jsonl") or s.names("spool", ".json")]
+    if not found:
+        raise UserError(
+            f"{root.root} has no journal of runs: give a folder that rayclip train, eval, retrieval, interpolate or a "
+            "sweep has written."
+        )
+    return found
+
+
+def waits(store: Store, address: str) -> bool:
+    """Return whether an MLflow experiment has yet to take events of a result folder."""
+    positions = ((Journal(store).delivered(address)) or {}).get("positions", {})
+    older = store.names("spool", ".json") or store.size("runs.json") is not None
+    return bool(older or Journal(store).read(dict(positions)))
+
+
+def logged_runs(store: Store) -> tuple[str, dict[str, str]]:
+    """Return the MLflow address that the results in a folder were logged to last ("" for none), and by cell id the
+    MLflow id of the run that logged it."""
+    older, ids = store.read_json("runs.json"), store.read_json("mlflow_ids.json") or {}
+    if older is not None:  # of an earlier version
+        address, cells = older["tracker"], older["cells"]
+    else:
+        states: list[dict[str, Any]] = [store.read_json(name) for name in store.names(_FOLDER, ".json")]
+        if not states:
+            return "", {}
+        last = max(states, key=lambda state: state["time_ms"])
+        address, ids, cells = last["address"], last["runs"], Journal(store).history(last["address"]).cells
+    return address, {cell: ids[run] for cell, run in cells.items() if run in ids}
+
+
+def _delivered(address: str) -> str:
+    return f"{_FOLDER}/delivered-{hashlib.sha256(address.encode()).hexdigest()[:8]}.json"
+
+
+def _clean(value: Any) -> Any:
+    """Return a JSON value without secrets; bytes of file names that are no UTF-8 are escaped."""
+    match value:
+        case str():
+            return redacted(value.encode("utf-8", "backslashreplace").decode())
+        case Mapping():
+            return {_clean(key): _clean(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_clean(each) for each in value]
+    return value

@@ -1,0 +1,161 @@
+"""Start the MLflow UI and open it at an experiment's trials, with accuracies as columns and charts."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import webbrowser
+from collections.abc import Sequence
+from typing import Any
+
+from rayclip.tracking.address import check_database, default_uri, explained, sqlite_file
+from rayclip.tracking.experiment import count_experiments, make_client
+from rayclip.types import UserError, redacted
+
+_START_S = 60.0
+_WORKFLOW = "workflowType=machine_learning"  # makes the UI show runs and models, not agents
+_KINDS = ("train", "model", "eval", "retrieval")  # what is shown of an experiment: the first kind that it has
+_VIEW = "mlflow.sharedViewState."  # tags of an experiment: views of its runs, that the UI opens by their name
+_LONGEST = 5000  # characters of such a tag
+_PARAMS = ("method.name", "shots", "method.eps")
+
+
+def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) -> None:
+    """Start a server for a local store and run it until Ctrl-C, or use the server at `uri`; show its page.
+
+    Raises:
+        UserError: no MLflow there, no such experiment, or the port is taken.
+    """
+    uri = uri or default_uri()
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        raise UserError(f"there is no MLflow store at '{uri}' yet: run something first, or give --tracking-uri.")
+    if not uri.startswith("http"):
+        count_experiments(uri)  # reports a bad address before a server is started on it
+    elif not _answers(uri.rstrip("/")):
+        raise UserError(f"MLflow at '{redacted(uri)}' does not answer: start it, or give another --tracking-uri.")
+    page = f"/#/experiments?{_WORKFLOW}"
+    if experiment is not None:
+        page = f"/#/experiments/{_page(uri, experiment)}"
+    if uri.startswith("http"):
+        _show(uri.rstrip("/") + page, browser)
+        return
+    base = f"http://127.0.0.1:{port}"
+    if _answers(base):
+        raise UserError(f"port {port} is taken: give another --port.")
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            uri,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ]
+    )
+    try:
+        deadline = time.monotonic() + _START_S
+        while not _answers(base):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise UserError(f"the MLflow server did not start on port {port}: see its messages above.")
+            time.sleep(0.3)
+        _show(base + page, browser)
+        server.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _page(uri: str, experiment: str) -> str:
+    """Return the UI's page of an experiment's trials, or else of its evaluations, the best ones first."""
+    from mlflow.exceptions import MlflowException
+
+    check_database(uri)
+    with explained(uri):
+        client = make_client(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            known = ", ".join(e.name for e in client.search_experiments())
+            raise UserError(f"MLflow at '{uri}' has no experiment '{experiment}': it has {known}.")
+        for kind in _KINDS:
+            wanted = f"tags.`rayclip.kind` = '{kind}'"
+            if runs := client.search_runs([found.experiment_id], wanted, max_results=100):
+                break
+        else:
+            return f"{found.experiment_id}/runs?{_WORKFLOW}"
+        metrics = accuracies({name for run in runs for name in run.data.metrics})
+        params = [name for name in _PARAMS if _can_be_drawn([run.data.params.get(name) for run in runs])]
+        view: dict[str, Any] = {"searchFilter": wanted}
+        if metrics:  # sorted by time, MLflow would hide trials below their parent
+            view |= {"orderByKey": f"metrics.`{metrics[-1]}`", "orderByAsc": False}
+        options = {**view, "orderByAsc": "false"}
+        state = _state(view, params, metrics)
+        try:
+            client.set_experiment_tag(found.experiment_id, f"{_VIEW}rayclip", state)
+            options = {"viewStateShareKey": "rayclip"}
+        except MlflowException:
+            pass  # a user who may only read sees the same runs and charts, without the columns
+    return f"{found.experiment_id}/runs?{_WORKFLOW}&{urllib.parse.urlencode(options | {'compareRunsMode': 'CHART'})}"
+
+
+def accuracies(names: set[str]) -> list[str]:
+    """Return those of a run's metrics that are accuracies or recalls, the worst case last; averages alone if any."""
+    kinds = ("clean/", "robust/", "worst")
+    averages = sorted(name for name in names if name.startswith("avg/"))
+    return averages or [name for kind in kinds for name in sorted(names) if name.startswith(kind)]
+
+
+def _can_be_drawn(values: Sequence[str | None]) -> bool:
+    """Return whether all runs have a value, and all or none of them numbers: MLflow would leave the others out."""
+    numbers = [re.fullmatch(r"-?[\d.]+(e-?\d+)?", value) is not None for value in values if value is not None]
+    return len(numbers) == len(values) and len(set(numbers)) == 1
+
+
+def _state(view: dict[str, Any], params: Sequence[str], metrics: Sequence[str]) -> str:
+    """Return a view of the runs as the UI keeps it: columns, parallel coordinates, and a bar chart for each metric."""
+    section = {"uuid": "rayclip", "metricSectionId": "rayclip", "deleted": False, "isGenerated": False}
+    charts = [{"type": "PARALLEL", "selectedParams": list(params), "selectedMetrics": list(metrics)}]
+    charts += [{"type": "BAR", "metricKey": name, "displayName": name} for name in metrics]
+    columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]
+    text = json.dumps(
+        {
+            **view,
+            "selectedColumns": columns,
+            "compareRunCharts": [
+                {**section, "uuid": f"rayclip-{i}", "runsCountToCompare": 100, **chart}
+                for i, chart in enumerate(charts)
+            ],
+            "compareRunSections": [
+                {**section, "name": "Accuracies in %", "display": True, "columns": 2, "isReordered": False}
+            ],
+        }
+    )
+    return text if len(text) <= _LONGEST else _state(view, params, metrics[1:])
+
+
+def _answers(base: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{base}/health", timeout=1).close()
+    except urllib.error.HTTPError:
+        return True
+    except (urllib.error.URLError, OSError):
+        return False
+    return True
+
+
+def _show(address: str, browser: bool) -> None:
+    print(f"MLflow: {redacted(address)}", flush=True)
+    if browser:
+        webbrowser.open(address)

@@ -1,0 +1,117 @@
+"""Data sets that a package of somebody else's offers do all that ours do."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from calling import call
+from rayclip.data import open_data
+from rayclip.data.registry import DATASETS
+from rayclip.types import UserError
+
+MODULE = '''
+import io
+import numpy as np
+from PIL import Image
+from rayclip.data import ImageSet
+from rayclip.data.registry import DatasetInfo
+from rayclip.data.sources import Record, Source
+
+
+class Squares(ImageSet):
+    """Grey squares, two classes."""
+
+    def __init__(self, split):
+        self.name, self.class_names, self.native_size = "squares", ("dark", "light"), (8, 8)
+        self.raw_names, self.fingerprint = self.class_names, f"squares-{split}"
+        self.labels = np.arange(10 if split == "test" else 20) % 2
+        self.ids = np.arange(len(self.labels))
+
+    def images(self, positions):
+        return [Image.new("RGB", (8, 8), (200 * int(self.labels[p]),) * 3) for p in positions]
+
+
+class Drawn(Source):
+    class_names = ("dark_square", "light_square")
+
+    def describe(self):
+        return {"kind": "drawn", "version": 1}
+
+    def splits(self):
+        return {"train": 6, "test": 4}
+
+    def records(self, split, start=0):
+        for i in range(start, self.splits()[split]):
+            yield Record(path=f"{split}/{i}", read=lambda i=i: self.png(i), label=i % 2)
+
+    def png(self, i):
+        if i == 3:
+            raise OSError("lost")
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), (200 * (i % 2), i, 0)).save(buffer, "png")
+        return buffer.getvalue()
+
+
+about = dict(evaluated="test", classes=2, resize="square", licence="CC0.", citation="Nobody 2026, Squares")
+squares = DatasetInfo(name="squares", title="Squares", splits={"train": 20, "test": 10}, open=Squares, **about)
+drawn = DatasetInfo(
+    name="drawn", title="Drawn", splits={"train": 6, "test": 4}, source=lambda splits: Drawn(), **about
+)
+'''
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Somebody's package, as pip leaves it."""
+    about = tmp_path / "site/theirs-1.0.dist-info"
+    about.mkdir(parents=True)
+    (tmp_path / "site/theirs.py").write_text(MODULE)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[rayclip.datasets]\nsquares = theirs:squares\ndrawn = theirs:drawn\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setenv("RAYCLIP_DATA", str(tmp_path / "root"))
+    yield about
+    sys.modules.pop("theirs", None)
+
+
+@pytest.fixture
+def rayclip(monkeypatch, capsys):
+    def run(*args):
+        code, out, err = call(monkeypatch, capsys, *args)
+        assert code in (0, None), err
+        return out
+
+    return run
+
+
+def test_one_that_needs_no_preparing(installed, rayclip):
+    assert "squares" in rayclip("data", "list") and "20 / 10" not in rayclip("data", "show", "drawn")
+    shown = rayclip("data", "show", "squares")
+    assert "Squares" in shown and "bundled" in shown and "dark 10/5" in shown
+    data = open_data("squares", "test")
+    assert len(data) == 10 and data.images([1])[0].getpixel((0, 0)) == (200, 200, 200)
+    assert len(open_data("squares#validation", "test")) == 4 and len(open_data("squares#holdout", "train")) == 8
+    with pytest.raises(UserError, match="has no split 'val'"):
+        open_data("squares", "val")
+
+
+def test_one_with_a_source_of_its_own(installed, rayclip):
+    listed = {d["name"]: d for d in json.loads(rayclip("data", "list", "--json"))["data_sets"]}
+    assert listed["drawn"]["default"] == "package" and listed["drawn"]["prepared"] == {}
+    with pytest.raises(UserError, match="rayclip data prepare drawn"):
+        open_data("drawn", "test")
+    assert "set aside: 1" in rayclip("data", "prepare", "drawn", "--quiet")
+    assert "already prepared" in rayclip("data", "prepare", "drawn", "--quiet")
+    assert "as its manifest says" in rayclip("data", "verify", "drawn", "--quiet")
+    assert "dark square 3/2" in rayclip("data", "show", "drawn")
+    data = open_data("drawn", "test")
+    assert np.array_equal(data.labels, [0, 1, 0]) and data.class_names == ("dark square", "light square")
+    assert data.resize == "square" and "1 of the 4 test images" in data.notes[0]
+
+
+def test_a_name_that_is_taken_is_refused(installed):
+    (installed / "entry_points.txt").write_text("[rayclip.datasets]\ncifar10 = theirs:squares\n")
+    with pytest.raises(UserError, match="two packages offer a data set named 'cifar10'"):
+        list(DATASETS)
