@@ -154,8 +154,7 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
     answers = False
     try:
         tokens.check_present()  # without a token, ray.init ends the process
-        _check_address(address)
-        answers = True
+        answers = _check_address(address)
         with warnings.catch_warnings(action="ignore"):  # errors are raised as well
             ray.init(address=address, runtime_env=_runtime_env(address), **quiet)
     except AuthenticationError as error:
@@ -164,8 +163,9 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
         if isinstance(error, grpc.RpcError) and error.code() == grpc.StatusCode.UNAUTHENTICATED:  # over ray://
             raise UserError(_REFUSED) from error
         # Such a cluster may refuse a token without an answer
-        token = f"see that {tokens.TOKEN} is its token, " if address.startswith("ray://") else ""
-        if answers:
+        unknown = address == "auto"
+        token = f"see that {tokens.TOKEN} is its token, " if unknown or address.startswith("ray://") else ""
+        if answers or (unknown and not isinstance(error, OSError)):
             versions = f"Ray {ray.__version__} and Python {platform.python_version()}"
             raise UserError(
                 f"{address} answers, but as a Ray cluster it cannot be joined from here: see that it has the versions "
@@ -194,16 +194,20 @@ def _runtime_env(address: str) -> dict[str, Any] | None:
     return {**found, **({_HOOK: hook} if hook else {})} or None
 
 
-def _check_address(address: str) -> None:
-    """Raise at once if nothing listens at the address or the token is refused: Ray itself would retry for long."""
+def _check_address(address: str) -> bool:
+    """Raise at once if nothing listens there or the token is refused: Ray itself would retry for long.
+
+    Return False if the address is still to be found.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        return
+        return False
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         if os.environ.get("RAY_USE_TLS", "0").lower() in ("0", "false"):
             _greet(connection)
     if not address.startswith("ray://"):
         compat.check_access(address)
+    return True
 
 
 def _greet(connection: socket.socket) -> None:

@@ -31,7 +31,7 @@ class MemoryCallback(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         for rank, error in worker_exceptions.items():
             if ran_out_of_memory(error):
-                note_pressure(self._notes, self._notes.node_of(rank))
+                note_pressure(self._notes, self._notes.read(f"node-{rank}"))
                 return
 
 
@@ -45,7 +45,7 @@ def fit_into_memory(config: TrainConfig, notes: Notes, rank: int, world_size: in
 
     The result of training is the same up to rounding. Each worker calls this; it also records the worker's node.
     """
-    notes.write_node(rank, ray.util.get_node_ip_address())
+    notes.write(f"node-{rank}", ray.util.get_node_ip_address())
     return replace(config, accumulate=_parts(config, _times(notes), world_size))
 
 
