@@ -43,9 +43,9 @@ def check_access(address: str) -> None:
 
 def is_open(address: str) -> bool:
     """Return whether the cluster at an address answers without a token. Needs `RAY_AUTH_MODE=disabled` in force."""
-    from ray.exceptions import AuthenticationError, RayError
+    if address != "auto" and "ray" in sys.modules and _find("GcsClient") is not None:
+        from ray.exceptions import AuthenticationError, RayError
 
-    if address != "auto" and _find("GcsClient") is not None:
         try:
             check_access(address)
         except (AuthenticationError, OSError, RuntimeError, ValueError, RayError):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from rayclip.distributed import compat, tokens
-from rayclip.distributed.faults import explain, first_line
 from rayclip.distributed.session import environment, make_import_hook, short_folder
 from rayclip.terminal import interrupted, stop
 from rayclip.types import UserError
@@ -78,6 +77,8 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
             import ray
             from ray.exceptions import RayError
 
+            from rayclip.distributed.faults import explain
+
             try:
                 with _sigterm_kept():
                     quiet = {"log_to_driver": verbose, "logging_level": level}
@@ -130,6 +131,8 @@ def _start(quiet: Mapping[str, Any]) -> None:
     """Start a private Ray."""
     import ray
 
+    from rayclip.distributed.faults import first_line
+
     hook = make_import_hook()
     try:
         ray.init(
@@ -150,6 +153,8 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
     import grpc
     import ray
     from ray.exceptions import AuthenticationError, RayError
+
+    from rayclip.distributed.faults import first_line
 
     answers = False
     try:

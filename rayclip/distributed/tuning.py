@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,8 +71,16 @@ def run_trials(
     for trial in todo:
         trial.notes(storage).clear("pressure")
         display.update(trial.name, 0, 0, "waiting")
-    calls = on_finish, on_report, on_measure
-    watcher = _Watcher(todo, workers, storage, display, *calls, may_stop=scheduler is not None)
+    watcher = _Watcher(
+        trials=todo,
+        workers=workers,
+        storage=storage,
+        display=display,
+        on_finish=on_finish,
+        on_report=on_report,
+        on_measure=on_measure,
+        may_stop=scheduler is not None,
+    )
 
     def ask_to_stop(index: int) -> None:
         todo[index].notes(storage).write("stop", "")
@@ -217,6 +226,7 @@ def _export(checkpoint: Path, out: Store) -> None:
         out.copy_in(checkpoint / name, name)
 
 
+@dataclass(eq=False, kw_only=True)
 class _Watcher(tune.Callback):
     """A Tune callback in the driver that shows each trial's progress and reports how it ended.
 
@@ -224,56 +234,49 @@ class _Watcher(tune.Callback):
         errors: errors of the failed trials, by name.
     """
 
-    def __init__(
-        self,
-        trials: Sequence[Trial],
-        workers: Workers,
-        storage: Store,
-        display: Display,
-        on_finish: Callable[[Trial, str | None], None],
-        on_report: Callable[[], None],
-        on_measure: Callable[[Trial, dict[str, Any]], None],
-        *,
-        may_stop: bool,
-    ) -> None:
-        self.errors: dict[str, str] = {}
-        self._trials, self._workers, self._storage = trials, workers, storage
-        self._display, self._may_stop = display, may_stop
-        self._on_finish, self._on_report, self._on_measure = on_finish, on_report, on_measure
+    trials: Sequence[Trial]
+    workers: Workers
+    storage: Store
+    display: Display
+    on_finish: Callable[[Trial, str | None], None]
+    on_report: Callable[[], None]
+    on_measure: Callable[[Trial, dict[str, Any]], None]
+    may_stop: bool
+    errors: dict[str, str] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return tune.Callback, ()  # Tune pickles its callbacks to disk; a terminal and closures cannot be pickled
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        self._on_report()
+        self.on_report()
         if "epoch" in result:
             note = f"epoch {result['epoch']}/{result['epochs']}, loss {result['loss']:.3f}"
-            if result["workers"] < self._workers.count:
-                note += f", {result['workers']} of {self._workers.count} workers"
-            name = self._trials[trial.config["index"]].name
-            self._display.update(name, result["step"], result["total_steps"], note)
+            if result["workers"] < self.workers.count:
+                note += f", {result['workers']} of {self.workers.count} workers"
+            name = self.trials[trial.config["index"]].name
+            self.display.update(name, result["step"], result["total_steps"], note)
             if "checkpoint_path" in result:
-                self._on_measure(self._trials[trial.config["index"]], result)
+                self.on_measure(self.trials[trial.config["index"]], result)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        mine = self._trials[trial.config["index"]]
+        mine = self.trials[trial.config["index"]]
         failure = (trial.last_result or {}).get("failure") or "it ended early; run again to go on"
-        ended = mine.is_finished() or (self._may_stop and "failure" not in (trial.last_result or {}))
+        ended = mine.is_finished() or (self.may_stop and "failure" not in (trial.last_result or {}))
         self._end(
             mine, None if ended else failure, trial
         )  # an earlier attempt's failure does not count if it ended well
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Release the reserved resources of a trial whose driver was lost and will be restarted."""
-        release(_cpus(self._workers, trial.config["index"]))
+        release(_cpus(self.workers, trial.config["index"]))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        mine = self._trials[trial.config["index"]]
-        notes = mine.notes(self._storage)
-        self._end(mine, explain_failure(trial.get_pickled_error(), notes, mine.config, self._workers.count), trial)
+        mine = self.trials[trial.config["index"]]
+        notes = mine.notes(self.storage)
+        self._end(mine, explain_failure(trial.get_pickled_error(), notes, mine.config, self.workers.count), trial)
 
     def _end(self, mine: Trial, error: str | None, trial: Any) -> None:
         if error is not None:
             self.errors[mine.name] = error
-            release(_cpus(self._workers, trial.config["index"]))
-        self._on_finish(mine, error)
+            release(_cpus(self.workers, trial.config["index"]))
+        self.on_finish(mine, error)
