@@ -259,24 +259,22 @@ class _Watcher(tune.Callback):
                 self.on_measure(self.trials[trial.config["index"]], result)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        mine = self.trials[trial.config["index"]]
-        failure = (trial.last_result or {}).get("failure") or "it ended early; run again to go on"
-        ended = mine.is_finished() or (self.may_stop and "failure" not in (trial.last_result or {}))
-        self._end(
-            mine, None if ended else failure, trial
-        )  # an earlier attempt's failure does not count if it ended well
+        last = trial.last_result or {}
+        # An earlier attempt's failure does not count if it ended well
+        ended = self.trials[trial.config["index"]].is_finished() or (self.may_stop and "failure" not in last)
+        self._end(trial.config["index"], None if ended else last.get("failure") or "it ended early; run again to go on")
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Release the reserved resources of a trial whose driver was lost and will be restarted."""
         release(_cpus(self.workers, trial.config["index"]))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        mine = self.trials[trial.config["index"]]
-        notes = mine.notes(self.storage)
-        self._end(mine, explain_failure(trial.get_pickled_error(), notes, mine.config, self.workers.count), trial)
+        mine, error = self.trials[trial.config["index"]], trial.get_pickled_error()
+        why = explain_failure(error, mine.notes(self.storage), mine.config, self.workers.count)
+        self._end(trial.config["index"], why)
 
-    def _end(self, mine: Trial, error: str | None, trial: Any) -> None:
+    def _end(self, index: int, error: str | None) -> None:
         if error is not None:
-            self.errors[mine.name] = error
-            release(_cpus(self.workers, trial.config["index"]))
-        self.on_finish(mine, error)
+            self.errors[self.trials[index].name] = error
+            release(_cpus(self.workers, index))
+        self.on_finish(self.trials[index], error)
