@@ -122,12 +122,16 @@ def test_the_search_finds(code):
 def test_a_tower_is_compiled_without_the_name_too(monkeypatch):
     """Twice instead of once, with the same embeddings."""
     torch.compiler.reset()
-    real = torch_compat.import_module("torch._dynamo")
     monkeypatch.setattr(torch_compat, "import_module", lambda name: object())
-    counter = real.testing.CompileCounterWithBackend("eager")
-    clip, fast = tiny_clip(), fast_copy(tiny_clip(), compiled=True, backend=counter)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    clip, fast = tiny_clip(), fast_copy(tiny_clip(), compiled=True, backend=backend)
     for count in (40, 17, 9, 5):
         pixels = torch.rand(count, 3, clip.image_size, clip.image_size)
         with torch.no_grad():
             assert torch.allclose(fast.encode_image(pixels), clip.encode_image(pixels), atol=1e-6)
-    assert counter.frame_count == 2
+    assert len(graphs) == 2
