@@ -222,13 +222,15 @@ def test_all_five_work_together_through_the_command_line(theirs):
     run("eval", "--model", "digits,local-dir:m", *EVAL, *options, "--workers", "1", "--json", "rows.json", "--out", "r")
     rows = json.loads((theirs / "rows.json").read_text())
     found = {(r["model"], r["scorer"], r["defense"], r["attack"]): r["top1"] for r in rows}
-    assert len(found) == len(rows) == 2 * 2 * (2 + 3), "an attack on a defended model ignores it, or goes through it"
+    assert len(found) == len(rows) == 2 * 2 * (2 + 4), (
+        "behind a defence attacks ignore it or go through it; the worst case of both"
+    )
     for model in ("digits", "local-dir:m"):
         for scorer in ("template", "plural"):
             clean = {d: found[model, scorer, d, "clean"] for d in ("none", "least-first")}
             assert clean["none"] + clean["least-first"] == 100, "of two classes the other one"
     protocol = next(r["protocol"] for r in rows if r["attack"].startswith("from-captions"))
     assert protocol["attack"] == "from-captions" and protocol["steps"] == 3 and len(protocol["captions"]) == 16
-    run("report", "r", "--out", "report")
-    text = "".join(path.read_text() for path in (theirs / "report").glob("*.md"))
-    assert "from-captions-3_eps8" in text and "least-first" in text and "plural" in text
+    run("report", "r", "--out", "report.md")
+    text = (theirs / "report.md").read_text()
+    assert "from-captions-3" in text and "least-first" in text and "plural" in text

@@ -67,8 +67,8 @@ def plan_evaluation(
     return plan
 
 
-def spent(out: str) -> tuple[Forecast | None, list[forecasts.Spent], list[dict[str, Any]]]:
+def spent(out: str) -> tuple[Forecast | None, list[forecasts.PlanComparison], list[dict[str, Any]]]:
     """Return a results folder's plan, its cells' actual beside planned cost, and the record of each evaluation."""
     store = Store(out)
     plan = forecasts.read_plan(store)
-    return plan, [] if plan is None else forecasts.spent(plan, store), store.read_json(forecasts.RUNS) or []
+    return plan, [] if plan is None else forecasts.compare_with_plan(plan, store), store.read_json(forecasts.RUNS) or []

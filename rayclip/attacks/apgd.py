@@ -13,18 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayclip.attacks.base import (
-    Adversarial,
-    Attack,
-    Norm,
-    Prompts,
-    Samples,
-    margin,
-    per_image,
-    project,
-    random_start,
-    steepest,
-)
+from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples
+from rayclip.attacks.geometry import margin, per_image, project, random_start, steepest
 from rayclip.models import ZeroShot
 from rayclip.types import UserError
 

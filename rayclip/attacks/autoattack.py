@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Self
 import torch
 
 from rayclip import rng
-from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, per_image
+from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples
+from rayclip.attacks.geometry import per_image
 from rayclip.attacks.registry import ATTACKS
 from rayclip.attacks.square import Schedule
 from rayclip.models import ZeroShot

@@ -13,7 +13,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, Stop, margin, per_image, sizes
+from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, Stop
+from rayclip.attacks.geometry import margin, per_image, sizes
 from rayclip.models import ZeroShot
 from rayclip.types import UserError
 

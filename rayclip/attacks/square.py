@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rayclip import rng
-from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, margin, per_image, sizes
+from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples
+from rayclip.attacks.geometry import margin, per_image, sizes
 from rayclip.models import ZeroShot
 from rayclip.types import UserError
 

@@ -156,7 +156,7 @@ def prepare(
     After an interruption the same command continues; when all is prepared, it does nothing. Unusable images are set
     aside in rejected.parquet with the reason.
     """
-    from rayclip.data.catalog import Options, prepare_named
+    from rayclip.data.catalog import prepare_named
     from rayclip.data.manifest import MANIFEST
     from rayclip.data.opening import data_root
     from rayclip.data.registry import find
@@ -177,12 +177,7 @@ def prepare(
     for name in wanted:
         check_folder(option, f"{base}/{name}", done="" if force else MANIFEST)
     store = Store(base)
-    options = Options(
-        splits=None if splits is None else [s.strip() for s in ",".join(splits).split(",") if s.strip()],
-        strict=strict,
-        force=force,
-        jobs=jobs,
-    )
+    wanted_splits = None if splits is None else [s.strip() for s in ",".join(splits).split(",") if s.strip()]
     reading = Reading(
         image=image_column,
         label=label_column,
@@ -202,7 +197,9 @@ def prepare(
                 worked = True
                 display.update(f"{name} {split}", done, total, remark)
 
-            manifest = prepare_named(name, place, store, options, tell)
+            manifest = prepare_named(
+                name, place, store, tell, splits=wanted_splits, strict=strict, force=force, jobs=jobs
+            )
         where = store.child(name).root
         print(f"{name}: {'prepared in' if worked else 'is already prepared in'} {where}")
         _print_splits(manifest)

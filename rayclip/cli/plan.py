@@ -11,7 +11,7 @@ from rayclip.reports.grid import Cell, Grid, number_cell
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
-    from rayclip.evaluation.forecast import Forecast, Spent
+    from rayclip.evaluation.forecast import Forecast, PlanComparison
 
 _WIDTH = 120  # characters, for tables that are not printed to a terminal
 
@@ -115,7 +115,7 @@ def _show(plan: "Forecast") -> None:
     _print(("workers", "wall time", f"{unit} hours held", *["cost"] * (plan.price is not None)), rows)
 
 
-def _show_spent(plan: "Forecast", done: "list[Spent]", runs: list[dict[str, Any]]) -> None:
+def _show_spent(plan: "Forecast", done: "list[PlanComparison]", runs: list[dict[str, Any]]) -> None:
     unit = plan.hardware.unit
     rows = []
     for each in done:
@@ -130,7 +130,7 @@ def _show_spent(plan: "Forecast", done: "list[Spent]", runs: list[dict[str, Any]
     print(_sum_line(plan, done, runs))
 
 
-def _sum_line(plan: "Forecast", done: "list[Spent]", runs: list[dict[str, Any]]) -> str:
+def _sum_line(plan: "Forecast", done: "list[PlanComparison]", runs: list[dict[str, Any]]) -> str:
     actual = _hours(plan.hardware, sum(each.actual for each in done))
     parts = [f"took {actual} for {sum(e.done for e in done)} of {sum(e.samples for e in done)} samples"]
     if runs:

@@ -15,10 +15,7 @@ from rayclip.types import UserError
 
 def local_path(store: Store, file: File) -> Path:
     """Return a local path at which a file of `store` can be memory-mapped: the file itself below a local root, else its
-    copy on this node.
-
-    One process of a node fetches a file while the others wait. A copy is complete and has the right hash, or does not
-    exist.
+    copy on this node, which one process fetches while the others wait.
 
     Raises:
         UserError: the file is missing or differs from the manifest, or the cache's disk is full.

@@ -10,12 +10,13 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from rayclip.data.descriptions import normal_name
 from rayclip.data.spec import parse_spec
@@ -43,25 +44,23 @@ _SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Caption:
+class Caption(BaseModel, frozen=True, coerce_numbers_to_str=True):
     """One row of a table.
 
     Attributes:
         class_index: the label.
-        class_name: for people, and to detect a file for other classes; "" if an editor left it out.
+        class_name: to detect a file for other classes; "" if an editor left it out.
         rank: 1 is the best of its class; None if an editor left it out.
-        caption: one sentence.
         score: cosine similarity of its text embedding to the class name's; None if not measured.
         source: `description` (from the file of descriptions), `template` (to fill up the class), or an editor's text.
     """
 
-    class_index: int
-    class_name: str
-    rank: int | None
+    class_index: NonNegativeInt
+    class_name: str = ""
+    rank: int | None = None
     caption: str
-    score: float | None
-    source: str
+    score: float | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,38 +82,26 @@ def check_table_name(path: Path) -> None:
 
 
 def write_captions(path: Path, rows: Sequence[Caption], made_from: Mapping[str, Any]) -> None:
-    """Write a table; each file is written atomically.
-
-    Args:
-        path: `.parquet` or `.csv`.
-        made_from: JSON values; `class_names` in label order lets `read_captions` detect a deleted class.
-    """
+    """Write a table as `.parquet` or `.csv`, atomically. `class_names` in `made_from`, a JSON object, lets
+    `read_captions` detect a deleted class."""
     check_table_name(path)
     if path.suffix.lower() == ".csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, _SCHEMA.names)
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows(row.model_dump() for row in rows)
         _write(_beside(path), (json.dumps(made_from, indent=1, ensure_ascii=False) + "\n").encode())
         _write(path, text.getvalue().encode("utf-8-sig"))  # without the byte-order mark Excel misreads UTF-8
         return
     metadata = {_METADATA: json.dumps(made_from).encode()}
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], _SCHEMA.with_metadata(metadata)), sink)
+    pq.write_table(pa.Table.from_pylist([row.model_dump() for row in rows], _SCHEMA.with_metadata(metadata)), sink)
     _write(path, sink.getvalue().to_pybytes())
 
 
 def table_for(captions: str, data: str) -> str:
-    """Return the caption table of a data set.
-
-    Args:
-        captions: a table, the name of a bundled one, or a folder with one table per data set: `NAME.parquet` or
-            `NAME.csv`.
-        data: the data set as on the command line.
-
-    Raises:
-        UserError: the folder has no table for the data set.
-    """
+    """Return the caption table of a data set: `captions` itself, or, if that is a folder, its `NAME.parquet` or
+    `NAME.csv`. Raises `UserError` if there is none."""
     captions = captions if captions in BUNDLED else expand_home(captions)
     if captions in BUNDLED or not Path(captions).is_dir():
         return captions
@@ -198,36 +185,17 @@ def read_table(path: str | Path) -> CaptionTable:
 
 
 def _row(where: str, record: Mapping[str, Any]) -> Caption:
-    caption = " ".join(str(record.get("caption") or "").split())
-    if not caption:
-        raise UserError(f"{where} has no caption: write one or delete the row.")
-    label = _number(where, record, "class_index", whole=True)
-    if label is None or label < 0:
-        raise UserError(f"{where}: class_index must be a number from 0.")
-    rank = _number(where, record, "rank", whole=True)
-    return Caption(
-        class_index=int(label),
-        class_name=str(record.get("class_name") or "").strip(),
-        rank=None if rank is None else int(rank),
-        caption=caption,
-        score=_number(where, record, "score", whole=False),
-        source=str(record.get("source") or "").strip(),
-    )
-
-
-def _number(where: str, record: Mapping[str, Any], column: str, *, whole: bool) -> float | None:
-    """Parse a cell as a number; None for an empty cell, as spreadsheets and pandas write it. Whole numbers may end in
-    `.0`."""
-    written = record.get(column)
-    if written is None or (isinstance(written, str) and not written.strip()) or written != written:
-        return None
+    # Spreadsheets and pandas write an empty cell as a blank text or NaN.
+    tidy = {key: " ".join(value.split()) if isinstance(value, str) else value for key, value in record.items() if key}
     try:
-        value = float(written)
-        if whole and not value.is_integer():
-            raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{where}: {column} '{written}' is no {'whole ' if whole else ''}number.") from None
-    return value
+        return Caption.model_validate({k: v for k, v in tidy.items() if v is not None and v != "" and v == v})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        column, missing = first["loc"][0], first["type"] == "missing"
+        if missing and column == "caption":
+            raise UserError(f"{where} has no caption: write one or delete the row.") from None
+        said = "is missing" if missing else f"'{first['input']}': {first['msg']}"
+        raise UserError(f"{where}: {column} {said}.") from None
 
 
 def _read_csv(path: Path) -> tuple[Iterator[tuple[int, dict[str, Any]]], dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Prepare and list data sets by name below a root."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from rayclip.data.classnames import curated_names
 from rayclip.data.manifest import Manifest, read_manifest
@@ -14,18 +14,20 @@ from rayclip.types import UserError
 EVALUATED = "evaluated"  # name for the split that the papers report on
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options for preparing; see `prepare.Request`. `splits` None means all splits of the source."""
-
-    splits: Sequence[str] | None = None
-    strict: bool = False
-    force: bool = False
-    jobs: int | None = None
-
-
-def prepare_named(name: str, place: Place, root: Store, options: Options, on_progress: OnProgress) -> Manifest:
+def prepare_named(
+    name: str,
+    place: Place,
+    root: Store,
+    on_progress: OnProgress = lambda *_: None,
+    *,
+    splits: Sequence[str] | None = None,
+    **options: Any,
+) -> Manifest:
     """Prepare one data set, from the registry or the user's own, below `root`.
+
+    Args:
+        splits: by our names, or `evaluated`; None for all splits of the source.
+        options: `strict`, `force`, `jobs`; see `prepare.Request`.
 
     Raises:
         UserError: no such data set, source or split; or see `prepare`.
@@ -33,7 +35,7 @@ def prepare_named(name: str, place: Place, root: Store, options: Options, on_pro
     row = DATASETS.get(name) if place.kind is not None else find(name)
     if row is None and not name.replace("_", "").replace("-", "").isalnum():
         raise UserError(f"'{name}' cannot be a data set's name: use letters, digits, - and _.")
-    wanted = None if options.splits is None else _splits(options.splits, row)
+    wanted = None if splits is None else _splits(splits, row)
     source = open_source(name, row, place, wanted)
     there = source.splits()
     unknown = [s for s in wanted or () if s not in there]
@@ -58,9 +60,7 @@ def prepare_named(name: str, place: Place, root: Store, options: Options, on_pro
         expected=expected,
         notes=(cut.note,) if cut is not None and cut.note else (),
         counted=kind in ("parquet", "hub", "webdataset") and not place.reading.labels_from,
-        strict=options.strict,
-        force=options.force,
-        jobs=options.jobs,
+        **options,
     )
     return prepare(request, source, root, on_progress)
 

@@ -19,20 +19,11 @@ from rayclip.types import UserError
 def curated_names(
     row: DatasetInfo, raw_names: Sequence[str], source_kind: str, label_keys: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Return the class names in label order, in the curated spelling for CLIP's prompts.
+    """Return the class names in label order, in the curated spelling for CLIP's prompts; empty for image-caption data.
 
-    Labels keep their meaning: names are matched by key or by spelling, and by position only if the source is known to
-    have the published label order, which a user's own folder may not have. If nothing matches, the cleaned raw names
-    are used.
-
-    Args:
-        row: the data set.
-        raw_names: `Source.class_names`.
-        source_kind: `kind` of `Source.describe()`: `torchvision`, `hub`, `folder`, …
-        label_keys: `Source.label_keys`.
-
-    Returns:
-        One name per class; empty for image-caption data.
+    Labels keep their meaning: names are matched by key (`Source.label_keys`) or by spelling, and by position only if
+    the source, of kind `source_kind`, is known to have the published label order. If nothing matches, the cleaned raw
+    names are used.
 
     Raises:
         UserError: the numbers of classes of the source and the data set differ.

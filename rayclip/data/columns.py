@@ -1,5 +1,4 @@
-"""Find the columns of a table that hold images, labels and captions, and interpret label columns. Preparing and reading
-share these rules."""
+"""Find the columns of a table that hold images, labels and captions, and interpret label columns."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -41,7 +40,7 @@ def find_columns(
     Args:
         where: the file, for messages.
         captions: whether to read captions even if there are labels.
-        option: format of the option that names a column, for messages; filled with `image` or `label`, and the column.
+        option: how to name a column, for messages; filled with `image` or `label`, and the column.
 
     Raises:
         UserError: no such column, or several candidates.
@@ -113,9 +112,7 @@ class LabelColumn:
     """How the values of a label column become labels.
 
     Attributes:
-        name: the column.
-        class_names: in label order.
-        own_names: as the data spell them; empty if class names were given and the data have none.
+        own_names: as the data spell them; empty if they have none.
         texts: the class name of each label where labels are texts; a text that is no class name may still be a number.
         first: the label of the first class.
         from_1: advice where labels seem to be counted from 1.
@@ -140,10 +137,7 @@ class LabelColumn:
 
     def numbers(self, where: str, distinct: Iterable[Any]) -> dict[Any, int]:
         """Map each distinct value of the column to its label, counted as in the data; `MISSING` for missing labels.
-
-        Raises:
-            UserError: some values are no labels, or labels of no class.
-        """
+        Raises `UserError` for values that are no labels, or labels of no class."""
         numbers: dict[Any, int] = {}
         wrong = []
         for value in distinct:
@@ -186,19 +180,8 @@ def open_labels(
     from_1: str,
     names_option: str = "",
 ) -> LabelColumn:
-    """Choose the class names of a label column: those that the data declare, else those given, else its distinct texts,
-    sorted like class folders.
-
-    Args:
-        where: the file, for messages.
-        declared: `declared_names`.
-        distinct: the column's distinct values; None if they are not known.
-        from_1: see `LabelColumn`.
-        names_option: another way to give class names, for messages.
-
-    Raises:
-        UserError: there are no class names.
-    """
+    """Choose the class names of a label column: those declared, else those given, else its distinct texts (None if they
+    are not known), sorted like class folders. Raises `UserError` if there are none."""
     given, own = reading.class_names(), declared
     if not own and given is None and columns.text_labels and distinct is not None:
         own = tuple(sorted(str(text) for text in distinct if text is not None))
@@ -218,6 +201,12 @@ def open_labels(
         from_1=from_1,
         note=note,
     )
+
+
+def caption_texts(value: Any) -> tuple[str, ...]:
+    """Return the captions of a value: one or several, as text or as structs with `raw`; "" for a missing one."""
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return tuple((v.get("raw") if isinstance(v, dict) else v) or "" for v in values)
 
 
 def is_text(kind: Any) -> bool:

@@ -36,9 +36,7 @@ class Descriptions:
 
     Attributes:
         source: path, or address without its secrets.
-        sha256: hash of the file's bytes.
-        sentences: the file's own class names -> sentences, with whitespace normalised, empty sentences and exact
-            repeats dropped.
+        sentences: the file's own class names -> sentences, tidied.
         empty, repeated: number of sentences dropped for each reason.
     """
 
@@ -63,10 +61,8 @@ class Matching:
     """Descriptions matched to labels.
 
     Attributes:
-        keys: the file's class name of each label, None if unmatched.
-        captions: the sentences of each label, empty if unmatched.
-        unmatched: labels without a key.
-        unused: keys without a label.
+        keys, captions: the file's class name and the sentences of each label; None and empty if unmatched.
+        unmatched, unused: labels without a key, and keys without a label.
         conflicts: groups of keys that differ only in spelling.
     """
 
@@ -80,19 +76,16 @@ class Matching:
 def normal_name(name: str) -> str:
     """Normalise a name for comparison: lower case; runs of `_`, `-`, `/` and blanks become one blank; one apostrophe.
 
-    Names that `clean_name` makes equal are equal here. Brackets are kept, because they distinguish classes (SUN397's
-    'apse (indoor)', ImageNet's 'kite (bird of prey)'). Apostrophes and accents are kept too, since a person should see
-    when they are missing: 'creme brulee' is suggested for 'crème brûlée' but not matched. Only their encoding is
-    unified (Unicode NFC, ’ as ').
+    Names that `clean_name` makes equal are equal here. Brackets distinguish classes ('kite (bird of prey)') and are
+    kept, as are apostrophes and accents: 'creme brulee' is suggested for 'crème brûlée' but not matched.
     """
     return " ".join(unicodedata.normalize("NFC", name).lower().translate(_SIGNS).split())
 
 
 def read_descriptions(source: str, *, timeout_s: float = _TIMEOUT_S, limit_bytes: int = _LIMIT_BYTES) -> Descriptions:
-    """Read and check CuPL-style JSON.
+    """Read and check CuPL-style JSON from a path or an http(s) address.
 
     Args:
-        source: a path, or an http(s) address; other schemes are refused.
         timeout_s: limit in seconds for connecting, and for the whole download.
         limit_bytes: larger files are refused.
 
@@ -125,13 +118,8 @@ def match_classes(
     """Match sentences to labels by names that are equal under `normal_name`.
 
     If keys differ only in spelling (ImageNet's dog 'Cardigan' and garment 'cardigan'), a label takes the key spelt
-    exactly like it, or stays unmatched if there is none. Classes that share a name share its sentences (ImageNet's
-    curated 'missile'). Keys left over can match alternative names, unless two labels claim the same key: 'crane' is a
-    bird and a machine.
-
-    Args:
-        class_names: in label order, as used in prompts.
-        alternatives: other names in label order, such as the data set's raw names.
+    exactly like it. Classes that share a name share its sentences. Keys left over can match `alternatives`, other names
+    in label order, unless two labels claim the same key: 'crane' is a bird and a machine.
     """
     groups: dict[str, list[str]] = {}
     for key in sentences:

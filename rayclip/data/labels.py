@@ -1,5 +1,4 @@
-"""Read class names that users give, and check that labels fit them. Labels are never shifted and classes never dropped
-silently."""
+"""Read class names that users give, and check that labels fit them."""
 
 import json
 import re
@@ -66,12 +65,8 @@ def _from_json(path: Path, text: str) -> tuple[str, ...]:
 
 
 def with_given_names(own: tuple[str, ...], given: tuple[str, ...], origin: str) -> tuple[tuple[str, ...], str | None]:
-    """Apply given class names to data that may have its own; labels keep their meaning.
-
-    Args:
-        own: the data's class names in label order; empty if it has none.
-        given: another spelling of the same names in any order, or other names in label order.
-        origin: where the given names are from, for the note.
+    """Apply given class names, from the file `origin`, to data that may have `own` names; labels keep their meaning.
+    The given ones are another spelling of the own names in any order, or other names in label order.
 
     Returns:
         The names in label order, and a note for users if other names replace the data's own.
@@ -89,16 +84,9 @@ def with_given_names(own: tuple[str, ...], given: tuple[str, ...], origin: str) 
 
 
 def check_labels(where: str, labels: Iterable[int], classes: int, first: int, from_1: str) -> None:
-    """Raise a `UserError` unless labels fit the class names. No sample is set aside for a label that does not fit:
-    others may then be shifted.
-
-    Args:
-        where: the file or sample, for the message.
-        labels: as in the data; `MISSING` is ignored.
-        classes: number of class names.
-        first: the label of the first class.
-        from_1: what to do if the labels are counted from 1.
-    """
+    """Raise a `UserError` unless `labels`, counted as in the data, fit the class names; `MISSING` is ignored. No sample
+    is set aside for a label that does not fit: others may be shifted. `from_1` says what to do if they are counted from
+    1."""
     found = sorted(set(labels) - {MISSING})
     outside = [label for label in found if not first <= label < first + classes]
     if not outside:
@@ -121,16 +109,8 @@ def check_labels(where: str, labels: Iterable[int], classes: int, first: int, fr
 def notes_on_classes(
     names: Sequence[str], counts: Sequence[int], raw: Sequence[str] | None = None, split: str = "", remedy: str = ""
 ) -> list[str]:
-    """Return notes for readers of the numbers: classes without images, classes that share a name, names that are only
-    numbers.
-
-    Args:
-        names: class names in label order.
-        counts: images per class.
-        raw: the source's own names, if they differ.
-        split: the split whose images were counted, for messages.
-        remedy: advice for labels that are counted from 1.
-    """
+    """Return notes for readers of the numbers: classes without images (`counts`), classes that share a name, names that
+    are only numbers. `raw` are the source's own names; `remedy` is advice for labels that are counted from 1."""
     notes = []
     images = f"{split} images".lstrip()
     empty = [f"'{name}'" for name, count in zip(names, counts, strict=True) if count == 0]

@@ -1,6 +1,7 @@
 """Find a data set's files in a folder: flat, in the hub's layout, or as `save_to_disk` writes them."""
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -58,9 +59,6 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
 
 def by_config(files: Collection[str]) -> dict[str, dict[str, tuple[str, list[str]]]]:
     """Group Parquet files by configuration, the folder they are in ("" for the root or `data/`), and our split.
-
-    Args:
-        files: paths below the data set's root, with `/`.
 
     Returns:
         configuration -> split -> its spelling in the files, and the files in order.
@@ -157,26 +155,14 @@ def _complete(files: Sequence[Path]) -> list[Path]:
 
 
 def _below(folder: Path, ending: str, depth: int, limit: int | None = None) -> list[Path]:
-    """Return the files below a folder with this ending, sorted; hidden files and folders are skipped."""
+    """Return the files with this ending at most `depth` levels below, sorted; hidden files and folders are skipped."""
     found: list[Path] = []
-    folders = [folder]
-    for _ in range(depth):
-        deeper: list[Path] = []
-        for place in folders:
-            try:
-                entries = sorted(place.iterdir())
-            except OSError:
-                continue
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    deeper.append(entry)
-                elif entry.name.endswith(ending):
-                    found.append(entry)
-                if limit is not None and len(found) >= limit:
-                    return found
-        folders = deeper
+    for place, folders, files in os.walk(folder, followlinks=True):
+        deep_enough = len(Path(place).relative_to(folder).parts) + 1 >= depth
+        folders[:] = [] if deep_enough else sorted(name for name in folders if not name.startswith("."))
+        found += [Path(place, name) for name in files if name.endswith(ending) and not name.startswith(".")]
+        if limit is not None and len(found) >= limit:
+            break
     return sorted(found)
 
 

@@ -68,12 +68,10 @@ class Split(_Model):
     """One split as stored on disk.
 
     Attributes:
-        rows: number of images.
         rejected: number of the source's records that were set aside, see `rejected.parquet`.
         converted: number of converted images, by their original kind.
         per_class: images per class, in label order; empty for captions.
         size: (width, height) of all images, None if they differ.
-        shards: in row order.
         index: a `.npy` file with each image's label and offset (`mapped.INDEX`).
     """
 
@@ -100,12 +98,10 @@ class Manifest(_Model):
     """A prepared data set.
 
     Attributes:
-        class_names: CLIP's curated spelling, in label order.
-        raw_names: the source's own spelling.
+        class_names, raw_names: CLIP's curated spelling and the source's own, in label order.
         source: description of its source (`Source.describe`).
         notes: remarks for users, one sentence each.
         recipe: version of the preparation, `RECIPE`.
-        rayclip: version of the package.
     """
 
     name: _Name
@@ -152,11 +148,7 @@ class Manifest(_Model):
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> "Manifest":
-        """Parse and validate a manifest.
-
-        Raises:
-            UserError: something is missing, of the wrong type, or inconsistent.
-        """
+        """Parse and validate a manifest. Raises `UserError` if something is missing, wrong or inconsistent."""
         try:
             manifest = cls.model_validate_json(text)
             raw = json.loads(text)
@@ -171,11 +163,7 @@ class Manifest(_Model):
 
 
 def read_manifest(store: Store) -> Manifest | None:
-    """Read the manifest in a data set's folder; None if there is none.
-
-    Raises:
-        UserError: the manifest is damaged.
-    """
+    """Read the manifest in a data set's folder; None if there is none. Raises `UserError` if it is damaged."""
     text = store.read(MANIFEST)
     return None if text is None else Manifest.from_json(text, f"{store.root}/{MANIFEST}")
 

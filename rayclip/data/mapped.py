@@ -22,16 +22,13 @@ INDEX = np.dtype([("offset", "<i8"), ("size", "<i8"), ("crc", "<u4"), ("label", 
 
 
 class MappedImages:
-    """The encoded images of several Parquet files as one sequence.
-
-    Files are opened when one of their images is first read, so that a node fetches only what it reads. Picklable,
-    without the memory maps; processes of one node share the mapped pages.
+    """The encoded images of several Parquet files as one sequence; see `TableImages`. Processes of one node share the
+    mapped pages.
 
     Args:
         rows: number of rows of each file.
         locate: returns the local path of file number i.
         index: `(N,)` of `INDEX`, the images of all files in order.
-        name: name of the data set, for messages.
     """
 
     def __init__(self, rows: Sequence[int], locate: Callable[[int], Path], index: np.ndarray, name: str) -> None:
@@ -46,11 +43,7 @@ class MappedImages:
         return len(self._index)
 
     def __getitem__(self, position: int) -> memoryview:
-        """Return an image's encoded bytes.
-
-        Raises:
-            UserError: the bytes do not match their checksum.
-        """
+        """Return an image's encoded bytes. Raises `UserError` if they do not match their checksum."""
         number = bisect.bisect_right(self._starts, position) - 1
         if number not in self._maps:
             with self._locate(number).open("rb") as file:
@@ -66,11 +59,8 @@ class MappedImages:
 
 
 def index_of(path: Path, labels: Sequence[int] | None) -> np.ndarray:
-    """Build the index of a Parquet file's images. The file must be written without compression and dictionaries.
-
-    Args:
-        labels: the labels of all rows; None for captions.
-    """
+    """Build the index of a Parquet file's images, written without compression and dictionaries. `labels` is None for
+    captions."""
     file = pq.ParquetFile(path)
     index = np.zeros(file.metadata.num_rows, INDEX)
     index["label"] = -1 if labels is None else labels

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from rayclip.data.cache import local_path
+from rayclip.data.columns import caption_texts, find_columns
 from rayclip.data.encoded import EncodedImages
 from rayclip.data.images import Resize
 from rayclip.data.layout import WHOLE, find_files
@@ -18,7 +18,7 @@ from rayclip.data.mapped import MappedImages
 from rayclip.data.opening import choose_split, locate, open_manifest
 from rayclip.data.prepared import read_index
 from rayclip.data.spec import Reading, parse_spec
-from rayclip.data.tables import TableImages, footers_fingerprint, open_table, read_column
+from rayclip.data.tables import TableImages, checksums, footers_fingerprint, open_table, read_column
 from rayclip.paths import expand_home
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -27,14 +27,12 @@ _LAYOUT = "(image: struct<bytes, path>, captions: list<string>)"
 
 
 class PairSet(EncodedImages):
-    """Images of one or several Parquet files, each with its captions.
+    """Images of one or several Parquet files, each with its captions; see `ImageSet`.
 
     Attributes:
         captions: the captions of each image, at least one, as in the file.
         ids: `(N,)` int64, each image's row in its source.
-        fingerprint: a hash of the content, from the files' footers, as for image sets, and every caption; for a
-            prepared data set, the manifest's.
-        notes: see `ImageSet`.
+        fingerprint: a hash of the files' footers and every caption; of a prepared data set, the manifest's.
 
     Raises:
         UserError: a file is missing, not Parquet, or has no images; or an image has no captions.
@@ -46,15 +44,23 @@ class PairSet(EncodedImages):
     def __init__(self, paths: Sequence[Path], name: str) -> None:
         self.name = name
         files = [open_table(path) for path in paths]
-        rows = [row for file, path in zip(files, paths, strict=True) for row in _captions(path, file)]
+        columns = [
+            find_columns(str(p), f.schema_arrow, Reading(), captions=True) for p, f in zip(paths, files, strict=True)
+        ]
+        if len(set(columns)) > 1:
+            raise UserError(f"the files of {paths[0].parent} have different columns: give each by itself.")
+        image, captions = columns[0].image, str(columns[0].captions)
+        rows = [row for path, file in zip(paths, files, strict=True) for row in _captions(path, file, captions)]
         if not rows:
             raise UserError(f"{paths[0]} holds no rows.")
         self.captions: tuple[tuple[str, ...], ...] = tuple(rows)
         self.ids = np.arange(len(rows))
         self.paths = tuple(paths)
-        self.encoded = TableImages([f.metadata.num_rows for f in files], self.paths.__getitem__, "image", name)
-        decisive = json.dumps([footers_fingerprint(paths), self.captions])
-        self.fingerprint = hashlib.sha256(decisive.encode()).hexdigest()[:16]
+        rows_of = [file.metadata.num_rows for file in files]
+        images = self.encoded = TableImages(rows_of, self.paths.__getitem__, image, name)
+        named = checksums(images.paths())
+        decisive = [footers_fingerprint(paths), self.captions, *([named] if named else [])]
+        self.fingerprint = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -118,24 +124,12 @@ def _open_folder(folder: Path) -> PairSet:
     raise UserError(f"folder {folder} holds no test pairs: it needs test*.parquet or val*.parquet {_LAYOUT}.")
 
 
-def _captions(path: Path, file: Any) -> list[tuple[str, ...]]:
-    """Check a file's columns and return the captions of each image."""
-    schema = file.schema_arrow
-    columns = {name: schema.field(name).type for name in schema.names}
-    image, captions = columns.get("image"), columns.get("captions")
-    if image is None or not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
-        raise UserError(f"{path} has no column 'image' of encoded images: write it as pairs {_LAYOUT}.")
-    if captions is None or not _is_list_of_text(captions):
-        raise UserError(f"{path} has no column 'captions' of lists of text: retrieval needs pairs {_LAYOUT}.")
-    rows = read_column(path, file, "captions").to_pylist()
+def _captions(path: Path, file: Any, column: str) -> list[tuple[str, ...]]:
+    """Return the captions of each image. Raises `UserError` for an image without captions."""
+    rows = [caption_texts(value) for value in read_column(path, file, column).to_pylist()]
     for position, row in enumerate(rows):
         if not row:
             raise UserError(f"row {position} of {path} has no captions: drop the image or caption it.")
-        if any(caption is None or not caption.strip() for caption in row):
+        if not all(caption.strip() for caption in row):
             raise UserError(f"row {position} of {path} has an empty caption: drop or write it.")
-    return [tuple(row) for row in rows]
-
-
-def _is_list_of_text(kind: Any) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return is_list and (pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type))
+    return rows

@@ -47,10 +47,8 @@ class Request:
     """Request to prepare a data set.
 
     Attributes:
-        name: folder below the root.
         class_names: curated spelling in label order; empty for captions.
         splits: the source's splits to prepare.
-        notes: notes for the manifest, in addition to the source's own.
         expected: published sizes of the splits, if known; a different size is noted.
         counted: whether labels are the source's own numbers, which might be counted from 1.
         strict: whether any rejection is an error.
@@ -278,9 +276,8 @@ def _prepare_split(
             else:
                 if writer is None:
                     file = f"{split}-{len(progress.shards):05d}.parquet"
-                    writer = stack.enter_context(
-                        ShardWriter(store, file, request.layout, request.class_names, source.class_names)
-                    )
+                    writer = ShardWriter(store, file, request.layout, request.class_names, source.class_names)
+                    stack.enter_context(closing(writer))
                 writer.add(record, outcome.data)
                 progress.count(outcome)
                 if writer.bytes >= request.layout.shard:
@@ -342,8 +339,8 @@ def _finish(request: Request, source: Source, store: Store, journal: _Journal, b
     manifest = Manifest(
         name=request.name,
         kind="classification" if request.class_names else "captions",
-        class_names=request.class_names,
-        raw_names=source.class_names,
+        class_names=tuple(request.class_names),
+        raw_names=tuple(source.class_names),
         splits=splits,
         source=description,
         notes=tuple(dict.fromkeys(notes)),

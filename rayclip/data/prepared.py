@@ -16,16 +16,8 @@ from rayclip.types import UserError
 
 
 class PreparedImages(EncodedImages, ImageSet):
-    """One split of a prepared data set, from a local folder or from this node's copy of a remote one.
-
-    Args:
-        store: the folder of the data set.
-        split: its name in the manifest.
-        names: spelling of the class names.
-
-    Raises:
-        UserError: the index does not match the manifest.
-    """
+    """One split of a prepared data set, from a local folder or from this node's copy of a remote one. Raises
+    `UserError` if the index does not match the manifest."""
 
     def __init__(self, store: Store, manifest: Manifest, split: str, names: Names = "curated") -> None:
         self.manifest, self.split, self._store = manifest, split, store
@@ -45,11 +37,8 @@ class PreparedImages(EncodedImages, ImageSet):
 
 
 def read_index(store: Store, manifest: Manifest, split: str) -> np.ndarray:
-    """Read a split's labels and image offsets, `(N,)` of `mapped.INDEX`.
-
-    Raises:
-        UserError: the index does not match the manifest.
-    """
+    """Read a split's labels and image offsets, `(N,)` of `mapped.INDEX`. Raises `UserError` if they do not match the
+    manifest."""
     found = manifest.splits[split]
     data = local_path(store, found.index).read_bytes()
     if hashlib.sha256(data).hexdigest() == found.index.sha256:

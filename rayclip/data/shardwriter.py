@@ -5,10 +5,8 @@ import io
 import json
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -38,8 +36,7 @@ class Layout:
 
 
 class ShardWriter:
-    """Writer of one Parquet shard to a temporary place; `commit` moves it to its final place. Without a commit, nothing
-    is kept."""
+    """Writer of one Parquet shard to a temporary place; `commit` moves it to its final place."""
 
     def __init__(
         self, store: Store, file: str, layout: Layout, class_names: Sequence[str], raw_names: Sequence[str]
@@ -52,32 +49,27 @@ class ShardWriter:
         self._pending = self.bytes = self._count = 0
         self._content = hashlib.sha256()
 
-    def __enter__(self) -> "ShardWriter":
-        self._stack = ExitStack()
         # Below a local root the temporary file is in the same folder, so that it can be renamed; object stores get an
         # upload.
-        where = None
-        if self._store.is_local:
-            where = self._store.path("")
+        where = store.path("") if store.is_local else None
+        if where is not None:
             where.mkdir(parents=True, exist_ok=True)
-        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix=".partial-", dir=where))
-        self._path = Path(folder) / self._file
-        self._writer = self._stack.enter_context(
-            pq.ParquetWriter(
-                self._path,
-                self._schema,
-                compression="none",  # images are compressed already
-                use_dictionary=False,
-                write_statistics=["label"] if self._labelled else False,  # statistics of images would contain images
-                write_page_checksum=True,
-            )
+        self._folder = tempfile.TemporaryDirectory(prefix=".partial-", dir=where)
+        self._path = Path(self._folder.name) / file
+        self._writer = pq.ParquetWriter(
+            self._path,
+            self._schema,
+            compression="none",  # images are compressed already
+            use_dictionary=False,
+            write_statistics=["label"] if self._labelled else False,  # statistics of images would contain images
+            write_page_checksum=True,
         )
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
+    def close(self) -> None:
+        try:
+            self._writer.close()
+        finally:
+            self._folder.cleanup()
 
     def add(self, record: Record, data: bytes) -> None:
         row: dict[str, Any] = {"image": {"bytes": data, "path": record.path}}

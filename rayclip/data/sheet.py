@@ -19,15 +19,8 @@ _INK, _PAPER = (32, 32, 32), (255, 255, 255)
 
 
 def contact_sheet(place: str, split: str | None = None) -> bytes:
-    """Draw up to 48 images, spread evenly over the classes and the data, as PNG bytes.
-
-    Args:
-        place: a data set as `open_data` or `open_pairs` takes it.
-        split: split of a prepared data set; None for the evaluated one.
-
-    Raises:
-        UserError: no such data set or split.
-    """
+    """Draw up to 48 images of a data set as PNG bytes, spread evenly over the classes and the data; `split` is None for
+    the evaluated one. Raises `UserError` if there is no such data set or split."""
     data = _open(place, split)
     texts: Sequence[str]
     if isinstance(data, PairSet):

@@ -94,11 +94,7 @@ def parse_spec(text: str) -> Spec:
 
 def choose_names(written: str, data: Sequence[str]) -> tuple[Names, list[str]]:
     """Interpret `--class-names`: return the spelling to use, and the data sets with `#names=FILE` added if it names a
-    file.
-
-    Raises:
-        UserError: the value is neither a spelling nor a file of class names.
-    """
+    file. Raises `UserError` if it is neither."""
     for spelling in get_args(Names):
         if written == spelling:
             return spelling, list(data)

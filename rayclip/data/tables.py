@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,7 +21,6 @@ from rayclip.types import UserError
 # Errors that Arrow raises for damaged files: invalid UTF-8 is a ValueError, unusual types are "not implemented".
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 _CACHE_BYTES = 512 << 20  # encoded images kept in memory per data set and process
-_NOTHING = memoryview(b"")
 _LFS = b"version https://git-lfs"
 
 _T = TypeVar("_T")
@@ -31,15 +29,13 @@ _T = TypeVar("_T")
 class TableImages:
     """The image column of several files as one sequence of encoded images, read one row group at a time.
 
-    Files are opened when one of their rows is first read, so that a node fetches only what it reads. Picklable,
-    without open files and cached rows. Not thread-safe.
+    Files are opened when one of their rows is first read, so that a node fetches only what it reads. Picklable, without
+    open files and cached rows. Not thread-safe.
 
     Args:
         rows: number of rows of each file.
         locate: returns the local path of file number i.
-        column: the column of images: `struct<bytes, path>` or plain binary; or, as a struct without bytes or as text,
-            paths of image files, relative to the file that names them.
-        name: name of the data set, for messages.
+        column: holds `struct<bytes, path>`, binary, or paths relative to the file that names them.
     """
 
     def __init__(self, rows: Sequence[int], locate: Callable[[int], Path], column: str, name: str) -> None:
@@ -49,7 +45,7 @@ class TableImages:
 
     def _forget(self) -> None:
         self._files: dict[int, tuple[Any, list[int]]] = {}
-        self._cache: OrderedDict[tuple[int, int], list[memoryview | str]] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, int], list[bytes | str]] = OrderedDict()
         self._cached_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,29 +54,24 @@ class TableImages:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def __getitem__(self, position: int) -> memoryview:
-        """Return the encoded image in a row; empty if the row has none.
-
-        Raises:
-            UserError: the Parquet file is damaged.
-            BadImageError: the row names an image file that cannot be read.
-        """
+    def __getitem__(self, position: int) -> bytes:
+        """Return the encoded image in a row; empty if the row has none. Raises `UserError` if the table is damaged,
+        `BadImageError` if the row names an image file that cannot be read."""
         number = bisect.bisect_right(self._starts, position) - 1
         row = position - self._starts[number]
         _, starts = self._file(number)
         group = bisect.bisect_right(starts, row) - 1
         found = self._rows(number, group)[row - starts[group]]
-        if isinstance(found, memoryview):
+        if isinstance(found, bytes):
             return found
         path = self._locate(number).parent / found
         try:
-            return memoryview(path.read_bytes())
+            return path.read_bytes()
         except OSError as error:
             raise BadImageError(f"no image in the row, and no file {path}") from error
 
     def paths(self) -> list[Path]:
-        """Return the image files that rows name instead of holding bytes. Reads only row groups in which, by their
-        statistics, bytes may be missing."""
+        """Return the image files that rows name instead of holding bytes."""
         found: list[Path] = []
         for number in range(len(self._starts) - 1):
             _, starts = self._file(number)
@@ -123,12 +114,12 @@ class TableImages:
                 )
         return self._files[number]
 
-    def _rows(self, number: int, group: int) -> list[memoryview | str]:
+    def _rows(self, number: int, group: int) -> list[bytes | str]:
         key = number, group
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        rows = list(itertools.chain(*self._convert(number, group, encoded_images)))
+        rows = list(itertools.chain(*self._convert(number, group, lambda chunk: [encoded_image(row) for row in chunk])))
         self._cache[key] = rows
         self._cached_bytes += sum(map(len, rows))
         while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
@@ -157,58 +148,23 @@ def checksums(paths: Sequence[Path]) -> list[int]:
     return [zlib.crc32(path.read_bytes()) if path.is_file() else -1 for path in paths]
 
 
-def encoded_images(chunk: Any) -> list[memoryview | str]:
-    """Return each image's bytes without a copy, or the path that a row has instead; empty for neither."""
-    if is_text(chunk.type):
-        return [_text(path) or _NOTHING for path in chunk]
-    if not pa.types.is_struct(chunk.type):
-        return list(_bytes_of(chunk))
-    found: list[memoryview | str] = [_NOTHING] * len(chunk)
-    valid = chunk.is_valid().to_pylist() if chunk.null_count else [True] * len(chunk)
-    names = [chunk.type.field(i).name for i in range(chunk.type.num_fields)]
-    if "bytes" in names and not pa.types.is_null(chunk.type.field("bytes").type):
-        # `field`, unlike `flatten`, keeps the rows of nulls.
-        found = [view if ok else _NOTHING for view, ok in zip(_bytes_of(chunk.field("bytes")), valid, strict=True)]
-    empty = [i for i, view in enumerate(found) if not view and valid[i]]
-    if empty and "path" in names and is_text(chunk.type.field("path").type):
-        lacking = chunk.field("bytes").is_null().to_pylist() if "bytes" in names else [True] * len(chunk)
-        paths = chunk.field("path")
-        for i in empty:
-            if lacking[i] and (path := _text(paths[i])):  # empty bytes are a damaged image, not a missing one
-                found[i] = path
-    return found
-
-
-def _text(scalar: Any) -> str | None:
+def encoded_image(scalar: Any) -> bytes | str:
+    """Return a row's encoded image, or the path that it has instead; empty for neither."""
+    if isinstance(scalar, pa.StructScalar):
+        data = scalar["bytes"].as_py() if scalar.is_valid and "bytes" in scalar else None
+        if data is not None or not scalar.is_valid or "path" not in scalar:
+            return data or b""  # empty bytes are a damaged image, not a missing one
+        scalar = scalar["path"]
     try:
-        return scalar.as_py()
+        found = scalar.as_py()
     except UnicodeDecodeError:
-        return None
-
-
-def _bytes_of(chunk: Any) -> list[memoryview]:
-    if len(chunk) == 0:
-        return []
-    if pa.types.is_binary_view(chunk.type):
-        chunk = chunk.cast(pa.large_binary())
-    valid = chunk.is_valid().to_numpy(zero_copy_only=False)
-    wide = pa.types.is_large_binary(chunk.type)
-    _, offsets, data = chunk.buffers()
-    ends = np.frombuffer(offsets, np.int64 if wide else np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-    whole = memoryview(data if data is not None else b"")
-    bounds = zip(ends[:-1].tolist(), ends[1:].tolist(), valid.tolist(), strict=True)
-    return [whole[a:b] if ok else _NOTHING for a, b, ok in bounds]
+        return b""
+    return found if isinstance(found, bytes | str) else b""
 
 
 def open_table(path: Path, *, verify: bool = True) -> Any:
-    """Open a file as a `ParquetFile`, or as an `ArrowFile`, which has the same reading methods.
-
-    Args:
-        verify: whether reading Parquet verifies the checksums of pages.
-
-    Raises:
-        UserError: the file is missing or neither Parquet nor Arrow.
-    """
+    """Open a file as a `ParquetFile`, or as an `ArrowFile`, which has the same reading methods. With `verify`, reading
+    Parquet verifies the checksums of pages. Raises `UserError` if it is missing or neither."""
     if not path.is_file():
         raise UserError(f"no such data file: {path}.")
     try:
@@ -223,11 +179,7 @@ def open_table(path: Path, *, verify: bool = True) -> Any:
 
 
 def read_column(path: Path, file: Any, column: str) -> Any:
-    """Read and validate a whole column.
-
-    Raises:
-        UserError: the column is damaged.
-    """
+    """Read and validate a whole column. Raises `UserError` if it is damaged."""
     try:
         values = file.read(columns=[column])[column]
         values.validate(full=True)
@@ -243,8 +195,7 @@ def first_line(error: Exception) -> str:
 
 
 def footer(path: Path) -> bytes:
-    """Return a Parquet file's footer: row counts, offsets, sizes and statistics, which change with the content. For an
-    Arrow file, which has no footer, return `fingerprint_bytes`."""
+    """Return a Parquet file's footer (row counts, offsets, sizes, statistics); of Arrow `fingerprint_bytes`."""
     if is_arrow(path):
         return fingerprint_bytes(path)
     with path.open("rb") as file:

@@ -21,14 +21,8 @@ OnBytes = Callable[[int, int], None]  # bytes read, bytes in all
 
 
 def verify(store: Store, on_progress: OnBytes = lambda done, total: None) -> tuple[Manifest, list[str]]:
-    """Hash every file and count every row again.
-
-    Returns:
-        The manifest, and a list of mismatches, one sentence each; empty if everything matches.
-
-    Raises:
-        UserError: there is no manifest, or it is damaged.
-    """
+    """Hash every file and count every row again. Returns the manifest, and a list of mismatches, one sentence each.
+    Raises `UserError` if there is no manifest, or it is damaged."""
     manifest = open_manifest(store)
     problems: list[str] = []
     files = [f for split in manifest.splits.values() for f in split.files]

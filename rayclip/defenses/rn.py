@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rayclip.attacks.base import random_start
+from rayclip.attacks.geometry import random_start
 from rayclip.defenses.base import Purifier
 from rayclip.models import ZeroShot
 

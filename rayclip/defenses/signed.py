@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayclip.attacks.base import project
+from rayclip.attacks.geometry import project
 from rayclip.defenses.base import Purifier
 from rayclip.models import ZeroShot
 from rayclip.units import format_budget

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from rayclip.attacks.base import per_image, project, random_start
 from rayclip.attacks.feature import feature_distance
+from rayclip.attacks.geometry import per_image, project, random_start
 from rayclip.defenses.base import Purifier
 from rayclip.models import ZeroShot, load_model
 from rayclip.models.opening import load_once

@@ -6,7 +6,7 @@ Shapes: B batch.
 import torch
 
 from rayclip.attacks import Adversarial, Attack, Samples
-from rayclip.attacks.base import per_image
+from rayclip.attacks.geometry import per_image
 from rayclip.models import ZeroShot
 
 

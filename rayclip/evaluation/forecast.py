@@ -167,7 +167,7 @@ def _wall(pieces: Sequence[Shards], costs: Costs, workers: int, load: Callable[[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spent:
+class PlanComparison:
     """Planned and actual samples and worker seconds, over the cells of one model under one attack.
 
     Attributes:
@@ -184,40 +184,29 @@ class Spent:
     actual: float
 
 
-def spent(plan: Forecast, store: Store) -> list[Spent]:
+def compare_with_plan(plan: Forecast, store: Store) -> list[PlanComparison]:
     """Return planned and actual numbers for every model and attack."""
-    groups: dict[tuple[str, str], list[Spent]] = {}
+    groups: dict[tuple[str, str], list[tuple[PlannedCell, int, float]]] = {}
     for name, cell in plan.cells.items():
-        rows, seconds = noted(name, store)
-        one = Spent(
-            model=cell.model,
-            attack=cell.attack,
-            cells=1,
-            samples=cell.samples,
-            planned=cell.seconds,
-            done=max(0, min(rows - cell.before[0], cell.samples)),
-            actual=max(0.0, seconds - cell.before[1]),
+        groups.setdefault((cell.model, cell.attack), []).append((cell, *noted(name, store)))
+    return [
+        PlanComparison(
+            model=model,
+            attack=attack,
+            cells=len(parts),
+            samples=sum(cell.samples for cell, _, _ in parts),
+            planned=sum(cell.seconds for cell, _, _ in parts),
+            done=sum(max(0, min(samples - cell.before[0], cell.samples)) for cell, samples, _ in parts),
+            actual=sum(max(0.0, seconds - cell.before[1]) for cell, _, seconds in parts),
         )
-        groups.setdefault((cell.model, cell.attack), []).append(one)
-    return [_sum(model, attack, parts) for (model, attack), parts in groups.items()]
+        for (model, attack), parts in groups.items()
+    ]
 
 
 def noted(cell: str, store: Store) -> tuple[int, float]:
     """Return the number of a cell's samples that have results with timings, and the seconds of these results."""
     timings = read_timings(cell, store, files=None)
     return sum(timing.samples for timing in timings), sum(timing.seconds for timing in timings)
-
-
-def _sum(model: str, attack: str, parts: Sequence[Spent]) -> Spent:
-    return Spent(
-        model=model,
-        attack=attack,
-        cells=len(parts),
-        samples=sum(part.samples for part in parts),
-        planned=sum(part.planned for part in parts),
-        done=sum(part.done for part in parts),
-        actual=sum(part.actual for part in parts),
-    )
 
 
 def keep_plan(plan: Forecast, store: Store) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rayclip.attacks import Samples
-from rayclip.attacks.base import margin
+from rayclip.attacks.geometry import margin
 from rayclip.data import ImageSet, batch_pixels, open_data
 from rayclip.defenses import IGNORE, Defended
 from rayclip.evaluation.cell import Cell

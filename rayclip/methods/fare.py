@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rayclip.attacks.base import GradientAttack, steepest
+from rayclip.attacks.base import GradientAttack
 from rayclip.attacks.feature import feature_distance
+from rayclip.attacks.geometry import steepest
 from rayclip.attacks.pgd import PGD
 from rayclip.methods.base import Batch, Method, Recipe, Trains
 from rayclip.methods.parallel import global_mean

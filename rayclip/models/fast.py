@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayclip.models.clip import Clip, frozen
-from rayclip.models.compat import mark_batch_dynamic
 from rayclip.models.image import class_token_tower, encode_class_token
 from rayclip.types import UserError
 
@@ -66,10 +65,10 @@ def _near(clip: Clip, tower: "_Tower") -> bool:
 
 
 def _shallow(module: Any) -> Any:
-    """Return a module with the same children, parameters and buffers, some of which may then be replaced."""
-    own = (value for value in vars(module).values() if not isinstance(value, dict))
-    shared = [*own, *module.children(), *module.parameters(recurse=False), *module.buffers(recurse=False)]
-    return copy.deepcopy(module, {id(value): value for value in shared})
+    """Return a module with the same children, weights and attributes; its children may be replaced."""
+    shared = [*module.children(), *module.parameters(recurse=False), *module.buffers(recurse=False)]
+    shared += [value for value in vars(module).values() if not isinstance(value, dict)]
+    return copy.deepcopy(module, {id(each): each for each in shared})
 
 
 class _Tower(nn.Module):
@@ -82,6 +81,7 @@ class _Tower(nn.Module):
         embed: Callable[[Tensor], Any] = functools.partial(encode_class_token, self.visual) if is_stock else self.visual
         if compiled:
             graphs = backend == "inductor" and next(visual.parameters()).is_cuda
+            # torch makes one graph for the first size of a batch and one for all others; CUDA graphs are one a size
             embed = torch.compile(embed, backend=backend, mode="reduce-overhead" if graphs else None)
         self._embed = embed
 
@@ -90,8 +90,6 @@ class _Tower(nn.Module):
         if self.compiled:
             pixels_BCHW = F.pad(pixels_BCHW, (0, 0, 0, 0, 0, 0, 0, padded(count) - count))
         reduced = _Enter.apply(pixels_BCHW, self.dtype, sizes)
-        if self.compiled:  # one graph for all sizes; CUDA graphs are recorded once for each
-            mark_batch_dynamic(reduced)
         out = self._embed(reduced)
         if isinstance(out, tuple):  # CoCa's tower returns its tokens, too
             return _Leave.apply(out[0], sizes)[:count], *(rest[:count] for rest in out[1:])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rayclip.evaluation.retrieval import Recall
+from rayclip.evaluation.recall import Recall
 from rayclip.reports.section import Model
 from rayclip.reports.verdicts import Verdicts
 from rayclip.store import Store

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rayclip.tracking.address import check_database, default_uri, explained, sqlite_file
@@ -38,11 +38,11 @@ def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) 
         count_experiments(uri)  # reports a bad address before a server is started on it
     elif not _answers(uri.rstrip("/")):
         raise UserError(f"MLflow at '{redacted(uri)}' does not answer: start it, or give another --tracking-uri.")
-    page = f"/#/experiments?{_WORKFLOW}"
+    path = f"/#/experiments?{_WORKFLOW}"
     if experiment is not None:
-        page = f"/#/experiments/{_page(uri, experiment)}"
+        path = f"/#/experiments/{page(uri, experiment)}"
     if uri.startswith("http"):
-        _show(uri.rstrip("/") + page, browser)
+        _show(uri.rstrip("/") + path, browser)
         return
     base = f"http://127.0.0.1:{port}"
     if _answers(base):
@@ -69,7 +69,7 @@ def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) 
             if server.poll() is not None or time.monotonic() > deadline:
                 raise UserError(f"the MLflow server did not start on port {port}: see its messages above.")
             time.sleep(0.3)
-        _show(base + page, browser)
+        _show(base + path, browser)
         server.wait()
     except KeyboardInterrupt:
         pass
@@ -78,7 +78,7 @@ def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) 
         server.wait()
 
 
-def _page(uri: str, experiment: str) -> str:
+def page(uri: str, experiment: str) -> str:
     """Return the UI's page of an experiment's trials, or else of its evaluations, the best ones first."""
     from mlflow.exceptions import MlflowException
 
@@ -96,7 +96,7 @@ def _page(uri: str, experiment: str) -> str:
         else:
             return f"{found.experiment_id}/runs?{_WORKFLOW}"
         metrics = accuracies({name for run in runs for name in run.data.metrics})
-        params = [name for name in _PARAMS if _can_be_drawn([run.data.params.get(name) for run in runs])]
+        params = {name: [run.data.params.get(name) for run in runs] for name in _PARAMS}
         view: dict[str, Any] = {"searchFilter": wanted}
         if metrics:  # sorted by time, MLflow would hide trials below their parent
             view |= {"orderByKey": f"metrics.`{metrics[-1]}`", "orderByAsc": False}
@@ -119,16 +119,28 @@ def accuracies(names: set[str]) -> list[str]:
 
 def _can_be_drawn(values: Sequence[str | None]) -> bool:
     """Return whether all runs have a value, and all or none of them numbers: MLflow would leave the others out."""
-    numbers = [re.fullmatch(r"-?[\d.]+(e-?\d+)?", value) is not None for value in values if value is not None]
-    return len(numbers) == len(values) and len(set(numbers)) == 1
+    numbers = {re.fullmatch(r"-?[\d.]+(e-?\d+)?", value) is not None for value in values if value is not None}
+    return None not in values and len(numbers) == 1
 
 
-def _state(view: dict[str, Any], params: Sequence[str], metrics: Sequence[str]) -> str:
-    """Return a view of the runs as the UI keeps it: columns, parallel coordinates, and a bar chart for each metric."""
+def _state(view: Mapping[str, Any], params: Mapping[str, Sequence[str | None]], metrics: Sequence[str]) -> str:
+    """Return a view of the runs as the UI keeps it: columns, parallel coordinates, and a bar chart for each metric.
+
+    Args:
+        params: their values in all runs.
+    """
     section = {"uuid": "rayclip", "metricSectionId": "rayclip", "deleted": False, "isGenerated": False}
-    charts = [{"type": "PARALLEL", "selectedParams": list(params), "selectedMetrics": list(metrics)}]
+    charts = [
+        {
+            "type": "PARALLEL",
+            "selectedParams": [name for name, values in params.items() if _can_be_drawn(values)],
+            "selectedMetrics": list(metrics),
+        }
+    ]
     charts += [{"type": "BAR", "metricKey": name, "displayName": name} for name in metrics]
-    columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]
+    columns = [f"params.`{name}`" for name, values in params.items() if any(values)] + [
+        f"metrics.`{name}`" for name in metrics
+    ]
     text = json.dumps(
         {
             **view,

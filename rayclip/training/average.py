@@ -22,7 +22,6 @@ class Average:
         self._parameters, self._decay = parameters, decay
         self.values = [p.detach().clone() for p in parameters]
 
-    @torch.no_grad()
     def update(self, step: int) -> None:
         """Update the average with the weights after `step` steps."""
         get_ema_multi_avg_fn(decay_at(self._decay, step))(self.values, list(self._parameters), step)

@@ -142,8 +142,20 @@ def test_what_is_divided_has_only_the_two_parts(tmp_path):
 # Columns
 
 
-@pytest.mark.parametrize("image", ["image", "img", "jpg", "png", "webp", "jpeg", "picture"])
-@pytest.mark.parametrize("label", ["label", "labels", "fine_label", "coarse_label", "cls", "class", "target", "kind"])
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("image", "label"),
+        ("img", "labels"),
+        ("jpg", "fine_label"),
+        ("png", "coarse_label"),
+        ("webp", "cls"),
+        ("jpeg", "class"),
+        ("picture", "target"),
+        ("image", "kind"),
+        ("picture", "kind"),
+    ],
+)
 def test_the_only_column_of_its_kind_is_read(tmp_path, image, label):
     make_parquet(tmp_path, {"test": 4}, image=image, label=label)
     data = open_data(str(tmp_path), "test")

@@ -91,12 +91,6 @@ def test_files_are_downloaded_when_their_records_turn_comes(hub):
         source.records("test")
 
 
-def test_a_cache_of_ones_own(hub, tmp_path):
-    written = make_wds(hub.root / "org/set", {"test": 2})
-    assert read(open_hub(WDS, splits=["test"], cache=tmp_path / "mine"), "test") == written["test"]
-    assert list((tmp_path / "mine").glob("datasets--org--set/blobs/*")) and not (tmp_path / "home/hub").exists()
-
-
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 500)  # whole chunks are kept
     written = make_wds(hub.root / "org/set", {"train": 6, "test": 3})
@@ -189,7 +183,7 @@ def test_missing_splits_and_files(hub):
     with pytest.raises(UserError, match=r"org/set has no split 'train' at .*: it has none that is known"):
         open_hub(PARQUET)
     (hub.root / "org/set/test/1.tar").unlink()
-    with pytest.raises(UserError, match=r"says it has 2 files of 'test' but lacks test/1.tar"):
+    with pytest.raises(UserError, match=r"says 2 files but 1\.tar is missing"):
         open_hub(WDS)
     (hub.root / "org/set/test/nshards.txt").write_text("<html>")
     with pytest.raises(UserError, match=r"org/set/test/nshards.txt must hold the number"):

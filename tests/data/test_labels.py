@@ -10,7 +10,7 @@ from data import forms
 from data.hub_forms import image_structs, make_wds, picture, write_parquet, write_tar
 from data.test_data import png, write
 from rayclip.data import batch_pixels, open_data
-from rayclip.data.catalog import Options, prepare_named
+from rayclip.data.catalog import prepare_named
 from rayclip.data.labels import read_class_names, with_given_names
 from rayclip.data.manifest import MANIFEST
 from rayclip.data.sources import Place
@@ -24,7 +24,7 @@ NAMES = ("cat", "dog", "lemon")
 
 def prepare(tmp_path, kind, location, name="mine", **reading):
     place = Place(kind=kind, location=str(location), reading=Reading(**reading))
-    manifest = prepare_named(name, place, Store(str(tmp_path / "root")), Options(), lambda *_: None)
+    manifest = prepare_named(name, place, Store(str(tmp_path / "root")))
     return manifest, open_data(str(tmp_path / "root" / name), "test")
 
 

@@ -57,21 +57,29 @@ def test_lists_of_any_make(tmp_path, kind):
     assert open_pairs(write_pairs(tmp_path / "p.parquet", [["a"], ["b"]], kind=kind)).captions == (("a",), ("b",))
 
 
+def test_captions_of_other_names_and_single_ones(tmp_path):
+    assert open_pairs(write_pairs(tmp_path / "p.parquet", CAPTIONS, column="sentences")).captions == tuple(
+        map(tuple, CAPTIONS)
+    )
+    single = open_pairs(write_pairs(tmp_path / "q.parquet", ["a", "b"], kind=pa.string()))
+    assert single.captions == (("a",), ("b",)) and len(single.images([0, 1])) == 2
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda p: str(p), "no such data file"),
         (lambda p: (p.write_text("no parquet"), str(p))[1], "no readable Parquet"),
-        (lambda p: write_pairs(p, CAPTIONS, column="sentences"), "no column 'captions' of lists"),
-        (lambda p: write_pairs(p, ["a", "b"], kind=pa.string()), "no column 'captions' of lists"),
+        (lambda p: write_pairs(p, CAPTIONS, column="said"), "has no captions, a column 'captions'"),
+        (lambda p: write_pairs(p, [1, 2], kind=pa.int64()), "has no captions, a column 'captions'"),
         (lambda p: write_pairs(p, [["a"], []]), "row 1 of .* has no captions"),
         (lambda p: write_pairs(p, [["a"], None]), "row 1 of .* has no captions"),
         (lambda p: write_pairs(p, [["a"], ["b", None]]), "row 1 of .* has an empty caption"),
         (lambda p: write_pairs(p, [[" "]]), "row 0 of .* has an empty caption"),
         (lambda p: write_pairs(p, []), "holds no rows"),
         (
-            lambda p: (pq.write_table(pa.table({"captions": [["a"]], "image": ["x"]}), p), str(p))[1],
-            "no column 'image'",
+            lambda p: (pq.write_table(pa.table({"captions": [["a"]], "image": [1]}), p), str(p))[1],
+            "has no image column",
         ),
         (lambda p: "mscocoo", "no image-caption data 'mscocoo'"),
         (lambda p: "", "names nothing"),

@@ -1,7 +1,9 @@
 """Data sets that a package of somebody else's offers do all that ours do."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,26 +13,12 @@ from rayclip.data import open_data
 from rayclip.data.registry import DATASETS
 from rayclip.types import UserError
 
-MODULE = '''
+README = Path(__file__).parents[2] / "rayclip/data/README.md"
+SOURCE = """
 import io
-import numpy as np
 from PIL import Image
-from rayclip.data import ImageSet
-from rayclip.data.registry import DatasetInfo
+from rayclip.data import DatasetInfo
 from rayclip.data.sources import Record, Source
-
-
-class Squares(ImageSet):
-    """Grey squares, two classes."""
-
-    def __init__(self, split):
-        self.name, self.class_names, self.native_size = "squares", ("dark", "light"), (8, 8)
-        self.raw_names, self.fingerprint = self.class_names, f"squares-{split}"
-        self.labels = np.arange(10 if split == "test" else 20) % 2
-        self.ids = np.arange(len(self.labels))
-
-    def images(self, positions):
-        return [Image.new("RGB", (8, 8), (200 * int(self.labels[p]),) * 3) for p in positions]
 
 
 class Drawn(Source):
@@ -54,20 +42,20 @@ class Drawn(Source):
         return buffer.getvalue()
 
 
-about = dict(evaluated="test", classes=2, resize="square", licence="CC0.", citation="Nobody 2026, Squares")
-squares = DatasetInfo(name="squares", title="Squares", splits={"train": 20, "test": 10}, open=Squares, **about)
 drawn = DatasetInfo(
-    name="drawn", title="Drawn", splits={"train": 6, "test": 4}, source=lambda splits: Drawn(), **about
+    name="drawn", title="Drawn", splits={"train": 6, "test": 4}, source=lambda splits: Drawn(), evaluated="test",
+    classes=2, resize="square", licence="CC0.", citation="Nobody 2026, Drawn",
 )
-'''
+"""
 
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """Somebody's package, as pip leaves it."""
+    """Somebody's package, as pip leaves it, with the data set that the README tells how to add."""
     about = tmp_path / "site/theirs-1.0.dist-info"
     about.mkdir(parents=True)
-    (tmp_path / "site/theirs.py").write_text(MODULE)
+    (code,) = re.findall(r"```python\n(.+?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "site/theirs.py").write_text(code + SOURCE)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[rayclip.datasets]\nsquares = theirs:squares\ndrawn = theirs:drawn\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
@@ -89,10 +77,10 @@ def rayclip(monkeypatch, capsys):
 def test_one_that_needs_no_preparing(installed, rayclip):
     assert "squares" in rayclip("data", "list") and "20 / 10" not in rayclip("data", "show", "drawn")
     shown = rayclip("data", "show", "squares")
-    assert "Squares" in shown and "bundled" in shown and "dark 10/5" in shown
+    assert "Squares" in shown and "bundled" in shown and "dark 5/5" in shown
     data = open_data("squares", "test")
     assert len(data) == 10 and data.images([1])[0].getpixel((0, 0)) == (200, 200, 200)
-    assert len(open_data("squares#validation", "test")) == 4 and len(open_data("squares#holdout", "train")) == 8
+    assert len(open_data("squares#validation", "test")) == 2 and len(open_data("squares#holdout", "train")) == 8
     with pytest.raises(UserError, match="has no split 'val'"):
         open_data("squares", "val")
 

@@ -161,7 +161,7 @@ def test_a_sweep_whose_client_and_driver_were_lost_repeats_no_finished_trial(ser
     assert all(name in said for name in ("untouched digits", "ft-standard", "tecoa"))
     assert not out.child("unfinished").folders(), "emptied"
     runs = runs_of("mmcoa-shots pocket")
-    assert len(runs) == 6, "of the sweep, its two trials, and three evaluations"
+    assert len(runs) == 7, "of the sweep, its two trials, the untouched model, and an evaluation of each"
     for name in ("ft-standard", "tecoa"):
         steps = [m.step for m in MlflowClient().get_metric_history(runs[name].info.run_id, "train/loss")]
         assert sorted(steps) == list(range(1, max(steps) + 1)) and len(steps) == 25, "every step once"

@@ -250,16 +250,16 @@ def test_a_node_that_does_not_come_up_is_one_sentence(tmp_path):
             _, stderr = started.process.communicate(timeout=180)
             assert started.process.returncode == 2, stderr[-3000:]
             assert stderr.startswith("error: Ray does not start on this machine (") and stderr.count("\n") == 1
-            assert time.monotonic() - began < 120
+            assert time.monotonic() - began < 150
             wait_for(lambda family=started: not family.left(), 30)
 
 
 def refused(cwd, address, seconds=180, **env):
-    began = time.monotonic()
-    done = run(cwd, "eval", "--cluster", *SMALL, "--out", "r", check=False, RAY_ADDRESS=address, **env)
+    began, out = time.monotonic(), address.replace("/", "").replace(":", "-")
+    done = run(cwd, "eval", "--cluster", *SMALL, "--out", out, check=False, RAY_ADDRESS=address, **env)
     assert done.returncode == 2, done.stderr[-3000:]
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr[-3000:]
-    assert time.monotonic() - began < seconds and not (cwd / "r" / "cells").exists()
+    assert time.monotonic() - began < seconds and not (cwd / out / "cells").exists()
     return done.stderr
 
 

@@ -124,6 +124,9 @@ def test_every_page_opens_without_a_fault(made, visit, name):
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert faults(page) == []
+    assert page.locator(".scroll[data-cut]").count() > 0, "a table that is wider than the page says so"
+    panels = page.locator("figure .narrow")
+    assert panels.count() == 0 or (panels.first.is_visible() and page.locator("figure .across").first.is_hidden())
 
 
 def test_light_and_dark_differ_in_their_figures_too(made, chromium):
@@ -206,6 +209,9 @@ def test_the_leaderboard_filters_by_threat_defence_and_data_set(made, visit):
     ranks = column(page, "table", 1)
     assert ranks == [str(i + 1) for i in range(6)] and set(column(page, "table", 10)) == {"l∞ 1/255, all attacks"}
     assert set(column(page, "table", 11)) == {"average"}
+    said = page.locator("#shared").inner_text()
+    assert "data set average" in said and "threat model l∞ 1/255, all attacks" in said and "trained on" not in said
+    assert page.get_by_role("columnheader", name="data set").count() == 0, "what all rows share is said once"
     page.get_by_label("Defence").select_option("ttc")
     assert column(page, "table", 2) == ["tecoa 4 + ttc"] and column(page, "table", 1) == ["1"]
     assert page.get_by_role("status").inner_text().startswith("1 of ")

@@ -13,7 +13,8 @@ from rayclip.attacks import ATTACKS, make_attack
 from rayclip.attacks.pairs import PairAttack, PairVictim
 from rayclip.data import open_pairs
 from rayclip.evaluation import Store
-from rayclip.evaluation.retrieval import Embedded, make_task, read_recalls, recall_of, run_task
+from rayclip.evaluation.recall import Embedded, recall_of
+from rayclip.evaluation.retrieval import make_task, read_recalls, run_task
 from rayclip.models import load_model
 from rayclip.models.zeroshot import clean_name
 from rayclip.reports.recalls import recall_grids

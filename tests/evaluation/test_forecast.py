@@ -8,7 +8,7 @@ from rayclip.attacks import parse_attacks
 from rayclip.data import open_data
 from rayclip.evaluation import Evaluator, Protocol, Store, chosen_positions, make_cells, outstanding
 from rayclip.evaluation.costs import Costs, Hardware
-from rayclip.evaluation.forecast import common_hardware, forecast, keep_plan, noted, read_plan, spent
+from rayclip.evaluation.forecast import common_hardware, compare_with_plan, forecast, keep_plan, noted, read_plan
 from rayclip.models import load_model
 from rayclip.types import UserError
 
@@ -65,13 +65,15 @@ def test_planned_and_actual_side_by_side(cells, tmp_path):
     keep_plan(plan(cells, store, workers=[2]), store)
     kept = read_plan(store)
     assert kept.hardware == GPUS and kept.cells[cells[0].id].samples == 90
-    assert [(each.done, each.actual) for each in spent(kept, store)] == [(0, 0.0), (0, 0.0)], "the rest is older"
+    assert [(each.done, each.actual) for each in compare_with_plan(kept, store)] == [(0, 0.0), (0, 0.0)], (
+        "the rest is older"
+    )
     evaluator.run(clean[1])
-    assert spent(kept, store)[0].done == 30
+    assert compare_with_plan(kept, store)[0].done == 30
     for shard in [*clean[2:], *attacked[:2]]:
         evaluator.run(shard)
     keep_plan(plan(cells, store, workers=[2], seconds=(5.0, 50.0)), store)
-    first, second = spent(read_plan(store), store)
+    first, second = compare_with_plan(read_plan(store), store)
     assert (first.attack, first.planned, first.samples, first.done) == ("clean", 90.0, 90, 90)
     assert (second.attack, second.planned, second.samples, second.done) == ("pgd-2_eps32", 1200.0, 120, 60)
     took = noted(cells[0].id, store)[1] - kept.cells[cells[0].id].before[1]
@@ -81,7 +83,7 @@ def test_planned_and_actual_side_by_side(cells, tmp_path):
     empty = plan(cells, store, workers=[2])
     assert (len(empty.cells), empty.finished, empty.workers[0].wall) == (0, 2, 0.0)
     keep_plan(empty, store)
-    assert [each.done for each in spent(read_plan(store), store)] == [90, 120]
+    assert [each.done for each in compare_with_plan(read_plan(store), store)] == [90, 120]
     assert common_hardware(cells, store) == evaluator.hardware
 
 

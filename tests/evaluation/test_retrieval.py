@@ -11,7 +11,8 @@ from conftest import tiny_clip
 from data.test_pairs import CAPTIONS, write_pairs
 from rayclip.data import batch_pixels, open_pairs
 from rayclip.evaluation import Store, retrieval, wilson
-from rayclip.evaluation.retrieval import Embedded, embed_pairs, make_task, read_recalls, recall_at, recall_of, run_task
+from rayclip.evaluation.recall import Embedded, recall_at, recall_of
+from rayclip.evaluation.retrieval import embed_pairs, make_task, read_recalls, run_task
 from rayclip.models import load_model
 from rayclip.types import UserError
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rayclip import rng
 from rayclip.attacks import Samples
-from rayclip.attacks.base import random_start
+from rayclip.attacks.geometry import random_start
 from rayclip.data import batch_pixels, open_data
 from rayclip.models import Clip, ZeroShot, load_model
 

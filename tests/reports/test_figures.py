@@ -61,7 +61,23 @@ def test_accuracy_over_shots(tmp_path):
     assert ours == {
         tuple((float(i), round(100 * values[m, s].mean(), 4)) for i, s in enumerate(order)) for m in ("tecoa", "mmcoa")
     }
-    assert {"1", "5", "50", "full", "tecoa", "mmcoa"} <= set(shown(figure))
+    assert {"1", "5", "50", "full", "tecoa", "mmcoa", "digits"} <= set(shown(figure)), "the level line has a name"
+
+
+def test_accuracies_go_from_0_to_100_percent_in_every_panel(tmp_path):
+    for model in ("a", "b"):
+        for attack in (CLEAN, pgd("1/255"), pgd("2/255"), BERT, SEP):
+            put(tmp_path, model, attack, bits(1, p=0.1))
+            put(tmp_path, model, attack, bits(1, p=0.1), dataset="other")
+    figures = drawn(tmp_path)
+    assert {"eps", "tradeoff", "bars"} <= set(figures)
+    for name in ("eps", "tradeoff", "bars"):
+        for columns in (1, 3):
+            axes = figures[name].draw(columns).axes
+            assert {ax.get_ylim() for ax in axes} == {(0, 100)}
+    (ax,) = figures["tradeoff"].draw(3).axes
+    assert ax.get_xlim() == (0, 100)
+    assert [t.get_text() for t in figures["eps"].draw(3).axes[0].get_xticklabels()] == ["2/255", "1/255", "0"]
 
 
 def test_accuracy_over_eps_begins_clean(tmp_path):
@@ -185,6 +201,18 @@ def test_pictures_are_of_an_untouched_and_the_best_model_under_an_attack_that_bo
     assert titles == ["digits on set under pgd-10 1/255", "best on set under pgd-10 1/255"]
 
 
+def test_pictures_are_found_wherever_they_were_kept(tmp_path):
+    """Of the first data set none were kept, of the second those of one model, of the third those of both."""
+    for model in ("digits", "m"):
+        for dataset in ("a", "b", "c"):
+            cell = put(tmp_path, model, pgd(), bits(1), dataset=dataset)
+            if dataset == "c" or (model, dataset) == ("m", "b"):
+                show(tmp_path, cell)
+    describe(tmp_path, "m", label="m", method="tecoa")
+    titles = [f.title for name, f in drawn(tmp_path).items() if name.startswith("images")]
+    assert titles == ["digits on c under pgd-10 1/255", "m on c under pgd-10 1/255"]
+
+
 def show(root, cell):
     """Keep a picture of a cell."""
     png = io.BytesIO()
@@ -217,8 +245,8 @@ def test_a_crowd_is_named_on_its_front_only(tmp_path):
     front = {
         m for m, (a, b) in values.items() if not any(x >= a and y >= b and (x, y) != (a, b) for x, y in values.values())
     }
-    named = {text for text in shown(figure) if text in values}
-    assert named and named <= front and {"tecoa", "mmcoa"} <= set(shown(figure))
+    named = figure.caption.partition("one on it: ")[2].rstrip(".").split(", ")
+    assert set(named) == front and {"tecoa", "mmcoa"} <= set(shown(figure))
     assert "Whiskers" not in figure.caption
 
 

@@ -113,6 +113,35 @@ def test_words_stand_left_and_numbers_right():
     assert r"\begin{tabular}{llr}" in document_latex(document, {})
 
 
+def test_a_loss_does_not_look_like_a_gain(tmp_path):
+    for model, right in (("better", 45), ("middle", 25), ("worse", 5)):
+        put(tmp_path, model, pgd(), [i < right for i in range(50)])
+    results = read_results([str(tmp_path)])
+    compared = build(results, baseline="middle").parts[1].grids[0]
+    assert {name: (c.text, c.emphasis) for name, (c,) in compared.rows} == {
+        "better": ("+40.0", "higher"),
+        "worse": ("−40.0", "lower"),
+    }
+    page = make_report(results, "html", baseline="middle", beside=tmp_path)
+    assert '<b class="lower">−40.0</b>' in page and '<b class="higher">+40.0</b>' in page
+
+
+@pytest.mark.parametrize("form", ["md", "tex", "html"])
+def test_no_heading_is_empty_and_where_numbers_come_from_is_last(results, tmp_path, form):
+    text = make_report(results, form, beside=tmp_path)
+    heads = re.findall({"md": "## (.*)", "tex": r"\\subsection\*{(.*)}", "html": "<h2 .*?>(.*?)</h2>"}[form], text)
+    compared = ["Figures", "Compare two models"] if form == "html" else []
+    assert heads == ["Results", "Compared with best", *compared, "Where the numbers come from"]
+    assert form != "html" or "<details>" in text.partition("Where the numbers come from</h2>")[2]
+
+
+def test_drawing_tells_how_far_it_is(results, tmp_path):
+    told = []
+    make_report(results, "md", beside=tmp_path, figures=tmp_path / "f", tell=lambda *step: told.append(step))
+    assert {path.stem for path in (tmp_path / "f").iterdir()} == {name for name, _, _ in told}
+    assert [(done, total) for _, done, total in told] == [(i, len(told)) for i in range(len(told))]
+
+
 def test_an_unknown_baseline_is_refused(results):
     with pytest.raises(UserError, match="there is no model 'nobody'"):
         build(results, baseline="nobody")

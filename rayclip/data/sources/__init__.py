@@ -41,13 +41,8 @@ def downloads_root() -> Path:
 
 
 def open_source(name: str, info: DatasetInfo | None, place: Place, splits: Sequence[str] | None = None) -> Source:
-    """Open the source of a data set.
-
-    Args:
-        name: name of the data set.
-        info: what is known of it, None for the user's own data.
-        place: where to take it from.
-        splits: the splits wanted, by our names, so that others need not be downloaded; None for all.
+    """Open the source of a data set; `info` is None for the user's own data. Without `splits`, by our names, all of
+    them; others need not be downloaded.
 
     Raises:
         UserError: the data set has no such source, or the source holds nothing usable.

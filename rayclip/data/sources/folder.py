@@ -25,19 +25,17 @@ def open_folder(
 ) -> Source:
     """Open a folder of image files.
 
-    Without `info`, or where its form is `imagefolder`: `train/`, `val/` (or `validation/`), `test/` with a folder
-    per class, or the class folders directly, which form the split `test`. ImageNet: `train/<wnid>/`, `val/<wnid>/`, or
+    Without `info`, or where its form is `imagefolder`: `train/`, `val/` (or `validation/`), `test/` with a folder per
+    class, or the class folders directly, which form the split `test`. ImageNet: `train/<wnid>/`, `val/<wnid>/`, or
     Kaggle's layout. TinyImageNet: the layout of its archive. Captions: see `annotations`.
 
     Args:
-        info: the data set, None for the user's own data.
         class_names: replace the folders' names: the same names in another spelling, or names in the folders' order,
             which is numerical if they are numbered 0..K-1 or 1..K.
         origin: where `class_names` are from, for the note.
 
     Raises:
-        UserError: the folder is missing or holds no images in that form; or, for ImageNet and TinyImageNet, its number
-            of classes is not the data set's.
+        UserError: no such folder, no images in that form, or another number of classes than the data set has.
     """
     path = path.expanduser()
     if not path.is_dir():
@@ -103,23 +101,16 @@ class _Walk:
         return sorted(names)
 
     def images(self, folder: Path, expected: str = "") -> list[str]:
-        """Return the paths of the image files below a folder, at any depth, sorted.
-
-        Args:
-            folder: may be missing.
-            expected: ending of other files that belong there and are not counted as skipped.
-        """
-        if not folder.is_dir():
-            return []
-        return sorted(self._below(folder, expected, ()))
+        """Return the paths of the image files below a folder, at any depth, sorted; none if the folder is missing.
+        Files that end in `expected` belong there and are not counted as skipped."""
+        return sorted(self._below(folder, expected, ())) if folder.is_dir() else []
 
     def notes(self) -> list[str]:
         notes = [
             f"{_count(n, 'image file')} left out, being in {place or 'the folder itself'} and no class folder."
             for place, n in sorted(self._outside.items())
         ]
-        if self._skipped:
-            total = self._skipped.total()
+        if total := self._skipped.total():
             kinds = ", ".join(sorted(self._skipped)[:5]) + (", …" if len(self._skipped) > 5 else "")
             notes.append(f"{_count(total, 'file')} that {'is' if total == 1 else 'are'} no image left out ({kinds}).")
         return notes
@@ -151,37 +142,35 @@ class _Walk:
 def _class_folders(root: Path, class_names: tuple[str, ...] | None, origin: str) -> FolderSource:
     walk = _Walk(root)
     top = walk.folders(root, note=False)
-    split_folders = {name: _SPLITS[name.lower()] for name in top if name.lower() in _SPLITS}
+    split_of = {name: _SPLITS[name.lower()] for name in top if name.lower() in _SPLITS}
     # A class may also be called 'train': a split folder contains folders, a class folder contains images.
-    if not any(walk.folders(root / name, note=False) for name in split_folders):
-        split_folders = {"": "test"}
-    if len(set(split_folders.values())) < len(split_folders):
+    if not any(walk.folders(root / name, note=False) for name in split_of):
+        split_of = {"": "test"}
+    if len(set(split_of.values())) < len(split_of):
         raise UserError(f"{root} has both val/ and validation/: keep one of them.")
-    found = {name: walk.folders(root / name) for name in split_folders}
+    found = {name: walk.folders(root / name) for name in split_of}
     # Sorted like torchvision's ImageFolder, so that published folder forms get their published labels.
-    spellings: dict[str, list[str]] = {}
     every = {name for names in found.values() for name in names}
-    by_number = class_names is not None and all(name.isdecimal() for name in every)
-    for name in sorted(every, key=int) if by_number else sorted(every):  # the order of a list of names
-        spellings.setdefault(_plain(name), []).append(name)
+    by_number = class_names is not None and all(name.isdecimal() for name in every)  # the order of a list of names
+    spellings: dict[str, list[str]] = {}
+    for name in sorted(every, key=int) if by_number else sorted(every):
+        spellings.setdefault(" ".join(name.replace("_", " ").split()).casefold(), []).append(name)
     label_of = {name: label for label, names in enumerate(spellings.values()) for name in names}
-    entries: dict[str, list[Entry]] = {}
-    for name, split in sorted(split_folders.items(), key=lambda item: list(_SPLITS.values()).index(item[1])):
-        per_class = ((label_of[c], walk.images(root / name / c)) for c in found[name])
-        entries[split] = sorted((Entry(p, label) for label, paths in per_class for p in paths), key=_by_label)
+    entries = {
+        split: sorted((Entry(p, label_of[c]) for c in found[name] for p in walk.images(root / name / c)), key=_by_label)
+        for name, split in sorted(split_of.items(), key=lambda item: list(_SPLITS.values()).index(item[1]))
+    }
     notes = [
         f"Class folders {' and '.join(map(repr, map(readable, names)))} spell one name and are one class."
         for names in spellings.values()
         if len(names) > 1
     ]
+    names = tuple(readable(spelled[0]) for spelled in spellings.values())
     filled = {entry.label for listed in entries.values() for entry in listed}
-    empty = [readable(names[0]) for label, names in enumerate(spellings.values()) if label not in filled]
-    if empty:
+    if empty := [name for label, name in enumerate(names) if label not in filled]:
         notes.append(f"{_count(len(empty), 'class folder')} without images: {some(empty)}.")
-    ignored = [readable(name) for name in top if "" not in split_folders and name not in split_folders]
-    if ignored:
+    if ignored := [readable(name) for name in top if "" not in split_of and name not in split_of]:
         notes.append(f"Not a split, and left out: {some(ignored)}.")
-    names = tuple(readable(names[0]) for names in spellings.values())
     if class_names is not None:
         if len(class_names) != len(names):
             raise UserError(f"{origin} names {len(class_names)} classes, but {root} has {len(names)} class folders.")
@@ -201,18 +190,14 @@ def _imagenet(info: DatasetInfo | None, root: Path) -> FolderSource:
     if not folders:
         raise UserError(f"{root} is not ImageNet: it needs train/ or val/, or ILSVRC/Data/CLS-LOC as Kaggle has it.")
     inside = {split: walk.folders(folder, note=split == "train") for split, folder in folders.items()}
-    names, solution = root / "LOC_synset_mapping.txt", root / "LOC_val_solution.csv"
-    words = dict(line.partition(" ")[::2] for line in _lines(names)) if names.is_file() else {}
+    solution = root / "LOC_val_solution.csv"
+    words = dict(line.partition(" ")[::2] for line in _lines(root / "LOC_synset_mapping.txt"))
     wnids = sorted(words or {n for found in inside.values() for n in found if n[:1] == "n" and n[1:].isdigit()})
-    _check_classes(info, root, wnids)
-    label_of = {wnid: label for label, wnid in enumerate(wnids)}
-    entries: dict[str, list[Entry]] = {}
-    for split, folder in folders.items():
-        entries[split] = [
-            Entry(path, label_of.get(name), None if name in label_of else f"no class of ImageNet: {name}")
-            for name in inside[split]
-            for path in walk.images(folder / name)
-        ]
+    label_of = _numbered(info, root, wnids)
+    entries = {
+        split: _in_class_folders(walk, folder, inside[split], label_of, "no class of ImageNet: {}")
+        for split, folder in folders.items()
+    }
     if "val" in folders and not inside["val"]:
         if not solution.is_file():
             raise UserError(f"{folders['val']} has no class folders: put Kaggle's {solution.name} into {root}.")
@@ -220,8 +205,7 @@ def _imagenet(info: DatasetInfo | None, root: Path) -> FolderSource:
             lines = [line for line in csv.reader(file) if len(line) >= 2][1:]  # the first is the header
         rows = [(f"{image}.JPEG", boxes.split(" ")[0]) for image, boxes, *_ in lines]
         entries["val"] = _annotated(walk, folders["val"], rows, label_of, solution.name)
-    class_names = [words.get(wnid) or wnid for wnid in wnids]
-    return FolderSource(root, "imagenet", entries, class_names, walk.notes(), label_keys=wnids)
+    return FolderSource(root, "imagenet", entries, [words.get(w) or w for w in wnids], walk.notes(), label_keys=wnids)
 
 
 def _tiny_imagenet(info: DatasetInfo | None, root: Path) -> FolderSource:
@@ -229,11 +213,8 @@ def _tiny_imagenet(info: DatasetInfo | None, root: Path) -> FolderSource:
     `val/val_annotations.txt`."""
     walk = _Walk(root)
     wnids = _lines(root / "wnids.txt")
-    _check_classes(info, root, wnids)
-    words_file = root / "words.txt"
-    lines = (line.split("\t", 1) for line in _lines(words_file)) if words_file.is_file() else iter(())
-    words = {parts[0]: parts[1] for parts in lines if len(parts) == 2}
-    label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    label_of = _numbered(info, root, wnids)
+    words = dict(line.split("\t", 1) for line in _lines(root / "words.txt") if "\t" in line)
     entries: dict[str, list[Entry]] = {}
     for split in ("train", "val"):
         folder, annotations = root / split, root / split / "val_annotations.txt"
@@ -241,14 +222,22 @@ def _tiny_imagenet(info: DatasetInfo | None, root: Path) -> FolderSource:
             rows = [(*line.split("\t"), "")[:2] for line in _lines(annotations)]
             entries[split] = _annotated(walk, folder / "images", rows, label_of, annotations.name)
         elif folder.is_dir():  # also val, if somebody has sorted it into class folders
-            listed = (
-                Entry(path, label_of.get(name), None if name in label_of else f"wnids.txt does not have {name}")
-                for name in walk.folders(folder)
-                for path in walk.images(folder / name, expected="_boxes.txt")
-            )
+            names = walk.folders(folder)
+            listed = _in_class_folders(walk, folder, names, label_of, "wnids.txt does not have {}", "_boxes.txt")
             entries[split] = sorted(listed, key=_by_label)
-    class_names = [words.get(wnid) or wnid for wnid in wnids]
-    return FolderSource(root, "tiny_imagenet", entries, class_names, walk.notes(), label_keys=wnids)
+    names = [words.get(wnid) or wnid for wnid in wnids]
+    return FolderSource(root, "tiny_imagenet", entries, names, walk.notes(), label_keys=wnids)
+
+
+def _in_class_folders(
+    walk: _Walk, folder: Path, names: Iterable[str], label_of: Mapping[str, int], problem: str, expected: str = ""
+) -> list[Entry]:
+    """Return the files in the class folders `names`; those in a folder of no class get the `problem`."""
+    return [
+        Entry(path, label_of.get(name), None if name in label_of else problem.format(name))
+        for name in names
+        for path in walk.images(folder / name, expected)
+    ]
 
 
 def _annotated(
@@ -276,7 +265,8 @@ def _annotated(
     return entries
 
 
-def _check_classes(info: DatasetInfo | None, root: Path, wnids: list[str]) -> None:
+def _numbered(info: DatasetInfo | None, root: Path, wnids: list[str]) -> dict[str, int]:
+    """Return the label of each WordNet id after checking that they are the data set's."""
     if len(set(wnids)) < len(wnids):
         raise UserError(f"{root}/wnids.txt names a class twice.")
     if info and info.classes and len(wnids) != info.classes:
@@ -284,6 +274,7 @@ def _check_classes(info: DatasetInfo | None, root: Path, wnids: list[str]) -> No
             f"{root} has {len(wnids):,} classes (n01234567, …), but {info.title} has {info.classes:,}: take the "
             "complete data set."
         )
+    return {wnid: label for label, wnid in enumerate(wnids)}
 
 
 def _first(*folders: Path, holding: str = "") -> Path | None:
@@ -291,15 +282,13 @@ def _first(*folders: Path, holding: str = "") -> Path | None:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """Return a file's lines that are not blank; none if there is no such file."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name in _JUNK
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").split()).casefold()
 
 
 def _by_label(entry: Entry) -> tuple[int, str]:

@@ -16,7 +16,7 @@ from rayclip.data.registry import Hub
 from rayclip.data.sources.base import Source, choose_split
 from rayclip.data.sources.parquet_files import ParquetSource
 from rayclip.data.sources.shards import Shard
-from rayclip.data.sources.webdataset import WebDatasetSource, class_list, shard_count
+from rayclip.data.sources.webdataset import WebDatasetSource, class_list, counted_tars
 from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
@@ -29,24 +29,19 @@ def open_hub(
     revision: str | None = None,
     splits: Sequence[str] | None = None,
     captions: bool = False,
-    cache: Path | None = None,
     reading: Reading = Reading(),
 ) -> Source:
     """Open a data set of the hub at one commit. For Parquet, the first file is downloaded now, for its class names.
 
     Args:
-        hub: the repository and its splits.
         revision: branch, tag or commit; None for the newest. The commit that it refers to now is in the description.
         splits: the splits wanted, by our names; None for all.
-        cache: folder of the cache; None for the hub library's own (`HF_HUB_CACHE`, `HF_HOME`).
-        captions, reading: see `ParquetSource` and `WebDatasetSource`.
 
     Raises:
-        UserError: no such repository, revision or split, no access, no network, or files of another form; also later,
-            when records are read.
+        UserError: no such repository, revision or split, no access, no network, or files of another form; also later.
     """
     chosen = {split: choose_split(hub.splits, split, hub.repo) for split in splits or hub.splits}
-    repo = _resolve(hub.repo, revision, cache)
+    repo = _resolve(hub.repo, revision)
     description = {"kind": "hub", "repo": hub.repo, "revision": repo.sha, "form": hub.form, **reading.decisive()}
     if hub.form == "parquet":
         files = {split: [repo.shard(f) for f in _parquet_files(repo, name)] for split, name in chosen.items()}
@@ -59,20 +54,13 @@ def open_hub(
 
 
 def parse_hub(text: str, *, revision: str | None = None) -> Hub:
-    """Inspect a repository that is not in the registry and describe it for `open_hub`.
-
-    Args:
-        text: `ORG/NAME`, or `ORG/NAME/CONFIG` for a repository with several configurations.
-        revision: branch, tag or commit; None for the newest.
-
-    Raises:
-        UserError: `text` has another form, the repository holds neither WebDataset nor Parquet, or see `open_hub`.
-    """
+    """Describe a repository that is not in the registry, `ORG/NAME` or `ORG/NAME/CONFIG`, for `open_hub`. Raises
+    `UserError` if it holds neither WebDataset nor Parquet, or see `open_hub`."""
     parts = text.split("/", 2)
     if len(parts) < 2 or not all(parts):
         raise UserError(f"'{text}' is no data set of the hub: write ORG/NAME.")
     name = "/".join(parts[:2])
-    repo = _resolve(name, revision, None)
+    repo = _resolve(name, revision)
     tars = {split: n for split, names in SPLITS.items() for n in names if f"{n}/nshards.txt" in repo.files}
     if tars and len(parts) == 2:
         return Hub(repo=name, form="webdataset", splits=tars)
@@ -99,7 +87,6 @@ class _Repo:
     endpoint: str
     sha: str
     files: frozenset[str]
-    cache: Path | None
 
     def fetch(self, file: str) -> Path:
         """Return a file's local path, downloading it if it is not there yet. Raises `UserError`."""
@@ -112,7 +99,6 @@ class _Repo:
                 repo_type="dataset",
                 revision=self.sha,
                 endpoint=self.endpoint,
-                cache_dir=self.cache,
             )
 
         return Path(_ask(download, f"{self.name}/{file}", self.name, self.endpoint))
@@ -120,14 +106,14 @@ class _Repo:
     def cached(self, file: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.name, file, cache_dir=self.cache, revision=self.sha, repo_type="dataset")
+        found = try_to_load_from_cache(self.name, file, revision=self.sha, repo_type="dataset")
         return Path(found) if isinstance(found, str) else None
 
     def shard(self, file: str) -> Shard:
         return Shard(name=file, fetch=lambda: self.fetch(file), cached=lambda: self.cached(file), remote=True)
 
 
-def _resolve(name: str, revision: str | None, cache: Path | None) -> _Repo:
+def _resolve(name: str, revision: str | None) -> _Repo:
     from huggingface_hub import HfApi
 
     # The library reads the variable only at import; we, and tests, need its current value.
@@ -138,7 +124,7 @@ def _resolve(name: str, revision: str | None, cache: Path | None) -> _Repo:
     if sha is None:
         raise UserError(f"{endpoint} did not tell the commit of {name}: check HF_ENDPOINT.")
     files = _ask(lambda: api.list_repo_files(name, revision=sha, repo_type="dataset"), what, name, endpoint, revision)
-    return _Repo(name=name, endpoint=endpoint, sha=sha, files=frozenset(files), cache=cache)
+    return _Repo(name=name, endpoint=endpoint, sha=sha, files=frozenset(files))
 
 
 def _tar_files(repo: _Repo, split: str) -> list[str]:
@@ -146,14 +132,9 @@ def _tar_files(repo: _Repo, split: str) -> list[str]:
     if listed not in repo.files:
         have = sorted(f.rpartition("/")[0] for f in repo.files if f.endswith("/nshards.txt"))
         raise UserError(_no_split(repo, split, have))
-    count = shard_count(repo.fetch(listed).read_bytes(), f"{repo.name}/{listed}")
-    files = [f"{split}/{i}.tar" for i in range(count)]
-    missing = next((f for f in files if f not in repo.files), None)
-    if missing:
-        raise UserError(
-            f"{repo.name} says it has {count} files of '{split}' but lacks {missing}: try another revision."
-        )
-    return files
+    text = repo.fetch(listed).read_bytes()
+    names = counted_tars(text, f"{repo.name}/{listed}", {file.removeprefix(f"{split}/") for file in repo.files})
+    return [f"{split}/{name}" for name in names]
 
 
 def _parquet_files(repo: _Repo, split: str) -> list[str]:

@@ -14,32 +14,26 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayclip.data.columns import LabelColumn, declared_names, find_columns, open_labels
+from rayclip.data.columns import LabelColumn, caption_texts, declared_names, find_columns, open_labels
 from rayclip.data.labels import MISSING
 from rayclip.data.layout import find_files, split_named_in
 from rayclip.data.sources.base import Record
 from rayclip.data.sources.shards import Shard, ShardedSource, unreadable
 from rayclip.data.spec import Reading
-from rayclip.data.tables import UNREADABLE, TableImages, checksums, encoded_images, footer, open_table
+from rayclip.data.tables import UNREADABLE, TableImages, checksums, encoded_image, footer, open_table
 from rayclip.types import UserError
 
 _BATCH = 64  # rows turned into records at a time
 
 
 class ParquetSource(ShardedSource):
-    """Images of Parquet files, read one row group at a time.
-
-    Columns are detected if there is only one of each kind (`columns`): images (struct<bytes, path>, binary, or paths of
-    image files); labels (whole numbers, booleans or text); captions `captions`, `caption`, `sentences`, `text` or `raw`
-    (text, or a list of texts or of structs with `raw`). Captions are read if there is no label.
+    """Images of Parquet files, read one row group at a time, with labels or else captions (`columns`).
 
     Args:
         files: each split's files in order. Paths are opened now, shards only when their records are read, except for
             the first one, which determines the columns.
-        name: name of the data set, for messages.
         captions: whether to read captions even if there are labels.
         description: for the manifest; None to derive it from the files' footers.
-        reading: columns, class names, and the label of the first class.
 
     Raises:
         UserError: a file is missing or not Parquet, has no images, neither labels nor captions, or no class names;
@@ -132,13 +126,13 @@ class ParquetSource(ShardedSource):
             group = bisect.bisect_right(ends, start)  # first group that ends after `start`
             row = ends[group - 1] if group else 0
             for batch in _batches(shard, path, file, range(group, len(ends)), self._columns.names):
-                images = encoded_images(batch.column(self._columns.image))
+                images = batch.column(self._columns.image)
                 for i in range(max(0, start - row), batch.num_rows):
-                    yield self._record(f"{shard.name}#{row + i}", path, images[i], batch, i)
+                    yield self._record(f"{shard.name}#{row + i}", path, encoded_image(images[i]), batch, i)
                 row += batch.num_rows
             return file.metadata.num_rows
 
-    def _record(self, where: str, path: Path, image: memoryview | str, batch: pa.RecordBatch, i: int) -> Record:
+    def _record(self, where: str, path: Path, image: bytes | str, batch: pa.RecordBatch, i: int) -> Record:
         problem, label = None, None
         captions: tuple[str, ...] = ()
         if not image:
@@ -154,7 +148,7 @@ class ParquetSource(ShardedSource):
         except UnicodeDecodeError:
             return Record(path=where, read=read, problem="the row's text is damaged")
         if self._labels is None:
-            captions = _captions(value)
+            captions = tuple(text.strip() for text in caption_texts(value) if text.strip())
             problem = problem or (None if captions else "the row has no caption")
         else:
             number = self._labels.number(where, value)
@@ -167,17 +161,8 @@ class ParquetSource(ShardedSource):
 def open_parquet(
     path: Path, name: str, split: str = "test", captions: bool = False, reading: Reading = Reading()
 ) -> ParquetSource:
-    """Open a Parquet or Arrow file, or a folder of them.
-
-    Args:
-        path: a file, used whole; or a folder in one of the forms that `layout.find_files` knows.
-        name: name of the data set, for messages.
-        split: used for a file whose name does not indicate one (as `train-0.parquet`, `cifar10-test.parquet` do).
-        captions, reading: see `ParquetSource`.
-
-    Raises:
-        UserError: no such data, or see `ParquetSource`.
-    """
+    """Open a Parquet or Arrow file, used whole, or a folder in one of the forms that `layout.find_files` knows; `split`
+    is for a file whose name does not indicate one. Raises `UserError`, see `ParquetSource`."""
     if path.is_file() or (path.suffix == ".parquet" and not path.is_dir()):
         return ParquetSource({split_named_in(path.stem) or split: [path]}, name, captions, reading=reading)
     if not path.is_dir():
@@ -215,13 +200,6 @@ def _batches(
             yield from file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
     except UNREADABLE as error:
         raise shard.damaged(path, error) from error
-
-
-def _captions(value: Any) -> tuple[str, ...]:
-    """Return the non-empty captions of a value: one or several, as text or as structs with `raw`."""
-    values = value if isinstance(value, list) else [value]
-    texts = ((v.get("raw") if isinstance(v, dict) else v) or "" for v in values)
-    return tuple(text.strip() for text in texts if text.strip())
 
 
 def _fingerprint(shards: Mapping[str, Sequence[Shard]], class_names: Sequence[str], extra: Mapping[str, Any]) -> str:

@@ -15,9 +15,9 @@ class Shard:
     """One file of a source.
 
     Attributes:
-        name: name for messages; never an absolute path.
+        name: for messages; never an absolute path.
         fetch: returns its local path, downloading it first if needed. May raise `UserError`.
-        cached: returns its local path if it is already here; None if it would have to be fetched.
+        cached: returns its local path; None if it would have to be fetched.
         remote: whether the local file is a copy that may be deleted and fetched again.
     """
 
@@ -58,11 +58,7 @@ class ShardedSource(Source):
         return counted
 
     def records(self, split: str, start: int = 0) -> Iterator[Record]:
-        """See `Source`. Shards before `start` whose size is known are neither fetched nor opened.
-
-        Raises:
-            UserError: no such split, or a shard cannot be fetched or is damaged.
-        """
+        """See `Source`. Shards before `start` whose size is known are neither fetched nor opened."""
         return self._records(choose_split(self._shards, split, "the data set"), split, start)
 
     def _records(self, shards: Sequence[Shard], split: str, start: int) -> Iterator[Record]:

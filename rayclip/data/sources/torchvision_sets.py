@@ -38,13 +38,8 @@ class _Arrays:
 
 
 class TorchvisionSource(FileSource):
-    """A data set of `torchvision.datasets`.
-
-    Args:
-        info: the data set.
-        folder: torchvision's `root`.
-        download: whether to download missing files, if torchvision can.
-        splits: which of the splits to open. By default all; without `download`, those that exist.
+    """A data set of `torchvision.datasets` in the folder that is torchvision's `root`, downloaded there if `download`.
+    Without `splits`, all of them; without `download`, those that exist.
 
     Raises:
         UserError: torchvision has no such data set or split, does not find the files it needs in the folder or cannot

@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 import tarfile
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,8 +30,7 @@ _BLOCK = 512  # bytes in a tar block
 
 @dataclass(frozen=True, kw_only=True)
 class _Member:
-    """A file within a tar: the key of its sample, a name for people, and the offset and size of its bytes. `problem`
-    says why it has no bytes there (a link or a device)."""
+    """A file within a tar: the key of its sample, its place, and the `problem` if it has no bytes there (a link)."""
 
     key: str
     name: str
@@ -55,14 +54,8 @@ class _Member:
 
 
 class WebDatasetSource(ShardedSource):
-    """Images in tar files, which are read in place and never unpacked.
-
-    Args:
-        shards: each split's tar files in order.
-        class_names: in label order; empty for image-caption data.
-        description: for the manifest.
-        reading: label of the first class, and a file of class names.
-    """
+    """Images in tar files, which are read in place and never unpacked. `class_names` are in label order; empty for
+    image-caption data."""
 
     def __init__(
         self,
@@ -133,9 +126,7 @@ def open_webdataset(place: Path, captions: bool = False, reading: Reading = Read
     Args:
         place: folder with `train`, `val` or `test`, each with `nshards.txt`; or with `.tar` files in such folders or
             named after their split (`train-000000.tar`; others form the split `test`); or one `.tar` file.
-            `classnames.txt` is beside them, unless there are captions.
         captions: whether to read captions even if there are labels.
-        reading: see `WebDatasetSource`.
 
     Raises:
         UserError: no such folder, no split in it, a tar is missing, or `nshards.txt` or `classnames.txt` is invalid.
@@ -175,11 +166,8 @@ def _tars(place: Path) -> dict[str, list[Path]]:
         for folder in (place / name for name in names):
             listed = folder / "nshards.txt"
             if listed.is_file():
-                paths = [folder / f"{i}.tar" for i in range(shard_count(listed.read_bytes(), f"{listed}"))]
-                missing = next((p for p in paths if not p.is_file()), None)
-                if missing:
-                    raise UserError(f"{listed} says {len(paths)} files but {missing} is missing: fetch it.")
-                counted[split] = paths
+                names_there = counted_tars(listed.read_bytes(), f"{listed}", {p.name for p in folder.glob("*.tar")})
+                counted[split] = [folder / name for name in names_there]
         if paths := sorted(tar for name in names for tar in (place / name).glob("*.tar")):
             in_folders[split] = paths
     named: dict[str, list[Path]] = {}
@@ -188,11 +176,16 @@ def _tars(place: Path) -> dict[str, list[Path]]:
     return counted or in_folders or named
 
 
-def shard_count(text: bytes, where: str) -> int:
-    """Parse the number in `nshards.txt`. Raises `UserError`."""
+def counted_tars(text: bytes, where: str, there: Collection[str]) -> list[str]:
+    """Return the names of the tars that `nshards.txt` counts. Raises `UserError` if one is missing."""
     if not re.fullmatch(rb"\s*[1-9]\d{0,6}\s*", text):
         raise UserError(f"{where} must hold the number of tar files and nothing else: fetch it again.")
-    return int(text)
+    names = [f"{i}.tar" for i in range(int(text))]
+    if missing := next((name for name in names if name not in there), None):
+        raise UserError(
+            f"{where} says {len(names)} files but {missing} is missing: fetch it, or take another revision."
+        )
+    return names
 
 
 def class_list(text: bytes, where: str) -> tuple[str, ...]:

@@ -158,7 +158,7 @@ def _panels_of_attacks(
 
 def _figure(name: str, title: str, xlabel: str, found: Sequence[Panel], note: str) -> Figure:
     names = list(found[0].lines)
-    dotted = f" Dotted: {found[0].level[0]}." if found[0].level is not None else ""
+    dotted = "".join(dict.fromkeys(f" Dotted: {panel.level[0]}." for panel in found if panel.level is not None))
     more = f" {len(names) - _MOST} more are in the tables." if len(names) > _MOST else ""
     return Figure(
         name=name,
@@ -185,6 +185,7 @@ def _draw(xlabel: str, found: Sequence[Panel], columns: int) -> Canvas:
         if i >= len(found) - across:
             ax.set_xlabel(xlabel)
     keys = {key.get_label(): key for ax in axes for key in ax.get_lines()}
+    canvas.set_figheight(canvas.get_figheight() + 0.2 * -(-len(keys) // across))
     canvas.legend(handles=list(keys.values()), loc="outside lower left", ncols=across, frameon=False, fontsize=8.5)
     return canvas
 
