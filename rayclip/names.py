@@ -31,7 +31,7 @@ ATTACKS_ABOUT = {
     "autoattack": "APGD-CE, APGD-T, FAB-T and Square, each on what survives (Croce & Hein 2020)",
     "autoattack-seeds": "APGD-CE and APGD-DLR, as SAFT and TTC run it",
     "feature": "moves the image's embedding away from the clean one (FARE, TTC; AdvPT)",
-    "semantic": "against several captions a class at once (SAFT)",
+    "semantic": "against several captions per class at once (SAFT)",
     "transfer": "made on another model, judged on this one",
     "bert": "BERT-Attack: changes words of the class prompts (Li et al. 2020)",
     "co-attack": "prompts first, then the image away from itself and from them (Zhang et al. 2022)",

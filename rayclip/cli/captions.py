@@ -38,7 +38,7 @@ Data = Annotated[
     ),
 ]
 Classes = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Instead of --data: class names in label order, one a line.")
+    Path | None, typer.Option(metavar="FILE", help="Instead of --data: class names in label order, one per line.")
 ]
 
 
@@ -55,7 +55,7 @@ def filter_captions(
     out: Annotated[Path, typer.Option(help="Table to write: .parquet, or .csv for a spreadsheet.")],
     data: Data = None,
     classes: Classes = None,
-    keep: Annotated[int, typer.Option(min=1, help="Captions a class.")] = 5,
+    keep: Annotated[int, typer.Option(min=1, help="Captions per class.")] = 5,
     fill: Annotated[
         Literal["template"] | None,
         typer.Option(help="template: fill classes with too few captions up with class prompts, marked in the table."),
@@ -148,13 +148,15 @@ def generate(
     out: Annotated[Path, typer.Option(help="JSON to write; an interrupted run goes on from the parts beside it.")],
     data: Data = None,
     classes: Classes = None,
-    per_class: Annotated[int, typer.Option(min=1, help="Sentences a class.")] = 20,
+    per_class: Annotated[int, typer.Option(min=1, help="Sentences per class.")] = 20,
     images: Annotated[
         int | None,
-        typer.Option(min=0, help="Example images a class from --data.  [default: 3 for image-text models, else none]"),
+        typer.Option(
+            min=0, help="Example images per class from --data.  [default: 3 for image-text models, else none]"
+        ),
     ] = None,
     questions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Own questions, one a line, with {} for the class.")
+        Path | None, typer.Option(metavar="FILE", help="Own questions, one per line, with {} for the class.")
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.01, help="Of sampling.")] = 0.99,
     max_new_tokens: Annotated[int, typer.Option(min=8, help="Longest answer.")] = 64,
@@ -238,7 +240,7 @@ def show(
     table = read_table(file)
     origin = table.made_from
     if origin:
-        print(f"from {origin.get('input')}, {origin.get('keep')} a class, by {origin.get('model')}")
+        print(f"from {origin.get('input')}, {origin.get('keep')} per class, by {origin.get('model')}")
     shown = [row for row in table.rows if find.lower() in row.class_name.lower()]
     if not shown:
         raise UserError(f"{file} has no class whose name contains '{find}'.")
@@ -259,7 +261,7 @@ def _class_names(data: str | None, classes: Path | None) -> tuple[list[str], lis
     if classes is not None:
         names = _read_lines(classes)
         if not names:
-            raise UserError(f"{classes} names no class: write one a line.")
+            raise UserError(f"{classes} names no class: write one per line.")
         return names, None
     found = _open_either(str(data))
     raw = getattr(found, "raw_names", None)
@@ -294,7 +296,7 @@ def _check_examples(data: "ImageSet") -> None:
 def _read_questions(path: Path) -> tuple[str, ...]:
     questions = _read_lines(path)
     if not questions or not all("{}" in question for question in questions):
-        raise UserError(f"{path} must hold questions, one a line, each with {{}} where the class belongs.")
+        raise UserError(f"{path} must hold questions, one per line, each with {{}} where the class belongs.")
     return tuple(questions)
 
 
