@@ -17,9 +17,10 @@ from typing import Any
 
 from rayclip.data.registry import find
 from rayclip.reports.grid import Cell, Grid, Part, accuracy, signed
+from rayclip.reports.model import Model
 from rayclip.reports.notes import heading
 from rayclip.reports.recalls import RecallTable, recalls_of
-from rayclip.reports.section import Attack, Model, Number, Section, Subject, average
+from rayclip.reports.section import Attack, Number, Section, Subject, average
 from rayclip.reports.to_csv import number_line
 from rayclip.types import UserError
 
@@ -127,7 +128,6 @@ def _part(
     differences = list(dict.fromkeys(what for match in found for what in match.differs))
     alike = sum(not match.differs for match in found)
     grid = Grid(
-        name=f"{paper}-{table}",
         title=f"ours and those of {paper}, table {table}: {_measure(found)} in %",
         header=("model", "data set", "attack", "ours", "theirs", "difference", "differs"),
         rows=[(match.subject.name, _cells(match, differences)) for match in found],

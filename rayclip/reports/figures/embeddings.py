@@ -26,7 +26,7 @@ def tsne(results: Results, section: Section) -> list[Figure]:
     chosen = choose_examples(section, ("image", "multimodal"), lambda cell: has_examples(cell, "features"))
     for example in chosen:
         table = examples(example.cell, "features")
-        if table is not None and len(table) >= _FEWEST:
+        if len(table) >= _FEWEST:
             found[example.subject.name] = _matrix(table, "clean"), _matrix(table, "adversarial")
     if not found:
         return []

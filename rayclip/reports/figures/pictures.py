@@ -94,8 +94,7 @@ def _draw_maps(images: Sequence[Any], maps: Sequence[Any], names: Sequence[str],
 
 
 def _kept(example: Example, kind: str) -> list[Any]:
-    table = examples(example.cell, kind)
-    return [] if table is None else table.to_pylist()[:_MOST]
+    return examples(example.cell, kind).to_pylist()[:_MOST]
 
 
 def _tiles(count: int, columns: int, names: Sequence[str]) -> tuple[Canvas, list[list[Axes]]]:
