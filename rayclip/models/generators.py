@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
 from rayclip.models.loading import silence
@@ -163,13 +164,19 @@ def generator_kind(model: str) -> GeneratorKind:
         )
     front = _load(model, "AutoProcessor" if sees else "AutoTokenizer")
     digest = hashlib.sha256(config.to_json_string().encode())
-    digest.update(str(getattr(config, "_commit_hash", None)).encode())
+    digest.update(str(_commit(model)).encode())
     for file in sorted(Path(model).iterdir()) if Path(model).is_dir() else ():
         stat = file.stat()
         digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
     return GeneratorKind(
         sees=sees, chats=bool(getattr(front, "chat_template", None)), fingerprint=digest.hexdigest()[:16]
     )
+
+
+def _commit(model: str) -> str | None:
+    """Return the commit of a hub model's files in the local cache, which are kept below `snapshots/<commit>`."""
+    found = None if Path(model).exists() else try_to_load_from_cache(model, "config.json")
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 class TransformersGenerator(CaptionGenerator):
