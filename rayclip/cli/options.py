@@ -48,11 +48,12 @@ Tracking = Annotated[
     str | None,
     typer.Option(help="MLflow store or server.  [default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here]"),
 ]
-NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Log nothing to MLflow.")]
+NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Log nothing to MLflow now; rayclip log can later.")]
 Experiment = Annotated[str, typer.Option(help="MLflow experiment.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 JsonLogs = Annotated[  # read by `cli.run`
-    bool, typer.Option("--json-logs", help="Progress, notes and errors as JSON objects, one per line, on standard error.")
+    bool,
+    typer.Option("--json-logs", help="Progress, notes and errors as JSON objects, one per line, on standard error."),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also print what Ray and its workers say.")]
 Substitutes = Annotated[

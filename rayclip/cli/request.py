@@ -236,15 +236,26 @@ def request(
     return Request(models, out, json, words, files, stands_for)
 
 
-def with_request(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command with the options of `request` followed by its own; it gets a `Request` as first argument."""
+def with_request(command: Callable[..., None], models: tuple[str, ...] = (), **defaults: Any) -> Callable[..., None]:
+    """Return a command with the options of `request` and its own; it gets a `Request` as first argument.
+
+    Args:
+        models: the command's own options that name the models, in place of `--model`; it gets them as well.
+        defaults: of options, where they differ from those of `request`.
+    """
+    shared = [
+        p.replace(default=defaults.get(p.name, p.default))
+        for p in inspect.signature(request).parameters.values()
+        if not (models and p.name == "model")
+    ]
+    _, *own = inspect.signature(command).parameters.values()
 
     def run(**options: Any) -> None:
-        asked = {name: options.pop(name) for name in inspect.signature(request).parameters}
+        asked = {p.name: options.pop(p.name) for p in shared}
+        if models:
+            asked["model"] = [options[name] for name in models]
         command(request(**asked), **options)
 
-    _, *own = inspect.signature(command).parameters.values()
-    shared = inspect.signature(request).parameters.values()
     both = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shared, *own)]
     run.__signature__ = inspect.Signature(both)  # type: ignore[attr-defined]
     run.__name__, run.__doc__ = command.__name__, command.__doc__

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -189,41 +189,35 @@ def _cut(cell: Cell, store: Store) -> Cut:
 
 
 def _row(cell: Cell, label: str, right: np.ndarray, cut: Cut) -> Row:
-    low, high = wilson(int(right.sum()), len(right))
     return Row(
         model=cell.model,
         dataset=cell.dataset,
         attack=label,
         eps=cell.eps,
         steps=getattr(cell.attack, "steps", None),
-        n=len(right),
-        top1=100 * float(right.mean()),
-        ci_low=low,
-        ci_high=high,
         protocol=cell.describe(),
         cell=cell.id,
         defense=chain_label(cell.defense),
         scorer=cell.scorer.label,
+        **_accuracy(right),
         **cut.recorded(),
     )
 
 
 def _worst(case: WorstCase, members: Sequence[Row], right: np.ndarray) -> Row:
-    low, high = wilson(int(right.sum()), len(right))
-    first = members[0]
-    protocol = {"worst_of": [row.attack for row in members], "per": "sample", **case.described()}
-    return Row(
-        model=first.model,
-        dataset=first.dataset,
+    return replace(
+        members[0],
         attack=case.label,
         eps=next((row.eps for row in members if row.eps is not None), None),
         steps=None,
-        n=len(right),
-        top1=100 * float(right.mean()),
-        ci_low=low,
-        ci_high=high,
-        protocol=protocol,
+        protocol={"worst_of": [row.attack for row in members], "per": "sample", **case.described()},
         cell="+".join(row.cell for row in members),
-        defense=first.defense,
-        scorer=first.scorer,
+        **_accuracy(right),
+        cut_texts=0,
+        cut_for_substitutes=0,
     )
+
+
+def _accuracy(right: np.ndarray) -> dict[str, Any]:
+    low, high = wilson(int(right.sum()), len(right))
+    return {"n": len(right), "top1": 100 * float(right.mean()), "ci_low": low, "ci_high": high}

@@ -7,7 +7,7 @@ import gc
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,8 +30,23 @@ from rayclip.rng import sample_keys
 from rayclip.store import Store
 from rayclip.types import UserError, check_same
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 _NO_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _ROOM = "use fewer workers on a GPU (--gpus-per-worker), a larger GPU, or a smaller model"
+
+
+class Cache(OrderedDict[K, V]):
+    """The most recently used values, as many as a worker keeps loaded."""
+
+    def get_or_make(self, key: K, make: Callable[[], V]) -> V:
+        if key not in self:
+            self[key] = make()
+            while len(self) > KEPT:
+                self.popitem(last=False)
+        self.move_to_end(key)
+        return self[key]
 
 
 class Done(NamedTuple):
@@ -67,12 +82,9 @@ class Evaluator:
         self.hardware = hardware or Hardware.here(self.device)
         self._fits: dict[str, int] = {}  # batch sizes by model, for models whose batches had to be halved
         use_exact_fp32()
-        self._models: OrderedDict[str, Clip] = OrderedDict()
-        self._victims: OrderedDict[tuple[str, ...], ZeroShot] = OrderedDict()
-        self._fast_models: OrderedDict[tuple[str, str], Clip] = OrderedDict()
-        self._fast_victims: OrderedDict[tuple[str, ...], ZeroShot] = OrderedDict()
-        self._data: OrderedDict[str, ImageSet] = OrderedDict()
-        self._prompts: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+        self._models, self._fast_models = Cache[str, Clip](), Cache[tuple[str, str], Clip]()
+        self._victims, self._fast_victims = Cache[tuple[str, ...], ZeroShot](), Cache[tuple[str, ...], ZeroShot]()
+        self._data, self._prompts = Cache[str, ImageSet](), Cache[str, tuple[str, ...]]()
 
     def run(self, shard: Shard, batch_size: int | None = None) -> Done:
         """Evaluate and write a shard.
@@ -139,8 +151,8 @@ class Evaluator:
 
     def _forget(self) -> None:
         """Drop every loaded model."""
-        for warm in (self._models, self._victims, self._fast_models, self._fast_victims):
-            warm.clear()
+        for cache in (self._models, self._victims, self._fast_models, self._fast_victims):
+            cache.clear()
         _free_memory()
 
     def _batch(
@@ -242,7 +254,7 @@ class Evaluator:
             check_same("data", cell.data, data.fingerprint, cell.data_fingerprint)
             return data
 
-        return _warm(self._data, cell.data_fingerprint, load)
+        return self._data.get_or_make(cell.data_fingerprint, load)
 
     def _victim(self, cell: Cell, scorer: Scorer) -> ZeroShot:
         def load() -> Clip:
@@ -252,12 +264,12 @@ class Evaluator:
 
         def make() -> ZeroShot:
             # A view of the loaded model, so that cells with another resize can share the weights
-            clip = _warm(self._models, cell.model_fingerprint, load).with_resize(cell.protocol.resize)
+            clip = self._models.get_or_make(cell.model_fingerprint, load).with_resize(cell.protocol.resize)
             return scorer.classifier(clip, cell.class_names, cell.protocol.template)
 
         protocol = (cell.protocol.template, cell.protocol.resize)
         key = (cell.model_fingerprint, *protocol, scorer.describe(), *cell.class_names)
-        return _warm(self._victims, key, make)
+        return self._victims.get_or_make(key, make)
 
     def _fast(self, cell: Cell, attacked: ZeroShot) -> ZeroShot | None:
         """Return a fast copy of the attacked classifier; None if the attack runs on the model itself."""
@@ -269,11 +281,11 @@ class Evaluator:
             return fast_copy(attacked.clip, cell.precision, compiled=compiled)
 
         def make() -> ZeroShot:
-            return attacked.seen_by(_warm(self._fast_models, model, copy).with_resize(cell.protocol.resize))
+            return attacked.seen_by(self._fast_models.get_or_make(model, copy).with_resize(cell.protocol.resize))
 
         model = (cell.model_fingerprint, cell.precision)
         protocol = (cell.protocol.template, cell.protocol.resize)
-        return _warm(self._fast_victims, (*model, *protocol, cell.attacked.describe(), *cell.class_names), make)
+        return self._fast_victims.get_or_make((*model, *protocol, cell.attacked.describe(), *cell.class_names), make)
 
     def _adversarial_prompts(self, cell: Cell, victim: ZeroShot) -> tuple[str, ...] | None:
         """Return the adversarial prompts, from memory or the store; else make and store them.
@@ -297,7 +309,7 @@ class Evaluator:
                 self.store.write_json(name, stored)
             return tuple(entry["adversarial"] for entry in stored)
 
-        return _warm(self._prompts, cell.texts_id, make)
+        return self._prompts.get_or_make(cell.texts_id, make)
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -309,13 +321,3 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _warm(cache: OrderedDict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
-    """Return the cached value, made on first use; the least recently used one is dropped when there are too many."""
-    if key not in cache:
-        cache[key] = make()
-        while len(cache) > KEPT:
-            cache.popitem(last=False)
-    cache.move_to_end(key)
-    return cache[key]

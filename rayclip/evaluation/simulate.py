@@ -5,7 +5,6 @@ scale.
 """
 
 import heapq
-import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,13 +34,12 @@ class Workers:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The outcome of a simulated run. Times are simulated seconds, except `deciding`.
+    """The outcome of a simulated run. Times are simulated seconds.
 
     Attributes:
         makespan: time until the last shard ended.
         work: total time of all shards, each counted once.
         loading: total time that workers spent loading models.
-        deciding: real seconds that the schedule's decisions took.
         copies: second copies started because a shard was late.
         losses: shards that were started again because their worker was lost.
         ends: how often each shard counted as done, by cell.
@@ -50,29 +48,34 @@ class Outcome:
     makespan: float
     work: float
     loading: float
-    deciding: float
     copies: int
     losses: int
     ends: Sequence[bytearray]
 
 
 def simulate(
-    queues: Sequence[Queue], workers: Workers, duration: Callable[[ShardId, int], float] | None = None
+    queues: Sequence[Queue],
+    workers: Workers,
+    duration: Callable[[ShardId, int], float] | None = None,
+    schedule: type[Schedule] = Schedule,
 ) -> Outcome:
     """Simulate the schedule until every shard is done.
 
     Args:
         duration: true seconds of a shard on a worker; None is the duration that its queue expects.
     """
-    return _Run(queues, workers, duration).to_the_end()
+    return _Run(queues, workers, duration, schedule(queues)).to_the_end()
 
 
 class _Run:
     def __init__(
-        self, queues: Sequence[Queue], workers: Workers, duration: Callable[[ShardId, int], float] | None
+        self,
+        queues: Sequence[Queue],
+        workers: Workers,
+        duration: Callable[[ShardId, int], float] | None,
+        schedule: Schedule,
     ) -> None:
-        self.queues, self.workers = queues, workers
-        self.schedule = _Timed(queues)
+        self.queues, self.workers, self.schedule = queues, workers, schedule
         self.duration = duration or (lambda shard, worker: self.schedule.expected(shard))
         self.now = 0.0
         self.events: list[tuple[float, int, Callable[[int], None], int]] = []
@@ -98,7 +101,6 @@ class _Run:
             makespan=self.now,
             work=self.work,
             loading=self.loading,
-            deciding=self.schedule.deciding,
             copies=self.schedule.copies,
             losses=self.schedule.lost,
             ends=self.ends,
@@ -155,23 +157,3 @@ class _Run:
         self.loading += seconds
         self.loaded[worker] = [need, *(other for other in kept if other != need)][:KEPT]
         return seconds
-
-
-class _Timed(Schedule):
-    """A schedule that measures the time its decisions take."""
-
-    deciding = 0.0
-
-    def start(self, worker: Hashable, now: float) -> ShardId | None:
-        began = time.perf_counter()
-        try:
-            return super().start(worker, now)
-        finally:
-            self.deciding += time.perf_counter() - began
-
-    def finish(self, worker: Hashable) -> ShardId | None:
-        began = time.perf_counter()
-        try:
-            return super().finish(worker)
-        finally:
-            self.deciding += time.perf_counter() - began

@@ -81,7 +81,7 @@ class _Tower(nn.Module):
         embed: Callable[[Tensor], Any] = functools.partial(encode_class_token, self.visual) if is_stock else self.visual
         if compiled:
             graphs = backend == "inductor" and next(visual.parameters()).is_cuda
-            # torch makes one graph for the first size of a batch and one for all others; CUDA graphs are one a size
+            # torch makes one graph for the first size of a batch and one for all others; CUDA graphs are one per size
             embed = torch.compile(embed, backend=backend, mode="reduce-overhead" if graphs else None)
         self._embed = embed
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from PIL import Image
 
@@ -163,13 +164,21 @@ def generator_kind(model: str) -> GeneratorKind:
         )
     front = _load(model, "AutoProcessor" if sees else "AutoTokenizer")
     digest = hashlib.sha256(config.to_json_string().encode())
-    digest.update(str(getattr(config, "_commit_hash", None)).encode())
+    digest.update(str(_cached_commit(model)).encode())
     for file in sorted(Path(model).iterdir()) if Path(model).is_dir() else ():
         stat = file.stat()
         digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
     return GeneratorKind(
         sees=sees, chats=bool(getattr(front, "chat_template", None)), fingerprint=digest.hexdigest()[:16]
     )
+
+
+def _cached_commit(model: str) -> str | None:
+    """Return the commit of a hub model in the local cache; None for a folder."""
+    if Path(model).is_dir():
+        return None
+    found = huggingface_hub.try_to_load_from_cache(model, "config.json")  # …/snapshots/COMMIT/config.json
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 class TransformersGenerator(CaptionGenerator):
