@@ -13,7 +13,10 @@ _STATUS_S = 60.0  # maximum time for `ray status`
 
 
 def _find(name: str) -> Any:
-    return getattr(import_module("ray._raylet"), name, None)
+    try:
+        return getattr(import_module("ray._raylet"), name, None)
+    except ImportError:
+        return None
 
 
 def reread_environment() -> bool:
@@ -23,11 +26,11 @@ def reread_environment() -> bool:
     """
     if "ray" not in sys.modules:
         return True
-    config, loader = _find("Config"), _find("AuthenticationTokenLoader")
-    if config is None or loader is None:
+    try:
+        _find("Config").initialize("")
+        _find("AuthenticationTokenLoader").instance().reset_cache()
+    except (AttributeError, TypeError):
         return False
-    config.initialize("")
-    loader.instance().reset_cache()
     return True
 
 
