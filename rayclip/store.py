@@ -26,6 +26,7 @@ from rayclip.types import UserError, has_secret
 PLAN = "plan.json"  # an evaluation's plan, beside its results
 
 _CHUNK = 8 << 20
+_PARTIAL = ".partial"  # ends the names of files that are not finished
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _NOTE = b"rayclip"
 
@@ -203,6 +204,13 @@ class Store:
         if system.get_file_info(place).type == fs.FileType.Directory:
             system.delete_dir(place)
 
+    def delete_unfinished(self, folder: str) -> None:
+        """Delete what killed processes have left of unfinished writes below a folder; nobody must be writing there."""
+        system, place = self._at(folder)
+        if isinstance(system, fs.LocalFileSystem):
+            for left in Path(place).rglob(f"*{_PARTIAL}"):
+                left.unlink(missing_ok=True)
+
     def read(self, name: str) -> bytes | None:
         """Return a file's bytes, None if there is no such file."""
         system, place = self._at(name)
@@ -310,7 +318,7 @@ class _WholeFiles(fs.LocalFileSystem):
 @contextmanager
 def _aside(target: str) -> Iterator[Path]:
     """Yield a temporary path to write to; it is renamed to `target` at the end of the block."""
-    aside = Path(f"{target}.{uuid.uuid4().hex[:8]}.partial")
+    aside = Path(f"{target}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
     aside.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield aside

@@ -14,7 +14,7 @@ from rayclip.api.comparing import (
 )
 from rayclip.api.request import Evaluation, Where
 from rayclip.evaluation import Store
-from rayclip.reports.results import JudgedCell, copy_verdicts
+from rayclip.reports.results import JudgedCell
 from rayclip.types import Row
 
 
@@ -58,7 +58,16 @@ def compare(
     store, planned = Store(where.out), {cell.id for cell in cells}
     for cell in known:
         if cell.id in planned:
-            copy_verdicts(cell, store)
+            _copy_verdicts(cell, store)
     with where.logbook(store) as logbook:
         root = logbook.open(name, tags={"rayclip.kind": "comparison"})
         return compare_all(root, models, {}, {}, evaluations, opened, logbook, store, where)
+
+
+def _copy_verdicts(cell: JudgedCell, store: Store) -> None:
+    """Copy a cell's files into another result folder, except those that are there."""
+    folder = f"cells/{cell.id}"
+    for name in [f"{folder}/cell.json", *cell.store.names(folder, ".parquet")]:
+        data = cell.store.read(name) if store.size(name) is None else None
+        if data is not None:
+            store.write(name, data)

@@ -15,11 +15,11 @@ from rayclip.data import locate
 from rayclip.distributed import (
     Trial,
     Validation,
-    keep_precision,
     ray_cluster,
+    resolve_precision,
     run_search,
-    waiting,
-    with_precision,
+    save_precision,
+    unfinished_trials,
 )
 from rayclip.evaluation import Store
 from rayclip.evaluation.cell import at_budgets, label_with_eps
@@ -78,12 +78,12 @@ def search(
     validation = dataclasses.replace(validation, data=locate(validation.data))
     store = Store(where.out)
     with contextlib.ExitStack() as stack:
-        trials = stack.enter_context(with_precision(trials, store, cluster=where.cluster, verbose=where.verbose))
+        trials = stack.enter_context(resolve_precision(trials, store, cluster=where.cluster, verbose=where.verbose))
         logbook = stack.enter_context(where.logbook(store))
         root = logbook.open(name, tags={"rayclip.kind": "search"})
         trials = [with_run(t, logbook, root, opened) for t in trials]
-        if waiting(trials, store):
-            keep_precision(trials, store)
+        if unfinished_trials(trials, store):
+            save_precision(trials, store)
             stack.enter_context(ray_cluster(cluster=where.cluster, verbose=where.verbose))  # also for the evaluation
         with Display(quiet=where.quiet) as display:
             scores, errors = run_search(

@@ -15,16 +15,16 @@ from rayclip.data.fewshot import draw_record
 from rayclip.distributed import (
     Trial,
     Workers,
-    forgotten,
-    keep_precision,
+    find_abandoned_runs,
     ray_cluster,
+    resolve_precision,
     run_trials,
-    with_precision,
+    save_precision,
 )
 from rayclip.evaluation import Store
 from rayclip.models.checkpoint import FILES
 from rayclip.progress import Display, say
-from rayclip.reports.results import model_name
+from rayclip.reports.model import model_name
 from rayclip.types import Row, UserError
 
 
@@ -37,7 +37,7 @@ def fine_tune(trial: Trial, where: Where) -> bool:
     opened = Opened(quiet=where.quiet)
     trial = dataclasses.replace(trial, config=check_training(trial.config, where.train_workers, opened))
     store = Store(trial.out).child(".rayclip")
-    with with_precision([trial], store, cluster=where.cluster, verbose=where.verbose) as (trial,):
+    with resolve_precision([trial], store, cluster=where.cluster, verbose=where.verbose) as (trial,):
         if trial.is_finished():
             if where.has_to_log(store, trial.name):
                 with where.logbook(store) as logbook:
@@ -93,7 +93,7 @@ def sweep(
     plan_all([base], evaluations, opened)
     store = Store(where.out)
     with contextlib.ExitStack() as stack:
-        trials = stack.enter_context(with_precision(trials, store, cluster=where.cluster, verbose=where.verbose))
+        trials = stack.enter_context(resolve_precision(trials, store, cluster=where.cluster, verbose=where.verbose))
         unfinished = [t for t in trials if not t.is_finished()]
         logbook = stack.enter_context(where.logbook(store))
         root = logbook.open(name, tags={"rayclip.kind": "sweep"})
@@ -135,9 +135,9 @@ def with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened)
 
 def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook) -> dict[str, str]:
     """Run the unfinished trials; return the reasons of failure by trial name."""
-    keep_precision(trials, store)
+    save_precision(trials, store)
     display, storage = Display(quiet=where.quiet), store.child("unfinished")
-    for run in forgotten(trials, storage):
+    for run in find_abandoned_runs(trials, storage):
         say(
             "note",
             f"{storage.root}/{run} is an unfinished run of other settings or of an earlier version: it is not gone on "

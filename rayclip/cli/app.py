@@ -8,6 +8,7 @@ import typer
 from rayclip.cli import captions, data, doctor, evaluate, lists, log, models, plan, report, retrieval, train
 from rayclip.cli.help import WIDTH, Command, Group
 from rayclip.cli.options import Tracking
+from rayclip.cli.request import with_request
 
 app = typer.Typer(
     cls=Group,
@@ -50,7 +51,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "log": log.log,
     "plan": plan.plan,
     "retrieval": retrieval.retrieval,
-    "interpolate": models.interpolate,
+    "interpolate": with_request(models.interpolate, ("origin", "target"), experiment="rayclip-interpolate"),
     "import": models.import_,
     "attacks": lists.attacks,
     "methods": lists.methods,

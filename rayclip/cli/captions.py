@@ -151,7 +151,9 @@ def generate(
     per_class: Annotated[int, typer.Option(min=1, help="Sentences per class.")] = 20,
     images: Annotated[
         int | None,
-        typer.Option(min=0, help="Example images per class from --data.  [default: 3 for image-text models, else none]"),
+        typer.Option(
+            min=0, help="Example images per class from --data.  [default: 3 for image-text models, else none]"
+        ),
     ] = None,
     questions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Own questions, one per line, with {} for the class.")

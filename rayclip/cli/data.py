@@ -139,7 +139,7 @@ def prepare(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Class names, for data that carry none: a name a line in label order, or a JSON list.",
+            help="Class names, for data that carry none: one name per line in label order, or a JSON list.",
         ),
     ] = None,
     labels_from: Annotated[int, typer.Option(min=0, max=1, help="The label of the first class.")] = 0,
@@ -147,7 +147,7 @@ def prepare(
     label_column: Annotated[str | None, typer.Option(metavar="NAME", help="Of Parquet.  [default: found out]")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="An image that cannot be used is an error.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is prepared already.")] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Threads that check images.  [default: one a core]")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Threads that check images.  [default: one per core]")] = None,
     quiet: Quiet = False,
     json_logs: JsonLogs = False,
 ) -> None:

@@ -131,13 +131,13 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _ray(cluster: bool) -> Iterator[Finding]:
-    from rayclip.distributed import cluster_holds, ray_cluster, surroundings
+    from rayclip.distributed import check_environment, describe_cluster, ray_cluster
 
     try:
-        for sentence in surroundings():
+        for sentence in check_environment():
             yield Finding("Ray", "note", sentence)
         with ray_cluster(cluster=cluster):
-            nodes, holds = cluster_holds()
+            nodes, holds = describe_cluster()
     except UserError as error:
         yield Finding("Ray", "wrong", str(error))
         return

@@ -5,42 +5,10 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli.options import (
-    ATTACKS,
-    Attacks,
-    AttackSteps,
-    Budgets,
-    ClassNames,
-    Cluster,
-    Data,
-    Experiment,
-    Json,
-    JsonLogs,
-    Limit,
-    Model,
-    NoTracking,
-    Out,
-    Quiet,
-    Resize,
-    Resolution,
-    Seed,
-    StepSize,
-    Substitutes,
-    Tracking,
-    Verbose,
-    attack_defaults,
-    check_data,
-    check_models,
-    check_places,
-    check_tracking,
-    complete_models,
-    hand_out,
-    one_list,
-)
-from rayclip.names import check_attacks
-from rayclip.paths import check_folder, split_places
+from rayclip.cli.options import Model, complete_models, hand_out, one_list
+from rayclip.cli.request import Request
+from rayclip.paths import check_folder
 from rayclip.types import UserError
-from rayclip.units import parse_budgets
 
 _SHARES = ["0,0.25,0.5,0.75,1"]
 
@@ -87,68 +55,25 @@ def import_(
 
 
 def interpolate(
+    asked: Request,
     origin: Annotated[str, typer.Option("--from", help=f"The model at a = 0. {Model}", autocompletion=complete_models)],
     target: Annotated[
         str, typer.Option("--to", help="The model at a = 1, fine-tuned from that one.", autocompletion=complete_models)
     ],
-    data: Data,
-    out: Out,
     a: Annotated[list[str], typer.Option("--a", metavar="A,A…", help="Numbers from 0 to 1, commas between.")] = _SHARES,
-    attacks: Attacks = ATTACKS,
-    eps: Budgets = None,
-    steps: AttackSteps = 10,
-    step_size: StepSize = None,
-    limit: Limit = None,
-    substitutes: Substitutes = "default",
-    resolution: Resolution = "native",
-    resize: Resize = "antialias",
-    class_names: ClassNames = "curated",
-    seed: Seed = 0,
-    cluster: Cluster = False,
-    json: Json = None,
-    tracking_uri: Tracking = None,
-    no_tracking: NoTracking = False,
-    experiment: Experiment = "rayclip-interpolate",
-    quiet: Quiet = False,
-    json_logs: JsonLogs = False,
-    verbose: Verbose = False,
 ) -> None:
     """Evaluate the weights (1-a)·FROM + a·TO at each a: the trade-off of clean and robust accuracy."""
-    check_places(out, json)
-    check_tracking(tracking_uri, no_tracking)
-    budgets = parse_budgets(eps or [])
-    check_attacks(one_list(attacks), has_budget=bool(budgets))
-    check_models([origin, target])
-    check_data(split_places(data))
-
     from rayclip import api
-    from rayclip.attacks import parse_attacks
-    from rayclip.data.spec import choose_names
-    from rayclip.evaluation import Protocol
     from rayclip.reports.rows import rows_json, show_rows
 
-    names, specs = choose_names(class_names, split_places(data))
-    evaluation = api.Evaluation(
-        data=specs,
-        attacks=parse_attacks(one_list(attacks), attack_defaults(steps, step_size, substitutes)),
-        protocol=Protocol(eps=budgets, seed=seed, resolution=resolution, resize=resize, names=names),
-        limit=limit,
-    )
     models = mixes(origin, target, one_list(a))
-    where = api.Where(
-        out=out,
-        tracking=None if no_tracking else api.Tracking.choose(tracking_uri, experiment),
-        cluster=cluster,
-        quiet=quiet,
-        verbose=verbose,
-    )
-    rows = api.compare(f"interpolate {origin} to {target}", models, [evaluation], where)
+    rows = api.compare(f"interpolate {origin} to {target}", models, [asked.evaluation], asked.where)
 
     def show() -> None:
         show_rows(rows, models)
-        print(f"results: {out}")
+        print(f"results: {asked.out}")
 
-    hand_out(json, rows_json(rows), show)
+    hand_out(asked.json, rows_json(rows), show)
 
 
 def mixes(start: str, end: str, a: str, label: str = "") -> dict[str, str]:

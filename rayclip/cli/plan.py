@@ -8,6 +8,7 @@ import typer
 from rayclip.cli.options import hand_out, one_list
 from rayclip.cli.request import Request, with_request
 from rayclip.reports.grid import Cell, Grid, number_cell
+from rayclip.reports.notes import heading
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
@@ -22,18 +23,20 @@ def plan(
     workers: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="N,N…", help="Foresee wall time and cost on so many workers.  [default: what the cluster holds]"
+            metavar="N,N…",
+            help="Estimate wall time and cost on these numbers of workers.  [default: what the cluster holds]",
         ),
     ] = None,
     price: Annotated[
-        float | None, typer.Option(min=0, help="Of an hour of one GPU (without GPUs: of one core), in any currency.")
+        float | None,
+        typer.Option(min=0, help="Price of an hour of one GPU (without GPUs: of one core), in any currency."),
     ] = None,
     calibrate: Annotated[
         float,
         typer.Option(
             min=0,
             metavar="SECONDS",
-            help="Measure for about so long what earlier results in --out say nothing about; 0 measures nothing.",
+            help="Measure for about this long what earlier results in --out do not cover; 0 measures nothing.",
         ),
     ] = 60.0,
 ) -> None:
@@ -105,7 +108,7 @@ def _show(plan: "Forecast") -> None:
         counts = [number_cell(n) for n in (len(cells), sum(c.shards for c in cells), samples)]
         times = [number_cell(x, ".3g") for x in (1000 * seconds / samples, seconds * plan.hardware.units / 3600)]
         basis = Cell(text=", ".join(sorted({c.basis for c in cells})))
-        rows.append((model, [Cell(text=attack), *counts, *times, basis]))
+        rows.append((model, [Cell(text=heading(attack)), *counts, *times, basis]))
     _print(("model", "attack", "data sets", "shards", "samples", "ms per sample", f"{unit} hours", "from"), rows)
     rows = []
     for each in plan.workers:
@@ -124,7 +127,7 @@ def _show_spent(plan: "Forecast", done: "list[PlanComparison]", runs: list[dict[
         # Compare with the plan for the finished samples only: the others are not savings
         share = each.planned * each.done / each.samples
         ratio = number_cell(each.actual / share, ".2f") if share else Cell()
-        rows.append((each.model, [Cell(text=each.attack), *counts, *hours, ratio]))
+        rows.append((each.model, [Cell(text=heading(each.attack)), *counts, *hours, ratio]))
     print("planned and actual:")
     _print(("model", "attack", "samples", "done", f"planned {unit} hours", "actual", "actual/planned"), rows)
     print(_sum_line(plan, done, runs))
@@ -160,4 +163,4 @@ def _duration(seconds: float) -> str:
 def _print(header: tuple[str, ...], rows: list[tuple[str, list[Cell]]]) -> None:
     from rayclip.reports.to_terminal import show
 
-    show([Grid(name="plan", title="", header=header, rows=rows)], width=_WIDTH)
+    show([Grid(title="", header=header, rows=rows)], width=_WIDTH)

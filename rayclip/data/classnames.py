@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
-from rayclip.data.labels import plain
+from rayclip.data.labels import fold_name
 from rayclip.data.registry import DatasetInfo
 from rayclip.types import UserError
 
@@ -45,9 +45,9 @@ def curated_names(
             if names.keys() == set(keys):
                 return tuple(names[k] for k in keys)
     in_order = tuple(names.values()) if isinstance(names, dict) else tuple(names)
-    spelled = {plain(name): name for name in in_order}
-    if len(spelled) == expected and spelled.keys() == {plain(name) for name in raw_names}:
-        return tuple(spelled[plain(name)] for name in raw_names)
+    spelled = {fold_name(name): name for name in in_order}
+    if len(spelled) == expected and spelled.keys() == {fold_name(name) for name in raw_names}:
+        return tuple(spelled[fold_name(name)] for name in raw_names)
     upload_keeps_order = on_hub is not None and on_hub.form == "webdataset"
     sorted_keys = isinstance(names, list) and bool(label_keys)  # ImageNet: sorted WordNet ids
     if source_kind == "torchvision" or upload_keeps_order or sorted_keys:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import types
 
-from rayclip.data.labels import MISSING, check_labels, some, with_given_names
+from rayclip.data.labels import MISSING, check_labels, first_few, with_given_names
 from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
@@ -146,7 +146,7 @@ class LabelColumn:
             except (ValueError, OverflowError) as error:
                 wrong.append(str(error))
         if wrong:
-            raise UserError(f"{where} has labels in its column '{self.name}' that name no class: {some(wrong)}.")
+            raise UserError(f"{where} has labels in its column '{self.name}' that name no class: {first_few(wrong)}.")
         check_labels(where, numbers.values(), len(self.class_names), self.first, self.from_1)
         return numbers
 
@@ -187,7 +187,7 @@ def open_labels(
         own = tuple(sorted(str(text) for text in distinct if text is not None))
     if not own and given is None:
         raise UserError(
-            f"{where} names no classes: give --class-names FILE, a name a line in label order{names_option}; the "
+            f"{where} names no classes: give --class-names FILE, one name per line in label order{names_option}; the "
             f"datasets library writes them as a ClassLabel for '{columns.label}' under the key 'huggingface' of the "
             "schema metadata."
         )

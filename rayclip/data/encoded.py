@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from rayclip.data.intake import BadImageError, decode, in_order, take_in
+from rayclip.data.intake import BadImageError, check_image, decode, in_order
 from rayclip.data.mapped import MappedImages
 from rayclip.data.registry import DATASETS
 from rayclip.data.spec import Reading
@@ -19,7 +19,7 @@ from rayclip.store import Store, cache_root
 from rayclip.types import UserError
 
 
-def preparing(name: str, paths: Sequence[Path], reading: Reading = Reading()) -> str:
+def prepare_command(name: str, paths: Sequence[Path], reading: Reading = Reading()) -> str:
     """Return the command that prepares a data set from the user's own files, setting unusable samples aside."""
     place = paths[0] if len(paths) == 1 else paths[0].parent
     command = f"rayclip data prepare {own_name(name)} --source parquet {shlex.quote(str(place.absolute()))}"
@@ -81,7 +81,7 @@ class EncodedImages:
             first, reason = found["bad"][0]
             raise UserError(
                 f"{len(found['bad'])} of the {len(self.encoded)} images of '{self.name}' cannot be read (row {first}: "
-                f"{reason}): set them aside with `{preparing(self.name, self.paths, self._reading)}`."
+                f"{reason}): set them aside with `{prepare_command(self.name, self.paths, self._reading)}`."
             )
         self.native_size = tuple(found["size"]) if found["size"] else None
 
@@ -96,7 +96,7 @@ class EncodedImages:
             try:
                 if isinstance(image, BadImageError):
                     raise image
-                return take_in(image).size
+                return check_image(image).size
             except BadImageError as error:
                 return str(error)
 

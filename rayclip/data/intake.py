@@ -30,7 +30,7 @@ class BadImageError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taken:
+class CheckedImage:
     """A usable image.
 
     Attributes:
@@ -44,7 +44,7 @@ class Taken:
     size: tuple[int, int]
 
 
-def take_in(data: bytes) -> Taken:
+def check_image(data: bytes) -> CheckedImage:
     """Check an image file by decoding it completely; keep its bytes where possible.
 
     Raises:
@@ -57,17 +57,17 @@ def take_in(data: bytes) -> Taken:
                 again.verify()
         rgb = to_rgb(image)
         if what is None:
-            return Taken(data=data, converted=None, size=rgb.size)
+            return CheckedImage(data=data, converted=None, size=rgb.size)
         buffer = io.BytesIO()
         rgb.save(buffer, "PNG")
-    return Taken(data=buffer.getvalue(), converted=what, size=rgb.size)
+    return CheckedImage(data=buffer.getvalue(), converted=what, size=rgb.size)
 
 
 def decode(data: bytes | memoryview) -> Image.Image:
     """Decode a file's bytes to an RGB image: the first frame, without transparency, EXIF rotation not applied.
 
     Raises:
-        BadImageError: see `take_in`.
+        BadImageError: see `check_image`.
     """
     with _opened(data) as image:
         return to_rgb(image)

@@ -24,11 +24,13 @@ def read_class_names(place: str | Path) -> tuple[str, ...]:
     """
     path = Path(expand_home(str(place)))
     if not path.is_file():
-        raise UserError(f"no such file of class names: {path}; it needs a name a line in label order, or a JSON list.")
+        raise UserError(
+            f"no such file of class names: {path}; it needs one name per line in label order, or a JSON list."
+        )
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text: save it as UTF-8, a class name a line.") from error
+        raise UserError(f"{path} is no UTF-8 text: save it as UTF-8, one class name per line.") from error
     names = _from_json(path, text) if text.lstrip()[:1] in ("[", "{") else _from_lines(path, text)
     if len(names) < 2:
         raise UserError(f"{path} must name at least two classes; it names {len(names)}.")
@@ -38,7 +40,7 @@ def read_class_names(place: str | Path) -> tuple[str, ...]:
 def _from_lines(path: Path, text: str) -> tuple[str, ...]:
     lines = [" ".join(line.split()) for line in text.rstrip().splitlines()]
     if "" in lines:
-        raise UserError(f"{path} has an empty line, {lines.index('') + 1}: it must have one class name a line.")
+        raise UserError(f"{path} has an empty line, {lines.index('') + 1}: it must have one class name per line.")
     numbered = [re.fullmatch(r"(\d+)[:.,;)]? (.+)", line) for line in lines]
     if lines and all(numbered):
         by_number = {int(m[1]): m[2] for m in numbered if m}
@@ -73,14 +75,14 @@ def with_given_names(own: tuple[str, ...], given: tuple[str, ...], origin: str) 
     """
     if not own or own == given:
         return given, None
-    by_spelling = {plain(name): name for name in given}
-    spelled = [plain(name) for name in own]
+    by_spelling = {fold_name(name): name for name in given}
+    spelled = [fold_name(name) for name in own]
     if len(by_spelling) == len(given) and len(set(spelled)) == len(own) and by_spelling.keys() == set(spelled):
         return tuple(by_spelling[name] for name in spelled), None
-    pairs = [f"'{a}' is '{b}'" for a, b in zip(own, given, strict=False) if plain(a) != plain(b)]
+    pairs = [f"'{a}' is '{b}'" for a, b in zip(own, given, strict=False) if fold_name(a) != fold_name(b)]
     if len(given) != len(own):
         pairs.append(f"it names {len(given)} classes, the data {len(own)}")
-    return given, f"Its own class names are replaced, by their order, by those of {origin}: {some(pairs)}."
+    return given, f"Its own class names are replaced, by their order, by those of {origin}: {first_few(pairs)}."
 
 
 def check_labels(where: str, labels: Iterable[int], classes: int, first: int, from_1: str) -> None:
@@ -96,13 +98,13 @@ def check_labels(where: str, labels: Iterable[int], classes: int, first: int, fr
             f"{where} has labels from {found[0]} to {found[-1]} for {classes} class names, which are labels 0 to "
             f"{classes - 1}: they seem to be counted from 1: {from_1}."
         )
-    shown = some([str(label) for label in outside])
+    shown = first_few([str(label) for label in outside])
     plural = "labels" if len(outside) > 1 else "the label"
     many = f" ({found[-1] - first + 1} classes)" if found[0] == first and found[-1] - first == classes else ""
     raise UserError(
         f"{where} has {plural} {shown}{many}, but {classes} class names, which are labels {first} to "
-        f"{first + classes - 1}: name every class with --class-names FILE, a name a line in label order, or correct "
-        "the labels."
+        f"{first + classes - 1}: name every class with --class-names FILE, one name per line in label order, or "
+        "correct the labels."
     )
 
 
@@ -116,7 +118,7 @@ def notes_on_classes(
     empty = [f"'{name}'" for name, count in zip(names, counts, strict=True) if count == 0]
     if empty:
         hint = f" If its labels are counted from 1, {remedy}." if remedy and not counts[0] and counts[1] else ""
-        notes.append(f"Classes without {images}: {len(empty)} ({some(empty)}).{hint}")
+        notes.append(f"Classes without {images}: {len(empty)} ({first_few(empty)}).{hint}")
     labels: dict[str, list[int]] = {}
     for label, name in enumerate(names):
         labels.setdefault(name, []).append(label)
@@ -130,16 +132,17 @@ def notes_on_classes(
     numbers = [name for name in names if name.isdecimal()]
     if len(numbers) == len(names):
         notes.append(
-            f"The class names are numbers ({some(numbers)}), and so are the prompts: --class-names FILE names them."
+            f"The class names are numbers ({first_few(numbers)}), and so are the prompts: --class-names FILE names "
+            "them."
         )
     return notes
 
 
-def some(texts: Sequence[str]) -> str:
+def first_few(texts: Sequence[str]) -> str:
     """List the first few texts and the number of the others."""
     return ", ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")
 
 
-def plain(name: str) -> str:
+def fold_name(name: str) -> str:
     """Return a class name case-folded, without blanks and punctuation."""
     return "".join(c for c in name.casefold() if c.isalnum())

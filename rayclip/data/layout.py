@@ -94,7 +94,7 @@ def choose_config(configs: Collection[str]) -> str | None:
     return next((c for c in (configs if len(configs) == 1 else ("", "default")) if c in configs), None)
 
 
-def advise(place: Path, name: str) -> str | None:
+def prepare_advice(place: Path, name: str) -> str | None:
     """Return the command that prepares class folders or a WebDataset, which cannot be read directly; else None."""
     if place.is_file():
         tars, images, listed = place.suffix == ".tar", False, False

@@ -174,9 +174,11 @@ def _sum(raw: Mapping[str, Any]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return (str(error) or type(error).__name__).splitlines()[0]
-    first = error.errors(include_url=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    said = "missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
-    return f"{place}: {said}" if place else said
+    """Return what is wrong, in one line whatever the manifest holds."""
+    reason = str(error) or type(error).__name__
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        said = "missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+        reason = f"{place}: {said}" if place else said
+    return " ".join(reason.split())

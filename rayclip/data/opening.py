@@ -9,7 +9,7 @@ import numpy as np
 from rayclip.data.encoded import own_name
 from rayclip.data.images import ImageSet
 from rayclip.data.labels import notes_on_classes, with_given_names
-from rayclip.data.layout import WHOLE, advise, find_files
+from rayclip.data.layout import WHOLE, find_files, prepare_advice
 from rayclip.data.manifest import MANIFEST, Manifest, Names, read_manifest
 from rayclip.data.parquet import ParquetImages
 from rayclip.data.prepared import PreparedImages
@@ -86,7 +86,7 @@ def _open(place: str, role: str, names: Names, reading: Reading) -> ImageSet:
         return _renamed(_open_bundled(place, role), place, reading)
     if "://" not in place:
         path = Path(place)
-        if path.is_file() and (command := advise(path, own_name(path.stem))):
+        if path.is_file() and (command := prepare_advice(path, own_name(path.stem))):
             raise UserError(f"{path} is read after it is prepared: `{command}`.")
         if path.is_file() or (path.suffix == ".parquet" and not path.is_dir()):
             return ParquetImages([path], path.stem, reading)
@@ -165,7 +165,7 @@ def choose_split(manifest: Manifest, role: str, place: str = "") -> str:
         if manifest.kind == "captions":
             raise UserError(f"'{name}' has no {wanted[0]} split, only {there}: prepare one that has.")
         shown = name if not place or place == _locate(name) else place
-        raise UserError(f"'{name}' has no {wanted[0]} split, {_keep(shown, role, there)}")
+        raise UserError(f"'{name}' has no {wanted[0]} split, {_split_advice(shown, role, there)}")
     if role == "train" and "train" not in info.splits:
         raise UserError(
             f"'{name}' has no train split, the papers evaluate on all its images: write {name}{HOLDOUT} to keep every "
@@ -179,7 +179,7 @@ def choose_split(manifest: Manifest, role: str, place: str = "") -> str:
     )
 
 
-def _keep(place: str, role: str, there: str) -> str:
+def _split_advice(place: str, role: str, there: str) -> str:
     """Return advice for a missing split."""
     if role not in ("train", "test", ONLY):
         return f"only {there}: name one of those."
@@ -210,8 +210,8 @@ def _open_folder(folder: Path, role: str, reading: Reading) -> ImageSet:
     if files is not None:
         return ParquetImages(files, name, reading)
     if found:
-        raise UserError(f"folder {folder} holds no {role} images, {_keep(str(folder), role, ', '.join(found))}")
-    if command := advise(folder, own_name(name)):
+        raise UserError(f"folder {folder} holds no {role} images, {_split_advice(str(folder), role, ', '.join(found))}")
+    if command := prepare_advice(folder, own_name(name)):
         raise UserError(f"folder {folder} is read after it is prepared: `{command}`.")
     raise UserError(
         f"folder {folder} holds no {role} images: it needs {wanted[0]}*.parquet in the Hugging Face layout (in it, in "

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayclip.data.columns import declared_names, find_columns, open_labels
-from rayclip.data.encoded import EncodedImages, preparing
+from rayclip.data.encoded import EncodedImages, prepare_command
 from rayclip.data.images import ImageSet
 from rayclip.data.labels import MISSING, notes_on_classes
 from rayclip.data.spec import Reading
@@ -53,7 +53,7 @@ class ParquetImages(EncodedImages, ImageSet):
         if sum(map(len, values)) == 0:
             raise UserError(f"{first} holds no rows.")
         distinct = {value for column in values for value in column.unique().to_pylist()}
-        counted_from_1 = preparing(name, paths, dataclasses.replace(reading, labels_from=1))
+        counted_from_1 = prepare_command(name, paths, dataclasses.replace(reading, labels_from=1))
         self._labels = open_labels(
             str(first),
             columns,
@@ -73,7 +73,7 @@ class ParquetImages(EncodedImages, ImageSet):
         if missing := int((self.labels == MISSING).sum()):
             raise UserError(
                 f"{first} has {missing:,} images without a label: set them aside with "
-                f"`{preparing(name, paths, reading)}`."
+                f"`{prepare_command(name, paths, reading)}`."
             )
         self.labels -= reading.labels_from
         self.ids = np.arange(len(self.labels))

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from rayclip import __version__
-from rayclip.data.intake import BadImageError, Taken, in_order, take_in
+from rayclip.data.intake import BadImageError, CheckedImage, check_image, in_order
 from rayclip.data.labels import notes_on_classes
 from rayclip.data.manifest import MANIFEST, RECIPE, File, Manifest, ShardFile, Split, read_manifest
 from rayclip.data.shardwriter import Layout, ShardWriter, part_name
@@ -39,7 +39,7 @@ _WRITTEN = re.compile(r".+-\d{5,}(\.parquet|\.part\.npy)|index-.+\.npy")  # shar
 _REJECTED_SCHEMA = pa.schema(
     [("split", pa.string()), ("path", pa.string()), ("row", pa.int64()), ("label", pa.int64()), ("reason", pa.string())]
 )
-_TELL_S = 0.1  # seconds between two progress reports
+_REPORT_S = 0.1  # seconds between two progress reports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def prepare(request: Request, source: Source, root: Store, on_progress: OnProgre
             origin in the folder, or another run working in it.
     """
     store = root.child(request.name)
-    with _alone(store):
+    with _locked(store):
         try:
             before = _ready_folder(request, source, store)
             missing = [s for s in request.splits if before is None or s not in before.splits]
@@ -100,7 +100,7 @@ def prepare(request: Request, source: Source, root: Store, on_progress: OnProgre
 
 
 @contextmanager
-def _alone(store: Store) -> Iterator[None]:
+def _locked(store: Store) -> Iterator[None]:
     """Lock a data set against other runs on this machine, and delete partial files of a killed run."""
     if store.is_local:
         folder = store.path("")
@@ -150,9 +150,9 @@ def _ready_folder(request: Request, source: Source, store: Store) -> Manifest | 
 def _same_source(before: Manifest, now: Mapping[str, Any]) -> bool:
     """Return whether the prepared data came from this source. A description may have `splits`, but only of those that
     are open; only splits in both are compared."""
-    then, told = _by_split(before.source), _by_split(now)
-    shared = then.keys() & told.keys() & before.splits.keys()
-    return {**before.source, "splits": 0} == {**now, "splits": 0} and all(then[s] == told[s] for s in shared)
+    old, new = _by_split(before.source), _by_split(now)
+    shared = old.keys() & new.keys() & before.splits.keys()
+    return {**before.source, "splits": 0} == {**now, "splits": 0} and all(old[s] == new[s] for s in shared)
 
 
 def _by_split(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class _Progress(BaseModel):
     shards: list[ShardFile] = []
     rejected: list[dict[str, Any]] = []
 
-    def count(self, taken: Taken) -> None:
+    def count(self, taken: CheckedImage) -> None:
         """Count one more image."""
         if taken.converted is not None:
             self.converted[taken.converted] = self.converted.get(taken.converted, 0) + 1
@@ -251,9 +251,9 @@ def _prepare_split(
     total = source.splits()[split] or 0
     classes = len(request.class_names)
 
-    told = 0.0
+    reported = 0.0
 
-    def tell() -> None:
+    def report() -> None:
         remark = f"{len(progress.rejected)} set aside" if progress.rejected else ""
         on_progress(split, progress.consumed, total, remark)
 
@@ -284,9 +284,9 @@ def _prepare_split(
                     progress.shards.append(writer.commit())
                     writer = None
                     journal.write(store)
-            if (now := time.monotonic()) - told > _TELL_S:
-                told = now
-                tell()
+            if (now := time.monotonic()) - reported > _REPORT_S:
+                reported = now
+                report()
         if writer is not None:
             progress.shards.append(writer.commit())
     if not progress.shards:
@@ -297,10 +297,10 @@ def _prepare_split(
     progress.done = True
     journal.write(store)
     total = progress.consumed
-    tell()
+    report()
 
 
-def _examine(record: Record, classes: int) -> Taken | str:
+def _examine(record: Record, classes: int) -> CheckedImage | str:
     """Return the image, or the reason why the record cannot be used. Runs on a worker thread."""
     if record.problem is not None:
         return record.problem
@@ -312,7 +312,7 @@ def _examine(record: Record, classes: int) -> Taken | str:
     if not classes and not any(c.strip() for c in record.captions):
         return "no caption"
     try:
-        return take_in(record.read())
+        return check_image(record.read())
     except BadImageError as error:
         return str(error)
     except (OSError, ValueError) as error:

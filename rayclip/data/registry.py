@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
-from rayclip.data.labels import plain
+from rayclip.data.labels import fold_name
 from rayclip.names import Registry
 from rayclip.types import UserError
 
@@ -150,8 +150,8 @@ def find(name: str) -> DatasetInfo:
     """
     if name in DATASETS:
         return DATASETS[name]
-    asked = plain(name)
-    by_plain = {plain(text): one.name for one in DATASETS.values() for text in (one.name, one.title)}
+    asked = fold_name(name)
+    by_plain = {fold_name(text): one.name for one in DATASETS.values() for text in (one.name, one.title)}
     near = [by_plain[asked]] if asked in by_plain else []
     near += [known for text, known in by_plain.items() if len(asked) > 2 and (asked in text or text in asked)]
     near += [by_plain[match] for match in difflib.get_close_matches(asked, by_plain, n=3, cutoff=0.6)]

@@ -100,8 +100,8 @@ def choose_names(written: str, data: Sequence[str]) -> tuple[Names, list[str]]:
             return spelling, list(data)
     if not Path(expand_home(written)).is_file():
         raise UserError(
-            f"--class-names {written} is none of curated and raw, and no file: give a file with a class name a line in "
-            "label order, or a JSON list."
+            f"--class-names {written} is none of curated and raw, and no file: give a file with one class name per "
+            "line in label order, or a JSON list."
         )
     read_class_names(written)
     specs = [parse_spec(text) for text in data]

@@ -87,7 +87,7 @@ def _recount(store: Store, manifest: Manifest, name: str, split: Split) -> list[
     if not np.array_equal(labels, index["label"]):
         return [f"{split.index.file} lists other labels than the {name} shards hold."]
     if np.bincount(labels, minlength=len(manifest.class_names)).tolist() != list(split.per_class):
-        return [f"the {name} shards hold other numbers of images a class than the manifest says."]
+        return [f"the {name} shards hold other numbers of images per class than the manifest says."]
     return []
 
 

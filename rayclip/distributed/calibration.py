@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from rayclip.distributed.faults import explained
-from rayclip.distributed.pool import make_actor
+from rayclip.distributed.actor import make_actor
+from rayclip.distributed.faults import explain
 from rayclip.distributed.resources import PoolSize, Share
 from rayclip.evaluation import Cell, Shard, Shards, Store, chosen_positions
 from rayclip.evaluation.costs import Costs, Hardware
@@ -73,7 +73,7 @@ def calibrate(
         except GetTimeoutError:
             raise UserError(f"no worker with {share} came within {_NODE_S / 60:.0f} minutes.") from None
         except RayError as error:
-            raise explained(error) from error
+            raise explain(error) from error
         found = Calibration(hardware=hardware, start=time.monotonic() - began, wanted=share.wanted)
         costs.read({cell.id: cell for cell in cells}.values(), store, hardware)
         end = time.monotonic() + seconds
@@ -110,4 +110,4 @@ def _measure(actor: object, node: str, shards: Shards, count: int, seconds: floa
     except GetTimeoutError:
         return None
     except RayError as error:
-        raise explained(error, node) from error
+        raise explain(error, node) from error

@@ -1,7 +1,6 @@
 """Write captions on Ray actors: classes are sent in chunks, and each finished chunk is kept beside the result."""
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,10 +14,11 @@ from PIL import Image
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
 
 from rayclip.data import ImageSet
-from rayclip.distributed.faults import AGAIN, explained, no_memory, only_node
+from rayclip.distributed.faults import AGAIN, explain, only_node, out_of_memory
 from rayclip.distributed.resources import within_reach
 from rayclip.models.generators import GeneratorSettings, TransformersGenerator, caption_classes
 from rayclip.progress import Display
+from rayclip.store import Store
 from rayclip.types import UserError
 
 _ATTEMPTS = 3  # attempts at a chunk whose actor was lost
@@ -62,19 +62,17 @@ def open_parts(job: CaptionJob, folder: Path) -> None:
     Raises:
         UserError: it belongs to another job.
     """
-    described = json.loads(json.dumps(asdict(job)))
-    file = folder / "job.json"
-    if file.is_file():
-        before = json.loads(file.read_bytes())
+    described, parts = json.loads(json.dumps(asdict(job))), Store(str(folder))
+    before = parts.read_json("job.json")
+    if before is not None:
         changed = [name for name in described if before.get(name) != described[name]]
         if changed:
             raise UserError(
                 f"{folder} was begun with another {', '.join(changed)}: use the same again, delete that folder, or "
                 "give another --out."
             )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(file, described)
+    else:
+        parts.write_json("job.json", described)
 
 
 def generate_captions(
@@ -90,14 +88,14 @@ def generate_captions(
     Raises:
         UserError: an actor raised it; or a chunk's actor was lost `_ATTEMPTS` times.
     """
-    chunks = job.chunks()
-    todo = [number for number in range(len(chunks)) if not _part(folder, number).is_file()]
+    chunks, parts = job.chunks(), Store(str(folder))
+    todo = [number for number in range(len(chunks)) if parts.size(_part(number)) is None]
     if todo:
-        _Pool(job, chunks, todo, folder, data, display).run(workers)
-    parts: dict[str, list[str]] = {}
+        _Pool(job, chunks, todo, parts, data, display).run(workers)
+    captions: dict[str, list[str]] = {}
     for number in range(len(chunks)):
-        parts |= json.loads(_part(folder, number).read_bytes())
-    return parts
+        captions |= parts.read_json(_part(number))
+    return captions
 
 
 def example_positions(data: ImageSet, class_name: str, count: int, seed: int) -> list[int]:
@@ -114,12 +112,12 @@ class _Pool:
         job: CaptionJob,
         chunks: Sequence[tuple[str, ...]],
         todo: Sequence[int],
-        folder: Path,
+        parts: Store,
         data: ImageSet | None,
         display: Display,
     ) -> None:
         self._job, self._chunks, self._queue = job, chunks, list(todo)
-        self._folder, self._data, self._display = folder, data, display
+        self._parts, self._data, self._display = parts, data, display
         self._done = len(job.class_names) - sum(len(chunks[number]) for number in todo)
         self._attempts: dict[int, int] = {}
         self._places: dict[Any, Any] = {}  # the node addresses of actors, as futures
@@ -166,7 +164,7 @@ class _Pool:
                 node = ray.get(self._places[actor], timeout=1)
             except (RayError, GetTimeoutError):
                 node = only_node()
-            raise no_memory(node, f" {self._alone} times with no other beside it")
+            raise out_of_memory(node, f" {self._alone} times with no other beside it")
         time.sleep(2.0**self._alone)
 
     def _images(self, number: int) -> list[list[Image.Image]]:
@@ -187,7 +185,7 @@ class _Pool:
         except RayTaskError as error:
             if isinstance(error.cause, torch.OutOfMemoryError):
                 raise UserError("the generator ran out of GPU memory: try a smaller --batch-size.") from None
-            raise explained(error) from None
+            raise explain(error) from None
         except OutOfMemoryError:
             self._queue.insert(0, number)
             return "pressed"
@@ -200,7 +198,7 @@ class _Pool:
                 ) from error
             self._queue.insert(0, number)
             return "lost"
-        _write_json(_part(self._folder, number), dict(zip(chunk, captions, strict=True)))
+        self._parts.write_json(_part(number), dict(zip(chunk, captions, strict=True)))
         self._done += len(chunk)
         self._display.update("writing captions", self._done, len(self._job.class_names), chunk[-1])
         return "done"
@@ -251,15 +249,5 @@ def _resources(workers: int | None) -> tuple[int, float, float]:
     return count, max(1.0, smallest // -(-count // max(1, len(nodes)))), 0.0
 
 
-def _part(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:05d}.json"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically: the file is there complete or not at all."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        aside.write_text(json.dumps(value, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+def _part(number: int) -> str:
+    return f"part-{number:05d}.json"

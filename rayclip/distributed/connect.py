@@ -4,9 +4,9 @@ import json
 import logging
 import os
 import platform
-import secrets
 import signal
 import socket
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,12 +14,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from rayclip.distributed.faults import explained, first_line
-from rayclip.distributed.session import import_as_here, short_folder
+from rayclip.distributed import compat, tokens
+from rayclip.distributed.session import environment, make_import_hook, short_folder
 from rayclip.terminal import interrupted, stop
 from rayclip.types import UserError
 
-# Set before Ray starts, so that its workers inherit them; the user's own values are kept.
+# Set while Ray runs, so that its workers inherit them; the user's own values are kept.
 _SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same for the user and for a worker
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -34,12 +34,14 @@ _LOCAL_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
-# The variables that decide whether Ray asks for a token, and where it finds one.
-_TOKEN_MODE, _TOKEN_SOURCES = "RAY_AUTH_MODE", ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-_START = "worker_process_setup_hook"
-_TOLD = ("RAYCLIP_MODELS",)  # variables passed on to workers: the models that a checkpoint may name
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for a submitted job's entry point
+_HOOK = "worker_process_setup_hook"
+_PASSED_ON = ("RAYCLIP_MODELS",)  # variables passed on to workers: the models that a checkpoint may name
 _GREETING_S, _SETTINGS_FRAME = 10.0, 4
+_REFUSED = (
+    f"the Ray cluster refuses this machine's token: set {tokens.MODE}=token and {tokens.TOKEN} to what "
+    "`ray get-auth-token` prints on the cluster's head."
+)
 _LOCAL_OBJECT_STORE = 256 << 20  # bytes; data go through files, not through the object store
 
 
@@ -58,43 +60,45 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
     Raises:
         UserError: Ray does not start; no cluster answers, or it refuses the token; or Ray itself fails in the block.
     """
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    in_job = _JOB in os.environ  # set by Ray for a submitted job's entry point
-    local = not cluster and not in_job
-    if local:
-        for name, value in _LOCAL_SETTINGS.items():
-            os.environ.setdefault(name, value)
-
-    import ray
-    from ray.exceptions import RayError
-
+    local = not cluster and not in_submitted_job()
+    defaults = _SETTINGS | _LOCAL_SETTINGS if local else _SETTINGS
+    settings = {name: os.environ.get(name, value) for name, value in defaults.items()}
     level = logging.INFO if verbose else logging.ERROR
     for name, quiet_level in (("ray", level), ("ray.train", level), ("ray.tune", logging.CRITICAL)):
         logging.getLogger(name).setLevel(level if verbose else quiet_level)  # Tune's errors are returned anyway
-    if ray.is_initialized():  # the caller's own connection
-        yield
-        return
-    quiet = {"log_to_driver": verbose, "logging_level": level}
-    address = os.environ.get("RAY_ADDRESS", "auto")
-    with short_folder() if local else nullcontext(), _private_token() if local else _token_for(address):
-        try:
-            with _sigterm_kept():
-                if local:
-                    _start(quiet)
-                else:
-                    _join(address, quiet)
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():  # the caller's own connection
+        with environment(settings):
             yield
-        except RayError as error:
-            shown = explained(error)
-            if shown is error:
-                raise
-            raise shown from error
-        finally:
-            ray.shutdown()
+        return
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    with environment(settings), short_folder() if local else nullcontext():
+        wanted = tokens.settings_for_private_ray() if local else tokens.settings_for_cluster(address)
+        with tokens.in_force(wanted):  # before Ray is imported, if it is not yet
+            import ray
+            from ray.exceptions import RayError
+
+            from rayclip.distributed.faults import explain
+
+            try:
+                with _sigterm_kept():
+                    quiet = {"log_to_driver": verbose, "logging_level": level}
+                    _start(quiet) if local else _join(address, quiet)
+                yield
+            except RayError as error:
+                shown = explain(error)
+                if shown is error:
+                    raise
+                raise shown from error
+            finally:
+                ray.shutdown()
 
 
-def cluster_holds() -> tuple[int, str]:
+def in_submitted_job() -> bool:
+    """Return whether this process is the entry point of a job that was submitted to a cluster."""
+    return _JOB in os.environ
+
+
+def describe_cluster() -> tuple[int, str]:
     """Return the number of nodes of the connected Ray, and a description of their resources."""
     import ray
 
@@ -127,13 +131,15 @@ def _start(quiet: Mapping[str, Any]) -> None:
     """Start a private Ray."""
     import ray
 
-    start = import_as_here()
+    from rayclip.distributed.faults import first_line
+
+    hook = make_import_hook()
     try:
         ray.init(
             address="local",
             include_dashboard=False,
             object_store_memory=_LOCAL_OBJECT_STORE,
-            runtime_env=None if start is None else {_START: start},
+            runtime_env=None if hook is None else {_HOOK: hook},
             **quiet,
         )
     except Exception as error:  # Ray has no exception type for a node that is not up in time
@@ -144,28 +150,27 @@ def _start(quiet: Mapping[str, Any]) -> None:
 
 
 def _join(address: str, quiet: Mapping[str, Any]) -> None:
+    import grpc
     import ray
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray.exceptions import AuthenticationError, RayError
+
+    from rayclip.distributed.faults import first_line
 
     answers = False
     try:
-        ensure_token_if_auth_enabled(create_token_if_missing=False)  # without a token, ray.init ends the process
-        _knock(address)
-        answers = True
+        tokens.check_present()  # without a token, ray.init ends the process
+        answers = _check_address(address)
         with warnings.catch_warnings(action="ignore"):  # errors are raised as well
             ray.init(address=address, runtime_env=_runtime_env(address), **quiet)
-    except Exception as error:  # over ray:// also gRPC's own exceptions
-        if isinstance(error, AuthenticationError) or "authentication token" in str(error):
-            raise UserError(
-                "the Ray cluster refuses this machine's token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what "
-                "`ray get-auth-token` prints on the cluster's head."
-            ) from error
-        if not isinstance(error, OSError | RuntimeError | ValueError | RayError):
-            raise
-        # Over ray:// a cluster that refuses the token may not answer at all
-        token = "see that RAY_AUTH_TOKEN is its token, " if address.startswith("ray://") else ""
-        if answers:
+    except AuthenticationError as error:
+        raise UserError(_REFUSED) from error
+    except (OSError, RuntimeError, ValueError, RayError, grpc.RpcError) as error:
+        if isinstance(error, grpc.RpcError) and error.code() == grpc.StatusCode.UNAUTHENTICATED:  # over ray://
+            raise UserError(_REFUSED) from error
+        # Such a cluster may refuse a token without an answer
+        unknown = address == "auto"
+        token = f"see that {tokens.TOKEN} is its token, " if unknown or address.startswith("ray://") else ""
+        if answers or (unknown and not isinstance(error, OSError)):
             versions = f"Ray {ray.__version__} and Python {platform.python_version()}"
             raise UserError(
                 f"{address} answers, but as a Ray cluster it cannot be joined from here: see that it has the versions "
@@ -184,115 +189,41 @@ def _runtime_env(address: str) -> dict[str, Any] | None:
 
     It holds this process's settings and, for a driver outside the cluster (`ray://`), also this package's code.
     """
-    settings = {name: os.environ[name] for name in _TOLD if name in os.environ}
-    told = json.loads(os.environ.get(_JOB) or "{}").get("runtime_env", {})
-    settings = {name: value for name, value in settings.items() if name not in told.get("env_vars", {})}
+    settings = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    of_job = json.loads(os.environ.get(_JOB) or "{}").get("runtime_env", {})
+    settings = {name: value for name, value in settings.items() if name not in of_job.get("env_vars", {})}
     found: dict[str, Any] = {"env_vars": settings} if settings else {}  # Ray rejects a variable that the job has set
     if address.startswith("ray://"):
         return {"py_modules": [str(Path(__file__).parents[1])], **found}
-    start = None if {"working_dir", _START} & told.keys() else import_as_here()
-    return {**found, **({_START: start} if start else {})} or None
+    hook = None if {"working_dir", _HOOK} & of_job.keys() else make_import_hook()
+    return {**found, **({_HOOK: hook} if hook else {})} or None
 
 
-@contextmanager
-def _private_token() -> Iterator[None]:
-    """Set a fresh token for the Ray that starts in this block; it is kept in the environment, not on disk."""
-    chosen = os.environ.get(_TOKEN_MODE, "token").lower() != "token" or any(s in os.environ for s in _TOKEN_SOURCES)
-    own = {_TOKEN_MODE: "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with _known_token() if chosen else _environment(own):
-        yield
+def _check_address(address: str) -> bool:
+    """Raise at once if nothing listens there or the token is refused: Ray itself would retry for long.
 
-
-@contextmanager
-def _token_for(address: str) -> Iterator[None]:
-    """Let Ray use this machine's token in the block if the cluster asks for one.
-
-    A cluster that asks for no token sends none either, and a driver with a token refuses its calls: no actor would ever
-    start.
+    Return False if the address is still to be found.
     """
-    asks = _TOKEN_MODE in os.environ or not _is_open(address)
-    with _known_token() if asks else _environment({_TOKEN_MODE: "disabled"}):
-        yield
-
-
-def _is_open(address: str) -> bool:
-    """Return whether a cluster at this address answers without a token."""
-    from ray.exceptions import AuthenticationError, RayError
-
-    if address.startswith("ray://"):
-        return False  # unknown without a connection
-    with _environment({_TOKEN_MODE: "disabled"}):
-        try:
-            _knock(address)
-        except (AuthenticationError, OSError, RuntimeError, ValueError, RayError):
-            return False
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return False
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        if os.environ.get("RAY_USE_TLS", "0").lower() in ("0", "false"):
+            _greet(connection)
+    if not address.startswith("ray://"):
+        compat.check_access(address)
     return True
 
 
-@contextmanager
-def _known_token() -> Iterator[None]:
-    """Let Ray use this machine's token in the block, if there is one: by default Ray sends it only when told to."""
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
-    from ray.exceptions import AuthenticationError
-
-    _read_again()
-    try:
-        has_token = AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
-    except AuthenticationError as error:
-        raise UserError("RAY_AUTH_TOKEN_PATH names no file that holds a token: correct or unset it.") from error
-    with _environment({_TOKEN_MODE: "token"} if has_token and _TOKEN_MODE not in os.environ else {}):
-        yield
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables in the block and make Ray read them again: it read them when it was imported."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    _read_again()
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        _read_again()
-
-
-def _read_again() -> None:
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _knock(address: str) -> None:
-    """Raise at once if nothing listens at `host:port` or the connection is refused: Ray itself would retry for long."""
-    from ray._private.services import canonicalize_bootstrap_address
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-
-    client = address.startswith("ray://")
-    address = address.removeprefix("ray://") if client else canonicalize_bootstrap_address(address) or ""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit():
-        with socket.create_connection((host, int(port)), timeout=5) as door:
-            if os.environ.get("RAY_USE_TLS", "0").lower() in ("0", "false"):
-                _greet(door)
-        if not client:
-            GcsClient(address=address)
-
-
-def _greet(door: socket.socket) -> None:
+def _greet(connection: socket.socket) -> None:
     """Raise an `OSError` unless the peer speaks HTTP/2, which Ray's gRPC uses (RFC 9113, 3.4).
 
     A peer that does not answer would keep Ray waiting for minutes.
     """
-    door.settimeout(_GREETING_S)
-    door.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _SETTINGS_FRAME, 0, 0, 0, 0, 0)))
+    connection.settimeout(_GREETING_S)
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _SETTINGS_FRAME, 0, 0, 0, 0, 0)))
     try:
-        answer = door.recv(9)  # a frame's header: length, type, flags, stream
+        answer = connection.recv(9)  # a frame's header: length, type, flags, stream
     except TimeoutError:
         raise OSError("something listens there but says nothing") from None
     if len(answer) < 4 or answer[3] != _SETTINGS_FRAME:

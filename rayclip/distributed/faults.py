@@ -1,4 +1,4 @@
-"""Turn Ray's exceptions into one sentence that tells the user what to do."""
+"""Turn exceptions of Ray and of its workers into one sentence that tells the user what to do."""
 
 from collections.abc import Iterator
 
@@ -8,10 +8,11 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from rayclip.types import UserError
 
 AGAIN = "run again to go on from here"
-_WITHIN = ("cause", "controller_failure", "health_check_failure", "__cause__", "__context__")
+_CAUSES = ("cause", "controller_failure", "health_check_failure", "__cause__", "__context__")
+_LONGEST = 160  # characters of a message per line asked for, and at most twice that
 
 
-def explained(error: Exception, node: str | None = None) -> Exception:
+def explain(error: Exception, node: str | None = None) -> Exception:
     """Return the exception to raise instead of Ray's.
 
     An error that the user can fix becomes a `UserError` of one sentence; a bug is returned unchanged.
@@ -19,19 +20,19 @@ def explained(error: Exception, node: str | None = None) -> Exception:
     Args:
         node: address of the node that the error came from, if known.
     """
-    for inner in within(error):
-        if isinstance(inner, RayTaskError):  # which is of its cause's class, too, and says where that was raised
+    for cause in find_causes(error):
+        if isinstance(cause, RayTaskError):  # which is of its cause's class, too, and says where that was raised
             continue
-        if isinstance(inner, UserError | FloatingPointError):
-            return UserError(str(inner))
-        if isinstance(inner, OutOfMemoryError):
-            return no_memory(node or only_node())
+        if isinstance(cause, UserError | FloatingPointError):
+            return UserError(str(cause))
+        if isinstance(cause, OutOfMemoryError):
+            return out_of_memory(node or only_node())
     if isinstance(error, RayError) and not isinstance(error, RayTaskError):
         return UserError(f"Ray has failed ({first_line(error)}): see that its nodes are up, and {AGAIN}.")
     return error
 
 
-def no_memory(node: str | None, tried: str = "") -> UserError:
+def out_of_memory(node: str | None, tried: str = "") -> UserError:
     """Return the error for workers that Ray's memory monitor killed; `tried` says what was tried before."""
     which = f"node {node}" if node else "a node"
     return UserError(
@@ -40,8 +41,13 @@ def no_memory(node: str | None, tried: str = "") -> UserError:
     )
 
 
-def often(times: int) -> str:
-    return "once" if times == 1 else f"{times} times"
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether Ray's memory monitor caused the error."""
+    return any(isinstance(cause, OutOfMemoryError) for cause in find_causes(error))
+
+
+def times_in_words(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def only_node() -> str | None:
@@ -52,8 +58,13 @@ def only_node() -> str | None:
     return alive[0] if len(alive) == 1 else None
 
 
-def within(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and all its causes, as Ray and Python nest them."""
+def dead_nodes() -> set[str]:
+    """Return the ids of the nodes that the cluster has lost."""
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+
+
+def find_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and all its causes, outermost first, as Ray and Python nest them."""
     left, seen = [error], set[int]()
     while left:
         found = left.pop(0)
@@ -61,17 +72,12 @@ def within(error: BaseException | None) -> Iterator[BaseException]:
             continue
         seen.add(id(found))
         yield found
-        left += [getattr(found, name, None) for name in _WITHIN]
+        left += [getattr(found, name, None) for name in _CAUSES]
         failures = getattr(found, "worker_failures", None)
         left += list(failures.values()) if isinstance(failures, dict) else []
-
-
-def ran_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether Ray's memory monitor caused the error."""
-    return any(isinstance(inner, OutOfMemoryError) for inner in within(error))
 
 
 def first_line(error: BaseException, lines: int = 1) -> str:
     """Return the first lines of an error's message, shortened; its type's name if the message is empty."""
     said = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()][:lines]
-    return " ".join(said)[: 160 * min(lines, 2)] or type(error).__name__
+    return " ".join(said)[: _LONGEST * min(lines, 2)] or type(error).__name__

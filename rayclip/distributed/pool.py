@@ -7,16 +7,16 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
-import torch
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from rayclip.distributed.faults import AGAIN, explained, no_memory, often, only_node
-from rayclip.distributed.pressure import Pressure
-from rayclip.distributed.resources import PoolSize, Share, check_shared
-from rayclip.evaluation import Cell, Evaluator, Shard, Shards, Store
+from rayclip.distributed.actor import Joined, make_actor
+from rayclip.distributed.faults import AGAIN, dead_nodes, explain, only_node, out_of_memory, times_in_words
+from rayclip.distributed.pressure import MemoryPressure
+from rayclip.distributed.resources import PoolSize, Share
+from rayclip.evaluation import Cell, Shards, Store
 from rayclip.evaluation.costs import Costs, Hardware
 from rayclip.evaluation.plan import cut
 from rayclip.evaluation.schedule import Schedule, ShardId
@@ -27,8 +27,7 @@ from rayclip.types import UserError
 
 _ATTEMPTS = 5  # attempts at a shard whose actor was lost, or whose files could not be read or written
 _STARTING = 256  # actors that are requested at once, before any has started
-_NODE_DIED = "its node has died"  # from Ray's message: no failed start, as an autoscaler may remove a node before it
-_STARTS = 3  # actors in a row that may fail to start
+_STARTS = 3  # actors in a row that may fail to start, other than by the loss of a node
 _LOOK_S = 2.0  # between two checks of the cluster, and of late shards, while nothing happens
 _SAY_S = 10.0  # without a worker, before the display says so
 _REPRICE = 1.25  # update the expected costs whenever the number of finished shards has grown by this factor
@@ -36,7 +35,7 @@ _SPARE = 10  # running shards per idle worker that is kept for late or lost shar
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ran:
+class PoolStatistics:
     """The resources and times of an evaluation.
 
     Attributes:
@@ -60,7 +59,7 @@ class Ran:
     lost: int
 
 
-def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: Display, total: int) -> Ran:
+def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: Display, total: int) -> PoolStatistics:
     """Compute the verdicts of all shards.
 
     Args:
@@ -76,10 +75,11 @@ def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: D
 
 
 @dataclass(eq=False)
-class _Hand:
+class _Worker:
     """The driver's view of one actor."""
 
     actor: Any
+    dead_before: set[str]  # nodes that were lost before it was requested
     node: str | None = None  # address of its node, once it is ready
     ref: Any = None  # its latest call
     ready: bool = False
@@ -91,19 +91,21 @@ class _Pool:
         self._work, self._store, self._size, self._display = list(work), store, size, display
         self._total = total
         self._missing = {shards.cell.id: len(shards.positions) for shards in work}
-        self._samples_done = total - sum(self._missing.values())
-        self._share, self._pressure = Share.of(size), Pressure(size.batch_size)
-        self._hands: list[_Hand] = []
-        self._free: list[_Hand] = []
-        self._waiting: dict[Any, _Hand] = {}
+        self._left = dict(self._missing)
+        self._samples_done, self._seconds_left = total - sum(self._missing.values()), 0.0
+        self._share, self._pressure = Share.of(size), MemoryPressure(size.batch_size)
+        self._workers: list[_Worker] = []
+        self._free: list[_Worker] = []
+        self._waiting: dict[Any, _Worker] = {}
         self._costs = Costs()
         self._schedule: Schedule | None = None  # made when the first worker reports its hardware
         self._hardware: Hardware | None = None
+        self._has_lost = False
         self._failed_starts = self._shards_done = self._priced_at = self._most = 0
         self._began = time.monotonic()
         self._waited = self._busy = self._loading = self._looked = 0.0
 
-    def run(self) -> Ran:
+    def run(self) -> PoolStatistics:
         try:
             while self._schedule is None or not self._schedule.done:
                 self._resize()
@@ -111,10 +113,13 @@ class _Pool:
                     self._collect(self._waiting.pop(ref), ref)
                 self._feed()
         finally:
-            for hand in self._hands:
-                ray.kill(hand.actor)
+            for worker in self._workers:
+                ray.kill(worker.actor)
+        if self._has_lost or self._schedule.copies:  # killed workers may have left half a file
+            for shards in self._work:
+                self._store.delete_unfinished(f"cells/{shards.cell.id}")
         assert self._hardware is not None
-        return Ran(
+        return PoolStatistics(
             hardware=self._hardware,
             workers=self._most,
             wall=self._now(),
@@ -135,42 +140,44 @@ class _Pool:
 
         An actor that does not fit yet makes the autoscaler add a node.
         """
-        if self._now() - self._looked >= _LOOK_S or not self._hands:
+        if self._now() - self._looked >= _LOOK_S or not self._workers:
             self._looked = self._now()
             self._share.look()
         queued = self._schedule.queued if self._schedule else sum(len(shards) for shards in self._work)
         busy = len(self._waiting) - len(self._starting())
-        ready = len(self._hands) - len(self._starting())
+        ready = len(self._workers) - len(self._starting())
         most = min(self._share.wanted, busy + queued, ready + max(_STARTING, ready), self._pressure.most(self._now()))
-        for _ in range(int(most) - len(self._hands)):
-            hand = _Hand(actor=make_actor(self._store, self._size, self._share))
-            self._hands.append(hand)
-            self._ask(hand, hand.actor.hello.remote(_record(self._work[0].cell)))
+        missing = range(int(most) - len(self._workers))
+        dead = dead_nodes() if missing else set()
+        for _ in missing:
+            worker = _Worker(actor=make_actor(self._store, self._size, self._share), dead_before=dead)
+            self._workers.append(worker)
+            self._ask(worker, worker.actor.hello.remote(_record(self._work[0].cell)))
         if not queued and self._schedule:
             spares = math.ceil(self._schedule.running / _SPARE)
-            for hand in [*self._starting(), *self._free[spares:]]:
-                self._release(hand)
-        if not any(hand.ready for hand in self._hands) and self._now() > _SAY_S:
+            for worker in [*self._starting(), *self._free[spares:]]:
+                self._release(worker)
+        if not any(worker.ready for worker in self._workers) and self._now() > _SAY_S:
             note = f"waiting for a worker with {self._share}"
             self._display.update("evaluating", self._samples_done, self._total, note)
 
-    def _starting(self) -> list[_Hand]:
-        return [hand for hand in self._hands if not hand.ready]
+    def _starting(self) -> list[_Worker]:
+        return [worker for worker in self._workers if not worker.ready]
 
-    def _release(self, hand: _Hand) -> None:
+    def _release(self, worker: _Worker) -> None:
         """Remove an actor and free its resources in the cluster."""
-        self._hands.remove(hand)
-        self._waiting.pop(hand.ref, None)
-        if hand.ready and self._schedule:
-            self._free.remove(hand)
-            self._schedule.leave(hand)
-        ray.kill(hand.actor)
+        self._workers.remove(worker)
+        self._waiting.pop(worker.ref, None)
+        if worker.ready and self._schedule:
+            self._free.remove(worker)
+            self._schedule.leave(worker)
+        ray.kill(worker.actor)
 
     # ---------------------------------------------------------------------------------------------- calls and results
 
-    def _ask(self, hand: _Hand, ref: Any) -> None:
-        hand.ref = ref
-        self._waiting[ref] = hand
+    def _ask(self, worker: _Worker, ref: Any) -> None:
+        worker.ref = ref
+        self._waiting[ref] = worker
 
     def _next_ready(self) -> list[Any]:
         """Wait up to `_LOOK_S` seconds for a call to finish; return all that have finished."""
@@ -187,50 +194,50 @@ class _Pool:
         if self._schedule is None:
             return
         now = self._now()
-        for hand in [hand for hand in self._free if hand.rests_until <= now]:
-            shard = self._schedule.start(hand, now)
+        for worker in [worker for worker in self._free if worker.rests_until <= now]:
+            shard = self._schedule.start(worker, now)
             if shard is None:
                 return
             self._waited = self._waited or now
-            self._free.remove(hand)
+            self._free.remove(worker)
             # A lost worker may have run out of memory without an error that says so
             batch_size = max(1, self._pressure.batch_size >> self._schedule.losses(shard))
-            self._ask(hand, hand.actor.run.remote(self._work[shard.cell][shard.number], batch_size))
+            self._ask(worker, worker.actor.run.remote(self._work[shard.cell][shard.number], batch_size))
             self._show(self._work[shard.cell].cell)
             self._most = max(self._most, len(self._waiting) - len(self._starting()))
 
-    def _collect(self, hand: _Hand, ref: Any) -> None:
+    def _collect(self, worker: _Worker, ref: Any) -> None:
         """Handle an actor's answer, or its failure."""
         try:
             answer = ray.get(ref)
         except RayTaskError as error:
-            self._failed(hand, error)
+            self._failed(worker, error)
         except OutOfMemoryError as error:
-            self._pressed(hand, error)
+            self._pressed(worker, error)
         except RayError as error:
-            self._gone(hand, error)
+            self._gone(worker, error)
         else:
             if isinstance(answer, Joined):
-                hand.node = answer.node
-                self._joined(hand, answer.hardware)
+                worker.node = answer.node
+                self._joined(worker, answer.hardware)
             else:
-                self._finished(hand, answer)
+                self._finished(worker, answer)
 
-    def _joined(self, hand: _Hand, hardware: Hardware) -> None:
+    def _joined(self, worker: _Worker, hardware: Hardware) -> None:
         self._failed_starts = 0
         if self._schedule is None:
             self._hardware = hardware
             self._costs.read((shards.cell for shards in self._work), self._store, hardware)
             self._work = cut(self._work, self._costs, self._share.wanted, self._size.smallest_shard)
             self._schedule = Schedule([shards.queue(self._costs.seconds(shards.cell)) for shards in self._work])
-        hand.ready = True
-        self._schedule.join(hand)
-        self._free.append(hand)
+        worker.ready = True
+        self._schedule.join(worker)
+        self._free.append(worker)
 
-    def _finished(self, hand: _Hand, done: Done) -> None:
+    def _finished(self, worker: _Worker, done: Done) -> None:
         assert self._schedule is not None
-        shard = self._schedule.finish(hand)
-        self._free.append(hand)
+        shard = self._schedule.finish(worker)
+        self._free.append(worker)
         self._loading += done.loading
         self._pressure.done()
         if shard is None:
@@ -239,60 +246,68 @@ class _Pool:
         self._costs.add(cell, done.samples, done.seconds)
         self._busy += done.seconds
         self._shards_done += 1
+        self._samples_done += done.samples
+        self._left[cell.id] -= done.samples
+        self._seconds_left -= self._costs.seconds(cell) * done.samples
         if self._shards_done >= _REPRICE * self._priced_at:
             self._priced_at = self._shards_done
             self._schedule.reprice([self._costs.seconds(shards.cell) for shards in self._work])
-        self._samples_done += done.samples
-        note = f"{cell.attack_label} {100 * done.right / done.samples:.0f} %"
-        self._display.update("evaluating", self._samples_done, self._total, note)
+            cells = {shards.cell.id: shards.cell for shards in self._work}
+            self._seconds_left = sum(self._costs.seconds(cells[key]) * left for key, left in self._left.items())
+        note = f"{cell.attack_label}: accuracy {100 * done.right / done.samples:.0f} %"
+        # By the cost of the cells, since an image takes a thousand times longer under one attack than under another
+        left = max(0.0, self._seconds_left) / max(1, len(self._workers) - len(self._starting()))
+        self._display.update("evaluating", self._samples_done, self._total, note, left)
         self._show(cell, done.samples)
 
     def _show(self, cell: Cell, more: int = 0) -> None:
         """Update the progress bar of a running cell."""
         self._display.part(cell.id, cell.title, self._missing[cell.id], more)
 
-    def _failed(self, hand: _Hand, error: RayTaskError) -> None:
+    def _failed(self, worker: _Worker, error: RayTaskError) -> None:
         """Handle an exception that an actor raised; the actor is still alive."""
         cause = error.cause
-        if not isinstance(cause, OSError) or not hand.ready:
-            raise explained(error) from None
+        if not isinstance(cause, OSError) or not worker.ready:
+            raise explain(error) from None
         full = no_room(cause)
         if full is not None:
             raise full from error
         assert self._schedule is not None
-        loss = self._schedule.fail(hand)
-        self._free.append(hand)
+        loss = self._schedule.fail(worker)
+        self._free.append(worker)
         if loss is not None:
             self._check(loss.shard, loss.times, f"could not be read or written ({str(cause).splitlines()[0][:200]})")
-            hand.rests_until = self._now() + 2**loss.times
+            worker.rests_until = self._now() + 2**loss.times
 
-    def _pressed(self, hand: _Hand, error: OutOfMemoryError) -> None:
+    def _pressed(self, worker: _Worker, error: OutOfMemoryError) -> None:
         """Handle an actor that Ray's memory monitor killed.
 
-        Its shard goes back to the queue without a limit on attempts; `Pressure` decides when to give up.
+        Its shard goes back to the queue without a limit on attempts; `MemoryPressure` decides when to give up.
         """
-        self._hands.remove(hand)
-        ray.kill(hand.actor)
-        if hand.ready and self._schedule is not None:
-            self._schedule.leave(hand)
-        if not self._pressure.lost(len(self._hands), self._now()):
-            tried = f" {often(self._pressure.killed)}, at last with one image at a time and no other beside it"
-            raise no_memory(hand.node or only_node(), tried) from error
-        note = f"little memory on {hand.node or 'a node'}: a worker was ended"
+        self._has_lost = True
+        self._workers.remove(worker)
+        ray.kill(worker.actor)
+        if worker.ready and self._schedule is not None:
+            self._schedule.leave(worker)
+        if not self._pressure.lost(len(self._workers), self._now()):
+            tried = f" {times_in_words(self._pressure.killed)}, at last with one image at a time and no other beside it"
+            raise out_of_memory(worker.node or only_node(), tried) from error
+        note = f"little memory on {worker.node or 'a node'}: a worker was ended"
         self._display.update("evaluating", self._samples_done, self._total, note)
 
-    def _gone(self, hand: _Hand, error: RayError) -> None:
+    def _gone(self, worker: _Worker, error: RayError) -> None:
         """Handle a lost actor: its process or node died, or cannot be reached."""
-        self._hands.remove(hand)
-        ray.kill(hand.actor)
-        if not hand.ready:
-            self._failed_starts += _NODE_DIED not in str(error)
+        self._has_lost = True
+        self._workers.remove(worker)
+        ray.kill(worker.actor)
+        if not worker.ready:
+            self._failed_starts += dead_nodes() <= worker.dead_before
             if self._failed_starts >= _STARTS:
                 lines = [line for line in str(error).splitlines() if line.strip()]
                 raise UserError(f"evaluation workers do not start: {lines[-1].strip()[:300]}") from error
             return
         assert self._schedule is not None
-        loss = self._schedule.leave(hand)
+        loss = self._schedule.leave(worker)
         if loss is not None:
             why = "lost its worker (out of memory? try a smaller --batch-size)"
             self._check(loss.shard, loss.times, why)
@@ -306,48 +321,3 @@ class _Pool:
 def _record(cell: Cell) -> str:
     """Return the name of the file that describes a cell."""
     return f"cells/{cell.id}/cell.json"
-
-
-def make_actor(store: Store, size: PoolSize, share: Share) -> Any:
-    """Request an actor and return at once; it starts when the cluster has room for it."""
-    options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0}
-    return ray.remote(**options)(_Actor).remote(store, size, share)
-
-
-class Joined(NamedTuple):
-    """A ready actor's hardware and the address of its node."""
-
-    hardware: Hardware
-    node: str
-
-
-class _Actor:
-    """A worker with one evaluator, made in `hello`: an error in the constructor would look like a lost actor."""
-
-    def __init__(self, store: Store, size: PoolSize, share: Share) -> None:
-        self._store, self._size, self._share = store, size, share
-
-    def hello(self, written: str | None = None) -> Joined:
-        """Make the evaluator; return the worker's hardware and node.
-
-        Args:
-            written: a file that the driver has written, to check that both use the same storage.
-
-        Raises:
-            UserError: that file cannot be seen from this node.
-        """
-        if written is not None:
-            check_shared(self._store, written)
-        device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
-        if device.type == "cpu":
-            torch.set_num_threads(max(1, int(self._share.cpus)))
-        hardware = Hardware.here(device, self._share.gpus)
-        size = self._size
-        self._evaluator = Evaluator(self._store, device, size.batch_size, compiled=size.compiled, hardware=hardware)
-        return Joined(hardware, ray.util.get_node_ip_address())
-
-    def run(self, shard: Shard, batch_size: int) -> Done:
-        return self._evaluator.run(shard, batch_size)
-
-    def measure(self, shard: Shard) -> Done:
-        return self._evaluator.measure(shard)

@@ -8,7 +8,7 @@ _REST_S = 8.0  # longest pause before a worker that ran alone is started again
 _ALONE = 5  # times that a worker running alone may be killed in a row, with batches of one image
 
 
-class Pressure:
+class MemoryPressure:
     """Limits on the number of workers and their batch size, lowered when Ray's memory monitor kills workers.
 
     A worker that ran beside others is not replaced for a while. If it ran alone, the batch size is halved.

@@ -16,7 +16,8 @@ from ray.tune.schedulers import ASHAScheduler
 from rayclip.attacks import Attack
 from rayclip.data import open_data
 from rayclip.distributed.metrics import MetricLog
-from rayclip.distributed.trials import Trial, Workers, run_trials
+from rayclip.distributed.trials import Trial, Workers
+from rayclip.distributed.tuning import run_trials
 from rayclip.evaluation import Evaluator, Protocol, Shard, Store, chosen_positions, collect_rows, make_cells
 from rayclip.evaluation.aggregate import worst_accuracy
 from rayclip.evaluation.front import Score
@@ -61,7 +62,7 @@ class Validation:
         return {"clean": clean, "robust": robust, "score": (clean + robust) / 2}
 
 
-class _AskingASHA(ASHAScheduler):
+class _CooperativeASHA(ASHAScheduler):
     """An ASHA scheduler that asks a trial to stop; the trial's workers stop themselves at their next report."""
 
     def __init__(self, ask_to_stop: Callable[[int], None], **settings: Any) -> None:
@@ -82,7 +83,7 @@ def read_scores(trials: Sequence[Trial], store: Store) -> dict[str, Score]:
     return {name: Score(**saved[digest]) for name, digest in digests.items() if digest in saved}
 
 
-def waiting(trials: Sequence[Trial], store: Store) -> list[Trial]:
+def unfinished_trials(trials: Sequence[Trial], store: Store) -> list[Trial]:
     """Return the trials that have neither finished nor been stopped."""
     scores = read_scores(trials, store)
     return [trial for trial in trials if not (trial.name in scores and scores[trial.name].ended)]
@@ -121,20 +122,20 @@ def run_search(
     def write() -> None:
         store.write_json(SCORES, saved | {digests[name]: asdict(score) for name, score in scores.items()})
 
-    def measured(trial: Trial, result: dict[str, Any]) -> None:
+    def on_measure(trial: Trial, result: dict[str, Any]) -> None:
         scores[trial.name] = Score(epoch=result["epoch"], clean=result["clean"], robust=result["robust"])
         if log is not None and trial.run is not None:
             values = [(f"search/{name}", result[name], result["step"]) for name in ("clean", "robust", "score")]
             log.metrics(trial.run, values)
         write()
 
-    def ended(trial: Trial, error: str | None) -> None:
+    def on_end(trial: Trial, error: str | None) -> None:
         if error is None and trial.name in scores:
             scores[trial.name] = Score(**asdict(scores[trial.name]) | {"ended": True})
             write()
         on_finish(trial, error)
 
-    todo = waiting(trials, store)
+    todo = unfinished_trials(trials, store)
     errors: dict[str, str] = {}
     if todo:
         errors = run_trials(
@@ -143,12 +144,12 @@ def run_search(
             storage=store.child("unfinished"),
             log=log,
             display=display,
-            on_finish=ended,
+            on_finish=on_end,
             on_report=on_report,
             measure=validation,
-            on_measure=measured,
+            on_measure=on_measure,
             # A trial finishes by itself: if ASHA stopped it at its last epoch, it would not leave its checkpoint.
-            scheduler=lambda ask_to_stop: _AskingASHA(
+            scheduler=lambda ask_to_stop: _CooperativeASHA(
                 ask_to_stop,
                 time_attr="epoch",
                 metric="score",

@@ -5,35 +5,54 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from rayclip.types import UserError
 
-_PLACE = "RAY_TMPDIR"  # variable that makes Ray keep its files in another folder than TMPDIR
-_LONGEST = 107 if sys.platform == "linux" else 103  # maximum bytes of a Unix socket's path
-_BELOW = len("/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store.1")  # what Ray appends
-_SHORT = ("/tmp", "/var/tmp", "/dev/shm", "~")
+_TMPDIR = "RAY_TMPDIR"  # variable that makes Ray keep its files in another folder than TMPDIR
+_SOCKET_BYTES = 107 if sys.platform == "linux" else 103  # maximum bytes of a Unix socket's path
+_SUFFIX_BYTES = len("/ray/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store.1")  # what Ray appends
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "~")
 
 
 def ray_folder() -> Path:
     """Return the folder in which Ray keeps its files by default."""
-    return Path(os.environ.get(_PLACE) or os.environ.get("TMPDIR") or "/tmp")
+    return Path(os.environ.get(_TMPDIR) or os.environ.get("TMPDIR") or "/tmp")
 
 
-def why_not(folder: Path) -> str | None:
+def why_unsuitable(folder: Path) -> str | None:
     """Return the reason why Ray cannot keep its sockets in a folder; None if it can."""
     path = os.fsencode(folder.absolute())
-    if len(path) > _LONGEST - _BELOW:
-        return f"is {len(path)} bytes long and Ray's sockets leave room for {_LONGEST - _BELOW}"
+    if len(path) > _SOCKET_BYTES - _SUFFIX_BYTES:
+        return f"is {len(path)} bytes long and Ray's sockets leave room for {_SOCKET_BYTES - _SUFFIX_BYTES}"
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             return None
     except OSError:
         return "cannot be written"
+
+
+@contextmanager
+def environment(settings: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables in the block (None unsets), and put them back after it."""
+    before = {name: os.environ.get(name) for name in settings}
+    _set(settings)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(settings: Mapping[str, str | None]) -> None:
+    for name, value in settings.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextmanager
@@ -47,54 +66,50 @@ def short_folder() -> Iterator[None]:
         UserError: no suitable folder exists.
     """
     usual = ray_folder()
-    reason = why_not(usual)
+    reason = why_unsuitable(usual)
     if reason is None:
         yield
         return
-    folder, before = _make_short(usual, reason), os.environ.get(_PLACE)
-    os.environ[_PLACE] = str(folder)
+    folder = _make_short(usual, reason)
     try:
-        yield
+        with environment({_TMPDIR: str(folder)}):
+            yield
     finally:
-        if before is None:
-            del os.environ[_PLACE]
-        else:
-            os.environ[_PLACE] = before
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make_short(usual: Path, reason: str) -> Path:
-    for place in _SHORT:
+    for place in _SHORT_FOLDERS:
         with contextlib.suppress(OSError):
             folder = Path(tempfile.mkdtemp(prefix="rc-", dir=Path(place).expanduser()))  # with mode 700
-            if why_not(folder) is None:
+            if why_unsuitable(folder) is None:
                 return folder
             folder.rmdir()
     raise UserError(
-        f"Ray has no place for its sockets, since {usual} {reason}: set {_PLACE} to a short folder of yours."
+        f"Ray has no place for its sockets, since {usual} {reason}: set {_TMPDIR} to a short folder of yours."
     )
 
 
-def surroundings() -> list[str]:
+def check_environment() -> list[str]:
     """Return sentences for `rayclip doctor` on problems that Ray has in this environment, and their workarounds."""
     found, folder = [], ray_folder()
-    reason = why_not(folder)
+    reason = why_unsuitable(folder)
     if reason is not None:
         with short_folder():
             found.append(f"{folder} {reason}: a private Ray keeps them in a short folder such as {ray_folder()}")
-    names = shadowing()
+    names = find_shadowing()
     if names:
         listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         found.append(f"{listed} here: named like installed packages, which are imported all the same")
     return found
 
 
-def shadowing() -> list[str]:
+def find_shadowing() -> list[str]:
     """Return files and folders of the working directory that Ray's workers would import instead of installed packages.
 
     This process itself imports the installed packages.
     """
-    unwanted = _unwanted()
+    unwanted = _extra_import_folder()
     if unwanted is None:
         return []
     here = Path(unwanted)
@@ -110,17 +125,17 @@ def shadowing() -> list[str]:
     return found
 
 
-def import_as_here() -> Callable[[], None] | None:
+def make_import_hook() -> Callable[[], None] | None:
     """Return a start-up function for workers, so that they import the same as this process; None if they do anyway.
 
     Ray puts the driver's working directory first in its workers' import path, even if the driver itself, an installed
     command, does not import from there.
     """
-    unwanted = _unwanted()
+    unwanted = _extra_import_folder()
     if unwanted is None:
         return None
 
-    def start() -> None:  # a closure, which Ray pickles by value: the worker has not imported rayclip yet
+    def hook() -> None:  # a closure, which Ray pickles by value: the worker has not imported rayclip yet
         import sys
 
         class Dropper:
@@ -137,10 +152,10 @@ def import_as_here() -> Callable[[], None] | None:
         if unwanted not in sys.path:  # otherwise the node itself was started to import from there
             sys.meta_path.insert(0, Dropper)
 
-    return start
+    return hook
 
 
-def _unwanted() -> str | None:
+def _extra_import_folder() -> str | None:
     """Return the working directory if workers would import from it but this process does not; else None."""
     try:
         here = Path.cwd()

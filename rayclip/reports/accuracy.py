@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from rayclip.reports.grid import Cell, Emphasis, Grid, accuracy, signed
+from rayclip.reports.grid import Cell, Emphasis, Grid, accuracy, format_signed
 from rayclip.reports.notes import attack_notes, cut_notes, defense_notes, heading, shared_note, under
 from rayclip.reports.section import AVERAGE, Attack, Section, Subject
 
@@ -16,8 +16,7 @@ def report_grids(section: Section) -> Iterator[Grid]:
     if section.overall == AVERAGE:
         for attack in section.attacks:
             columns = [(dataset, dataset, attack) for dataset in section.columns]
-            title = f"{heading(attack.label)}: accuracy in %"
-            yield _grid(section, f"accuracy-{attack.label}", title, columns)
+            yield _grid(section, f"{heading(attack.label)}: accuracy in %", columns)
 
 
 def dataset_grid(section: Section, dataset: str) -> Grid:
@@ -26,10 +25,10 @@ def dataset_grid(section: Section, dataset: str) -> Grid:
     several = dataset == AVERAGE
     title = f"average over {len(section.datasets)} data sets" if several else dataset
     notes = ["The average gives every data set the same weight"] if several else []
-    return _grid(section, f"accuracy-{dataset}", f"{title}: accuracy in %", columns, notes)
+    return _grid(section, f"{title}: accuracy in %", columns, notes)
 
 
-def _grid(section: Section, name: str, title: str, columns: Sequence[Column], notes: Sequence[str] = ()) -> Grid:
+def _grid(section: Section, title: str, columns: Sequence[Column], notes: Sequence[str] = ()) -> Grid:
     ranked = [section.ranked(dataset, attack) for _, dataset, attack in columns]
     highest = [max((x.top1 for x in column.values()), default=0.0) for column in ranked]
     rows, partial = [], False
@@ -53,7 +52,6 @@ def _grid(section: Section, name: str, title: str, columns: Sequence[Column], no
         if (entry := section.get(subject, dataset, attack)) is not None
     ]
     return Grid(
-        name=name,
         title=title,
         header=("model", *(column for column, _, _ in columns)),
         rows=rows,
@@ -89,7 +87,6 @@ def significance_grid(section: Section, baseline: Subject) -> Grid:
     )
     others = [subject for subject in section.subjects if subject != baseline]
     return Grid(
-        name=f"mcnemar-{section.main.label if several else section.datasets[0]}",
         title=f"difference to {baseline.name}{f' {under(section.main)}' * several} in percentage points",
         header=("model", *(column for column, _, _ in columns)),
         rows=[(subject.name, [_difference(section, subject, baseline, c) for c in columns]) for subject in others],
@@ -109,4 +106,4 @@ def _difference(section: Section, subject: Subject, baseline: Subject, column: C
     if found.p < SIGNIFICANT:
         emphasis = "higher" if found.difference > 0 else "lower"
     note = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.3f}"
-    return Cell(text=signed(found.difference), note=note, value=found.difference, emphasis=emphasis)
+    return Cell(text=format_signed(found.difference), note=note, value=found.difference, emphasis=emphasis)

@@ -39,7 +39,7 @@ def accuracy(number: Number | None, *, best: bool = False, mark: str = "") -> Ce
     return Cell(text=text + mark, note=note, value=number.top1, emphasis="best" if best else "")
 
 
-def signed(difference: float) -> str:
+def format_signed(difference: float) -> str:
     """Return a difference with its sign: `+3.1`, `−0.4`, `0.0`."""
     text = f"{difference:+.1f}".replace("-", "−")
     return "0.0" if text in ("+0.0", "−0.0") else text
@@ -54,7 +54,6 @@ def number_cell(value: float, form: str = "") -> Cell:
 class Grid:
     """A table: `header` names the columns, first that of the row names."""
 
-    name: str
     title: str
     header: tuple[str, ...]
     rows: Sequence[tuple[str, Sequence[Cell]]]
@@ -62,9 +61,9 @@ class Grid:
 
     @property
     def is_text(self) -> tuple[bool, ...]:
-        """For each column, True if it holds text; always True for the first."""
+        """For each column, True if it holds text and no number; always True for the first."""
         columns = list(zip(*(cells for _, cells in self.rows), strict=True)) or [()] * len(self.header[1:])
-        return True, *(any(c.text and c.value is None for c in cells) for cells in columns)
+        return True, *(all(c.value is None for c in cells) for cells in columns)
 
     @property
     def caption(self) -> str:

@@ -88,7 +88,6 @@ def leaderboard(sections: Sequence[Section], title: str = "Robustness leaderboar
     held = {place.dataset for place in found}
     fewer = "† over fewer attacks than others under this threat model, and below them"
     grid = Grid(
-        name="board",
         title="Models by accuracy in %",
         header=tuple("model,clean,robust,n,method,trained on,defence,attacks,threat model,data set".split(",")),
         rows=[(place.subject.name, _cells(place)) for place in found],

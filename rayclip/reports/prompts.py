@@ -22,7 +22,7 @@ def prompt_part(section: Section) -> Part:
             rows.append((row["class"], [Cell(text=text) for text in (row["clean"], row["adversarial"], changes)]))
         where = f"{example.subject.name} on {example.dataset} before and after {heading(example.attack.label)}"
         header = ("class", "prompt", "attacked", "changed words")
-        grids.append(Grid(name=f"prompts-{example.subject.name}", title=where, header=header, rows=rows))
+        grids.append(Grid(title=where, header=header, rows=rows))
     return Part(title="Attacked prompts", grids=grids)
 
 

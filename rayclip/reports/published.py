@@ -16,10 +16,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from rayclip.data.registry import find
-from rayclip.reports.grid import Cell, Grid, Part, accuracy, signed
+from rayclip.reports.grid import Cell, Grid, Part, accuracy, format_signed
+from rayclip.reports.model import Model
 from rayclip.reports.notes import heading
 from rayclip.reports.recalls import RecallTable, recalls_of
-from rayclip.reports.section import Attack, Model, Number, Section, Subject, average
+from rayclip.reports.section import Attack, Number, Section, Subject, average
 from rayclip.reports.to_csv import number_line
 from rayclip.types import UserError
 
@@ -127,7 +128,6 @@ def _part(
     differences = list(dict.fromkeys(what for match in found for what in match.differs))
     alike = sum(not match.differs for match in found)
     grid = Grid(
-        name=f"{paper}-{table}",
         title=f"ours and those of {paper}, table {table}: {_measure(found)} in %",
         header=("model", "data set", "attack", "ours", "theirs", "difference", "differs"),
         rows=[(match.subject.name, _cells(match, differences)) for match in found],
@@ -148,7 +148,7 @@ def _cells(match: _Match, differences: Sequence[str]) -> list[Cell]:
         Cell(text=f"{heading(match.attack.label)}{metric}"),
         accuracy(match.ours),
         Cell(text=f"{match.theirs.value:.2f}", value=match.theirs.value),
-        Cell() if match.differs else Cell(text=signed(gap), value=gap),
+        Cell() if match.differs else Cell(text=format_signed(gap), value=gap),
         Cell(text=" ".join(str(i) for i, what in enumerate(differences, 1) if what in match.differs)),
     ]
 

@@ -107,7 +107,6 @@ def _grid(
         for name, recalls in rows
     ]
     return Grid(
-        name=f"retrieval-{title}",
         title=f"{title}: recall in %",
         header=(first, *(f"{direction.upper()}@{k}" for direction, k in columns)),
         rows=cells,

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayclip.evaluation.recall import Recall
-from rayclip.reports.section import Model
+from rayclip.reports.model import Model, short_names
 from rayclip.reports.verdicts import Verdicts
 from rayclip.store import Store
 from rayclip.types import Cut, UserError
@@ -273,44 +273,15 @@ def _label(protocol: Mapping[str, Any]) -> str:
     return f"{protocol['attack']}{steps}{eps}"
 
 
-def copy_verdicts(cell: JudgedCell, store: Store) -> None:
-    """Copy a cell's files into another result folder, except those that are there."""
-    folder = f"cells/{cell.id}"
-    for name in [f"{folder}/cell.json", *cell.store.names(folder, ".parquet")]:
-        data = cell.store.read(name) if store.size(name) is None else None
-        if data is not None:
-            store.write(name, data)
-
-
-def examples(cell: JudgedCell, kind: str) -> pa.Table | None:
-    """Return the `images`, `features` or `attention` kept of a cell's first samples; None if there are none."""
-    return cell.store.read_tables([_example(cell, kind)]) if has_examples(cell, kind) else None
+def examples(cell: JudgedCell, kind: str) -> pa.Table:
+    """Return the `images`, `features` or `attention` kept of a cell's first samples."""
+    return cell.store.read_tables([f"cells/{cell.id}/examples/{kind}.parquet"])
 
 
 def has_examples(cell: JudgedCell, kind: str) -> bool:
-    return cell.store.size(_example(cell, kind)) is not None
-
-
-def _example(cell: JudgedCell, kind: str) -> str:
-    return f"cells/{cell.id}/examples/{kind}.parquet"
+    return cell.store.size(f"cells/{cell.id}/examples/{kind}.parquet") is not None
 
 
 def texts(cell: JudgedCell) -> list[dict[str, str]]:
     """Return the kept prompts before and after a text attack (`class`, `clean`, `adversarial`)."""
     return _json(cell.store, f"cells/{cell.id}/examples/texts.json") or []
-
-
-def short_names(models: Sequence[Model]) -> dict[str, str]:
-    """Return a unique display name per model fingerprint: the label, or the specification with a folder's name only."""
-    wanted = {m.fingerprint: m.label if m.label != m.spec else model_name(m.spec) for m in models}
-    for again in (lambda m: m.spec, lambda m: f"{m.spec} ({m.fingerprint[:6]})"):
-        names = list(wanted.values())
-        alike = {f for f, name in wanted.items() if names.count(name) > 1}
-        wanted |= {m.fingerprint: again(m) for m in models if m.fingerprint in alike}
-    return wanted
-
-
-def model_name(spec: str) -> str:
-    """Return the folder name of a checkpoint's specification; other specifications unchanged."""
-    kind, colon, path = spec.partition(":")
-    return PurePosixPath(path).name if colon and kind in ("local-dir", "prompted") else spec

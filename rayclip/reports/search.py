@@ -20,7 +20,6 @@ def search_grid(scores: Mapping[str, Score], front: Sequence[str], robust: str) 
         cells = [number_cell(score.epoch), number_cell(score.clean, ".1f"), number_cell(score.robust, ".1f")]
         rows.append((name, [*cells, Cell(text="*" if name in front else "")]))
     return Grid(
-        name="search",
         title="search: accuracy in % on the validation data",
         header=("trial", "epoch", "clean", "robust", "front"),
         rows=rows,

@@ -11,7 +11,7 @@ from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import say
 from rayclip.store import Store, no_room
 from rayclip.tracking.address import AwayError
-from rayclip.tracking.experiment import KEY, Experiment, is_away
+from rayclip.tracking.experiment import Experiment, is_away
 from rayclip.tracking.journal import Event, Journal, journals_in
 from rayclip.tracking.older import convert
 from rayclip.tracking.registered import rank, register
@@ -100,6 +100,8 @@ class Deliverer:
         """Return whether a run is in MLflow, or will be. One that was deleted there is delivered again."""
         if run not in self._ids:
             return any(event.kind == "start" and event.run == run for event in self._queue)
+        if self._resting():
+            return True  # its id is known, so it did exist
         try:
             if self.experiment.exists(self._ids[run]):
                 return True
@@ -107,7 +109,7 @@ class Deliverer:
             if not is_away(error):
                 raise
             self._rest()
-            return True  # its id is known, so it did exist
+            return True
         del self._ids[run]
         again = [event for event in self.journal.read({}) if event.run == run]
         if not any(event.kind == "start" for event in again):
@@ -174,12 +176,12 @@ class Deliverer:
         if event.run in self._ids:
             return
         content = event.content
-        found = self.experiment.find(event.run)
-        self._ids[event.run] = found or self.experiment.start(
+        self._ids[event.run] = self.experiment.start(
             content["name"],
+            key=event.run,
             parent=self._ids.get(content["parent"]),
             params=content["params"],
-            tags=content["tags"] | {KEY: event.run},
+            tags=content["tags"],
             time_ms=event.time_ms,
         )
 

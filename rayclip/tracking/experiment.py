@@ -21,7 +21,7 @@ _NAME = 250  # of a run's name
 
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # makes the UI show it as model training, not GenAI
 
-KEY = "rayclip.key"  # the tag of a run that holds its id in the journal
+_KEY = "rayclip.key"  # the tag of a run that holds its id in the journal
 NOTE = "mlflow.note.content"  # the tag that the UI shows as a description, in Markdown
 
 
@@ -120,22 +120,31 @@ class Experiment:
         self,
         name: str,
         *,
+        key: str = "",
         parent: str | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         time_ms: int | None = None,
     ) -> str:
-        """Create a run and return its id; keys are changed to what MLflow accepts (`names.key`)."""
+        """Return the id of the run of this key (an id of ours), which is created if there is none.
+
+        Keys of params and tags are changed to what MLflow accepts (`names.key`).
+        """
         from mlflow.entities import Param
 
-        all_tags = {safe_key(key): value for key, value in (tags or {}).items()}
-        if parent:
-            all_tags["mlflow.parentRunId"] = parent
-        made = self.client.create_run(self.id, run_name=_shorten(name), tags=all_tags, start_time=time_ms)
-        entries = [Param(safe_key(key), str(value)) for key, value in (params or {}).items()]
+        run = self.find(key) if key else None
+        if run is None:
+            all_tags = {safe_key(name): value for name, value in (tags or {}).items()}
+            if key:
+                all_tags[_KEY] = key
+            if parent:
+                all_tags["mlflow.parentRunId"] = parent
+            made = self.client.create_run(self.id, run_name=_shorten(name), tags=all_tags, start_time=time_ms)
+            run = str(made.info.run_id)
+        entries = [Param(safe_key(name), str(value)) for name, value in (params or {}).items()]
         for i in range(0, len(entries), _PARAMS_AT_ONCE):
-            self.client.log_batch(made.info.run_id, params=entries[i : i + _PARAMS_AT_ONCE])
-        return made.info.run_id
+            self.client.log_batch(run, params=entries[i : i + _PARAMS_AT_ONCE])
+        return run
 
     def exists(self, run: str) -> bool:
         from mlflow.exceptions import MlflowException
@@ -149,7 +158,7 @@ class Experiment:
 
     def find(self, key: str) -> str | None:
         """Return the id of the run whose tag `rayclip.key` is this key, or None."""
-        found = self.client.search_runs([self.id], f"tags.`{KEY}` = '{key}'", max_results=1)
+        found = self.client.search_runs([self.id], f"tags.`{_KEY}` = '{key}'", max_results=1)
         return found[0].info.run_id if found else None
 
     def metrics(self, run: str, values: Sequence[tuple[str, float, int]], time_ms: int) -> None:

@@ -20,7 +20,7 @@ from rayclip.methods import make_method
 from rayclip.models import load_model
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.store import Store
-from rayclip.tracking.deliverer import Deliverer
+from rayclip.tracking.deliverer import Deliverer, deliver_results
 from rayclip.tracking.experiment import Experiment
 from rayclip.tracking.journal import Journal, waits
 from rayclip.training import TrainConfig
@@ -28,7 +28,8 @@ from rayclip.types import Row
 
 ROW = Row(
     model="m", dataset="digits", attack="clean", eps=None, steps=None, n=8, top1=50.0, ci_low=40.0, ci_high=60.0,
-    protocol={"seed": 0, "template": "a photo of {}.", "resolution": 32, "precision": "fp32"}, cell="c",
+    protocol={"attack": "clean", "seed": 0, "template": "a photo of {}.", "resolution": 32, "precision": "fp32"},
+    cell="c",
 )  # fmt: skip
 CELL = Cell(
     model="m", model_fingerprint="f", data="digits", dataset="digits", data_fingerprint="g", class_names=("a", "b"),
@@ -36,9 +37,9 @@ CELL = Cell(
 )  # fmt: skip
 
 
-def log(experiment: Experiment, store: Store) -> None:
+def log(experiment: Experiment | None, store: Store) -> None:
     journal = Journal(store)
-    with Logbook(journal, Deliverer(journal, experiment), experiment.name) as logbook:
+    with Logbook(journal, experiment and Deliverer(journal, experiment), "study") as logbook:
         sweep = logbook.open("sweep")
         logbook.evaluation("eval m", sweep, [ROW], [CELL])
         logbook.summary(sweep, [ROW], {})
@@ -134,6 +135,16 @@ def test_the_same_again_adds_nothing_to_the_journal_and_a_baseline_stands_beside
     params = untouched_params("digits", configs)
     assert params.items() >= {"method.name": "untouched", "method.eps": "0/255", "shots": 0, "data": "digits"}.items()
     assert not [key for key in params if key.startswith("recipe.")] and "method.steps" not in params
+
+
+def test_what_was_not_tracked_can_be_logged_later(mlflow, tmp_path):
+    log(None, Store(str(tmp_path)))
+    for _ in range(2):
+        (done,) = deliver_results(str(tmp_path), mlflow, None)
+        assert (done.experiment, done.runs, done.refused) == ("study", 2, 0)
+    experiment = Experiment(mlflow, "study")
+    runs = {run.info.run_name: run.data for run in experiment.client.search_runs([experiment.id])}
+    assert runs.keys() == {"sweep", "eval m"} and runs["eval m"].metrics == {"clean/digits": 50.0}
 
 
 def test_an_evaluations_settings_are_said_once():

@@ -17,7 +17,7 @@ import ray
 
 from rayclip.attacks import parse_attacks
 from rayclip.data import open_data
-from rayclip.distributed import PoolSize, Ran, evaluate
+from rayclip.distributed import PoolSize, PoolStatistics, evaluate
 from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, make_cells, outstanding
 from rayclip.models import load_model
 from rayclip.progress import Display
@@ -47,7 +47,7 @@ def main() -> None:
     positions = {args.data: chosen_positions(len(data), args.images)}
     total = len(cells) * len(positions[args.data])
 
-    def go(cells: list[Cell]) -> Ran:
+    def go(cells: list[Cell]) -> PoolStatistics:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(folder)
             work = outstanding(cells, positions, store, 256)

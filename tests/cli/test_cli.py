@@ -6,7 +6,9 @@ import re
 import resource
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import torch
@@ -30,13 +32,17 @@ def test_help_is_instant():
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working directory beside a folder of good and bad inputs."""
-    inputs, work = tmp_path / "inputs", tmp_path / "work"
-    inputs.mkdir()
-    work.mkdir()
-    monkeypatch.chdir(work)
+def here(tmp_path, tmp_path_factory, monkeypatch):
+    """A folder of good and bad inputs, which no test changes; the working directory is another, an empty one."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return inputs_below(tmp_path_factory.getbasetemp())
+
+
+@cache
+def inputs_below(folder):
+    inputs = Path(mkdtemp(dir=folder))
     write(inputs / "good.parquet", [0, 1, 2] * 3)
     write(inputs / "unnamed.parquet", [0, 1], names=None)
     write(inputs / "nolabel.parquet", ["a", "b"], label_type="string")

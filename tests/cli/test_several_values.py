@@ -31,7 +31,7 @@ def asked(monkeypatch, function, *words):
         raise Asked(args, kwargs)
 
     monkeypatch.setattr(f"rayclip.api.{function}", stop)
-    for module in ("request", "models", "retrieval"):  # what is named here is nowhere
+    for module in ("request", "retrieval"):  # what is named here is nowhere
         for check in ("check_models", "check_data"):
             monkeypatch.setattr(f"rayclip.cli.{module}.{check}", lambda specs, **_: None)
     with pytest.raises(Asked) as found:
@@ -99,7 +99,7 @@ def sweep(monkeypatch, tmp_path):
         for method in ("trials", "evaluations", "trial", "grid", "pairs"):
             monkeypatch.setattr(Run, method, stop)
         for check in ("check_models", "check_data"):
-            monkeypatch.setattr(f"rayclip.cli.sweep.{check}", lambda specs: None)
+            monkeypatch.setattr(f"rayclip.cli.sweep_run.{check}", lambda specs: None)
         monkeypatch.setattr("rayclip.cli.sweep.run_app", lambda app, name: typer.main.get_command(app)(
             list(words), standalone_mode=False))  # fmt: skip
         with pytest.raises(Asked) as found:

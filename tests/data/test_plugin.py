@@ -54,7 +54,7 @@ def installed(tmp_path, monkeypatch):
     """Somebody's package, as pip leaves it, with the data set that the README tells how to add."""
     about = tmp_path / "site/theirs-1.0.dist-info"
     about.mkdir(parents=True)
-    (code,) = re.findall(r"```python\n(.+?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = re.findall(r"```\n(.+?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "site/theirs.py").write_text(code + SOURCE)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[rayclip.datasets]\nsquares = theirs:squares\ndrawn = theirs:drawn\n")

@@ -96,7 +96,7 @@ def actors():
         except OSError:
             continue
         parents[int(lines["Pid"])] = int(lines["PPid"])
-        if command.startswith(b"ray::_Actor"):
+        if command.startswith(b"ray::EvaluationActor"):
             mine.add(int(lines["Pid"]))
 
     def ours(pid):

@@ -6,8 +6,9 @@ import json
 import pytest
 import ray
 
-from rayclip.distributed import Trial, forgotten, keep_precision, with_precision
+from rayclip.distributed import Trial, Workers, find_abandoned_runs, resolve_precision, run_trials, save_precision
 from rayclip.models.checkpoint import LINEAGE_FILE
+from rayclip.progress import Display
 from rayclip.store import Store
 from rayclip.types import UserError
 from training.test_loop import config
@@ -22,7 +23,7 @@ def test_a_running_ray_is_asked_what_workers_will_have(tmp_path, gpus, precision
     ray.init(address="local", num_cpus=1, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
     try:
         open_, fixed = trial(tmp_path), trial(tmp_path, precision="fp32")
-        with with_precision([open_, fixed], Store(str(tmp_path)), cluster=False) as (decided, same):
+        with resolve_precision([open_, fixed], Store(str(tmp_path)), cluster=False) as (decided, same):
             assert decided.config.precision == precision and same == fixed
             assert decided.train_run == trial(tmp_path, precision=precision).train_run
             assert (decided.train_run == fixed.train_run) == (precision == "fp32")
@@ -33,7 +34,7 @@ def test_a_running_ray_is_asked_what_workers_will_have(tmp_path, gpus, precision
 def test_alone_this_machine_decides_and_no_ray_starts(tmp_path, monkeypatch):
     for has_gpu, precision in ((False, "fp32"), (True, "bf16")):
         monkeypatch.setattr("torch.cuda.is_available", lambda has_gpu=has_gpu: has_gpu)
-        with with_precision([trial(tmp_path)], Store(str(tmp_path / precision)), cluster=False) as (decided,):
+        with resolve_precision([trial(tmp_path)], Store(str(tmp_path / precision)), cluster=False) as (decided,):
             assert decided.config.precision == precision and not ray.is_initialized()
 
 
@@ -41,12 +42,12 @@ def test_what_an_earlier_start_decided_stays(tmp_path, monkeypatch):
     """Without asking anybody: a finished run needs no cluster."""
     store = Store(str(tmp_path / "store"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    with with_precision([trial(tmp_path)], store, cluster=False) as begun:
-        keep_precision(begun, store)
+    with resolve_precision([trial(tmp_path)], store, cluster=False) as begun:
+        save_precision(begun, store)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # nobody listens there
     for cluster in (False, True):
-        with with_precision([trial(tmp_path)], store, cluster=cluster) as (decided,):
+        with resolve_precision([trial(tmp_path)], store, cluster=cluster) as (decided,):
             assert decided.config.precision == "bf16" and not ray.is_initialized()
 
 
@@ -69,7 +70,20 @@ def test_a_checkpoint_that_did_not_note_its_precision_is_told_clearly(tmp_path):
 
 def test_unfinished_runs_of_other_settings_are_named(tmp_path):
     mine, store = trial(tmp_path, precision="fp32"), Store(str(tmp_path / "unfinished"))
-    assert forgotten([mine], store) == []
+    assert find_abandoned_runs([mine], store) == []
     for name in (mine.train_run, "train-0123456789ab", "other"):
         store.write(f"{name}/x", b"")
-    assert forgotten([mine], store) == ["train-0123456789ab"]
+    assert find_abandoned_runs([mine], store) == ["train-0123456789ab"]
+
+
+def test_a_trial_whose_precision_is_open_is_not_started(tmp_path):
+    """Its weights depend on it: at its end it would be taken for one of other settings."""
+    with pytest.raises(UserError, match="resolve_precision"):
+        run_trials(
+            [trial(tmp_path)],
+            workers=Workers(),
+            storage=Store(str(tmp_path / "s")),
+            log=None,
+            display=Display(quiet=True),
+        )
+    assert not (tmp_path / "s").exists() and not ray.is_initialized()

@@ -2,15 +2,15 @@
 
 import math
 
-from rayclip.distributed.pressure import Pressure
+from rayclip.distributed.pressure import MemoryPressure
 
 
 def test_nothing_stands_against_any_number_at_first():
-    assert Pressure(64).most(0.0) == math.inf
+    assert MemoryPressure(64).most(0.0) == math.inf
 
 
 def test_a_worker_that_had_others_beside_it_is_missing_for_a_while():
-    pressure = Pressure(64)
+    pressure = MemoryPressure(64)
     assert pressure.lost(3, now=10.0) and pressure.lost(2, now=11.0)
     assert pressure.most(12.0) == 2 and pressure.batch_size == 64, "the others have batches as before"
     assert pressure.most(200.0) == 3, "all is calm"
@@ -19,20 +19,20 @@ def test_a_worker_that_had_others_beside_it_is_missing_for_a_while():
 
 
 def test_a_worker_that_was_alone_rests_and_takes_half_the_batch():
-    pressure = Pressure(64)
+    pressure = MemoryPressure(64)
     assert pressure.lost(0, now=0.0)
     assert pressure.most(0.5) == 0 and pressure.most(1.5) == 1 and pressure.batch_size == 32
 
 
 def test_it_ends_when_nothing_can_be_made_smaller():
-    pressure, now = Pressure(64), 0.0
+    pressure, now = MemoryPressure(64), 0.0
     while pressure.lost(0, now):
         now += 10.0
     assert pressure.batch_size == 1 and pressure.killed == 7, "64, 32, 16, 8, 4, 2, 1"
 
 
 def test_small_batches_get_some_patience_too_and_a_finished_shard_renews_it():
-    pressure = Pressure(1)
+    pressure = MemoryPressure(1)
     for _ in range(3):
         assert all(pressure.lost(0, 0.0) for _ in range(4))
         pressure.done()

@@ -4,7 +4,8 @@ e2e."""
 import pytest
 import ray
 
-from rayclip.distributed import PoolSize, Workers, pool, resources, trials
+from rayclip.distributed import PoolSize, Workers, resources, run_trials
+from rayclip.distributed.actor import EvaluationActor
 from rayclip.distributed.resources import Share, within_reach
 from rayclip.evaluation import Store
 from rayclip.progress import Display
@@ -72,27 +73,15 @@ def test_what_no_node_has_is_refused(cluster):
 def test_a_node_that_does_not_see_the_results_says_so_before_anything_is_spent(monkeypatch, tmp_path):
     monkeypatch.setattr(resources, "_SEEN_S", 0.0)
     store = Store(str(tmp_path))
-    actor = pool._Actor(store, PoolSize(), Share(None, 1.0, 0.0))
+    actor = EvaluationActor(store, PoolSize(), Share(None, 1.0, 0.0))
     with pytest.raises(UserError, match=f"{tmp_path} is another folder on node .*: give as --out one that"):
         actor.hello("cells/x/cell.json")
     store.write_json("cells/x/cell.json", {})
     assert actor.hello("cells/x/cell.json").hardware.name == "cpu"
 
 
-def test_a_full_disk_that_ray_met_is_a_sentence_that_says_what_to_do():
-    ray_says = (
-        "Training failed.\nTraceback …\nOSError: [Errno 28] Error writing bytes to file. Detail: [errno 28] No space"
-    )
-    assert trials._last_line(RuntimeError(ray_says)).endswith(
-        "make room or mend the rights; run again to go on from here."
-    )
-    assert trials._last_line(RuntimeError("a\nrayclip.types.UserError: image 3 is damaged")) == "image 3 is damaged"
-    assert trials._last_line(RuntimeError("a\n[Errno 2] no such file")) == "[Errno 2] no such file"
-    assert trials._last_line(RuntimeError()) == "RuntimeError"
-
-
 def test_training_is_not_driven_from_elsewhere(monkeypatch, tmp_path):
     monkeypatch.setattr(ray.util.client.ray, "is_connected", lambda: True)
     with pytest.raises(UserError, match="submit it there"):
-        trials.run_trials([], workers=Workers(), storage=Store(str(tmp_path)), log=None, display=Display(quiet=True))
+        run_trials([], workers=Workers(), storage=Store(str(tmp_path)), log=None, display=Display(quiet=True))
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from rayclip.distributed.session import _make_short, import_as_here, ray_folder, shadowing, short_folder, why_not
+from rayclip.distributed.session import (
+    _make_short,
+    find_shadowing,
+    make_import_hook,
+    ray_folder,
+    short_folder,
+    why_unsuitable,
+)
 from rayclip.types import UserError
 
 
@@ -43,41 +50,41 @@ def test_a_short_folder_stays_and_a_long_one_is_replaced_by_a_private_one_for_ra
 
 
 def test_room_is_left_for_the_longest_socket():
-    room = next(n for n in range(200) if why_not(Path("/" + "x" * n)) is not None)
-    assert why_not(Path("/" + "x" * (room - 1))) is None or os.geteuid() != 0
+    room = next(n for n in range(200) if why_unsuitable(Path("/" + "x" * n)) is not None)
+    assert why_unsuitable(Path("/" + "x" * (room - 1))) is None or os.geteuid() != 0
     session = "ray/session_2026-11-27_16-51-06_123456_4194304/sockets/plasma_store"
     assert room + len(os.fsencode(f"/{session}")) <= 107
-    assert "bytes long" in why_not(Path("/" + "ä" * (room // 2 + 1))), "bytes count, not letters"
+    assert "bytes long" in why_unsuitable(Path("/" + "ä" * (room // 2 + 1))), "bytes count, not letters"
 
 
 def test_a_folder_that_cannot_be_written_is_none_for_ray():
-    assert why_not(Path("/proc/x")) == "cannot be written"
-    assert why_not(Path("/dev/null/x")) == "cannot be written"
+    assert why_unsuitable(Path("/proc/x")) == "cannot be written"
+    assert why_unsuitable(Path("/dev/null/x")) == "cannot be written"
 
 
 def test_without_any_short_folder_one_sentence_says_what_to_do(monkeypatch):
-    monkeypatch.setattr("rayclip.distributed.session._SHORT", ("/proc/none", "/dev/null/none"))
+    monkeypatch.setattr("rayclip.distributed.session._SHORT_FOLDERS", ("/proc/none", "/dev/null/none"))
     with pytest.raises(UserError, match=r"^Ray has no place for its sockets, since /x is long: set RAY_TMPDIR"):
         _make_short(Path("/x"), "is long")
 
 
 def test_what_would_shadow_a_package_is_named(elsewhere):
-    assert shadowing() == [] and import_as_here() is None
+    assert find_shadowing() == [] and make_import_hook() is None
     for name in ("pyarrow.py", "mine.py", "notes.txt", "my-file.py"):
         (elsewhere / name).write_text("")
     (elsewhere / "torch").mkdir()
     (elsewhere / "ray").mkdir()
     (elsewhere / "ray" / "__init__.py").write_text("")
-    assert shadowing() == ["pyarrow.py", "ray"], "a folder without __init__.py gives way to a package"
+    assert find_shadowing() == ["pyarrow.py", "ray"], "a folder without __init__.py gives way to a package"
 
 
 def test_a_working_directory_that_the_driver_imports_from_stays(elsewhere, monkeypatch):
     """As with `python -m rayclip`, PYTHONPATH=. and a script's own folder."""
     (elsewhere / "pyarrow.py").write_text("")
-    assert import_as_here() is not None
+    assert make_import_hook() is not None
     for place in ("", str(elsewhere), f"{elsewhere}/../{elsewhere.name}"):
         monkeypatch.setattr(sys, "path", [place, *sys.path])
-        assert import_as_here() is None and shadowing() == []
+        assert make_import_hook() is None and find_shadowing() == []
         monkeypatch.undo()
         monkeypatch.chdir(elsewhere)
 
@@ -86,7 +93,7 @@ def test_a_working_directory_that_is_gone_is_no_matter(elsewhere):
     (elsewhere / "gone").mkdir()
     os.chdir(elsewhere / "gone")
     (elsewhere / "gone").rmdir()
-    assert import_as_here() is None and shadowing() == []
+    assert make_import_hook() is None and find_shadowing() == []
     os.chdir(elsewhere)
 
 
@@ -108,7 +115,7 @@ except ModuleNotFoundError:
 """
     import ray.cloudpickle
 
-    start = ray.cloudpickle.dumps(import_as_here()).hex()
+    start = ray.cloudpickle.dumps(make_import_hook()).hex()
     command = [sys.executable, "-P", "-c", worker, start, str(elsewhere)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=elsewhere)
     assert done.stdout == "as the driver\n", done.stderr

@@ -2,18 +2,16 @@
 
 import os
 import threading
+import time
 
 import psutil
 import pytest
 import ray
 from ray import tune
-from ray._private.state import state
-from ray.core.generated import gcs_pb2
 from ray.util.placement_group import placement_group, placement_group_table
 
-from rayclip.distributed.notes import Notes, release
-from rayclip.distributed.trials import Reports
-from rayclip.store import Store
+from rayclip.distributed.reservations import distinct_cpus, release
+from rayclip.distributed.tuning import report_to_tune
 from servers import wait_for
 
 TRIALS = 6
@@ -21,20 +19,22 @@ TRIALS = 6
 
 @pytest.fixture(scope="module")
 def a_ray():
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
 
 @pytest.mark.timeout(600)
-def test_a_trial_that_ends_with_its_last_report_ends(a_ray, tmp_path):
-    """Without `drain` the trials wait for ever: the end of the function overtakes the report."""
+def test_every_report_arrives_before_its_trial_ends(a_ray, tmp_path):
+    """Also one that comes with the very end, which Tune's own queue would let the end overtake."""
 
     def drive(params):
-        reports = Reports()
-        for step in range(3):
-            reports.after_report(None, [{"step": step}], None)
-        reports.drain()
+        def fit(reports):
+            for step in range(3):
+                reports.after_report(None, [{"step": step}, {"step": -1}], None)
+            return "fitted"
+
+        assert report_to_tune(fit) == "fitted"
 
     tuner = tune.Tuner(
         tune.with_resources(drive, {"CPU": 1}),
@@ -43,36 +43,76 @@ def test_a_trial_that_ends_with_its_last_report_ends(a_ray, tmp_path):
     )
     found = tuner.fit()
     assert not found.errors and [r.metrics["step"] for r in found] == [2] * TRIALS
+    assert [r.metrics["training_iteration"] for r in found] == [3] * TRIALS
 
 
-def test_what_a_lost_controller_has_reserved_is_given_back(a_ray, tmp_path):
-    """No worker had started yet that could have noted it. What a living one holds stays."""
+def test_the_error_of_a_train_run_ends_its_trial(a_ray, tmp_path):
+    def drive(params):
+        def fit(reports):
+            reports.after_report(None, [{"step": 7}], None)
+            raise FloatingPointError("the loss is nan")
+
+        report_to_tune(fit)
+
+    run_config = tune.RunConfig(storage_path=str(tmp_path), verbose=0)
+    (result,) = tune.Tuner(tune.with_resources(drive, {"CPU": 1}), run_config=run_config).fit()
+    assert result.metrics["step"] == 7 and "the loss is nan" in str(result.error)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 8, 32])
+def test_amounts_of_cpu_differ_and_can_be_counted(workers):
+    amounts = distinct_cpus(0.9, workers)
+    assert len(set(amounts)) == len(amounts) >= 50 and min(amounts) > 0.8 and max(amounts) < 0.9
+    for amount in amounts:
+        held = 0.0
+        for count in range(1, workers + 1):
+            held += amount
+            assert held // amount == count, "as elastic training counts the workers that fit"
+
+
+def test_what_a_lost_controller_has_reserved_is_given_back(a_ray):
+    """No worker had started yet. What another trial holds, and another kind of work, stays."""
 
     @ray.remote(num_cpus=0)
     class Controller:
-        def reserve(self):
-            self.group = placement_group([{"CPU": 1}])
+        def reserve(self, *bundles):
+            self.group = placement_group([{"CPU": cpus} for cpus in bundles])
             assert self.group.wait(60)
             return self.group.id.hex()
 
-    def states():
-        return [placement_group_table()[group]["state"] for group in groups]
-
+    mine, other = distinct_cpus(0.9, 2)[:2]
     lost, living = Controller.remote(), Controller.remote()
-    groups = ray.get([lost.reserve.remote(), living.reserve.remote()])
+    held = {cpus: ray.get(lost.reserve.remote(*cpus)) for cpus in [(mine,), (mine, mine)]}
+    kept = {cpus: ray.get(living.reserve.remote(*cpus)) for cpus in [(other,), (mine, other), (0.1,)]}
     ray.kill(lost)
-
-    def given_back():
-        release(Notes(storage=Store(str(tmp_path)), run="train-x"))
-        return states() == ["REMOVED", "CREATED"]
-
-    assert states() == ["CREATED", "CREATED"]
-    wait_for(given_back, 60)
+    release(mine)
+    states = {group: record["state"] for group, record in placement_group_table().items()}
+    assert {states[group] for group in held.values()} == {"REMOVED"}
+    assert {states[group] for group in kept.values()} == {"CREATED"}
     ray.kill(living)
 
 
-def test_what_a_controller_has_reserved_after_its_death_was_noticed_is_given_back(a_ray, tmp_path):
+def test_what_another_job_holds_stays(a_ray):
+    """Of the same amount: the group's id ends with its job's."""
+    mine = distinct_cpus(0.9, 1)[0]
+    group = placement_group([{"CPU": mine}])
+    assert group.wait(60)
+
+    class Elsewhere:
+        def get_job_id(self):
+            return "ffffffff"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "get_runtime_context", Elsewhere)
+        release(mine)
+    assert placement_group_table(group)["state"] == "CREATED"
+    release(mine)
+    assert placement_group_table(group)["state"] == "REMOVED"
+
+
+def test_what_a_controller_has_reserved_after_its_death_was_noticed_is_given_back(a_ray):
     """As on a node that is lost: for a moment its processes go on."""
+    mine = distinct_cpus(0.9, 1)[5]
 
     @ray.remote(num_cpus=0)
     class Controller:
@@ -82,29 +122,18 @@ def test_what_a_controller_has_reserved_after_its_death_was_noticed_is_given_bac
 
         def _reserve(self):
             while True:
-                placement_group([{"CPU": 0.001}])
+                placement_group([{"CPU": mine}])
 
     def held():
-        records = map(gcs_pb2.PlacementGroupTableData.FromString, accessor.get_placement_group_table())
-        return [group for group in records if group.state != group.REMOVED]
+        return [group for group, record in placement_group_table().items() if record["state"] != "REMOVED"]
 
-    def lose_one():
-        lost, before = Controller.remote(), len(held())
-        process = psutil.Process(ray.get(lost.begin.remote()))
-        wait_for(lambda: len(held()) > before + 3, 60)
-        process.suspend()
-        ray.kill(lost)
-        record = gcs_pb2.ActorTableData.FromString
-        wait_for(lambda: record(accessor.get_actor_info(lost._actor_id)).state == gcs_pb2.ActorTableData.DEAD, 60)
-        process.resume()
-        process.wait(60)
-
-    accessor = state._connect_and_get_accessor()
-    for _ in range(20):  # most get a word in before they end
-        lose_one()
-        if any(not group.creator_actor_dead for group in held()):
-            break
-    else:
-        pytest.fail("none reserved anything after its death: this is not the case to be tested")
-    release(Notes(storage=Store(str(tmp_path)), run="train-x"))
+    lost = Controller.remote()
+    process = psutil.Process(ray.get(lost.begin.remote()))
+    wait_for(lambda: len(held()) > 3, 60)
+    process.suspend()
+    ray.kill(lost)
+    time.sleep(1)  # its death is noticed
+    process.resume()
+    process.wait(60)
+    release(mine)
     wait_for(lambda: not held(), 60)

@@ -142,7 +142,7 @@ class Faults:
         """Do the damage; what has to be called to mend it."""
         match kind:
             case "actor":
-                self._kill_one("ray::_Actor")
+                self._kill_one("ray::EvaluationActor")
             case "train-worker":
                 self._kill_one("ray::RayTrainWorker")
             case "tune-driver":

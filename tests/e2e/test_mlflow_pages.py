@@ -100,8 +100,8 @@ def test_a_row_of_a_report_leads_to_its_run(runs, done):
     command = [sys.executable, "-m", "rayclip", "report", "sweep", "--format", "md"]
     said = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
     for name in ("tecoa 1-shot", "untouched digits"):
-        (line,) = [line for line in said.splitlines() if line.startswith(f"{name}: weights")]
-        assert runs[f"eval {name}"].info.run_id in line and "evaluated by rayclip 0." in line
+        (line,) = [line for line in said.splitlines() if runs[f"eval {name}"].info.run_id in line]
+        assert line.startswith(f"| {name} |") and "| 0." in line, "with the version that evaluated it"
 
 
 def test_ui_opens_a_servers_page_and_names_what_it_has(server, runs):

@@ -254,7 +254,7 @@ def test_a_node_that_does_not_come_up_is_one_sentence(tmp_path):
             wait_for(lambda family=started: not family.left(), 30)
 
 
-def refused(cwd, address, seconds=180, **env):
+def refused(cwd, address, seconds=300, **env):
     began, out = time.monotonic(), address.replace("/", "").replace(":", "-")
     done = run(cwd, "eval", "--cluster", *SMALL, "--out", out, check=False, RAY_ADDRESS=address, **env)
     assert done.returncode == 2, done.stderr[-3000:]
@@ -306,7 +306,7 @@ def test_a_cluster_of_another_version_is_one_sentence_that_says_so(tmp_path):
     try:
         while "Ray runtime started" not in (line := process.stdout.readline()):
             assert line, "the head did not start"
-        said = refused(tmp_path, f"127.0.0.1:{port}", 180, RAY_AUTH_MODE="disabled")
+        said = refused(tmp_path, f"127.0.0.1:{port}", RAY_AUTH_MODE="disabled")
         assert "cannot be joined from here" in said and "2.0.1" in said, said
     finally:
         process.terminate()

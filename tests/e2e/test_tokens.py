@@ -19,6 +19,11 @@ from rayclip.distributed import ray_cluster
 from rayclip.types import UserError
 import ray
 
+if "NAMES_GONE" in os.environ:
+    from rayclip.distributed import compat
+    assert compat._find("Config") is not None
+    compat._find = lambda name: None
+
 class Actor:
     def token(self):
         return os.environ.get("RAY_AUTH_MODE"), os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAYCLIP_MODELS")
@@ -118,3 +123,18 @@ def test_a_token_is_kept_from_a_cluster_that_asks_for_none(who, tmp_path, free_p
     with running_head(tmp_path, free_port, RAY_AUTH_MODE="disabled") as address:
         for known in ({}, {"RAY_AUTH_TOKEN": "0" * 64}):  # such as `ray get-auth-token --generate` leaves on a machine
             assert who("cluster", RAY_ADDRESS=address, **known).startswith("worker ")
+
+
+def test_without_the_names_that_are_not_public_all_goes_on(who, head):
+    """Ray was imported before, so that it cannot be told of a token that comes later; it asks for one by itself."""
+    said = who("local", NAMES_GONE="1")
+    assert said.startswith("worker token ") and len(said.split()[2]) == 64
+    address, token = head
+    told = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    assert who("cluster", NAMES_GONE="1", **told).startswith("worker token")
+
+
+def test_without_the_names_a_token_is_kept_from_a_cluster_that_asks_for_none(who, tmp_path, free_port):
+    with running_head(tmp_path, free_port, RAY_AUTH_MODE="disabled") as address:
+        known = {"RAY_ADDRESS": address, "RAY_AUTH_TOKEN": "0" * 64}
+        assert who("cluster", NAMES_GONE="1", **known).startswith("worker ")

@@ -14,6 +14,7 @@ from rayclip.evaluation.examples import EMBEDDED, EXAMPLES, PROMPTS
 from rayclip.models import load_model
 from rayclip.reports.figures import section_figures
 from rayclip.reports.numbers import sections
+from rayclip.reports.prompts import prompt_part
 from rayclip.reports.results import read_results
 
 
@@ -91,7 +92,9 @@ def test_all_figures_of_examples_are_drawn(run):
     results = read_results([store.root])
     (section,) = sections(results)
     figures = {figure.name: figure for figure in section_figures(results, section)}
-    assert {"bars", "tsne", "images-1", "attention-1", "prompts-1"} == set(figures)
+    assert {"bars", "tsne", "images-1", "attention-1"} == set(figures)
     for figure in figures.values():
-        figure.draw().savefig(io.BytesIO(), format="svg")
-    assert "<mark>" in figures["prompts-1"].html and "mean cosine" in figures["tsne"].caption
+        figure.draw(3).savefig(io.BytesIO(), format="svg")
+    assert "mean cosine" in figures["tsne"].caption
+    (prompts,) = prompt_part(section).grids
+    assert all(cells[0].text != cells[1].text and "→" in cells[2].text for _, cells in prompts.rows)

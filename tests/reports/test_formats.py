@@ -27,7 +27,6 @@ WORDS = Part(
     title="Words",
     grids=(
         Grid(
-            name="w",
             title="w",
             header=("model", "about", "value"),
             rows=(("m", (Cell(text="x"), Cell(text="1", value=1))),),

@@ -184,7 +184,7 @@ def test_no_name_is_broken_where_the_columns_fill_a_terminal():
     rows = [(name, [Cell(text="100", note="93–100", value=100)] * 6) for name in ("clean", "co-attack-10 64/255")]
     header = ("attack", *(f"{d}@{k}" for d in ("TR", "IR") for k in KS))
     console = Console(width=80, file=io.StringIO(), highlight=False)
-    console.print(grid_group(Grid(name="", title="recall", header=header, rows=rows)))
+    console.print(grid_group(Grid(title="recall", header=header, rows=rows)))
     printed = console.file.getvalue()
     assert "co-attack-10 " in printed and printed.count("100 93–100") == 12
     assert all(len(line) <= 80 for line in printed.splitlines())

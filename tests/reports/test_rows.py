@@ -84,7 +84,7 @@ def test_a_wide_table_goes_on_below_with_the_names_again_and_no_number_cut(width
 
 def test_a_row_without_numbers_in_a_part_of_a_table_is_not_in_that_part():
     rows = [("one", [Cell(text="1"), Cell()]), ("two", [Cell(text="2"), Cell(text="2")])]
-    table = Grid(name="t", title="t", header=("model", "a" * 40, "b" * 40), rows=rows)
+    table = Grid(title="t", header=("model", "a" * 40, "b" * 40), rows=rows)
     out = io.StringIO()
     Console(file=out, width=80).print(grid_group(table))
     first, second = out.getvalue().split("(continued)")

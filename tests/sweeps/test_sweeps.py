@@ -49,7 +49,7 @@ def plan(monkeypatch, capsys, tmp_path):
             return SweepResult(rows=[], labels={}, errors={})
 
         monkeypatch.setattr(Run, "go", note)
-        monkeypatch.setattr("rayclip.cli.sweep.check_data", lambda specs: None)  # nobody has the papers' here
+        monkeypatch.setattr("rayclip.cli.sweep_run.check_data", lambda specs: None)  # nobody has the papers' here
         code, _, err = run_sweep(monkeypatch, capsys, name, *args)
         assert code == 0, err
         return parts

@@ -1,6 +1,8 @@
 """What happens to events while a real MLflow server is away, comes back, or was killed in the middle."""
 
 import json
+import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -229,3 +231,36 @@ def test_a_journal_that_somebody_wrote_reaches_no_file_outside(tmp_path, journal
     journal.add("checkpoint", "key", place="../..", folder="checkpoint", about={})
     deliverer = Deliverer(journal, Experiment(f"sqlite:///{tmp_path}/mlflow.db", "study"))
     assert len(deliverer.refused) == 6 and not (tmp_path / "planted").exists()
+
+
+def deliver_and_be_killed(server, store, study, calls):
+    """Deliver in a process that is killed right after MLflow has taken so many calls: they arrived, nobody noted it."""
+    left = iter(range(calls))
+
+    def counted(call):
+        def made(*args, **options):
+            found = call(*args, **options)
+            if next(left, None) is None:
+                os._exit(9)
+            return found
+
+        return made
+
+    for name in ("create_run", "log_batch", "log_artifacts", "log_table", "log_dict", "set_terminated"):
+        setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
+    assert Deliverer(Journal(store), Experiment(server.uri, study)).deliver() == 0
+
+
+def test_a_command_that_is_killed_after_any_call_leaves_everything_once(server, journal, tmp_path):
+    log_everything(journal)
+    context, codes = multiprocessing.get_context("fork"), []
+    while not codes or codes[-1] != 0:
+        arguments = (server, journal.store, "killed", len(codes) // 2)
+        process = context.Process(target=deliver_and_be_killed, args=arguments)
+        process.start()
+        process.join()
+        codes.append(process.exitcode)
+        for note in (tmp_path / "out" / "journal").glob("delivered-*"):
+            note.unlink()
+    assert len(codes) > 4 and set(codes[:-1]) == {9}
+    assert what_is_there(server, "killed", tmp_path) == WHOLE

@@ -41,7 +41,7 @@ def test_runs_nest_and_hold_params_metrics_tags_and_files(experiment, tmp_path):
 
 
 def test_a_run_is_known_by_its_id_and_by_its_key(experiment):
-    run = experiment.start("elsewhere", tags={"rayclip.key": "key-1"})
+    run = experiment.start("elsewhere", key="key-1")
     assert experiment.exists(run) and not experiment.exists("0" * 32)
     assert experiment.find("key-1") == run and experiment.find("key-2") is None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from rayclip.data.labels import some, with_given_names
+from rayclip.data.labels import first_few, with_given_names
 from rayclip.data.registry import DatasetInfo
 from rayclip.data.sources.annotations import CaptionFolder
 from rayclip.data.sources.base import Source
@@ -168,9 +168,9 @@ def _class_folders(root: Path, class_names: tuple[str, ...] | None, origin: str)
     names = tuple(readable(spelled[0]) for spelled in spellings.values())
     filled = {entry.label for listed in entries.values() for entry in listed}
     if empty := [name for label, name in enumerate(names) if label not in filled]:
-        notes.append(f"{_count(len(empty), 'class folder')} without images: {some(empty)}.")
+        notes.append(f"{_count(len(empty), 'class folder')} without images: {first_few(empty)}.")
     if ignored := [readable(name) for name in top if "" not in split_of and name not in split_of]:
-        notes.append(f"Not a split, and left out: {some(ignored)}.")
+        notes.append(f"Not a split, and left out: {first_few(ignored)}.")
     if class_names is not None:
         if len(class_names) != len(names):
             raise UserError(f"{origin} names {len(class_names)} classes, but {root} has {len(names)} class folders.")

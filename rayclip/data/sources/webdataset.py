@@ -144,7 +144,7 @@ def open_webdataset(place: Path, captions: bool = False, reading: Reading = Read
     class_names = class_list(listed.read_bytes(), f"{listed}") if listed.is_file() and not captions else ()
     if not class_names and not captions and reading.names is None and _has_labels(next(iter(shards.values()))[0]):
         raise UserError(
-            f"{folder} has labels and no classnames.txt: give --class-names FILE, a name a line in label order."
+            f"{folder} has labels and no classnames.txt: give --class-names FILE, one name per line in label order."
         )
     digest = hashlib.sha256()
     for split, paths in found.items():
@@ -195,7 +195,7 @@ def class_list(text: bytes, where: str) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is no UTF-8 text: fetch it again.") from error
     if "" in names:
-        raise UserError(f"{where} has an empty line, {names.index('') + 1}: it must have one class name a line.")
+        raise UserError(f"{where} has an empty line, {names.index('') + 1}: it must have one class name per line.")
     return names
 
 

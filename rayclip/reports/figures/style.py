@@ -8,6 +8,7 @@ that nothing depends on colour alone. In dark mode a page gives the same colour 
 import io
 import re
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.style import context
 
 from rayclip.reports.grid import Figure
 from rayclip.reports.section import AVERAGE, Section, Subject
@@ -26,43 +28,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RIGHT, WRONG = SERIES[2], SERIES[1]
 COLUMNS = 3  # panels side by side
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {c: f"c{i}" for i, c in enumerate(SERIES, 1)}
-_RC = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.0,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9.0,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.prop_cycle": "cycler('color', ['#0072b2'])",
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "text.color": INK,
-    "text.parse_math": False,  # names may hold dollar signs
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5.5,
-    "figure.facecolor": PAPER,
-    "axes.facecolor": "none",
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.09,
-    "image.interpolation": "nearest",
-}
 
 
 def style() -> Any:
     """Return the context manager to draw figures in."""
-    return rc_context(_RC)
+    return context(resources.files("rayclip.reports") / "static" / "figures.mplstyle")
 
 
 def panels(
@@ -88,17 +58,17 @@ def accuracy_axis(axes: Axes, which: Literal["x", "y"], label: str = "") -> None
     axes.set(**{f"{which}lim": (0, 100), f"{which}ticks": range(0, 101, 20), f"{which}label": label})
 
 
-def short(name: str, length: int = 28) -> str:
+def shorten(name: str, length: int = 28) -> str:
     """Cut the middle out of a name that is too long: names of models differ at their ends."""
     tail = length // 3
     return name if len(name) <= length else f"{name[: length - tail - 1]}…{name[-tail:]}"
 
 
-def where(section: Section) -> str:
+def describe_data(section: Section) -> str:
     return f"average of {len(section.datasets)} data sets" if section.overall == AVERAGE else section.overall
 
 
-def left_out(section: Section, subjects: Sequence[Subject]) -> str:
+def note_left_out(section: Section, subjects: Sequence[Subject]) -> str:
     more = len(section.subjects) - len(subjects)
     return f" {more} more {'model is' if more == 1 else 'models are'} in the tables." if more else ""
 

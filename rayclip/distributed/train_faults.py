@@ -1,18 +1,28 @@
-"""Retry training whose workers Ray's memory monitor kills: each further attempt splits batches into twice the parts."""
+"""Say why training failed; retry it with smaller parts of a batch if Ray's memory monitor killed a worker."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.train import ControllerError, UserCallback
+from ray.exceptions import RayTaskError
+from ray.train import ControllerError, TrainingFailedError, UserCallback
 
-from rayclip.distributed.faults import no_memory, often, only_node, ran_out_of_memory
+from rayclip.distributed.faults import (
+    find_causes,
+    first_line,
+    only_node,
+    out_of_memory,
+    ran_out_of_memory,
+    times_in_words,
+)
 from rayclip.distributed.notes import Notes
+from rayclip.store import no_room
 from rayclip.training import TrainConfig
+from rayclip.types import UserError
 
 
-class MemoryWatch(UserCallback):
+class MemoryCallback(UserCallback):
     """A callback in Train's controller that records which worker was killed, for the workers of the next attempt."""
 
     def __init__(self, notes: Notes) -> None:
@@ -21,7 +31,7 @@ class MemoryWatch(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         for rank, error in worker_exceptions.items():
             if ran_out_of_memory(error):
-                note_pressure(self._notes, self._notes.node_of(rank))
+                note_pressure(self._notes, self._notes.read(f"node-{rank}"))
                 return
 
 
@@ -35,11 +45,11 @@ def fit_into_memory(config: TrainConfig, notes: Notes, rank: int, world_size: in
 
     The result of training is the same up to rounding. Each worker calls this; it also records the worker's node.
     """
-    notes.write_node(rank, ray.util.get_node_ip_address())
+    notes.write(f"node-{rank}", ray.util.get_node_ip_address())
     return replace(config, accumulate=_parts(config, _times(notes), world_size))
 
 
-def lost_a_helper(error: BaseException) -> bool:
+def is_lost_controller(error: BaseException) -> bool:
     """Return whether Ray's memory monitor killed one of Train's own processes, not a worker.
 
     In that case Train itself does not try again, but Tune does, if its function raises.
@@ -47,18 +57,28 @@ def lost_a_helper(error: BaseException) -> bool:
     return isinstance(error, ControllerError) and ran_out_of_memory(error)
 
 
-def why_it_failed(error: BaseException | None, notes: Notes, config: TrainConfig, world_size: int) -> str | None:
-    """Return a sentence if memory was the reason of the failure, None otherwise.
+def explain_failure(error: BaseException | None, notes: Notes, config: TrainConfig, world_size: int) -> str:
+    """Return one sentence on why training failed.
 
     When one of Train's own processes was killed, the error that Tune passes on has lost its cause; the note that the
-    driver function left is used instead.
+    trial's Tune function left is used instead.
     """
     if not ran_out_of_memory(error) and notes.read("starved") is None:
-        return None
+        return _reason(error)
     times = _times(notes)
     parts = _parts(config, max(0, times - 1), world_size)
-    tried = f" {often(times)}, at last with a batch in {parts} part{'s' * (parts > 1)}" if times else ""
-    return str(no_memory((notes.read("pressure") or "").partition(" ")[2] or only_node(), tried))
+    tried = f" {times_in_words(times)}, at last with a batch in {parts} part{'s' * (parts > 1)}" if times else ""
+    return str(out_of_memory((notes.read("pressure") or "").partition(" ")[2] or only_node(), tried))
+
+
+def _reason(error: BaseException | None) -> str:
+    """Return the cause that the user can fix if there is one, else the innermost."""
+    causes = [c for c in find_causes(error) if not isinstance(c, RayTaskError | TrainingFailedError)]
+    for cause in causes:
+        if isinstance(cause, UserError | FloatingPointError):
+            return str(cause)
+    full = next(filter(None, map(no_room, causes)), None)
+    return str(full) if full else first_line(causes[-1] if causes else error or RuntimeError("unknown"))
 
 
 def _times(notes: Notes) -> int:

@@ -1,0 +1,120 @@
+"""Run the train loop in a worker of Ray Train."""
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray.train
+import torch
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import get_device
+
+from rayclip.distributed.metrics import MetricLog
+from rayclip.distributed.notes import Notes
+from rayclip.distributed.resources import check_shared
+from rayclip.distributed.train_faults import fit_into_memory
+from rayclip.store import no_room
+from rayclip.training import Progress, TrainConfig, train
+from rayclip.types import UserError
+
+STARTED = "begun"  # a file by which every node can check that it sees the driver's storage
+
+Measure = Callable[[Path, torch.device], dict[str, float]]  # returns the metrics of a checkpoint's folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """What every worker of a trial is given.
+
+    Attributes:
+        run: name of the run in `log`; None for no logging.
+        threads: CPU threads of a worker without a GPU.
+        measure: measures each checkpoint; its metrics are added to the report.
+    """
+
+    config: TrainConfig
+    run: str | None
+    log: MetricLog | None
+    threads: int
+    notes: Notes
+    measure: Measure | None
+
+
+def train_worker(args: dict[str, WorkerSettings]) -> None:
+    """Train one rank: Train's loop function.
+
+    An error that another attempt would not fix is reported as `failure`; others are raised, for Train to try again.
+    """
+    settings = args["settings"]
+    notes, host = settings.notes, _RayHost(settings)
+    if host.device.type == "cpu":  # Ray sets one thread for a worker with fewer than two CPUs
+        torch.set_num_threads(min(settings.threads, os.cpu_count() or 1))
+    try:
+        check_shared(notes.storage, STARTED)
+        failure = notes.read("failure")
+        if failure is not None:  # a rank of an earlier attempt met an error that another attempt would not fix
+            ray.train.report({"failure": failure})
+            return
+        train(fit_into_memory(settings.config, notes, host.rank, host.world_size), host)
+    except _StopError:
+        return
+    except (UserError, FloatingPointError, OSError) as error:
+        shown = no_room(error) if isinstance(error, OSError) else error
+        if shown is None:
+            raise
+        if host.world_size > 1:  # the other ranks wait for this one: only an exception ends them
+            with contextlib.suppress(OSError):
+                notes.write("failure", str(shown))
+            raise shown from error
+        ray.train.report({"failure": str(shown)})
+
+
+class _RayHost:
+    """The `Host` of a Ray Train worker, for the train loop."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = torch.device(get_device())
+        self._measure, self._notes = settings.measure, settings.notes
+        self._log, self._run = (settings.log, settings.run) if self.rank == 0 else (None, None)
+
+    @contextlib.contextmanager
+    def resume_from(self) -> Iterator[Path | None]:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+            return
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)
+
+    def report(self, progress: Progress, save: Callable[[Path], None] | None) -> None:
+        if self._log is not None and self._run is not None:
+            values = [(f"train/{name}", value, step) for step, row in progress.curve for name, value in row.items()]
+            values.append(("train/images_per_second", progress.images_per_second, progress.step))
+            self._log.metrics(self._run, values)
+        metrics = {k: v for k, v in dataclasses.asdict(progress).items() if k != "curve"}
+        metrics["workers"] = self.world_size
+        if save is None:
+            ray.train.report(metrics)
+            self._stop_if_asked()
+            return
+        with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
+            save(Path(folder) / "checkpoint")
+            if self._measure is not None:
+                metrics |= self._measure(Path(folder) / "checkpoint", self.device)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Raise `_StopError` on all ranks at once if the trial was asked to stop."""
+        if self._measure is not None and broadcast_from_rank_zero(self._notes.read("stop") is not None):
+            raise _StopError
+
+
+class _StopError(Exception):
+    """Raised in a trial's workers when the trial was asked to stop."""

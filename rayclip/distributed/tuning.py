@@ -1,0 +1,280 @@
+"""Run trials with Ray Tune, as many at a time as fit in the cluster; Tune drives a Ray Train run for each."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import ray.train
+import ray.util.client
+from ray import tune
+from ray.train import UserCallback
+from ray.train.torch import TorchTrainer
+from ray.tune.schedulers import TrialScheduler
+from ray.util.queue import Queue
+
+from rayclip.distributed.metrics import MetricLog
+from rayclip.distributed.reservations import distinct_cpus, release
+from rayclip.distributed.resources import check_shared
+from rayclip.distributed.train_faults import MemoryCallback, explain_failure, is_lost_controller, note_pressure
+from rayclip.distributed.train_worker import STARTED, Measure, WorkerSettings, train_worker
+from rayclip.distributed.trials import TUNE_CPUS, Trial, Workers
+from rayclip.models.checkpoint import FILES, read_lineage
+from rayclip.progress import Display
+from rayclip.store import Store
+from rayclip.types import UserError
+
+_RETRIES = 3  # retries of a Train run whose worker or node was lost
+_Result = TypeVar("_Result")
+
+
+def run_trials(
+    trials: Sequence[Trial],
+    *,
+    workers: Workers,
+    storage: Store,
+    log: MetricLog | None,
+    display: Display,
+    on_finish: Callable[[Trial, str | None], None] = lambda trial, error: None,
+    on_report: Callable[[], None] = lambda: None,
+    measure: Measure | None = None,
+    on_measure: Callable[[Trial, dict[str, Any]], None] = lambda trial, result: None,
+    scheduler: Callable[[Callable[[int], None]], TrialScheduler] | None = None,
+) -> dict[str, str]:
+    """Run the unfinished trials, as many at a time as fit in the cluster; return the errors of failed ones, by name.
+
+    Args:
+        storage: for unfinished runs, shared by driver and workers; emptied trial by trial.
+        log: where rank 0 of each trial writes its training metrics.
+        on_finish: called in the driver as soon as a trial ends, with its error if it failed.
+        on_report: called in the driver when a trial has reported.
+        measure: returns metrics that are added to the report of every checkpoint; a scheduler may stop trials by them.
+        on_measure: called in the driver with such a report.
+        scheduler: makes a scheduler, given a function that asks a trial, by its number, to stop at its next report. The
+            scheduler must not let Tune stop trials: that kills only the driver, and Ray keeps the resources that its
+            Train run has reserved.
+
+    Raises:
+        UserError: the cluster is connected through `ray://`; or a trial's precision is still `auto`.
+    """
+    if ray.util.client.ray.is_connected():  # Tune would run on the cluster, and with it the callbacks
+        raise UserError(
+            "training is driven from a machine of the cluster: submit it there (ray job submit --working-dir . -- …)."
+        )
+    if any(trial.config.precision == "auto" for trial in trials):
+        raise UserError("the precision of a trial is auto, on which its weights depend: call resolve_precision first.")
+    todo = sorted((t for t in trials if not t.is_finished()), key=_length, reverse=True)
+    storage.write(STARTED, b"")
+    for trial in todo:
+        trial.notes(storage).clear("pressure")
+        display.update(trial.name, 0, 0, "waiting")
+    watcher = _Watcher(
+        trials=todo,
+        workers=workers,
+        storage=storage,
+        display=display,
+        on_finish=on_finish,
+        on_report=on_report,
+        on_measure=on_measure,
+        may_stop=scheduler is not None,
+    )
+
+    def ask_to_stop(index: int) -> None:
+        todo[index].notes(storage).write("stop", "")
+
+    with tempfile.TemporaryDirectory(prefix="rayclip-tune-") as notes:  # for Tune's own files; ours are in `storage`
+        tuner = tune.Tuner(
+            # Closures, not parameters: Tune would try to write the trials into its own JSON.
+            tune.with_resources(_driver(todo, workers, storage, log, measure), {"CPU": TUNE_CPUS}),
+            param_space={"index": tune.grid_search(list(range(len(todo))))},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=workers.trials_at_once(), scheduler=scheduler and scheduler(ask_to_stop)
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=notes,
+                verbose=0,
+                callbacks=[watcher],
+                failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            ),
+        )
+        tuner.fit()
+    if not watcher.errors:
+        storage.delete_folder("")
+    return watcher.errors
+
+
+def _length(trial: Trial) -> tuple[float, int]:
+    """Return a sort key, larger for longer trials: the longest start first, so that none starts alone at the end."""
+    config = trial.config
+    return (config.shots or float("inf")), config.recipe.epochs * (1 + config.method.steps)
+
+
+def _cpus(workers: Workers, index: int) -> float:
+    """Return the CPUs of each worker of a trial, by which its reservations are recognised."""
+    amounts = distinct_cpus(workers.cpus, workers.count)
+    return amounts[index % len(amounts)]
+
+
+def _driver(
+    trials: Sequence[Trial], workers: Workers, storage: Store, log: MetricLog | None, measure: Measure | None
+) -> Callable[[dict], None]:
+    """Return the function that Tune runs for each trial: it drives a Train run and exports its last checkpoint."""
+    threads = workers.threads(len(trials))
+
+    def drive(params: dict[str, Any]) -> None:
+        trial = trials[params["index"]]
+        try:
+            check_shared(storage, STARTED)
+        except UserError as error:
+            tune.report({"failure": str(error)})
+            return
+        notes = trial.notes(storage)
+        notes.clear("failure")
+        notes.clear("starved")
+        cpus = _cpus(workers, params["index"])
+        release(cpus)  # resources of an earlier driver that was lost
+        filesystem, place = storage.filesystem()
+
+        def fit(reports: ReportCallback) -> ray.train.Result:
+            return TorchTrainer(
+                train_worker,
+                train_loop_config={
+                    "settings": WorkerSettings(
+                        config=trial.config,
+                        run=trial.run,
+                        log=log,
+                        threads=threads,
+                        notes=notes,
+                        measure=measure,
+                    )
+                },
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=(workers.least, workers.count) if workers.elastic else workers.count,
+                    use_gpu=bool(workers.gpus),
+                    resources_per_worker={"CPU": cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
+                ),
+                run_config=ray.train.RunConfig(
+                    name=trial.train_run,
+                    storage_path=place,
+                    storage_filesystem=filesystem,
+                    callbacks=[reports, MemoryCallback(notes)],
+                    failure_config=ray.train.FailureConfig(max_failures=_RETRIES),
+                    checkpoint_config=ray.train.CheckpointConfig(num_to_keep=None if trial.keep_epochs else 1),
+                ),
+            ).fit()
+
+        try:
+            result = report_to_tune(fit)
+        except ray.train.TrainingFailedError as error:  # Train has retried itself; Tune must not retry again
+            if is_lost_controller(error):
+                note_pressure(notes)
+                notes.write("starved", "")
+                raise
+            tune.report({"failure": explain_failure(error, notes, trial.config, workers.count)})
+            return
+        if result.checkpoint is None:
+            return
+        with result.checkpoint.as_directory() as folder:
+            lineage = read_lineage(Path(folder)) or {}
+            if lineage.get("step") != lineage.get("total_steps"):  # the worker stopped early and has reported why
+                return
+            for saved, metrics in result.best_checkpoints or []:
+                if metrics["epoch"] in trial.keep_epochs and saved != result.checkpoint:
+                    with saved.as_directory() as earlier:  # an epoch's last checkpoint is the one at its end
+                        _export(Path(earlier), trial.at_epoch(metrics["epoch"]))
+            _export(Path(folder), Store(trial.out))
+        storage.delete_folder(trial.train_run)
+
+    return drive
+
+
+class ReportCallback(UserCallback):
+    """A callback in Train's controller that passes rank 0's reports on to the trial's Tune function."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self._queue.put(metrics[0] | ({"checkpoint_path": checkpoint.path} if checkpoint else {}))
+
+
+def report_to_tune(fit: Callable[[ReportCallback], _Result]) -> _Result:
+    """Call `fit` with a callback and report to Tune what it passes on; return its result.
+
+    Reports are made by this thread, so that all have been made when a Tune function that calls this one ends.
+    """
+    queue = Queue(1, actor_options={"num_cpus": 0})
+    pool = ThreadPoolExecutor(1)
+    try:
+        result = pool.submit(fit, ReportCallback(queue))
+        result.add_done_callback(lambda _: queue.put(None))
+        while (metrics := queue.get()) is not None:
+            tune.report(metrics)
+        return result.result()
+    finally:
+        pool.shutdown(wait=False)
+        queue.shutdown(force=True)
+
+
+def _export(checkpoint: Path, out: Store) -> None:
+    """Copy a checkpoint's files to `out`, the lineage last, so that a folder with `rayclip.json` is complete."""
+    for name in (name for name in FILES if (checkpoint / name).exists()):
+        out.copy_in(checkpoint / name, name)
+
+
+@dataclass(eq=False, kw_only=True)
+class _Watcher(tune.Callback):
+    """A Tune callback in the driver that shows each trial's progress and reports how it ended.
+
+    Attributes:
+        errors: errors of the failed trials, by name.
+    """
+
+    trials: Sequence[Trial]
+    workers: Workers
+    storage: Store
+    display: Display
+    on_finish: Callable[[Trial, str | None], None]
+    on_report: Callable[[], None]
+    on_measure: Callable[[Trial, dict[str, Any]], None]
+    may_stop: bool
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return tune.Callback, ()  # Tune pickles its callbacks to disk; a terminal and closures cannot be pickled
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self.on_report()
+        if "epoch" in result:
+            note = f"epoch {result['epoch']}/{result['epochs']}, loss {result['loss']:.3f}"
+            if result["workers"] < self.workers.count:
+                note += f", {result['workers']} of {self.workers.count} workers"
+            name = self.trials[trial.config["index"]].name
+            self.display.update(name, result["step"], result["total_steps"], note)
+            if "checkpoint_path" in result:
+                self.on_measure(self.trials[trial.config["index"]], result)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        last = trial.last_result or {}
+        # An earlier attempt's failure does not count if it ended well
+        ended = self.trials[trial.config["index"]].is_finished() or (self.may_stop and "failure" not in last)
+        self._end(trial.config["index"], None if ended else last.get("failure") or "it ended early; run again to go on")
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Release the reserved resources of a trial whose driver was lost and will be restarted."""
+        release(_cpus(self.workers, trial.config["index"]))
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        mine, error = self.trials[trial.config["index"]], trial.get_pickled_error()
+        why = explain_failure(error, mine.notes(self.storage), mine.config, self.workers.count)
+        self._end(trial.config["index"], why)
+
+    def _end(self, index: int, error: str | None) -> None:
+        if error is not None:
+            self.errors[self.trials[index].name] = error
+            release(_cpus(self.workers, index))
+        self.on_finish(self.trials[index], error)
