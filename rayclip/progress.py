@@ -115,14 +115,15 @@ class _Task:
     before: int = 0
     at: float = 0.0
     told: float = -math.inf
+    known_left: float | None = None  # seconds, from who knows better than the rate
 
-    def update(self, completed: int, total: int, note: str) -> None:
+    def update(self, completed: int, total: int, note: str, left: float | None = None) -> None:
         self.at = time.monotonic()
         if (
             not self.begun or completed <= self.before
         ):  # exclude waiting time and work of an earlier run from this run's rate
             self.began, self.before = self.at, completed
-        self.completed, self.total, self.note = completed, total, note
+        self.completed, self.total, self.note, self.known_left = completed, total, note, left
 
     @property
     def done(self) -> bool:
@@ -140,7 +141,9 @@ class _Task:
 
     @property
     def left(self) -> float | None:
-        """Seconds left at that rate; None while unknown, and once done."""
+        """Seconds left, at that rate unless it is known; None while unknown, and once done."""
+        if self.known_left is not None and not self.done:
+            return self.known_left
         return (self.total - self.completed) / self.rate if self.rate and self.total and not self.done else None
 
 
@@ -168,10 +171,14 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def update(self, name: str, completed: int, total: int, note: str = "") -> None:
-        """Report that `completed` of `total` of the task `name` are done; a total of 0 means unknown yet."""
+    def update(self, name: str, completed: int, total: int, note: str = "", left: float | None = None) -> None:
+        """Report that `completed` of `total` of the task `name` are done; a total of 0 means unknown yet.
+
+        Args:
+            left: seconds left, if they are known better than from the rate.
+        """
         task = self._tasks.setdefault(name, _Task(name))
-        task.update(completed, total, note)
+        task.update(completed, total, note, left)
         if not self._live and not self._quiet:
             self._tell(task)
 

@@ -30,7 +30,7 @@ def main(
     run: Run,
     samples: Annotated[int, typer.Option(min=2, help="Trials.")] = 8,
     reduction: Annotated[
-        float, typer.Option(help="One of so many trials passes a rung: after 1, then this many epochs, its square, …")
+        float, typer.Option(help="One trial in this many passes each rung: after 1 epoch, this many, its square, …")
     ] = 3.0,
 ) -> None:
     """Search eps, loss weights, shots and learning rate jointly for clean and robust accuracy."""

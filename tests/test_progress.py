@@ -64,6 +64,15 @@ def test_the_rate_is_of_this_run_and_of_work_not_of_waiting(capsys, clock):
     assert len(said) == 5 and all(len(line) <= 80 for line in said)
 
 
+def test_seconds_left_that_are_known_count_more_than_the_rate(capsys, clock):
+    with Display() as display:
+        display.update("evaluating", 0, 1000)
+        clock(20)
+        display.update("evaluating", 900, 1000, "clean: accuracy 97 %", 3600.0)  # cheap images first
+        display.update("evaluating", 1000, 1000, "", 0.0)
+    assert "1:00:00 left" in capsys.readouterr().err
+
+
 def test_a_total_that_is_not_known_has_a_rate_and_no_end(capsys, clock):
     with Display() as display:
         for done in (0, 30, 60):

@@ -1,6 +1,8 @@
 """A store's names stay below its root, whoever wrote them; what it writes is there whole or as it was."""
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 from pyarrow import fs
@@ -81,3 +83,17 @@ def test_what_ray_writes_in_place_is_there_whole_or_as_it_was(tmp_path):
     system.create_dir(f"{base}/copy")
     fs.copy_files(str(tmp_path / "folder"), f"{base}/copy", destination_filesystem=system)
     assert (tmp_path / "copy" / "a").read_bytes() == b"a", "it is a local file system"
+
+
+def test_what_a_killed_process_left_of_a_write_is_deleted_and_nothing_else(tmp_path):
+    code = (
+        "import os, sys; from rayclip.store import Store, _aside\nwith _aside(sys.argv[1]) as f: f.touch(); os._exit(9)"
+    )
+    for name in ("cells/a/1.parquet", "cells/b/1.parquet"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
+    store = Store(str(tmp_path))
+    store.write("cells/a/2.parquet", b"x")
+    assert len(list(tmp_path.rglob("*.partial"))) == 2
+    store.delete_unfinished("cells/a")
+    store.delete_unfinished("cells/none")
+    assert [f.parent.name for f in tmp_path.rglob("*.partial")] == ["b"] and store.read("cells/a/2.parquet") == b"x"

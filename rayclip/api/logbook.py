@@ -22,7 +22,7 @@ from rayclip.models.checkpoint import read_lineage
 from rayclip.models.zeroshot import TEMPLATE
 from rayclip.progress import say
 from rayclip.reports.examples import example_grid
-from rayclip.reports.notes import Varying, across
+from rayclip.reports.notes import Varying, merge_protocols
 from rayclip.reports.rows import markdown_tables, rows_json
 from rayclip.settings import BUDGETS
 from rayclip.tracking.deliverer import Deliverer
@@ -327,7 +327,7 @@ def attack_params(rows: Sequence[Row]) -> dict[str, Any]:
         if not row.is_worst:
             protocols.setdefault(row.attack, {})[row.dataset] = row.protocol
     settings = {
-        attack: {key: str(v) if isinstance(v, Varying) else v for key, v in across(by_dataset).items()}
+        attack: {key: str(v) if isinstance(v, Varying) else v for key, v in merge_protocols(by_dataset).items()}
         for attack, by_dataset in protocols.items()
     }
     first = next(iter(settings.values()))

@@ -30,8 +30,8 @@ StepSize = Annotated[
     str | None,
     typer.Option(
         "--step-size",
-        help="Length of an attack step.  [default: 1/255, or 2.5·eps/steps in l_2 and in a ball that so many do not "
-        "cross]",
+        help="Length of an attack step.  [default: 1/255, or 2.5·eps/steps in l_2 and where steps of 1/255 do not "
+        "cross the ball]",
     ),
 ]
 Cluster = Annotated[bool, typer.Option("--cluster", help="Use the running Ray cluster (RAY_ADDRESS or this node's).")]
@@ -39,8 +39,7 @@ MinWorkers = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Go on from the last checkpoint with so many workers while the cluster has no room for all.  "
-        "[default: wait for all]",
+        help="Continue with this many workers while the cluster has no room for all.  [default: wait for all]",
         show_default=False,
     ),
 ]
@@ -50,12 +49,12 @@ Tracking = Annotated[
 ]
 NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Log nothing to MLflow now; rayclip log can later.")]
 Experiment = Annotated[str, typer.Option(help="MLflow experiment.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 JsonLogs = Annotated[  # read by `cli.run`
     bool,
     typer.Option("--json-logs", help="Progress, notes and errors as JSON objects, one per line, on standard error."),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Also print what Ray and its workers say.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Also print the output of Ray and its workers.")]
 Substitutes = Annotated[
     str,
     typer.Option(
@@ -68,14 +67,14 @@ Substitutes = Annotated[
 
 Resolution = Annotated[
     Literal["native", "model"],
-    typer.Option(help="native: perturb at the images' own size; model: resize to the model's input first."),
+    typer.Option(help="Perturb images at their own size (native), or resize them to the model's input first (model)."),
 ]
 
 Resize = Annotated[
     Literal["antialias", "plain"],
     typer.Option(
-        help="Of native images to the model's input: antialias as PIL, plain as the code of TeCoA and MMCoA (bicubic "
-        "without anti-aliasing)."
+        help="Resize native images to the model's input as PIL does (antialias), or as the code of TeCoA and MMCoA "
+        "does (plain: bicubic without anti-aliasing)."
     ),
 ]
 
@@ -83,7 +82,8 @@ ClassNames = Annotated[
     str,
     typer.Option(
         metavar="curated|raw|FILE",
-        help="Spelling of the classes: CLIP's, or the data set's own (that of the papers' code); or a FILE of names, "
+        help="Spell the classes as CLIP does (curated), or as the data set itself and the papers' code "
+        "(raw); or a FILE of names, "
         "one per line in label order or a JSON list, for data that carry none.",
     ),
 ]
@@ -92,7 +92,7 @@ Out = Annotated[str, typer.Option(help="Folder or URI of the results; what is th
 Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Also write the rows to FILE; - is standard output.")
 ]
-AttackSteps = Annotated[int, typer.Option(min=1, help="Steps of the attacks that do not name their own.")]
+AttackSteps = Annotated[int, typer.Option(min=1, help="Steps of attacks that name none.")]
 
 
 def _names(known: Iterable[str], group: str = "") -> Callable[[str], list[str]]:
@@ -136,8 +136,8 @@ Attacks = Annotated[
     ),
 ]
 ATTACKS = ["clean,pgd"]  # the default of `--attacks`
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many images of each data set.")]
-Seed = Annotated[int, typer.Option(min=0)]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use at most this many images of each data set.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 
 
 def budget_of(eps: str | None) -> float | None:

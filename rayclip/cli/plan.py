@@ -23,18 +23,20 @@ def plan(
     workers: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="N,N…", help="Foresee wall time and cost on so many workers.  [default: what the cluster holds]"
+            metavar="N,N…",
+            help="Estimate wall time and cost on these numbers of workers.  [default: what the cluster holds]",
         ),
     ] = None,
     price: Annotated[
-        float | None, typer.Option(min=0, help="Of an hour of one GPU (without GPUs: of one core), in any currency.")
+        float | None,
+        typer.Option(min=0, help="Price of an hour of one GPU (without GPUs: of one core), in any currency."),
     ] = None,
     calibrate: Annotated[
         float,
         typer.Option(
             min=0,
             metavar="SECONDS",
-            help="Measure for about so long what earlier results in --out say nothing about; 0 measures nothing.",
+            help="Measure for about this long what earlier results in --out do not cover; 0 measures nothing.",
         ),
     ] = 60.0,
 ) -> None:

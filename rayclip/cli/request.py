@@ -94,7 +94,7 @@ def request(
         list[str],
         typer.Option(
             metavar="DEFENSES",
-            help="Test-time defences to put each model behind: none,ttc:eps=4/255,rn+tte (+ chains them).",
+            help="Wrap each model in these test-time defences: none,ttc:eps=4/255,rn+tte (+ makes a chain).",
             autocompletion=complete_defenses,
         ),
     ] = _NO_DEFENSE,
@@ -102,15 +102,17 @@ def request(
         list[str],
         typer.Option(
             metavar="AIMS",
-            help="Attacks on a defended model: ignore (do not see the defence), straight (differentiate it), bpda "
-            "(identity in its place on the way back).",
+            help="Attack a defended model without seeing the defence (ignore), by differentiating it "
+            "(straight), or with "
+            "the identity in its place on the backward pass (bpda).",
         ),
     ] = _AIMS,
     draws: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="EOT: draws of a random defence averaged at each query of an attack through it.  [default: 4]",
+            help="Average this many draws of a random defence at each query of an attack through it (EOT).  "
+            "[default: 4]",
             show_default=False,
         ),
     ] = None,
@@ -118,15 +120,15 @@ def request(
         list[str],
         typer.Option(
             metavar="SCORERS",
-            help="Ways to score: template, ensemble, cupl:captions=FILE, wca:captions=FILE,crops=60. For several data "
+            help="Score images by template, ensemble, cupl:captions=FILE, wca:captions=FILE,crops=60. For several data "
             "sets FILE is a folder of NAME.parquet.",
         ),
     ] = _SCORER,
     made_against: Annotated[
         list[str],
         typer.Option(
-            metavar="WHOM",
-            help="What image attacks attack where the scorer is another: own (the scorer itself), template, or both.",
+            metavar="SCORER",
+            help="Make images against the scorer itself (own), against the template, or both.",
         ),
     ] = _OWN,
     eps: Budgets = None,
@@ -138,7 +140,9 @@ def request(
     resize: Resize = "antialias",
     class_names: ClassNames = "curated",
     seed: Seed = 0,
-    gpus_per_worker: Annotated[float | None, typer.Option(min=0, help="May be a fraction, such as 0.25.")] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(min=0, help="GPUs per worker; may be a fraction, such as 0.25.")
+    ] = None,
     batch_size: Annotated[
         int,
         typer.Option(
@@ -151,15 +155,15 @@ def request(
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"],
         typer.Option(
-            help="Of the model that is attacked: bf16 is worth it on GPUs with bf16 matrix units, not on most CPUs. "
-            "What breaks that model counts only if it breaks the fp32 model."
+            help="Attack a copy of the model in this precision; what breaks the copy counts only if it breaks the fp32 "
+            "model. bf16 pays on GPUs with bf16 matrix units, not on most CPUs."
         ),
     ] = "fp32",
     compiled: Annotated[
         bool,
         typer.Option(
             "--compile",
-            help="Attack a compiled model: minutes of compilation first, worth it for long attacks on GPUs.",
+            help="Attack a compiled model: minutes of compilation first, which pays for long attacks on GPUs.",
         ),
     ] = False,
     cluster: Cluster = False,

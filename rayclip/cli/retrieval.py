@@ -60,7 +60,9 @@ def retrieval(
     ] = None,
     substitutes: Substitutes = "default",
     seed: Seed = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images, with all their captions.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use at most this many images, with all their captions.")
+    ] = None,
     resolution: Annotated[
         Literal["native", "model"],
         typer.Option(help="model: resize and take the centre; native: the images' own size, which must then be one."),

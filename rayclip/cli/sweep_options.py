@@ -13,9 +13,10 @@ from rayclip.cli.scales import ScaleName
 class Options:
     """The options of every sweep."""
 
-    scale: Annotated[ScaleName, typer.Option(help="digits needs nothing; pocket takes --model and --data.")] = (
-        ScaleName.digits
-    )
+    scale: Annotated[
+        ScaleName,
+        typer.Option(help="digits needs nothing; pocket takes --model and --data; paper is the papers' setting."),
+    ] = ScaleName.digits
     model: Annotated[
         str | None, typer.Option(help="local-dir:PATH, hf-hub:ORG/NAME or NAME:TAG.  [default: the scale's]")
     ] = None
@@ -38,7 +39,7 @@ class Options:
     ] = None
     eps: Annotated[str | None, typer.Option(help="Budget in training and test.  [default: the scale's]")] = None
     epochs: Annotated[int | None, typer.Option(min=1, help="For every trial.  [default: the scale's]")] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="Test at most so many images.")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="Test at most this many images.")] = None
     substitutes: Substitutes = "default"
     seed: Seed = 0
     out: Annotated[str | None, typer.Option(help="Folder or URI.  [default: runs/THIS_SWEEP-SCALE]")] = None

@@ -48,14 +48,14 @@ def train(
         str,
         typer.Option(help="Data set name, or a Parquet file in the Hugging Face layout.", autocompletion=complete_data),
     ],
-    out: Annotated[str, typer.Option(help="Folder or URI of the checkpoint; an interrupted run there goes on.")],
+    out: Annotated[str, typer.Option(help="Folder or URI of the checkpoint; an interrupted run there is resumed.")],
     shots: Annotated[str, typer.Option(help="Images per class, or full.")] = "full",
     attack: Annotated[
         str | None,
         typer.Option(
-            help="What the training attack raises: own (the method's objective), pgd (the cross-entropy), cw (the "
-            "logit margin) or feature (the distance from the clean image's embedding).  [default: own; for mmcoa by "
-            "its published settings pgd]",
+            help="Objective that the training attack maximises: own (the method's), pgd (cross-entropy), cw (logit "
+            "margin) or feature (distance from the clean embedding).  [default: own; mmcoa with its published settings "
+            "pgd]",
             show_default=False,
         ),
     ] = None,
@@ -71,48 +71,61 @@ def train(
         int | None, typer.Option(min=1, help="Steps of the training attack.  [default: the method's]")
     ] = None,
     step_size: StepSize = None,
-    norm: Annotated[Literal["linf", "l2"], typer.Option(help="Of the training attack's ball.")] = "linf",
+    norm: Annotated[Literal["linf", "l2"], typer.Option(help="Norm of the training attack's budget.")] = "linf",
     start: Annotated[
-        Literal["random", "zero"], typer.Option(help="Where in the ball the training attack starts.")
+        Literal["random", "zero"],
+        typer.Option(help="Start the training attack at a random point of the ball, or at the image."),
     ] = "random",
     eps_warmup: Annotated[
-        float, typer.Option(metavar="EPOCHS", help="Let the training attack's budget rise from 0 over so many epochs.")
+        float, typer.Option(metavar="EPOCHS", help="Raise the training attack's budget from 0 over this many epochs.")
     ] = 0.0,
     epochs: Annotated[int | None, typer.Option(min=1, help="[default: the recipe's]")] = None,
     recipe: Annotated[
         Literal["paper", "small"] | None,
         typer.Option(
-            help="paper: the published code's settings, the warm-up as long as written; small: for models of a few "
-            "million parameters.  [default: small below 20 million parameters, else paper's with a warm-up of at most "
-            "a tenth of the run]"
+            help="Use the published code's settings, its whole warm-up included (paper), or settings for "
+            "models of a few "
+            "million parameters (small).  [default: small below 20 million parameters, else paper with a warm-up of at "
+            "most a tenth of the run]"
         ),
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.  [default: the recipe's]")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Of all workers together.  [default: the recipe's]")
+        int | None, typer.Option(min=1, help="Images per step, over all workers.  [default: the recipe's]")
     ] = None,
     accumulate: Annotated[
-        int, typer.Option(min=1, help="Take each worker's share of a batch in so many parts, to save memory.")
+        int, typer.Option(min=1, help="Split each worker's share of a batch into this many parts, to save memory.")
     ] = 1,
     optimizer: Annotated[Literal["sgd", "adam", "adamw"] | None, typer.Option(help="[default: the recipe's]")] = None,
-    momentum: Annotated[float | None, typer.Option(min=0, max=1, help="sgd.  [default: the recipe's]")] = None,
-    betas: Annotated[str | None, typer.Option(help="adam, adamw: 0.9,0.999.  [default: the recipe's]")] = None,
+    momentum: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Momentum of sgd.  [default: the recipe's]")
+    ] = None,
+    betas: Annotated[
+        str | None, typer.Option(help="Decay rates of adam and adamw: 0.9,0.999.  [default: the recipe's]")
+    ] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, help="[default: the recipe's]")] = None,
     schedule: Annotated[
         Literal["cosine", "linear", "constant"] | None,
-        typer.Option(help="Of the learning rate after its warm-up.  [default: the recipe's]"),
+        typer.Option(help="Schedule of the learning rate after its warm-up.  [default: the recipe's]"),
     ] = None,
     warmup_steps: Annotated[
         int | None,
-        typer.Option(min=0, help="At most a tenth of the run, but with --recipe paper.  [default: the recipe's]"),
+        typer.Option(
+            min=0,
+            help="Steps of the warm-up, at most a tenth of the run unless --recipe paper.  [default: the recipe's]",
+        ),
     ] = None,
     ema: Annotated[
-        float, typer.Option(metavar="DECAY", help="Keep the weights' moving average, 0.999 say; 0 keeps the last ones.")
+        float,
+        typer.Option(
+            metavar="DECAY",
+            help="Keep the moving average of the weights with this decay, such as 0.999; 0 keeps the last weights.",
+        ),
     ] = 0.0,
     trains: Annotated[
         str | None,
         typer.Option(
-            help="all, image (the image encoder only), or last-N (its last N blocks, and what comes after them).  "
+            help="Train all parameters, the image encoder (image), or its last N blocks and what follows (last-N).  "
             "[default: the method's]"
         ),
     ] = None,
@@ -123,9 +136,9 @@ def train(
     class_names: ClassNames = "curated",
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
-        typer.Option(help="auto: bf16 autocast on GPUs, fp32 on CPUs."),
+        typer.Option(help="Precision of training; auto is bf16 autocast on GPUs and fp32 on CPUs."),
     ] = "auto",
-    save_every_steps: Annotated[int, typer.Option(min=0, help="Checkpoint also every N steps.")] = 0,
+    save_every_steps: Annotated[int, typer.Option(min=0, help="Also write a checkpoint every N steps.")] = 0,
     data_workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Train workers (one GPU each where there are GPUs).")] = 1,
     min_workers: MinWorkers = None,

@@ -91,7 +91,8 @@ class _Pool:
         self._work, self._store, self._size, self._display = list(work), store, size, display
         self._total = total
         self._missing = {shards.cell.id: len(shards.positions) for shards in work}
-        self._samples_done = total - sum(self._missing.values())
+        self._left = dict(self._missing)
+        self._samples_done, self._seconds_left = total - sum(self._missing.values()), 0.0
         self._share, self._pressure = Share.of(size), MemoryPressure(size.batch_size)
         self._workers: list[_Worker] = []
         self._free: list[_Worker] = []
@@ -245,12 +246,18 @@ class _Pool:
         self._costs.add(cell, done.samples, done.seconds)
         self._busy += done.seconds
         self._shards_done += 1
+        self._samples_done += done.samples
+        self._left[cell.id] -= done.samples
+        self._seconds_left -= self._costs.seconds(cell) * done.samples
         if self._shards_done >= _REPRICE * self._priced_at:
             self._priced_at = self._shards_done
             self._schedule.reprice([self._costs.seconds(shards.cell) for shards in self._work])
-        self._samples_done += done.samples
-        note = f"{cell.attack_label} {100 * done.right / done.samples:.0f} %"
-        self._display.update("evaluating", self._samples_done, self._total, note)
+            cells = {shards.cell.id: shards.cell for shards in self._work}
+            self._seconds_left = sum(self._costs.seconds(cells[key]) * left for key, left in self._left.items())
+        note = f"{cell.attack_label}: accuracy {100 * done.right / done.samples:.0f} %"
+        # By the cost of the cells, since an image takes a thousand times longer under one attack than under another
+        left = max(0.0, self._seconds_left) / max(1, len(self._workers) - len(self._starting()))
+        self._display.update("evaluating", self._samples_done, self._total, note, left)
         self._show(cell, done.samples)
 
     def _show(self, cell: Cell, more: int = 0) -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
 from rayclip.models.loading import silence
@@ -164,7 +164,7 @@ def generator_kind(model: str) -> GeneratorKind:
         )
     front = _load(model, "AutoProcessor" if sees else "AutoTokenizer")
     digest = hashlib.sha256(config.to_json_string().encode())
-    digest.update(str(_cached_commit(model)).encode())
+    digest.update(str(_commit(model)).encode())
     for file in sorted(Path(model).iterdir()) if Path(model).is_dir() else ():
         stat = file.stat()
         digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
@@ -173,11 +173,9 @@ def generator_kind(model: str) -> GeneratorKind:
     )
 
 
-def _cached_commit(model: str) -> str | None:
-    """Return the commit of a hub model in the local cache; None for a folder."""
-    if Path(model).is_dir():
-        return None
-    found = huggingface_hub.try_to_load_from_cache(model, "config.json")  # …/snapshots/COMMIT/config.json
+def _commit(model: str) -> str | None:
+    """Return the commit of a hub model's files in the local cache, which are kept below `snapshots/<commit>`."""
+    found = None if Path(model).exists() else try_to_load_from_cache(model, "config.json")
     return Path(found).parent.name if isinstance(found, str) else None
 
 

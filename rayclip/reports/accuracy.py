@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from rayclip.reports.grid import Cell, Emphasis, Grid, accuracy, signed
+from rayclip.reports.grid import Cell, Emphasis, Grid, accuracy, format_signed
 from rayclip.reports.notes import attack_notes, cut_notes, defense_notes, heading, shared_note, under
 from rayclip.reports.section import AVERAGE, Attack, Section, Subject
 
@@ -106,4 +106,4 @@ def _difference(section: Section, subject: Subject, baseline: Subject, column: C
     if found.p < SIGNIFICANT:
         emphasis = "higher" if found.difference > 0 else "lower"
     note = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.3f}"
-    return Cell(text=signed(found.difference), note=note, value=found.difference, emphasis=emphasis)
+    return Cell(text=format_signed(found.difference), note=note, value=found.difference, emphasis=emphasis)

@@ -7,10 +7,10 @@ from typing import Any
 
 from rayclip.reports.accuracy import report_grids, significance_grid
 from rayclip.reports.grid import Document, Figure, Part
-from rayclip.reports.notes import across, heading, shared_note
+from rayclip.reports.notes import heading, merge_protocols, shared_note
 from rayclip.reports.numbers import sections
 from rayclip.reports.prompts import prompt_part
-from rayclip.reports.provenance import joined, provenance
+from rayclip.reports.provenance import join_distinct, provenance
 from rayclip.reports.published import compare_with_published
 from rayclip.reports.recalls import RecallTable, recall_lines, recall_part, recall_tables
 from rayclip.reports.results import Results
@@ -116,14 +116,14 @@ def _lines(section: Section, baseline: Subject | None) -> Iterator[dict[str, Any
                     "cells": "+".join(cell.id for cell in cells),
                     "data": cells[0].data_fingerprint if cells else "",
                     "code": cells[0].code if cells else "",
-                    "run": joined(cell.run for cell in cells),
+                    "run": join_distinct(cell.run for cell in cells),
                 }
 
 
 def _settings(section: Section, subject: Subject, dataset: str, attack: Attack) -> Mapping[str, Any]:
     """Return the attack's protocol behind a number; for an average, settings that vary list their data sets."""
     found = {d: e.protocol for d, e in section.behind(subject, dataset, attack).items() if e.protocol}
-    return across(found) if found else attack.settings
+    return merge_protocols(found) if found else attack.settings
 
 
 def _pairs(section: Section, baseline: Subject | None) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from rayclip.reports.section import Attack, Section, Subject
 _ASKED = 4  # maximum number of models to look for files of; on an object store each is a request
 
 
-def few(section: Section, most: int) -> list[Subject]:
+def choose_subjects(section: Section, most: int) -> list[Subject]:
     """Return at most `most` subjects to draw, in their order: an untouched one and the best."""
-    chosen = by_interest(section)[:most]
+    chosen = sort_by_interest(section)[:most]
     return [s for s in section.subjects if s in chosen]
 
 
-def by_interest(section: Section) -> list[Subject]:
+def sort_by_interest(section: Section) -> list[Subject]:
     """Sort subjects: an untouched model first, the others by the accuracy that models are ranked by, best first."""
     found = section.ranked(section.overall, section.main)
     untouched = [s for s in section.subjects if s.is_untouched][:1]
@@ -44,7 +44,7 @@ def choose_examples(section: Section, kinds: Sequence[str], has: Callable[[Judge
     """
     best: list[Example] = []
     attacks = [a for kind in kinds for a in reversed(section.attacks) if a.kind == kind]
-    interesting = by_interest(section)
+    interesting = sort_by_interest(section)
     for subjects in (interesting[:2], interesting[:_ASKED]):
         for attack in attacks:
             for dataset in section.datasets:

@@ -39,7 +39,7 @@ def accuracy(number: Number | None, *, best: bool = False, mark: str = "") -> Ce
     return Cell(text=text + mark, note=note, value=number.top1, emphasis="best" if best else "")
 
 
-def signed(difference: float) -> str:
+def format_signed(difference: float) -> str:
     """Return a difference with its sign: `+3.1`, `−0.4`, `0.0`."""
     text = f"{difference:+.1f}".replace("-", "−")
     return "0.0" if text in ("+0.0", "−0.0") else text

@@ -46,7 +46,7 @@ class Varying(dict[str, Any]):
         return "; ".join(f"{value} on {', '.join(datasets)}" for value, datasets in sharing.items())
 
 
-def across(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def merge_protocols(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Merge one attack's protocols on several data sets: settings that differ become `Varying`."""
     keys = dict.fromkeys(key for protocol in protocols.values() for key in protocol)
     found: dict[str, Any] = {}

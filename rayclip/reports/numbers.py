@@ -10,7 +10,7 @@ import numpy as np
 from rayclip.evaluation.aggregate import distinct_labels, wilson, worst_cases
 from rayclip.reports.results import Judged, JudgedCell, Results
 from rayclip.reports.section import SHARED, Attack, Entry, Number, Section, Subject, kind_of, natural
-from rayclip.reports.verdicts import Verdicts, shared
+from rayclip.reports.verdicts import Verdicts, align
 from rayclip.types import WORST, Cut
 
 
@@ -115,7 +115,7 @@ def worst_over(section: Section, subject: Subject, dataset: str, attacks: Sequen
     found = {a: entry for a in attacks if (entry := section.get(subject, dataset, a)) is not None}
     if not found:
         return None
-    positions, rights = shared([entry.verdicts for entry in found.values() if entry.verdicts is not None])
+    positions, rights = align([entry.verdicts for entry in found.values() if entry.verdicts is not None])
     if not len(positions):
         return None
     verdicts = Verdicts.of(positions, np.logical_and.reduce(rights))

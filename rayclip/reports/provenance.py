@@ -39,11 +39,11 @@ def _about(model: Model, results: Results) -> dict[str, str]:
         "method": model.method or "",
         "settings": lineage.get("digest", "not known") if model.method else "",
         "trained on": trained_on if model.method else "",
-        "evaluated by rayclip": joined(cell.code for cell in mine),
-        "MLflow runs": joined(cell.run for cell in mine),
+        "evaluated by rayclip": join_distinct(cell.code for cell in mine),
+        "MLflow runs": join_distinct(cell.run for cell in mine),
     }
 
 
-def joined(values: Iterable[str]) -> str:
+def join_distinct(values: Iterable[str]) -> str:
     """Join the distinct non-empty values."""
     return ", ".join(dict.fromkeys(value for value in values if value))

@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from rayclip.data.registry import find
-from rayclip.reports.grid import Cell, Grid, Part, accuracy, signed
+from rayclip.reports.grid import Cell, Grid, Part, accuracy, format_signed
 from rayclip.reports.model import Model
 from rayclip.reports.notes import heading
 from rayclip.reports.recalls import RecallTable, recalls_of
@@ -148,7 +148,7 @@ def _cells(match: _Match, differences: Sequence[str]) -> list[Cell]:
         Cell(text=f"{heading(match.attack.label)}{metric}"),
         accuracy(match.ours),
         Cell(text=f"{match.theirs.value:.2f}", value=match.theirs.value),
-        Cell() if match.differs else Cell(text=signed(gap), value=gap),
+        Cell() if match.differs else Cell(text=format_signed(gap), value=gap),
         Cell(text=" ".join(str(i) for i, what in enumerate(differences, 1) if what in match.differs)),
     ]
 

@@ -40,7 +40,7 @@ class Verdicts:
         return int(np.bitwise_count(self.packed).sum())
 
 
-def shared(verdicts: Sequence[Verdicts]) -> tuple[np.ndarray, list[np.ndarray]]:
+def align(verdicts: Sequence[Verdicts]) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the positions that all `verdicts` have in common, and the verdicts of each at these (bool)."""
     positions = verdicts[0].positions_N
     if all(v.positions_N is positions for v in verdicts):
@@ -77,7 +77,7 @@ def paired(first: Verdicts, second: Verdicts) -> Paired | None:
     if first.positions_N is second.positions_N:
         ones, twos = first.packed & ~second.packed, second.packed & ~first.packed
         return Paired(first=int(np.bitwise_count(ones).sum()), second=int(np.bitwise_count(twos).sum()), n=first.n)
-    positions, (a_N, b_N) = shared([first, second])
+    positions, (a_N, b_N) = align([first, second])
     if not len(positions):
         return None
     return Paired(first=int((a_N & ~b_N).sum()), second=int((b_N & ~a_N).sum()), n=len(positions))

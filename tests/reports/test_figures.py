@@ -9,7 +9,7 @@ from PIL import Image
 
 from rayclip.reports.figures import as_svg, section_figures, write_figure
 from rayclip.reports.figures.embeddings import mean_cosine
-from rayclip.reports.figures.style import short
+from rayclip.reports.figures.style import shorten
 from rayclip.reports.figures.tradeoff import interpolations
 from rayclip.reports.numbers import sections
 from rayclip.reports.prompts import changed_words
@@ -255,7 +255,7 @@ def test_a_crowd_is_named_on_its_front_only(tmp_path):
     [("tecoa 5-shot", "tecoa 5-shot"), ("mmcoa 20-shot epoch 3 + ttc and rn", "mmcoa 20-shot epoc…tc and rn")],
 )
 def test_long_names_keep_both_ends(name, expected):
-    assert short(name) == expected and len(short(name)) <= 28
+    assert shorten(name) == expected and len(shorten(name)) <= 28
 
 
 def test_the_mean_cosine_is_over_pairs():

@@ -11,7 +11,7 @@ from rayclip.evaluation import wilson
 from rayclip.reports.numbers import number_of, sections
 from rayclip.reports.results import read_results
 from rayclip.reports.section import AVERAGE, Number, average
-from rayclip.reports.verdicts import Verdicts, paired, shared
+from rayclip.reports.verdicts import Verdicts, align, paired
 from rayclip.types import UserError
 from reports.made import BERT, CLEAN, SEP, bits, describe, pgd, put
 
@@ -67,7 +67,7 @@ def test_packed_verdicts_come_back(n):
 def test_shared_samples_of_different_sets():
     a, b = bits(3, 10), bits(4, 8)
     one, two = Verdicts.of(np.arange(0, 20, 2), a), Verdicts.of(np.arange(0, 24, 3), b)
-    positions, (x, y) = shared([one, two])
+    positions, (x, y) = align([one, two])
     assert positions.tolist() == [0, 6, 12, 18]
     assert x.tolist() == a[[0, 3, 6, 9]].tolist() and y.tolist() == b[[0, 2, 4, 6]].tolist()
 

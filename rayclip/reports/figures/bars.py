@@ -6,8 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 
-from rayclip.reports.choosing import few
-from rayclip.reports.figures.style import GRID, INK, SERIES, accuracy_axis, left_out, short, where
+from rayclip.reports.choosing import choose_subjects
+from rayclip.reports.figures.style import GRID, INK, SERIES, accuracy_axis, describe_data, note_left_out, shorten
 from rayclip.reports.grid import Figure
 from rayclip.reports.notes import heading, under
 from rayclip.reports.section import AVERAGE, Number, Section, Subject
@@ -25,7 +25,7 @@ def bars(section: Section) -> list[Figure]:
         if several
         else [(heading(a.label), section.overall, a) for a in section.attacks]
     )
-    subjects = few(section, _MOST)
+    subjects = choose_subjects(section, _MOST)
     ranked = {name: section.ranked(dataset, attack) for name, dataset, attack in columns}
     groups = [name for name, _, _ in columns if any(s in ranked[name] for s in subjects)]
     if len(groups) < 2:
@@ -51,18 +51,18 @@ def bars(section: Section) -> list[Figure]:
             ax.tick_params(axis="x", length=0)
             accuracy_axis(ax, "y", "accuracy in %")
         keys = [
-            Patch(facecolor=SERIES[i], hatch=_HATCHES[i], edgecolor=GRID, linewidth=0, label=short(s.name))
+            Patch(facecolor=SERIES[i], hatch=_HATCHES[i], edgecolor=GRID, linewidth=0, label=shorten(s.name))
             for i, s in enumerate(subjects)
         ]
         canvas.legend(handles=keys, loc="outside upper left", ncols=min(3, columns), frameon=False, fontsize=8.5)
         return canvas
 
-    when = under(section.main) if several else f"on {where(section)}"
+    when = under(section.main) if several else f"on {describe_data(section)}"
     return [
         Figure(
             name="bars",
             title=f"Accuracy by {'data set' if several else 'attack'} {when}",
-            caption=f"Whiskers are 95 % intervals.{left_out(section, subjects)}",
+            caption=f"Whiskers are 95 % intervals.{note_left_out(section, subjects)}",
             alt=f"Bars of {', '.join(s.name for s in subjects)} for each of {', '.join(groups)}. The tables hold the "
             "numbers.",
             draw=draw,

@@ -10,8 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
-from rayclip.reports.choosing import few
-from rayclip.reports.figures.style import MARKERS, MUTED, SERIES, accuracy_axis, left_out, panels, short, where
+from rayclip.reports.choosing import choose_subjects
+from rayclip.reports.figures.style import (
+    MARKERS,
+    MUTED,
+    SERIES,
+    accuracy_axis,
+    describe_data,
+    note_left_out,
+    panels,
+    shorten,
+)
 from rayclip.reports.grid import Figure
 from rayclip.reports.notes import heading
 from rayclip.reports.section import Attack, Number, Section, Subject
@@ -56,7 +65,7 @@ def over_shots(section: Section) -> list[Figure]:
     }
     untouched = next((s for s in section.subjects if s.is_untouched), None)
     found = _panels_of_attacks(section, lines, untouched, ticks)
-    title = f"Accuracy over training images per class, {where(section)}"
+    title = f"Accuracy over training images per class, {describe_data(section)}"
     return [_figure("shots", title, "training images per class", found, "")]
 
 
@@ -73,7 +82,7 @@ def over_steps(section: Section) -> list[Figure]:
         start = known.get((last.model.config.get("model_fingerprint", ""), last.scorer))
         lines[names[run]] = {**({} if start is None else {0.0: start}), **members}
     note = " Step 0 is the model before the training." if any(0.0 in members for members in lines.values()) else ""
-    title = f"Accuracy over training steps, {where(section)}"
+    title = f"Accuracy over training steps, {describe_data(section)}"
     return [_figure("steps", title, "training step", _panels_of_attacks(section, lines), note)]
 
 
@@ -117,7 +126,7 @@ def over_eps(section: Section) -> list[Figure]:
     families = {name: members for name, members in families.items() if len(members) > 1}
     if not families:
         return []
-    subjects = few(section, _MOST)
+    subjects = choose_subjects(section, _MOST)
     start = {} if section.clean is None else {0.0: section.clean}
     found = []
     for name, members in families.items():
@@ -126,8 +135,8 @@ def over_eps(section: Section) -> list[Figure]:
         lines = {s.name: [(x, numbers[s]) for x, numbers in ranked.items() if s in numbers] for s in subjects}
         ticks = {x: f"{x:g}/255" if x else "0" for x in _apart(list(budgets))}
         found.append(Panel(title=name, lines=lines, ticks=ticks))
-    title = f"Accuracy over the attack's budget, {where(section)}"
-    return [_figure("eps", title, "budget", found, left_out(section, subjects))]
+    title = f"Accuracy over the attack's budget, {describe_data(section)}"
+    return [_figure("eps", title, "budget", found, note_left_out(section, subjects))]
 
 
 def _apart(values: Sequence[float]) -> list[float]:
@@ -196,12 +205,12 @@ def _draw_lines(ax: Axes, panel: Panel) -> None:
         low, high = [number.low for number in numbers], [number.high for number in numbers]
         colour, y = SERIES[i % len(SERIES)], [number.top1 for number in numbers]
         ax.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
-        ax.plot(x, y, color=colour, marker=MARKERS[i], markeredgecolor="none", clip_on=False, label=short(name))
+        ax.plot(x, y, color=colour, marker=MARKERS[i], markeredgecolor="none", clip_on=False, label=shorten(name))
     if panel.level is not None:
         name, height = panel.level
-        ax.axhline(height, color=MUTED, linestyle=":", linewidth=1.4, label=short(name))
+        ax.axhline(height, color=MUTED, linestyle=":", linewidth=1.4, label=shorten(name))
         ax.annotate(
-            short(name),
+            shorten(name),
             (1, height),
             xycoords=("axes fraction", "data"),
             color=MUTED,

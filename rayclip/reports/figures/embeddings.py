@@ -11,7 +11,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure as Canvas
 
 from rayclip.reports.choosing import choose_examples
-from rayclip.reports.figures.style import SERIES, panels, short
+from rayclip.reports.figures.style import SERIES, panels, shorten
 from rayclip.reports.grid import Figure
 from rayclip.reports.notes import heading
 from rayclip.reports.results import Results, examples, has_examples
@@ -51,7 +51,7 @@ def tsne(results: Results, section: Section) -> list[Figure]:
                 linewidths=1.1,
                 label="adversarial",
             )
-            ax.set_title(f"{short(name, 24)}\nmean cosine {cosines[name]:.3f}")
+            ax.set_title(f"{shorten(name, 24)}\nmean cosine {cosines[name]:.3f}")
             ax.set_xticks([])
             ax.set_yticks([])
             ax.grid(visible=False)

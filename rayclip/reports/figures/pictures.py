@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from rayclip.reports.choosing import Example, choose_examples
-from rayclip.reports.figures.style import INK, RIGHT, WRONG, decode, short
+from rayclip.reports.figures.style import INK, RIGHT, WRONG, decode, shorten
 from rayclip.reports.grid import Figure
 from rayclip.reports.notes import heading
 from rayclip.reports.results import Results, examples, has_examples
@@ -50,7 +50,7 @@ def _draw_images(images: Sequence[Any], names: Sequence[str], columns: int) -> C
             if kind != "difference":
                 predicted = row["clean_pred" if kind == "clean" else "adv_pred"]
                 right = predicted == row["label"]
-                said = f"{'✓' if right else '✗'} {short(names[predicted], 13)}"
+                said = f"{'✓' if right else '✗'} {shorten(names[predicted], 13)}"
                 ax.set_xlabel(said, color=RIGHT if right else WRONG, fontsize=7.5, labelpad=2)
     return canvas
 
@@ -84,7 +84,7 @@ def _draw_maps(images: Sequence[Any], maps: Sequence[Any], names: Sequence[str],
     canvas, tiles = _tiles(len(maps), columns, ("image", "before", "after"))
     for column, image, row in zip(tiles, images, maps, strict=True):
         column[0].imshow(decode(image["clean"]))
-        column[0].set_xlabel(short(names[image["label"]], 15), color=INK, fontsize=7.5, labelpad=2)
+        column[0].set_xlabel(shorten(names[image["label"]], 15), color=INK, fontsize=7.5, labelpad=2)
         for ax, kind in ((column[1], "clean"), (column[2], "adversarial")):
             shown = ax.imshow(decode(row[kind]), cmap="magma", vmin=0, vmax=255, interpolation="bilinear")
     scale = canvas.colorbar(shown, ax=canvas.axes, location="bottom", shrink=0.4, aspect=30, pad=0.02)

@@ -58,17 +58,17 @@ def accuracy_axis(axes: Axes, which: Literal["x", "y"], label: str = "") -> None
     axes.set(**{f"{which}lim": (0, 100), f"{which}ticks": range(0, 101, 20), f"{which}label": label})
 
 
-def short(name: str, length: int = 28) -> str:
+def shorten(name: str, length: int = 28) -> str:
     """Cut the middle out of a name that is too long: names of models differ at their ends."""
     tail = length // 3
     return name if len(name) <= length else f"{name[: length - tail - 1]}…{name[-tail:]}"
 
 
-def where(section: Section) -> str:
+def describe_data(section: Section) -> str:
     return f"average of {len(section.datasets)} data sets" if section.overall == AVERAGE else section.overall
 
 
-def left_out(section: Section, subjects: Sequence[Subject]) -> str:
+def note_left_out(section: Section, subjects: Sequence[Subject]) -> str:
     more = len(section.subjects) - len(subjects)
     return f" {more} more {'model is' if more == 1 else 'models are'} in the tables." if more else ""
 

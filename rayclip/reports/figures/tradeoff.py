@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Canvas
 
 from rayclip.evaluation.front import pareto_front
 from rayclip.models.specs import parse_mix
-from rayclip.reports.figures.style import INK, MARKERS, MUTED, PAPER, SERIES, accuracy_axis, short, where
+from rayclip.reports.figures.style import INK, MARKERS, MUTED, PAPER, SERIES, accuracy_axis, describe_data, shorten
 from rayclip.reports.grid import Figure
 from rayclip.reports.notes import heading
 from rayclip.reports.section import Number, Section, Subject
@@ -59,7 +59,7 @@ def tradeoff(section: Section) -> list[Figure]:
                 zorder=3 + i / 1000,
                 clip_on=False,
             )[0]
-        accuracy_axis(ax, "x", f"clean accuracy in % ({where(section)})")
+        accuracy_axis(ax, "x", f"clean accuracy in % ({describe_data(section)})")
         accuracy_axis(ax, "y", f"{heading(robust.label)} accuracy in %")
         canvas.legend([*keys.values()], [*keys], loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)
         return canvas
@@ -73,7 +73,7 @@ def tradeoff(section: Section) -> list[Figure]:
     return [
         Figure(
             name="tradeoff",
-            title=f"Clean against robust accuracy, {where(section)}",
+            title=f"Clean against robust accuracy, {describe_data(section)}",
             caption=f"Dashed: the Pareto front; no model is better at both than one on it: {named}.{more}",
             alt=f"{len(points)} models as points, clean accuracy to the right, {heading(robust.label)} accuracy "
             f"upward. On the Pareto front: {named}.",
@@ -103,7 +103,7 @@ def _looks(subjects: Sequence[Subject], *, by_method: bool) -> Mapping[Subject, 
     found, used = {}, dict[str, int]()
     for subject in subjects:
         kind = "between two models" if subject.model.is_mix else subject.model.method or "untouched"
-        name = kind if by_method else short(subject.name)
+        name = kind if by_method else shorten(subject.name)
         i = used.setdefault(name, len(used))
         look = (SERIES[i % len(SERIES)], MARKERS[(i + i // len(SERIES)) % len(MARKERS)])
         found[subject] = (name, *((INK, "*") if kind == "untouched" else look))
