@@ -120,7 +120,7 @@ def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainCo
             f"{config.model}: BatchNorm keeps the statistics that it came with, so that a step on several workers, or "
             "in parts, is a step on one big batch."
         )
-    if method.trains == "prompt":
+    if method.learns_prompt:
         allow_named(config.model)  # the learned prompt's files will name it
     _warn_of_cut(config, method, data.name, data.class_names, opened)
     return dataclasses.replace(

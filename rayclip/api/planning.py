@@ -61,7 +61,7 @@ def plan_evaluation(
         loading=found.loading if found else None,
         start=found.start if found else 0.0,
         price=price,
-        before=lambda cell: forecasts.noted(cell.id, store),
+        before=lambda cell: forecasts.read_recorded(cell.id, store),
     )
     forecasts.keep_plan(plan, store)
     return plan

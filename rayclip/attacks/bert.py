@@ -73,11 +73,11 @@ def bert_attack(clip: Clip, prompts: Sequence[str], source: SubstituteSource, *,
     for start in range(0, len(prompts), _TOGETHER):
         ranked = rank_words(clip, prompts[start : start + _TOGETHER], source)
         clean_PD = torch.stack([r.clean_D for r in ranked])
-        found += change_words(clip, ranked, source, partial(_away, clean_PD), changes)
+        found += change_words(clip, ranked, source, partial(_divergence_from_clean, clean_PD), changes)
     return found
 
 
-def _away(clean_PD: Tensor, owners_M: Tensor, new_MD: Tensor) -> Tensor:
+def _divergence_from_clean(clean_PD: Tensor, owners_M: Tensor, new_MD: Tensor) -> Tensor:
     """Return BERT-Attack's gain: each sentence's divergence from the clean prompt that it came from."""
     return divergence(clean_PD[owners_M], new_MD)
 

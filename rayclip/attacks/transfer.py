@@ -76,7 +76,7 @@ class Transfer(GradientAttack):
     def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         device = str(samples.images_BCHW.device)
         source = _source(self.source, self.source_fingerprint, device, victim.class_names, victim.template)
-        source = source.seen_by(source.clip.with_resize(victim.clip.resize))
+        source = source.with_clip(source.clip.with_resize(victim.clip.resize))
         return self.inner.craft(source, samples, eps=eps)
 
 

@@ -206,7 +206,7 @@ class Run:
 
         base = self.recipe(method)
         few, all_ = self.setting.few_shot_epochs, self.setting.epochs
-        given = None if method.trains == "prompt" else few if shots else all_  # prompts need all epochs, and are cheap
+        given = None if method.learns_prompt else few if shots else all_  # prompts need all epochs, and are cheap
         if self.is_paper and not in_distribution:
             given = ELSEWHERE.get(method.name)
         length = self.options.epochs or given or base.epochs

@@ -112,7 +112,7 @@ def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store:
     cases = worst_cases(protocols)
     asked = [(subject_of(cell), cell.attack_label, p) for cell, p in zip(cells, protocols, strict=True)]
     labels = dict(zip(cells, distinct_labels(asked), strict=True))
-    for members in same_subject(cells):
+    for members in group_by_subject(cells):
         data = members[0].data
         verdicts = [right_after_attack(cell, positions[data], store) for cell in members]
         found = [
@@ -127,7 +127,7 @@ def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store:
     return rows
 
 
-def same_subject(cells: Sequence[Cell]) -> list[list[Cell]]:
+def group_by_subject(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Return the cells grouped by model, scorer, defence and data set."""
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rayclip.defenses import IGNORE
-from rayclip.evaluation.aggregate import same_subject
+from rayclip.evaluation.aggregate import group_by_subject
 from rayclip.evaluation.cell import Cell
 from rayclip.evaluation.retrieval import RecallRow
 from rayclip.store import Store
@@ -27,7 +27,7 @@ def alarms(cells: Sequence[Cell], rows: Sequence[Row], positions: Mapping[str, n
     """
     by_id = {row.cell: row for row in rows}
     found = []
-    for members in same_subject(cells):
+    for members in group_by_subject(cells):
         attacking = [(cell, by_id[cell.id]) for cell in members if cell.attack.needs_eps]
         found += _aim_loses(attacking)
         # An attack that ignores the defence, or is made against another scorer, says nothing about gradients

@@ -188,7 +188,7 @@ def compare_with_plan(plan: Forecast, store: Store) -> list[PlanComparison]:
     """Return planned and actual numbers for every model and attack."""
     groups: dict[tuple[str, str], list[tuple[PlannedCell, int, float]]] = {}
     for name, cell in plan.cells.items():
-        groups.setdefault((cell.model, cell.attack), []).append((cell, *noted(name, store)))
+        groups.setdefault((cell.model, cell.attack), []).append((cell, *read_recorded(name, store)))
     return [
         PlanComparison(
             model=model,
@@ -203,7 +203,7 @@ def compare_with_plan(plan: Forecast, store: Store) -> list[PlanComparison]:
     ]
 
 
-def noted(cell: str, store: Store) -> tuple[int, float]:
+def read_recorded(cell: str, store: Store) -> tuple[int, float]:
     """Return the number of a cell's samples that have results with timings, and the seconds of these results."""
     timings = read_timings(cell, store, files=None)
     return sum(timing.samples for timing in timings), sum(timing.seconds for timing in timings)
@@ -215,7 +215,7 @@ def keep_plan(plan: Forecast, store: Store) -> None:
         return
     earlier = read_plan(store)
     cells = dict(earlier.cells) if earlier else {}
-    begun = {name for name, cell in cells.items() if noted(name, store)[0] > cell.before[0]}
+    begun = {name for name, cell in cells.items() if read_recorded(name, store)[0] > cell.before[0]}
     cells |= {name: cell for name, cell in plan.cells.items() if name not in begun}
     store.write_json(PLAN, {**plan.to_json(), "cells": {name: asdict(cell) for name, cell in cells.items()}})
 

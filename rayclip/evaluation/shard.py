@@ -281,7 +281,7 @@ class Evaluator:
             return fast_copy(attacked.clip, cell.precision, compiled=compiled)
 
         def make() -> ZeroShot:
-            return attacked.seen_by(self._fast_models.get_or_make(model, copy).with_resize(cell.protocol.resize))
+            return attacked.with_clip(self._fast_models.get_or_make(model, copy).with_resize(cell.protocol.resize))
 
         model = (cell.model_fingerprint, cell.precision)
         protocol = (cell.protocol.template, cell.protocol.resize)

@@ -156,6 +156,7 @@ class Method(Configurable, ABC):
     needs_original: ClassVar[bool] = False  # whether the method uses `Batch.original`
     small: ClassVar[Recipe] = SMALL_MODEL  # for small models
     prepares: ClassVar[bool] = False  # whether `prepare` must be called
+    learns_prompt: ClassVar[bool] = False  # whether it learns a part around a frozen model instead of weights
     compares_samples: ClassVar[bool] = False  # whether a sample's loss or attack depends on the rest of its batch
 
     against: str = OWN
@@ -274,6 +275,8 @@ class Method(Configurable, ABC):
 @dataclass(frozen=True, kw_only=True)
 class PromptMethod(Method):
     """A method that learns a prompt around a frozen model (`models.prompts`)."""
+
+    learns_prompt: ClassVar[bool] = True
 
     trains: Trains = "prompt"
 

@@ -55,15 +55,15 @@ def import_model(source: str, base: str | None, *, allow_gelu: bool = False) -> 
     return clip, {"rayclip": __version__, "imported": lineage}
 
 
-def _check_activation(source: str, base: str, is_quick: bool, told: bool | None, allow_gelu: bool) -> None:
+def _check_activation(source: str, base: str, is_quick: bool, stated: bool | None, allow_gelu: bool) -> None:
     """Raise a `UserError` unless the base has the file's activation: the one stated in the file, else QuickGELU unless
     the user says GELU."""
-    if told is not None and told != is_quick:
+    if stated is not None and stated != is_quick:
         raise UserError(
-            f"{source} says that its activation is {'QuickGELU' if told else 'GELU'}, which --base {base} does not "
+            f"{source} says that its activation is {'QuickGELU' if stated else 'GELU'}, which --base {base} does not "
             "have: name the model that it was fine-tuned from."
         )
-    if not (is_quick or allow_gelu or told is False):
+    if not (is_quick or allow_gelu or stated is False):
         raise UserError(
             f"--base {base} does not have QuickGELU, the activation of OpenAI's CLIP, which this field fine-tunes: "
             "name the model that it was fine-tuned from (ViT-B-32:openai), or add --allow-gelu if this is it."

@@ -82,7 +82,7 @@ class ZeroShot:
     def prompts_of(self, label: int) -> list[str]:
         return [self.prompts[label]]
 
-    def seen_by(self, clip: Clip) -> Self:
+    def with_clip(self, clip: Clip) -> Self:
         """Return the same classifier, with the same class weights, but with another model as its image encoder."""
         other = copy.copy(self)
         other.clip = clip

@@ -73,7 +73,7 @@ def test_captions_are_embedded_once_and_images_once_a_step():
 
 def test_without_captions_the_templates_are_taken():
     victim = ZeroShot(tiny_clip(), ["Hot_dog", "cat"])
-    texts = make_attack("semantic", sets=16).own_texts(victim.class_names)
+    texts = make_attack("semantic", sets=16).more_texts(victim.class_names)
     assert texts[0] == tuple(t.format("hot dog") for t in FILL_TEMPLATES)
 
 

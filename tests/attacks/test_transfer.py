@@ -8,8 +8,7 @@ from attacks.test_semantic import cell_of
 from conftest import tiny_clip
 from rayclip.attacks import Samples, make_attack
 from rayclip.evaluation import Evaluator, Store, missing_shards
-from rayclip.models import ZeroShot, load_model
-from rayclip.models import clip as clip_file
+from rayclip.models import ZeroShot, load_model, opening
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.types import UserError
 
@@ -52,7 +51,7 @@ def test_a_model_transferred_to_itself_is_the_attack():
 
 def test_the_source_is_loaded_once(source, monkeypatch):
     loads = []
-    monkeypatch.setattr(clip_file, "load_model", lambda *a: loads.append(a) or load_model(*a))
+    monkeypatch.setattr(opening, "load_model", lambda *a: loads.append(a) or load_model(*a))
     victim = balanced()
     images, labels, todo, keys = batch(victim)
     attack = make_attack("transfer", source=source, steps=1)

@@ -29,7 +29,7 @@ def both(settings, fast_of):
 
 def blind(victim):
     """A copy that is fooled by every image: its class weights are those of the next class."""
-    other = victim.seen_by(victim.clip)
+    other = victim.with_clip(victim.clip)
     other.text_KD = victim.text_KD.roll(1, 0)
     return other
 
@@ -52,7 +52,7 @@ def test_what_fools_only_the_copy_is_attacked_again(settings):
 def test_attacks_in_reduced_precision_are_about_as_strong(settings, compiled):
     """Compiled without code generation, which takes a minute a shape on a CPU."""
     kind = {"compiled": True, "backend": "aot_eager"} if compiled else {"precision": "bf16"}
-    samples, victim, through, alone = both(settings, lambda v: v.seen_by(fast_copy(v.clip, **kind)))
+    samples, victim, through, alone = both(settings, lambda v: v.with_clip(fast_copy(v.clip, **kind)))
     assert (through.images_BCHW - samples.images_BCHW).abs().max() <= EPS + 1e-6
     with torch.no_grad():
         broken = [r.logits(victim, samples.labels_B).argmax(1) != samples.labels_B for r in (through, alone)]

@@ -86,7 +86,7 @@ def test_a_defences_original_and_a_transfers_source_resize_as_the_victim(clip, t
     attack = make_attack("transfer", source=spec, **settings)
     expected = make_attack("pgd", stop="final", **settings)
     for resize in ("plain", "antialias", "plain"):  # the cached source serves both
-        moved = attack.run(victim.seen_by(clip.with_resize(resize)), samples, eps=8 / 255)
+        moved = attack.run(victim.with_clip(clip.with_resize(resize)), samples, eps=8 / 255)
         source = ZeroShot(other.with_resize(resize), ["cat", "dog"])
         assert torch.equal(moved.images_BCHW, expected.run(source, samples, eps=8 / 255).images_BCHW)
 

@@ -21,7 +21,7 @@ def images(shared):
 def small(images):
     """The images at 16 px, a model of 32 px that resizes as the papers' code."""
     pixels = F.interpolate(images.pixels, (16, 16), mode="bicubic", antialias=True).clamp(0, 1)
-    plain = images.model.seen_by(images.model.clip.with_resize("plain"))
+    plain = images.model.with_clip(images.model.clip.with_resize("plain"))
     return images._replace(pixels=pixels, model=plain)
 
 
@@ -52,7 +52,7 @@ def test_the_papers_accuracies_image_by_image(small):
 @pytest.mark.slow
 def test_anti_aliasing_gives_other_numbers(small):
     """The reason why the resize is a part of every protocol."""
-    antialias = small._replace(model=small.model.seen_by(small.model.clip.with_resize("antialias")))
+    antialias = small._replace(model=small.model.with_clip(small.model.clip.with_resize("antialias")))
     made = make_attack("pgd", steps=10, stop="final").run(antialias.model, small.samples, eps=1 / 255).images_BCHW
     found = antialias.stands(small.pixels).count("1"), antialias.stands(made).count("1")
     assert found == (37, 18)  # 38.5 and 18.8 %
