@@ -1,8 +1,9 @@
 """Run trials with Ray Tune, as many at a time as fit in the cluster; Tune drives a Ray Train run for each."""
 
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 from ray.tune.schedulers import TrialScheduler
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayclip.distributed.metrics import MetricLog
 from rayclip.distributed.reservations import distinct_cpus, release
@@ -207,16 +209,22 @@ def report_to_tune(fit: Callable[[ReportCallback], _Result]) -> _Result:
 
     Reports are made by this thread, so that all have been made when a Tune function that calls this one ends.
     """
-    queue = Queue(1, actor_options={"num_cpus": 0})
-    pool = ThreadPoolExecutor(1)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lost with this process
+    queue, result = Queue(1, actor_options={"num_cpus": 0, "scheduling_strategy": here}), Future[_Result]()
+
+    def run() -> None:
+        try:
+            result.set_result(fit(ReportCallback(queue)))
+        except BaseException as error:
+            result.set_exception(error)
+
+    result.add_done_callback(lambda _: queue.put(None))
+    threading.Thread(target=run, daemon=True).start()  # ends with its process, whatever happens here
     try:
-        result = pool.submit(fit, ReportCallback(queue))
-        result.add_done_callback(lambda _: queue.put(None))
         while (metrics := queue.get()) is not None:
             tune.report(metrics)
         return result.result()
     finally:
-        pool.shutdown(wait=False)
         queue.shutdown(force=True)
 
 
