@@ -56,7 +56,7 @@ def problems(draw):
 def test_recall_is_the_definition(problem, block):
     similarity, owner = problem
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval, "_BLOCK", block)
+        patch.setattr(recall, "_BLOCK", block)
         found = recall_at(similarity, owner, (1, 2, 5))
     assert counts(found) == naive(similarity.tolist(), owner.tolist(), (1, 2, 5))
     assert {(r.direction, r.n) for r in found} == {("tr", len(similarity)), ("ir", len(owner))}
