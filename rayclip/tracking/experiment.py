@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,25 @@ def count_experiments(uri: str, *, to_write: bool = False) -> int | None:
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
         return None
+    with connected(uri) as client:
+        return len(client.search_experiments())
+
+
+@contextmanager
+def connected(uri: str, *, to_write: bool = False) -> Iterator[Any]:
+    """Yield MLflow's client for an address; errors of MLflow within the block are explained.
+
+    Raises:
+        AwayError: it cannot be reached now, or denies access.
+        UserError: it cannot be used.
+    """
+    check_address(uri, to_write=to_write)
     check_database(uri)
     with explained(uri):
-        return len(make_client(uri).search_experiments())
+        yield _make_client(uri)
 
 
-def make_client(uri: str) -> Any:
+def _make_client(uri: str) -> Any:
     """Return MLflow's client, with the log messages of database migrations silenced."""
     for name, level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("urllib3", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
@@ -83,18 +97,11 @@ class Experiment:
 
     @property
     def client(self) -> Any:
-        return make_client(self.uri)
+        return _make_client(self.uri)
 
     def contact(self) -> None:
-        """Connect to the store, and create the experiment if there is none.
-
-        Raises:
-            AwayError: it cannot be reached now, or denies access.
-            UserError: it cannot be logged to.
-        """
-        check_address(self.uri)
-        check_database(self.uri)
-        with explained(self.uri):
+        """Connect to the store, and create the experiment if there is none. Raises as `connected` does."""
+        with connected(self.uri, to_write=True):
             _ = self.id
 
     @property

@@ -2,8 +2,8 @@
 
 import re
 
-from rayclip.tracking.address import check_address, check_database, default_uri, explained
-from rayclip.tracking.experiment import make_client
+from rayclip.tracking.address import default_uri
+from rayclip.tracking.experiment import connected
 from rayclip.types import UserError
 
 RESULTS, MODEL = "rayclip.results", "rayclip.model"  # tags: folder of the results; fingerprint of the model
@@ -23,11 +23,9 @@ def results_of(run: str, uri: str | None) -> tuple[str, str | None]:
     from mlflow.exceptions import MlflowException
 
     where = uri or default_uri()
-    check_address(where, to_write=False)
-    check_database(where)
-    with explained(where):
+    with connected(where) as client:
         try:
-            tags = make_client(where).get_run(run.removeprefix("runs:/")).data.tags
+            tags = client.get_run(run.removeprefix("runs:/")).data.tags
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise

@@ -10,10 +10,9 @@ import urllib.parse
 import urllib.request
 import webbrowser
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from rayclip.tracking.address import check_database, default_uri, explained, sqlite_file
-from rayclip.tracking.experiment import count_experiments, make_client
+from rayclip.tracking.address import default_uri, sqlite_file
+from rayclip.tracking.experiment import connected, count_experiments
 from rayclip.types import UserError, redacted
 
 _START_S = 60.0
@@ -47,22 +46,8 @@ def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) 
     base = f"http://127.0.0.1:{port}"
     if _answers(base):
         raise UserError(f"port {port} is taken: give another --port.")
-    server = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--backend-store-uri",
-            uri,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--workers",
-            "1",
-        ]
-    )
+    options = f"--host 127.0.0.1 --port {port} --workers 1".split()
+    server = subprocess.Popen([sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, *options])
     try:
         deadline = time.monotonic() + _START_S
         while not _answers(base):
@@ -82,9 +67,7 @@ def page(uri: str, experiment: str) -> str:
     """Return the UI's page of an experiment's trials, or else of its evaluations, the best ones first."""
     from mlflow.exceptions import MlflowException
 
-    check_database(uri)
-    with explained(uri):
-        client = make_client(uri)
+    with connected(uri) as client:
         found = client.get_experiment_by_name(experiment)
         if found is None:
             known = ", ".join(e.name for e in client.search_experiments())
@@ -97,10 +80,9 @@ def page(uri: str, experiment: str) -> str:
             return f"{found.experiment_id}/runs?{_WORKFLOW}"
         metrics = accuracies({name for run in runs for name in run.data.metrics})
         params = {name: [run.data.params.get(name) for run in runs] for name in _PARAMS}
-        view: dict[str, Any] = {"searchFilter": wanted}
-        if metrics:  # sorted by time, MLflow would hide trials below their parent
-            view |= {"orderByKey": f"metrics.`{metrics[-1]}`", "orderByAsc": False}
-        options = {**view, "orderByAsc": "false"}
+        sorted_by = metrics[-1] if metrics else "train/loss"  # sorted by time, trials would hide below their parent
+        view = {"searchFilter": wanted, "orderByKey": f"metrics.`{sorted_by}`", "orderByAsc": not metrics}
+        options = {**view, "orderByAsc": str(not metrics).lower()}
         state = _state(view, params, metrics)
         try:
             client.set_experiment_tag(found.experiment_id, f"{_VIEW}rayclip", state)
@@ -123,7 +105,7 @@ def _can_be_drawn(values: Sequence[str | None]) -> bool:
     return None not in values and len(numbers) == 1
 
 
-def _state(view: Mapping[str, Any], params: Mapping[str, Sequence[str | None]], metrics: Sequence[str]) -> str:
+def _state(view: Mapping[str, object], params: Mapping[str, Sequence[str | None]], metrics: Sequence[str]) -> str:
     """Return a view of the runs as the UI keeps it: columns, parallel coordinates, and a bar chart for each metric.
 
     Args:

@@ -125,7 +125,8 @@ def test_what_a_controller_has_reserved_after_its_death_was_noticed_is_given_bac
                 placement_group([{"CPU": mine}])
 
     def held():
-        return [group for group, record in placement_group_table().items() if record["state"] != "REMOVED"]
+        groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
+        return [group for group in groups if group["bundles"] == {0: {"CPU": mine}}]
 
     lost = Controller.remote()
     process = psutil.Process(ray.get(lost.begin.remote()))

@@ -139,6 +139,15 @@ def test_a_folder_is_delivered_to_a_server_that_has_never_seen_it_and_twice_is_o
         deliver_results(str(tmp_path / "nothing"), server.uri, None)
 
 
+def test_a_journal_on_an_object_store_is_delivered(server, s3, tmp_path):
+    place = Store(s3).child("replayed")
+    log_everything(Journal(place))
+    for _ in range(2):
+        (done,) = deliver_results(place.root, server.uri, "from an object store")
+        assert (done.runs, done.refused) == (2, 0)
+        assert what_is_there(server, "from an object store", tmp_path) == WHOLE
+
+
 def test_a_server_that_dies_in_the_middle_loses_nothing(server, journal, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     deliverer, worker = make(server, journal, "interrupted"), Journal(journal.store)

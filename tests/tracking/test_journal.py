@@ -104,6 +104,8 @@ def test_a_checkpoints_place_moves_with_the_results(tmp_path):
     assert sweep.relative(str(tmp_path / "sweep" / "models" / "a")) == "models/a"
     assert training.relative(str(tmp_path / "m")) == ".." and training.store.parent.root == str(tmp_path / "m")
     assert sweep.relative(str(tmp_path / "elsewhere")) == str(tmp_path / "elsewhere")
+    remote = Journal(Store("s3://bucket/m?region=us-east-1").child(".rayclip"))
+    assert remote.relative("s3://bucket/m?region=us-east-1") == ".."
 
 
 def older(store, *, entries=()):

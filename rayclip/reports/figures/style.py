@@ -114,7 +114,7 @@ def _bytes(figure: Figure, form: str, rc: dict[str, Any], columns: int, *, trans
         canvas.savefig(
             buffer,
             format=form,
-            dpi=200,
+            dpi=200 if columns > 1 else 100,  # of pictures inside; a narrow page is small
             bbox_inches="tight",
             pad_inches=0.05,
             transparent=transparent,
