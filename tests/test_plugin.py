@@ -192,7 +192,6 @@ def test_they_are_listed_checked_and_planned_as_our_own(theirs, monkeypatch, cap
         ("--attacks", "from-captions:stepz=3", "did you mean step"),
         ("--defense", "least-first:factor=much", "no number"),
         ("--scorer", "plural:endings=s", "did you mean ending"),
-        ("--data", "square", "squares"),
     ):
         code, _, err = call(monkeypatch, capsys, "eval", "--model", "digits", *EVAL, "--out", "r", option, value)
         assert code == 2 and says in err

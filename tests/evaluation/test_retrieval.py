@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from conftest import tiny_clip
 from data.test_pairs import CAPTIONS, write_pairs
 from rayclip.data import batch_pixels, open_pairs
-from rayclip.evaluation import Store, retrieval, wilson
+from rayclip.evaluation import Store, recall, wilson
 from rayclip.evaluation.recall import Embedded, recall_at, recall_of
 from rayclip.evaluation.retrieval import embed_pairs, make_task, read_recalls, run_task
 from rayclip.models import load_model
@@ -56,7 +56,7 @@ def problems(draw):
 def test_recall_is_the_definition(problem, block):
     similarity, owner = problem
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval, "_BLOCK", block)
+        patch.setattr(recall, "_BLOCK", block)
         found = recall_at(similarity, owner, (1, 2, 5))
     assert counts(found) == naive(similarity.tolist(), owner.tolist(), (1, 2, 5))
     assert {(r.direction, r.n) for r in found} == {("tr", len(similarity)), ("ir", len(owner))}
