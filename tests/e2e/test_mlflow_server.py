@@ -48,7 +48,7 @@ def test_an_anonymous_request_is_refused(server, monkeypatch):
 def test_a_tracker_with_a_password_logs_and_reads_back(server, login, tmp_path):
     tracker = Experiment(server.uri, "study")
     started = tracker.start("trial", params={"method.eps": 1 / 255}, tags={"x": "y"})
-    tracker.metrics(started, [("train/loss", 0.5, 0), ("train/loss", 0.25, 1)])
+    tracker.metrics(started, [("train/loss", 0.5, 0), ("train/loss", 0.25, 1)], 1)
     (tmp_path / "a.txt").write_text("a")
     tracker.artifact(started, tmp_path / "a.txt", "folder")
     tracker.finish(started)
