@@ -58,7 +58,7 @@ def test_filter_writes_a_table_that_show_prints(here, monkeypatch, capsys, out):
     assert [len(own) for own in read_captions(out, ["cat", "dog"])] == [2, 2]
     code, printed, _ = call(monkeypatch, capsys, "captions", "show", out)
     assert code == 0
-    assert printed.startswith(f"from {here}/d.json, 2 a class, by digits\n0 cat\n") and "\n1 dog\n" in printed
+    assert printed.startswith(f"from {here}/d.json, 2 per class, by digits\n0 cat\n") and "\n1 dog\n" in printed
     code, printed, _ = call(monkeypatch, capsys, "captions", "show", out, "--class", "DO")
     assert "0 cat" not in printed and "1 dog" in printed
 

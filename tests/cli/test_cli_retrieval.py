@@ -112,7 +112,7 @@ def test_attacked_metrics_have_names_of_their_own(here, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"--data": "{i}/labels.parquet"}, "no column 'captions'"),
+        ({"--data": "{i}/labels.parquet"}, "has no captions"),
         ({"--data": "{i}/null.parquet"}, "row 1 of"),
         ({"--data": "{i}/missing.parquet"}, "no such data file"),
         ({"--data": "mscoco"}, "no image-caption data 'mscoco'"),
