@@ -1,4 +1,4 @@
-"""The house stays as it was laid out: no import circle, few modules at the top, no long file, a README in every room."""
+"""The house as it was laid out: no import circle, few modules at the top, no long file, a README in every room."""
 
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
