@@ -240,4 +240,4 @@ def test_json_logs_are_all_that_a_command_writes_to_standard_error(evaluated, tr
     last = [each for each in logged(evaluated[1]) if each["level"] == "progress"][-1]
     assert (last["completed"], last["total"], last["seconds_left"]) == (4 * 445, 4 * 445, 0)
     last = [each for each in logged(training[1]) if each["level"] == "progress"][-1]
-    assert (last["task"], last["completed"]) == ("trained", 48)
+    assert (last["task"], last["completed"]) == ("model", 48)
