@@ -1,4 +1,4 @@
-"""How many images a class does each method need?  MMCoA's tables II and III.
+"""How many images per class does each method need?  MMCoA's tables II and III.
 
     python sweeps/mmcoa_shots.py                     # bundled digits: minutes on two cores, no downloads
     python sweeps/mmcoa_shots.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
