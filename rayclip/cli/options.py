@@ -158,7 +158,12 @@ def one_list(values: Sequence[str]) -> str:
 
 def split_models(values: Sequence[str]) -> list[str]:
     """Split models at commas, but not the name of an existing folder that contains a comma."""
-    return split_places(values, lambda path: Path(str(path).partition(":")[2] or path).exists())
+
+    def exists(path: Path) -> bool:
+        kind, colon, place = str(path).partition(":")
+        return Path(place).exists() if colon and "," not in kind else path.exists()
+
+    return split_places(values, exists)
 
 
 def refuse_repeats(command: Any, arguments: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ import logging
 import os
 import platform
 import signal
-import socket
 import sys
 import threading
 import warnings
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rayclip.distributed import compat, tokens
+from rayclip.distributed.greeting import greet
 from rayclip.distributed.session import environment, make_import_hook, short_folder
 from rayclip.terminal import interrupted, stop
 from rayclip.types import UserError
@@ -37,7 +37,6 @@ _LOCAL_SETTINGS = {
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for a submitted job's entry point
 _HOOK = "worker_process_setup_hook"
 _PASSED_ON = ("RAYCLIP_MODELS",)  # variables passed on to workers: the models that a checkpoint may name
-_GREETING_S, _SETTINGS_FRAME = 10.0, 4
 _REFUSED = (
     f"the Ray cluster refuses this machine's token: set {tokens.MODE}=token and {tokens.TOKEN} to what "
     "`ray get-auth-token` prints on the cluster's head."
@@ -204,27 +203,8 @@ def _check_address(address: str) -> bool:
 
     Return False if the address is still to be found.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
+    if not greet(address):
         return False
-    with socket.create_connection((host, int(port)), timeout=5) as connection:
-        if os.environ.get("RAY_USE_TLS", "0").lower() in ("0", "false"):
-            _greet(connection)
     if not address.startswith("ray://"):
         compat.check_access(address)
     return True
-
-
-def _greet(connection: socket.socket) -> None:
-    """Raise an `OSError` unless the peer speaks HTTP/2, which Ray's gRPC uses (RFC 9113, 3.4).
-
-    A peer that does not answer would keep Ray waiting for minutes.
-    """
-    connection.settimeout(_GREETING_S)
-    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _SETTINGS_FRAME, 0, 0, 0, 0, 0)))
-    try:
-        answer = connection.recv(9)  # a frame's header: length, type, flags, stream
-    except TimeoutError:
-        raise OSError("something listens there but says nothing") from None
-    if len(answer) < 4 or answer[3] != _SETTINGS_FRAME:
-        raise OSError("something else than Ray answers there")

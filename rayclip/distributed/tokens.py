@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rayclip.distributed import compat
+from rayclip.distributed.greeting import greet
 from rayclip.distributed.session import environment
 from rayclip.types import UserError
 
@@ -48,6 +49,10 @@ def settings_for_cluster(address: str) -> dict[str, str]:
     if not has_token():
         return {MODE: "disabled"}
     if not address.startswith("ray://"):
+        try:
+            greet(address)
+        except OSError:  # whoever joins says what is wrong
+            return {MODE: "token"}
         with in_force({MODE: "disabled"}):
             if compat.is_open(address):
                 return {MODE: "disabled"}

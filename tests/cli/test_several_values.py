@@ -149,6 +149,7 @@ def test_whatever_a_command_takes_with_commas_may_be_repeated():
 def test_a_path_that_exists_stays_whole(tmp_path, monkeypatch):
     (tmp_path / "my, own").mkdir()
     (tmp_path / "a,b.parquet").touch()
+    (tmp_path / "m").mkdir()
     monkeypatch.chdir(tmp_path)
     asked = {p.name: p.default for p in inspect.signature(request).parameters.values()}
     found = request(
@@ -157,6 +158,8 @@ def test_a_path_that_exists_stays_whole(tmp_path, monkeypatch):
     evaluation: Evaluation = found.evaluation
     assert list(evaluation.data) == ["a,b.parquet", "digits"]
     assert split_models(["local-dir:my, own,digits"]) == ["local-dir:my, own", "digits"]
+    assert split_models(["digits,local-dir:m"]) == ["digits", "local-dir:m"]
+    assert split_models(["digits,local-dir:my, own"]) == ["digits", "local-dir:my, own"]
 
 
 @pytest.mark.parametrize(

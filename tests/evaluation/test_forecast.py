@@ -8,7 +8,14 @@ from rayclip.attacks import parse_attacks
 from rayclip.data import open_data
 from rayclip.evaluation import Evaluator, Protocol, Store, chosen_positions, make_cells, outstanding
 from rayclip.evaluation.costs import Costs, Hardware
-from rayclip.evaluation.forecast import common_hardware, compare_with_plan, forecast, keep_plan, noted, read_plan
+from rayclip.evaluation.forecast import (
+    common_hardware,
+    compare_with_plan,
+    forecast,
+    keep_plan,
+    read_plan,
+    read_recorded,
+)
 from rayclip.models import load_model
 from rayclip.types import UserError
 
@@ -37,7 +44,7 @@ def plan(cells, store, *, seconds=(1.0, 10.0), **options):
         options.pop("hardware", GPUS),
         finished=len(cells) - len(work),
         smallest=12,
-        before=lambda cell: noted(cell.id, store),
+        before=lambda cell: read_recorded(cell.id, store),
         **options,
     )
 
@@ -76,8 +83,8 @@ def test_planned_and_actual_side_by_side(cells, tmp_path):
     first, second = compare_with_plan(read_plan(store), store)
     assert (first.attack, first.planned, first.samples, first.done) == ("clean", 90.0, 90, 90)
     assert (second.attack, second.planned, second.samples, second.done) == ("pgd-2_eps32", 1200.0, 120, 60)
-    took = noted(cells[0].id, store)[1] - kept.cells[cells[0].id].before[1]
-    assert first.actual == pytest.approx(took) and 0 < second.actual == noted(cells[1].id, store)[1]
+    took = read_recorded(cells[0].id, store)[1] - kept.cells[cells[0].id].before[1]
+    assert first.actual == pytest.approx(took) and 0 < second.actual == read_recorded(cells[1].id, store)[1]
     for shard in attacked[2:]:
         evaluator.run(shard)
     empty = plan(cells, store, workers=[2])
