@@ -46,8 +46,10 @@ def swallow(images: int) -> None:
     if rule == "beside":
         mine = file.with_name(f"{os.getpid()}.eats")
         mine.touch()
+        end = time.monotonic() + 5  # two that start together may be seconds apart
+        while len(pids := [int(other.stem) for other in file.parent.glob("*.eats")]) < 2 and time.monotonic() < end:
+            time.sleep(0.1)
         time.sleep(0.7)
-        pids = [int(other.stem) for other in file.parent.glob("*.eats")]
         full = os.getpid() == max(pid for pid in pids if psutil.pid_exists(pid)) and len(pids) > 1
         full = full and any(psutil.pid_exists(pid) for pid in pids if pid != os.getpid())
         mine.unlink(missing_ok=not full)
