@@ -1,4 +1,4 @@
-"""What a command shares with its terminal: standard output and standard error, and the signals that stop it.
+"""The link between a command and its terminal: standard output and standard error, and the signals that stop it.
 
 Results are printed whatever the terminal can show: in any encoding, closed, or piped to a reader that is gone. Ctrl-C
 and SIGTERM, which batch systems and Kubernetes send before they kill a command, stop it cleanly the first time and at

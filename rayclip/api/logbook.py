@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rayclip import code_version
 from rayclip.data import ImageSet
 from rayclip.evaluation import Cell
 from rayclip.evaluation.aggregate import worst_accuracy
@@ -31,7 +32,6 @@ from rayclip.tracking.names import file_part, key_part
 from rayclip.training import TrainConfig
 from rayclip.types import Row
 from rayclip.units import format_budget
-from rayclip.version import code_version
 
 TABLE = "results_table.json"
 # Settings of an evaluation, not of its attacks

@@ -1,4 +1,4 @@
-"""What to evaluate, where the work runs, and where results are written and logged."""
+"""Requests: what to evaluate, where the work runs, and where results are written and logged."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -137,7 +137,7 @@ class Attack(Configurable, ABC):
 
     @property
     def stops_early(self) -> bool:
-        """Whether a sample may leave the attack once it fools the classifier that the attack sees."""
+        """Return whether a sample may leave the attack once it fools the classifier that the attack sees."""
         return True
 
     def to_last_step(self) -> Self:

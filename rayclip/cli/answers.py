@@ -13,14 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rayclip import PROTOCOL
+from rayclip import PROTOCOL, code_version
 from rayclip.paths import expand_home
 from rayclip.progress import Level
 from rayclip.store import Store
 from rayclip.tracking.address import join_address
 from rayclip.tracking.journal import waits
 from rayclip.types import Row
-from rayclip.version import code_version
 
 _MOST_FILES = 10_000  # below a folder; for larger folders the state is not recorded and no answer is kept
 

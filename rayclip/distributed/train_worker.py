@@ -28,7 +28,7 @@ Measure = Callable[[Path, torch.device], dict[str, float]]  # returns the metric
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """What every worker of a trial is given.
+    """The settings that every worker of a trial gets.
 
     Attributes:
         run: name of the run in `log`; None for no logging.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from rayclip import PROTOCOL
+from rayclip import PROTOCOL, code_version
 from rayclip.attacks import Attack
 from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
@@ -18,7 +18,6 @@ from rayclip.models.resizing import Resize, check_resize
 from rayclip.models.scorers import DEFAULT, Scorer
 from rayclip.types import Cut, UserError
 from rayclip.units import format_budget, in_255ths
-from rayclip.version import code_version
 
 MadeAgainst = Literal["own", "template"]
 

@@ -26,7 +26,7 @@ class Model:
 
     @property
     def is_mix(self) -> bool:
-        """Whether its weights lie between those of two others (`mix:START+END@a`)."""
+        """Return whether its weights lie between those of two others (`mix:START+END@a`)."""
         return self.spec.startswith("mix:")
 
     @property

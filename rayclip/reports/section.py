@@ -60,7 +60,7 @@ class Subject:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether this is a model that nobody fine-tuned or mixed from others here, without a defence."""
+        """Return whether this is a model that nobody fine-tuned or mixed from others here, without a defence."""
         return self.model.method is None and not self.model.is_mix and self.defense == "none"
 
 

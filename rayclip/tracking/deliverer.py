@@ -223,7 +223,7 @@ def _is_absolute(place: str) -> bool:
 
 
 class Delivery(NamedTuple):
-    """What an experiment has of a journal: the number of runs, and the number of events that it did not take."""
+    """State of a delivery to an experiment: the number of runs, and the number of events that it did not take."""
 
     results: str
     experiment: str
