@@ -40,7 +40,7 @@ def methods(
     """List the methods for `rayclip train --method`, or show one with its settings."""
     from rayclip.methods import METHODS
 
-    _show(METHODS, name, "one a run: --method mmcoa:lambda_img=0.3,targets=class")
+    _show(METHODS, name, "one per run: --method mmcoa:lambda_img=0.3,targets=class")
 
 
 def scorers(name: Annotated[str | None, typer.Argument(metavar="NAME", help=Name)] = None) -> None:
