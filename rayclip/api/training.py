@@ -11,7 +11,7 @@ from rayclip.api.comparing import compare_all, plan_all
 from rayclip.api.logbook import Logbook, untouched_params
 from rayclip.api.request import Evaluation, Where
 from rayclip.data import few_shot
-from rayclip.data.fewshot import draw_record
+from rayclip.data.sampling import draw_record
 from rayclip.distributed import (
     Trial,
     Workers,

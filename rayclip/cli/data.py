@@ -160,7 +160,6 @@ def prepare(
     from rayclip.data.manifest import MANIFEST
     from rayclip.data.opening import data_root
     from rayclip.data.registry import find
-    from rayclip.data.sources import Place
     from rayclip.data.spec import Reading
     from rayclip.progress import Display
     from rayclip.store import Store
@@ -187,7 +186,8 @@ def prepare(
     if reading != Reading() and len(wanted) > 1:
         raise UserError("--class-names, --labels-from and the columns are of one data set, but several are named.")
     reading.class_names()
-    place = Place(kind=source, location=location, revision=revision, reading=reading)
+    options: dict[str, Any] = {"strict": strict, "force": force, "jobs": jobs, "splits": wanted_splits}
+    options |= {"kind": source, "location": location, "revision": revision, "reading": reading}
     for name in wanted:
         worked = False
         with Display(quiet=quiet) as display:
@@ -197,9 +197,7 @@ def prepare(
                 worked = True
                 display.update(f"{name} {split}", done, total, remark)
 
-            manifest = prepare_named(
-                name, place, store, tell, splits=wanted_splits, strict=strict, force=force, jobs=jobs
-            )
+            manifest = prepare_named(name, store, tell, **options)
         where = store.child(name).root
         print(f"{name}: {'prepared in' if worked else 'is already prepared in'} {where}")
         _print_splits(manifest)
@@ -268,20 +266,16 @@ def _split_arguments(names: list[str]) -> tuple[list[str], str | None]:
 
 
 def _verify_file(name: str, tell: Any) -> None:
-    from rayclip.data import open_data, open_pairs
-    from rayclip.data.pairs import has_captions
-    from rayclip.data.spec import parse_spec
-
-    if has_captions(parse_spec(name).place):
-        pairs = open_pairs(name)
-        pairs.check(tell, again=True)
-        print(f"{name}: every image can be read: {len(pairs):,} with {sum(map(len, pairs.captions)):,} captions")
-        return
     import numpy as np
 
-    from rayclip.data.parquet import ParquetImages
+    from rayclip.data.opening import open_either
+    from rayclip.data.parquet import PairSet, ParquetImages
 
-    data = open_data(name, "test")
+    data = open_either(name)
+    if isinstance(data, PairSet):
+        data.check(tell, again=True)
+        print(f"{name}: every image can be read: {len(data):,} with {sum(map(len, data.captions)):,} captions")
+        return
     assert isinstance(data, ParquetImages)
     for note in data.notes:
         print(f"{name}: note: {note}")

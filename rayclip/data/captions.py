@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from rayclip.data.descriptions import normal_name
+from rayclip.data.labels import first_few
 from rayclip.data.spec import parse_spec
 from rayclip.paths import expand_home
 from rayclip.settings import Configurable
@@ -85,18 +86,20 @@ def write_captions(path: Path, rows: Sequence[Caption], made_from: Mapping[str, 
     """Write a table as `.parquet` or `.csv`, atomically. `class_names` in `made_from`, a JSON object, lets
     `read_captions` detect a deleted class."""
     check_table_name(path)
-    if path.suffix.lower() == ".csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, _SCHEMA.names)
-        writer.writeheader()
-        writer.writerows(row.model_dump() for row in rows)
-        _write(_beside(path), (json.dumps(made_from, indent=1, ensure_ascii=False) + "\n").encode())
-        _write(path, text.getvalue().encode("utf-8-sig"))  # without the byte-order mark Excel misreads UTF-8
-        return
-    metadata = {_METADATA: json.dumps(made_from).encode()}
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([row.model_dump() for row in rows], _SCHEMA.with_metadata(metadata)), sink)
-    _write(path, sink.getvalue().to_pybytes())
+    store, records = Store(str(path.absolute().parent)), [row.model_dump() for row in rows]
+    try:
+        if path.suffix.lower() == ".csv":
+            text = io.StringIO()
+            writer = csv.DictWriter(text, _SCHEMA.names)
+            writer.writeheader()
+            writer.writerows(records)
+            store.write_json(_beside(path).name, made_from)
+            store.write(path.name, text.getvalue().encode("utf-8-sig"))  # without the mark Excel misreads UTF-8
+        else:
+            schema = _SCHEMA.with_metadata({_METADATA: json.dumps(made_from)})
+            store.write_table(path.name, pa.Table.from_pylist(records, schema))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
 
 
 def table_for(captions: str, data: str) -> str:
@@ -157,22 +160,21 @@ def read_captions(path: str | Path, class_names: Sequence[str] | None = None) ->
     count = max(by_label) + 1 if names is None else len(names)
     bare = [label for label in range(count) if label not in by_label]
     if bare:
-        shown = ", ".join(str(label) if names is None else f"'{names[label]}'" for label in bare[:5])
-        more = f" and {len(bare) - 5} more" if len(bare) > 5 else ""
-        raise UserError(f"{path} has no caption for {shown}{more}: every class needs one.")
+        shown = first_few([str(label) if names is None else f"'{names[label]}'" for label in bare])
+        raise UserError(f"{path} has no caption for {shown}: every class needs one.")
     return [by_label[label] for label in range(count)]
 
 
 def read_table(path: str | Path) -> CaptionTable:
     """Read a table of captions that a person may have edited: rows in any order; ranks, scores and names optional.
-
-    Raises:
-        UserError: the file is missing, damaged or has no captions, or a row is invalid (the message names it).
-    """
+    Raises `UserError`: the file is missing, damaged or has no captions, or a row is invalid (the message names it)."""
     path = BUNDLED.get(str(path), Path(expand_home(str(path))))
     if not path.is_file():
         raise UserError(f"no such file of captions: {path}.")
-    records, made_from = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
+    columns, records, made_from = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
+    for column in ("class_index", "caption"):
+        if column not in columns:
+            raise UserError(f"{path} has no column '{column}': a table of captions needs class_index and caption.")
     rows = [_row(f"{path}, row {number}", record) for number, record in records]
     if not rows:
         raise UserError(f"{path} holds no captions.")
@@ -198,50 +200,30 @@ def _row(where: str, record: Mapping[str, Any]) -> Caption:
         raise UserError(f"{where}: {column} {said}.") from None
 
 
-def _read_csv(path: Path) -> tuple[Iterator[tuple[int, dict[str, Any]]], dict[str, Any]]:
-    """Read rows, numbered as a spreadsheet shows them."""
+def _read_csv(path: Path) -> tuple[Sequence[str], Iterable[tuple[int, dict[str, Any]]], Any]:
+    """Return the columns, the rows, numbered as a spreadsheet shows them, and the table's origin."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
+        made_from = json.loads(_beside(path).read_bytes()) if _beside(path).exists() else {}
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8: save it from your editor as 'CSV UTF-8'.") from None
+    except ValueError:
+        raise UserError(f"{_beside(path)} is damaged: delete it or write {path} again.") from None
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)  # spreadsheets use the delimiter of their locale
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    _check_columns(path, reader.fieldnames or [])
-    try:
-        made_from = json.loads(_beside(path).read_bytes())
-    except FileNotFoundError:
-        made_from = {}
-    except ValueError:
-        raise UserError(f"{_beside(path)} is damaged: delete it or write {path} again.") from None
-    filled = (
-        (n, r) for n, r in enumerate(reader, start=2) if any(isinstance(v, str) and v.strip() for v in r.values())
-    )
-    return filled, made_from
+    filled = ((n, r) for n, r in enumerate(reader, 2) if any(isinstance(v, str) and v.strip() for v in r.values()))
+    return reader.fieldnames or [], filled, made_from
 
 
-def _read_parquet(path: Path) -> tuple[Iterator[tuple[int, dict[str, Any]]], dict[str, Any]]:
+def _read_parquet(path: Path) -> tuple[Sequence[str], Iterable[tuple[int, dict[str, Any]]], Any]:
     try:
         table = pq.read_table(path)
         made_from = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise UserError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}") from None
-    _check_columns(path, table.column_names)
-    return iter(enumerate(table.to_pylist(), start=1)), made_from
-
-
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    for column in ("class_index", "caption"):
-        if column not in columns:
-            raise UserError(f"{path} has no column '{column}': a table of captions needs class_index and caption.")
+    return table.column_names, enumerate(table.to_pylist(), start=1), made_from
 
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        Store(str(path.absolute().parent)).write(path.name, data)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from None

@@ -92,24 +92,75 @@ def read_descriptions(source: str, *, timeout_s: float = _TIMEOUT_S, limit_bytes
     Raises:
         UserError: unreachable, too large, not JSON, or JSON of another form.
     """
-    data = _fetch(source, timeout_s, limit_bytes)
+    # An address is shown without user, password and query.
+    shown = re.sub(r"://[^/]*@", "://", re.split(r"[?#]", source)[0]) if "://" in source else source
+    data = _fetch(source, shown, timeout_s, limit_bytes)
+    if len(data) > limit_bytes:
+        raise UserError(f"{shown} is larger than {limit_bytes >> 20} MB: no file of descriptions is.")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        if twice:  # Python would silently keep the last list
+            raise UserError(f"{shown} has class '{twice[0]}' twice: join its sentences.")
+        return dict(pairs)
+
+    try:
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        html = data.lstrip()[:1] == b"<"
+        hint = "it looks like a web page, so take the raw file's address" if html else str(error)
+        raise UserError(f"{shown} is no JSON ({hint}).") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{shown} must be one JSON object, class name to list of sentences.")
     empty = repeated = 0
     sentences: dict[str, tuple[str, ...]] = {}
-    shown = _without_secrets(source)
-    for name, written in _parse(shown, data).items():
+    for name, written in value.items():
         if not name.strip():
             raise UserError(f"{shown} has a class without a name: name it or drop it.")
         if not isinstance(written, list) or not all(isinstance(s, str) for s in written):
             raise UserError(f"{shown}: class '{name}' must have a list of sentences.")
         tidy = [t for s in written if (t := " ".join(s.split()))]
-        kept = tuple(dict.fromkeys(tidy))
+        sentences[name] = tuple(dict.fromkeys(tidy))
         empty += len(written) - len(tidy)
-        repeated += len(tidy) - len(kept)
-        sentences[name] = kept
+        repeated += len(tidy) - len(sentences[name])
     if not sentences:
         raise UserError(f"{shown} describes no class.")
     sha256 = hashlib.sha256(data).hexdigest()
     return Descriptions(source=shown, sha256=sha256, sentences=sentences, empty=empty, repeated=repeated)
+
+
+def _fetch(source: str, shown: str, timeout_s: float, limit_bytes: int) -> bytes:
+    """Read at most `limit_bytes` + 1 bytes."""
+    scheme = source.partition(":")[0].lower() if ":" in source else ""
+    if scheme in ("http", "https"):
+        return _download(source, shown, timeout_s, limit_bytes)
+    if scheme and not Path(source).exists():
+        raise UserError(f"'{shown}' is neither a file nor an http(s) address.")
+    try:
+        with Path(source).open("rb") as file:
+            return file.read(limit_bytes + 1)
+    except FileNotFoundError:
+        raise UserError(f"no such file: {source}.") from None
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror}.") from None
+
+
+def _download(address: str, shown: str, timeout_s: float, limit_bytes: int) -> bytes:
+    deadline = time.monotonic() + timeout_s
+    data = bytearray()
+    try:
+        request = urllib.request.Request(address, headers={"User-Agent": "rayclip"})
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            while len(data) <= limit_bytes and (part := response.read1(min(1 << 16, limit_bytes + 1 - len(data)))):
+                data += part
+                if time.monotonic() > deadline:
+                    raise TimeoutError("timed out")
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{shown} answers {error.code} {error.reason}: check the address.") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise UserError(f"{shown} could not be downloaded: {reason}; download it yourself and give the file.") from None
+    return bytes(data)
 
 
 def match_classes(
@@ -140,16 +191,16 @@ def match_classes(
     for label in missing:
         rivals = [k for k in groups.get(normal_name(class_names[label]), []) if k in unused]
         if len(rivals) > 1:
-            reasons[label] = f"{_quoted(rivals)} differ in spelling only"
+            quoted = " and ".join(f"'{rival}'" for rival in rivals)
+            reasons[label] = f"{quoted} differ in spelling only"
+    lost = [class_names[label] for label in missing]
+    nearest = zip(missing, lost, _suggest(lost, unused), strict=True)
     return Matching(
         keys=tuple(keys),
         captions=tuple(() if key is None else sentences[key] for key in keys),
-        unmatched={
-            i: Unmatched(name=name, nearest=near, reason=reasons.get(i, ""))
-            for i, (name, near) in zip(missing, _suggest([class_names[i] for i in missing], unused), strict=True)
-        },
+        unmatched={i: Unmatched(name=name, nearest=near, reason=reasons.get(i, "")) for i, name, near in nearest},
         unused=tuple(
-            Unmatched(name=name, nearest=near) for name, near in _suggest(unused, [class_names[i] for i in missing])
+            Unmatched(name=name, nearest=near) for name, near in zip(unused, _suggest(unused, lost), strict=True)
         ),
         conflicts=tuple(tuple(group) for group in groups.values() if len(group) > 1),
     )
@@ -164,8 +215,8 @@ def _missing(keys: Sequence[str | None]) -> list[int]:
     return [label for label, key in enumerate(keys) if key is None]
 
 
-def _suggest(names: Sequence[str], among: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Pair each name with the nearest of the others; None if none is near."""
+def _suggest(names: Sequence[str], among: Sequence[str]) -> list[str | None]:
+    """Return the nearest of the others for each name; None if none is near."""
     spelling = {normal_name(other): other for other in among}
 
     def nearest(name: str) -> str | None:
@@ -175,84 +226,4 @@ def _suggest(names: Sequence[str], among: Sequence[str]) -> list[tuple[str, str 
                 return spelling[other]
         return None
 
-    return [(name, nearest(normal_name(name))) for name in names]
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return " and ".join(f"'{name}'" for name in names)
-
-
-def _without_secrets(source: str) -> str:
-    """Return an address without user, password and query; a path unchanged."""
-    if "://" not in source:
-        return source
-    return re.sub(r"://[^/]*@", "://", re.split(r"[?#]", source)[0])
-
-
-def _fetch(source: str, timeout_s: float, limit_bytes: int) -> bytes:
-    path = Path(source)
-    scheme = source.partition(":")[0].lower() if ":" in source else ""
-    too_large = f"is larger than {limit_bytes >> 20} MB: no file of descriptions is."
-    if scheme in ("http", "https"):
-        data = _download(source, timeout_s, limit_bytes)
-    elif scheme and not path.exists():
-        raise UserError(f"'{_without_secrets(source)}' is neither a file nor an http(s) address.")
-    else:
-        try:
-            with path.open("rb") as file:
-                data = file.read(limit_bytes + 1)
-        except FileNotFoundError:
-            raise UserError(f"no such file: {source}.") from None
-        except OSError as error:
-            raise UserError(f"{source} cannot be read: {error.strerror}.") from None
-    if len(data) > limit_bytes:
-        raise UserError(f"{_without_secrets(source)} {too_large}")
-    return data
-
-
-def _download(address: str, timeout_s: float, limit_bytes: int) -> bytes:
-    """Download at most `limit_bytes` + 1 bytes. Redirects stay within http(s), as the opener knows no other scheme."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.UnknownHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPErrorProcessor,
-    ):
-        opener.add_handler(handler())
-    shown, deadline = _without_secrets(address), time.monotonic() + timeout_s
-    data = bytearray()
-    try:
-        request = urllib.request.Request(address, headers={"User-Agent": "rayclip"})
-        with opener.open(request, timeout=timeout_s) as response:
-            while len(data) <= limit_bytes and (part := response.read1(min(1 << 16, limit_bytes + 1 - len(data)))):
-                data += part
-                if time.monotonic() > deadline:
-                    raise TimeoutError("timed out")
-    except urllib.error.HTTPError as error:
-        raise UserError(f"{shown} answers {error.code} {error.reason}: check the address.") from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-        raise UserError(f"{shown} could not be downloaded: {reason}; download it yourself and give the file.") from None
-    return bytes(data)
-
-
-def _parse(shown: str, data: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-        if twice:  # Python would silently keep the last list
-            raise UserError(f"{shown} has class '{twice[0]}' twice: join its sentences.")
-        return dict(pairs)
-
-    try:
-        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        html = data.lstrip()[:1] == b"<"
-        hint = "it looks like a web page, so take the raw file's address" if html else str(error)
-        raise UserError(f"{shown} is no JSON ({hint}).") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{shown} must be one JSON object, class name to list of sentences.")
-    return value
+    return [nearest(normal_name(name)) for name in names]

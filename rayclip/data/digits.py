@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from rayclip.data.images import ImageSet
+from rayclip.data.images import ImageSet, rank_in_class
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -20,10 +20,7 @@ class Digits(ImageSet):
 
         raw = load_digits()
         labels = raw.target.astype(np.int64)
-        rank_in_class = np.zeros_like(labels)
-        for label in range(10):
-            rank_in_class[labels == label] = np.arange((labels == label).sum())
-        self.ids = np.flatnonzero((rank_in_class % 4 == 3) == (split == "test"))
+        self.ids = np.flatnonzero((rank_in_class(labels) % 4 == 3) == (split == "test"))
         self.name, self.class_names, self.raw_names, self.native_size = "digits", CLASS_NAMES, CLASS_NAMES, (8, 8)
         self.labels = labels[self.ids]
         self._grey = np.round(raw.images[self.ids] * (255 / 16)).astype(np.uint8)

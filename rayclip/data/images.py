@@ -77,10 +77,9 @@ class ImageSet(ABC):
 
 class _Subset(ImageSet):
     def __init__(self, whole: ImageSet, positions: np.ndarray) -> None:
-        self.name, self.class_names, self.fingerprint = whole.name, whole.class_names, whole.fingerprint
+        for attribute in ("name", "class_names", "raw_names", "fingerprint", "resize", "native_size", "notes"):
+            setattr(self, attribute, getattr(whole, attribute))
         self.labels, self.ids = whole.labels[positions], whole.ids[positions]
-        self.raw_names, self.resize, self.native_size = whole.raw_names, whole.resize, whole.native_size
-        self.notes = whole.notes
         self._whole, self._positions = whole, positions
 
     def images(self, positions: Sequence[int]) -> list[Image.Image]:
@@ -89,6 +88,14 @@ class _Subset(ImageSet):
     def check(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         self._whole.check(on_progress)
         self.native_size = self._whole.native_size
+
+
+def rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """Number the samples of each class from 0 on, `(N,)` int64."""
+    rank = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        rank[labels == label] = np.arange((labels == label).sum())
+    return rank
 
 
 def batch_pixels(data: Images, positions: Sequence[int], resolution: Resolution, image_size: int) -> "Tensor":
@@ -118,9 +125,7 @@ def mixed_sizes(data: Images) -> UserError:
 
 
 def _to_model_size(image: Image.Image, size: int, rule: Resize = "auto") -> Image.Image:
-    """Resize by SAFT's and TTC's rule: small square images to the input size; other images with the shorter side to 8/7
-    of it, then a centre crop. (For 224: `Resize(224)`, and `Resize(256)` + `CenterCrop(224)`.)
-    """
+    """Resize by SAFT's and TTC's rule: at 224, small squares by `Resize(224)`, others `Resize(256)` and crop."""
     width, height = image.size
     if rule == "square" or (rule == "auto" and width == height <= size):
         return image.resize((size, size), Image.Resampling.BICUBIC)

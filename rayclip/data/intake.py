@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # Modes kept as they are: all common readers decode them alike.
 _KEPT_MODES = ("RGB", "L")
+_KINDS = {"I": "16-bit", "P": "palette", "1": "1-bit"}  # of other modes
 _ANIMATED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")
 _WINDOW = 8  # items in flight per thread
 
@@ -45,13 +47,12 @@ class CheckedImage:
 
 
 def check_image(data: bytes) -> CheckedImage:
-    """Check an image file by decoding it completely; keep its bytes where possible.
-
-    Raises:
-        BadImageError: empty, not an image, truncated, damaged, or pixels of unknown range.
-    """
+    """Check an image file by decoding it completely; keep its bytes where possible. Raises `BadImageError`: empty, not
+    an image, truncated, damaged, or pixels of unknown range."""
     with _opened(data) as image:
-        what = _unusual(image)
+        what = None if image.mode in _KEPT_MODES else _KINDS.get(image.mode.partition(";")[0], image.mode)
+        if image.format in _ANIMATED and getattr(image, "n_frames", 1) > 1:
+            what = "animated"
         if image.format == "PNG":  # decoding alone does not verify every checksum
             with _opened(data) as again:
                 again.verify()
@@ -64,11 +65,8 @@ def check_image(data: bytes) -> CheckedImage:
 
 
 def decode(data: bytes | memoryview) -> Image.Image:
-    """Decode a file's bytes to an RGB image: the first frame, without transparency, EXIF rotation not applied.
-
-    Raises:
-        BadImageError: see `check_image`.
-    """
+    """Decode a file's bytes to an RGB image: the first frame, without transparency, EXIF rotation not applied. Raises
+    `BadImageError`: see `check_image`."""
     with _opened(data) as image:
         return to_rgb(image)
 
@@ -103,20 +101,9 @@ def _opened(data: bytes | memoryview) -> Iterator[Image.Image]:
     except Image.UnidentifiedImageError:
         raise BadImageError("no image file") from None
     except Exception as error:  # decoders raise all kinds of errors on invalid bytes, not only in `load`
-        raise BadImageError(_reason(error)) from error
-
-
-def _unusual(image: Image.Image) -> str | None:
-    if image.format in _ANIMATED and getattr(image, "n_frames", 1) > 1:
-        return "animated"
-    if image.mode in _KEPT_MODES:
-        return None
-    return "16-bit" if image.mode.startswith("I") else {"P": "palette", "1": "1-bit"}.get(image.mode, image.mode)
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"truncated ({text})" if "truncated" in text.lower() else f"damaged ({text})"
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        what = "truncated" if "truncated" in text.lower() else "damaged"
+        raise BadImageError(f"{what} ({text})") from error
 
 
 @cache
@@ -137,17 +124,14 @@ def in_order(
     Python's global lock.
     """
     jobs = jobs or os.cpu_count() or 1
-    flying: deque[tuple[_Item, Future[_Result]]] = deque()
     with ThreadPoolExecutor(jobs) as pool:
+        submitted = ((item, pool.submit(work, item)) for item in items)
+        flying: deque[tuple[_Item, Future[_Result]]] = deque(islice(submitted, jobs * _WINDOW))
         try:
-            for item in items:
-                flying.append((item, pool.submit(work, item)))
-                if len(flying) >= jobs * _WINDOW:
-                    head, future = flying.popleft()
-                    yield head, future.result()
             while flying:
-                head, future = flying.popleft()
-                yield head, future.result()
+                item, future = flying.popleft()
+                yield item, future.result()
+                flying.extend(islice(submitted, 1))
         finally:
             for _, future in flying:
                 future.cancel()

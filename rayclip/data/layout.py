@@ -1,6 +1,5 @@
 """Find a data set's files in a folder: flat, in the hub's layout, or as `save_to_disk` writes them."""
 
-import json
 import os
 import re
 import shlex
@@ -10,13 +9,13 @@ from typing import Any
 
 from PIL import Image
 
+from rayclip.data.labels import read_json
 from rayclip.types import UserError
 
 # Our split names and the spellings found in published files
 SPLITS: Mapping[str, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 WHOLE = ""  # the only split, for files whose names indicate none
 
-_PREFIXES = {"train": "train", "val": "val", "test": "test"}  # `val` also covers `valid` and `validation`
 _OF = re.compile(r"(.*)-(\d{5})-of-(\d{5})(.*)")
 _DEEPEST = 4  # levels of folders that are searched
 _LOOKED_AT = 2000  # most files examined to tell what a folder holds
@@ -27,22 +26,18 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
 
     Known forms: `train*.parquet`, `val*`, `test*` in the folder or in its `data/`; `CONFIG/test/0000.parquet` and
     `CONFIG/test-00000-of-00001.parquet`; what `save_to_disk` writes, for one split or several; or Parquet files whose
-    names indicate no split, which are `WHOLE`.
-
-    Raises:
-        UserError: several configurations without a default, or missing files.
-    """
+    names indicate no split, which are `WHOLE`. Raises `UserError`: several configurations without a default, or missing
+    files."""
     if (folder / "dataset_dict.json").is_file():
-        splits = _json(folder / "dataset_dict.json").get("splits")
-        names = [s for s in splits if isinstance(s, str)] if isinstance(splits, list) else []
-        return {_own(name): _saved(folder / name) for name in names}
+        names = _listed(folder / "dataset_dict.json").get("splits")
+        saved = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+        return {own_split(name): _saved(folder / name) for name in saved}
     if (folder / "state.json").is_file():
         return {WHOLE: _saved(folder)}
     for place in (folder, folder / "data"):
-        flat = {split: sorted(place.glob(f"{prefix}*.parquet")) for split, prefix in _PREFIXES.items()}
-        flat = {split: files for split, files in flat.items() if files}
-        if flat:
-            return {split: _complete(files) for split, files in flat.items()}
+        flat = {split: sorted(place.glob(f"{split}*.parquet")) for split in SPLITS}  # `val` also covers `validation`
+        if any(flat.values()):
+            return {split: _complete(files) for split, files in flat.items() if files}
     below = {path.relative_to(folder).as_posix(): path for path in _below(folder, ".parquet", _DEEPEST)}
     if configs := by_config(below):
         chosen = choose_config(configs)
@@ -52,40 +47,22 @@ def find_files(folder: Path) -> dict[str, list[Path]]:
                 f"folder {folder} has the configurations {', '.join(known)}: give the folder of one, such as "
                 f"{folder / known[0]}."
             )
-        return {split: _complete([below[f] for f in files]) for split, (_, files) in configs[chosen].items()}
+        return {split: _complete([below[f] for f in files]) for split, files in configs[chosen].items()}
     plain = sorted(folder.glob("*.parquet"))
     return {WHOLE: _complete(plain)} if plain else {}
 
 
-def by_config(files: Collection[str]) -> dict[str, dict[str, tuple[str, list[str]]]]:
-    """Group Parquet files by configuration, the folder they are in ("" for the root or `data/`), and our split.
-
-    Returns:
-        configuration -> split -> its spelling in the files, and the files in order.
-    """
-    found: dict[str, dict[str, tuple[str, list[str]]]] = {}
+def by_config(files: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+    """Group Parquet files, in order, by configuration (their folder; "" for the root or `data/`) and split."""
+    found: dict[str, dict[str, list[str]]] = {}
     for split, spellings in SPLITS.items():
-        for spelling in spellings:
-            for config, of_split in split_files(files, spelling).items():
-                found.setdefault(config, {})[split] = spelling, of_split
-    return found
-
-
-def split_files(files: Iterable[str], split: str) -> dict[str, list[str]]:
-    """Return the files of one split, spelled as in the files, in order and by configuration; see `by_config`."""
-    # Matches SPLIT.parquet, SPLIT-00000-of-00002.parquet, but not SPLIT_extra-0.parquet, which is another split
-    pattern = re.compile(rf"{re.escape(split)}(?:[-_.]\d.*)?\.parquet")
-    found: dict[str, list[str]] = {}
-    for file in sorted(files):
-        *folders, base = file.split("/")
-        if not base.endswith(".parquet"):
-            continue
-        if not pattern.fullmatch(base):
-            if folders[-1:] != [split]:
-                continue
-            folders.pop()
-        config = "/".join(folders)
-        found.setdefault("" if config == "data" else config, []).append(file)
+        # SPLIT.parquet, SPLIT-00000-of-00002.parquet, SPLIT/0000.parquet; SPLIT_extra-0.parquet is another split.
+        name = rf"(?:{'|'.join(spellings)})"
+        pattern = re.compile(rf"(?:(.*)/)?{name}(?:(?:[-_.]\d[^/]*)?|/[^/]*)\.parquet")
+        for file in sorted(files):
+            if match := pattern.fullmatch(file):
+                config = "" if match[1] in (None, "data") else match[1]
+                found.setdefault(config, {}).setdefault(split, []).append(file)
     return found
 
 
@@ -96,19 +73,17 @@ def choose_config(configs: Collection[str]) -> str | None:
 
 def prepare_advice(place: Path, name: str) -> str | None:
     """Return the command that prepares class folders or a WebDataset, which cannot be read directly; else None."""
-    if place.is_file():
-        tars, images, listed = place.suffix == ".tar", False, False
-    elif place.is_dir():
-        tars = any(True for _ in _below(place, ".tar", 2))
-        images = any(_is_image(path) for path in _below(place, "", _DEEPEST, limit=_LOOKED_AT) if path.parent != place)
-        listed = (place / "classnames.txt").is_file()
-    else:
-        return None
-    if not tars and not images:
+    tars = place.suffix == ".tar" if place.is_file() else any(_below(place, ".tar", 2))
+    nested = (path for path in _below(place, "", _DEEPEST, limit=_LOOKED_AT) if path.parent != place)
+    if not tars and not any(is_image_name(path.name) for path in nested):
         return None
     source = "webdataset" if tars else "folder"
-    names = " --class-names FILE" if tars and not listed else ""
+    names = " --class-names FILE" if tars and not (place / "classnames.txt").is_file() else ""
     return f"rayclip data prepare {name} --source {source} {shlex.quote(str(place.absolute()))}{names}"
+
+
+def own_split(spelling: str) -> str:
+    return next((own for own, spellings in SPLITS.items() if spelling in spellings), spelling)
 
 
 def split_named_in(stem: str) -> str | None:
@@ -117,13 +92,14 @@ def split_named_in(stem: str) -> str | None:
     return next((own for own, spellings in SPLITS.items() if not set(spellings).isdisjoint(words)), None)
 
 
-def _own(split: str) -> str:
-    return next((own for own, spellings in SPLITS.items() if split in spellings), split)
+def is_image_name(name: str) -> bool:
+    """Return whether a file's name ends like those of images that Pillow can open."""
+    return Image.registered_extensions().get(os.path.splitext(name)[1].lower()) in Image.OPEN
 
 
 def _saved(folder: Path) -> list[Path]:
     """Return the files of one split written by `save_to_disk`."""
-    state = _json(folder / "state.json")
+    state = _listed(folder / "state.json")
     if state.get("_indices_data_files"):
         raise UserError(
             f"{folder} is a selection of rows kept apart from them, as old versions of the datasets library write it: "
@@ -136,6 +112,11 @@ def _saved(folder: Path) -> list[Path]:
         what = f"{missing} is missing" if missing else "state.json names no files"
         raise UserError(f"{folder} is not whole ({what}): save it again.")
     return files
+
+
+def _listed(path: Path) -> dict[str, Any]:
+    raw = read_json(path)
+    return raw if isinstance(raw, dict) else {}
 
 
 def _complete(files: Sequence[Path]) -> list[Path]:
@@ -164,16 +145,3 @@ def _below(folder: Path, ending: str, depth: int, limit: int | None = None) -> l
         if limit is not None and len(found) >= limit:
             break
     return sorted(found)
-
-
-def _is_image(path: Path) -> bool:
-    extensions = Image.registered_extensions()
-    return extensions.get(path.suffix.lower()) in Image.OPEN
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}): save the data set again.") from error
-    return raw if isinstance(raw, dict) else {}

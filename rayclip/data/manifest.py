@@ -2,20 +2,10 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -25,22 +15,9 @@ RECIPE = 1  # raise it with any change to what `prepare` writes for the same sou
 
 Kind = Literal["classification", "captions"]
 Names = Literal["curated", "raw"]
-
-
-def _check_name(value: str) -> str:
-    if not re.fullmatch(r"[^./\\\0][^/\\\0]*", value):  # files are named after it
-        raise ValueError(f"'{value}' cannot be the name of a data set or a split")
-    return value
-
-
-def _check_file_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):  # a manifest must not refer outside its folder
-        raise ValueError(f"'{value}' is not a plain file name")
-    return value
-
-
-_Name = Annotated[str, AfterValidator(_check_name)]
-_FileName = Annotated[str, AfterValidator(_check_file_name)]
+# A manifest must not refer outside its folder: files lie beside it, some are named after the data set and its splits.
+_Name = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
+_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _SUM = "sha256"
 
@@ -129,9 +106,6 @@ class Manifest(_Model):
         """Hash a split's images and labels; equal wherever and from whichever source it was prepared."""
         return hashlib.sha256("".join(s.content for s in self.splits[split].shards).encode()).hexdigest()[:16]
 
-    def names(self, names: Names) -> tuple[str, ...]:
-        return self.class_names if names == "curated" else self.raw_names
-
     def notes_on(self, split: str) -> tuple[str, ...]:
         """Return the remarks on a split for readers of its numbers."""
         found = self.splits[split]
@@ -150,8 +124,7 @@ class Manifest(_Model):
     def from_json(cls, text: str | bytes, where: str) -> "Manifest":
         """Parse and validate a manifest. Raises `UserError` if something is missing, wrong or inconsistent."""
         try:
-            manifest = cls.model_validate_json(text)
-            raw = json.loads(text)
+            manifest, raw = cls.model_validate_json(text), json.loads(text)
             # A changed class name, shard order or split name is not inconsistent: only the hash detects it.
             if raw.get(_SUM) != _sum(raw):
                 raise ValueError("it was changed after it was written")
@@ -166,6 +139,17 @@ def read_manifest(store: Store) -> Manifest | None:
     """Read the manifest in a data set's folder; None if there is none. Raises `UserError` if it is damaged."""
     text = store.read(MANIFEST)
     return None if text is None else Manifest.from_json(text, f"{store.root}/{MANIFEST}")
+
+
+def open_manifest(store: Store) -> Manifest:
+    """Return the manifest of a data set. Raises `UserError` if it is missing or cannot be read."""
+    try:
+        manifest = read_manifest(store)
+    except OSError as error:
+        raise UserError(f"{store.root} cannot be read: {str(error).splitlines()[0]}") from error
+    if manifest is None:
+        raise UserError(f"{store.root} holds no prepared data set: it has no {MANIFEST}.")
+    return manifest
 
 
 def _sum(raw: Mapping[str, Any]) -> str:

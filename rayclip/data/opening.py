@@ -1,4 +1,4 @@
-"""Open data sets by the names that people give on the command line."""
+"""Open data sets, labelled or with captions, by the names that people give on the command line."""
 
 import dataclasses
 import os
@@ -6,21 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from rayclip.data.encoded import own_name
-from rayclip.data.images import ImageSet
+from rayclip.data.images import ImageSet, rank_in_class
 from rayclip.data.labels import notes_on_classes, with_given_names
 from rayclip.data.layout import WHOLE, find_files, prepare_advice
-from rayclip.data.manifest import MANIFEST, Manifest, Names, read_manifest
-from rayclip.data.parquet import ParquetImages
-from rayclip.data.prepared import PreparedImages
-from rayclip.data.registry import CLASSIFIED, DATASETS
+from rayclip.data.manifest import MANIFEST, Manifest, Names, open_manifest
+from rayclip.data.parquet import PairSet, ParquetImages, own_name
+from rayclip.data.prepared import PreparedImages, prepared_pairs
+from rayclip.data.registry import DATASETS
 from rayclip.data.spec import HOLDOUT, VALIDATION, Reading, parse_spec
+from rayclip.data.tables import open_table
 from rayclip.paths import expand_home
 from rayclip.store import Store
 from rayclip.types import UserError
 
 ONLY = "#only"  # role: the test split, or the only split if there is no test split
-_FOUND_IN = {"test": ("test", "val"), ONLY: ("test", "val")}  # candidates in a folder without a manifest, best first
+_PAIRS = "(image: struct<bytes, path>, captions: list<string>)"
 
 
 def data_root() -> str:
@@ -30,11 +30,7 @@ def data_root() -> str:
 
 def locate(spec: str) -> str:
     """Return the data set's name with the root added if it is a prepared one, since workers may have a different
-    environment; `~` is expanded to the home folder.
-
-    Raises:
-        UserError: unknown option after a `#`.
-    """
+    environment; `~` is expanded to the home folder. Raises `UserError`: unknown option after a `#`."""
     parsed = parse_spec(spec)
     return str(dataclasses.replace(parsed, place=_locate(parsed.place)))
 
@@ -53,7 +49,7 @@ def is_bundled(name: str) -> bool:
 
 
 def open_data(spec: str, role: str, names: Names = "curated") -> ImageSet:
-    """Open a data set.
+    """Open labelled images.
 
     Args:
         spec: a bundled data set, such as `digits`; a prepared data set's name, folder or URI; a `.parquet` file, used
@@ -75,25 +71,25 @@ def open_data(spec: str, role: str, names: Names = "curated") -> ImageSet:
     if parsed.part.endswith(VALIDATION):
         whole = dataclasses.replace(parsed, part=parsed.part.removesuffix(VALIDATION))
         return _held_out(open_data(str(whole), "train", names), role)
-    place = _locate(parsed.place)
-    if parsed.part:
-        return _held_out(_open(place, ONLY, names, parsed.reading), role)
-    return _open(place, role, names, parsed.reading)
+    data = _open(_locate(parsed.place), ONLY if parsed.part else role, names, parsed.reading)
+    return _held_out(data, role) if parsed.part else data
 
 
 def _open(place: str, role: str, names: Names, reading: Reading) -> ImageSet:
-    if is_bundled(place):
-        return _renamed(_open_bundled(place, role), place, reading)
-    if "://" not in place:
-        path = Path(place)
+    if (info := DATASETS.get(place)) is not None and info.open is not None:
+        split = info.evaluated if role in ("test", ONLY) else role
+        if split not in info.splits:
+            raise UserError(f"'{place}' has no split '{split}': it has {' and '.join(info.splits)}.")
+        return _renamed(info.open(split), place, reading)
+    path = Path(place)
+    if not _is_prepared(place):
         if path.is_file() and (command := prepare_advice(path, own_name(path.stem))):
             raise UserError(f"{path} is read after it is prepared: `{command}`.")
-        if path.is_file() or (path.suffix == ".parquet" and not path.is_dir()):
+        if _is_file(path):
             return ParquetImages([path], path.stem, reading)
         if not path.is_dir():
             raise _unknown(place)
-        if not (path / MANIFEST).is_file():
-            return _open_folder(path, role, reading)
+        return _open_folder(path, role, reading)
     store = Store(place)
     manifest = open_manifest(store)
     if manifest.kind != "classification":
@@ -104,13 +100,59 @@ def _open(place: str, role: str, names: Names, reading: Reading) -> ImageSet:
     return _renamed(data, place, reading)
 
 
-def _open_bundled(name: str, role: str) -> ImageSet:
-    info = DATASETS[name]
-    assert info.open is not None
-    split = info.evaluated if role in ("test", ONLY) else role
-    if split not in info.splits:
-        raise UserError(f"'{name}' has no split '{split}': it has {' and '.join(info.splits)}.")
-    return info.open(split)
+def open_pairs(spec: str, split: str | None = None) -> PairSet:
+    """Open images with captions.
+
+    Args:
+        spec: a `.parquet` file, used whole; a folder with `test*.parquet`, or else `val*.parquet`; or the name, folder
+            or URI of a prepared image-caption data set.
+        split: split of a prepared data set; None for the evaluated one.
+
+    Raises:
+        UserError: no such data, or it holds no images with captions.
+    """
+    if not spec.strip():
+        raise UserError(f"--data names nothing: give a .parquet file {_PAIRS}, or a prepared data set's name.")
+    parsed = parse_spec(spec)
+    if parsed.part or parsed.reading != Reading():
+        raise UserError(f"{spec}: image-caption data are given by their place alone: leave out what follows the #.")
+    place = _locate(parsed.place)
+    path = Path(place)
+    if not _is_prepared(place):
+        if _is_file(path):
+            return PairSet([path], path.stem)
+        if not path.is_dir():
+            raise UserError(
+                f"no image-caption data '{spec}': give a .parquet file {_PAIRS}, a folder with test*.parquet, or run "
+                "`rayclip data prepare flickr8k` (or flickr30k, mscoco_captions) and give that name."
+            )
+        if (files := _files(path, "test")) is None:
+            raise UserError(f"folder {path} holds no test pairs: it needs test*.parquet or val*.parquet {_PAIRS}.")
+        return PairSet(files, path.resolve().name)
+    store = Store(place)
+    manifest = open_manifest(store)
+    if manifest.kind != "captions":
+        raise UserError(f"'{manifest.name}' has classes, not captions: use `rayclip eval`.")
+    return prepared_pairs(store, manifest, choose_split(manifest, split or "test"))
+
+
+def open_either(place: str, split: str | None = None) -> ImageSet | PairSet:
+    """Open a `.parquet` file or a prepared data set as what it is; `split` is None for the evaluated one."""
+    alone = _locate(parse_spec(place).place)
+    captions = False
+    if alone.endswith(".parquet"):
+        captions = "captions" in open_table(Path(alone)).schema_arrow.names
+    elif not is_bundled(alone) and _is_prepared(alone):
+        captions = open_manifest(Store(alone)).kind == "captions"
+    return open_pairs(place, split) if captions else open_data(place, split or "test")
+
+
+def _is_prepared(place: str) -> bool:
+    return "://" in place or (Path(place) / MANIFEST).is_file()
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() or (path.suffix == ".parquet" and not path.is_dir())
 
 
 def _renamed(data: ImageSet, place: str, reading: Reading) -> ImageSet:
@@ -129,17 +171,6 @@ def _renamed(data: ImageSet, place: str, reading: Reading) -> ImageSet:
     new = [*([note] if note else []), *notes_on_classes(data.class_names, counts)]
     data.notes = tuple(dict.fromkeys((*data.notes, *new)))
     return data
-
-
-def open_manifest(store: Store) -> Manifest:
-    """Return the manifest of a data set. Raises `UserError` if it is missing or cannot be read."""
-    try:
-        manifest = read_manifest(store)
-    except OSError as error:
-        raise UserError(f"{store.root} cannot be read: {str(error).splitlines()[0]}") from error
-    if manifest is None:
-        raise UserError(f"{store.root} holds no prepared data set: it has no {MANIFEST}.")
-    return manifest
 
 
 def choose_split(manifest: Manifest, role: str, place: str = "") -> str:
@@ -195,39 +226,43 @@ def _unknown(place: str) -> UserError:
             f"data set '{name}' is not prepared below {data_root()}: run `rayclip data prepare {name}`, or set "
             "RAYCLIP_DATA to the folder or URI that holds it."
         )
+    known = sorted(known for known, info in DATASETS.items() if info.classes)
     return UserError(
-        f"no data set or file '{place}': give a .parquet file, a folder of them, or one of "
-        f"{', '.join(sorted(CLASSIFIED))}."
+        f"no data set or file '{place}': give a .parquet file, a folder of them, or one of {', '.join(known)}."
     )
 
 
 def _open_folder(folder: Path, role: str, reading: Reading) -> ImageSet:
-    found, name = find_files(folder), folder.resolve().name
-    wanted = _FOUND_IN.get(role, (role,))
-    files = next((found[split] for split in (*wanted, WHOLE) if split in found), None)
-    if files is None and role == ONLY and len(found) == 1:
-        (files,) = found.values()
-    if files is not None:
+    name, split = folder.resolve().name, "test" if role == ONLY else role
+    if (files := _files(folder, role)) is not None:
         return ParquetImages(files, name, reading)
-    if found:
-        raise UserError(f"folder {folder} holds no {role} images, {_split_advice(str(folder), role, ', '.join(found))}")
+    if found := find_files(folder):
+        raise UserError(
+            f"folder {folder} holds no {split} images, {_split_advice(str(folder), role, ', '.join(found))}"
+        )
     if command := prepare_advice(folder, own_name(name)):
         raise UserError(f"folder {folder} is read after it is prepared: `{command}`.")
     raise UserError(
-        f"folder {folder} holds no {role} images: it needs {wanted[0]}*.parquet in the Hugging Face layout (in it, in "
-        f"data/ below, or as CONFIG/{wanted[0]}/0000.parquet), what `save_to_disk` writes, or a folder of images for "
+        f"folder {folder} holds no {split} images: it needs {split}*.parquet in the Hugging Face layout (in it, in "
+        f"data/ below, or as CONFIG/{split}/0000.parquet), what `save_to_disk` writes, or a folder of images for "
         "each class."
     )
 
 
+def _files(folder: Path, role: str) -> list[Path] | None:
+    """Return the files of a split in a folder without a manifest; None if it has no such split."""
+    found = find_files(folder)
+    wanted = ("test", "val") if role in ("test", ONLY) else (role,)
+    if role == ONLY and len(found) == 1:
+        wanted = (*wanted, *found)
+    return next((found[split] for split in (*wanted, WHOLE) if split in found), None)
+
+
 def _held_out(whole: ImageSet, role: str) -> ImageSet:
     """Hold out every fifth image of each class, in file order, as the test split: fixed, without a seed."""
-    rank = np.zeros(len(whole), dtype=np.int64)
-    for label in np.unique(whole.labels):
-        members = whole.labels == label
-        rank[members] = np.arange(members.sum())
-    if role == "test" and not (rank % 5 == 4).any():
+    held = rank_in_class(whole.labels) % 5 == 4
+    if role == "test" and not held.any():
         raise UserError(f"no class of '{whole.name}' has five images: there is none to keep for the test.")
-    part = whole.subset(np.flatnonzero((rank % 5 == 4) == (role == "test")))
+    part = whole.subset(np.flatnonzero(held == (role == "test")))
     part.fingerprint = f"{whole.fingerprint}-{role}"  # not the samples of the whole file, so never the same cell
     return part

@@ -12,8 +12,7 @@ import json
 import re
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from rayclip import __version__
 from rayclip.data.intake import BadImageError, CheckedImage, check_image, in_order
 from rayclip.data.labels import notes_on_classes
 from rayclip.data.manifest import MANIFEST, RECIPE, File, Manifest, ShardFile, Split, read_manifest
-from rayclip.data.shardwriter import Layout, ShardWriter, part_name
+from rayclip.data.shardwriter import Layout, ShardWriter, npy_bytes, part_name
 from rayclip.data.sources.base import Record, Source
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -39,7 +38,6 @@ _WRITTEN = re.compile(r".+-\d{5,}(\.parquet|\.part\.npy)|index-.+\.npy")  # shar
 _REJECTED_SCHEMA = pa.schema(
     [("split", pa.string()), ("path", pa.string()), ("row", pa.int64()), ("label", pa.int64()), ("reason", pa.string())]
 )
-_REPORT_S = 0.1  # seconds between two progress reports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +73,8 @@ def prepare(request: Request, source: Source, root: Store, on_progress: OnProgre
     """Prepare a data set below `root`.
 
     Finished parts of an interrupted run are kept, and so are splits already prepared from the same source; repeating a
-    finished run does nothing.
-
-    Raises:
-        UserError: no usable image, a full disk or another file error, a rejection under `strict`, files of another
-            origin in the folder, or another run working in it.
-    """
+    finished run does nothing. Raises `UserError`: no usable image, a full disk or another file error, a rejection under
+    `strict`, files of another origin in the folder, or another run working in it."""
     store = root.child(request.name)
     with _locked(store):
         try:
@@ -88,7 +82,11 @@ def prepare(request: Request, source: Source, root: Store, on_progress: OnProgre
             missing = [s for s in request.splits if before is None or s not in before.splits]
             if before is not None and not missing:
                 return before
-            journal = _Journal.open(store, _identity(request, source))
+            # Equal if the shards of an earlier run can be kept.
+            layout = dataclasses.asdict(request.layout)
+            decisive = [RECIPE, request.class_names, layout, source.describe(), source.class_names]
+            identity = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+            journal = _Journal.open(store, identity)
             for split in missing:
                 _prepare_split(request, source, split, store, journal, on_progress)
             return _finish(request, source, store, journal, before)
@@ -102,16 +100,11 @@ def prepare(request: Request, source: Source, root: Store, on_progress: OnProgre
 @contextmanager
 def _locked(store: Store) -> Iterator[None]:
     """Lock a data set against other runs on this machine, and delete partial files of a killed run."""
+    path = Path(tempfile.gettempdir()) / f"rayclip-{hashlib.sha256(store.root.encode()).hexdigest()[:16]}.lock"
     if store.is_local:
-        folder = store.path("")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write below {folder}: {error.strerror}.") from error
-        path = folder / ".lock"
-    else:
-        path = Path(tempfile.gettempdir()) / f"rayclip-{hashlib.sha256(store.root.encode()).hexdigest()[:16]}.lock"
+        path = store.path("") / ".lock"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path).acquire(timeout=0)
     except Timeout:
         raise UserError(f"another run is preparing {store.root} at this moment: wait for it to end.") from None
@@ -119,17 +112,18 @@ def _locked(store: Store) -> Iterator[None]:
         raise UserError(f"cannot write below {path.parent}: {error.strerror or error}.") from error
     with lock:
         if store.is_local:
-            for left in folder.glob(".partial-*"):
+            for left in path.parent.glob(".partial-*"):
                 shutil.rmtree(left, ignore_errors=True)
-            for left in folder.glob("*.????????.partial"):  # `Store.write`
-                left.unlink(missing_ok=True)
+            store.delete_unfinished("")
         yield
 
 
 def _ready_folder(request: Request, source: Source, store: Store) -> Manifest | None:
     """Return the manifest of prepared data to keep, None if there is none; with `force`, clear the folder."""
-    if request.force:
-        _clear(store)
+    if request.force:  # the manifest first, so that a manifest never describes incomplete data
+        indexes = filter(_WRITTEN.fullmatch, store.names("", ".npy"))
+        for name in [MANIFEST, JOURNAL, *store.names("", ".parquet"), *indexes]:
+            store.delete(name)
         return None
     before = read_manifest(store)
     if before is None:
@@ -139,41 +133,22 @@ def _ready_folder(request: Request, source: Source, store: Store) -> Manifest | 
                 "replace them with --force."
             )
         return None
-    if before.class_names != request.class_names or not _same_source(before, source.describe()):
+    # A description may have `splits`, but only of those that are open: only splits in both are compared.
+    now = source.describe()
+    old, new = before.source.get("splits", {}), now.get("splits", {})
+    shared = old.keys() & new.keys() & before.splits.keys()
+    same = {**before.source, "splits": 0} == {**now, "splits": 0} and all(old[s] == new[s] for s in shared)
+    if before.class_names != request.class_names or not same:
+        short = ", ".join(str(v) for v in before.source.values() if isinstance(v, str)) or "unknown"
         raise UserError(
-            f"'{request.name}' is already prepared in {store.root} from another source "
-            f"({_short(before.source)}): keep it, or replace it with --force."
+            f"'{request.name}' is already prepared in {store.root} from another source ({short}): keep it, or replace "
+            "it with --force."
         )
     return before
 
 
-def _same_source(before: Manifest, now: Mapping[str, Any]) -> bool:
-    """Return whether the prepared data came from this source. A description may have `splits`, but only of those that
-    are open; only splits in both are compared."""
-    old, new = _by_split(before.source), _by_split(now)
-    shared = old.keys() & new.keys() & before.splits.keys()
-    return {**before.source, "splits": 0} == {**now, "splits": 0} and all(old[s] == new[s] for s in shared)
-
-
-def _by_split(description: Mapping[str, Any]) -> dict[str, Any]:
-    splits = description.get("splits")
-    return dict(splits) if isinstance(splits, Mapping) else {}
-
-
-def _short(source: Mapping[str, Any]) -> str:
-    return ", ".join(str(v) for v in source.values() if isinstance(v, str)) or "unknown"
-
-
-def _clear(store: Store) -> None:
-    """Delete a data set, the manifest first, so that a manifest never describes incomplete data."""
-    store.delete(MANIFEST)
-    store.delete(JOURNAL)
-    for name in [*store.names("", ".parquet"), *filter(_WRITTEN.fullmatch, store.names("", ".npy"))]:
-        store.delete(name)
-
-
 class _Progress(BaseModel):
-    """Progress of one split: everything that the manifest will say about it."""
+    """Progress of one split: how many of the source's records it has taken, and all that the manifest will say."""
 
     consumed: int = 0
     done: bool = False
@@ -184,16 +159,17 @@ class _Progress(BaseModel):
     rejected: list[dict[str, Any]] = []
 
     def count(self, taken: CheckedImage) -> None:
-        """Count one more image."""
         if taken.converted is not None:
             self.converted[taken.converted] = self.converted.get(taken.converted, 0) + 1
         self.size = self.size or taken.size
         self.sizes_differ |= taken.size != self.size
 
+    def report(self, on_progress: OnProgress, split: str, total: int) -> None:
+        on_progress(split, self.consumed, total, f"{len(self.rejected)} set aside" if self.rejected else "")
+
 
 class _Journal(BaseModel):
-    """`unfinished.json`, the progress of an unfinished run. Written right after a shard is in its place, so that all
-    counts refer to the same record."""
+    """`unfinished.json`, written right after a shard is in its place, so that all counts refer to the same record."""
 
     identity: str
     splits: dict[str, _Progress] = {}
@@ -207,9 +183,9 @@ class _Journal(BaseModel):
             # Treat a journal that cannot be read, or that names files elsewhere, as missing.
             with contextlib.suppress(ValidationError, UserError):
                 journal = cls.model_validate_json(text)
-                if journal.identity == identity and all(
-                    _is_there(store, shard) for split in journal.splits.values() for shard in split.shards
-                ):
+                shards = [shard for split in journal.splits.values() for shard in split.shards]
+                there = (store.size(s.file) == s.bytes and store.size(part_name(s.file)) is not None for s in shards)
+                if journal.identity == identity and all(there):
                     return journal
             before = read_manifest(store)
             kept = {f.file for s in before.splits.values() for f in s.files} if before is not None else set()
@@ -220,26 +196,8 @@ class _Journal(BaseModel):
         journal.write(store)  # before the first shard, so that a run killed right after it can still resume
         return journal
 
-    def drop(self, store: Store, splits: Iterable[str]) -> None:
-        """Drop splits that the manifest now describes; delete the journal when none are left."""
-        self.splits = {k: v for k, v in self.splits.items() if k not in splits}
-        if self.splits:
-            self.write(store)
-        else:
-            store.delete(JOURNAL)
-
     def write(self, store: Store) -> None:
         store.write(JOURNAL, self.model_dump_json().encode())
-
-
-def _is_there(store: Store, shard: ShardFile) -> bool:
-    return store.size(shard.file) == shard.bytes and store.size(part_name(shard.file)) is not None
-
-
-def _identity(request: Request, source: Source) -> str:
-    """Return a hash that is equal if the shards of an earlier run can be kept."""
-    decisive = [RECIPE, request.class_names, dataclasses.asdict(request.layout), source.describe(), source.class_names]
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _prepare_split(
@@ -250,16 +208,9 @@ def _prepare_split(
         return
     total = source.splits()[split] or 0
     classes = len(request.class_names)
-
-    reported = 0.0
-
-    def report() -> None:
-        remark = f"{len(progress.rejected)} set aside" if progress.rejected else ""
-        on_progress(split, progress.consumed, total, remark)
-
     writer: ShardWriter | None = None
+    outcomes = in_order(source.records(split, progress.consumed), lambda r: _examine(r, classes), request.jobs)
     with ExitStack() as stack:
-        outcomes = in_order(source.records(split, progress.consumed), lambda r: _examine(r, classes), request.jobs)
         stack.enter_context(closing(outcomes))
         for record, outcome in outcomes:
             row = progress.consumed
@@ -284,9 +235,7 @@ def _prepare_split(
                     progress.shards.append(writer.commit())
                     writer = None
                     journal.write(store)
-            if (now := time.monotonic()) - reported > _REPORT_S:
-                reported = now
-                report()
+            progress.report(on_progress, split, total)
         if writer is not None:
             progress.shards.append(writer.commit())
     if not progress.shards:
@@ -296,8 +245,7 @@ def _prepare_split(
         )
     progress.done = True
     journal.write(store)
-    total = progress.consumed
-    report()
+    progress.report(on_progress, split, progress.consumed)
 
 
 def _examine(record: Record, classes: int) -> CheckedImage | str:
@@ -325,17 +273,22 @@ def _finish(request: Request, source: Source, store: Store, journal: _Journal, b
     table = store.read_tables([REJECTED] if store.size(REJECTED) is not None else [])
     rejected = [] if table is None else [r for r in table.to_pylist() if r["split"] in splits]
     done = {split: progress for split, progress in journal.splits.items() if progress.done}
+    remedy = "prepare it again with --labels-from 1 --force" if request.counted else ""
     for split, progress in done.items():
         splits[split] = _describe(request, split, progress, store)
-        notes += _remarks(request, source, split, splits[split])
+        came, published = progress.consumed, request.expected.get(split)
+        if published is not None and published != came:
+            notes.append(f"The {split} split has {came:,} images; {published:,} are published.")
+        per_class = splits[split].per_class
+        notes += notes_on_classes(request.class_names, per_class, source.class_names, split, remedy)
         rejected = [r for r in rejected if r["split"] != split] + progress.rejected
     if rejected:
         store.write_table(REJECTED, pa.Table.from_pylist(rejected, _REJECTED_SCHEMA))
     else:
         store.delete(REJECTED)
     description = source.describe()
-    if before is not None and (by_split := {**_by_split(before.source), **_by_split(description)}):
-        description["splits"] = by_split
+    if before is not None and "splits" in description:
+        description["splits"] = {**before.source.get("splits", {}), **description["splits"]}
     manifest = Manifest(
         name=request.name,
         kind="classification" if request.class_names else "captions",
@@ -348,39 +301,29 @@ def _finish(request: Request, source: Source, store: Store, journal: _Journal, b
         rayclip=__version__,
     )
     store.write(MANIFEST, manifest.to_json().encode())
-    for progress in done.values():
-        for shard in progress.shards:
-            store.delete(part_name(shard.file))
-    journal.drop(store, done)
+    for shard in (shard for progress in done.values() for shard in progress.shards):
+        store.delete(part_name(shard.file))
+    journal.splits = {split: progress for split, progress in journal.splits.items() if not progress.done}
+    if journal.splits:
+        journal.write(store)
+    else:
+        store.delete(JOURNAL)
     return manifest
 
 
 def _describe(request: Request, split: str, progress: _Progress, store: Store) -> Split:
     parts = [np.load(io.BytesIO(store.read(part_name(s.file)) or b""), allow_pickle=False) for s in progress.shards]
     index = np.concatenate(parts)
-    buffer = io.BytesIO()
-    np.save(buffer, index, allow_pickle=False)
-    data = buffer.getvalue()
+    data = npy_bytes(index)
     file = File(file=f"index-{split}.npy", bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     store.write(file.file, data)
     classes = len(request.class_names)
-    per_class = np.bincount(index["label"], minlength=classes).tolist() if classes else []
     return Split(
-        rows=sum(s.rows for s in progress.shards),
+        rows=len(index),
         rejected=len(progress.rejected),
         converted=progress.converted,
-        per_class=tuple(per_class),
+        per_class=tuple(np.bincount(index["label"], minlength=classes).tolist()) if classes else (),
         size=None if progress.sizes_differ else progress.size,
         shards=tuple(progress.shards),
         index=file,
     )
-
-
-def _remarks(request: Request, source: Source, split: str, found: Split) -> list[str]:
-    """Return remarks on a split for readers of its numbers."""
-    remarks = []
-    expected, came = request.expected.get(split), found.rows + found.rejected
-    if expected is not None and expected != came:
-        remarks.append(f"The {split} split has {came:,} images; {expected:,} are published.")
-    remedy = "prepare it again with --labels-from 1 --force" if request.counted else ""
-    return remarks + notes_on_classes(request.class_names, found.per_class, source.class_names, split, remedy)

@@ -1,13 +1,16 @@
 """Everything that is known of a data set before it is prepared: `datasets.toml`, and what other packages offer."""
 
 import difflib
+import json
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
-from rayclip.data.labels import fold_name
+from rayclip.data.labels import fold_name, spell_alike
 from rayclip.names import Registry
 from rayclip.types import UserError
 
@@ -109,8 +112,7 @@ class DatasetInfo:
         return {**described, "default": self.taken_from}
 
 
-def open_digits(split: str) -> "ImageSet":
-    """Open the bundled digits."""
+def _open_digits(split: str) -> "ImageSet":
     from rayclip.data.digits import Digits
 
     return Digits(split)
@@ -123,7 +125,7 @@ def _published() -> list[DatasetInfo]:
     return [
         DatasetInfo(
             name=name,
-            open=open_digits if name == "digits" else None,
+            open=_open_digits if name == "digits" else None,
             **{key: kinds[key](**value) if key in kinds else value for key, value in row.items()},
         )
         for name, row in table.items()
@@ -132,7 +134,6 @@ def _published() -> list[DatasetInfo]:
 
 _PUBLISHED = _published()
 DATASETS: Registry[DatasetInfo] = Registry("data set", "datasets", DatasetInfo, _PUBLISHED)
-CLASSIFIED = tuple(one.name for one in _PUBLISHED if one.classes)
 ZERO_SHOT_16 = tuple(one.name for one in _PUBLISHED[:16])  # the zero-shot targets of SAFT and TTC
 
 # MMCoA's 15 data sets, in the order of the columns of its tables II and III.
@@ -143,18 +144,61 @@ MMCOA_15 = tuple(
 
 
 def find(name: str) -> DatasetInfo:
-    """Return the data set of that name.
-
-    Raises:
-        UserError: unknown name; the message suggests the nearest ones.
-    """
+    """Return the data set of that name, ours or another package's. Raises `UserError`, which suggests the nearest."""
     if name in DATASETS:
         return DATASETS[name]
-    asked = fold_name(name)
     by_plain = {fold_name(text): one.name for one in DATASETS.values() for text in (one.name, one.title)}
+    asked = fold_name(name)
     near = [by_plain[asked]] if asked in by_plain else []
     near += [known for text, known in by_plain.items() if len(asked) > 2 and (asked in text or text in asked)]
     near += [by_plain[match] for match in difflib.get_close_matches(asked, by_plain, n=3, cutoff=0.6)]
     nearest = list(dict.fromkeys(near))[:3]
     hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(DATASETS)}."
     raise UserError(f"no data set '{name}': {hint}")
+
+
+def curated_names(
+    row: DatasetInfo, raw_names: Sequence[str], source_kind: str, label_keys: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Return the class names in label order, in the curated spelling for CLIP's prompts; empty for image-caption data.
+
+    Labels keep their meaning: names are matched by key (`Source.label_keys`) or by spelling, and by position only if
+    the source, of kind `source_kind`, is known to have the published label order. If nothing matches, the cleaned raw
+    names are used. Raises `UserError`: the numbers of classes of the source and the data set differ."""
+    if row.classes == 0:
+        return ()
+    on_hub = row.hub if source_kind == "hub" else None
+    expected = (on_hub and on_hub.classes) or row.classes
+    if len(raw_names) != expected:
+        raise UserError(
+            f"{row.title} has {expected} classes, but the source holds {len(raw_names)}: take the complete data set."
+        )
+    key = (on_hub and on_hub.curated) or row.curated
+    if key is not None:
+        names = _curated()[key]
+        if isinstance(names, dict):
+            for keys in (label_keys, raw_names):
+                if names.keys() == set(keys):
+                    return tuple(names[k] for k in keys)
+        in_order = tuple(names.values()) if isinstance(names, dict) else tuple(names)
+        if spelled := spell_alike(raw_names, in_order):
+            return spelled
+        upload_keeps_order = on_hub is not None and on_hub.form == "webdataset"
+        sorted_keys = isinstance(names, list) and bool(label_keys)  # ImageNet: sorted WordNet ids
+        if source_kind == "torchvision" or upload_keeps_order or sorted_keys:
+            return in_order
+    return tuple(clean(row, name) for name in raw_names)
+
+
+def clean(row: DatasetInfo, name: str) -> str:
+    """Apply the row's replacements to a raw class name, and collapse whitespace."""
+    for pattern, replacement in row.cleaning:
+        name = re.sub(pattern, replacement, name)
+    return " ".join(name.split())
+
+
+@cache
+def _curated() -> dict[str, list[str] | dict[str, str]]:
+    """For each data set a list in label order, or an object, in label order too, from folder or WordNet id to name."""
+    text = resources.files("rayclip.data").joinpath("classnames.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))

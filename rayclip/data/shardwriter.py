@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import mmap
 import tempfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayclip.data.manifest import RECIPE, ShardFile
-from rayclip.data.mapped import index_of
+from rayclip.data.prepared import INDEX
 from rayclip.data.sources.base import Record
 from rayclip.store import Store
 
@@ -43,12 +45,11 @@ class ShardWriter:
     ) -> None:
         self._store, self._file, self._group_bytes = store, file, layout.group
         self._labelled = bool(class_names)
-        self._schema = schema(class_names, raw_names)
+        self._schema = _schema(class_names, raw_names)
         self._rows: list[dict[str, Any]] = []
         self._labels: list[int] = []
-        self._pending = self.bytes = self._count = 0
+        self._pending = self.bytes = 0
         self._content = hashlib.sha256()
-
         # Below a local root the temporary file is in the same folder, so that it can be renamed; object stores get an
         # upload.
         where = store.path("") if store.is_local else None
@@ -72,17 +73,11 @@ class ShardWriter:
             self._folder.cleanup()
 
     def add(self, record: Record, data: bytes) -> None:
-        row: dict[str, Any] = {"image": {"bytes": data, "path": record.path}}
-        if self._labelled:
-            assert record.label is not None  # guaranteed by `prepare._examine`
-            row["label"] = record.label
-            self._labels.append(record.label)
-        else:
-            row["captions"] = [c.strip() for c in record.captions if c.strip()]
-        self._content.update(len(data).to_bytes(8, "little") + data)
-        self._content.update(json.dumps(row["label"] if self._labelled else row["captions"]).encode())
-        self._rows.append(row)
-        self._count += 1
+        key = "label" if self._labelled else "captions"
+        target: Any = record.label if self._labelled else [c.strip() for c in record.captions if c.strip()]
+        self._labels.append(target if self._labelled else -1)
+        self._content.update(len(data).to_bytes(8, "little") + data + json.dumps(target).encode())
+        self._rows.append({"image": {"bytes": data, "path": record.path}, key: target})
         self._pending += len(data)
         self.bytes += len(data)
         if self._pending >= self._group_bytes:
@@ -98,14 +93,16 @@ class ShardWriter:
         self._writer.close()
         with self._path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        size = self._path.stat().st_size
-        buffer = io.BytesIO()
-        np.save(buffer, index_of(self._path, self._labels if self._labelled else None), allow_pickle=False)
-        self._store.write(part_name(self._file), buffer.getvalue())
-        self._store.upload(self._path, self._file)
-        return ShardFile(
-            file=self._file, bytes=size, sha256=sha256, rows=self._count, content=self._content.hexdigest()
+        written = ShardFile(
+            file=self._file,
+            bytes=self._path.stat().st_size,
+            sha256=sha256,
+            rows=len(self._labels),
+            content=self._content.hexdigest(),
         )
+        self._store.write(part_name(self._file), npy_bytes(_index(self._path, self._labels)))
+        self._store.upload(self._path, self._file)
+        return written
 
 
 def part_name(shard: str) -> str:
@@ -113,20 +110,44 @@ def part_name(shard: str) -> str:
     return f"{shard.removesuffix('.parquet')}.part.npy"
 
 
-def schema(class_names: Sequence[str], raw_names: Sequence[str]) -> pa.Schema:
+def npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _index(path: Path, labels: Sequence[int]) -> np.ndarray:
+    """Build the index of a Parquet file's images, written without compression and dictionaries."""
+    file = pq.ParquetFile(path)
+    index = np.zeros(len(labels), INDEX)
+    index["label"] = labels
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        row = at = 0
+        for group in range(file.num_row_groups):
+            column = file.read_row_group(group, columns=["image.bytes"])["image"]
+            for image in column.to_pylist():
+                data = image["bytes"]
+                at = mapped.find(data, at)
+                if at < 0:
+                    raise ValueError(f"the bytes of row {row} are not in {path}")
+                index[row] = at, len(data), zlib.crc32(data), index[row]["label"]
+                at += len(data)
+                row += 1
+            mapped.madvise(mmap.MADV_DONTNEED)  # otherwise the whole file would count as this process's memory
+    return index
+
+
+def _schema(class_names: Sequence[str], raw_names: Sequence[str]) -> pa.Schema:
     """Return the Hugging Face schema; the raw class names are stored in its metadata under the key `rayclip`."""
-    image = pa.field("image", _IMAGE)
-    if not class_names:
-        features: dict[str, Any] = {
-            "image": {"_type": "Image"},
-            "captions": {"_type": "Sequence", "feature": {"dtype": "string", "_type": "Value"}},  # since datasets 2
-        }
-        fields = [image, pa.field("captions", pa.list_(pa.string()))]
-    else:
-        features = {"image": {"_type": "Image"}, "label": {"names": list(class_names), "_type": "ClassLabel"}}
-        fields = [image, pa.field("label", pa.int64())]
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    if class_names:
+        features["label"] = {"names": list(class_names), "_type": "ClassLabel"}
+        target = pa.field("label", pa.int64())
+    else:  # as datasets 2 and later read it
+        features["captions"] = {"_type": "Sequence", "feature": {"dtype": "string", "_type": "Value"}}
+        target = pa.field("captions", pa.list_(pa.string()))
     metadata = {
         "huggingface": json.dumps({"info": {"features": features}}),
         "rayclip": json.dumps({"recipe": RECIPE, "raw_names": list(raw_names)}),
     }
-    return pa.schema(fields, metadata)
+    return pa.schema([pa.field("image", _IMAGE), target], metadata)

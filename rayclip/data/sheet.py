@@ -7,11 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rayclip.data.images import ImageSet
-from rayclip.data.manifest import MANIFEST
-from rayclip.data.opening import is_bundled, open_data, open_manifest
-from rayclip.data.pairs import PairSet, has_captions, open_pairs
-from rayclip.data.spec import parse_spec
-from rayclip.store import Store
+from rayclip.data.opening import open_either
+from rayclip.data.parquet import PairSet
 
 _COLUMNS, _ROWS = 8, 6
 _SIDE, _PAD, _TEXT = 112, 8, 18
@@ -21,7 +18,7 @@ _INK, _PAPER = (32, 32, 32), (255, 255, 255)
 def contact_sheet(place: str, split: str | None = None) -> bytes:
     """Draw up to 48 images of a data set as PNG bytes, spread evenly over the classes and the data; `split` is None for
     the evaluated one. Raises `UserError` if there is no such data set or split."""
-    data = _open(place, split)
+    data = open_either(place, split)
     texts: Sequence[str]
     if isinstance(data, PairSet):
         chosen = _evenly(np.arange(len(data)), _COLUMNS * _ROWS)
@@ -44,15 +41,6 @@ def contact_sheet(place: str, split: str | None = None) -> bytes:
     buffer = io.BytesIO()
     sheet.save(buffer, "png")
     return buffer.getvalue()
-
-
-def _open(place: str, split: str | None) -> ImageSet | PairSet:
-    if (alone := parse_spec(place).place).endswith(".parquet"):
-        return open_pairs(place) if has_captions(alone) else open_data(place, "test")
-    if not is_bundled(place) and Store(place).size(MANIFEST) is not None:
-        captions = open_manifest(Store(place)).kind == "captions"
-        return open_pairs(place, split) if captions else open_data(place, split or "test")
-    return open_data(place, split or "test")
 
 
 def _evenly(positions: np.ndarray, count: int) -> np.ndarray:

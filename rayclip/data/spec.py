@@ -42,11 +42,6 @@ class Reading:
         """Return the options that affect which images are read and with which labels: all but the class names."""
         return {k: v for k, v in dataclasses.asdict(self).items() if v and k != "names"}
 
-    def written(self) -> str:
-        """Format the options as written after a place."""
-        values = ((key, getattr(self, field)) for key, field in _KEYS.items())
-        return "".join(f"#{key}={value}" for key, value in values if value)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
@@ -57,15 +52,13 @@ class Spec:
     part: str = ""
 
     def __str__(self) -> str:
-        return f"{self.place}{self.reading.written()}{self.part}"
+        values = ((key, getattr(self.reading, field)) for key, field in _KEYS.items())
+        return f"{self.place}{''.join(f'#{key}={value}' for key, value in values if value)}{self.part}"
 
 
 def parse_spec(text: str) -> Spec:
-    """Parse a data set as written on the command line; `~` is the home folder.
-
-    Raises:
-        UserError: unknown option after a `#`.
-    """
+    """Parse a data set as written on the command line; `~` is the home folder. Raises `UserError`: unknown option after
+    a `#`."""
     text = expand_home(text)
     if "#" not in text or _exists(text):  # a file name may contain `#`
         return Spec(place=text)
@@ -104,13 +97,9 @@ def choose_names(written: str, data: Sequence[str]) -> tuple[Names, list[str]]:
             "line in label order, or a JSON list."
         )
     read_class_names(written)
+    path = str(Path(expand_home(written)).absolute())
     specs = [parse_spec(text) for text in data]
-    named = (dataclasses.replace(s, reading=dataclasses.replace(s.reading, names=_absolute(written))) for s in specs)
-    return "curated", [str(spec) for spec in named]
-
-
-def _absolute(path: str) -> str:
-    return str(Path(expand_home(path)).absolute())
+    return "curated", [str(dataclasses.replace(s, reading=dataclasses.replace(s.reading, names=path))) for s in specs]
 
 
 def _exists(text: str) -> bool:

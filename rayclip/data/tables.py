@@ -1,4 +1,7 @@
-"""Parquet and Arrow files: opening them, reading a column, and random access to their encoded images."""
+"""Parquet and Arrow files: opening them, reading a column, and random access to their encoded images.
+
+Arrow files, as `datasets.Dataset.save_to_disk` writes them, are given the methods of `ParquetFile` that are used here.
+"""
 
 import bisect
 import hashlib
@@ -6,15 +9,16 @@ import io
 import itertools
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayclip.data.arrowfile import ArrowFile, fingerprint_bytes, is_arrow
-from rayclip.data.columns import is_image, is_text
+from rayclip.data.columns import is_text
 from rayclip.data.intake import BadImageError
 from rayclip.types import UserError
 
@@ -22,6 +26,8 @@ from rayclip.types import UserError
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 _CACHE_BYTES = 512 << 20  # encoded images kept in memory per data set and process
 _LFS = b"version https://git-lfs"
+_ARROW = (b"\xff\xff\xff\xff", b"ARRO")  # first bytes of a stream, and of a file
+_EDGE = 1 << 20
 
 _T = TypeVar("_T")
 
@@ -41,15 +47,16 @@ class TableImages:
     def __init__(self, rows: Sequence[int], locate: Callable[[int], Path], column: str, name: str) -> None:
         self._starts = [0, *itertools.accumulate(rows)]
         self._locate, self._column, self._name = locate, column, name
-        self._forget()
+        self.__setstate__({})
 
-    def _forget(self) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: self.__dict__[key] for key in ("_starts", "_locate", "_column", "_name")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         self._files: dict[int, tuple[Any, list[int]]] = {}
         self._cache: OrderedDict[tuple[int, int], list[bytes | str]] = OrderedDict()
         self._cached_bytes = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}, "_cache": OrderedDict(), "_cached_bytes": 0}
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -85,33 +92,26 @@ class TableImages:
         """Return whether some rows of a row group hold no image bytes."""
         file, _ = self._file(number)
         kind = file.schema_arrow.field(self._column).type
-        if is_text(kind):
-            return True
         if not pa.types.is_struct(kind):
-            return False
+            return is_text(kind)
         if kind.get_field_index("bytes") < 0 or pa.types.is_null(kind.field("bytes").type):
             return True
         if not isinstance(file, ArrowFile):
             about = file.metadata.row_group(group)
-            leaves = (about.column(i) for i in range(about.num_columns))
-            leaf = next((c for c in leaves if c.path_in_schema == f"{self._column}.bytes" and c.is_stats_set), None)
-            if leaf is not None and leaf.statistics.has_null_count:
-                return bool(leaf.statistics.null_count)
+            for leaf in (about.column(i) for i in range(about.num_columns)):
+                counted = leaf.is_stats_set and leaf.statistics.has_null_count
+                if leaf.path_in_schema == f"{self._column}.bytes" and counted:
+                    return bool(leaf.statistics.null_count)
         return any(self._convert(number, group, lambda chunk: chunk.field("bytes").null_count > 0))
 
     def _file(self, number: int) -> tuple[Any, list[int]]:
+        """Return a file and the first row of each of its row groups, and the number of rows."""
         if number not in self._files:
             file = open_table(self._locate(number))
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             self._files[number] = file, [0, *itertools.accumulate(sizes)]
-            if self._files[number][1][-1] != self._starts[number + 1] - self._starts[number]:
-                raise UserError(f"file {number} of '{self._name}' has another number of rows than its manifest says.")
-            kinds = [field.type for field in file.schema_arrow if field.name == self._column]
-            if len(kinds) != 1 or not (is_image(kinds[0]) or is_text(kinds[0])):
-                raise UserError(
-                    f"file {number} of '{self._name}' has no column '{self._column}' of encoded images: write it as "
-                    "struct<bytes, path>, or prepare it again."
-                )
+            if sum(sizes) != self._starts[number + 1] - self._starts[number]:
+                raise UserError(f"file {number} of '{self._name}' has changed since it was opened: run again.")
         return self._files[number]
 
     def _rows(self, number: int, group: int) -> list[bytes | str]:
@@ -143,6 +143,42 @@ class TableImages:
             ) from error
 
 
+class ArrowFile:
+    """A memory-mapped Arrow stream or file. Its record batches take the place of Parquet's row groups. Raises
+    `pyarrow.ArrowException, OSError`: the file is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        source = pa.memory_map(str(path))
+        if source.read(6) == b"ARROW1":
+            reader = pa.ipc.open_file(source)
+            self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        else:
+            source.seek(0)
+            reader = pa.ipc.open_stream(source)
+            self._batches = list(reader)
+        self.schema_arrow = reader.schema
+        self.num_row_groups = len(self._batches)
+        rows = [SimpleNamespace(num_rows=batch.num_rows) for batch in self._batches]
+        self.metadata = SimpleNamespace(num_rows=sum(r.num_rows for r in rows), row_group=rows.__getitem__)
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        return pa.Table.from_batches(self._batches, self.schema_arrow).select(list(columns))
+
+    def read_row_group(self, group: int, columns: Sequence[str], use_threads: bool = True) -> pa.Table:
+        return pa.Table.from_batches([self._batches[group]]).select(list(columns))
+
+    def iter_batches(
+        self, size: int, row_groups: Sequence[int], columns: Sequence[str], use_threads: bool = True
+    ) -> Iterator[pa.RecordBatch]:
+        for group in row_groups:
+            batch = self._batches[group].select(list(columns))
+            for start in range(0, batch.num_rows, size):
+                yield batch.slice(start, size)
+
+    def close(self) -> None:
+        self._batches = []
+
+
 def checksums(paths: Sequence[Path]) -> list[int]:
     """Return the CRC-32 of each file; -1 for a missing file."""
     return [zlib.crc32(path.read_bytes()) if path.is_file() else -1 for path in paths]
@@ -168,7 +204,7 @@ def open_table(path: Path, *, verify: bool = True) -> Any:
     if not path.is_file():
         raise UserError(f"no such data file: {path}.")
     try:
-        if is_arrow(path):
+        if _is_arrow(path):
             return ArrowFile(path)
         return pq.ParquetFile(path, memory_map=verify, page_checksum_verification=verify)
     except UNREADABLE as error:
@@ -194,20 +230,42 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def footer(path: Path) -> bytes:
-    """Return a Parquet file's footer (row counts, offsets, sizes, statistics); of Arrow `fingerprint_bytes`."""
-    if is_arrow(path):
-        return fingerprint_bytes(path)
+def fingerprint_of(path: Path) -> bytes:
+    """Return what identifies a file's content, without reading every image: Parquet's footer (row counts, offsets,
+    sizes, statistics); of Arrow a hash of its edges, labels and the sizes of its images."""
+    if _is_arrow(path):
+        sha = hashlib.sha256(str(path.stat().st_size).encode() + edges(path))
+        file = ArrowFile(path)
+        for batch in file.read(file.schema_arrow.names).to_batches():
+            for column in batch.columns:
+                sha.update(_summary(column))
+        return sha.digest()
+    with path.open("rb") as raw:
+        raw.seek(-8, io.SEEK_END)
+        length = int.from_bytes(raw.read(4), "little") + 8
+        raw.seek(-length, io.SEEK_END)
+        return raw.read()
+
+
+def edges(path: Path) -> bytes:
+    """Return a file's first and last MiB."""
     with path.open("rb") as file:
-        file.seek(-8, io.SEEK_END)
-        length = int.from_bytes(file.read(4), "little") + 8
-        file.seek(-length, io.SEEK_END)
-        return file.read()
+        head = file.read(_EDGE)
+        file.seek(max(0, path.stat().st_size - _EDGE))
+        return head + file.read()
 
 
-def footers_fingerprint(paths: Sequence[Path]) -> str:
-    """Hash the files' footers, without reading every image."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(footer(path))
-    return digest.hexdigest()[:16]
+def _is_arrow(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in _ARROW
+
+
+def _summary(column: Any) -> bytes:
+    """Return bytes that summarise a column: numbers in full, lengths of binary values, structs field by field."""
+    if pa.types.is_struct(column.type):
+        return b"".join(_summary(column.field(i)) for i in range(column.type.num_fields))
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        column = pc.binary_length(column)
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        return column.to_numpy(zero_copy_only=False).tobytes()
+    return b""

@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rayclip.data.columns import declared_names
-from rayclip.data.manifest import File, Manifest, ShardFile, Split
-from rayclip.data.opening import open_manifest
+from rayclip.data.manifest import File, Manifest, Split, open_manifest
 from rayclip.data.prepare import REJECTED
 from rayclip.data.tables import UNREADABLE, first_line
 from rayclip.store import Store
@@ -71,10 +70,11 @@ def _recount(store: Store, manifest: Manifest, name: str, split: Split) -> list[
     for shard in split.shards:
         try:
             with store.open(shard.file) as opened, pq.ParquetFile(opened, pre_buffer=True) as file:
-                problem = _shard(manifest, shard, file)
-                if problem is not None:
-                    return [problem]
+                if file.metadata.num_rows != shard.rows:
+                    return [f"{shard.file} has {file.metadata.num_rows:,} rows; the manifest says {shard.rows:,}."]
                 if manifest.class_names:
+                    if declared_names(file.schema_arrow, "label") != manifest.class_names:
+                        return [f"{shard.file} names other classes than the manifest."]
                     values.append(file.read(columns=["label"])["label"].to_numpy())
         except (*UNREADABLE, KeyError, UserError) as error:
             return [f"{shard.file} cannot be read ({first_line(error)})."]
@@ -89,14 +89,6 @@ def _recount(store: Store, manifest: Manifest, name: str, split: Split) -> list[
     if np.bincount(labels, minlength=len(manifest.class_names)).tolist() != list(split.per_class):
         return [f"the {name} shards hold other numbers of images per class than the manifest says."]
     return []
-
-
-def _shard(manifest: Manifest, shard: ShardFile, file: pq.ParquetFile) -> str | None:
-    if file.metadata.num_rows != shard.rows:
-        return f"{shard.file} has {file.metadata.num_rows:,} rows; the manifest says {shard.rows:,}."
-    if manifest.class_names and declared_names(file.schema_arrow, "label") != manifest.class_names:
-        return f"{shard.file} names other classes than the manifest."
-    return None
 
 
 def _rejected(store: Store, manifest: Manifest) -> list[str]:

@@ -312,7 +312,7 @@ def main() -> None:
 
 def two_hundred_names() -> tuple[str, ...]:
     """TinyImageNet's, which the package holds."""
-    from rayclip.data.classnames import _curated
+    from rayclip.data.registry import _curated
 
     names = _curated()["tiny_imagenet"]
     return tuple(names.values() if isinstance(names, dict) else names)

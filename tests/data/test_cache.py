@@ -9,9 +9,9 @@ import pytest
 
 from data.test_data import png, write
 from rayclip.data import open_data
-from rayclip.data.cache import local_path
 from rayclip.data.manifest import File
 from rayclip.data.prepare import Request, prepare
+from rayclip.data.prepared import local_path
 from rayclip.data.sources.parquet_files import open_parquet
 from rayclip.store import Store
 from rayclip.types import UserError

@@ -669,7 +669,7 @@ def test_a_manifest_never_reaches_out_of_its_folder(folder, to, what):
     entry["file"] = f"{to.format(folder.parent)}/{entry['file']}"
     (folder / MANIFEST).write_text(json.dumps(seal(raw)))
     for read in (lambda: open_data(str(folder), "test"), lambda: verify(Store(str(folder)))):
-        with pytest.raises(UserError, match="is not a plain file name"):
+        with pytest.raises(UserError, match=r"is no manifest .*should match"):
             read()
 
 
@@ -682,7 +682,7 @@ def test_a_manifest_gives_no_name_that_reaches_out_of_a_folder(folder, name, wha
         raw["splits"][name] = raw["splits"].pop("test")
     else:
         raw["name"] = name
-    with pytest.raises(UserError, match="cannot be the name of a data set or a split"):
+    with pytest.raises(UserError, match=r"is no manifest .*should match"):
         Manifest.from_json(json.dumps(seal(raw)), "here")
 
 

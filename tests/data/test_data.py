@@ -129,7 +129,7 @@ def test_the_papers_resize_rule():
     [
         (lambda p: p, "no such data file"),
         (lambda p: (p.write_text("not parquet"), p)[1], "no readable Parquet"),
-        (lambda p: write(p, ["a", "b"], label_type=pa.string()), "the text 'a' is none of the class names"),
+        (lambda p: write(p, ["a", "b"], label_type=pa.string()), "'a' is no number and no class name"),
         (lambda p: write(p, [0, 1], names=None), "names no classes: give --class-names FILE"),
         (lambda p: write(p, [0, 3]), r"labels? 3 \(4 classes\), but 3 class names, which are labels 0 to 2"),
         (lambda p: write(p, [0, 5]), "has the label 5, but 3 class names, which are labels 0 to 2"),

@@ -22,8 +22,7 @@ from data.hub_forms import image_structs, make_parquet, make_wds, picture, write
 from data.test_data import png, write
 from rayclip.cli import request
 from rayclip.cli.app import app
-from rayclip.data import batch_pixels, open_data
-from rayclip.data.pairs import open_pairs
+from rayclip.data import batch_pixels, open_data, open_pairs
 from rayclip.types import UserError
 
 NAMES = ("cat", "dog", "lemon")

@@ -6,8 +6,7 @@ import shutil
 import pytest
 
 from data import forms
-from rayclip.data.classnames import curated_names
-from rayclip.data.registry import DATASETS
+from rayclip.data.registry import DATASETS, curated_names
 from rayclip.data.sources.folder import open_folder
 from rayclip.types import UserError
 

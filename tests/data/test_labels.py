@@ -13,7 +13,6 @@ from rayclip.data import batch_pixels, open_data
 from rayclip.data.catalog import prepare_named
 from rayclip.data.labels import read_class_names, with_given_names
 from rayclip.data.manifest import MANIFEST
-from rayclip.data.sources import Place
 from rayclip.data.spec import Reading
 from rayclip.models import ZeroShot, load_model
 from rayclip.store import Store
@@ -23,8 +22,8 @@ NAMES = ("cat", "dog", "lemon")
 
 
 def prepare(tmp_path, kind, location, name="mine", **reading):
-    place = Place(kind=kind, location=str(location), reading=Reading(**reading))
-    manifest = prepare_named(name, place, Store(str(tmp_path / "root")))
+    root, given = Store(str(tmp_path / "root")), Reading(**reading)
+    manifest = prepare_named(name, root, kind=kind, location=str(location), reading=given)
     return manifest, open_data(str(tmp_path / "root" / name), "test")
 
 
@@ -174,7 +173,7 @@ def test_numbers_truth_values_and_texts_are_labels(tmp_path, labels, kind, numbe
     [
         ([0.0, 0.5], pa.float64(), "name no class: 0.5 is no whole number"),
         ([0.0, float("inf")], pa.float64(), "name no class"),
-        (["cat", "yak"], pa.string(), "the text 'yak' is none of the class names"),
+        (["cat", "yak"], pa.string(), "'yak' is no number and no class name"),
         ([[0], [1]], pa.list_(pa.int64()), "no labels or captions"),
     ],
 )

@@ -45,10 +45,7 @@ def test_images_as_plain_bytes(tmp_path, kind):
     columns = {"image": pa.array([picture(0), None, b""], kind), "label": [0, 1, 2], "coarse_label": [9, 9, 9]}
     records = list(open_parquet(write_parquet(tmp_path / "a.parquet", columns, NAMES), "a").records("test"))
     assert records[0].read() == picture(0) and records[0].problem is None
-    for record in records[1:]:
-        assert record.problem == "the row has no image"
-        with pytest.raises(ValueError, match=r"no image"):
-            record.read()
+    assert [record.problem for record in records[1:]] == ["the row has no image"] * 2
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
@@ -175,7 +172,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"test-00000-of-00001.parquet names other classes"):
         open_parquet(tmp_path / "a", "x")
     make_parquet(tmp_path / "a", {"test": 2}, label="class")
-    with pytest.raises(UserError, match=r"has other columns"):
+    with pytest.raises(UserError, match="names other classes or columns"):
         open_parquet(tmp_path / "a", "x")
 
 

@@ -83,6 +83,8 @@ def test_one_that_needs_no_preparing(installed, rayclip):
     assert len(open_data("squares#validation", "test")) == 2 and len(open_data("squares#holdout", "train")) == 8
     with pytest.raises(UserError, match="has no split 'val'"):
         open_data("squares", "val")
+    with pytest.raises(UserError, match=r"'circles'.*cifar10.*squares"):
+        open_data("circles", "test")
 
 
 def test_one_with_a_source_of_its_own(installed, rayclip):

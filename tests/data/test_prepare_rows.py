@@ -21,7 +21,7 @@ from calling import call
 from data import forms, hub_forms
 from data.test_annotations import coco, dump, karpathy
 from rayclip.data import open_data, open_pairs
-from rayclip.data.registry import CLASSIFIED, DATASETS
+from rayclip.data.registry import DATASETS
 from rayclip.types import UserError
 
 NAMES = json.loads((Path(__file__).parents[2] / "rayclip" / "data" / "classnames.json").read_text(encoding="utf-8"))
@@ -504,4 +504,3 @@ def test_digits_come_with_the_program_and_cannot_be_prepared(source, tmp_path, m
     assert err == "error: 'digits' comes with the program: there is nothing to prepare.\n"
     assert list(tmp_path.iterdir()) == []
     assert len(open_data("digits", "test")) == DATASETS["digits"].splits["test"]
-    assert "digits" in CLASSIFIED

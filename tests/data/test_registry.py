@@ -5,8 +5,7 @@ from importlib import resources
 
 import pytest
 
-from rayclip.data.classnames import clean, curated_names
-from rayclip.data.registry import DATASETS, MMCOA_15, ZERO_SHOT_16, find
+from rayclip.data.registry import DATASETS, MMCOA_15, ZERO_SHOT_16, clean, curated_names, find
 from rayclip.types import UserError
 
 NAMES = json.loads(resources.files("rayclip.data").joinpath("classnames.json").read_text(encoding="utf-8"))

@@ -10,9 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.test_data import png, write
 from rayclip.data import few_shot, open_data
-from rayclip.data.fewshot import draw_record
 from rayclip.data.prepare import Request, prepare
-from rayclip.data.sampling import EpochSampler
+from rayclip.data.sampling import EpochSampler, draw_record
 from rayclip.data.shardwriter import Layout
 from rayclip.data.sources.parquet_files import open_parquet
 from rayclip.store import Store

@@ -10,8 +10,7 @@ import torchvision.datasets
 from PIL import Image
 
 from data import forms
-from rayclip.data.classnames import curated_names
-from rayclip.data.registry import DATASETS
+from rayclip.data.registry import DATASETS, curated_names
 from rayclip.data.sources.torchvision_sets import TorchvisionSource
 from rayclip.types import UserError
 
@@ -187,7 +186,7 @@ def test_a_half_copied_pcam_is_refused(tmp_path, monkeypatch):
 
 
 def test_what_torchvision_does_not_have(tmp_path):
-    with pytest.raises(UserError, match="torchvision does not have TinyImageNet: take --source hub"):
+    with pytest.raises(UserError, match="torchvision has no data set 'tiny_imagenet': take --source"):
         TorchvisionSource(DATASETS["tiny_imagenet"], tmp_path, download=False)
     with pytest.raises(UserError, match="no split 'val': it has train, test"):
         TorchvisionSource(DATASETS["cifar10"], tmp_path, download=False, splits=["val"])

@@ -32,19 +32,9 @@ def test_a_folder_is_read_in_order_and_from_any_record_on(tmp_path, form, captio
         source = open_webdataset(tmp_path)
         assert read(source, "train", start) == written["train"][start:]
     assert source.class_names == (() if captions else ("cat", "dog", "lemon"))
-    assert source.splits() == {"train": 8, "val": None, "test": None}  # known once it was read
+    assert source.splits() == {"train": None, "val": None, "test": None}
     assert read(source, "val") == written["validation"] and read(source, "test") == written["test"]
     assert [r.path for r in source.records("test")][:2] == [f"test/0.tar/s000000{i}.{form}" for i in (0, 1)]
-
-
-def test_tars_before_the_start_are_not_opened_once_they_are_counted(tmp_path):
-    written = make_wds(tmp_path, {"test": 8})
-    source = open_webdataset(tmp_path)
-    list(source.records("test"))
-    (tmp_path / "test/0.tar").unlink()
-    assert read(source, "test", 3) == written["test"][3:]
-    with pytest.raises(UserError, match=r"no such data file: .*0\.tar"):
-        list(source.records("test", 2))
 
 
 def test_what_cannot_be_used_says_why_and_nothing_is_left_out(tmp_path):
@@ -84,9 +74,8 @@ def test_what_cannot_be_used_says_why_and_nothing_is_left_out(tmp_path):
         ("k/a.webp", None, "the sample has no label (-1)"),
         ("../../etc/m.WEBP", 1, None),
     ]
-    for i, reason in ((1, "no image"), (10, "j.webp is empty")):
-        with pytest.raises(ValueError, match=reason):
-            records[i].read()
+    with pytest.raises(ValueError, match=r"j\.webp is empty"):
+        records[10].read()
     assert records[12].read() == image
     for start in range(14):
         again = list(source.records("test", start))

@@ -5,17 +5,15 @@ they take precedence over the publishers' own annotations.
 """
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
-from rayclip.data.sources.base import Record
-from rayclip.data.sources.files import Entry, FileSource
+from rayclip.data.labels import read_json, read_text
+from rayclip.data.sources.base import Entry, FileSource, Record
 from rayclip.types import UserError
 
 Form = Literal["karpathy", "coco", "token"]
@@ -34,11 +32,7 @@ _FILES: dict[str, tuple[tuple[Form, str], ...]] = {
 }
 _IMAGES = ("val2014", "train2014", "val2017", "train2017", "flickr30k-images", "Flicker8k_Dataset", "images")
 _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}  # restval joins train, as usual
-_FLICKR8K_LISTS = {
-    "train": "Flickr_8k.trainImages.txt",
-    "val": "Flickr_8k.devImages.txt",
-    "test": "Flickr_8k.testImages.txt",
-}
+_FLICKR8K_LISTS = {"train": "trainImages", "val": "devImages", "test": "testImages"}
 _NO_TEXT = "{} captions without text are left out."
 
 
@@ -46,8 +40,8 @@ _NO_TEXT = "{} captions without text are left out."
 class _Annotations:
     """Images with their captions, by split. `left_out` counts what became no record, by the sentence that says so."""
 
+    files: list[Path]
     splits: dict[str, list[Entry]] = field(default_factory=dict)
-    files: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
@@ -76,39 +70,29 @@ class CaptionFolder(FileSource):
     def __init__(self, path: Path, name: str) -> None:
         if not path.is_dir():
             raise UserError(f"there is no folder {path}: give the one that holds the images and their captions.")
-        self._form, files = _choose(path, name)
-        found = _READERS[self._form](files)
+        form, files = _choose(path, name)
+        found = _READERS[form](files)
         if not any(found.splits.values()):
             raise UserError(f"{files[0]} tells of no images: give the published file.")
-        super().__init__(path, {split: _mark_repeated(entries) for split, entries in found.splits.items()})
-        self._digests = {str(f.relative_to(path)): _digest(f) for f in found.files}
-        self.notes = (*found.notes, *(sentence.format(number) for sentence, number in found.left_out.items()))
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "folder", "form": self._form, "files": self._digests}
-
-    def _record(self, split: str, i: int) -> Record:
-        entry = self._entries[split][i]
-        problem = _outside(entry.path)
-        # os.path.isfile returns False, not an error, for names that no file system accepts.
-        places = () if problem else (place for place in _places(entry.path) if os.path.isfile(self._root / place))
-        if (place := next(iter(places), None)) is None:
-            problem = problem or f"there is no image {entry.path}"
-            return Record(path=entry.path, read=partial(_refuse, problem), captions=entry.captions, problem=problem)
-        return Record(
-            path=str(Path(place)),
-            read=(self._root / place).read_bytes,
-            captions=entry.captions,
-            problem=entry.problem or (None if entry.captions else "the image has no captions"),
+        digests = {str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in found.files}
+        super().__init__(
+            path,
+            {split: _mark_repeated(entries) for split, entries in found.splits.items()},
+            {"kind": "folder", "form": form, "files": digests},
+            notes=(*found.notes, *(sentence.format(number) for sentence, number in found.left_out.items())),
         )
 
-
-def _places(name: str) -> Sequence[str]:
-    """Return the possible places of an image below the folder, best first."""
-    if "/" not in name:
-        return [*(f"{folder}/{name}" for folder in _IMAGES), name]
-    last = name.rpartition("/")[2]
-    return [name, f"images/{name}", f"images/{last}", last]
+    def _record(self, entry: Entry) -> Record:
+        name, problem = entry.path, _outside(entry.path)
+        places = [name, f"images/{name}", f"images/{name.rpartition('/')[2]}", name.rpartition("/")[2]]
+        if "/" not in name:
+            places = [*(f"{folder}/{name}" for folder in _IMAGES), name]
+        # os.path.isfile returns False, not an error, for names that no file system accepts.
+        place = None if problem else next((place for place in places if os.path.isfile(self._root / place)), None)
+        if place is None:
+            return Record(path=name, captions=entry.captions, problem=problem or f"there is no image {name}")
+        problem = entry.problem or (None if entry.captions else "the image has no captions")
+        return super()._record(entry._replace(path=str(Path(place)), problem=problem))
 
 
 def _outside(name: str) -> str | None:
@@ -119,10 +103,6 @@ def _outside(name: str) -> str | None:
     if posix.is_absolute() or windows.drive or windows.root or ".." in windows.parts or "\0" in name:
         return f"the file name {name!r} leads out of the folder"
     return None
-
-
-def _refuse(problem: str) -> bytes:
-    raise FileNotFoundError(problem)
 
 
 def _mark_repeated(entries: Sequence[Entry]) -> list[Entry]:
@@ -157,69 +137,51 @@ def _choose(folder: Path, name: str) -> tuple[Form, list[Path]]:
     return best, [file for form, file in files if form == best]
 
 
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from error
-
-
-def _json(file: Path, *lists: str) -> dict[str, Any]:
-    """Read a JSON object and check that it holds these lists."""
-    try:
-        value = json.loads(_read(file))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is no readable JSON ({str(error)[:120]}): fetch it again.") from error
-    for key in lists:
+def _lists(file: Path, *keys: str) -> list[list[dict[str, Any]]]:
+    """Read these lists of a JSON file. Raises `UserError` if there are none."""
+    value = read_json(file)
+    for key in keys:
         if not isinstance(value, dict) or not isinstance(value.get(key), list):
             raise UserError(f"{file} has no list '{key}', so it is not what its name says: fetch it again.")
-    return value
+    return [_dicts(value[key]) for key in keys]
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        return [line.strip() for line in _read(file).decode("utf-8-sig").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is no UTF-8 text: fetch it again.") from error
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
-
-
-def _text(value: Any) -> str | None:
-    """Return a stripped caption; None if it is empty, not text, or not valid UTF-8 (JSON may hold lone surrogates)."""
-    if not isinstance(value, str) or value.encode(errors="ignore").decode() != value:
-        return None
-    return value.strip() or None
-
-
-def _objects(values: Any) -> list[dict[str, Any]]:
+def _dicts(values: Any) -> list[dict[str, Any]]:
     """Return the entries of a JSON list; an empty object for an entry that is none."""
     return [value if isinstance(value, dict) else {} for value in values] if isinstance(values, list) else []
 
 
+def _lines(file: Path) -> list[str]:
+    return [line.strip() for line in read_text(file).split("\n") if line.strip()]
+
+
+def _text(value: Any) -> str:
+    """Return a stripped text; empty if it is no text, or not valid UTF-8 (JSON may hold lone surrogates)."""
+    if not isinstance(value, str) or value.encode(errors="ignore").decode() != value:
+        return ""
+    return value.strip()
+
+
 def _joined(folder: Any, name: Any) -> str:
     """Join `filepath/filename`, where the first may be absent; return "" if there is no file name."""
-    name = _text(name) or ""
+    name = _text(name)
     return f"{folder}/{name}" if name and _text(folder) else name
 
 
 def _read_karpathy(files: Sequence[Path]) -> _Annotations:
     file = files[0]
-    found = _Annotations(files=[file])
-    for image in _objects(_json(file, "images")["images"]):
+    found = _Annotations([file])
+    (images,) = _lists(file, "images")
+    for image in images:
         split = image.get("split")
         if not isinstance(split, str) or split not in _KARPATHY_SPLITS:
             found.left_out["{} entries of " + file.name + " that belong to no known split are left out."] += 1
             continue
-        captions = [_text(sentence.get("raw")) for sentence in _objects(image.get("sentences"))]
-        kept = tuple(c for c in captions if c)
-        if len(kept) < len(captions):
-            found.left_out[_NO_TEXT] += len(captions) - len(kept)
-        name = _joined(image.get("filepath"), image.get("filename"))
-        found.splits.setdefault(_KARPATHY_SPLITS[split], []).append(Entry(name, captions=kept))
+        captions = [_text(sentence.get("raw")) for sentence in _dicts(image.get("sentences"))]
+        if empty := captions.count(""):
+            found.left_out[_NO_TEXT] += empty
+        entry = Entry(_joined(image.get("filepath"), image.get("filename")), captions=tuple(filter(None, captions)))
+        found.splits.setdefault(_KARPATHY_SPLITS[split], []).append(entry)
     return found
 
 
@@ -227,25 +189,25 @@ def _read_coco(files: Sequence[Path]) -> _Annotations:
     """Read the files of one year: 2014 and 2017 split the same images differently, so using both would mix splits."""
     year = files[0].stem[-4:]
     used = {f.name: f for f in reversed(files) if f.stem.endswith(year)}
-    found = _Annotations(files=sorted(used.values()))
+    found = _Annotations(sorted(used.values()))
     for file in found.files:
         split = "val" if "val" in file.stem else "train"
-        content = _json(file, "images", "annotations")
         captions: dict[Any, list[str]] = {}
-        for annotation in _objects(content["annotations"]):
+        images, annotations = _lists(file, "images", "annotations")
+        for annotation in annotations:
             key, text = annotation.get("image_id"), _text(annotation.get("caption"))
-            if text is None:
+            if not text:
                 found.left_out[_NO_TEXT] += 1
             elif not isinstance(key, int | str):
                 found.left_out["{} captions that name no image are left out."] += 1
             else:
                 captions.setdefault(key, []).append(text)
-        entries = found.splits.setdefault(split, [])
-        for image in _objects(content["images"]):
+        found.splits[split] = []
+        for image in images:
             key = image.get("id")
             own = captions.pop(key, []) if isinstance(key, int | str) else []
             name = _joined(f"{split}{year}", image.get("file_name"))
-            entries.append(Entry(name, captions=tuple(own)))
+            found.splits[split].append(Entry(name, captions=tuple(own)))
         if unknown := sum(map(len, captions.values())):
             found.left_out["{} captions of images that " + file.name + " does not list are left out."] += unknown
     if "val" in found.splits:
@@ -260,7 +222,7 @@ def _read_coco(files: Sequence[Path]) -> _Annotations:
 
 def _read_token(files: Sequence[Path]) -> _Annotations:
     file = files[0]
-    found = _Annotations(files=[file])
+    found = _Annotations([file])
     captions: dict[str, tuple[str, ...]] = {}
     for line in _lines(file):
         key, tab, sentence = line.partition("\t")
@@ -269,20 +231,19 @@ def _read_token(files: Sequence[Path]) -> _Annotations:
             captions[name] = (*captions.get(name, ()), sentence.strip())
         else:
             found.left_out["{} lines of " + file.name + " that are no NAME#NUMBER and sentence are left out."] += 1
-    lists = {split: file.parent / name for split, name in _FLICKR8K_LISTS.items() if "8k" in file.name}
-    lists = {split: f for split, f in lists.items() if f.is_file()}
-    if not lists:
+    for split, name in _FLICKR8K_LISTS.items():
+        listed = file.with_name(f"Flickr_8k.{name}.txt")
+        if "8k" in file.name and listed.is_file():
+            found.files.append(listed)
+            found.splits[split] = [Entry(name, captions=captions.get(name, ())) for name in _lines(listed)]
+    if not found.splits:
         found.splits["test"] = [Entry(name, captions=own) for name, own in captions.items()]
         found.notes.append(
             f"{file.name} has no list of test images beside it, so split 'test' is all {len(captions)} images, not the "
             "1k that papers report on: put Karpathy's JSON beside it for that."
         )
-        return found
-    for split, f in lists.items():
-        found.files.append(f)
-        found.splits[split] = [Entry(name, captions=captions.get(name, ())) for name in _lines(f)]
-    listed = {entry.path for entries in found.splits.values() for entry in entries}
-    if unlisted := sum(name not in listed for name in captions):
+    listed_names = {entry.path for entries in found.splits.values() for entry in entries}
+    if unlisted := len(captions.keys() - listed_names):
         found.left_out["{} images that no list names are left out."] += unlisted
     return found
 

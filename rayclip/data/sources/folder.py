@@ -5,24 +5,20 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
 
 from rayclip.data.labels import first_few, with_given_names
+from rayclip.data.layout import is_image_name
 from rayclip.data.registry import DatasetInfo
 from rayclip.data.sources.annotations import CaptionFolder
-from rayclip.data.sources.base import Source
-from rayclip.data.sources.files import Entry, FileSource, digest, readable
+from rayclip.data.sources.base import Entry, FileSource, Source, describe_files, digest, readable
+from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
 _SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 _JUNK = frozenset({"__MACOSX", "@eaDir"})  # what archives and file servers leave behind
 
 
-def open_folder(
-    info: DatasetInfo | None, path: Path, class_names: tuple[str, ...] | None = None, origin: str = ""
-) -> Source:
+def open_folder(info: DatasetInfo | None, path: Path, reading: Reading = Reading()) -> Source:
     """Open a folder of image files.
 
     Without `info`, or where its form is `imagefolder`: `train/`, `val/` (or `validation/`), `test/` with a folder per
@@ -30,55 +26,27 @@ def open_folder(
     Kaggle's layout. TinyImageNet: the layout of its archive. Captions: see `annotations`.
 
     Args:
-        class_names: replace the folders' names: the same names in another spelling, or names in the folders' order,
-            which is numerical if they are numbered 0..K-1 or 1..K.
-        origin: where `class_names` are from, for the note.
+        reading: its class names replace the folders' names: the same names in another spelling, or names in the
+            folders' order, which is numerical if they are numbered 0..K-1 or 1..K.
 
     Raises:
         UserError: no such folder, no images in that form, or another number of classes than the data set has.
     """
-    path = path.expanduser()
     if not path.is_dir():
         raise UserError(f"no such folder: {path}.")
     form = info.folder if info else "imagefolder"
-    if class_names is not None and form != "imagefolder":
+    if reading.names is not None and form != "imagefolder":
         raise UserError(f"{path} names its classes itself: leave --class-names away.")
-    if form == "captions" and info:
+    if info and form == "captions":
         return CaptionFolder(path, info.name)
     try:
         if form == "imagenet":
             return _imagenet(info, path)
         if form == "tiny_imagenet" and (found := _first(path / "tiny-imagenet-200", path, holding="wnids.txt")):
             return _tiny_imagenet(info, found)
-        return _class_folders(path, class_names, origin)
+        return _class_folders(path, reading)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not readable: {error}.") from error
-
-
-class FolderSource(FileSource):
-    """Image files under one folder, in one of the published forms."""
-
-    def __init__(
-        self,
-        root: Path,
-        form: str,
-        entries: Mapping[str, list[Entry]],
-        class_names: Sequence[str],
-        notes: Sequence[str],
-        label_keys: Sequence[str] = (),
-    ) -> None:
-        super().__init__(root, entries)
-        self._form = form
-        self.class_names, self.label_keys, self.notes = tuple(class_names), tuple(label_keys), tuple(notes)
-        if not any(entries.values()):
-            raise UserError(
-                f"{root} holds no images: it needs a folder for each class, or train/, val/, test/ of them."
-            )
-
-    def describe(self) -> dict[str, Any]:
-        splits = {split: self._describe_split(split) for split in self._entries}
-        classes = digest((*self.class_names, *self.label_keys))
-        return {"kind": "folder", "form": self._form, "classes": classes, "splits": splits}
 
 
 class _Walk:
@@ -86,7 +54,6 @@ class _Walk:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._extensions = {e for e, name in Image.registered_extensions().items() if name in Image.OPEN}
         self._skipped: Counter[str] = Counter()
         self._outside: Counter[str] = Counter()
 
@@ -96,7 +63,7 @@ class _Walk:
         for entry in os.scandir(folder):
             if entry.is_dir() and not _hidden(entry.name):
                 names.append(entry.name)
-            elif note and self._is_image(entry):
+            elif note and _is_image(entry):
                 self._outside[self.relative(folder)] += 1
         return sorted(names)
 
@@ -104,16 +71,6 @@ class _Walk:
         """Return the paths of the image files below a folder, at any depth, sorted; none if the folder is missing.
         Files that end in `expected` belong there and are not counted as skipped."""
         return sorted(self._below(folder, expected, ())) if folder.is_dir() else []
-
-    def notes(self) -> list[str]:
-        notes = [
-            f"{_count(n, 'image file')} left out, being in {place or 'the folder itself'} and no class folder."
-            for place, n in sorted(self._outside.items())
-        ]
-        if total := self._skipped.total():
-            kinds = ", ".join(sorted(self._skipped)[:5]) + (", …" if len(self._skipped) > 5 else "")
-            notes.append(f"{_count(total, 'file')} that {'is' if total == 1 else 'are'} no image left out ({kinds}).")
-        return notes
 
     def _below(self, folder: Path, expected: str, above: tuple[str, ...]) -> Iterator[str]:
         here = os.path.realpath(folder)
@@ -123,24 +80,44 @@ class _Walk:
             if entry.is_dir():
                 if not _hidden(entry.name):
                     yield from self._below(folder / entry.name, expected, (*above, here))
-            elif self._is_image(entry):
+            elif _is_image(entry):
                 yield self.relative(Path(entry.path))
             elif not (expected and entry.name.endswith(expected)):
                 extension = os.path.splitext(entry.name)[1].lower()
                 self._skipped[readable(entry.name if _hidden(entry.name) or not extension else extension)] += 1
 
-    def _is_image(self, entry: "os.DirEntry[str]") -> bool:
-        if _hidden(entry.name) or os.path.splitext(entry.name)[1].lower() not in self._extensions:
-            return False
-        return entry.is_file() or entry.is_symlink()  # a dangling link is an unreadable sample; a pipe is no sample
-
     def relative(self, path: Path) -> str:
         relative = path.relative_to(self.root).as_posix()
         return "" if relative == "." else relative
 
+    def source(
+        self,
+        form: str,
+        entries: Mapping[str, list[Entry]],
+        class_names: Sequence[str],
+        label_keys: Sequence[str] = (),
+        notes: Sequence[str] = (),
+    ) -> FileSource:
+        """Return the source of these files. Raises `UserError` if there are none."""
+        if not any(entries.values()):
+            raise UserError(
+                f"{self.root} holds no images: it needs a folder for each class, or train/, val/, test/ of them."
+            )
+        outside = [
+            f"{_count(n, 'image file')} left out, being in {place or 'the folder itself'} and no class folder."
+            for place, n in sorted(self._outside.items())
+        ]
+        if total := self._skipped.total():
+            kinds = ", ".join(sorted(self._skipped)[:5]) + (", …" if len(self._skipped) > 5 else "")
+            outside.append(f"{_count(total, 'file')} that {'is' if total == 1 else 'are'} no image left out ({kinds}).")
+        splits = {split: describe_files(self.root, of_split) for split, of_split in entries.items()}
+        classes = digest((*class_names, *label_keys))
+        description = {"kind": "folder", "form": form, "classes": classes, "splits": splits}
+        return FileSource(self.root, entries, description, class_names, label_keys, [*notes, *outside])
 
-def _class_folders(root: Path, class_names: tuple[str, ...] | None, origin: str) -> FolderSource:
-    walk = _Walk(root)
+
+def _class_folders(root: Path, reading: Reading) -> FileSource:
+    walk, given = _Walk(root), reading.class_names()
     top = walk.folders(root, note=False)
     split_of = {name: _SPLITS[name.lower()] for name in top if name.lower() in _SPLITS}
     # A class may also be called 'train': a split folder contains folders, a class folder contains images.
@@ -151,7 +128,7 @@ def _class_folders(root: Path, class_names: tuple[str, ...] | None, origin: str)
     found = {name: walk.folders(root / name) for name in split_of}
     # Sorted like torchvision's ImageFolder, so that published folder forms get their published labels.
     every = {name for names in found.values() for name in names}
-    by_number = class_names is not None and all(name.isdecimal() for name in every)  # the order of a list of names
+    by_number = given is not None and all(name.isdecimal() for name in every)  # the order of a list of names
     spellings: dict[str, list[str]] = {}
     for name in sorted(every, key=int) if by_number else sorted(every):
         spellings.setdefault(" ".join(name.replace("_", " ").split()).casefold(), []).append(name)
@@ -171,19 +148,18 @@ def _class_folders(root: Path, class_names: tuple[str, ...] | None, origin: str)
         notes.append(f"{_count(len(empty), 'class folder')} without images: {first_few(empty)}.")
     if ignored := [readable(name) for name in top if "" not in split_of and name not in split_of]:
         notes.append(f"Not a split, and left out: {first_few(ignored)}.")
-    if class_names is not None:
-        if len(class_names) != len(names):
-            raise UserError(f"{origin} names {len(class_names)} classes, but {root} has {len(names)} class folders.")
+    if given is not None:
+        if len(given) != len(names):
+            raise UserError(f"{reading.names} names {len(given)} classes, but {root} has {len(names)} class folders.")
         if by_number and (int(names[0]) > 1 or int(names[-1]) - int(names[0]) + 1 != len(names)):
             raise UserError(f"the class folders of {root} are numbered with gaps: call them by their names instead.")
-        names, note = with_given_names(names, class_names, origin)
+        names, note = with_given_names(names, given, str(reading.names))
         notes += [note] if note and not by_number else []
-    return FolderSource(root, "imagefolder", entries, names, notes + walk.notes())
+    return walk.source("imagefolder", entries, names, notes=notes)
 
 
-def _imagenet(info: DatasetInfo | None, root: Path) -> FolderSource:
-    """Read `train/<wnid>/` and `val/<wnid>/`, or Kaggle's layout: the same below `ILSVRC/Data/CLS-LOC`, but with a flat
-    val folder and lists of classes and labels."""
+def _imagenet(info: DatasetInfo | None, root: Path) -> FileSource:
+    """Read `{train,val}/<wnid>/`, or Kaggle's layout below `ILSVRC/Data/CLS-LOC`: flat val folder, lists of labels."""
     walk = _Walk(root)
     base = _first(root / "ILSVRC" / "Data" / "CLS-LOC", root / "Data" / "CLS-LOC", root) or root
     folders = {split: base / split for split in ("train", "val") if (base / split).is_dir()}
@@ -205,14 +181,12 @@ def _imagenet(info: DatasetInfo | None, root: Path) -> FolderSource:
             lines = [line for line in csv.reader(file) if len(line) >= 2][1:]  # the first is the header
         rows = [(f"{image}.JPEG", boxes.split(" ")[0]) for image, boxes, *_ in lines]
         entries["val"] = _annotated(walk, folders["val"], rows, label_of, solution.name)
-    return FolderSource(root, "imagenet", entries, [words.get(w) or w for w in wnids], walk.notes(), label_keys=wnids)
+    return walk.source("imagenet", entries, [words.get(w) or w for w in wnids], wnids)
 
 
-def _tiny_imagenet(info: DatasetInfo | None, root: Path) -> FolderSource:
-    """Read `wnids.txt` (label order), `words.txt`, `train/<wnid>/images/`, and `val/images/` with
-    `val/val_annotations.txt`."""
-    walk = _Walk(root)
-    wnids = _lines(root / "wnids.txt")
+def _tiny_imagenet(info: DatasetInfo | None, root: Path) -> FileSource:
+    """Read `wnids.txt` (label order), `words.txt`, `train/<wnid>/images/`, `val/images/`, `val/val_annotations.txt`."""
+    walk, wnids = _Walk(root), _lines(root / "wnids.txt")
     label_of = _numbered(info, root, wnids)
     words = dict(line.split("\t", 1) for line in _lines(root / "words.txt") if "\t" in line)
     entries: dict[str, list[Entry]] = {}
@@ -225,8 +199,7 @@ def _tiny_imagenet(info: DatasetInfo | None, root: Path) -> FolderSource:
             names = walk.folders(folder)
             listed = _in_class_folders(walk, folder, names, label_of, "wnids.txt does not have {}", "_boxes.txt")
             entries[split] = sorted(listed, key=_by_label)
-    names = [words.get(wnid) or wnid for wnid in wnids]
-    return FolderSource(root, "tiny_imagenet", entries, names, walk.notes(), label_keys=wnids)
+    return walk.source("tiny_imagenet", entries, [words.get(w) or w for w in wnids], wnids)
 
 
 def _in_class_folders(
@@ -285,6 +258,11 @@ def _lines(path: Path) -> list[str]:
     """Return a file's lines that are not blank; none if there is no such file."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [line for line in text.splitlines() if line.strip()]
+
+
+def _is_image(entry: "os.DirEntry[str]") -> bool:
+    """A dangling link is an unreadable sample; a pipe is no sample."""
+    return not _hidden(entry.name) and is_image_name(entry.name) and (entry.is_file() or entry.is_symlink())
 
 
 def _hidden(name: str) -> bool:

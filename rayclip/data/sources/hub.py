@@ -6,17 +6,18 @@ files are never downloaded again.
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from rayclip.data.layout import SPLITS, by_config, choose_config, split_files
+from rayclip.data.labels import read_class_names
+from rayclip.data.layout import SPLITS, by_config, choose_config, own_split
 from rayclip.data.registry import Hub
-from rayclip.data.sources.base import Source, choose_split
+from rayclip.data.sources.base import Shard, Source, choose_split
 from rayclip.data.sources.parquet_files import ParquetSource
-from rayclip.data.sources.shards import Shard
-from rayclip.data.sources.webdataset import WebDatasetSource, class_list, counted_tars
+from rayclip.data.sources.webdataset import WebDatasetSource, counted_tars
 from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
@@ -49,7 +50,7 @@ def open_hub(
     tars = {split: [repo.shard(f) for f in _tar_files(repo, name)] for split, name in chosen.items()}
     class_names: tuple[str, ...] = ()
     if "classnames.txt" in repo.files and not captions:
-        class_names = class_list(repo.fetch("classnames.txt").read_bytes(), f"{hub.repo}/classnames.txt")
+        class_names = read_class_names(repo.fetch("classnames.txt"), plain=True)
     return WebDatasetSource(tars, class_names, description, reading)
 
 
@@ -76,7 +77,7 @@ def parse_hub(text: str, *, revision: str | None = None) -> Hub:
             "download and unpack it yourself, then give its folder."
         )
     below = f"{chosen}/" if chosen else ""
-    return Hub(repo=name, form="parquet", splits={split: below + n for split, (n, _) in configs[chosen].items()})
+    return Hub(repo=name, form="parquet", splits={split: below + split for split in configs[chosen]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +93,8 @@ class _Repo:
         """Return a file's local path, downloading it if it is not there yet. Raises `UserError`."""
         from huggingface_hub import hf_hub_download
 
-        def download() -> str:
-            return hf_hub_download(
-                self.name,
-                file,
-                repo_type="dataset",
-                revision=self.sha,
-                endpoint=self.endpoint,
-            )
-
-        return Path(_ask(download, f"{self.name}/{file}", self.name, self.endpoint))
+        call = partial(hf_hub_download, repo_type="dataset", revision=self.sha, endpoint=self.endpoint)
+        return Path(_ask(lambda: call(self.name, file), f"{self.name}/{file}", self.name, self.endpoint))
 
     def cached(self, file: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
@@ -111,6 +104,10 @@ class _Repo:
 
     def shard(self, file: str) -> Shard:
         return Shard(name=file, fetch=lambda: self.fetch(file), cached=lambda: self.cached(file), remote=True)
+
+    def no_split(self, split: str, have: Iterable[str]) -> UserError:
+        there = ", ".join(sorted(set(have))) or "none that is known"
+        return UserError(f"{self.name} has no split '{split}' at {self.sha[:12]}: it has {there}.")
 
 
 def _resolve(name: str, revision: str | None) -> _Repo:
@@ -130,29 +127,24 @@ def _resolve(name: str, revision: str | None) -> _Repo:
 def _tar_files(repo: _Repo, split: str) -> list[str]:
     listed = f"{split}/nshards.txt"
     if listed not in repo.files:
-        have = sorted(f.rpartition("/")[0] for f in repo.files if f.endswith("/nshards.txt"))
-        raise UserError(_no_split(repo, split, have))
-    text = repo.fetch(listed).read_bytes()
-    names = counted_tars(text, f"{repo.name}/{listed}", {file.removeprefix(f"{split}/") for file in repo.files})
-    return [f"{split}/{name}" for name in names]
+        raise repo.no_split(split, (f.rpartition("/")[0] for f in repo.files if f.endswith("/nshards.txt")))
+    there = {file.removeprefix(f"{split}/") for file in repo.files}
+    return [f"{split}/{name}" for name in counted_tars(repo.fetch(listed), f"{repo.name}/{listed}", there)]
 
 
 def _parquet_files(repo: _Repo, split: str) -> list[str]:
     config, _, name = split.rpartition("/")
-    configs = split_files(repo.files, name)
+    split = own_split(name)
+    configs = {config: files[split] for config, files in by_config(repo.files).items() if split in files}
     if not configs:
-        have = sorted({f.rpartition("/")[2].partition("-")[0] for f in repo.files if f.endswith(".parquet")})
-        raise UserError(_no_split(repo, split, have))
+        parquet = (f.rpartition("/")[2] for f in repo.files if f.endswith(".parquet"))
+        raise repo.no_split(name, (base.partition("-")[0] for base in parquet))
     chosen = config or choose_config(configs)
     if chosen not in configs:
         raise UserError(
             f"{repo.name} has '{name}' in the configurations {', '.join(sorted(configs))}: name one of them."
         )
     return configs[chosen]
-
-
-def _no_split(repo: _Repo, split: str, have: Sequence[str]) -> str:
-    return f"{repo.name} has no split '{split}' at {repo.sha[:12]}: it has {', '.join(have) or 'none that is known'}."
 
 
 def _ask(call: Callable[[], _T], what: str, name: str, endpoint: str, revision: str | None = None) -> _T:
@@ -171,6 +163,7 @@ def _explain(error: BaseException, what: str, name: str, endpoint: str, revision
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     page = f"{endpoint}/datasets/{name}"
+    gated = f"{name} is gated or private: ask for access at {page}, then log in with `hf auth login` or set HF_TOKEN."
     match error:
         case errors.OfflineModeIsEnabled():
             return f"could not fetch {what}: HF_HUB_OFFLINE forbids it; unset it, or give a folder with the files."
@@ -183,7 +176,7 @@ def _explain(error: BaseException, what: str, name: str, endpoint: str, revision
         case errors.EntryNotFoundError():
             return f"{endpoint} has no file {what}: try another revision."
         case errors.GatedRepoError():
-            return _gated(name, page)
+            return gated
         # Without a token the hub gives the same answer for private repositories as for those that do not exist.
         case errors.RepositoryNotFoundError():
             return (
@@ -193,7 +186,7 @@ def _explain(error: BaseException, what: str, name: str, endpoint: str, revision
         case errors.HfHubHTTPError():
             status = error.response.status_code
             if status in (401, 403):
-                return _gated(name, page)
+                return gated
             if status == 429:
                 return f"{endpoint} allows no more requests for now while fetching {what}: wait, then run again."
             return f"{endpoint} answered {status} while fetching {what}: run again later to go on."
@@ -204,7 +197,3 @@ def _explain(error: BaseException, what: str, name: str, endpoint: str, revision
             return f"no space left for {what}: free some or set HF_HUB_CACHE to a larger disk, then run again to go on."
     reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
     return f"could not fetch {what} from {endpoint} ({reason}): check the network and run again to go on."
-
-
-def _gated(name: str, page: str) -> str:
-    return f"{name} is gated or private: ask for access at {page}, then log in with `hf auth login` or set HF_TOKEN."

@@ -14,13 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayclip.data.columns import LabelColumn, caption_texts, declared_names, find_columns, open_labels
+from rayclip.data.columns import Columns, caption_texts, check_alike, find_columns, open_labels
 from rayclip.data.labels import MISSING
 from rayclip.data.layout import find_files, split_named_in
-from rayclip.data.sources.base import Record
-from rayclip.data.sources.shards import Shard, ShardedSource, unreadable
+from rayclip.data.sources.base import Record, Shard, ShardedSource
 from rayclip.data.spec import Reading
-from rayclip.data.tables import UNREADABLE, TableImages, checksums, encoded_image, footer, open_table
+from rayclip.data.tables import UNREADABLE, TableImages, checksums, encoded_image, fingerprint_of, open_table
 from rayclip.types import UserError
 
 _BATCH = 64  # rows turned into records at a time
@@ -48,7 +47,7 @@ class ParquetSource(ShardedSource):
         description: Mapping[str, Any] | None = None,
         reading: Reading = Reading(),
     ) -> None:
-        self._name, self._reading = name, reading
+        self._name, self._reading, self._captions = name, reading, captions
         paths = [f.absolute().parent for of_split in files.values() for f in of_split if isinstance(f, Path)]
         root = os.path.commonpath(paths) if paths else "."
         shards = {
@@ -59,30 +58,34 @@ class ParquetSource(ShardedSource):
         every = [shard for of_split in shards.values() for shard in of_split]
         if not every:
             raise UserError(f"data set '{name}' has no Parquet files: name at least one.")
-        first = every[0]
-        with _open(first, first.fetch()) as file:
-            self._columns = find_columns(first.name, file.schema_arrow, reading, captions=captions)
-            self._declared = declared_names(file.schema_arrow, self._columns.label)
-        local = [shard for shard in every if not shard.remote]
-        for shard in local:
-            with _open(shard, shard.fetch()) as file:
-                self._check_alike(shard, file.schema_arrow)
-        self._labels: LabelColumn | None = None
+        self._first = every[0]
+        with _open(self._first, self._first.fetch()) as file:
+            self._columns = self._find_columns(self._first, file)
+        self._captions = self._columns.label is None
+        here = [shard for shard in every if shard.cached() is not None]
+        for shard in here:
+            if not shard.remote:
+                with _open(shard, shard.fetch()) as file:
+                    check_alike(shard.name, self._find_columns(shard, file), self._first.name, self._columns)
+        self._labels = None
         if self._columns.label:
             # Labels that can be read without a download; the others are checked when their records are read.
-            seen = self._distinct_labels([shard for shard in every if shard.cached() is not None])
-            known = seen if len(local) == len(every) else None
-            self._labels = open_labels(
-                first.name, self._columns, self._declared, known, reading, from_1="add --labels-from 1"
-            )
-            self._labels.numbers(first.name, seen)
-            self.class_names = self._labels.class_names
-            self.notes = (self._labels.note,) if self._labels.note else ()
+            seen = self._distinct_labels(here)
+            known = None if any(shard.remote for shard in every) else seen
+            from_1 = "add --labels-from 1"
+            self._labels = open_labels(self._first.name, self._columns, known, reading, from_1=from_1)
+            self._numbers = self._labels.numbers(self._first.name, seen)
+            self.class_names, self.notes = self._labels.class_names, self._labels.notes
         if description is None:
             extra: dict[str, Any] = dict(reading.decisive())
-            if named := self._named_files(every):
+            rows = [self._count(shard) or 0 for shard in every]
+            local = [shard.fetch() for shard in every]
+            if named := checksums(TableImages(rows, local.__getitem__, self._columns.image, name).paths()):
                 extra["files"] = named
             self._description = {"kind": "parquet", "content": _fingerprint(shards, self.class_names, extra)}
+
+    def _find_columns(self, shard: Shard, file: Any) -> Columns:
+        return find_columns(shard.name, file.schema_arrow, self._reading, captions=self._captions)
 
     def _distinct_labels(self, shards: Sequence[Shard]) -> set[Any]:
         """Return the distinct labels, without damaged texts: rows with those get a `problem` when they are read."""
@@ -96,22 +99,6 @@ class ParquetSource(ShardedSource):
                             found.add(value.as_py())
         return {None if value != value else value for value in found}
 
-    def _named_files(self, shards: Sequence[Shard]) -> list[int]:
-        """Return checksums of the image files that rows name instead of holding bytes."""
-        paths = [shard.fetch() for shard in shards]
-        rows = [self._count(shard) or 0 for shard in shards]
-        return checksums(TableImages(rows, paths.__getitem__, self._columns.image, self._name).paths())
-
-    def _check_alike(self, shard: Shard, schema: pa.Schema) -> None:
-        """Raise a `UserError` unless this file has the same columns and class names as the first."""
-        columns = find_columns(shard.name, schema, self._reading, captions=not self._columns.label)
-        for what, same in (
-            ("has other columns", columns == self._columns),
-            ("names other classes", declared_names(schema, self._columns.label) == self._declared),
-        ):
-            if not same:
-                raise UserError(f"{shard.name} {what} than the first file of '{self._name}': give each its own.")
-
     def _count(self, shard: Shard) -> int | None:
         path = shard.cached()
         if path is None:
@@ -120,41 +107,43 @@ class ParquetSource(ShardedSource):
             return file.metadata.num_rows
 
     def _read(self, shard: Shard, path: Path, start: int) -> Generator[Record, None, int]:
+        columns = [c for c in (self._columns.image, self._columns.label, self._columns.captions) if c]
         with _open(shard, path) as file:
-            self._check_alike(shard, file.schema_arrow)
+            check_alike(shard.name, self._find_columns(shard, file), self._first.name, self._columns)
             ends = list(accumulate(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)))
             group = bisect.bisect_right(ends, start)  # first group that ends after `start`
             row = ends[group - 1] if group else 0
-            for batch in _batches(shard, path, file, range(group, len(ends)), self._columns.names):
-                images = batch.column(self._columns.image)
+            for batch in _batches(shard, path, file, range(group, len(ends)), columns):
+                images, values = batch.column(columns[0]), batch.column(columns[1])
                 for i in range(max(0, start - row), batch.num_rows):
-                    yield self._record(f"{shard.name}#{row + i}", path, encoded_image(images[i]), batch, i)
+                    yield self._record(f"{shard.name}#{row + i}", path, encoded_image(images[i]), values[i])
                 row += batch.num_rows
             return file.metadata.num_rows
 
-    def _record(self, where: str, path: Path, image: bytes | str, batch: pa.RecordBatch, i: int) -> Record:
+    def _record(self, where: str, path: Path, image: bytes | str, scalar: Any) -> Record:
+        read = partial(bytes, image) if isinstance(image, bytes) else (path.parent / image).read_bytes
         problem, label = None, None
         captions: tuple[str, ...] = ()
-        if not image:
-            problem = "the row has no image"
-        elif isinstance(image, str) and not (path.parent / image).is_file():
-            problem = f"the row has no image, and there is no file {image}"
-        if isinstance(image, str):
-            read = (path.parent / image).read_bytes
-        else:
-            read = partial(bytes, image) if image else unreadable("the row has no image")
         try:
-            value = batch.column(self._columns.label or self._columns.captions)[i].as_py()
+            value = scalar.as_py()
         except UnicodeDecodeError:
             return Record(path=where, read=read, problem="the row's text is damaged")
         if self._labels is None:
             captions = tuple(text.strip() for text in caption_texts(value) if text.strip())
-            problem = problem or (None if captions else "the row has no caption")
+            problem = None if captions else "the row has no caption"
+        elif value is None or value != value:
+            problem = "the row has no label"
         else:
-            number = self._labels.number(where, value)
-            label = None if number == MISSING else number - self._labels.first
-            if label is None:
-                problem = problem or f"the row has no label{'' if value is None or value != value else ' (-1)'}"
+            if value not in self._numbers:
+                self._numbers |= self._labels.numbers(where, [value])
+            if self._numbers[value] == MISSING:
+                problem = "the row has no label (-1)"
+            else:
+                label = self._numbers[value] - self._labels.first
+        if not image:
+            problem = "the row has no image"
+        elif isinstance(image, str) and not (path.parent / image).is_file():
+            problem = f"the row has no image, and there is no file {image}"
         return Record(path=where, read=read, label=label, captions=captions, problem=problem)
 
 
@@ -167,13 +156,13 @@ def open_parquet(
         return ParquetSource({split_named_in(path.stem) or split: [path]}, name, captions, reading=reading)
     if not path.is_dir():
         raise UserError(f"no such data file or folder: {path}.")
-    files = {found or split: paths for found, paths in find_files(path).items()}
-    if files:
-        return ParquetSource(files, name, captions, reading=reading)
-    raise UserError(
-        f"folder {path} holds no Parquet data set: it needs train*.parquet, val*.parquet or test*.parquet, "
-        "in it or in data/ below."
-    )
+    files = find_files(path)
+    if not files:
+        raise UserError(
+            f"folder {path} holds no Parquet data set: it needs train*.parquet, val*.parquet or test*.parquet, "
+            "in it or in data/ below."
+        )
+    return ParquetSource({found or split: f for found, f in files.items()}, name, captions, reading=reading)
 
 
 def _open(shard: Shard, path: Path) -> Any:
@@ -181,14 +170,10 @@ def _open(shard: Shard, path: Path) -> Any:
     try:
         return closing(open_table(path, verify=False))
     except UserError as error:
-        if path.is_file() and (shard.remote or _begins_as_parquet(path)):
-            raise shard.damaged(path, error.__cause__) from error
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if shard.remote or file.read(4) == b"PAR1":
+                raise shard.damaged(path, error.__cause__) from error
         raise
-
-
-def _begins_as_parquet(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PAR1"
 
 
 def _batches(
@@ -209,5 +194,5 @@ def _fingerprint(shards: Mapping[str, Sequence[Shard]], class_names: Sequence[st
     for split, of_split in shards.items():
         digest.update(f"\0{split}\0{len(of_split)}\0".encode())
         for shard in of_split:
-            digest.update(footer(shard.fetch()))
+            digest.update(fingerprint_of(shard.fetch()))
     return digest.hexdigest()[:16]

@@ -16,22 +16,25 @@ import numpy as np
 from PIL import Image
 
 from rayclip.data.registry import DatasetInfo, Torchvision
-from rayclip.data.sources.base import Record
-from rayclip.data.sources.files import Entry, FileSource, digest
+from rayclip.data.sources.base import Entry, FileSource, Record, describe_files, digest
 from rayclip.types import UserError
 
 
 @dataclass(frozen=True)
 class _Arrays:
-    """A split stored as pixels: `read(i)` returns an (H, W, 3) uint8 array."""
+    """The records of a split stored as pixels: `read(i)` returns an (H, W, 3) uint8 array."""
 
+    split: str
     labels: Sequence[int]
     read: Callable[[int], np.ndarray]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def png(self, i: int) -> bytes:
+    def __getitem__(self, i: int) -> Record:
+        return Record(path=f"{self.split}/{i}.png", read=partial(self._png, i), label=int(self.labels[i]))
+
+    def _png(self, i: int) -> bytes:
         buffer = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(self.read(i))).save(buffer, "png")
         return buffer.getvalue()
@@ -39,74 +42,67 @@ class _Arrays:
 
 class TorchvisionSource(FileSource):
     """A data set of `torchvision.datasets` in the folder that is torchvision's `root`, downloaded there if `download`.
-    Without `splits`, all of them; without `download`, those that exist.
-
-    Raises:
-        UserError: torchvision has no such data set or split, does not find the files it needs in the folder or cannot
-            download them, or the splits name different classes.
-    """
+    Without `splits`, all of them; without `download`, those that exist. Raises `UserError`: torchvision has no such
+    data set or split, does not find the files it needs in the folder or cannot download them, or the splits name
+    different classes."""
 
     def __init__(self, info: DatasetInfo, folder: Path, download: bool, splits: Sequence[str] | None = None) -> None:
         instead = "take --source hub or --source folder" if info.hub is not None else "take --source folder"
         if info.torchvision is None:
-            raise UserError(f"torchvision does not have {info.title}: {instead}.")
-        super().__init__(folder.expanduser(), {})
-        self._class = info.torchvision.cls
+            raise UserError(f"torchvision has no data set '{info.name}': {instead}.")
+        cls = info.torchvision.cls
         names: dict[str, tuple[str, ...]] = {}
         missing: dict[str, UserError] = {}
+        entries: dict[str, Any] = {}
+        described: dict[str, Any] = {}
+        keys: Sequence[str] = ()
         for split in splits if splits is not None else info.torchvision.splits:
             try:
-                dataset = _open(info, info.torchvision, self._root, split, download, instead)
+                dataset = _open(info, info.torchvision, folder, split, download, instead)
             except UserError as error:
                 if splits is not None or download:
                     raise
                 missing[split] = error
                 continue
             names[split] = _class_names(dataset, info)
-            self._entries[split] = self._list(dataset, split, len(names[split]))
-            self.label_keys = tuple(getattr(dataset, "wnids", ()))
-        if not self._entries:
+            found = entries[split] = _list(dataset, cls, folder, split, len(names[split]))
+            if isinstance(found, _Arrays):  # torchvision verifies CIFAR and STL-10 against the published checksums
+                described[split] = {"records": len(found), "digest": digest(map(str, found.labels))}
+            else:
+                described[split] = describe_files(folder, found)
+            keys = getattr(dataset, "wnids", ())
+        if not entries:
             raise missing[info.evaluated]
         if len(set(names.values())) > 1:
             raise UserError(
-                f"the splits of {info.title} in {self._root} name different classes: some files are missing; take the "
+                f"the splits of {info.title} in {folder} name different classes: some files are missing; take the "
                 f"complete data set, or {instead}."
             )
-        self.class_names = next(iter(names.values()))
-        self.notes = tuple(f"There is no {split} split in the folder." for split in missing)
+        description = {"kind": "torchvision", "class": cls, "splits": described}
+        notes = [f"There is no {split} split in the folder." for split in missing]
+        super().__init__(folder, entries, description, next(iter(names.values())), keys, notes)
 
-    def describe(self) -> dict[str, Any]:
-        splits = {}
-        for split, content in self._entries.items():
-            if isinstance(content, _Arrays):  # torchvision verifies CIFAR and STL-10 against the published checksums
-                splits[split] = {"records": len(content), "digest": digest(map(str, content.labels))}
-            else:
-                splits[split] = self._describe_split(split)
-        return {"kind": "torchvision", "class": self._class, "splits": splits}
+    def _record(self, entry: Entry | Record) -> Record:
+        return entry if isinstance(entry, Record) else super()._record(entry)
 
-    def _record(self, split: str, i: int) -> Record:
-        content = self._entries[split]
-        if isinstance(content, _Arrays):
-            return Record(path=f"{split}/{i}.png", read=partial(content.png, i), label=int(content.labels[i]))
-        return super()._record(split, i)
 
-    def _list(self, dataset: Any, split: str, classes: int) -> Sequence[Entry] | _Arrays:
-        if self._class == "PCAM":
-            return _pcam(self._root / "pcam", split)
-        if self._class.startswith("CIFAR"):
-            return _Arrays(dataset.targets, dataset.data.__getitem__)
-        if self._class == "STL10":
-            return _Arrays(dataset.labels.tolist(), lambda i: dataset.data[i].transpose(1, 2, 0))
-        entries = [
-            Entry(
-                Path(path).relative_to(self._root).as_posix(),
-                int(label),
-                None if 0 <= label < classes else f"label {label} is outside 0 .. {classes - 1}",
-            )
-            for path, label in _files(dataset)
-        ]
-        # SUN397 is listed in the file system's order, which differs between nodes.
-        return sorted(entries) if self._class == "SUN397" else entries
+def _list(dataset: Any, cls: str, folder: Path, split: str, classes: int) -> Sequence[Entry] | _Arrays:
+    if cls == "PCAM":
+        return _pcam(folder / "pcam", split)
+    if cls.startswith("CIFAR"):
+        return _Arrays(split, dataset.targets, dataset.data.__getitem__)
+    if cls == "STL10":
+        return _Arrays(split, dataset.labels.tolist(), lambda i: dataset.data[i].transpose(1, 2, 0))
+    entries = [
+        Entry(
+            Path(path).relative_to(folder).as_posix(),
+            int(label),
+            None if 0 <= label < classes else f"label {label} is outside 0 .. {classes - 1}",
+        )
+        for path, label in _files(dataset)
+    ]
+    # SUN397 is listed in the file system's order, which differs between nodes.
+    return sorted(entries) if cls == "SUN397" else entries
 
 
 def _open(info: DatasetInfo, known: Torchvision, folder: Path, split: str, download: bool, instead: str) -> Any:
@@ -149,8 +145,7 @@ def _files(dataset: Any) -> Iterable[tuple[str | Path, int]]:
 
 
 def _class_names(dataset: Any, info: DatasetInfo) -> tuple[str, ...]:
-    """Return the class names in label order, in torchvision's spelling; ImageNet's synonyms are joined as in the
-    devkit."""
+    """Return the class names in torchvision's spelling; ImageNet's synonyms are joined as in the devkit."""
     if hasattr(dataset, "categories"):
         return tuple(dataset.categories)
     if hasattr(dataset, "classes"):
@@ -182,4 +177,4 @@ def _pcam(folder: Path, split: str) -> _Arrays:
         with h5py.File(images) as file:
             return np.asarray(file["x"][i])
 
-    return _Arrays(labels, read)
+    return _Arrays(split, labels, read)
