@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from rayclip.distributed.actor import make_actor
+from rayclip.distributed.evaluating import make_actor
 from rayclip.distributed.faults import explain
 from rayclip.distributed.resources import PoolSize, Share
 from rayclip.evaluation import Cell, Shard, Shards, Store, chosen_positions
@@ -69,7 +69,7 @@ def calibrate(
     actor = make_actor(store, size, share)
     try:
         try:
-            hardware, node = ray.get(actor.hello.remote(), timeout=_NODE_S)
+            node, hardware = ray.get(actor.hello.remote(), timeout=_NODE_S)
         except GetTimeoutError:
             raise UserError(f"no worker with {share} came within {_NODE_S / 60:.0f} minutes.") from None
         except RayError as error:

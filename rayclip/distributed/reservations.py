@@ -1,12 +1,8 @@
 """Find and release the Ray resources that lost Train runs have reserved.
 
-Ray keeps the placement group of a dead actor until the whole job ends. Train's own cleaner needs the dashboard, which
-a private Ray does not have, and knows a group only once all its workers have started. Without this, a restarted trial
-would wait for its own resources for ever; and if a node is gone for good, Ray would look for room for the lost part
-alone and place nothing else.
-
-Nothing public tells whose a placement group is. Therefore the workers of each trial ask for a slightly different
-amount of CPU, by which its groups are recognised among those of this job.
+Ray keeps the placement group of a dead actor until the whole job ends (README, notes). Nothing public tells whose a
+group is: the workers of each trial ask for a slightly different amount of CPU, by which its groups are recognised among
+those of this job.
 """
 
 import functools
@@ -24,8 +20,8 @@ _PER_NODE = 32  # workers of a trial on one node, for which amounts are checked
 def distinct_cpus(cpus: float, workers: int) -> tuple[float, ...]:
     """Return amounts of CPU of a worker, all slightly below `cpus`, one for each trial at work.
 
-    Elastic training divides what several workers on a node have by what one has, in floats and rounding down: only
-    amounts are returned with which this gives their number.
+    Elastic training divides a node's by one worker's, in floats and rounding down: only amounts that divide exactly are
+    returned.
     """
     amounts = (round(cpus - number * _UNIT, 4) for number in range(1, int(_MOST * cpus / _UNIT)))
 

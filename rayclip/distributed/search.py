@@ -6,7 +6,7 @@ It needs one number per trial, the mean of the two accuracies. The front is comp
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from rayclip.attacks import Attack
 from rayclip.data import open_data
-from rayclip.distributed.metrics import MetricLog
-from rayclip.distributed.trials import Trial, Workers
+from rayclip.distributed.trials import MetricLog, Trial, Workers
 from rayclip.distributed.tuning import run_trials
 from rayclip.evaluation import Evaluator, Protocol, Shard, Store, chosen_positions, collect_rows, make_cells
 from rayclip.evaluation.aggregate import worst_accuracy
@@ -79,8 +78,7 @@ class _CooperativeASHA(ASHAScheduler):
 def read_scores(trials: Sequence[Trial], store: Store) -> dict[str, Score]:
     """Return the stored scores of the trials, by name."""
     saved = store.read_json(SCORES) or {}
-    digests = {trial.name: trial.config.digest() for trial in trials}
-    return {name: Score(**saved[digest]) for name, digest in digests.items() if digest in saved}
+    return {t.name: Score(**saved[t.config.digest()]) for t in trials if t.config.digest() in saved}
 
 
 def unfinished_trials(trials: Sequence[Trial], store: Store) -> list[Trial]:
@@ -104,35 +102,30 @@ def run_search(
 ) -> tuple[dict[str, Score], dict[str, str]]:
     """Run the trials of a search; return the last score of each, and the errors of those that failed, by name.
 
-    Trials that ended in an earlier run are remembered in `store` and not run again; the others resume from their last
-    checkpoints.
+    Trials that ended in an earlier run are remembered in `store` and not run again; the others resume.
 
     Args:
         validation: measures each checkpoint.
         store: where scores and unfinished runs are kept.
         reduction: ASHA's η: about one in η trials passes each rung.
         workers, least_workers: Train workers per trial, and the minimum to continue with (`Workers`).
-        log: where metrics are logged; None for no logging.
-        on_finish: called when a trial ends, with its error if it failed.
-        on_report: called when a trial has reported.
+        log, on_finish, on_report: as of `run_trials`.
     """
-    digests = {trial.name: trial.config.digest() for trial in trials}
     saved, scores = store.read_json(SCORES) or {}, read_scores(trials, store)
 
-    def write() -> None:
-        store.write_json(SCORES, saved | {digests[name]: asdict(score) for name, score in scores.items()})
+    def keep(trial: Trial, score: Score) -> None:
+        scores[trial.name], saved[trial.config.digest()] = score, asdict(score)
+        store.write_json(SCORES, saved)
 
     def on_measure(trial: Trial, result: dict[str, Any]) -> None:
-        scores[trial.name] = Score(epoch=result["epoch"], clean=result["clean"], robust=result["robust"])
+        keep(trial, Score(epoch=result["epoch"], clean=result["clean"], robust=result["robust"]))
         if log is not None and trial.run is not None:
             values = [(f"search/{name}", result[name], result["step"]) for name in ("clean", "robust", "score")]
             log.metrics(trial.run, values)
-        write()
 
     def on_end(trial: Trial, error: str | None) -> None:
         if error is None and trial.name in scores:
-            scores[trial.name] = Score(**asdict(scores[trial.name]) | {"ended": True})
-            write()
+            keep(trial, replace(scores[trial.name], ended=True))
         on_finish(trial, error)
 
     todo = unfinished_trials(trials, store)

@@ -13,10 +13,9 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
-from rayclip.distributed.metrics import MetricLog
-from rayclip.distributed.notes import Notes
 from rayclip.distributed.resources import check_shared
 from rayclip.distributed.train_faults import fit_into_memory
+from rayclip.distributed.trials import MetricLog, Notes
 from rayclip.store import no_room
 from rayclip.training import Progress, TrainConfig, train
 from rayclip.types import UserError
@@ -99,19 +98,14 @@ class _RayHost:
             self._log.metrics(self._run, values)
         metrics = {k: v for k, v in dataclasses.asdict(progress).items() if k != "curve"}
         metrics["workers"] = self.world_size
-        if save is None:
-            ray.train.report(metrics)
-            self._stop_if_asked()
-            return
         with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
-            save(Path(folder) / "checkpoint")
-            if self._measure is not None:
-                metrics |= self._measure(Path(folder) / "checkpoint", self.device)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
-        self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
-        """Raise `_StopError` on all ranks at once if the trial was asked to stop."""
+            checkpoint, place = None, Path(folder) / "checkpoint"
+            if save is not None:
+                save(place)
+                checkpoint = ray.train.Checkpoint.from_directory(str(place))
+                metrics |= {} if self._measure is None else self._measure(place, self.device)
+            ray.train.report(metrics, checkpoint=checkpoint)
+        # All ranks stop at once if the trial was asked to
         if self._measure is not None and broadcast_from_rank_zero(self._notes.read("stop") is not None):
             raise _StopError
 

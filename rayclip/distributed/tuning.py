@@ -19,12 +19,11 @@ from ray.tune.schedulers import TrialScheduler
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayclip.distributed.metrics import MetricLog
 from rayclip.distributed.reservations import distinct_cpus, release
 from rayclip.distributed.resources import check_shared
 from rayclip.distributed.train_faults import MemoryCallback, explain_failure, is_lost_controller, note_pressure
 from rayclip.distributed.train_worker import STARTED, Measure, WorkerSettings, train_worker
-from rayclip.distributed.trials import TUNE_CPUS, Trial, Workers
+from rayclip.distributed.trials import TUNE_CPUS, MetricLog, Trial, Workers
 from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display
 from rayclip.store import Store
@@ -51,14 +50,13 @@ def run_trials(
 
     Args:
         storage: for unfinished runs, shared by driver and workers; emptied trial by trial.
-        log: where rank 0 of each trial writes its training metrics.
+        log: where rank 0 of each trial writes its training metrics; None for no logging.
         on_finish: called in the driver as soon as a trial ends, with its error if it failed.
         on_report: called in the driver when a trial has reported.
         measure: returns metrics that are added to the report of every checkpoint; a scheduler may stop trials by them.
         on_measure: called in the driver with such a report.
-        scheduler: makes a scheduler, given a function that asks a trial, by its number, to stop at its next report. The
-            scheduler must not let Tune stop trials: that kills only the driver, and Ray keeps the resources that its
-            Train run has reserved.
+        scheduler: makes a scheduler, given a function that asks a trial, by its number, to stop at its next report.
+            Tune must not stop trials: it kills the driver only, and Ray keeps what its Train run has reserved.
 
     Raises:
         UserError: the cluster is connected through `ray://`; or a trial's precision is still `auto`.
@@ -137,8 +135,7 @@ def _driver(
             tune.report({"failure": str(error)})
             return
         notes = trial.notes(storage)
-        notes.clear("failure")
-        notes.clear("starved")
+        notes.clear("failure", "starved")
         cpus = _cpus(workers, params["index"])
         release(cpus)  # resources of an earlier driver that was lost
         filesystem, place = storage.filesystem()

@@ -29,12 +29,10 @@ class Protocol:
     """The settings that all cells of an evaluation share.
 
     Attributes:
-        eps: budget of the attacks that set none of their own, in pixel units; with several budgets, these attacks run
-            once at each.
+        eps: budget of the attacks that set none of their own, in pixel units; with several budgets, these run at each.
         seed: seed of the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
-        resize: how `native` images are resized inside the model's forward: `antialias` as PIL does, `plain` as the
-            code of TeCoA and MMCoA does (see `models.resizing`).
+        resize: how `native` images are resized inside the model's forward: `antialias` or `plain` (`models.resizing`).
         names: spelling of the classes: CLIP's curated one, or the data's own (as the reference code).
         template: template of the class prompts.
         precision: precision of the attacked model; verdicts always come from the fp32 model (`evaluation.confirm`).
@@ -61,10 +59,10 @@ class Protocol:
 class Cell:
     """One evaluation: model, data set, attack, defence, scorer and protocol. It yields one number.
 
-    `model` and `data` are the names that the user gave; the fingerprints identify the contents, and only they enter
-    the id. `attack` has its budget and its step filled in (`Attack.within`).
+    Of `model` and `data`, as the user named them, only the fingerprints enter the id.
 
     Attributes:
+        attack: with its budget and its step filled in (`Attack.within`).
         aim: how the attack treats the defence.
         scorer: scorer that judges.
         attacked: scorer that the attack sees.
@@ -210,8 +208,7 @@ def budgets_for(attack: Attack, budgets: Sequence[float]) -> Sequence[float | No
 def at_budgets(attacks: Sequence[Attack], budgets: Sequence[float]) -> list[Attack]:
     """Return the attacks with their own budgets, and those without one at each of `budgets`; in order, no duplicates.
 
-    Raises:
-        UserError: an attack needs a budget and there is none, or its budget is impossible in its norm.
+    Raises a `UserError` if an attack has no budget but needs one, or one that is impossible in its norm.
     """
     return list(dict.fromkeys(attack.within(eps) for attack in attacks for eps in budgets_for(attack, budgets)))
 
@@ -228,18 +225,16 @@ def make_cells(
 ) -> list[Cell]:
     """Return a cell for every model × scorer × defence × data set × attack, and for every aim at a defended model.
 
-    If an attack sees another classifier than the one that judges (because of a defence, another scorer or other random
-    numbers) and has a stop rule, it runs to the last step: fooling the classifier that it sees once says little about
-    the one that judges.
+    An attack that sees another classifier than the one that judges (for a defence, another scorer or other random
+    numbers) runs to its last step: fooling the one that it sees once says little about the one that judges.
 
     Args:
         models: (specification, fingerprint) pairs.
         datasets: (specification, opened data set) pairs.
         defenses: chains of defences; the empty chain is the undefended model.
         aims: how attacks treat a defence (see `defenses.Aim`).
-        scorers: scorers; each of them judges.
-        made_against: target of image attacks if the scorer is not the template: the scorer itself (`own`), or the
-            template.
+        scorers: each of them judges.
+        made_against: target of image attacks if the scorer is not the template: the scorer (`own`), or the template.
 
     Raises:
         UserError: an attack needs a budget and there is none, is not defined for a data set's few classes, or names a
@@ -305,8 +300,7 @@ def _runs(
 
 
 def default_substitutes(*, bundled: bool) -> str:
-    """Return the default source of substitutes: the papers' masked LM, but the token table for bundled data.
-
-    Bundled data must need no download.
+    """Return the default source of substitutes: the papers' masked LM; for bundled data, which need no download, a
+    table.
     """
     return TOKEN_TABLE if bundled else DEFAULT_MASKED_LM

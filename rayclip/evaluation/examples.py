@@ -40,8 +40,8 @@ def keep_examples(
 ) -> None:
     """Write a cell's examples below `folder`.
 
-    If prompts were changed, write `texts.json`; if images were changed, `images.parquet`, `features.parquet` and, for
-    models that have attention maps, `attention.parquet`.
+    Changed prompts are in `texts.json`; changed images in `images.parquet`, `features.parquet` and, for models that
+    have attention maps, `attention.parquet`.
 
     Args:
         victim: the attacked classifier, without defences; its model gives embeddings and maps.
@@ -87,9 +87,8 @@ def keep_examples(
 def changed_prompts(
     victim: ZeroShot, labels_B: Tensor, result: Adversarial, prompts: Sequence[str] | None
 ) -> list[dict[str, str]]:
-    """Return the first prompts that an attack changed, with their classes.
-
-    They are prompts of the classes, or of the first images' classes if every image has texts of its own.
+    """Return the first prompts that an attack changed, with their classes: the classes' own, or those of the first
+    images.
     """
     if prompts is not None:
         owners = [name for i, name in enumerate(victim.class_names) for _ in victim.prompts_of(i)]
@@ -108,10 +107,7 @@ def changed_prompts(
 
 @torch.no_grad()
 def attention_maps(victim: ZeroShot, images_BCHW: Tensor, labels_B: Tensor) -> list[bytes] | None:
-    """Return attention maps as grey PNGs of the model's input size: where an image resembles its true class's prompt.
-
-    Returns None for a model without such maps (see `models.attention`).
-    """
+    """Return grey PNGs of the input size: where an image resembles its true class's prompt; None without such maps."""
     clip = victim.clip
     texts = [clip.embed_texts(victim.prompts_of(label))[:1] for label in labels_B.tolist()]
     try:

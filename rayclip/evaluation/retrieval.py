@@ -38,8 +38,7 @@ AS_WRITTEN = "captions as written"
 class RecallRow:
     """One number of a retrieval table with its protocol. Recall and interval are in percent.
 
-    The 95 % Wilson interval assumes independent queries; captions of one image are not fully independent, so for IR it
-    is a little too narrow.
+    The Wilson interval assumes independent queries; captions of one image are not, so that for IR it is too narrow.
     """
 
     model: str
@@ -61,14 +60,12 @@ class RecallRow:
 class Task:
     """A retrieval evaluation: one model on one set of pairs under one attack.
 
-    Its id, a hash of everything that can change a number, names the result on disk.
-
     Attributes:
-        model, data: as the user named them; only the fingerprints enter the id.
+        model, data: as the user named them; only the fingerprints enter the id, which names the result on disk.
         images: number of images that take part, evenly spaced over the data; all their captions take part.
         resize: see `cell.Protocol`.
-        attack: the attack, with its budget and its step filled in.
-        seed: seed of the attack's random numbers.
+        attack: with its budget and its step filled in.
+        seed: of the attack's random numbers.
     """
 
     model: str
@@ -218,7 +215,6 @@ def make_task(
     Args:
         model: (specification, fingerprint).
         limit: maximum number of images that take part; None for all.
-        attack: None for clean pairs.
 
     Raises:
         UserError: the attack does not work on pairs, or it needs a budget and there is none.
@@ -252,7 +248,7 @@ def run_task(
     """Compute a task's recalls in fp32 with TF32 off, and write them to its file.
 
     Raises:
-        UserError: an image cannot be read, or images differ in size at `native` resolution.
+        UserError: as of `embed_pairs`.
         FloatingPointError: the model gives embeddings that are not finite.
     """
     use_exact_fp32()
@@ -296,11 +292,7 @@ def _bind(task: Task, clip: Clip, pairs: PairSet, positions: Sequence[int], stor
 
 
 def read_recalls(task: Task, store: Store) -> list[RecallRow] | None:
-    """Return a task's rows, read from its result on disk; None if there is no result yet.
-
-    Raises:
-        UserError: the result is damaged.
-    """
+    """Return a task's rows from its result on disk; None if there is none. Raise a `UserError` if it is damaged."""
     try:
         stored = store.read_json(task.file)
         if stored is None:

@@ -71,6 +71,10 @@ class _Cell:
     def length(self, number: int) -> float:
         return self.seconds * self.queue.samples_of(number)
 
+    @property
+    def next_length(self) -> float:
+        return self.length(self.next)
+
 
 @dataclass(eq=False)
 class _Worker:
@@ -113,9 +117,6 @@ class Schedule:
     def join(self, worker: Hashable) -> None:
         """Add a new worker, which has nothing loaded."""
         self._workers[worker] = _Worker()
-
-    def idle(self) -> list[Hashable]:
-        return [name for name, worker in self._workers.items() if worker.shard is None]
 
     def leave(self, worker: Hashable) -> Loss | None:
         """Remove a lost worker. Its shard goes back to the queue, unless it is done or also runs elsewhere."""
@@ -173,7 +174,7 @@ class Schedule:
         cell = self._cells[number]
         cell.entry += 1
         if cell.waiting:
-            entry = -cell.length(cell.next), number, cell.entry
+            entry = -cell.next_length, number, cell.entry
             for level in range(len(cell.queue.needs) + 1):
                 heapq.heappush(self._heaps.setdefault(cell.queue.needs[:level], []), entry)
 
@@ -184,24 +185,20 @@ class Schedule:
             heapq.heappop(heap)
         return heap[0][1] if heap else None
 
-    def _next_length(self, number: int) -> float:
-        cell = self._cells[number]
-        return cell.length(cell.next)
-
     def _take(self, worker: _Worker) -> ShardId:
         longest = self._top(())
         assert longest is not None, "something is queued"
-        limit = self._next_length(longest)
+        limit = self._cells[longest].next_length
         pressing = 2 * limit * len(self._workers) > self._queued_s
         for level in range(len(self._cells[longest].queue.needs), 0, -1):
             tops = {top for needs in worker.recent if (top := self._top(needs[:level])) is not None}
-            warm = max(tops, key=self._next_length, default=None)
-            if warm is not None and self._next_length(warm) >= (_NEARLY if pressing else _LONG) * limit:
+            warm = max(tops, key=lambda top: self._cells[top].next_length, default=None)
+            if warm is not None and self._cells[warm].next_length >= (_NEARLY if pressing else _LONG) * limit:
                 return self._pop(warm)
         return self._pop(longest)
 
     def _pop(self, number: int) -> ShardId:
-        cell, length = self._cells[number], self._next_length(number)
+        cell, length = self._cells[number], self._cells[number].next_length
         shard = ShardId(number, cell.next)
         if cell.back:
             cell.back.pop()
@@ -209,7 +206,7 @@ class Schedule:
             cell.fresh += 1
         self.queued -= 1
         self._queued_s -= length
-        if not cell.waiting or self._next_length(number) != length:
+        if not cell.waiting or cell.next_length != length:
             self._enter(number)
         return shard
 

@@ -27,13 +27,8 @@ NOTE = "mlflow.note.content"  # the tag that the UI shows as a description, in M
 
 
 def count_experiments(uri: str, *, to_write: bool = False) -> int | None:
-    """Return the number of experiments in a store; None for an SQLite file that does not exist yet.
-
-    Args:
-        to_write: also require that runs can be logged there.
-
-    Raises:
-        UserError: it cannot be reached, or denies access.
+    """Return the number of experiments in a store; None for an SQLite file that does not exist yet. Raises as
+    `connected`.
     """
     check_address(uri, to_write=to_write)
     file = sqlite_file(uri)
@@ -47,9 +42,7 @@ def count_experiments(uri: str, *, to_write: bool = False) -> int | None:
 def connected(uri: str, *, to_write: bool = False) -> Iterator[Any]:
     """Yield MLflow's client for an address; errors of MLflow within the block are explained.
 
-    Raises:
-        AwayError: it cannot be reached now, or denies access.
-        UserError: it cannot be used.
+    Raises an `AwayError` if it cannot be reached now, or denies access; a `UserError` if it cannot be used.
     """
     check_address(uri, to_write=to_write)
     check_database(uri)
@@ -79,8 +72,7 @@ def is_away(error: Exception) -> bool:
 class Experiment:
     """An MLflow experiment to log to. Runs are named by MLflow's ids; what is sent twice is there once.
 
-    Raises:
-        UserError: its address holds a password, which would appear in logs and results.
+    Raises a `UserError` if its address holds a password, which would appear in logs and results.
     """
 
     def __init__(self, uri: str, name: str) -> None:

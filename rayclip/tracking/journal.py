@@ -46,11 +46,7 @@ class Journal:
         return Journal, (self.store,)
 
     def add(self, kind: str, run: str, *, time_ms: int | None = None, **content: Any) -> None:
-        """Append an event, without secrets. A process that is killed here leaves an incomplete line: no event.
-
-        Raises:
-            OSError: no room; the event does not exist then.
-        """
+        """Append an event, without secrets; after an `OSError` (no room), or if killed here, it does not exist."""
         event = {"event": kind, "run": run, "time_ms": time_ms or time.time_ns() // 1_000_000, **content}
         line = json.dumps(_clean(event), ensure_ascii=False).encode() + b"\n"
         if self._file is None or len(self._written) > _OBJECT:
@@ -158,11 +154,7 @@ class History:
 
 
 def journals_in(place: str) -> list[Journal]:
-    """Return the journals of a result folder or URI: its own and those of its parts.
-
-    Raises:
-        UserError: there are none.
-    """
+    """Return the journals of a result folder or URI and of its parts. Raise a `UserError` if there are none."""
     root = Store(place)
     stores = [root, *(root.child(name) for name in root.folders())]
     found = [Journal(s) for s in stores if s.names(_FOLDER, ".jsonl") or s.names("spool", ".json")]

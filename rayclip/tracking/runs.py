@@ -15,10 +15,8 @@ def is_run(text: str) -> bool:
 
 
 def results_of(run: str, uri: str | None) -> tuple[str, str | None]:
-    """Return the folder of a run's results, and the fingerprint of its model (None for all models in the folder).
-
-    Raises:
-        UserError: no such run at `uri`, or it does not name a results folder.
+    """Return the folder of a run's results, and the fingerprint of its model (None for all). Raise a `UserError` if
+    unknown.
     """
     from mlflow.exceptions import MlflowException
 

@@ -27,10 +27,8 @@ _BATCH = 64
 
 
 class ServedModel:
-    """A zero-shot classifier from a checkpoint, with the interface of an MLflow model.
-
-    Raises:
-        UserError: the folder holds no checkpoint, or a prompt whose model cannot be found.
+    """A zero-shot classifier from a checkpoint, with the interface of an MLflow model. A `UserError` tells what is
+    missing.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -26,8 +26,7 @@ _PARAMS = ("method.name", "shots", "method.eps")
 def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) -> None:
     """Start a server for a local store and run it until Ctrl-C, or use the server at `uri`; show its page.
 
-    Raises:
-        UserError: no MLflow there, no such experiment, or the port is taken.
+    Raises a `UserError` if there is no MLflow, no such experiment, or the port is taken.
     """
     uri = uri or default_uri()
     file = sqlite_file(uri)
@@ -106,11 +105,7 @@ def _can_be_drawn(values: Sequence[str | None]) -> bool:
 
 
 def _state(view: Mapping[str, object], params: Mapping[str, Sequence[str | None]], metrics: Sequence[str]) -> str:
-    """Return a view of the runs as the UI keeps it: columns, parallel coordinates, and a bar chart for each metric.
-
-    Args:
-        params: their values in all runs.
-    """
+    """Return a view of the runs as the UI keeps it: columns, parallel coordinates, a bar chart per metric."""
     section = {"uuid": "rayclip", "metricSectionId": "rayclip", "deleted": False, "isGenerated": False}
     charts = [
         {

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from benchmarks.simulate import Outcome, Workers, simulate
 from rayclip.attacks.pgd import PGD
 from rayclip.data import open_data
 from rayclip.evaluation import Cell, Protocol, Store, make_cells, outstanding
@@ -31,7 +32,6 @@ from rayclip.evaluation.costs import Costs, Hardware
 from rayclip.evaluation.forecast import Forecast, forecast
 from rayclip.evaluation.plan import cut_cells
 from rayclip.evaluation.schedule import Queue, Schedule, ShardId
-from rayclip.evaluation.simulate import Outcome, Workers, simulate
 
 DRIVER_BYTES = 2e9 / 1e6  # of the driver for each shard
 OVERHEAD = 0.01  # of the simulated time

@@ -3,10 +3,12 @@ e2e."""
 
 import pytest
 import ray
-
-from rayclip.distributed import PoolSize, Workers, resources, run_trials
 from rayclip.distributed.actor import EvaluationActor
-from rayclip.distributed.resources import Share, within_reach
+
+from rayclip.distributed import resources
+from rayclip.distributed.resources import PoolSize, Share, within_reach
+from rayclip.distributed.trials import Workers
+from rayclip.distributed.tuning import run_trials
 from rayclip.evaluation import Store
 from rayclip.progress import Display
 from rayclip.types import UserError

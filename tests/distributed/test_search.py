@@ -9,7 +9,7 @@ import torch
 from rayclip.api.checks import Opened, plan_cells
 from rayclip.api.request import Evaluation
 from rayclip.attacks import parse_attacks
-from rayclip.distributed import Validation
+from rayclip.distributed.search import Validation
 from rayclip.evaluation import Evaluator, Protocol, Shard, Store, collect_rows
 from rayclip.evaluation.front import Score, pareto_front
 from rayclip.models.loading import BUNDLED

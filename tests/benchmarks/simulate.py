@@ -1,8 +1,4 @@
-"""Run the schedule on simulated workers: without models or Ray, a week takes seconds.
-
-The planner uses it to estimate wall times, and `tests/benchmarks/scheduling.py` to test the schedule at a cluster's
-scale.
-"""
+"""Run the schedule on simulated workers that are late or lost: without models or Ray, a week takes seconds."""
 
 import heapq
 from collections.abc import Callable, Hashable, Mapping, Sequence

@@ -1,0 +1,178 @@
+"""Evaluate shards on Ray actors, which take shards of any cell and keep models loaded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from rayclip.distributed.pool import Pool
+from rayclip.distributed.resources import PoolSize, Share, check_shared
+from rayclip.evaluation import Cell, Evaluator, Shard, Shards, Store
+from rayclip.evaluation.costs import Costs, Hardware
+from rayclip.evaluation.plan import cut
+from rayclip.evaluation.schedule import Schedule, ShardId
+from rayclip.evaluation.shard import Done
+from rayclip.progress import Display
+
+_REPRICE = 1.25  # update the expected costs whenever the number of finished shards has grown by this factor
+
+
+class EvaluationActor:
+    """A worker with one evaluator, made in `hello`: an error in the constructor would look like a lost actor."""
+
+    def __init__(self, store: Store, size: PoolSize, share: Share) -> None:
+        self._store, self._size, self._share = store, size, share
+
+    def hello(self, written: str | None = None) -> tuple[str, Hardware]:
+        """Make the evaluator; return the address of the worker's node, and its hardware.
+
+        Raises a `UserError` if this node does not see the file `written` of the driver: both must use the same storage.
+        """
+        if written is not None:
+            check_shared(self._store, written)
+        device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+        if device.type == "cpu":
+            torch.set_num_threads(max(1, int(self._share.cpus)))
+        hardware = Hardware.here(device, self._share.gpus)
+        size = self._size
+        self._evaluator = Evaluator(self._store, device, size.batch_size, compiled=size.compiled, hardware=hardware)
+        return ray.util.get_node_ip_address(), hardware
+
+    def run(self, shard: Shard, batch_size: int) -> Done:
+        return self._evaluator.run(shard, batch_size)
+
+    def measure(self, shard: Shard) -> Done:
+        return self._evaluator.measure(shard)
+
+
+def make_actor(store: Store, size: PoolSize, share: Share) -> Any:
+    """Request an actor and return at once; it starts when the cluster has room for it."""
+    options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0}
+    return ray.remote(**options)(EvaluationActor).remote(store, size, share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolStatistics:
+    """The resources and times of an evaluation.
+
+    Attributes:
+        hardware: hardware of its first worker.
+        workers: maximum number of workers busy at once.
+        wall: seconds from submission to the last shard's end.
+        waited: seconds from submission to the first shard's start.
+        busy: worker seconds on shards, without loading.
+        loading: worker seconds of loading models, class embeddings and data.
+        copies: second copies started because a shard was late.
+        lost: shards that were started again because their worker failed.
+    """
+
+    hardware: Hardware
+    workers: int
+    wall: float
+    waited: float
+    busy: float
+    loading: float
+    copies: int
+    lost: int
+
+
+def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: Display, total: int) -> PoolStatistics:
+    """Compute the verdicts of all shards. Raises a `UserError` as `Pool.run` does.
+
+    Args:
+        work: shards that the store does not hold yet (`evaluation.outstanding`), one entry per cell; not empty.
+        total: samples of the whole evaluation, including those that have results already.
+    """
+    for cell in (shards.cell for shards in work):
+        store.write_json(_record(cell), cell.record())
+    pool = _EvaluationPool(work, store, size, display, total)
+    pool.run()
+    assert pool.schedule is not None and pool.hardware is not None
+    if pool.has_lost or pool.schedule.copies:  # killed workers may have left half a file
+        for shards in work:
+            store.delete_unfinished(f"cells/{shards.cell.id}")
+    return PoolStatistics(
+        hardware=pool.hardware,
+        workers=pool.most,
+        wall=pool.now(),
+        waited=pool.waited,
+        busy=pool.busy,
+        loading=pool.loading,
+        copies=pool.schedule.copies,
+        lost=pool.schedule.lost,
+    )
+
+
+class _EvaluationPool(Pool):
+    task = "evaluating"
+    smallest = "with one image at a time and no other beside it"
+
+    def __init__(self, work: Sequence[Shards], store: Store, size: PoolSize, display: Display, total: int) -> None:
+        self._work, self._store, self._size, self._share, self._costs = list(work), store, size, Share.of(size), Costs()
+        self._missing = {shards.cell.id: len(shards.positions) for shards in work}
+        super().__init__(
+            display,
+            shards=sum(map(len, work)),
+            needs=str(self._share),
+            done=total - sum(self._missing.values()),
+            total=total,
+            batch_size=size.batch_size,
+        )
+        self._left = dict(self._missing)
+        self._shards_done = self._priced_at = 0
+        self._seconds_left = self.busy = self.loading = 0.0
+        self.hardware: Hardware | None = None
+
+    def count_wanted(self) -> int:
+        self._share.look()
+        return self._share.wanted
+
+    def make_actor(self) -> tuple[Any, Any]:
+        actor = make_actor(self._store, self._size, self._share)
+        return actor, actor.hello.remote(_record(self._work[0].cell))
+
+    def join(self, about: Hardware) -> None:
+        if self.schedule is None:
+            self.hardware = about
+            self._costs.read((shards.cell for shards in self._work), self._store, about)
+            self._work = cut(self._work, self._costs, self._share.wanted, self._size.smallest_shard)
+            self.schedule = Schedule([shards.queue(self._costs.seconds(shards.cell)) for shards in self._work])
+
+    def call(self, actor: Any, shard: ShardId, batch_size: int) -> Any:
+        self._show_cell(self._work[shard.cell].cell)
+        return actor.run.remote(self._work[shard.cell][shard.number], batch_size)
+
+    def take(self, shard: ShardId | None, answer: Done) -> None:
+        self.loading += answer.loading
+        if shard is None or self.schedule is None:
+            return
+        cell = self._work[shard.cell].cell
+        self._costs.add(cell, answer.samples, answer.seconds)
+        self.busy += answer.seconds
+        self._shards_done += 1
+        self.done += answer.samples
+        self._left[cell.id] -= answer.samples
+        self._seconds_left -= self._costs.seconds(cell) * answer.samples
+        if self._shards_done >= _REPRICE * self._priced_at:
+            self._priced_at = self._shards_done
+            self.schedule.reprice([self._costs.seconds(shards.cell) for shards in self._work])
+            cells = {shards.cell.id: shards.cell for shards in self._work}
+            self._seconds_left = sum(self._costs.seconds(cells[key]) * left for key, left in self._left.items())
+        # By the cost of the cells, since an image takes a thousand times longer under one attack than under another
+        left = max(0.0, self._seconds_left) / max(1, self.ready)
+        self.show(f"{cell.attack_label}: accuracy {100 * answer.right / answer.samples:.0f} %", left)
+        self._show_cell(cell, answer.samples)
+
+    def name(self, shard: ShardId) -> str:
+        return f"a shard of '{self._work[shard.cell].cell.dataset}'"
+
+    def _show_cell(self, cell: Cell, more: int = 0) -> None:
+        """Update the progress bar of a running cell."""
+        self.display.part(cell.id, cell.title, self._missing[cell.id], more)
+
+
+def _record(cell: Cell) -> str:
+    """Return the name of the file that describes a cell."""
+    return f"cells/{cell.id}/cell.json"
