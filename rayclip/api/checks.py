@@ -92,8 +92,7 @@ def choose_recipe(
     method: Method, model: str, *, small: bool, whole_warmup: bool, overrides: Mapping[str, Any]
 ) -> Recipe:
     """Return the method's recipe for small models, or the published one for this model; its warm-up at full length if
-    `whole_warmup`.
-    """
+    `whole_warmup`."""
     if small:
         return dataclasses.replace(method.small, **overrides)
     found = method.recipe_for(patch_size(model))
@@ -102,8 +101,7 @@ def choose_recipe(
 
 def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainConfig:
     """Validate a training configuration, as `train` would; return it with default substitutes and fingerprints filled
-    in.
-    """
+    in."""
     method = config.method.with_default_substitutes(default_substitutes(bundled=config.data == "digits"))
     config = dataclasses.replace(config, data=locate(config.data))
     data = opened.data(config.data, "train", config.resolution, config.names)
@@ -201,8 +199,7 @@ def plan_cells(
 
 def evaluations_of(results: Results) -> list[Evaluation]:
     """Rebuild the evaluations behind results (no defence, template scorer), to evaluate another model alike. Raise a
-    `UserError` if an attack's settings cannot be recovered.
-    """
+    `UserError` if an attack's settings cannot be recovered."""
     sizes: dict[str, int] = {}
     found: dict[tuple[str, Protocol], dict[tuple[str, float | None], Attack]] = {}
     for cell in results.cells:

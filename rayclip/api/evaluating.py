@@ -137,8 +137,7 @@ def _log_model(
     logbook: Logbook, found: _Measured, model: str, label: str, parent: str | None, *, is_last: bool = False
 ) -> None:
     """Log a run for each scorer and defence that a model met; with `is_last` the plain model's numbers in the parent,
-    too.
-    """
+    too."""
     for kind in dict.fromkeys((row.scorer, row.defense) for row in found.rows if row.model == model):
         rows = [row for row in found.rows if (row.model, row.scorer, row.defense) == (model, *kind)]
         cells = [c for c in found.cells if c.model == model and (c.scorer.label, chain_label(c.defense)) == kind]

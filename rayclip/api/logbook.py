@@ -65,8 +65,7 @@ class Logbook:
         Args:
             deliverer: to the tracker; without one, events wait in the journal.
             experiment: the study's name.
-            about: the question of the study, in Markdown.
-        """
+            about: the question of the study, in Markdown."""
         self.journal, self._deliverer, self._experiment, self._about = journal, deliverer, experiment, about
         self._known = journal.history(deliverer.experiment.address if deliverer else None)
 
@@ -108,8 +107,7 @@ class Logbook:
         cells: Sequence[Cell] = (),
     ) -> str:
         """Return the run of this key (default: the name), started by an earlier command or now; `cells` are those it
-        logs.
-        """
+        logs."""
         key = key or name
         if not self._knows(key):
             run = self._known.runs[key] = uuid.uuid4().hex
@@ -293,8 +291,7 @@ def untouched_params(model: str, trials: Sequence[TrainConfig]) -> dict[str, Any
 
 def metric_names(rows: Sequence[Row]) -> dict[str, float]:
     """Return metrics by name: `clean/DATA`, `robust/ATTACK/DATA`, `worst/DATA` (of several budgets `worst_epsN/DATA`),
-    and `avg/ATTACK` of the attacks that were run on all of several data sets.
-    """
+    and `avg/ATTACK` of the attacks that were run on all of several data sets."""
     values: dict[str, float] = {}
     by_attack: dict[str, list[float]] = {}
     for row in rows:
@@ -311,8 +308,7 @@ def metric_names(rows: Sequence[Row]) -> dict[str, float]:
 
 def attack_params(rows: Sequence[Row]) -> dict[str, Any]:
     """Return settings as parameters: `protocol.KEY` for what all attacks share, `attack.ATTACK.KEY` for the rest; one
-    that varies lists its values with their data sets.
-    """
+    that varies lists its values with their data sets."""
     protocols: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         if not row.is_worst:
@@ -339,8 +335,7 @@ def _attack_part(label: str) -> str:
 
 def worst_case(rows: Sequence[Row]) -> float | None:
     """Return `worst_accuracy` of a checkpoint; None if nothing was attacked, or if the numbers are not the checkpoint's
-    alone, since a defence or another scorer took part.
-    """
+    alone, since a defence or another scorer took part."""
     if any((row.defense, row.scorer) != ("none", "template") for row in rows):
         return None
     return worst_accuracy(rows)

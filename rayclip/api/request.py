@@ -48,8 +48,7 @@ class Evaluation:
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
     """Address and name of an MLflow experiment, and the question of the study in Markdown; connected to after
-    validation.
-    """
+    validation."""
 
     uri: str
     experiment: str

@@ -5,9 +5,10 @@ Bad arguments raise a `UserError` before anything is written.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rayclip.api.checks import Opened, check_training, plan_all
 from rayclip.api.evaluating import compare_all
@@ -16,7 +17,7 @@ from rayclip.api.request import Evaluation, Where
 from rayclip.data import few_shot, locate
 from rayclip.data.fewshot import draw_record
 from rayclip.distributed.connect import ray_cluster
-from rayclip.distributed.search import Validation, run_search, unfinished_trials
+from rayclip.distributed.search import Scores, Validation, make_asha
 from rayclip.distributed.trials import Trial, Workers, find_abandoned_runs, resolve_precision, save_precision
 from rayclip.distributed.tuning import run_trials
 from rayclip.evaluation import Store
@@ -141,22 +142,31 @@ def search(
     choice = Evaluation(data=[validation.data], attacks=validation.attacks, protocol=validation.protocol)
     plan_all([base], [choice, *evaluations], opened)
     with _open_study("search", name, trials, where, opened) as study:
-        store, logbook = study.logbook.store, study.logbook
-        if unfinished_trials(study.trials, store):
-            save_precision(study.trials, store)
-            study.connect()
-        with Display(quiet=where.quiet) as display:
-            scores, errors = run_search(
+        logbook = study.logbook
+        scores = Scores(study.trials, logbook.store)
+
+        def on_measure(trial: Trial, result: dict[str, Any]) -> None:
+            scores.keep(trial.name, Score(epoch=result["epoch"], clean=result["clean"], robust=result["robust"]))
+            values = [(f"search/{name}", result[name], result["step"]) for name in ("clean", "robust", "score")]
+            logbook.journal.metrics(str(trial.run), values)
+
+        def on_finish(trial: Trial, error: str | None) -> None:
+            if error is None and trial.name in scores:
+                scores.keep(trial.name, dataclasses.replace(scores[trial.name], ended=True))
+            _log_ended(logbook, trial, error)
+
+        errors: dict[str, str] = {}
+        if scores.ended != {trial.name for trial in study.trials}:
+            study.connect()  # for the evaluation, too
+            errors = _train(
                 study.trials,
-                dataclasses.replace(validation, data=locate(validation.data)),
-                store=store,
-                reduction=reduction,
-                workers=where.train_workers,
-                least_workers=where.least_workers,
-                log=logbook.journal,
-                display=display,
-                on_finish=lambda trial, error: _log_ended(logbook, trial, error),
-                on_report=logbook.deliver,
+                where,
+                logbook,
+                skip=scores.ended,
+                on_finish=on_finish,
+                measure=dataclasses.replace(validation, data=locate(validation.data)),
+                on_measure=on_measure,
+                scheduler=make_asha(study.trials, reduction),
             )
         whole = [trial for trial in study.trials if trial.name in scores and trial.is_finished()]
         on_front = pareto_front([(scores[trial.name].clean, scores[trial.name].robust) for trial in whole])
@@ -246,8 +256,10 @@ def _with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened
     return dataclasses.replace(trial, run=run)
 
 
-def _train(trials: Sequence[Trial], where: Where, logbook: Logbook) -> dict[str, str]:
-    """Run the unfinished trials; return the reasons of failure by trial name."""
+def _train(
+    trials: Sequence[Trial], where: Where, logbook: Logbook, *, skip: Container[str] = (), **options: Any
+) -> dict[str, str]:
+    """Run the unfinished trials, with further options of `run_trials`; return the reasons of failure by trial name."""
     save_precision(trials, logbook.store)
     display, storage = Display(quiet=where.quiet), logbook.store.child("unfinished")
     for run in find_abandoned_runs(trials, storage):
@@ -258,13 +270,13 @@ def _train(trials: Sequence[Trial], where: Where, logbook: Logbook) -> dict[str,
         )
     with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
         return run_trials(
-            trials,
+            [trial for trial in trials if trial.name not in skip],
             workers=Workers.for_cluster(where.train_workers, where.least_workers),
             storage=storage,
             log=logbook.journal,
             display=display,
-            on_finish=lambda trial, error: _log_ended(logbook, trial, error),
             on_report=logbook.deliver,
+            **{"on_finish": functools.partial(_log_ended, logbook), **options},
         )
 
 

@@ -52,8 +52,7 @@ class Share:
     @classmethod
     def of(cls, size: PoolSize) -> "Share":
         """Return the share for the cluster in its present state. Raise a `UserError` if no node can ever have an
-        actor's GPUs.
-        """
+        actor's GPUs."""
         nodes, most, reach = _nodes(), _autoscaled(), within_reach()
         gpus = size.gpus if size.gpus is not None else (1.0 if reach["GPU"] >= 1 else 0.0)
         if gpus > reach["GPU"]:
@@ -81,8 +80,7 @@ class Share:
 
 def _cpus(nodes: list[Mapping[str, float]], most: Mapping[str, float], workers: int | None, gpus: float) -> float:
     """Return the CPUs of one actor: with GPUs, a node's are divided among its actors; else a core each, or all shared
-    by `workers`.
-    """
+    by `workers`."""
     if gpus:
         having = [n for n in (*nodes, most) if n.get("GPU", 0) > 0]
         dealt = [n.get("CPU", 0.0) // max(1, math.floor(n["GPU"] / gpus + 1e-6)) for n in having]

@@ -70,8 +70,7 @@ def check_present() -> None:
 
 def has_token() -> bool:
     """Return whether this machine has a token where Ray looks for one. Raise a `UserError` if `RAY_AUTH_TOKEN_PATH`
-    holds none.
-    """
+    holds none."""
     if os.environ.get(TOKEN):
         return True
     chosen = os.environ.get(TOKEN_PATH)

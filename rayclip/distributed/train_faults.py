@@ -42,16 +42,14 @@ def note_pressure(notes: Notes, node: str | None = None) -> None:
 
 def fit_into_memory(config: TrainConfig, notes: Notes, rank: int, world_size: int) -> TrainConfig:
     """Return the configuration with batches in twice as many parts after every kill, which changes results by rounding
-    only. Every worker calls this; it also notes the worker's node.
-    """
+    only. Every worker calls this; it also notes the worker's node."""
     notes.write(f"node-{rank}", ray.util.get_node_ip_address())
     return replace(config, accumulate=_parts(config, _times(notes), world_size))
 
 
 def is_lost_controller(error: BaseException) -> bool:
     """Return whether Ray's memory monitor killed one of Train's own processes: then only Tune tries again, if its
-    function raises.
-    """
+    function raises."""
     return isinstance(error, ControllerError) and ran_out_of_memory(error)
 
 

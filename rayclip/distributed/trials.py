@@ -139,8 +139,7 @@ class Trial:
 
     def is_finished(self) -> bool:
         """Return whether `out` holds the finished checkpoint of this configuration. Raise a `UserError` if it holds
-        another.
-        """
+        another."""
         lineage = read_lineage(self.out)
         if lineage is None:
             return False

@@ -63,8 +63,7 @@ class WorstCase:
 
 def worst_cases(protocols: Iterable[Mapping[str, Any]]) -> list[WorstCase]:
     """Return the worst cases of attacks with these protocols, one per ball, which are never mixed; l_inf and small
-    budgets first.
-    """
+    budgets first."""
 
     def size(ball: Ball) -> Fraction:
         numerator, _, denominator = ball.eps.partition("/")
@@ -167,8 +166,7 @@ def distinct_labels(attacks: Sequence[tuple[Hashable, str, Mapping[str, Any]]]) 
 
 def right_after_attack(cell: Cell, positions: np.ndarray, store: Store) -> np.ndarray:
     """Return for each position whether the prediction was right before and after the attack (bool); raise a `UserError`
-    if one has no result yet.
-    """
+    if one has no result yet."""
     columns = ["position", "label", "clean_pred", "adv_pred"]
     table = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), columns)
     verdict: dict[int, bool] = {}

@@ -1,6 +1,7 @@
 """Cells: one model on one data set under one attack and one protocol. A cell's id names its results on disk."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,11 @@ from rayclip.units import format_budget, in_255ths
 MadeAgainst = Literal["own", "template"]
 
 DEFAULT_MASKED_LM = "bert-base-uncased"
+
+
+def hash_of(*decisive: Any) -> str:
+    """Return the name of a result that these JSON values decide on: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +92,14 @@ class Cell:
     @cached_property
     def id(self) -> str:
         """Return a hash of everything that can change a verdict, including the package's protocol number."""
-        decisive = [self.model_fingerprint, self.data_fingerprint, self.class_names, self.describe()]
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+        return hash_of(self.model_fingerprint, self.data_fingerprint, self.class_names, self.describe())
 
     @cached_property
     def texts_id(self) -> str:
         """Return an id that is equal for all cells whose attack prepares the same adversarial prompts."""
-        settings = self.attack.describe_prepared()
-        decisive = [PROTOCOL, self.model_fingerprint, self.class_names, self.protocol.template, settings]
-        if self.scorer != DEFAULT:
-            decisive.append(self.scorer.describe())
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+        template, settings = self.protocol.template, self.attack.describe_prepared()
+        scorer = [] if self.scorer == DEFAULT else [self.scorer.describe()]
+        return hash_of(PROTOCOL, self.model_fingerprint, self.class_names, template, settings, *scorer)
 
     @property
     def eps(self) -> float | None:
@@ -175,16 +178,12 @@ def counted(cells: Sequence[Cell], clip: Clip) -> list[Cell]:
         return found[key]
 
     def cut(cell: Cell) -> Cut:
-        template = clip.template or cell.protocol.template
-        attack = cell.attack
-        prompts = [text for own in cell.scorer.prompts(cell.class_names, template) for text in own]
-        texts = list(prompts)
-        if cell.attacked != cell.scorer:
-            texts += [text for own in cell.attacked.prompts(cell.class_names, template) for text in own]
-        texts += [text for own in attack.more_texts(cell.class_names) for text in own]
-        reads = json.dumps(attack.describe_text(), sort_keys=True)
-        unread = once(lambda: attack.count_cut(clip, prompts), tuple(prompts), reads)
-        return Cut(once(lambda: len(clip.cut_texts(texts)), tuple(texts)), unread)
+        template, attack = clip.template or cell.protocol.template, cell.attack
+        prompts = tuple(itertools.chain(*cell.scorer.prompts(cell.class_names, template)))
+        attacked = () if cell.attacked == cell.scorer else cell.attacked.prompts(cell.class_names, template)
+        texts = (*prompts, *itertools.chain(*attacked, *attack.more_texts(cell.class_names)))
+        unread = once(lambda: attack.count_cut(clip, prompts), prompts, hash_of(attack.describe_text()))
+        return Cut(once(lambda: len(clip.cut_texts(texts)), texts), unread)
 
     return [replace(cell, cut=cut(cell)) for cell in cells]
 
@@ -301,6 +300,5 @@ def _runs(
 
 def default_substitutes(*, bundled: bool) -> str:
     """Return the default source of substitutes: the papers' masked LM; for bundled data, which need no download, a
-    table.
-    """
+    table."""
     return TOKEN_TABLE if bundled else DEFAULT_MASKED_LM

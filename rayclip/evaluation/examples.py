@@ -1,5 +1,5 @@
-"""Write a cell's examples, for people to look at: its first images before and after the attack, attention maps,
-embeddings, and changed prompts. The files are small and are written with the batch that holds the first sample.
+"""Write adversarial texts, and a cell's examples for people to look at: its first images before and after the attack,
+attention maps, embeddings, and changed prompts. They are small and written with the batch that holds the first sample.
 
 Shapes: B batch, D embedding, C H W image.
 """
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rayclip.attacks import Adversarial
+from rayclip.attacks import Adversarial, Attack
 from rayclip.models import Clip, ZeroShot
 from rayclip.models.attention import encode_with_patches, text_guided_attention
 from rayclip.store import Store
@@ -84,12 +84,30 @@ def keep_examples(
         )
 
 
+def prepare_texts(
+    attack: Attack, victim: ZeroShot, store: Store, name: str, owners: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """Return the adversarial texts in a file, which is written with those that the attack prepares if there is none.
+
+    Args:
+        owners: class of each text, which the file then also holds.
+    """
+    stored = store.read_json(name)
+    if stored is None:
+        made = attack.prepare(victim)
+        assert made is not None
+        stored = [{"clean": c, "adversarial": a} for c, a in zip(victim.prompts, made, strict=True)]
+        if owners is not None:
+            stored = [{"class": owner, **entry} for owner, entry in zip(owners, stored, strict=True)]
+        store.write_json(name, stored)
+    return tuple(entry["adversarial"] for entry in stored)
+
+
 def changed_prompts(
     victim: ZeroShot, labels_B: Tensor, result: Adversarial, prompts: Sequence[str] | None
 ) -> list[dict[str, str]]:
     """Return the first prompts that an attack changed, with their classes: the classes' own, or those of the first
-    images.
-    """
+    images."""
     if prompts is not None:
         owners = [name for i, name in enumerate(victim.class_names) for _ in victim.prompts_of(i)]
         pairs = list(zip(owners, victim.prompts, prompts, strict=True))

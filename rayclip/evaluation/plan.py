@@ -24,7 +24,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Return the result file, named by first and last position and a hash of all: no two sets of samples share it."""
+        """Return the result file, named by first and last position and a hash of all: no two sets share it."""
         digest = hashlib.sha256(np.asarray(self.positions, dtype=np.int64).tobytes()).hexdigest()[:8]
         return f"cells/{self.cell.id}/{self.positions[0]:08d}-{self.positions[-1]:08d}-{digest}.parquet"
 
@@ -84,8 +84,7 @@ def outstanding(
     cells: Sequence[Cell], positions: Mapping[str, np.ndarray], store: Store, shard_size: int
 ) -> list[Shards]:
     """Return the missing shards of each unfinished cell, at these positions by data specification; two names of one
-    model are one cell.
-    """
+    model are one cell."""
     different = {cell.id: cell for cell in cells}.values()
     found = (missing_shards(cell, positions[cell.data], store, shard_size) for cell in different)
     return [shards for shards in found if len(shards)]
@@ -93,8 +92,7 @@ def outstanding(
 
 def cut(work: Sequence[Shards], costs: Costs, workers: int, smallest: int) -> list[Shards]:
     """Return the work with smaller shards where they would be long compared to each worker's total (`cut_cells`); of at
-    least `smallest` samples, to fill a batch.
-    """
+    least `smallest` samples, to fill a batch."""
     samples = [len(shards.positions) for shards in work]
     seconds = [costs.seconds(shards.cell) for shards in work]
     pieces = cut_cells(samples, seconds, [shards.size for shards in work], workers, smallest)

@@ -34,8 +34,7 @@ class Recall:
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
     """Normalised embeddings of images `(I, D)` and of all their captions `(T, D)`, and the index of each caption's
-    image `(T,)`.
-    """
+    image `(T,)`."""
 
     image_ID: Tensor
     text_TD: Tensor

@@ -6,10 +6,8 @@ Pairs are embedded, and recall is computed from the embeddings. An attack change
 Shapes: I images, T captions, D embedding.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -21,7 +19,8 @@ from rayclip.attacks.clean import Clean
 from rayclip.attacks.pairs import AdversarialPairs, PairAttack, PairVictim, check_for_pairs
 from rayclip.data import PairSet, Resolution, batch_pixels
 from rayclip.evaluation.aggregate import wilson
-from rayclip.evaluation.cell import default_substitutes, described_budget, label_with_eps
+from rayclip.evaluation.cell import default_substitutes, described_budget, hash_of, label_with_eps
+from rayclip.evaluation.examples import prepare_texts
 from rayclip.evaluation.plan import chosen_positions
 from rayclip.evaluation.recall import Direction, Embedded, Recall, recall_of
 from rayclip.models import Clip
@@ -93,8 +92,7 @@ class Task:
 
     @property
     def id(self) -> str:
-        decisive = [self.model_fingerprint, self.data_fingerprint, self.describe()]
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+        return hash_of(self.model_fingerprint, self.data_fingerprint, self.describe())
 
     @property
     def file(self) -> str:
@@ -103,14 +101,9 @@ class Task:
     @property
     def texts_file(self) -> str:
         """Return the file of the adversarial captions; attacks that prepare the same captions share it."""
-        decisive = [
-            PROTOCOL,
-            self.model_fingerprint,
-            self.data_fingerprint,
-            self.images,
-            self.attack.describe_prepared(),
-        ]
-        return f"retrieval/texts/{hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]}.json"
+        prepared = self.attack.describe_prepared()
+        digest = hash_of(PROTOCOL, self.model_fingerprint, self.data_fingerprint, self.images, prepared)
+        return f"retrieval/texts/{digest}.json"
 
     @property
     def attack_label(self) -> str:
@@ -119,15 +112,10 @@ class Task:
 
     def describe(self) -> dict[str, Any]:
         """Return the protocol as every result row carries it."""
-        image_attack = (
-            {
-                **described_budget(self.attack),
-                "classes": "the images, by the mean embedding of their captions",
-                "seed": self.seed,
-            }
-            if self.eps is not None
-            else {}
-        )
+        image_attack: dict[str, Any] = {}
+        if self.eps is not None:
+            classes = "the images, by the mean embedding of their captions"
+            image_attack = {**described_budget(self.attack), "classes": classes, "seed": self.seed}
         return {
             "attack": self.attack.name,
             **image_attack,
@@ -268,24 +256,16 @@ def run_task(
     except FloatingPointError as error:
         where = f"model '{task.model}' on '{task.dataset}' under {task.attack_label}"
         raise FloatingPointError(f"{where}: {error}.") from error
-    found = [{"direction": r.direction, "k": r.k, "right": r.right, "n": r.n} for r in recalls]
     captions = [caption for p in positions for caption in pairs.captions[p]]
     cut = Cut(len(clip.cut_texts(captions)), task.attack.count_cut(clip, captions))
-    store.write_json(task.file, {**task.record(), **cut.recorded(), "recalls": found})
+    store.write_json(task.file, {**task.record(), **cut.recorded(), "recalls": [asdict(r) for r in recalls]})
 
 
 def _bind(task: Task, clip: Clip, pairs: PairSet, positions: Sequence[int], store: Store) -> PairAttack:
     """Bind the attack to these pairs; its adversarial captions are read from the store, or made and stored there."""
     victim = PairVictim(clip, [pairs.captions[p] for p in positions])
-    prompts = None
-    if task.attack.describe_prepared() is not None:
-        stored = store.read_json(task.texts_file)
-        if stored is None:
-            made = task.attack.prepare(victim)
-            assert made is not None
-            stored = [{"clean": c, "adversarial": a} for c, a in zip(victim.prompts, made, strict=True)]
-            store.write_json(task.texts_file, stored)
-        prompts = tuple(entry["adversarial"] for entry in stored)
+    has_texts = task.attack.describe_prepared() is not None
+    prompts = prepare_texts(task.attack, victim, store, task.texts_file) if has_texts else None
     # As for classification: the start of an image's noise depends on the attack's kind, not on its eps or steps.
     keys = sample_keys(pairs.ids[list(positions)].tolist(), task.seed, task.data_fingerprint, task.attack.name)
     return PairAttack(attack=task.attack, victim=victim, keys_I=keys, prompts=prompts, eps=task.eps or 0.0)
@@ -297,24 +277,24 @@ def read_recalls(task: Task, store: Store) -> list[RecallRow] | None:
         stored = store.read_json(task.file)
         if stored is None:
             return None
-        return [_row(task, Recall(**recall), Cut.read(stored)) for recall in stored["recalls"]]
+        found, cut = [Recall(**recall) for recall in stored["recalls"]], Cut.read(stored)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"result file {store.root}/{task.file} is damaged: delete it and run again.") from error
-
-
-def _row(task: Task, recall: Recall, cut: Cut) -> RecallRow:
-    low, high = wilson(recall.right, recall.n)
-    return RecallRow(
-        model=task.model,
-        dataset=task.dataset,
-        attack=task.attack_label,
-        direction=recall.direction,
-        k=recall.k,
-        n=recall.n,
-        recall=100 * recall.right / recall.n,
-        ci_low=low,
-        ci_high=high,
-        protocol=task.describe(),
-        result=task.id,
-        **cut.recorded(),
-    )
+    return [
+        RecallRow(
+            model=task.model,
+            dataset=task.dataset,
+            attack=task.attack_label,
+            direction=each.direction,
+            k=each.k,
+            n=each.n,
+            recall=100 * each.right / each.n,
+            ci_low=wilson(each.right, each.n)[0],
+            ci_high=wilson(each.right, each.n)[1],
+            protocol=task.describe(),
+            result=task.id,
+            cut_texts=cut.texts,
+            cut_for_substitutes=cut.substitutes,
+        )
+        for each in found
+    ]

@@ -20,7 +20,7 @@ from rayclip.defenses import IGNORE, Defended
 from rayclip.evaluation.cell import Cell
 from rayclip.evaluation.confirm import run_confirmed
 from rayclip.evaluation.costs import Hardware, timing
-from rayclip.evaluation.examples import keep_examples
+from rayclip.evaluation.examples import keep_examples, prepare_texts
 from rayclip.evaluation.plan import Shard
 from rayclip.evaluation.schedule import KEPT
 from rayclip.models import Clip, ZeroShot, fast_copy, load_model
@@ -226,27 +226,22 @@ class Evaluator:
             return target if ignored else Defended(target, cell.defense, drawn, cell.aim)
 
         fast = self._fast(cell, attacked)
-        return (
-            Defended(judge, cell.defense, drawn) if cell.defense else judge,
-            aimed(attacked),
-            None if fast is None else aimed(fast),
-        )
+        judge = Defended(judge, cell.defense, drawn) if cell.defense else judge
+        return judge, aimed(attacked), None if fast is None else aimed(fast)
 
     @staticmethod
     def _check_logits(cell: Cell, ids: np.ndarray, *logits_BK: Tensor) -> None:
         """Raise if logits are not finite or all equal: a model without predictions must not count as robust."""
-        bad = torch.stack([~z.isfinite().all(1) for z in logits_BK]).any(0)
-        if bad.any():
-            raise FloatingPointError(
-                f"model '{cell.model}' gives logits that are not finite on '{cell.dataset}' under "
-                f"{cell.attack_label}, first for sample {ids[int(bad.nonzero()[0])]}."
-            )
-        flat = torch.stack([z.amax(1) == z.amin(1) for z in logits_BK]).any(0)
-        if flat.any():
-            raise FloatingPointError(
-                f"model '{cell.model}' gives every class the same logit on '{cell.dataset}' under "
-                f"{cell.attack_label}, first for sample {ids[int(flat.nonzero()[0])]}: that is no prediction."
-            )
+        for what, bad in (
+            ("logits that are not finite", [~z.isfinite().all(1) for z in logits_BK]),
+            ("every class the same logit", [z.amax(1) == z.amin(1) for z in logits_BK]),
+        ):
+            bad_B = torch.stack(bad).any(0)
+            if bad_B.any():
+                raise FloatingPointError(
+                    f"model '{cell.model}' gives {what} on '{cell.dataset}' under {cell.attack_label}, first for "
+                    f"sample {ids[int(bad_B.nonzero()[0])]}: that is no prediction."
+                )
 
     def _images(self, cell: Cell) -> ImageSet:
         def load() -> ImageSet:
@@ -267,25 +262,22 @@ class Evaluator:
             clip = self._models.get_or_make(cell.model_fingerprint, load).with_resize(cell.protocol.resize)
             return scorer.classifier(clip, cell.class_names, cell.protocol.template)
 
-        protocol = (cell.protocol.template, cell.protocol.resize)
-        key = (cell.model_fingerprint, *protocol, scorer.describe(), *cell.class_names)
-        return self._victims.get_or_make(key, make)
+        return self._victims.get_or_make((cell.model_fingerprint, *_classifier_key(cell, scorer)), make)
 
     def _fast(self, cell: Cell, attacked: ZeroShot) -> ZeroShot | None:
         """Return a fast copy of the attacked classifier; None if the attack runs on the model itself."""
         compiled = self._compiled and cell.attack.needs_eps
         if cell.precision == "fp32" and not compiled:
             return None
-
-        def copy() -> Clip:
-            return fast_copy(attacked.clip, cell.precision, compiled=compiled)
+        model = (cell.model_fingerprint, cell.precision)
 
         def make() -> ZeroShot:
-            return attacked.with_clip(self._fast_models.get_or_make(model, copy).with_resize(cell.protocol.resize))
+            copy = self._fast_models.get_or_make(
+                model, lambda: fast_copy(attacked.clip, cell.precision, compiled=compiled)
+            )
+            return attacked.with_clip(copy.with_resize(cell.protocol.resize))
 
-        model = (cell.model_fingerprint, cell.precision)
-        protocol = (cell.protocol.template, cell.protocol.resize)
-        return self._fast_victims.get_or_make((*model, *protocol, cell.attacked.describe(), *cell.class_names), make)
+        return self._fast_victims.get_or_make((*model, *_classifier_key(cell, cell.attacked)), make)
 
     def _adversarial_prompts(self, cell: Cell, victim: ZeroShot) -> tuple[str, ...] | None:
         """Return the adversarial prompts, from memory or the store; else make and store them.
@@ -297,19 +289,14 @@ class Evaluator:
         name = f"texts/{cell.texts_id}.json"
 
         def make() -> tuple[str, ...]:
-            stored = self.store.read_json(name)
-            if stored is None:
-                prompts = cell.attack.prepare(victim)
-                assert prompts is not None
-                owners = [name for i, name in enumerate(cell.class_names) for _ in victim.prompts_of(i)]
-                stored = [
-                    {"class": c, "clean": p, "adversarial": a}
-                    for c, p, a in zip(owners, victim.prompts, prompts, strict=True)
-                ]
-                self.store.write_json(name, stored)
-            return tuple(entry["adversarial"] for entry in stored)
+            owners = [name for i, name in enumerate(cell.class_names) for _ in victim.prompts_of(i)]
+            return prepare_texts(cell.attack, victim, self.store, name, owners)
 
         return self._prompts.get_or_make(cell.texts_id, make)
+
+
+def _classifier_key(cell: Cell, scorer: Scorer) -> tuple[str, ...]:
+    return cell.protocol.template, cell.protocol.resize, scorer.describe(), *cell.class_names
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -27,8 +27,7 @@ class AwayError(UserError):
 
 def default_uri() -> str:
     """Return `MLFLOW_TRACKING_URI`, or else an SQLite file in the working directory. Raise a `UserError` if that is
-    gone.
-    """
+    gone."""
     try:
         return os.environ.get("MLFLOW_TRACKING_URI") or f"{_FILE}{Path('mlflow.db').absolute()}"
     except FileNotFoundError as error:
@@ -106,8 +105,7 @@ def reason(error: BaseException) -> str:
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
     """Turn all errors of MLflow about an address into one sentence: an `AwayError` if it may work later, else a
-    `UserError`.
-    """
+    `UserError`."""
     from mlflow import __version__
     from mlflow.exceptions import MlflowException
 

@@ -28,8 +28,7 @@ _BATCH = 64
 
 class ServedModel:
     """A zero-shot classifier from a checkpoint, with the interface of an MLflow model. A `UserError` tells what is
-    missing.
-    """
+    missing."""
 
     def __init__(self, folder: Path) -> None:
         use_exact_fp32()
