@@ -202,7 +202,7 @@ def plan_evaluation(
         loading=found.loading if found else None,
         start=found.start if found else 0.0,
         price=price,
-        before=lambda cell: forecasts.read_recorded(cell.id, store),
+        store=store,
     )
     forecasts.keep_plan(plan, store)
     return plan

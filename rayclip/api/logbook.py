@@ -131,13 +131,9 @@ class Logbook:
         run = self._known.runs.get(key)
         return run is not None and (self._deliverer is None or self._deliverer.has(run))
 
-    def _has_logged(self, key: str) -> bool:
-        """Return whether everything has been logged to the run of this key."""
-        return self._knows(key) and self._known.runs[key] in self._known.complete
-
-    def has_begun(self, key: str) -> bool:
-        """Return whether an earlier command opened the run of this key and did not log everything to it."""
-        return self._knows(key) and self._known.runs[key] not in self._known.complete
+    def has_begun(self, key: str, *, complete: bool = False) -> bool:
+        """Return whether an earlier command opened the run of this key and did not (or did) log everything to it."""
+        return self._knows(key) and (self._known.runs[key] in self._known.complete) == complete
 
     def end(self, key: str) -> None:
         """Finish the run of this key and record that everything has been logged to it."""
@@ -198,7 +194,7 @@ class Logbook:
         """
         digest = _digest([[r.cell for r in rows], rows[0].n])
         key = f"{name} {digest}"
-        if self._has_logged(key):
+        if self.has_begun(key, complete=True):
             return
         run = self.open(
             name,
@@ -244,7 +240,7 @@ class Logbook:
         """Log one model's retrieval under one attack as a run, once: metrics and the table."""
         name = f"retrieval {task.model}" + ("" if task.attack_label == "clean" else f" {task.attack_label}")
         key = f"{name} {task.id}"
-        if self._has_logged(key):
+        if self.has_begun(key, complete=True):
             return
         run = self.open(
             name,
@@ -278,13 +274,9 @@ class Logbook:
 
 def untouched_params(model: str, trials: Sequence[TrainConfig]) -> dict[str, Any]:
     """Return the untouched model's parameters among trials: what they have in common, with no method and no shots."""
-    settings = [config.flat() for config in trials]
-    own = ("method.", "recipe.")
-    shared = {
-        key: value
-        for key, value in (settings[0] if settings else {}).items()
-        if not key.startswith(own) and all(each.get(key) == value for each in settings)
-    }
+    settings = [config.flat().items() for config in trials]
+    shared = {key: value for key, value in (settings or [{}.items()])[0] if not key.startswith(("method.", "recipe."))}
+    shared = dict(item for item in shared.items() if all(item in each for each in settings))
     # Written like the others' budgets: MLflow's parallel coordinates leave out a number among texts
     return shared | {"model": model, "method.name": "untouched", "method.eps": "0/255", "shots": 0}
 
@@ -295,15 +287,13 @@ def metric_names(rows: Sequence[Row]) -> dict[str, float]:
     values: dict[str, float] = {}
     by_attack: dict[str, list[float]] = {}
     for row in rows:
-        kind = row.attack if row.attack == "clean" or row.is_worst else f"robust/{_attack_part(row.attack)}"
+        label = key_part(re.sub("[ /]", "_", row.attack))
+        kind = row.attack if row.attack == "clean" or row.is_worst else f"robust/{label}"
         values[f"{kind}/{key_part(row.dataset)}"] = row.top1
-        by_attack.setdefault(row.attack, []).append(row.top1)
+        by_attack.setdefault(f"avg/{label}", []).append(row.top1)
     datasets = len({row.dataset for row in rows})
-    if datasets > 1:
-        values |= {
-            f"avg/{_attack_part(attack)}": sum(v) / len(v) for attack, v in by_attack.items() if len(v) == datasets
-        }
-    return values
+    averages = {name: sum(v) / len(v) for name, v in by_attack.items() if len(v) == datasets > 1}
+    return values | averages
 
 
 def attack_params(rows: Sequence[Row]) -> dict[str, Any]:
@@ -319,18 +309,10 @@ def attack_params(rows: Sequence[Row]) -> dict[str, Any]:
     }
     first = next(iter(settings.values()))
     shared = {k: first[k] for k in _SHARED if k in first and all(s.get(k) == first[k] for s in settings.values())}
-    own = {
-        f"attack.{attack}.{key}": value
-        for attack, found in settings.items()
-        for key, value in found.items()
-        if key not in shared
-    }
-    return {f"protocol.{key}": value for key, value in shared.items()} | own
-
-
-def _attack_part(label: str) -> str:
-    """Return an attack's label as part of a metric name: blanks and slashes become `_`."""
-    return key_part(re.sub("[ /]", "_", label))
+    params = {f"protocol.{key}": value for key, value in shared.items()}
+    for attack, found in settings.items():
+        params |= {f"attack.{attack}.{key}": value for key, value in found.items() if key not in shared}
+    return params
 
 
 def worst_case(rows: Sequence[Row]) -> float | None:

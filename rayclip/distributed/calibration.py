@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -12,7 +13,6 @@ from rayclip.distributed.faults import explain
 from rayclip.distributed.resources import PoolSize, Share
 from rayclip.evaluation import Cell, Shard, Shards, Store, chosen_positions
 from rayclip.evaluation.costs import Costs, Hardware
-from rayclip.evaluation.shard import Done
 from rayclip.progress import Display
 from rayclip.types import UserError
 
@@ -68,12 +68,10 @@ def calibrate(
     share = Share.of(size)
     actor = make_actor(store, size, share)
     try:
-        try:
-            node, hardware = ray.get(actor.hello.remote(), timeout=_NODE_S)
-        except GetTimeoutError:
-            raise UserError(f"no worker with {share} came within {_NODE_S / 60:.0f} minutes.") from None
-        except RayError as error:
-            raise explain(error) from error
+        answer = _get(actor.hello.remote(), _NODE_S)
+        if answer is None:
+            raise UserError(f"no worker with {share} came within {_NODE_S / 60:.0f} minutes.")
+        node, hardware = answer
         found = Calibration(hardware=hardware, start=time.monotonic() - began, wanted=share.wanted)
         costs.read({cell.id: cell for cell in cells}.values(), store, hardware)
         end = time.monotonic() + seconds
@@ -87,26 +85,24 @@ def calibrate(
                 if costs.measured and costs.seconds(cell) * count > left:
                     continue
                 display.update("calibrating", number, len(work), cell.attack_label)
-                if cell.model_fingerprint not in found.loading:  # the first forwards are slower: they do not count
-                    ready = _measure(actor, node, shards, _WARM_UP, seconds)
-                    if ready is None:
+                is_new = cell.model_fingerprint not in found.loading
+                for samples in (_WARM_UP, count) if is_new else (count,):
+                    chosen = shards.positions[chosen_positions(len(shards.positions), samples)]
+                    shard = Shard(cell=cell, positions=tuple(chosen.tolist()))
+                    done = _get(actor.measure.remote(shard), max(30.0, _PATIENCE * seconds), node)
+                    if done is None:
                         return found
-                    found.loading[cell.model_fingerprint] = ready.loading
-                done = _measure(actor, node, shards, count, seconds)
-                if done is None:
-                    return found
-                costs.add(cell, done.samples, done.seconds)
+                    found.loading.setdefault(cell.model_fingerprint, done.loading)
+                costs.add(cell, done.samples, done.seconds)  # not the first forwards, which are slower
         return found
     finally:
         ray.kill(actor)
 
 
-def _measure(actor: object, node: str, shards: Shards, count: int, seconds: float) -> Done | None:
-    """Measure samples spread over the whole cell; return None if that takes too long."""
-    chosen = shards.positions[chosen_positions(len(shards.positions), count)]
-    shard = Shard(cell=shards.cell, positions=tuple(chosen.tolist()))
+def _get(ref: Any, seconds: float, node: str | None = None) -> Any:
+    """Return the answer to a call; None if it takes too long."""
     try:
-        return ray.get(actor.measure.remote(shard), timeout=max(30.0, _PATIENCE * seconds))  # type: ignore[attr-defined]
+        return ray.get(ref, timeout=seconds)
     except GetTimeoutError:
         return None
     except RayError as error:

@@ -1,6 +1,7 @@
 """Write captions on Ray actors: classes are sent in chunks, and each finished chunk is kept beside the result."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -58,15 +59,15 @@ def open_parts(job: CaptionJob, folder: Path) -> None:
     """Make a job's folder of parts. Raise a `UserError` if it exists and belongs to another job."""
     described, parts = json.loads(json.dumps(asdict(job))), Store(str(folder))
     before = parts.read_json("job.json")
-    if before is not None:
-        changed = [name for name in described if before.get(name) != described[name]]
-        if changed:
-            raise UserError(
-                f"{folder} was begun with another {', '.join(changed)}: use the same again, delete that folder, or "
-                "give another --out."
-            )
-    else:
+    if before is None:
         parts.write_json("job.json", described)
+        return
+    changed = [name for name in described if before.get(name) != described[name]]
+    if changed:
+        raise UserError(
+            f"{folder} was begun with another {', '.join(changed)}: use the same again, delete that folder, or give "
+            "another --out."
+        )
 
 
 def generate_captions(
@@ -178,13 +179,13 @@ def _resources(workers: int | None) -> tuple[int, float, float]:
 
     On CPUs, a language model needs all cores of a node, and its memory.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-    gpus = within_reach()["GPU"]
-    if gpus >= 1:
-        return min(workers or int(gpus), int(gpus)), 1.0, 1.0
-    smallest = min((node["CPU"] for node in nodes), default=1.0)
-    count = min(workers or max(1, len(nodes)), max(1, len(nodes)) * int(smallest))
-    return count, max(1.0, smallest // -(-count // max(1, len(nodes)))), 0.0
+    gpus = int(within_reach()["GPU"])
+    if gpus:
+        return min(workers or gpus, gpus), 1.0, 1.0
+    cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    cpus = [count for count in cpus if count >= 1] or [1.0]
+    count = min(workers or len(cpus), len(cpus) * int(min(cpus)))
+    return count, max(1.0, min(cpus) // math.ceil(count / len(cpus))), 0.0
 
 
 def _part(number: int) -> str:

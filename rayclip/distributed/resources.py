@@ -85,7 +85,7 @@ def _cpus(nodes: list[Mapping[str, float]], most: Mapping[str, float], workers: 
         having = [n for n in (*nodes, most) if n.get("GPU", 0) > 0]
         dealt = [n.get("CPU", 0.0) // max(1, math.floor(n["GPU"] / gpus + 1e-6)) for n in having]
         return max(1.0, min(dealt, default=1.0))
-    total = max(_total(nodes, "CPU"), most.get("CPU", 0.0))
+    total = max(sum(node.get("CPU", 0.0) for node in nodes), most.get("CPU", 0.0))
     if workers is None or not total:
         return 1.0
     if workers > total:
@@ -96,15 +96,11 @@ def _cpus(nodes: list[Mapping[str, float]], most: Mapping[str, float], workers: 
 def within_reach() -> dict[str, float]:
     """Return GPUs and CPUs of the connected cluster: what it has now, or may grow to if that is more."""
     nodes, most = _nodes(), _autoscaled()
-    return {what: max(_total(nodes, what), most.get(what, 0.0)) for what in ("GPU", "CPU")}
+    return {what: max(sum(n.get(what, 0.0) for n in nodes), most.get(what, 0.0)) for what in ("GPU", "CPU")}
 
 
 def _nodes() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _total(nodes: list[Mapping[str, float]], what: str) -> float:
-    return sum(node.get(what, 0.0) for node in nodes)
 
 
 def _autoscaled() -> Mapping[str, float]:

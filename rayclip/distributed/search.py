@@ -45,9 +45,9 @@ class Validation:
         """Return `clean` and `robust` accuracy in percent, and their mean `score`."""
         spec = f"{'local-dir' if (folder / WEIGHTS_FILE).is_file() else 'prompted'}:{folder}"
         data = open_data(self.data, "test", self.protocol.names)
+        positions = chosen_positions(len(data), self.limit)
         models = [(spec, load_model(spec).fingerprint())]
         cells = make_cells(models, [(self.data, data)], self.attacks, self.protocol)
-        positions = chosen_positions(len(data), self.limit)
         with tempfile.TemporaryDirectory(prefix="rayclip-") as place:
             store = Store(place)
             evaluator = Evaluator(store, device)

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -62,12 +63,47 @@ class Protocol:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Subject(ABC):
+    """What cells and retrieval tasks have in common. Of model and data only the fingerprints enter the id."""
+
+    model: str
+    model_fingerprint: str
+    dataset: str
+    data_fingerprint: str
+    attack: Attack
+
+    @property
+    def eps(self) -> float | None:
+        """Return the attack's budget in pixel units; None if it needs none."""
+        return self.attack.eps if self.attack.needs_eps else None
+
+    @property
+    def attack_label(self) -> str:
+        """Return the attack's name in metrics: `pgd-100_eps1`, `bert`."""
+        return label_with_eps(self.attack, self.eps)
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return the protocol as every result row carries it."""
+
+    def record(self) -> dict[str, Any]:
+        """Return what the file of a result says of it, all that a report needs besides the numbers."""
+        return {
+            "model": self.model,
+            "model_fingerprint": self.model_fingerprint,
+            "dataset": self.dataset,
+            "data_fingerprint": self.data_fingerprint,
+            "attack_label": self.attack_label,
+            "protocol": self.describe(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Subject):
     """One evaluation: model, data set, attack, defence, scorer and protocol. It yields one number.
 
-    Of `model` and `data`, as the user named them, only the fingerprints enter the id.
-
     Attributes:
+        data: as the user named it.
         attack: with its budget and its step filled in (`Attack.within`).
         aim: how the attack treats the defence.
         scorer: scorer that judges.
@@ -75,13 +111,8 @@ class Cell:
         cut: number of truncated texts (`counted`); None if they were not counted.
     """
 
-    model: str
-    model_fingerprint: str
     data: str
-    dataset: str
-    data_fingerprint: str
     class_names: tuple[str, ...]
-    attack: Attack
     protocol: Protocol
     defense: Chain = ()
     aim: Aim = IGNORE
@@ -102,20 +133,15 @@ class Cell:
         return hash_of(PROTOCOL, self.model_fingerprint, self.class_names, template, settings, *scorer)
 
     @property
-    def eps(self) -> float | None:
-        """Return the attack's budget in pixel units; None if it needs none."""
-        return self.attack.eps if self.attack.needs_eps else None
-
-    @property
     def precision(self) -> Precision:
         """Return the precision of the attacked model; fp32 if the attack changes no image."""
         return self.protocol.precision if self.attack.needs_eps else "fp32"
 
     @property
     def attack_label(self) -> str:
-        """Return the attack's name in metrics: `pgd-100_eps1`, `bert`; `pgd-100_eps1_bpda` through a defence."""
+        """Return the attack's name in metrics; `pgd-100_eps1_bpda` through a defence."""
         elsewhere = "" if self.attacked == self.scorer else f"_on-{self.attacked.name}"
-        return label_with_eps(self.attack, self.eps) + elsewhere + self.aim.label
+        return super().attack_label + elsewhere + self.aim.label
 
     @property
     def title(self) -> str:
@@ -125,7 +151,6 @@ class Cell:
         return f"{who}{behind} · {self.dataset} · {self.attack_label}"
 
     def describe(self) -> dict[str, Any]:
-        """Return the protocol as every result row carries it."""
         return {
             "attack": self.attack.name,
             **described_budget(self.attack),
@@ -144,18 +169,13 @@ class Cell:
         }
 
     def record(self) -> dict[str, Any]:
-        """Return the contents of `cells/<id>/cell.json`: all that a report of this cell needs besides its verdicts."""
+        """Return the contents of `cells/<id>/cell.json`."""
         return {
-            "model": self.model,
-            "model_fingerprint": self.model_fingerprint,
+            **super().record(),
             "data": self.data,
-            "dataset": self.dataset,
-            "data_fingerprint": self.data_fingerprint,
             "class_names": self.class_names,
-            "attack_label": self.attack_label,
             "defense_label": chain_label(self.defense),
             "scorer_label": self.scorer.label,
-            "protocol": self.describe(),
             **(Cut() if self.cut is None else self.cut).recorded(),
             "code": code_version(),
         }

@@ -5,7 +5,8 @@ Shapes: B batch, D embedding, C H W image.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,12 +30,9 @@ def keep_examples(
     folder: str,
     victim: ZeroShot,
     *,
-    ids: np.ndarray,
     images_BCHW: Tensor,
-    labels_B: Tensor,
-    clean_logits: Tensor,
-    adv_logits: Tensor,
     result: Adversarial,
+    verdicts: Mapping[str, np.ndarray],
     prompts: Sequence[str] | None,
     eps: float,
 ) -> None:
@@ -45,43 +43,30 @@ def keep_examples(
 
     Args:
         victim: the attacked classifier, without defences; its model gives embeddings and maps.
+        verdicts: the columns of the result file, of B rows.
         prompts: adversarial class prompts; None if they were not changed.
         eps: budget; the difference is scaled so that ±eps fills the range of pixels.
     """
-    changed = changed_prompts(victim, labels_B, result, prompts)
+    labels = verdicts["label"].tolist()
+    changed = changed_prompts(victim, labels, result, prompts)
     if changed:
         store.write_json(f"{folder}/texts.json", changed)
     if result.images_BCHW is images_BCHW:
         return
-    few = slice(0, EXAMPLES)
-    difference = (result.images_BCHW[few] - images_BCHW[few]) / (2 * max(eps, 1e-9)) + 0.5
-    store.write_table(
-        f"{folder}/images.parquet",
-        {
-            "sample_id": ids[few],
-            "label": labels_B[few].cpu().numpy(),
-            "clean_pred": clean_logits[few].argmax(1).cpu().numpy(),
-            "adv_pred": adv_logits[few].argmax(1).cpu().numpy(),
-            "clean": pngs(images_BCHW[few]),
-            "adversarial": pngs(result.images_BCHW[few]),
-            "difference": pngs(difference),
-        },
-    )
-    many = slice(0, EMBEDDED)
-    store.write_table(
-        f"{folder}/features.parquet",
-        {
-            "sample_id": ids[many],
-            "label": labels_B[many].cpu().numpy(),
-            "clean": _features(victim.clip, images_BCHW[many]),
-            "adversarial": _features(victim.clip, result.images_BCHW[many]),
-        },
-    )
-    maps = [attention_maps(victim, x[few], labels_B[few]) for x in (images_BCHW, result.images_BCHW)]
-    if maps[0] is not None:
-        store.write_table(
-            f"{folder}/attention.parquet", {"sample_id": ids[few], "clean": maps[0], "adversarial": maps[1]}
-        )
+
+    def write(name: str, count: int, columns: Sequence[str], **more: Any) -> None:
+        store.write_table(f"{folder}/{name}.parquet", {key: verdicts[key][:count] for key in columns} | more)
+
+    pairs = {"clean": images_BCHW, "adversarial": result.images_BCHW}
+    few = {key: images[:EXAMPLES] for key, images in pairs.items()}
+    difference = (few["adversarial"] - few["clean"]) / (2 * max(eps, 1e-9)) + 0.5
+    pictures = {key: pngs(images) for key, images in (few | {"difference": difference}).items()}
+    write("images", EXAMPLES, ("sample_id", "label", "clean_pred", "adv_pred"), **pictures)
+    features = {key: _features(victim.clip, images[:EMBEDDED]) for key, images in pairs.items()}
+    write("features", EMBEDDED, ("sample_id", "label"), **features)
+    maps = {key: attention_maps(victim, images, labels[:EXAMPLES]) for key, images in few.items()}
+    if maps["clean"] is not None:
+        write("attention", EXAMPLES, ("sample_id",), **maps)
 
 
 def prepare_texts(
@@ -104,7 +89,7 @@ def prepare_texts(
 
 
 def changed_prompts(
-    victim: ZeroShot, labels_B: Tensor, result: Adversarial, prompts: Sequence[str] | None
+    victim: ZeroShot, labels: Sequence[int], result: Adversarial, prompts: Sequence[str] | None
 ) -> list[dict[str, str]]:
     """Return the first prompts that an attack changed, with their classes: the classes' own, or those of the first
     images."""
@@ -112,11 +97,9 @@ def changed_prompts(
         owners = [name for i, name in enumerate(victim.class_names) for _ in victim.prompts_of(i)]
         pairs = list(zip(owners, victim.prompts, prompts, strict=True))
     else:
-        own = result.own_texts or ()
-        labels = labels_B.tolist()[: len(own)]
         pairs = [
             (victim.class_names[label], clean, adversarial)
-            for label, texts in zip(labels, own, strict=True)
+            for label, texts in zip(labels, result.own_texts or (), strict=False)
             for clean, adversarial in zip(victim.prompts_of(label), texts, strict=False)
         ]
     changed = [{"class": c, "clean": p, "adversarial": a} for c, p, a in dict.fromkeys(pairs) if p != a]
@@ -124,10 +107,10 @@ def changed_prompts(
 
 
 @torch.no_grad()
-def attention_maps(victim: ZeroShot, images_BCHW: Tensor, labels_B: Tensor) -> list[bytes] | None:
+def attention_maps(victim: ZeroShot, images_BCHW: Tensor, labels: Sequence[int]) -> list[bytes] | None:
     """Return grey PNGs of the input size: where an image resembles its true class's prompt; None without such maps."""
     clip = victim.clip
-    texts = [clip.embed_texts(victim.prompts_of(label))[:1] for label in labels_B.tolist()]
+    texts = [clip.embed_texts(victim.prompts_of(label))[:1] for label in labels]
     try:
         _, patches_BTD = encode_with_patches(clip, images_BCHW)
         maps = text_guided_attention(clip, patches_BTD, torch.stack(texts))

@@ -102,7 +102,7 @@ def forecast(
     loading: Mapping[str, float] | None = None,
     start: float = 0.0,
     price: float | None = None,
-    before: Callable[[Cell], tuple[int, float]] = lambda cell: (0, 0.0),
+    store: Store | None = None,
 ) -> Forecast:
     """Estimate the work's time and price by running it on simulated workers.
 
@@ -115,7 +115,7 @@ def forecast(
         loading: seconds to load each model, by fingerprint.
         start: seconds until a worker has started.
         price: of an hour of one GPU (core).
-        before: returns the samples and seconds that a cell's results have recorded so far.
+        store: the results so far; None if there are none.
     """
     loads = dict(loading or {})
     found = []
@@ -135,7 +135,7 @@ def forecast(
             shards=sum(len(piece) for piece in first if piece.cell.id == cell.id),
             seconds=costs.seconds(cell) * len(shards.positions),
             basis=costs.basis(cell),
-            before=before(cell),
+            before=(0, 0.0) if store is None else read_recorded(cell.id, store),
         )
         for shards in work
         for cell in [shards.cell]

@@ -19,7 +19,7 @@ from rayclip.attacks.clean import Clean
 from rayclip.attacks.pairs import AdversarialPairs, PairAttack, PairVictim, check_for_pairs
 from rayclip.data import PairSet, Resolution, batch_pixels
 from rayclip.evaluation.aggregate import wilson
-from rayclip.evaluation.cell import default_substitutes, described_budget, hash_of, label_with_eps
+from rayclip.evaluation.cell import Subject, default_substitutes, described_budget, hash_of
 from rayclip.evaluation.examples import prepare_texts
 from rayclip.evaluation.plan import chosen_positions
 from rayclip.evaluation.recall import Direction, Embedded, Recall, recall_of
@@ -56,21 +56,16 @@ class RecallRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(Subject):
     """A retrieval evaluation: one model on one set of pairs under one attack.
 
     Attributes:
-        model, data: as the user named them; only the fingerprints enter the id, which names the result on disk.
         images: number of images that take part, evenly spaced over the data; all their captions take part.
         resize: see `cell.Protocol`.
         attack: with its budget and its step filled in.
         seed: of the attack's random numbers.
     """
 
-    model: str
-    model_fingerprint: str
-    dataset: str
-    data_fingerprint: str
     images: int
     captions: int
     resolution: Resolution = "model"
@@ -80,11 +75,6 @@ class Task:
 
     def __post_init__(self) -> None:
         check_resize(self.resize, self.resolution)
-
-    @property
-    def eps(self) -> float | None:
-        """Return the attack's budget in pixel units; None if it needs none."""
-        return self.attack.eps if self.attack.needs_eps else None
 
     @property
     def changes_pairs(self) -> bool:
@@ -105,13 +95,7 @@ class Task:
         digest = hash_of(PROTOCOL, self.model_fingerprint, self.data_fingerprint, self.images, prepared)
         return f"retrieval/texts/{digest}.json"
 
-    @property
-    def attack_label(self) -> str:
-        """Return the attack's name in metrics: `pgd-10_eps2`, `bert`."""
-        return label_with_eps(self.attack, self.eps)
-
     def describe(self) -> dict[str, Any]:
-        """Return the protocol as every result row carries it."""
         image_attack: dict[str, Any] = {}
         if self.eps is not None:
             classes = "the images, by the mean embedding of their captions"
@@ -129,17 +113,6 @@ class Task:
             "defense": "none",
             "precision": "fp32",
             "protocol": PROTOCOL,
-        }
-
-    def record(self) -> dict[str, Any]:
-        """Return the contents of the result file besides the recalls: all that a report needs."""
-        return {
-            "model": self.model,
-            "model_fingerprint": self.model_fingerprint,
-            "dataset": self.dataset,
-            "data_fingerprint": self.data_fingerprint,
-            "attack_label": self.attack_label,
-            "protocol": self.describe(),
         }
 
 

@@ -144,16 +144,11 @@ class Evaluator:
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
-                others = self._models.keys() - {cell.model_fingerprint}
-                if not others:
+                if not self._models.keys() - {cell.model_fingerprint}:
                     raise UserError(f"model '{cell.model}' does not fit into {self.hardware}: {_ROOM}.") from error
-            self._forget()
-
-    def _forget(self) -> None:
-        """Drop every loaded model."""
-        for cache in (self._models, self._victims, self._fast_models, self._fast_victims):
-            cache.clear()
-        _free_memory()
+            for cache in (self._models, self._victims, self._fast_models, self._fast_victims):
+                cache.clear()
+            _free_memory()
 
     def _batch(
         self,
@@ -183,20 +178,6 @@ class Evaluator:
         with torch.no_grad():
             adv_logits = result.logits(judge, labels)
         self._check_logits(cell, ids, clean_logits, adv_logits)
-        if keep and 0 in positions:
-            keep_examples(
-                self.store,
-                f"cells/{cell.id}/examples",
-                victim,
-                ids=ids,
-                images_BCHW=images,
-                labels_B=labels,
-                clean_logits=clean_logits,
-                adv_logits=adv_logits,
-                result=result,
-                prompts=prompts,
-                eps=cell.eps or 0.0,
-            )
         delta = (result.images_BCHW - images).flatten(1)
         columns = {
             "position": torch.tensor(positions),
@@ -212,7 +193,19 @@ class Evaluator:
             "l2": delta.norm(dim=1),
             **({} if result.part_B is None else {"part": result.part_B}),
         }
-        return {name: column.cpu().numpy() for name, column in columns.items()}
+        verdicts = {name: column.cpu().numpy() for name, column in columns.items()}
+        if keep and 0 in positions:
+            keep_examples(
+                self.store,
+                f"cells/{cell.id}/examples",
+                victim,
+                images_BCHW=images,
+                result=result,
+                verdicts=verdicts,
+                prompts=prompts,
+                eps=cell.eps or 0.0,
+            )
+        return verdicts
 
     def _classifiers(self, cell: Cell, victim: ZeroShot, ids: np.ndarray) -> tuple[ZeroShot, ZeroShot, ZeroShot | None]:
         """Return for these samples the judging classifier, the attacked one, and a fast copy of the latter or None."""

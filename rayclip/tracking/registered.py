@@ -83,17 +83,13 @@ def _write_model(place: Path, run: str, folder: str, class_names: Sequence[str],
     from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    outputs = [
-        ColSpec(DataType.string, "label"),
-        ColSpec(DataType.double, "probability"),
-        ColSpec(Array(DataType.double), "probabilities"),
-    ]
-    params = [
-        ParamSpec("class_names", DataType.string, list(class_names), shape=(-1,)),
-        ParamSpec("template", DataType.string, template),
-    ]
+    text, number = DataType.string, DataType.double
+    label, probability = ColSpec(text, "label"), ColSpec(number, "probability")
+    names = ParamSpec("class_names", text, list(class_names), shape=(-1,))
     signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema(outputs), params=ParamSchema(params)
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema([label, probability, ColSpec(Array(number), "probabilities")]),
+        params=ParamSchema([names, ParamSpec("template", text, template)]),
     )
     model = Model(artifact_path=folder, run_id=run, signature=signature)
     pyfunc.add_to_model(model, loader_module=LOADER, data="data")
