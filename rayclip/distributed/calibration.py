@@ -8,8 +8,9 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from rayclip.distributed.evaluating import make_actor
+from rayclip.distributed.evaluating import EvaluationActor
 from rayclip.distributed.faults import explain
+from rayclip.distributed.pool import start_actor
 from rayclip.distributed.resources import PoolSize, Share
 from rayclip.evaluation import Cell, Shard, Shards, Store, chosen_positions
 from rayclip.evaluation.costs import Costs, Hardware
@@ -25,19 +26,12 @@ _PATIENCE = 3  # times the allowed time: timeout of one measurement, as the dura
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The results of a calibration besides the costs.
+    """The results of a calibration besides the costs."""
 
-    Attributes:
-        hardware: hardware of one worker.
-        start: seconds until a worker has started.
-        wanted: number of workers that fit in the cluster.
-        loading: seconds to load each model, by fingerprint.
-    """
-
-    hardware: Hardware
-    start: float
-    wanted: int
-    loading: dict[str, float] = field(default_factory=dict)
+    hardware: Hardware  # of one worker
+    start: float  # seconds until a worker has started
+    wanted: int  # number of workers that fit in the cluster
+    loading: dict[str, float] = field(default_factory=dict)  # seconds to load each model, by fingerprint
 
 
 def calibrate(
@@ -66,7 +60,7 @@ def calibrate(
     """
     began = time.monotonic()
     share = Share.of(size)
-    actor = make_actor(store, size, share)
+    actor = start_actor(EvaluationActor, share.cpus, share.gpus, store, size, share)
     try:
         answer = _get(actor.hello.remote(), _NODE_S)
         if answer is None:
@@ -89,7 +83,7 @@ def calibrate(
                 for samples in (_WARM_UP, count) if is_new else (count,):
                     chosen = shards.positions[chosen_positions(len(shards.positions), samples)]
                     shard = Shard(cell=cell, positions=tuple(chosen.tolist()))
-                    done = _get(actor.measure.remote(shard), max(30.0, _PATIENCE * seconds), node)
+                    done = _get(actor.run.remote(shard, None, keep=False), max(30.0, _PATIENCE * seconds), node)
                     if done is None:
                         return found
                     found.loading.setdefault(cell.model_fingerprint, done.loading)

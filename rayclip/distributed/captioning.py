@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from rayclip.data import ImageSet
-from rayclip.distributed.pool import Pool
+from rayclip.distributed.pool import Pool, start_actor, use_device
 from rayclip.distributed.resources import within_reach
 from rayclip.evaluation.schedule import Queue, Schedule, ShardId
 from rayclip.models.generators import GeneratorSettings, TransformersGenerator, caption_classes
@@ -26,27 +26,16 @@ _CHUNK_S = 3600.0  # more than any chunk takes: a worker that hangs for longer i
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionJob:
-    """A captioning job. Every field can change the captions, so a folder of parts belongs to one job.
+    """A captioning job. Every field can change the captions, so a folder of parts belongs to one job."""
 
-    Attributes:
-        generator, generator_fingerprint: folder or hub id, and `generator_kind(generator).fingerprint`.
-        class_names: without duplicates.
-        per_class: captions per class.
-        questions: prompts to the generator, with `{}` for the class.
-        images: example images per class; 0 asks by the name alone.
-        data_fingerprint: of the data set that the images come from; "" without images.
-        seed: of sampling and of the choice of images.
-        settings: of the generator, the batch size included, because a batch is sampled together.
-    """
-
-    generator: str
-    generator_fingerprint: str
-    class_names: tuple[str, ...]
-    per_class: int
-    questions: tuple[str, ...]
-    images: int = 0
-    data_fingerprint: str = ""
-    seed: int = 0
+    generator: str  # folder or hub id
+    generator_fingerprint: str  # of `generator_kind`
+    class_names: tuple[str, ...]  # without duplicates
+    per_class: int  # captions per class
+    questions: tuple[str, ...]  # prompts to the generator, with {} for the class
+    images: int = 0  # example images per class; 0 asks by the name alone
+    data_fingerprint: str = ""  # of the data set that the images come from
+    seed: int = 0  # of sampling and of the choice of images
     settings: GeneratorSettings = field(default_factory=GeneratorSettings)
 
     def chunks(self) -> list[tuple[str, ...]]:
@@ -125,8 +114,7 @@ class _CaptionPool(Pool):
         return self._count
 
     def make_actor(self) -> tuple[Any, Any]:
-        options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_restarts": 0}
-        actor = ray.remote(**options)(_Actor).remote(self._job, max(1, int(self._cpus)))
+        actor = start_actor(_Actor, self._cpus, self._gpus, self._job, self._cpus)
         return actor, actor.hello.remote()
 
     def call(self, actor: Any, shard: ShardId, batch_size: int) -> Any:
@@ -152,15 +140,12 @@ class _CaptionPool(Pool):
 class _Actor:
     """A worker with one generator, loaded in `hello`: an error in the constructor would look like a lost actor."""
 
-    def __init__(self, job: CaptionJob, threads: int) -> None:
-        self._job, self._threads = job, threads
+    def __init__(self, job: CaptionJob, cpus: float) -> None:
+        self._job, self._cpus = job, cpus
 
     def hello(self) -> tuple[str, None]:
         """Load the generator; return the address of this actor's node."""
-        device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-        if device == "cpu":
-            torch.set_num_threads(self._threads)
-        self._generator = TransformersGenerator(self._job.generator, device, self._job.settings)
+        self._generator = TransformersGenerator(self._job.generator, use_device(self._cpus), self._job.settings)
         return ray.util.get_node_ip_address(), None
 
     def run(self, number: int, names: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> list[list[str]]:

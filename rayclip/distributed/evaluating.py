@@ -7,7 +7,7 @@ from typing import Any
 import ray
 import torch
 
-from rayclip.distributed.pool import Pool
+from rayclip.distributed.pool import Pool, start_actor, use_device
 from rayclip.distributed.resources import PoolSize, Share, check_shared
 from rayclip.evaluation import Cell, Evaluator, Shard, Shards, Store
 from rayclip.evaluation.costs import Costs, Hardware
@@ -32,50 +32,27 @@ class EvaluationActor:
         """
         if written is not None:
             check_shared(self._store, written)
-        device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
-        if device.type == "cpu":
-            torch.set_num_threads(max(1, int(self._share.cpus)))
-        hardware = Hardware.here(device, self._share.gpus)
-        size = self._size
+        device = torch.device(use_device(self._share.cpus))
+        hardware, size = Hardware.here(device, self._share.gpus), self._size
         self._evaluator = Evaluator(self._store, device, size.batch_size, compiled=size.compiled, hardware=hardware)
         return ray.util.get_node_ip_address(), hardware
 
-    def run(self, shard: Shard, batch_size: int) -> Done:
-        return self._evaluator.run(shard, batch_size)
-
-    def measure(self, shard: Shard) -> Done:
-        return self._evaluator.measure(shard)
-
-
-def make_actor(store: Store, size: PoolSize, share: Share) -> Any:
-    """Request an actor and return at once; it starts when the cluster has room for it."""
-    options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0}
-    return ray.remote(**options)(EvaluationActor).remote(store, size, share)
+    def run(self, shard: Shard, batch_size: int | None, *, keep: bool = True) -> Done:
+        return self._evaluator.run(shard, batch_size, keep=keep)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolStatistics:
-    """The resources and times of an evaluation.
+    """The resources and times of an evaluation; times in seconds."""
 
-    Attributes:
-        hardware: hardware of its first worker.
-        workers: maximum number of workers busy at once.
-        wall: seconds from submission to the last shard's end.
-        waited: seconds from submission to the first shard's start.
-        busy: worker seconds on shards, without loading.
-        loading: worker seconds of loading models, class embeddings and data.
-        copies: second copies started because a shard was late.
-        lost: shards that were started again because their worker failed.
-    """
-
-    hardware: Hardware
-    workers: int
-    wall: float
-    waited: float
-    busy: float
-    loading: float
-    copies: int
-    lost: int
+    hardware: Hardware  # of its first worker
+    workers: int  # maximum number of workers busy at once
+    wall: float  # from submission to the last shard's end
+    waited: float  # from submission to the first shard's start
+    busy: float  # of all workers on shards, without loading
+    loading: float  # of all workers: models, class embeddings and data
+    copies: int  # second copies started because a shard was late
+    lost: int  # shards that were started again because their worker failed
 
 
 def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: Display, total: int) -> PoolStatistics:
@@ -130,7 +107,8 @@ class _EvaluationPool(Pool):
         return self._share.wanted
 
     def make_actor(self) -> tuple[Any, Any]:
-        actor = make_actor(self._store, self._size, self._share)
+        share = self._share
+        actor = start_actor(EvaluationActor, share.cpus, share.gpus, self._store, self._size, share)
         return actor, actor.hello.remote(_record(self._work[0].cell))
 
     def join(self, about: Hardware) -> None:

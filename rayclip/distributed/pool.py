@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from rayclip.distributed.faults import AGAIN, dead_nodes, explain, only_node, out_of_memory, times_in_words
@@ -84,6 +85,19 @@ class _Worker:
     ref: Any = None  # its latest call
     ready: bool = False
     rests_until: float = 0.0
+
+
+def start_actor(kind: type, cpus: float, gpus: float, *args: Any) -> Any:
+    """Request an actor and return at once; it starts when the cluster has room for it."""
+    return ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(kind).remote(*args)
+
+
+def use_device(cpus: float) -> str:
+    """Return the device of this actor: `cuda` if it has been given a GPU, else `cpu`, with a thread per core."""
+    if torch.cuda.is_available() and ray.get_gpu_ids():
+        return "cuda"
+    torch.set_num_threads(max(1, int(cpus)))
+    return "cpu"
 
 
 class Pool(ABC):

@@ -127,10 +127,7 @@ def make_import_hook() -> Callable[[], None] | None:
         import sys
 
         class Dropper:
-            """An import finder that finds nothing, but removes the directory that Ray adds with its first task.
-
-            Python asks it before every import.
-            """
+            """An import finder that finds nothing, but removes the directory that Ray adds with its first task."""
 
             @staticmethod
             def find_spec(name: str, path: object = None, target: object = None) -> None:

@@ -27,20 +27,14 @@ Measure = Callable[[Path, torch.device], dict[str, float]]  # returns the metric
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """The settings that every worker of a trial gets.
-
-    Attributes:
-        run: name of the run in `log`; None for no logging.
-        threads: CPU threads of a worker without a GPU.
-        measure: measures each checkpoint; its metrics are added to the report.
-    """
+    """The settings that every worker of a trial gets."""
 
     config: TrainConfig
-    run: str | None
+    run: str | None  # in `log`; None for no logging
     log: MetricLog | None
-    threads: int
+    threads: int  # CPU threads of a worker without a GPU
     notes: Notes
-    measure: Measure | None
+    measure: Measure | None  # measures each checkpoint; its metrics are added to the report
 
 
 def train_worker(args: dict[str, WorkerSettings]) -> None:

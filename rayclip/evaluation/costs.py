@@ -17,17 +17,11 @@ _FILES = 4  # result files per cell that an estimate reads
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """The hardware of one worker. Two workers that share a GPU have 0.5 each.
+    """The hardware of one worker. Two workers that share a GPU have 0.5 each."""
 
-    Attributes:
-        name: name of the GPU, or `cpu`.
-        gpus: share of a GPU, or number of GPUs; 0 on CPUs.
-        cores: compute threads.
-    """
-
-    name: str
-    gpus: float
-    cores: int
+    name: str  # of the GPU, or `cpu`
+    gpus: float  # share of a GPU, or number of GPUs; 0 on CPUs
+    cores: int  # compute threads
 
     @classmethod
     def here(cls, device: torch.device, gpus: float | None = None) -> "Hardware":

@@ -35,39 +35,24 @@ class PlannedCell:
 
 @dataclass(frozen=True, kw_only=True)
 class OnWorkers:
-    """Wall time and price of a plan on a given number of workers.
-
-    Attributes:
-        wall: seconds from start to end.
-        hours: GPU (core) hours that are held during that time.
-        cost: price of these hours; None if no price is known.
-    """
+    """Wall time and price of a plan on a number of workers."""
 
     workers: int
-    wall: float
-    hours: float
-    cost: float | None
+    wall: float  # seconds from start to end
+    hours: float  # GPU (core) hours that are held during that time
+    cost: float | None  # price of these hours; None if no price is known
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """A plan: the outstanding cells with their estimated times.
+    """A plan: the outstanding cells with their estimated times."""
 
-    Attributes:
-        hardware: hardware of one worker.
-        cells: cells with outstanding samples, by id.
-        finished: number of cells that have every result.
-        loading: seconds that each model with its class embeddings takes to load, by fingerprint.
-        workers: wall time and price for each number of workers that was asked for.
-        price: price of an hour of one GPU (core).
-    """
-
-    hardware: Hardware
-    cells: Mapping[str, PlannedCell]
-    finished: int
-    loading: Mapping[str, float] = field(default_factory=dict)
-    workers: Sequence[OnWorkers] = ()
-    price: float | None = None
+    hardware: Hardware  # of one worker
+    cells: Mapping[str, PlannedCell]  # those with outstanding samples, by id
+    finished: int  # number of cells that have every result
+    loading: Mapping[str, float] = field(default_factory=dict)  # seconds to load each model, by fingerprint
+    workers: Sequence[OnWorkers] = ()  # for each number that was asked for
+    price: float | None = None  # of an hour of one GPU (core)
 
     @property
     def shards(self) -> int:
@@ -171,20 +156,15 @@ def simulate(queues: Sequence[Queue], workers: int, load: Callable[[Hashable], f
 
 @dataclass(frozen=True, kw_only=True)
 class PlanComparison:
-    """Planned and actual samples and worker seconds, over the cells of one model under one attack.
-
-    Attributes:
-        samples, planned: samples and worker seconds of the plan.
-        done, actual: samples and worker seconds that results have recorded since.
-    """
+    """Planned and actual samples and worker seconds, over the cells of one model under one attack."""
 
     model: str
     attack: str
     cells: int
     samples: int
     planned: float
-    done: int
-    actual: float
+    done: int  # samples that results have recorded since
+    actual: float  # worker seconds of these
 
 
 def compare_with_plan(plan: Forecast, store: Store) -> list[PlanComparison]:

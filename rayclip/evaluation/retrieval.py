@@ -57,21 +57,14 @@ class RecallRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Task(Subject):
-    """A retrieval evaluation: one model on one set of pairs under one attack.
+    """A retrieval evaluation: one model on one set of pairs under one attack with its budget and step filled in."""
 
-    Attributes:
-        images: number of images that take part, evenly spaced over the data; all their captions take part.
-        resize: see `cell.Protocol`.
-        attack: with its budget and its step filled in.
-        seed: of the attack's random numbers.
-    """
-
-    images: int
+    images: int  # that take part, evenly spaced over the data, with all their captions
     captions: int
     resolution: Resolution = "model"
     resize: Resize = "antialias"
     attack: Attack = field(default_factory=Clean)
-    seed: int = 0
+    seed: int = 0  # of the attack's random numbers
 
     def __post_init__(self) -> None:
         check_resize(self.resize, self.resolution)

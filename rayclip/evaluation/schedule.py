@@ -31,19 +31,12 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Queue:
-    """The shards of one cell.
+    """The shards of one cell."""
 
-    Attributes:
-        samples: number of samples, which are cut into shards.
-        size: samples per shard; the last one has the rest.
-        needs: what a worker must have loaded, from coarse to fine: the model, its class embeddings.
-        seconds: expected time per sample, in any unit that all queues share.
-    """
-
-    samples: int
-    size: int
-    needs: tuple[Hashable, ...]
-    seconds: float
+    samples: int  # number of samples, which are cut into shards
+    size: int  # samples per shard; the last one has the rest
+    needs: tuple[Hashable, ...]  # what a worker must have loaded, coarse to fine: model, class embeddings
+    seconds: float  # expected time per sample, in any unit that all queues share
 
     def __len__(self) -> int:
         return -(-self.samples // self.size)
@@ -125,17 +118,18 @@ class Schedule:
 
     def fail(self, worker: Hashable) -> Loss | None:
         """Record that a worker could not finish its shard and is free again."""
-        state = self._workers[worker]
-        shard, state.shard = state.shard, None
-        assert shard is not None, "it was not running anything"
-        return self._give_back(shard, worker)
+        return self._give_back(self._free(worker), worker)
 
     def finish(self, worker: Hashable) -> ShardId | None:
         """Record that a worker has finished and is free; return its shard, or None if another copy finished first."""
+        shard = self._free(worker)
+        return None if self._running.pop(shard, None) is None else shard
+
+    def _free(self, worker: Hashable) -> ShardId:
         state = self._workers[worker]
         shard, state.shard = state.shard, None
         assert shard is not None, "it was not running anything"
-        return None if self._running.pop(shard, None) is None else shard
+        return shard
 
     def start(self, worker: Hashable, now: float) -> ShardId | None:
         """Assign a free worker its next shard; return None if there is nothing for it to do at the moment."""

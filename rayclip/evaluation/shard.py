@@ -86,27 +86,17 @@ class Evaluator:
         self._victims, self._fast_victims = Cache[tuple[str, ...], ZeroShot](), Cache[tuple[str, ...], ZeroShot]()
         self._data, self._prompts = Cache[str, ImageSet](), Cache[str, tuple[str, ...]]()
 
-    def run(self, shard: Shard, batch_size: int | None = None) -> Done:
+    def run(self, shard: Shard, batch_size: int | None = None, *, keep: bool = True) -> Done:
         """Evaluate and write a shard.
 
         Args:
             batch_size: maximum images per forward, for this shard.
+            keep: False writes no verdicts, to measure the time only.
 
         Raises:
             UserError: not even one image fits into memory; or the model or data have changed since they were planned.
             FloatingPointError: the model's logits are not finite, or equal for all classes.
         """
-        done, columns = self._evaluate(shard, batch_size)
-        self.store.write_table(shard.name, columns, timing(done.seconds, self.hardware))
-        return done
-
-    def measure(self, shard: Shard) -> Done:
-        """Evaluate a shard only to measure its time; no verdicts are written."""
-        return self._evaluate(shard, None, keep=False)[0]
-
-    def _evaluate(
-        self, shard: Shard, batch_size: int | None, *, keep: bool = True
-    ) -> tuple[Done, dict[str, np.ndarray]]:
         cell, positions = shard.cell, shard.positions
         began = time.perf_counter()
         data, victim, prompts = self._load(cell)
@@ -132,8 +122,10 @@ class Evaluator:
             _free_memory()
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         right = (columns["clean_pred"] == columns["label"]) & (columns["adv_pred"] == columns["label"])
-        ended = time.perf_counter()
-        return Done(int(right.sum()), len(positions), loaded - began, ended - loaded), columns
+        done = Done(int(right.sum()), len(positions), loaded - began, time.perf_counter() - loaded)
+        if keep:
+            self.store.write_table(shard.name, columns, timing(done.seconds, self.hardware))
+        return done
 
     def _load(self, cell: Cell) -> tuple[ImageSet, ZeroShot, tuple[str, ...] | None]:
         """Load a cell's data, classifier and adversarial prompts; drop other models if memory is short."""

@@ -121,19 +121,12 @@ class Journal:
 
 @dataclass
 class History:
-    """The runs of a journal.
+    """The runs of a journal."""
 
-    Attributes:
-        runs: by key, the run that was started last.
-        complete: runs to which everything has been logged.
-        cells: by cell id, the last run that logged it.
-        experiment: the name that the commands gave it; "" if none did.
-    """
-
-    runs: dict[str, str] = field(default_factory=dict)
-    complete: set[str] = field(default_factory=set)
-    cells: dict[str, str] = field(default_factory=dict)
-    experiment: str = ""
+    runs: dict[str, str] = field(default_factory=dict)  # by key, the run that was started last
+    complete: set[str] = field(default_factory=set)  # runs to which everything has been logged
+    cells: dict[str, str] = field(default_factory=dict)  # by cell id, the last run that logged it
+    experiment: str = ""  # name that the commands gave it, if any
     _latest: dict[tuple[str, ...], dict[str, Any]] = field(default_factory=dict)  # contents
 
     def take(self, event: Event, address: str | None) -> None:
