@@ -102,23 +102,18 @@ def sweep(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """Result of a search.
+class Found(SweepResult):
+    """Result of a search; `rows` are of the untouched model and the front, on the test data.
 
     Attributes:
         scores: last scores of every trial on the validation data.
         front: names of the completed trials on the Pareto front of clean and robust accuracy, best clean one first.
         robust: the attacks behind the robust accuracy.
-        rows, labels: of the untouched model and the front on the test data, as in `SweepResult`.
-        errors: reasons of failure by trial name.
     """
 
     scores: dict[str, Score]
     front: list[str]
     robust: str
-    rows: list[Row]
-    labels: dict[str, str]
-    errors: dict[str, str]
 
 
 def search(

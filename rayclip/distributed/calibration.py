@@ -47,16 +47,13 @@ def calibrate(
     """Add the timings of earlier results to `costs`, and measure a few samples of the cells that have none.
 
     One cell of each kind (equal in all but the data) comes first, cheap ones before expensive ones; then cells on other
-    data; then more samples of all. A cell that is expected to take longer than the remaining time is not measured: its
-    estimate comes from similar cells.
+    data; then more samples of all. One that is expected to take longer than the remaining time is not measured. Raises
+    a `UserError` of the actor, or if no worker starts in time.
 
     Args:
         work: outstanding shards.
         cells: all cells whose earlier results may be read, finished ones included.
         seconds: approximate time for all measurements together.
-
-    Raises:
-        UserError: no worker starts in time; or from the actor.
     """
     began = time.monotonic()
     share = Share.of(size)

@@ -50,9 +50,8 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
     A private Ray requires a token that only its own processes know, unless another `RAY_AUTH_MODE` or a token is set.
 
     Args:
-        cluster: connect to a running cluster: `RAY_ADDRESS` (`HOST:6379` on one of its machines, `ray://HOST:10001`
-            from elsewhere), or the cluster this machine belongs to. Inside `ray job submit` the job's cluster is always
-            used.
+        cluster: connect to a running cluster: `RAY_ADDRESS`, or the cluster that this machine belongs to. Inside `ray
+            job submit` the job's cluster is always used.
         verbose: show Ray's log and the output of its workers.
 
     Raises:

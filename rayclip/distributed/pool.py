@@ -32,13 +32,10 @@ _ALONE = 5  # times that a worker running alone may be killed in a row, with bat
 
 
 class MemoryPressure:
-    """Limits on the number of workers and their batch size, lowered when Ray's memory monitor kills workers.
+    """Limits on the number of workers and their batch size (for all from now on), lowered when Ray's memory monitor
+    kills one.
 
     A worker that ran beside others is not replaced for a while. If it ran alone, the batch size is halved.
-
-    Attributes:
-        batch_size: batch size of all workers from now on.
-        killed: number of workers that were killed.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -147,18 +144,15 @@ class Pool(ABC):
 
     @abstractmethod
     def take(self, shard: ShardId | None, answer: Any) -> None:
-        """Take an actor's answer; None is a shard that another actor has finished before."""
+        """Take an actor's answer; the shard is None if another actor has finished it before."""
 
     @abstractmethod
     def name(self, shard: ShardId) -> str:
         """Return how an error calls a shard."""
 
     def run(self) -> None:
-        """Work until every shard is done.
-
-        Raises:
-            UserError: an actor raised it; a shard's actor was lost `_ATTEMPTS` times; memory or workers are missing.
-        """
+        """Work until every shard is done. Raise a `UserError` of an actor, or if shards, workers or memory are lost too
+        often."""
         try:
             while self.schedule is None or not self.schedule.done:
                 self._resize()
@@ -183,10 +177,8 @@ class Pool(ABC):
         self.display.update(self.task, self.done, self.total, note, left)
 
     def _resize(self) -> None:
-        """Start actors while shards are queued, and release idle ones at the end.
-
-        An actor that does not fit yet makes the autoscaler add a node.
-        """
+        """Start actors while shards are queued (one that does not fit yet makes the autoscaler add a node); release
+        idle ones."""
         if self.now() - self._looked >= _LOOK_S or not self._workers:
             self._looked, self._wanted = self.now(), self.count_wanted()
         starting = [worker for worker in self._workers if not worker.ready]
@@ -288,10 +280,7 @@ class Pool(ABC):
             worker.rests_until = self.now() + 2**loss.times
 
     def _pressed(self, worker: _Worker, error: OutOfMemoryError) -> None:
-        """Handle an actor that Ray's memory monitor killed.
-
-        Its shard goes back to the queue without a limit on attempts; `MemoryPressure` decides when to give up.
-        """
+        """Handle an actor that Ray's memory monitor killed: its shard is tried again unless `MemoryPressure` gives up."""
         self.has_lost = True
         self._remove(worker)
         if not self._pressure.lost(len(self._workers), self.now()):

@@ -15,9 +15,9 @@ from ray.train.torch import get_device
 
 from rayclip.distributed.resources import check_shared
 from rayclip.distributed.train_faults import fit_into_memory
-from rayclip.distributed.trials import MetricLog, Notes
+from rayclip.distributed.trials import MetricLog, Notes, Trial
 from rayclip.store import no_room
-from rayclip.training import Progress, TrainConfig, train
+from rayclip.training import Progress, train
 from rayclip.types import UserError
 
 STARTED = "begun"  # a file by which every node can check that it sees the driver's storage
@@ -29,8 +29,7 @@ Measure = Callable[[Path, torch.device], dict[str, float]]  # returns the metric
 class WorkerSettings:
     """The settings that every worker of a trial gets."""
 
-    config: TrainConfig
-    run: str | None  # in `log`; None for no logging
+    trial: Trial
     log: MetricLog | None
     threads: int  # CPU threads of a worker without a GPU
     notes: Notes
@@ -52,7 +51,7 @@ def train_worker(args: dict[str, WorkerSettings]) -> None:
         if failure is not None:  # a rank of an earlier attempt met an error that another attempt would not fix
             ray.train.report({"failure": failure})
             return
-        train(fit_into_memory(settings.config, notes, host.rank, host.world_size), host)
+        train(fit_into_memory(settings.trial.config, notes, host.rank, host.world_size), host)
     except _StopError:
         return
     except (UserError, FloatingPointError, OSError) as error:
@@ -74,7 +73,7 @@ class _RayHost:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = torch.device(get_device())
         self._measure, self._notes = settings.measure, settings.notes
-        self._log, self._run = (settings.log, settings.run) if self.rank == 0 else (None, None)
+        self._log, self._run = (settings.log, settings.trial.run) if self.rank == 0 else (None, None)
 
     @contextlib.contextmanager
     def resume_from(self) -> Iterator[Path | None]:

@@ -60,20 +60,14 @@ class Notes:
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """The workers of one trial, and their resources.
+    """The workers of one trial, and their resources."""
 
-    Attributes:
-        count: Train workers (DDP ranks).
-        least: minimum number of workers with which a trial continues, from its last checkpoint, while the cluster has
-            no room for `count`; it uses the others again within a minute of their return. None waits for all of them.
-        gpus: GPUs per worker; 0 runs on the CPU.
-        cpus: CPUs per worker. 0.9 lets two trials and Tune's own 0.1 CPU for each fit on two cores.
-    """
-
-    count: int = 1
+    count: int = 1  # Train workers (DDP ranks)
+    # With which a trial goes on from its last checkpoint while the cluster has no room for `count`; it uses the others
+    # again within a minute of their return. None waits for all of them.
     least: int | None = None
-    gpus: float = 0.0
-    cpus: float = 0.9
+    gpus: float = 0.0  # per worker; 0 runs on the CPU
+    cpus: float = 0.9  # per worker: two trials and Tune's 0.1 CPU for each fit on two cores
 
     @classmethod
     def for_cluster(cls, count: int = 1, least: int | None = None) -> "Workers":

@@ -144,14 +144,7 @@ def _driver(
             return TorchTrainer(
                 train_worker,
                 train_loop_config={
-                    "settings": WorkerSettings(
-                        config=trial.config,
-                        run=trial.run,
-                        log=log,
-                        threads=threads,
-                        notes=notes,
-                        measure=measure,
-                    )
+                    "settings": WorkerSettings(trial=trial, log=log, threads=threads, notes=notes, measure=measure)
                 },
                 scaling_config=ray.train.ScalingConfig(
                     num_workers=(workers.least, workers.count) if workers.elastic else workers.count,

@@ -100,25 +100,16 @@ class Subject(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Cell(Subject):
-    """One evaluation: model, data set, attack, defence, scorer and protocol. It yields one number.
+    """One evaluation: model, data set, attack, defence, scorer and protocol. It yields one number."""
 
-    Attributes:
-        data: as the user named it.
-        attack: with its budget and its step filled in (`Attack.within`).
-        aim: how the attack treats the defence.
-        scorer: scorer that judges.
-        attacked: scorer that the attack sees.
-        cut: number of truncated texts (`counted`); None if they were not counted.
-    """
-
-    data: str
+    data: str  # as the user named it
     class_names: tuple[str, ...]
     protocol: Protocol
     defense: Chain = ()
-    aim: Aim = IGNORE
-    scorer: Scorer = DEFAULT
-    attacked: Scorer = DEFAULT
-    cut: Cut | None = field(default=None, compare=False)
+    aim: Aim = IGNORE  # how the attack treats the defence
+    scorer: Scorer = DEFAULT  # judges
+    attacked: Scorer = DEFAULT  # the scorer that the attack sees
+    cut: Cut | None = field(default=None, compare=False)  # truncated texts (`counted`)
 
     @cached_property
     def id(self) -> str:

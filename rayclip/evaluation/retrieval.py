@@ -127,8 +127,7 @@ def embed_pairs(
         progress: called with (encoded so far, total), images and captions together.
         positions: the images that take part, in this order; None for all.
         resolution: see `batch_pixels`.
-        attack: called with a batch of images and the index of its first image among `positions`; returns the
-            adversarial images and captions to embed instead (`PairAttack`).
+        attack: returns what to embed instead of a batch of images, given the index of its first (`PairAttack`).
 
     Raises:
         UserError: an image cannot be read, or images differ in size at `native` resolution.

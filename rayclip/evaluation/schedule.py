@@ -79,11 +79,9 @@ class _Worker:
 class Schedule:
     """The assignment of shards to workers: longest first; prefer loaded models; retry lost ones; duplicate stragglers.
 
-    A worker takes the longest shard that needs what it has loaded, unless that is short compared to the longest of all:
-    short shards are kept to fill the gaps at the end. Once the longest shard takes more than half of the remaining
-    time, only a shard that is nearly as long is preferred to it.
-
-    Times are given by the caller, in seconds from any start.
+    A worker takes the longest shard that needs what it has loaded, unless that is short compared to the longest of all,
+    since short ones fill the gaps at the end; once the longest takes more than half of the remaining time, only one
+    nearly as long is preferred to it. Times are in seconds from any start.
     """
 
     def __init__(self, queues: Sequence[Queue]) -> None:

@@ -62,11 +62,10 @@ class Evaluator:
     """Evaluator of shards: writes their result files and keeps models, class embeddings and data sets loaded.
 
     Args:
-        store: where results are written.
         device: where models run; they judge in fp32 with TF32 off.
         batch_size: images per forward; halved for a model if memory is short.
         compiled: whether to attack a compiled copy of the model (`models.fast`).
-        hardware: hardware to record in the results; None is this process's.
+        hardware: to record in the results; None is this process's.
     """
 
     def __init__(

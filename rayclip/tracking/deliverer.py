@@ -23,9 +23,8 @@ _PATIENCE_S = 10.0  # to deliver the last events of a command
 class Deliverer:
     """Replays the events that an experiment has not taken yet. What it has taken is noted beside the journal.
 
-    Anything may be sent twice (a killed command cannot know what has arrived, and the note may be lost) but counts
-    once: runs are looked up by the tag `rayclip.key` before they are created, metrics carry the time of their event,
-    files and tables are overwritten. An event that MLflow will never take is noted with the reason, and skipped.
+    Sent twice counts once: runs are looked up by the tag `rayclip.key`, metrics carry the time of their event, files
+    and tables are overwritten. An event that MLflow will never take is noted with the reason, and skipped.
     """
 
     def __init__(self, journal: Journal, experiment: Experiment) -> None:

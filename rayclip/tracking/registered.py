@@ -18,11 +18,8 @@ FINGERPRINT, PROTOCOL, WORST = "rayclip.model", "rayclip.protocol", "rayclip.wor
 def register(experiment: Experiment, run: str, checkpoint: Path, folder: str, about: Mapping[str, Any]) -> None:
     """Log a checkpoint as an MLflow model in `folder` of its run's artifacts, and register it, once.
 
-    The registered model has the experiment's name; the checkpoints of a study are its versions.
-
-    Args:
-        checkpoint: the folder of its files.
-        about: `class_names`, `template`, `description`, and `tags` of the version.
+    It is a version of the model with the experiment's name; `about` has its `class_names`, `template`, `description`,
+    `tags`.
     """
     client = experiment.client
     name = model_name(experiment.name)
@@ -41,11 +38,10 @@ def register(experiment: Experiment, run: str, checkpoint: Path, folder: str, ab
 
 
 def rank(experiment: Experiment, protocol: str, accuracies: Mapping[str, float]) -> None:
-    """Tag model versions with their worst-case accuracies, and make the best version of each model its champion.
+    """Tag model versions with their worst-case accuracies, in percent by fingerprint; make the best of each its
+    champion.
 
-    Args:
-        protocol: hash of the protocol of the accuracies; only versions with the same one are compared.
-        accuracies: in percent, by the fingerprint of the weights.
+    Only versions with the same `protocol`, a hash, are compared.
     """
     client = experiment.client
     names = set()
