@@ -280,7 +280,7 @@ class Pool(ABC):
             worker.rests_until = self.now() + 2**loss.times
 
     def _pressed(self, worker: _Worker, error: OutOfMemoryError) -> None:
-        """Handle an actor that Ray's memory monitor killed: its shard is tried again unless `MemoryPressure` gives up."""
+        """Handle an actor that Ray's memory monitor killed: its shard is tried again, if `MemoryPressure` lets it."""
         self.has_lost = True
         self._remove(worker)
         if not self._pressure.lost(len(self._workers), self.now()):
