@@ -14,9 +14,8 @@ from rayclip.api.checks import Opened, plan_all
 from rayclip.api.logbook import Logbook
 from rayclip.api.request import Evaluation, Where
 from rayclip.defenses import chain_label
-from rayclip.distributed.calibration import calibrate
 from rayclip.distributed.connect import ray_cluster
-from rayclip.distributed.evaluating import evaluate
+from rayclip.distributed.evaluating import calibrate, evaluate
 from rayclip.evaluation import Cell, Store, collect_rows, outstanding
 from rayclip.evaluation import forecast as forecasts
 from rayclip.evaluation.alarms import alarms, cut_alarms

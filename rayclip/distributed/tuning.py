@@ -1,6 +1,7 @@
 """Run trials with Ray Tune, as many at a time as fit in the cluster; Tune drives a Ray Train run for each."""
 
 import functools
+import itertools
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -16,10 +17,10 @@ from ray import tune
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 from ray.tune.schedulers import TrialScheduler
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayclip.distributed.reservations import distinct_cpus, release
 from rayclip.distributed.resources import check_shared
 from rayclip.distributed.train_faults import MemoryCallback, explain_failure, is_lost_controller, note_pressure
 from rayclip.distributed.train_worker import STARTED, Measure, WorkerSettings, train_worker
@@ -30,6 +31,9 @@ from rayclip.store import Store
 from rayclip.types import UserError
 
 _RETRIES = 3  # retries of a Train run whose worker or node was lost
+_UNIT = 1e-4  # Ray's smallest difference of a resource
+_MOST = 0.1  # maximum part of `cpus` by which an amount differs
+_PER_NODE = 32  # workers of a trial on one node, for which amounts are checked
 _Result = TypeVar("_Result")
 
 
@@ -113,6 +117,37 @@ def _length(trial: Trial) -> tuple[float, int]:
     """Return a sort key, larger for longer trials: the longest start first, so that none starts alone at the end."""
     config = trial.config
     return (config.shots or float("inf")), config.recipe.epochs * (1 + config.method.steps)
+
+
+@functools.cache
+def distinct_cpus(cpus: float, workers: int) -> tuple[float, ...]:
+    """Return amounts of CPU of a worker, all slightly below `cpus`, one for each trial at work: nothing public tells
+    whose a group is.
+
+    Elastic training divides a node's by one worker's, in floats and rounding down: only amounts that divide exactly are
+    returned.
+    """
+    amounts = (round(cpus - number * _UNIT, 4) for number in range(1, int(_MOST * cpus / _UNIT)))
+
+    def is_exact(amount: float) -> bool:
+        sums = itertools.accumulate(itertools.repeat(amount, min(workers, _PER_NODE)))
+        return all(total // amount == count for count, total in enumerate(sums, 1))
+
+    return tuple(filter(is_exact, amounts))
+
+
+def release(cpus: float) -> None:
+    """Remove the placement groups of this job whose bundles have this amount of CPU: those of one trial
+    (`distinct_cpus`).
+
+    Ray keeps the group of a dead actor until the whole job ends, so that a restarted trial would wait for its own
+    resources for ever. Train's own cleaner needs the dashboard, and knows a group only once its workers have started.
+    """
+    job = ray.get_runtime_context().get_job_id()  # which ends the ids of its placement groups
+    for group, record in placement_group_table().items():
+        amounts = {round(bundle.get("CPU", 0.0), 4) for bundle in record["bundles"].values()}
+        if group.endswith(job) and record["state"] != "REMOVED" and amounts == {cpus}:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
 
 
 def _cpus(workers: Workers, index: int) -> float:

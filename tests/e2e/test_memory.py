@@ -17,9 +17,8 @@ import torch
 
 from rayclip.attacks.registry import parse_attacks
 from rayclip.data import open_data
-from rayclip.distributed.calibration import calibrate
 from rayclip.distributed.captioning import CaptionJob, generate_captions, open_parts
-from rayclip.distributed.evaluating import evaluate
+from rayclip.distributed.evaluating import calibrate, evaluate
 from rayclip.distributed.resources import PoolSize
 from rayclip.distributed.trials import Trial, Workers
 from rayclip.distributed.tuning import run_trials
