@@ -92,7 +92,7 @@ class _CaptionPool(Pool):
     """A shard is a chunk of classes; only the driver writes, and reads images, so that only it needs their files."""
 
     task = "writing captions"
-    smallest = "with no other beside it"
+    last_resort = "with no other beside it"
 
     def __init__(
         self,

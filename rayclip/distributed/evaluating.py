@@ -81,7 +81,7 @@ def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: D
             store.delete_unfinished(f"cells/{shards.cell.id}")
     return PoolStatistics(
         hardware=pool.hardware,
-        workers=pool.most,
+        workers=pool.most_busy,
         wall=pool.now(),
         waited=pool.waited,
         busy=pool.busy,
@@ -93,7 +93,7 @@ def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: D
 
 class _EvaluationPool(Pool):
     task = "evaluating"
-    smallest = "with one image at a time and no other beside it"
+    last_resort = "with one image at a time and no other beside it"
 
     def __init__(self, work: Sequence[Shards], store: Store, size: PoolSize, display: Display, total: int) -> None:
         self._work, self._store, self._size, self._share, self._costs = list(work), store, size, Share.of(size), Costs()

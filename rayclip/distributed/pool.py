@@ -102,16 +102,16 @@ class Pool(ABC):
 
     Attributes:
         task: what it does, for the display.
-        smallest: the least that it tries when memory is short, for the error.
+        last_resort: the last that it tries when memory is short, for the error.
         needs: the resources of an actor, in words.
         done, total: what is done of it, in the display's units.
         schedule: decides which actor runs which shard; None until the first actor has said what it is.
-        most, waited: maximum number of actors busy at once; seconds until the first shard was started.
+        most_busy, waited: maximum number of actors busy at once; seconds until the first shard was started.
         has_lost: whether an actor was lost.
     """
 
     task: str
-    smallest: str
+    last_resort: str
 
     def __init__(
         self, display: Display, *, shards: int, needs: str, done: int, total: int, batch_size: int = 1
@@ -119,7 +119,7 @@ class Pool(ABC):
         self.display, self.needs, self.done, self.total = display, needs, done, total
         self.schedule: Schedule | None = None
         self._shards = shards
-        self.most, self.waited, self.has_lost = 0, 0.0, False
+        self.most_busy, self.waited, self.has_lost = 0, 0.0, False
         self._pressure = MemoryPressure(batch_size)
         self._workers: list[_Worker] = []
         self._free: list[_Worker] = []
@@ -238,7 +238,7 @@ class Pool(ABC):
             # A lost worker may have run out of memory without an error that says so
             batch_size = max(1, self._pressure.batch_size >> self.schedule.losses(shard))
             self._ask(worker, self.call(worker.actor, shard, batch_size))
-            self.most = max(self.most, self.ready - len(self._free))
+            self.most_busy = max(self.most_busy, self.ready - len(self._free))
 
     def _collect(self, worker: _Worker, ref: Any) -> None:
         """Handle an actor's answer, or its failure."""
@@ -284,7 +284,7 @@ class Pool(ABC):
         self.has_lost = True
         self._remove(worker)
         if not self._pressure.lost(len(self._workers), self.now()):
-            tried = f" {times_in_words(self._pressure.killed)}, at last {self.smallest}"
+            tried = f" {times_in_words(self._pressure.killed)}, at last {self.last_resort}"
             raise out_of_memory(worker.node or only_node(), tried) from error
         self.show(f"little memory on {worker.node or 'a node'}: a worker was ended")
 

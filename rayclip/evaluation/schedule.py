@@ -1,7 +1,7 @@
 """Schedule shards on workers: decisions only, without Ray, models or a clock of its own.
 
 Shards are queued per cell; a decision looks at a few heaps of cells, never at all shards. The caller reports events and
-asks which shard a worker runs next (`distributed.pool` with real actors, `simulate` with simulated ones).
+asks which shard a worker runs next (`distributed.pool` with real actors, `forecast` with simulated ones).
 """
 
 import heapq

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.scheduling import BOUND, DRIVER_BYTES, OVERHEAD, make_queues, measure
-from benchmarks.simulate import Workers, simulate
+from benchmarks.scheduling import BOUND, DRIVER_BYTES, OVERHEAD, Workers, make_queues, measure, simulate
 from rayclip.evaluation import forecast
 from rayclip.evaluation.plan import cut_cells
 from rayclip.evaluation.schedule import Queue, Schedule, ShardId
