@@ -231,12 +231,12 @@ def _open_study(kind: str, name: str, trials: Sequence[Trial], where: Where, ope
     store = Store(where.out)
     with contextlib.ExitStack() as stack:
         trials = stack.enter_context(resolve_precision(trials, store, cluster=where.cluster, verbose=where.verbose))
-        finished = [trial.is_finished() for trial in trials]
+        finished = [trial.name for trial in trials if trial.is_finished()]
         logbook = stack.enter_context(where.logbook(store))
         root = logbook.open(name, tags={"rayclip.kind": kind})
-        missed = [done and logbook.has_begun(trial.name) for trial, done in zip(trials, finished, strict=True)]
+        missed = [name for name in finished if logbook.has_begun(name)]
         trials = [_with_run(trial, logbook, root, opened) for trial in trials]
-        for trial in (trial for trial, is_missed in zip(trials, missed, strict=True) if is_missed):
+        for trial in (trial for trial in trials if trial.name in missed):
             _log_ended(logbook, trial, None)
         yield _Study(trials, root, logbook, where, opened, stack)
 
