@@ -35,7 +35,7 @@ def main(
 ) -> None:
     """Search eps, loss weights, shots and learning rate jointly for clean and robust accuracy."""
     from rayclip import api
-    from rayclip.distributed import Validation
+    from rayclip.distributed.search import Validation
 
     if not reduction > 1:
         raise UserError(f"--reduction {reduction:g} must be more than 1: 3 lets a third of the trials pass each rung.")

@@ -3,12 +3,10 @@
 All arguments are validated before Ray starts and before a file is written.
 """
 
-from rayclip.api.evaluating import compare, evaluate_models
-from rayclip.api.planning import plan_evaluation, spent
+from rayclip.api.evaluating import compare, evaluate_models, plan_evaluation, spent
 from rayclip.api.request import Evaluation, Tracking, Where
 from rayclip.api.retrieval import evaluate_retrieval, show_retrieval
-from rayclip.api.searching import Found, search, show_search
-from rayclip.api.training import SweepResult, fine_tune, itself, sweep
+from rayclip.api.training import Found, SweepResult, fine_tune, itself, search, show_search, sweep
 
 __all__ = [
     "Evaluation",

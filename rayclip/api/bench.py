@@ -25,8 +25,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rayclip import __version__
-from rayclip.api.evaluating import evaluate_models
-from rayclip.api.planning import spent
+from rayclip.api.evaluating import evaluate_models, spent
 from rayclip.api.request import Evaluation, Tracking, Where
 from rayclip.attacks import Attack, Samples
 from rayclip.attacks.pgd import PGD

@@ -91,11 +91,8 @@ def is_small(model: str) -> bool:
 def choose_recipe(
     method: Method, model: str, *, small: bool, whole_warmup: bool, overrides: Mapping[str, Any]
 ) -> Recipe:
-    """Return the method's recipe for small models, or the published one for this model.
-
-    Args:
-        whole_warmup: keep the published warm-up at full length, even if the run is hardly longer.
-    """
+    """Return the method's recipe for small models, or the published one for this model; its warm-up at full length if
+    `whole_warmup`."""
     if small:
         return dataclasses.replace(method.small, **overrides)
     found = method.recipe_for(patch_size(model))
@@ -103,11 +100,8 @@ def choose_recipe(
 
 
 def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainConfig:
-    """Validate a training configuration; return it with default substitutes and fingerprints filled in.
-
-    Raises:
-        UserError: everything that `train` would raise for these arguments.
-    """
+    """Validate a training configuration, as `train` would; return it with default substitutes and fingerprints filled
+    in."""
     method = config.method.with_default_substitutes(default_substitutes(bundled=config.data == "digits"))
     config = dataclasses.replace(config, data=locate(config.data))
     data = opened.data(config.data, "train", config.resolution, config.names)
@@ -122,7 +116,7 @@ def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainCo
         )
     if method.learns_prompt:
         allow_named(config.model)  # the learned prompt's files will name it
-    _warn_of_cut(config, method, data.name, data.class_names, opened)
+    _warn_of_cut(config, method, data, opened)
     return dataclasses.replace(
         config,
         method=method,
@@ -131,36 +125,43 @@ def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainCo
     )
 
 
-def _warn_of_cut(
-    config: TrainConfig, method: Method, dataset: str, class_names: Sequence[str], opened: "Opened"
-) -> None:
+def _warn_of_cut(config: TrainConfig, method: Method, data: ImageSet, opened: Opened) -> None:
     """Warn once if the training texts are longer than what the model or the text attack reads."""
     clip = method.wrap_model(opened.model(config.model), config.seed)
-    prompts = method.prompts(class_names, clip.template or config.template)
-    cut = len(clip.cut_texts(prompts))
+    prompts = method.prompts(data.class_names, clip.template or config.template)
+    of, texts = f"{config.model} on {data.name}", f"of {len(set(prompts)):,} texts"
+    cut, unread = len(clip.cut_texts(prompts)), method.count_cut(clip, prompts)
     if cut:
         opened.note(
-            f"{config.model} on {dataset}: {cut:,} of {len(set(prompts)):,} texts that {method.name} trains on are "
-            f"longer than the {clip.room} tokens that the model reads, and cut there.",
+            f"{of}: {cut:,} {texts} that {method.name} trains on are longer than the {clip.room} tokens that the "
+            "model reads, and cut there.",
             "warning",
         )
-    unread = method.count_cut(clip, prompts)
     if unread:
         opened.note(
-            f"{config.model} on {dataset}: BERT-Attack does not read {unread:,} of {len(set(prompts)):,} texts to "
-            f"their end, whose words stay as they are: raise {method.name}:max_length.",
+            f"{of}: BERT-Attack does not read {unread:,} {texts} to their end, whose words stay as they are: raise "
+            f"{method.name}:max_length.",
             "warning",
         )
+
+
+def plan_all(
+    models: Sequence[str], evaluations: Sequence[Evaluation], opened: Opened
+) -> tuple[list[Cell], dict[str, np.ndarray]]:
+    """Return `plan_cells` of several evaluations merged, without duplicates, model by model."""
+    cells: dict[tuple[str, str], Cell] = {}
+    positions: dict[str, np.ndarray] = {}
+    for evaluation in evaluations:
+        found, where = plan_cells(models, evaluation, opened)
+        cells |= {(cell.model, cell.id): cell for cell in found}
+        positions |= where
+    return sorted(cells.values(), key=lambda cell: list(models).index(cell.model)), positions
 
 
 def plan_cells(
     models: Sequence[str], evaluation: Evaluation, opened: Opened
 ) -> tuple[list[Cell], dict[str, np.ndarray]]:
-    """Open every model and data set; return the cells, and the sample positions to evaluate by data specification.
-
-    Raises:
-        UserError: a model, data set or attack cannot be used.
-    """
+    """Open every model and data set; return the cells, and the sample positions to evaluate by data specification."""
     protocol = evaluation.protocol
     if not evaluation.data:
         raise UserError("no data set is named: give --data a name or a .parquet file.")
@@ -197,17 +198,14 @@ def plan_cells(
 
 
 def evaluations_of(results: Results) -> list[Evaluation]:
-    """Rebuild the evaluations behind results (no defence, template scorer), to evaluate another model alike.
-
-    Raises:
-        UserError: an attack's settings cannot be recovered from the results.
-    """
-    plain = [cell for cell in results.cells if cell.scorer == "template" and cell.defense == "none"]
+    """Rebuild the evaluations behind results (no defence, template scorer), to evaluate another model alike. Raise a
+    `UserError` if an attack's settings cannot be recovered."""
     sizes: dict[str, int] = {}
-    for cell in plain:
-        sizes[cell.data] = max(sizes.get(cell.data, 0), cell.verdicts.n)
     found: dict[tuple[str, Protocol], dict[tuple[str, float | None], Attack]] = {}
-    for cell in plain:
+    for cell in results.cells:
+        if (cell.scorer, cell.defense) != ("template", "none"):
+            continue
+        sizes[cell.data] = max(sizes.get(cell.data, 0), cell.verdicts.n)
         said = cell.protocol
         protocol = Protocol(
             seed=said["seed"],

@@ -1,39 +1,43 @@
-"""Evaluate models, alone or as one comparison."""
+"""Evaluate models, alone or as one comparison; estimate beforehand what that takes.
 
-from collections.abc import Iterable, Mapping, Sequence
+Bad arguments raise a `UserError` before anything is written.
+"""
 
-from rayclip.api.checks import Opened, plan_cells
-from rayclip.api.comparing import (
-    compare_all,
-    evaluate_cells,
-    log_evaluations,
-    logging,
-    plan_all,
-    print_alarms,
-    write_results,
-)
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rayclip.api.checks import Opened, plan_all
+from rayclip.api.logbook import Logbook
 from rayclip.api.request import Evaluation, Where
-from rayclip.evaluation import Store
-from rayclip.reports.results import JudgedCell
-from rayclip.types import Row
+from rayclip.defenses import chain_label
+from rayclip.distributed.connect import ray_cluster
+from rayclip.distributed.evaluating import calibrate, evaluate
+from rayclip.evaluation import Cell, Store, collect_rows, outstanding
+from rayclip.evaluation import forecast as forecasts
+from rayclip.evaluation.alarms import alarms, cut_alarms
+from rayclip.evaluation.costs import Costs
+from rayclip.evaluation.forecast import Forecast
+from rayclip.models.checkpoint import model_record
+from rayclip.progress import Display, say
+from rayclip.reports.results import LINEAGE, JudgedCell
+from rayclip.reports.rows import markdown_tables, rows_json
+from rayclip.store import no_room
+from rayclip.types import Row, UserError
 
 
 def evaluate_models(models: Sequence[str], evaluation: Evaluation, where: Where) -> list[Row]:
-    """Evaluate models; write the results to disk, log them to the tracker and return them.
-
-    Raises:
-        UserError: bad arguments, before anything is written.
-    """
-    cells, positions = plan_cells(models, evaluation, Opened(quiet=where.quiet))
-    store = Store(where.out)
-    with where.logbook(store) as logbook:
-        rows = evaluate_cells(cells, positions, store, where)
-        write_results(store, rows, {}, cells)
-        found = print_alarms(cells, rows, positions, store)
-        with logging(store):
+    """Evaluate models; write the results to disk, log them to the tracker and return them."""
+    cells, positions = plan_all(models, [evaluation], Opened(quiet=where.quiet))
+    with where.logbook(Store(where.out)) as logbook:
+        found = _measure(cells, positions, logbook.store, where, {})
+        with logging(logbook.store):
             for model in dict.fromkeys(models):
-                log_evaluations(logbook, model, model, None, rows, cells, found[model])
-    return rows
+                _log_model(logbook, found, model, model, None)
+    return found.rows
 
 
 def compare(
@@ -49,25 +53,162 @@ def compare(
         name: of the tracker's parent run.
         models: display names by model specification.
         known: cells of other folders; their verdicts are copied where they are among those asked for, not computed.
-
-    Raises:
-        UserError: bad arguments, before anything is written.
     """
     opened = Opened(quiet=where.quiet)
     cells, _ = plan_all(list(models), evaluations, opened)
     store, planned = Store(where.out), {cell.id for cell in cells}
-    for cell in known:
-        if cell.id in planned:
-            _copy_verdicts(cell, store)
+    for cell in (cell for cell in known if cell.id in planned):
+        folder = f"cells/{cell.id}"
+        for file in [f"{folder}/cell.json", *cell.store.names(folder, ".parquet")]:
+            data = cell.store.read(file) if store.size(file) is None else None
+            if data is not None:
+                store.write(file, data)
     with where.logbook(store) as logbook:
         root = logbook.open(name, tags={"rayclip.kind": "comparison"})
-        return compare_all(root, models, {}, {}, evaluations, opened, logbook, store, where)
+        return compare_all(root, models, evaluations, opened, logbook, where)
 
 
-def _copy_verdicts(cell: JudgedCell, store: Store) -> None:
-    """Copy a cell's files into another result folder, except those that are there."""
-    folder = f"cells/{cell.id}"
-    for name in [f"{folder}/cell.json", *cell.store.names(folder, ".parquet")]:
-        data = cell.store.read(name) if store.size(name) is None else None
-        if data is not None:
-            store.write(name, data)
+def compare_all(
+    root: str,
+    labels: Mapping[str, str],
+    evaluations: Sequence[Evaluation],
+    opened: Opened,
+    logbook: Logbook,
+    where: Where,
+    *,
+    runs: Mapping[str, str] = {},
+    untouched: Mapping[str, Mapping[str, Any]] = {},
+) -> list[Row]:
+    """Evaluate models; log each in its run and the table of all in `root`, and return the rows.
+
+    Args:
+        runs: of the trained models; the others get a run below `root`.
+        untouched: parameters of those of the others that stand beside trials.
+    """
+    found = _measure(*plan_all(list(labels), evaluations, opened), logbook.store, where, labels)
+    last = {run: model for model, run in runs.items()}  # of a run's several models: the trained one comes last
+    with logging(logbook.store):
+        for model, label in labels.items():
+            run = runs.get(model)
+            if run is None:
+                kind, params = ("train", untouched[model]) if model in untouched else ("model", {"model": model})
+                run = logbook.open(label, parent=root, params=params, tags={"rayclip.kind": kind})
+            _log_model(logbook, found, model, label, run, is_last=last.get(run, model) == model)
+            logbook.finish(run)
+        logbook.summary(root, found.rows, labels)
+    return found.rows
+
+
+class _Measured(NamedTuple):
+    """Evaluated cells, their rows, and warnings about the measurement by model."""
+
+    cells: Sequence[Cell]
+    rows: list[Row]
+    warnings: dict[str, list[str]]
+
+
+def _measure(
+    cells: Sequence[Cell], positions: dict[str, np.ndarray], store: Store, where: Where, labels: Mapping[str, str]
+) -> _Measured:
+    """Evaluate cells, write the table and each model's record beside them, and print the warnings."""
+    work = outstanding(cells, positions, store, where.pool.shard_size)
+    if work:
+        display = Display(quiet=where.quiet)
+        total = sum(len(positions[cell.data]) for cell in {cell.id: cell for cell in cells}.values())
+        with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
+            ran = evaluate(work, store, size=where.pool, display=display, total=total)
+        store.write_json(forecasts.RUNS, [*(store.read_json(forecasts.RUNS) or []), dataclasses.asdict(ran)])
+    rows = collect_rows(cells, positions, store)
+    for spec, fingerprint in {(cell.model, cell.model_fingerprint) for cell in cells}:
+        store.write_json(f"{LINEAGE}/{fingerprint}.json", model_record(spec, labels.get(spec)))
+    store.write("results.json", rows_json(rows).encode())
+    store.write("table.md", markdown_tables(rows, labels).encode("utf-8", "backslashreplace"))
+    warnings = {}
+    for model in dict.fromkeys(cell.model for cell in cells):
+        warnings[model] = cut_alarms([row for row in rows if row.model == model])
+        warnings[model] += alarms([c for c in cells if c.model == model], rows, positions, store)
+        for sentence in warnings[model]:
+            say("warning", sentence)
+    return _Measured(cells, rows, warnings)
+
+
+def _log_model(
+    logbook: Logbook, found: _Measured, model: str, label: str, parent: str | None, *, is_last: bool = False
+) -> None:
+    """Log a run for each scorer and defence that a model met; with `is_last` the plain model's numbers in the parent,
+    too."""
+    for kind in dict.fromkeys((row.scorer, row.defense) for row in found.rows if row.model == model):
+        rows = [row for row in found.rows if (row.model, row.scorer, row.defense) == (model, *kind)]
+        cells = [c for c in found.cells if c.model == model and (c.scorer.label, chain_label(c.defense)) == kind]
+        trial = parent if is_last and kind == ("template", "none") else None
+        logbook.evaluation(f"eval {rows[0].who({model: label})}", parent, rows, cells, found.warnings[model], trial)
+
+
+@contextlib.contextmanager
+def logging(store: Store) -> Iterator[None]:
+    """Turn errors of the tracker into a warning, since the results are on disk already; a full disk stays an error."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if no_room(error):
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        say("warning", f"not all could be logged ({said}): the results are in {store.root}; run again to log the rest.")
+
+
+def plan_evaluation(
+    models: Sequence[str],
+    evaluation: Evaluation,
+    where: Where,
+    *,
+    workers: Sequence[int] = (),
+    calibrate_s: float = 60.0,
+    price: float | None = None,
+) -> Forecast:
+    """Estimate the cost of `evaluate_models` with the same arguments; keep the estimate, to be compared later
+    (`spent`).
+
+    Args:
+        workers: numbers of workers to estimate wall times for; empty means as many as fit on the cluster.
+        calibrate_s: seconds to spend on measuring what earlier results do not cover; 0 does not start Ray.
+        price: of one GPU hour, or of one core hour where there are no GPUs.
+
+    Raises:
+        UserError: bad arguments; or there are no earlier measurements and none may be made.
+    """
+    cells, positions = plan_all(models, [evaluation], Opened(quiet=where.quiet))
+    store, costs, found = Store(where.out), Costs(), None
+    work = outstanding(cells, positions, store, where.pool.shard_size)
+    hardware = forecasts.common_hardware(cells, store)
+    if hardware is not None:
+        costs.read({cell.id: cell for cell in cells}.values(), store, hardware)
+    if calibrate_s > 0 and any(costs.basis(shards.cell) != "measured" for shards in work):
+        costs = Costs()
+        with ray_cluster(cluster=where.cluster, verbose=where.verbose), Display(quiet=where.quiet) as display:
+            found = calibrate(work, cells, costs, store, where.pool, seconds=calibrate_s, display=display)
+        hardware = found.hardware
+    if hardware is None or (work and not costs.measured):
+        raise UserError("no earlier results say what this takes: let --calibrate measure for some seconds.")
+    plan = forecasts.forecast(
+        work,
+        costs,
+        hardware,
+        workers=list(workers) or [found.wanted if found else 1],
+        finished=len({cell.id for cell in cells}) - len(work),
+        smallest=where.pool.smallest_shard,
+        loading=found.loading if found else None,
+        start=found.start if found else 0.0,
+        price=price,
+        store=store,
+    )
+    forecasts.keep_plan(plan, store)
+    return plan
+
+
+def spent(out: str) -> tuple[Forecast | None, list[forecasts.PlanComparison], list[dict[str, Any]]]:
+    """Return a results folder's plan, its cells' actual beside planned cost, and the record of each evaluation."""
+    store = Store(out)
+    plan = forecasts.read_plan(store)
+    return plan, [] if plan is None else forecasts.compare_with_plan(plan, store), store.read_json(forecasts.RUNS) or []

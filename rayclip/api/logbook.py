@@ -26,6 +26,7 @@ from rayclip.reports.examples import example_grid
 from rayclip.reports.notes import Varying, merge_protocols
 from rayclip.reports.rows import markdown_tables, rows_json
 from rayclip.settings import BUDGETS
+from rayclip.store import Store
 from rayclip.tracking.deliverer import Deliverer
 from rayclip.tracking.journal import Journal
 from rayclip.tracking.names import file_part, key_part
@@ -64,10 +65,14 @@ class Logbook:
         Args:
             deliverer: to the tracker; without one, events wait in the journal.
             experiment: the study's name.
-            about: the question of the study, in Markdown.
-        """
+            about: the question of the study, in Markdown."""
         self.journal, self._deliverer, self._experiment, self._about = journal, deliverer, experiment, about
         self._known = journal.history(deliverer.experiment.address if deliverer else None)
+
+    @property
+    def store(self) -> Store:
+        """The result folder."""
+        return self.journal.store
 
     def _add(self, kind: str, run: str, **content: Any) -> None:
         """Append an event, unless an earlier command has: the same command again changes nothing."""
@@ -87,7 +92,7 @@ class Logbook:
         if left:
             say(
                 "note",
-                f"MLflow does not answer: {left} events wait in {self.journal.store.root}/journal and are delivered by "
+                f"MLflow does not answer: {left} events wait in {self.store.root}/journal and are delivered by "
                 "the same command, by the next one with the same results folder, or by `rayclip log`.",
             )
 
@@ -101,11 +106,8 @@ class Logbook:
         tags: Mapping[str, str] | None = None,
         cells: Sequence[Cell] = (),
     ) -> str:
-        """Return the run of this key (default: the name), started by an earlier command or now.
-
-        Args:
-            cells: whose results it logs.
-        """
+        """Return the run of this key (default: the name), started by an earlier command or now; `cells` are those it
+        logs."""
         key = key or name
         if not self._knows(key):
             run = self._known.runs[key] = uuid.uuid4().hex
@@ -116,7 +118,7 @@ class Logbook:
                 name=name,
                 parent=parent,
                 params={key: _param(key, value) for key, value in (params or {}).items()},
-                tags={"rayclip.results": self.journal.store.root, **_source(), **(tags or {})},
+                tags={"rayclip.results": self.store.root, **_source(), **(tags or {})},
                 cells=[cell.id for cell in cells],
                 experiment=self._experiment,
             )
@@ -129,13 +131,9 @@ class Logbook:
         run = self._known.runs.get(key)
         return run is not None and (self._deliverer is None or self._deliverer.has(run))
 
-    def _has_logged(self, key: str) -> bool:
-        """Return whether everything has been logged to the run of this key."""
-        return self._knows(key) and self._known.runs[key] in self._known.complete
-
-    def has_begun(self, key: str) -> bool:
-        """Return whether an earlier command opened the run of this key and did not log everything to it."""
-        return self._knows(key) and self._known.runs[key] not in self._known.complete
+    def has_begun(self, key: str, *, complete: bool = False) -> bool:
+        """Return whether an earlier command opened the run of this key and did not (or did) log everything to it."""
+        return self._knows(key) and (self._known.runs[key] in self._known.complete) == complete
 
     def end(self, key: str) -> None:
         """Finish the run of this key and record that everything has been logged to it."""
@@ -149,7 +147,7 @@ class Logbook:
     def trains_on(self, run: str, data: ImageSet, spec: str, drawn: Mapping[str, Any] | None = None) -> None:
         """Log the training data; for a few-shot run also the drawn images, as the artifact `data/drawn.json`."""
         about = {"spec": spec, "images": len(data), "classes": len(data.class_names)}
-        self._data(run, data.name, data.fingerprint, "training", about)
+        self._add("data", run, name=data.name, digest=data.fingerprint, context="training", about=about)
         if drawn is not None:
             self._files(run, {"data/drawn.json": json.dumps(drawn, indent=1, ensure_ascii=False) + "\n"})
 
@@ -194,9 +192,9 @@ class Logbook:
             warnings: about the measurement; their number is a tag, so that such runs can be searched for.
             trial: the run of the model itself; the numbers are logged there too, beside its settings.
         """
-        digest = hashlib.sha256(json.dumps([[r.cell for r in rows], rows[0].n]).encode()).hexdigest()[:12]
+        digest = _digest([[r.cell for r in rows], rows[0].n])
         key = f"{name} {digest}"
-        if self._has_logged(key):
+        if self.has_begun(key, complete=True):
             return
         run = self.open(
             name,
@@ -208,30 +206,41 @@ class Logbook:
             | {"rayclip.warnings": str(len(warnings))},
             cells=cells,
         )
-        for place in [run] if trial is None else [run, trial]:
-            self._numbers(place, metric_names(rows), rows)
-            self._add("describe", place, text=markdown_tables(rows, {}), study=False)
+        for each in [run] if trial is None else [run, trial]:
+            self._numbers(each, metric_names(rows), rows)
+            self._add("describe", each, text=markdown_tables(rows, {}), study=False)
         for cell in {cell.dataset: cell for cell in cells}.values():
             images = max(row.n for row in rows if row.dataset == cell.dataset)
             about = {"spec": cell.data, "images": images, "classes": len(cell.class_names)}
-            self._data(run, cell.dataset, cell.data_fingerprint, "evaluation", about)
-        for picture, png in self._pictures(name, cells).items():
+            self._add("data", run, name=cell.dataset, digest=cell.data_fingerprint, context="evaluation", about=about)
+        files, pictures = {"results.json": rows_json(rows)}, {}
+        for cell in cells:
+            place = f"{file_part(cell.dataset)}-{file_part(cell.attack_label)}"
+            examples = f"cells/{cell.id}/examples/images.parquet"
+            if self.store.size(examples) is not None:
+                title = f"{name.removeprefix('eval ')} on {cell.dataset}: {cell.attack_label}"
+                pictures[place] = example_grid(self.store.read_tables([examples]), cell.class_names, title)
+            texts = self.store.read(f"texts/{cell.texts_id}.json") if cell.attack.changes_texts else None
+            if texts is not None:
+                files[f"texts/{place}.json"] = texts.decode()
+        for picture, png in pictures.items():
             self._add("image", run, key=picture, file=self.journal.keep(png, ".png"))
-        files = {"results.json": rows_json(rows)} | self._texts(cells)
         if warnings:
             files["warnings.txt"] = "".join(f"{w}\n" for w in warnings)
         self._files(run, files)
         accuracy = worst_case(rows)
         if accuracy is not None:
+            # Of everything that the numbers depend on, except for the model
+            stands_on = sorted([r.dataset, r.attack, r.n, json.dumps(r.protocol, sort_keys=True)] for r in rows)
             accuracies = {cells[0].model_fingerprint: accuracy}
-            self._add("rank", run, protocol=_shared_protocol(rows), accuracies=accuracies)
+            self._add("rank", run, protocol=_digest(stands_on), accuracies=accuracies)
         self.end(key)
 
     def retrieval(self, task: Task, rows: Sequence[RecallRow]) -> None:
         """Log one model's retrieval under one attack as a run, once: metrics and the table."""
         name = f"retrieval {task.model}" + ("" if task.attack_label == "clean" else f" {task.attack_label}")
         key = f"{name} {task.id}"
-        if self._has_logged(key):
+        if self.has_begun(key, complete=True):
             return
         run = self.open(
             name,
@@ -258,29 +267,6 @@ class Logbook:
             self.journal.metrics(run, [(name, value, 0) for name, value in metrics.items()])
         self._add("table", run, name=TABLE, rows=[flat_row(row, labels) for row in rows])
 
-    def _data(self, run: str, name: str, digest: str, context: str, about: Mapping[str, Any]) -> None:
-        self._add("data", run, name=name, digest=digest, context=context, about=about)
-
-    def _pictures(self, name: str, cells: Sequence[Cell]) -> dict[str, bytes]:
-        """Return grids of adversarial images as PNG bytes, by `DATA-ATTACK`."""
-        pictures, store = {}, self.journal.store
-        for cell in cells:
-            images = f"cells/{cell.id}/examples/images.parquet"
-            if store.size(images) is not None:
-                title = f"{name.removeprefix('eval ')} on {cell.dataset}: {cell.attack_label}"
-                grid = example_grid(store.read_tables([images]), cell.class_names, title)
-                pictures[f"{file_part(cell.dataset)}-{file_part(cell.attack_label)}"] = grid
-        return pictures
-
-    def _texts(self, cells: Sequence[Cell]) -> dict[str, str]:
-        """Return the contents of the files of adversarial prompts, by file name."""
-        files = {}
-        for cell in (cell for cell in cells if cell.attack.changes_texts):
-            texts = self.journal.store.read(f"texts/{cell.texts_id}.json")
-            if texts is not None:
-                files[f"texts/{file_part(cell.dataset)}-{file_part(cell.attack_label)}.json"] = texts.decode()
-        return files
-
     def _files(self, run: str, files: Mapping[str, str]) -> None:
         kept = {name: self.journal.keep(text.encode("utf-8", "backslashreplace")) for name, text in files.items()}
         self._add("artifact", run, folder="", files=kept)
@@ -288,40 +274,31 @@ class Logbook:
 
 def untouched_params(model: str, trials: Sequence[TrainConfig]) -> dict[str, Any]:
     """Return the untouched model's parameters among trials: what they have in common, with no method and no shots."""
-    settings = [config.flat() for config in trials]
-    own = ("method.", "recipe.")
-    shared = {
-        key: value
-        for key, value in (settings[0] if settings else {}).items()
-        if not key.startswith(own) and all(each.get(key) == value for each in settings)
-    }
+    settings = [config.flat().items() for config in trials]
+    shared = {key: value for key, value in (settings or [{}.items()])[0] if not key.startswith(("method.", "recipe."))}
+    shared = dict(item for item in shared.items() if all(item in each for each in settings))
     # Written like the others' budgets: MLflow's parallel coordinates leave out a number among texts
     return shared | {"model": model, "method.name": "untouched", "method.eps": "0/255", "shots": 0}
 
 
 def metric_names(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the metrics of an evaluation by name.
-
-    The names are `clean/DATA`, `robust/ATTACK/DATA`, `worst/DATA` (with several budgets `worst_epsN/DATA`) and, with
-    several data sets, `avg/ATTACK` for each attack that was run on all of them.
-    """
+    """Return metrics by name: `clean/DATA`, `robust/ATTACK/DATA`, `worst/DATA` (of several budgets `worst_epsN/DATA`),
+    and `avg/ATTACK` of the attacks that were run on all of several data sets."""
     values: dict[str, float] = {}
     by_attack: dict[str, list[float]] = {}
     for row in rows:
-        kind = row.attack if row.attack == "clean" or row.is_worst else f"robust/{_attack_part(row.attack)}"
+        label = key_part(re.sub("[ /]", "_", row.attack))
+        kind = row.attack if row.attack == "clean" or row.is_worst else f"robust/{label}"
         values[f"{kind}/{key_part(row.dataset)}"] = row.top1
-        by_attack.setdefault(row.attack, []).append(row.top1)
+        by_attack.setdefault(f"avg/{label}", []).append(row.top1)
     datasets = len({row.dataset for row in rows})
-    if datasets > 1:
-        values |= {
-            f"avg/{_attack_part(attack)}": sum(v) / len(v) for attack, v in by_attack.items() if len(v) == datasets
-        }
-    return values
+    averages = {name: sum(v) / len(v) for name, v in by_attack.items() if len(v) == datasets > 1}
+    return values | averages
 
 
 def attack_params(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return an evaluation's settings as parameters: `protocol.KEY` for what all attacks share, `attack.ATTACK.KEY` for
-    the rest; a setting that varies lists its values with their data sets."""
+    """Return settings as parameters: `protocol.KEY` for what all attacks share, `attack.ATTACK.KEY` for the rest; one
+    that varies lists its values with their data sets."""
     protocols: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         if not row.is_worst:
@@ -332,35 +309,22 @@ def attack_params(rows: Sequence[Row]) -> dict[str, Any]:
     }
     first = next(iter(settings.values()))
     shared = {k: first[k] for k in _SHARED if k in first and all(s.get(k) == first[k] for s in settings.values())}
-    own = {
-        f"attack.{attack}.{key}": value
-        for attack, found in settings.items()
-        for key, value in found.items()
-        if key not in shared
-    }
-    return {f"protocol.{key}": value for key, value in shared.items()} | own
-
-
-def _attack_part(label: str) -> str:
-    """Return an attack's label as part of a metric name: blanks and slashes become `_`."""
-    return key_part(re.sub("[ /]", "_", label))
+    params = {f"protocol.{key}": value for key, value in shared.items()}
+    for attack, found in settings.items():
+        params |= {f"attack.{attack}.{key}": value for key, value in found.items() if key not in shared}
+    return params
 
 
 def worst_case(rows: Sequence[Row]) -> float | None:
-    """Return `worst_accuracy` of a checkpoint.
-
-    None if nothing was attacked, or if a defence or another scorer than the template took part: such numbers are not
-    the checkpoint's alone.
-    """
+    """Return `worst_accuracy` of a checkpoint; None if nothing was attacked, or if the numbers are not the checkpoint's
+    alone, since a defence or another scorer took part."""
     if any((row.defense, row.scorer) != ("none", "template") for row in rows):
         return None
     return worst_accuracy(rows)
 
 
-def _shared_protocol(rows: Sequence[Row]) -> str:
-    """Return a hash of everything that one model's numbers depend on, except for the model."""
-    stands_on = sorted([r.dataset, r.attack, r.n, json.dumps(r.protocol, sort_keys=True)] for r in rows)
-    return hashlib.sha256(json.dumps(stands_on).encode()).hexdigest()[:12]
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
 def recall_names(rows: Sequence[RecallRow]) -> dict[str, float]:

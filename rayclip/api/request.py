@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rayclip.api.logbook import Logbook
 from rayclip.attacks import Attack
 from rayclip.defenses import DRAWS, Aim, Chain
-from rayclip.distributed import PoolSize
+from rayclip.distributed.resources import PoolSize
 from rayclip.evaluation import Protocol, Store
 from rayclip.evaluation.cell import MadeAgainst
 from rayclip.models.scorers import DEFAULT, Scorer
@@ -47,11 +47,8 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """Address and name of an MLflow experiment; the connection is made once the arguments have been validated.
-
-    Attributes:
-        about: the question of the study, in Markdown.
-    """
+    """Address and name of an MLflow experiment, and the question of the study in Markdown; connected to after
+    validation."""
 
     uri: str
     experiment: str
@@ -99,8 +96,7 @@ class Where:
     def logbook(self, store: Store) -> Logbook:
         """Connect to the tracker, as the first step after the arguments have been validated.
 
-        Raises:
-            UserError: MLflow cannot be reached, and no earlier command on this store has reached it.
+        Raises a `UserError` if MLflow cannot be reached, and no earlier command on this store has reached it.
         """
         check_folder("the folder of the results,", self.out)
         journal, tracking = Journal(store), self.tracking

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from rayclip.api.checks import Opened
-from rayclip.api.comparing import logging
+from rayclip.api.evaluating import logging
 from rayclip.api.request import Where
 from rayclip.attacks import Attack
 from rayclip.attacks.clean import Clean

@@ -1,51 +1,55 @@
-"""Fine-tune one model, or sweep over many trainings and evaluate them all."""
+"""Fine-tune one model; sweep over many trainings, or search among them, and evaluate what they give.
+
+Bad arguments raise a `UserError` before anything is written.
+"""
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from rayclip.api.checks import Opened, check_training
-from rayclip.api.comparing import compare_all, plan_all
+from rayclip.api.checks import Opened, check_training, plan_all
+from rayclip.api.evaluating import compare_all
 from rayclip.api.logbook import Logbook, untouched_params
 from rayclip.api.request import Evaluation, Where
-from rayclip.data import few_shot
+from rayclip.data import few_shot, locate
 from rayclip.data.sampling import draw_record
-from rayclip.distributed import (
-    Trial,
-    Workers,
-    find_abandoned_runs,
-    ray_cluster,
-    resolve_precision,
-    run_trials,
-    save_precision,
-)
+from rayclip.distributed.connect import ray_cluster
+from rayclip.distributed.search import Scores, Validation, make_asha
+from rayclip.distributed.trials import Trial, Workers, find_abandoned_runs, resolve_precision, save_precision
+from rayclip.distributed.tuning import run_trials
 from rayclip.evaluation import Store
+from rayclip.evaluation.cell import at_budgets, label_with_eps
+from rayclip.evaluation.front import Score, pareto_front
 from rayclip.models.checkpoint import FILES
 from rayclip.progress import Display, say
 from rayclip.reports.model import model_name
+from rayclip.reports.notes import heading
+from rayclip.reports.search import search_grid
+from rayclip.reports.to_terminal import show
 from rayclip.types import Row, UserError
 
 
 def fine_tune(trial: Trial, where: Where) -> bool:
     """Run one training and write its checkpoint to `trial.out`; return False if that is finished already.
 
-    Raises:
-        UserError: bad arguments, before anything is written; or the run failed (the message says why).
+    Raises a `UserError` if the run failed; the message says why.
     """
     opened = Opened(quiet=where.quiet)
     trial = dataclasses.replace(trial, config=check_training(trial.config, where.train_workers, opened))
     store = Store(trial.out).child(".rayclip")
     with resolve_precision([trial], store, cluster=where.cluster, verbose=where.verbose) as (trial,):
-        if trial.is_finished():
-            if where.has_to_log(store, trial.name):
-                with where.logbook(store) as logbook:
-                    begun = [with_run(trial, logbook, None, opened)] if logbook.has_begun(trial.name) else []
-                    log_missed(begun, logbook)
+        finished = trial.is_finished()
+        if finished and not where.has_to_log(store, trial.name):
             return False
         with where.logbook(store) as logbook:
-            errors = _train([with_run(trial, logbook, None, opened)], store, where, logbook)
+            if finished:
+                if logbook.has_begun(trial.name):
+                    _log_ended(logbook, _with_run(trial, logbook, None, opened), None)
+                return False
+            errors = _train([_with_run(trial, logbook, None, opened)], where, logbook)
     if errors:
         raise UserError(f"training failed: {errors[trial.name]}")
     return True
@@ -84,46 +88,160 @@ def sweep(
     Args:
         name: of the tracker's parent run.
         results: returns the models to evaluate of a finished trial, as {specification: label}.
-
-    Raises:
-        UserError: bad arguments, before anything is written.
     """
     opened = Opened(quiet=where.quiet)
-    trials = [dataclasses.replace(t, config=check_training(t.config, where.train_workers, opened)) for t in trials]
     plan_all([base], evaluations, opened)
-    store = Store(where.out)
-    with contextlib.ExitStack() as stack:
-        trials = stack.enter_context(resolve_precision(trials, store, cluster=where.cluster, verbose=where.verbose))
-        unfinished = [t for t in trials if not t.is_finished()]
-        logbook = stack.enter_context(where.logbook(store))
-        root = logbook.open(name, tags={"rayclip.kind": "sweep"})
-        begun = [t.name for t in trials if t.is_finished() and logbook.has_begun(t.name)]
-        trials = [with_run(t, logbook, root, opened) for t in trials]
-        log_missed([t for t in trials if t.name in begun], logbook)
+    with _open_study("sweep", name, trials, where, opened) as study:
         errors: dict[str, str] = {}
-        if unfinished:
-            stack.enter_context(ray_cluster(cluster=where.cluster, verbose=where.verbose))  # also for the evaluation
-            errors = _train(trials, store, where, logbook)
-        trials = [t for t in trials if t.name not in errors]
-        labels, runs = label_models(base, trials, results)
-        untouched = {base: untouched_params(base, [t.config for t in trials])}
-        rows = compare_all(root, labels, runs, untouched, evaluations, opened, logbook, store, where)
+        if not all(trial.is_finished() for trial in study.trials):
+            study.connect()  # for the evaluation, too
+            errors = _train(study.trials, where, study.logbook)
+        trained = [trial for trial in study.trials if trial.name not in errors]
+        rows, labels = study.evaluate(base, trained, results, evaluations)
     return SweepResult(rows=rows, labels=labels, errors=errors)
 
 
-def label_models(
-    base: str, trials: Sequence[Trial], results: Callable[[Trial], Mapping[str, str]]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Return labels of the untouched model and the trials' models, and the tracker run that trained each of them."""
-    labels, runs = {base: f"untouched {model_name(base)}"}, dict[str, str]()
-    for trial in trials:
-        labels |= results(trial)
-        assert trial.run is not None
-        runs |= dict.fromkeys(results(trial), trial.run)
-    return labels, runs
+@dataclass(frozen=True, kw_only=True)
+class Found(SweepResult):
+    """Result of a search; `rows` are of the untouched model and the front, on the test data.
+
+    Attributes:
+        scores: last scores of every trial on the validation data.
+        front: names of the completed trials on the Pareto front of clean and robust accuracy, best clean one first.
+        robust: the attacks behind the robust accuracy.
+    """
+
+    scores: dict[str, Score]
+    front: list[str]
+    robust: str
 
 
-def with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened) -> Trial:
+def search(
+    name: str,
+    trials: Sequence[Trial],
+    validation: Validation,
+    evaluations: Sequence[Evaluation],
+    base: str,
+    where: Where,
+    *,
+    reduction: float = 3,
+) -> Found:
+    """Run trials under ASHA early stopping, then evaluate the Pareto front of clean and robust accuracy.
+
+    Args:
+        name: of the tracker's parent run.
+        validation: what trials are ranked by; its data must not overlap those of the trials and the evaluations.
+        reduction: ASHA's reduction factor: about one in `reduction` trials passes each rung.
+    """
+    opened = Opened(quiet=where.quiet)
+    choice = Evaluation(data=[validation.data], attacks=validation.attacks, protocol=validation.protocol)
+    plan_all([base], [choice, *evaluations], opened)
+    with _open_study("search", name, trials, where, opened) as study:
+        logbook = study.logbook
+        scores = Scores(study.trials, logbook.store)
+
+        def on_measure(trial: Trial, result: dict[str, Any]) -> None:
+            scores.keep(trial.name, Score(epoch=result["epoch"], clean=result["clean"], robust=result["robust"]))
+            values = [(f"search/{name}", result[name], result["step"]) for name in ("clean", "robust", "score")]
+            logbook.journal.metrics(str(trial.run), values)
+
+        def on_finish(trial: Trial, error: str | None) -> None:
+            if error is None and trial.name in scores:
+                scores.keep(trial.name, dataclasses.replace(scores[trial.name], ended=True))
+            _log_ended(logbook, trial, error)
+
+        errors: dict[str, str] = {}
+        if scores.ended != {trial.name for trial in study.trials}:
+            study.connect()  # for the evaluation, too
+            errors = _train(
+                study.trials,
+                where,
+                logbook,
+                skip=scores.ended,
+                on_finish=on_finish,
+                measure=dataclasses.replace(validation, data=locate(validation.data)),
+                on_measure=on_measure,
+                scheduler=make_asha(study.trials, reduction),
+            )
+        whole = [trial for trial in study.trials if trial.name in scores and trial.is_finished()]
+        on_front = pareto_front([(scores[trial.name].clean, scores[trial.name].robust) for trial in whole])
+        front = [trial for trial, best in zip(whole, on_front, strict=True) if best]
+        front.sort(key=lambda trial: -scores[trial.name].clean)
+        rows, labels = study.evaluate(base, front, itself, evaluations)
+    attacks = at_budgets(validation.attacks, validation.protocol.budgets)
+    withstood = [label_with_eps(a, a.eps if a.needs_eps else None) for a in attacks if a.name != "clean"]
+    return Found(
+        scores=scores,
+        front=[trial.name for trial in front],
+        robust=" and ".join(map(heading, withstood)),
+        rows=rows,
+        labels=labels,
+        errors=errors,
+    )
+
+
+def show_search(found: Found) -> None:
+    """Print every trial's last validation scores, longest run and best first; * marks the Pareto front."""
+    show([search_grid(found.scores, found.front, found.robust)])
+
+
+class _Study(NamedTuple):
+    """A sweep or search that has begun: its validated trials with their runs, and the run above them."""
+
+    trials: list[Trial]
+    root: str
+    logbook: Logbook
+    where: Where
+    opened: Opened
+    stack: contextlib.ExitStack
+
+    def connect(self) -> None:
+        """Connect to Ray until the study ends."""
+        self.stack.enter_context(ray_cluster(cluster=self.where.cluster, verbose=self.where.verbose))
+
+    def evaluate(
+        self,
+        base: str,
+        trained: Sequence[Trial],
+        results: Callable[[Trial], Mapping[str, str]],
+        evaluations: Sequence[Evaluation],
+    ) -> tuple[list[Row], dict[str, str]]:
+        """Evaluate the untouched model and the trained ones; return the rows, and labels by model specification."""
+        labels, runs = {base: f"untouched {model_name(base)}"}, dict[str, str]()
+        for trial in trained:
+            labels |= results(trial)
+            runs |= dict.fromkeys(results(trial), str(trial.run))
+        rows = compare_all(
+            self.root,
+            labels,
+            evaluations,
+            self.opened,
+            self.logbook,
+            self.where,
+            runs=runs,
+            untouched={base: untouched_params(base, [trial.config for trial in self.trials])},
+        )
+        return rows, labels
+
+
+@contextlib.contextmanager
+def _open_study(kind: str, name: str, trials: Sequence[Trial], where: Where, opened: Opened) -> Iterator[_Study]:
+    """Validate the trials, open their runs, and log finished ones whose driver was lost before it had logged them."""
+    trials = [dataclasses.replace(t, config=check_training(t.config, where.train_workers, opened)) for t in trials]
+    store = Store(where.out)
+    with contextlib.ExitStack() as stack:
+        trials = stack.enter_context(resolve_precision(trials, store, cluster=where.cluster, verbose=where.verbose))
+        finished = [trial.name for trial in trials if trial.is_finished()]
+        logbook = stack.enter_context(where.logbook(store))
+        root = logbook.open(name, tags={"rayclip.kind": kind})
+        missed = [name for name in finished if logbook.has_begun(name)]
+        trials = [_with_run(trial, logbook, root, opened) for trial in trials]
+        for trial in (trial for trial in trials if trial.name in missed):
+            _log_ended(logbook, trial, None)
+        yield _Study(trials, root, logbook, where, opened, stack)
+
+
+def _with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened) -> Trial:
     config = trial.config
     tags = {"rayclip.kind": "train", "rayclip.digest": config.digest()}
     run = logbook.open(trial.name, parent=parent, params=config.flat(), tags=tags)
@@ -133,10 +251,12 @@ def with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened)
     return dataclasses.replace(trial, run=run)
 
 
-def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook) -> dict[str, str]:
-    """Run the unfinished trials; return the reasons of failure by trial name."""
-    save_precision(trials, store)
-    display, storage = Display(quiet=where.quiet), store.child("unfinished")
+def _train(
+    trials: Sequence[Trial], where: Where, logbook: Logbook, *, skip: Container[str] = (), **options: Any
+) -> dict[str, str]:
+    """Run the unfinished trials, with further options of `run_trials`; return the reasons of failure by trial name."""
+    save_precision(trials, logbook.store)
+    display, storage = Display(quiet=where.quiet), logbook.store.child("unfinished")
     for run in find_abandoned_runs(trials, storage):
         say(
             "note",
@@ -145,29 +265,25 @@ def _train(trials: Sequence[Trial], store: Store, where: Where, logbook: Logbook
         )
     with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
         return run_trials(
-            trials,
+            [trial for trial in trials if trial.name not in skip],
             workers=Workers.for_cluster(where.train_workers, where.least_workers),
             storage=storage,
             log=logbook.journal,
             display=display,
-            on_finish=functools.partial(log_ended, logbook),
             on_report=logbook.deliver,
+            **{"on_finish": functools.partial(_log_ended, logbook), **options},
         )
 
 
-def log_ended(logbook: Logbook, trial: Trial, error: str | None) -> None:
+def _log_ended(logbook: Logbook, trial: Trial, error: str | None) -> None:
     """Log a trial's checkpoints if it is finished, and close its tracker run."""
-    if error is None and trial.run is not None and trial.is_finished():
-        for epoch in sorted({*trial.keep_epochs, trial.config.recipe.epochs}):
-            last = epoch == trial.config.recipe.epochs
-            name, folder = (trial.name, "checkpoint") if last else (f"{trial.name} epoch {epoch}", f"epoch-{epoch}")
-            logbook.checkpoint(trial.run, trial.at_epoch(epoch).node_copy(FILES), trial.model_at(epoch), name, folder)
-        logbook.end(trial.name)
-    elif trial.run is not None:
+    if trial.run is None:
+        return
+    if error is not None or not trial.is_finished():
         logbook.finish(trial.run, failed=error is not None)
-
-
-def log_missed(trials: Sequence[Trial], logbook: Logbook) -> None:
-    """Log finished trials whose driver died, or ran out of disk space, before it had logged them."""
-    for trial in trials:
-        log_ended(logbook, trial, None)
+        return
+    for epoch in sorted({*trial.keep_epochs, trial.config.recipe.epochs}):
+        last = epoch == trial.config.recipe.epochs
+        name, folder = (trial.name, "checkpoint") if last else (f"{trial.name} epoch {epoch}", f"epoch-{epoch}")
+        logbook.checkpoint(trial.run, trial.at_epoch(epoch).node_copy(FILES), trial.model_at(epoch), name, folder)
+    logbook.end(trial.name)

@@ -180,8 +180,8 @@ def generate(
         raise UserError(f"--out {out} exists and was not generated here: give another name.")
 
     from rayclip.data import open_data
-    from rayclip.distributed import ray_cluster
     from rayclip.distributed.captioning import CaptionJob, generate_captions, open_parts
+    from rayclip.distributed.connect import ray_cluster
     from rayclip.models.generators import IMAGE_QUESTIONS, QUESTIONS, GeneratorSettings, generator_kind
     from rayclip.progress import Display, say
 

@@ -131,7 +131,8 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _ray(cluster: bool) -> Iterator[Finding]:
-    from rayclip.distributed import check_environment, describe_cluster, ray_cluster
+    from rayclip.distributed.connect import describe_cluster, ray_cluster
+    from rayclip.distributed.session import check_environment
 
     try:
         for sentence in check_environment():

@@ -135,8 +135,8 @@ def _form(out: Path | None) -> Format:
 
 def _read(places: list[str], tracking_uri: str | None, *, quiet: bool) -> "Results":
     from rayclip.reports.results import read_results
+    from rayclip.tracking.experiment import is_run, results_of
     from rayclip.tracking.journal import logged_runs
-    from rayclip.tracking.runs import is_run, results_of
 
     chosen: dict[str, set[str] | None] = {}  # models to read by folder, None for all
     for place in places:

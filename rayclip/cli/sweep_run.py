@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # keeps `--help` fast
     from rayclip.api.request import Evaluation, Where
     from rayclip.attacks import Attack
     from rayclip.data import Resolution
-    from rayclip.distributed import Trial
+    from rayclip.distributed.trials import Trial
     from rayclip.evaluation.cell import MadeAgainst
     from rayclip.methods import Method, Recipe
     from rayclip.models.resizing import Resize
@@ -200,7 +200,7 @@ class Run:
             part: as in `go`.
             config: other fields of `TrainConfig`.
         """
-        from rayclip.distributed import Trial
+        from rayclip.distributed.trials import Trial
         from rayclip.store import Store
         from rayclip.training import TrainConfig
 

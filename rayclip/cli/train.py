@@ -174,7 +174,7 @@ def train(
     from rayclip import api
     from rayclip.api import checks
     from rayclip.data.spec import choose_names
-    from rayclip.distributed import Trial
+    from rayclip.distributed.trials import Trial
     from rayclip.methods import make_method
     from rayclip.store import Store
     from rayclip.training import TrainConfig

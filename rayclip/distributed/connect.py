@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rayclip.distributed import compat, tokens
-from rayclip.distributed.greeting import greet
 from rayclip.distributed.session import environment, make_import_hook, short_folder
 from rayclip.terminal import interrupted, stop
 from rayclip.types import UserError
@@ -51,9 +50,8 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
     A private Ray requires a token that only its own processes know, unless another `RAY_AUTH_MODE` or a token is set.
 
     Args:
-        cluster: connect to a running cluster: `RAY_ADDRESS` (`HOST:6379` on one of its machines, `ray://HOST:10001`
-            from elsewhere), or the cluster this machine belongs to. Inside `ray job submit` the job's cluster is always
-            used.
+        cluster: connect to a running cluster: `RAY_ADDRESS`, or the cluster that this machine belongs to. Inside `ray
+            job submit` the job's cluster is always used.
         verbose: show Ray's log and the output of its workers.
 
     Raises:
@@ -63,8 +61,10 @@ def ray_cluster(*, cluster: bool = False, verbose: bool = False) -> Iterator[Non
     defaults = _SETTINGS | _LOCAL_SETTINGS if local else _SETTINGS
     settings = {name: os.environ.get(name, value) for name, value in defaults.items()}
     level = logging.INFO if verbose else logging.ERROR
-    for name, quiet_level in (("ray", level), ("ray.train", level), ("ray.tune", logging.CRITICAL)):
-        logging.getLogger(name).setLevel(level if verbose else quiet_level)  # Tune's errors are returned anyway
+    for name in ("ray", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(level)
+    if not verbose:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # its errors are returned anyway
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():  # the caller's own connection
         with environment(settings):
             yield
@@ -158,7 +158,10 @@ def _join(address: str, quiet: Mapping[str, Any]) -> None:
     answers = False
     try:
         tokens.check_present()  # without a token, ray.init ends the process
-        answers = _check_address(address)
+        listens = tokens.greet(address)  # Ray itself would retry for long, as with a token that is refused
+        if listens and not address.startswith("ray://"):
+            compat.check_access(address)
+        answers = listens
         with warnings.catch_warnings(action="ignore"):  # errors are raised as well
             ray.init(address=address, runtime_env=_runtime_env(address), **quiet)
     except AuthenticationError as error:
@@ -188,23 +191,10 @@ def _runtime_env(address: str) -> dict[str, Any] | None:
 
     It holds this process's settings and, for a driver outside the cluster (`ray://`), also this package's code.
     """
-    settings = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     of_job = json.loads(os.environ.get(_JOB) or "{}").get("runtime_env", {})
-    settings = {name: value for name, value in settings.items() if name not in of_job.get("env_vars", {})}
-    found: dict[str, Any] = {"env_vars": settings} if settings else {}  # Ray rejects a variable that the job has set
+    passed_on = (os.environ.keys() & _PASSED_ON) - of_job.get("env_vars", {}).keys()  # Ray refuses those of the job
+    found: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in passed_on}} if passed_on else {}
     if address.startswith("ray://"):
         return {"py_modules": [str(Path(__file__).parents[1])], **found}
     hook = None if {"working_dir", _HOOK} & of_job.keys() else make_import_hook()
     return {**found, **({_HOOK: hook} if hook else {})} or None
-
-
-def _check_address(address: str) -> bool:
-    """Raise at once if nothing listens there or the token is refused: Ray itself would retry for long.
-
-    Return False if the address is still to be found.
-    """
-    if not greet(address):
-        return False
-    if not address.startswith("ray://"):
-        compat.check_access(address)
-    return True

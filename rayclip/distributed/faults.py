@@ -13,12 +13,9 @@ _LONGEST = 160  # characters of a message per line asked for, and at most twice 
 
 
 def explain(error: Exception, node: str | None = None) -> Exception:
-    """Return the exception to raise instead of Ray's.
+    """Return the exception to raise instead of Ray's: a `UserError` of one sentence; a bug unchanged.
 
-    An error that the user can fix becomes a `UserError` of one sentence; a bug is returned unchanged.
-
-    Args:
-        node: address of the node that the error came from, if known.
+    `node` is the address of the node that the error came from, if known.
     """
     for cause in find_causes(error):
         if isinstance(cause, RayTaskError):  # which is of its cause's class, too, and says where that was raised

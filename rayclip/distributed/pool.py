@@ -1,26 +1,20 @@
-"""Evaluate on a pool of Ray actors, which take shards of any cell and keep models loaded.
+"""Work off a schedule on a pool of Ray actors: start them, hand out shards, replace those that are lost.
 
-`evaluation.schedule` decides which actor runs which shard; this module starts the actors and handles their failures.
+`evaluation.schedule` decides which actor runs which shard; `evaluating` and `captioning` say what a shard is.
 """
 
 import math
 import time
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from rayclip.distributed.actor import Joined, make_actor
 from rayclip.distributed.faults import AGAIN, dead_nodes, explain, only_node, out_of_memory, times_in_words
-from rayclip.distributed.pressure import MemoryPressure
-from rayclip.distributed.resources import PoolSize, Share
-from rayclip.evaluation import Cell, Shards, Store
-from rayclip.evaluation.costs import Costs, Hardware
-from rayclip.evaluation.plan import cut
-from rayclip.evaluation.schedule import Schedule, ShardId
-from rayclip.evaluation.shard import Done
+from rayclip.evaluation.schedule import Loss, Schedule, ShardId
 from rayclip.progress import Display
 from rayclip.store import no_room
 from rayclip.types import UserError
@@ -30,48 +24,52 @@ _STARTING = 256  # actors that are requested at once, before any has started
 _STARTS = 3  # actors in a row that may fail to start, other than by the loss of a node
 _LOOK_S = 2.0  # between two checks of the cluster, and of late shards, while nothing happens
 _SAY_S = 10.0  # without a worker, before the display says so
-_REPRICE = 1.25  # update the expected costs whenever the number of finished shards has grown by this factor
 _SPARE = 10  # running shards per idle worker that is kept for late or lost shards
+_CALM_S = 60.0  # without a worker killed for memory, before one more worker is tried
+_LONGEST_CALM_S = 3600.0
+_REST_S = 8.0  # longest pause before a worker that ran alone is started again
+_ALONE = 5  # times that a worker running alone may be killed in a row, with batches of one image
 
 
-@dataclass(frozen=True, kw_only=True)
-class PoolStatistics:
-    """The resources and times of an evaluation.
+class MemoryPressure:
+    """Limits on the number of workers and their batch size (for all from now on), lowered when Ray's memory monitor
+    kills one.
 
-    Attributes:
-        hardware: hardware of its first worker.
-        workers: maximum number of workers busy at once.
-        wall: seconds from submission to the last shard's end.
-        waited: seconds from submission to the first shard's start.
-        busy: worker seconds on shards, without loading.
-        loading: worker seconds of loading models, class embeddings and data.
-        copies: second copies started because a shard was late.
-        lost: shards that were started again because their worker failed.
+    A worker that ran beside others is not replaced for a while. If it ran alone, the batch size is halved.
     """
 
-    hardware: Hardware
-    workers: int
-    wall: float
-    waited: float
-    busy: float
-    loading: float
-    copies: int
-    lost: int
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.killed = 0
+        self._most: float = math.inf
+        self._alone = 0  # workers running alone that were killed since a shard was last finished
+        self._calm_s, self._more_at, self._starts_at = _CALM_S, math.inf, 0.0
 
+    def most(self, now: float) -> float:
+        """Return the maximum number of workers at once; infinity if there is no limit."""
+        if now >= self._more_at:
+            self._most += 1
+            self._more_at = now + self._calm_s
+        return self._most if now >= self._starts_at else 0
 
-def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: Display, total: int) -> PoolStatistics:
-    """Compute the verdicts of all shards.
+    def lost(self, others: int, now: float) -> bool:
+        """Record that a worker was killed beside `others` workers; return False if nothing is left to try."""
+        self.killed += 1
+        self._most = max(1, others)
+        self._more_at = now + self._calm_s
+        self._calm_s = min(2 * self._calm_s, _LONGEST_CALM_S)
+        if others:
+            return True
+        if self._alone + 1 >= _ALONE and self.batch_size == 1:
+            return False
+        self._starts_at = now + min(2.0**self._alone, _REST_S)
+        self._alone += 1
+        self.batch_size = max(1, self.batch_size // 2)
+        return True
 
-    Args:
-        work: shards that the store does not hold yet (`evaluation.outstanding`), one entry per cell; not empty.
-        total: samples of the whole evaluation, including those that have results already.
-
-    Raises:
-        UserError: an actor raised it; or a shard's actor was lost `_ATTEMPTS` times.
-    """
-    for cell in (shards.cell for shards in work):
-        store.write_json(_record(cell), cell.record())
-    return _Pool(work, store, size, display, total).run()
+    def done(self) -> None:
+        """Record that a shard was finished."""
+        self._alone = 0
 
 
 @dataclass(eq=False)
@@ -86,28 +84,77 @@ class _Worker:
     rests_until: float = 0.0
 
 
-class _Pool:
-    def __init__(self, work: Sequence[Shards], store: Store, size: PoolSize, display: Display, total: int) -> None:
-        self._work, self._store, self._size, self._display = list(work), store, size, display
-        self._total = total
-        self._missing = {shards.cell.id: len(shards.positions) for shards in work}
-        self._left = dict(self._missing)
-        self._samples_done, self._seconds_left = total - sum(self._missing.values()), 0.0
-        self._share, self._pressure = Share.of(size), MemoryPressure(size.batch_size)
+def start_actor(kind: type, cpus: float, gpus: float, *args: Any) -> Any:
+    """Request an actor and return at once; it starts when the cluster has room for it."""
+    return ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(kind).remote(*args)
+
+
+def use_device(cpus: float) -> str:
+    """Return the device of this actor: `cuda` if it has been given a GPU, else `cpu`, with a thread per core."""
+    if torch.cuda.is_available() and ray.get_gpu_ids():
+        return "cuda"
+    torch.set_num_threads(max(1, int(cpus)))
+    return "cpu"
+
+
+class Pool(ABC):
+    """A pool of actors that works off a schedule. A kind of work is a subclass.
+
+    Attributes:
+        task: what it does, for the display.
+        last_resort: the last that it tries when memory is short, for the error.
+        needs: the resources of an actor, in words.
+        done, total: what is done of it, in the display's units.
+        schedule: decides which actor runs which shard; None until the first actor has said what it is.
+        most_busy, waited: maximum number of actors busy at once; seconds until the first shard was started.
+        has_lost: whether an actor was lost.
+    """
+
+    task: str
+    last_resort: str
+
+    def __init__(
+        self, display: Display, *, shards: int, needs: str, done: int, total: int, batch_size: int = 1
+    ) -> None:
+        self.display, self.needs, self.done, self.total = display, needs, done, total
+        self.schedule: Schedule | None = None
+        self._shards = shards
+        self.most_busy, self.waited, self.has_lost = 0, 0.0, False
+        self._pressure = MemoryPressure(batch_size)
         self._workers: list[_Worker] = []
         self._free: list[_Worker] = []
         self._waiting: dict[Any, _Worker] = {}
-        self._costs = Costs()
-        self._schedule: Schedule | None = None  # made when the first worker reports its hardware
-        self._hardware: Hardware | None = None
-        self._has_lost = False
-        self._failed_starts = self._shards_done = self._priced_at = self._most = 0
-        self._began = time.monotonic()
-        self._waited = self._busy = self._loading = self._looked = 0.0
+        self._failed_starts = self._wanted = 0
+        self._began, self._looked = time.monotonic(), 0.0
 
-    def run(self) -> PoolStatistics:
+    @abstractmethod
+    def count_wanted(self) -> int:
+        """Return the number of actors that the cluster has room for."""
+
+    @abstractmethod
+    def make_actor(self) -> tuple[Any, Any]:
+        """Request an actor; return it and a call to it, which returns the address of its node and something more."""
+
+    def join(self, about: Any) -> None:
+        """Make the schedule, if there is none yet, now that an actor has told `about` itself."""
+
+    @abstractmethod
+    def call(self, actor: Any, shard: ShardId, batch_size: int) -> Any:
+        """Call an actor to run a shard, with at most so many images at a time."""
+
+    @abstractmethod
+    def take(self, shard: ShardId | None, answer: Any) -> None:
+        """Take an actor's answer; the shard is None if another actor has finished it before."""
+
+    @abstractmethod
+    def name(self, shard: ShardId) -> str:
+        """Return how an error calls a shard."""
+
+    def run(self) -> None:
+        """Work until every shard is done. Raise a `UserError` of an actor, or if shards, workers or memory are lost too
+        often."""
         try:
-            while self._schedule is None or not self._schedule.done:
+            while self.schedule is None or not self.schedule.done:
                 self._resize()
                 for ref in self._next_ready():
                     self._collect(self._waiting.pop(ref), ref)
@@ -115,65 +162,53 @@ class _Pool:
         finally:
             for worker in self._workers:
                 ray.kill(worker.actor)
-        if self._has_lost or self._schedule.copies:  # killed workers may have left half a file
-            for shards in self._work:
-                self._store.delete_unfinished(f"cells/{shards.cell.id}")
-        assert self._hardware is not None
-        return PoolStatistics(
-            hardware=self._hardware,
-            workers=self._most,
-            wall=self._now(),
-            waited=self._waited,
-            busy=self._busy,
-            loading=self._loading,
-            copies=self._schedule.copies,
-            lost=self._schedule.lost,
-        )
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Return the seconds since the pool was made."""
         return time.monotonic() - self._began
 
-    # ------------------------------------------------------------------------------------------ the number of actors
+    @property
+    def ready(self) -> int:
+        """The number of actors that have started."""
+        return sum(worker.ready for worker in self._workers)
+
+    def show(self, note: str, left: float | None = None) -> None:
+        """Update the display; `left` are seconds."""
+        self.display.update(self.task, self.done, self.total, note, left)
 
     def _resize(self) -> None:
-        """Start actors while shards are queued, and release idle ones at the end.
-
-        An actor that does not fit yet makes the autoscaler add a node.
-        """
-        if self._now() - self._looked >= _LOOK_S or not self._workers:
-            self._looked = self._now()
-            self._share.look()
-        queued = self._schedule.queued if self._schedule else sum(len(shards) for shards in self._work)
-        busy = len(self._waiting) - len(self._starting())
-        ready = len(self._workers) - len(self._starting())
-        most = min(self._share.wanted, busy + queued, ready + max(_STARTING, ready), self._pressure.most(self._now()))
+        """Start actors while shards are queued (one that does not fit yet makes the autoscaler add a node); release
+        idle ones."""
+        if self.now() - self._looked >= _LOOK_S or not self._workers:
+            self._looked, self._wanted = self.now(), self.count_wanted()
+        starting = [worker for worker in self._workers if not worker.ready]
+        queued = self._shards if self.schedule is None else self.schedule.queued
+        busy = len(self._waiting) - len(starting)
+        enough = self.ready + max(_STARTING, self.ready)
+        most = min(self._wanted, busy + queued, enough, self._pressure.most(self.now()))
         missing = range(int(most) - len(self._workers))
         dead = dead_nodes() if missing else set()
         for _ in missing:
-            worker = _Worker(actor=make_actor(self._store, self._size, self._share), dead_before=dead)
+            actor, hello = self.make_actor()
+            worker = _Worker(actor=actor, dead_before=dead)
             self._workers.append(worker)
-            self._ask(worker, worker.actor.hello.remote(_record(self._work[0].cell)))
-        if not queued and self._schedule:
-            spares = math.ceil(self._schedule.running / _SPARE)
-            for worker in [*self._starting(), *self._free[spares:]]:
-                self._release(worker)
-        if not any(worker.ready for worker in self._workers) and self._now() > _SAY_S:
-            note = f"waiting for a worker with {self._share}"
-            self._display.update("evaluating", self._samples_done, self._total, note)
+            self._ask(worker, hello)
+        if not queued and self.schedule:
+            spares = math.ceil(self.schedule.running / _SPARE)
+            for worker in [*starting, *self._free[spares:]]:
+                self._remove(worker)
+        if not self.ready and self.now() > _SAY_S:
+            self.show(f"waiting for a worker with {self.needs}")
 
-    def _starting(self) -> list[_Worker]:
-        return [worker for worker in self._workers if not worker.ready]
-
-    def _release(self, worker: _Worker) -> None:
-        """Remove an actor and free its resources in the cluster."""
+    def _remove(self, worker: _Worker) -> Loss | None:
+        """Remove an actor and free its resources; return its shard if that is queued again."""
         self._workers.remove(worker)
         self._waiting.pop(worker.ref, None)
-        if worker.ready and self._schedule:
-            self._free.remove(worker)
-            self._schedule.leave(worker)
         ray.kill(worker.actor)
-
-    # ---------------------------------------------------------------------------------------------- calls and results
+        if not worker.ready or self.schedule is None:
+            return None
+        self._free = [other for other in self._free if other is not worker]
+        return self.schedule.leave(worker)
 
     def _ask(self, worker: _Worker, ref: Any) -> None:
         worker.ref = ref
@@ -191,20 +226,19 @@ class _Pool:
         return ready
 
     def _feed(self) -> None:
-        if self._schedule is None:
+        if self.schedule is None:
             return
-        now = self._now()
+        now = self.now()
         for worker in [worker for worker in self._free if worker.rests_until <= now]:
-            shard = self._schedule.start(worker, now)
+            shard = self.schedule.start(worker, now)
             if shard is None:
                 return
-            self._waited = self._waited or now
+            self.waited = self.waited or now
             self._free.remove(worker)
             # A lost worker may have run out of memory without an error that says so
-            batch_size = max(1, self._pressure.batch_size >> self._schedule.losses(shard))
-            self._ask(worker, worker.actor.run.remote(self._work[shard.cell][shard.number], batch_size))
-            self._show(self._work[shard.cell].cell)
-            self._most = max(self._most, len(self._waiting) - len(self._starting()))
+            batch_size = max(1, self._pressure.batch_size >> self.schedule.losses(shard))
+            self._ask(worker, self.call(worker.actor, shard, batch_size))
+            self.most_busy = max(self.most_busy, self.ready - len(self._free))
 
     def _collect(self, worker: _Worker, ref: Any) -> None:
         """Handle an actor's answer, or its failure."""
@@ -217,107 +251,55 @@ class _Pool:
         except RayError as error:
             self._gone(worker, error)
         else:
-            if isinstance(answer, Joined):
-                worker.node = answer.node
-                self._joined(worker, answer.hardware)
-            else:
-                self._finished(worker, answer)
+            self._answered(worker, answer)
 
-    def _joined(self, worker: _Worker, hardware: Hardware) -> None:
-        self._failed_starts = 0
-        if self._schedule is None:
-            self._hardware = hardware
-            self._costs.read((shards.cell for shards in self._work), self._store, hardware)
-            self._work = cut(self._work, self._costs, self._share.wanted, self._size.smallest_shard)
-            self._schedule = Schedule([shards.queue(self._costs.seconds(shards.cell)) for shards in self._work])
-        worker.ready = True
-        self._schedule.join(worker)
+    def _answered(self, worker: _Worker, answer: Any) -> None:
         self._free.append(worker)
-
-    def _finished(self, worker: _Worker, done: Done) -> None:
-        assert self._schedule is not None
-        shard = self._schedule.finish(worker)
-        self._free.append(worker)
-        self._loading += done.loading
-        self._pressure.done()
-        if shard is None:
-            return
-        cell = self._work[shard.cell].cell
-        self._costs.add(cell, done.samples, done.seconds)
-        self._busy += done.seconds
-        self._shards_done += 1
-        self._samples_done += done.samples
-        self._left[cell.id] -= done.samples
-        self._seconds_left -= self._costs.seconds(cell) * done.samples
-        if self._shards_done >= _REPRICE * self._priced_at:
-            self._priced_at = self._shards_done
-            self._schedule.reprice([self._costs.seconds(shards.cell) for shards in self._work])
-            cells = {shards.cell.id: shards.cell for shards in self._work}
-            self._seconds_left = sum(self._costs.seconds(cells[key]) * left for key, left in self._left.items())
-        note = f"{cell.attack_label}: accuracy {100 * done.right / done.samples:.0f} %"
-        # By the cost of the cells, since an image takes a thousand times longer under one attack than under another
-        left = max(0.0, self._seconds_left) / max(1, len(self._workers) - len(self._starting()))
-        self._display.update("evaluating", self._samples_done, self._total, note, left)
-        self._show(cell, done.samples)
-
-    def _show(self, cell: Cell, more: int = 0) -> None:
-        """Update the progress bar of a running cell."""
-        self._display.part(cell.id, cell.title, self._missing[cell.id], more)
+        if not worker.ready:
+            worker.node, about = answer
+            worker.ready, self._failed_starts = True, 0
+            self.join(about)
+            assert self.schedule is not None
+            self.schedule.join(worker)
+        elif self.schedule is not None:
+            self._pressure.done()
+            self.take(self.schedule.finish(worker), answer)
 
     def _failed(self, worker: _Worker, error: RayTaskError) -> None:
         """Handle an exception that an actor raised; the actor is still alive."""
         cause = error.cause
-        if not isinstance(cause, OSError) or not worker.ready:
+        if not isinstance(cause, OSError) or not worker.ready or self.schedule is None:
             raise explain(error) from None
         full = no_room(cause)
         if full is not None:
             raise full from error
-        assert self._schedule is not None
-        loss = self._schedule.fail(worker)
+        loss = self.schedule.fail(worker)
         self._free.append(worker)
         if loss is not None:
-            self._check(loss.shard, loss.times, f"could not be read or written ({str(cause).splitlines()[0][:200]})")
-            worker.rests_until = self._now() + 2**loss.times
+            self._check(*loss, f"could not be read or written ({str(cause).splitlines()[0][:200]})")
+            worker.rests_until = self.now() + 2**loss.times
 
     def _pressed(self, worker: _Worker, error: OutOfMemoryError) -> None:
-        """Handle an actor that Ray's memory monitor killed.
-
-        Its shard goes back to the queue without a limit on attempts; `MemoryPressure` decides when to give up.
-        """
-        self._has_lost = True
-        self._workers.remove(worker)
-        ray.kill(worker.actor)
-        if worker.ready and self._schedule is not None:
-            self._schedule.leave(worker)
-        if not self._pressure.lost(len(self._workers), self._now()):
-            tried = f" {times_in_words(self._pressure.killed)}, at last with one image at a time and no other beside it"
+        """Handle an actor that Ray's memory monitor killed: its shard is tried again, if `MemoryPressure` lets it."""
+        self.has_lost = True
+        self._remove(worker)
+        if not self._pressure.lost(len(self._workers), self.now()):
+            tried = f" {times_in_words(self._pressure.killed)}, at last {self.last_resort}"
             raise out_of_memory(worker.node or only_node(), tried) from error
-        note = f"little memory on {worker.node or 'a node'}: a worker was ended"
-        self._display.update("evaluating", self._samples_done, self._total, note)
+        self.show(f"little memory on {worker.node or 'a node'}: a worker was ended")
 
     def _gone(self, worker: _Worker, error: RayError) -> None:
         """Handle a lost actor: its process or node died, or cannot be reached."""
-        self._has_lost = True
-        self._workers.remove(worker)
-        ray.kill(worker.actor)
+        self.has_lost = True
+        loss = self._remove(worker)
+        if loss is not None:
+            self._check(*loss, "lost its worker (out of memory? try a smaller --batch-size)")
         if not worker.ready:
             self._failed_starts += dead_nodes() <= worker.dead_before
             if self._failed_starts >= _STARTS:
                 lines = [line for line in str(error).splitlines() if line.strip()]
-                raise UserError(f"evaluation workers do not start: {lines[-1].strip()[:300]}") from error
-            return
-        assert self._schedule is not None
-        loss = self._schedule.leave(worker)
-        if loss is not None:
-            why = "lost its worker (out of memory? try a smaller --batch-size)"
-            self._check(loss.shard, loss.times, why)
+                raise UserError(f"workers do not start: {lines[-1].strip()[:300]}") from error
 
     def _check(self, shard: ShardId, times: int, why: str) -> None:
         if times >= _ATTEMPTS:
-            dataset = self._work[shard.cell].cell.dataset
-            raise UserError(f"a shard of '{dataset}' {why} {times} times; {AGAIN}.")
-
-
-def _record(cell: Cell) -> str:
-    """Return the name of the file that describes a cell."""
-    return f"cells/{cell.id}/cell.json"
+            raise UserError(f"{self.name(shard)} {why} {times} times; {AGAIN}.")

@@ -19,8 +19,7 @@ class PoolSize:
     """The settings of a pool of evaluation actors.
 
     Attributes:
-        workers: maximum number of actors at once; None is one per GPU, or on CPUs one per core, counting what the
-            cluster has or its autoscaler may add.
+        workers: maximum number of actors; None is one per GPU or per core that the cluster has or may add.
         gpus: GPUs per actor, may be a fraction; None is one if there are GPUs.
         batch_size: images per forward.
         shard_size: maximum images per result file.
@@ -52,11 +51,8 @@ class Share:
 
     @classmethod
     def of(cls, size: PoolSize) -> "Share":
-        """Return the share for the cluster in its present state.
-
-        Raises:
-            UserError: no node has, or can ever have, the GPUs of one actor.
-        """
+        """Return the share for the cluster in its present state. Raise a `UserError` if no node can ever have an
+        actor's GPUs."""
         nodes, most, reach = _nodes(), _autoscaled(), within_reach()
         gpus = size.gpus if size.gpus is not None else (1.0 if reach["GPU"] >= 1 else 0.0)
         if gpus > reach["GPU"]:
@@ -83,16 +79,13 @@ class Share:
 
 
 def _cpus(nodes: list[Mapping[str, float]], most: Mapping[str, float], workers: int | None, gpus: float) -> float:
-    """Return the CPUs of one actor.
-
-    With GPUs, the CPUs of a node are divided among the actors that fit on its GPUs. Without GPUs, each actor gets one
-    core; if a number of workers was asked for, they share all cores.
-    """
+    """Return the CPUs of one actor: with GPUs, a node's are divided among its actors; else a core each, or all shared
+    by `workers`."""
     if gpus:
         having = [n for n in (*nodes, most) if n.get("GPU", 0) > 0]
         dealt = [n.get("CPU", 0.0) // max(1, math.floor(n["GPU"] / gpus + 1e-6)) for n in having]
         return max(1.0, min(dealt, default=1.0))
-    total = max(_total(nodes, "CPU"), most.get("CPU", 0.0))
+    total = max(sum(node.get("CPU", 0.0) for node in nodes), most.get("CPU", 0.0))
     if workers is None or not total:
         return 1.0
     if workers > total:
@@ -103,15 +96,11 @@ def _cpus(nodes: list[Mapping[str, float]], most: Mapping[str, float], workers: 
 def within_reach() -> dict[str, float]:
     """Return GPUs and CPUs of the connected cluster: what it has now, or may grow to if that is more."""
     nodes, most = _nodes(), _autoscaled()
-    return {what: max(_total(nodes, what), most.get(what, 0.0)) for what in ("GPU", "CPU")}
+    return {what: max(sum(n.get(what, 0.0) for n in nodes), most.get(what, 0.0)) for what in ("GPU", "CPU")}
 
 
 def _nodes() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _total(nodes: list[Mapping[str, float]], what: str) -> float:
-    return sum(node.get(what, 0.0) for node in nodes)
 
 
 def _autoscaled() -> Mapping[str, float]:
@@ -126,11 +115,7 @@ def _autoscaled() -> Mapping[str, float]:
 
 
 def check_shared(store: Store, written: str) -> None:
-    """Check that this process, on any node, sees the results' storage of the driver, which has the file `written`.
-
-    Raises:
-        UserError: it does not.
-    """
+    """Raise a `UserError` if this process does not see the driver's storage, in which the driver has written a file."""
     began = time.monotonic()
     while store.size(written) is None:
         if time.monotonic() - began > _SEEN_S:

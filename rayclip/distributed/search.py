@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from rayclip.attacks import Attack
 from rayclip.data import open_data
-from rayclip.distributed.metrics import MetricLog
-from rayclip.distributed.trials import Trial, Workers
-from rayclip.distributed.tuning import run_trials
+from rayclip.distributed.trials import Trial
 from rayclip.evaluation import Evaluator, Protocol, Shard, Store, chosen_positions, collect_rows, make_cells
 from rayclip.evaluation.aggregate import worst_accuracy
 from rayclip.evaluation.front import Score
 from rayclip.models import load_model
 from rayclip.models.loading import WEIGHTS_FILE
-from rayclip.progress import Display
 
 SCORES = "search.json"
 
@@ -48,9 +45,9 @@ class Validation:
         """Return `clean` and `robust` accuracy in percent, and their mean `score`."""
         spec = f"{'local-dir' if (folder / WEIGHTS_FILE).is_file() else 'prompted'}:{folder}"
         data = open_data(self.data, "test", self.protocol.names)
+        positions = chosen_positions(len(data), self.limit)
         models = [(spec, load_model(spec).fingerprint())]
         cells = make_cells(models, [(self.data, data)], self.attacks, self.protocol)
-        positions = chosen_positions(len(data), self.limit)
         with tempfile.TemporaryDirectory(prefix="rayclip-") as place:
             store = Store(place)
             evaluator = Evaluator(store, device)
@@ -76,87 +73,34 @@ class _CooperativeASHA(ASHAScheduler):
         return self.CONTINUE
 
 
-def read_scores(trials: Sequence[Trial], store: Store) -> dict[str, Score]:
-    """Return the stored scores of the trials, by name."""
-    saved = store.read_json(SCORES) or {}
-    digests = {trial.name: trial.config.digest() for trial in trials}
-    return {name: Score(**saved[digest]) for name, digest in digests.items() if digest in saved}
+def make_asha(trials: Sequence[Trial], reduction: float) -> Callable[[Callable[[int], None]], TrialScheduler]:
+    """Return a `scheduler` for `run_trials`: ASHA with η = `reduction`; about one in η trials passes a rung."""
+    return lambda ask_to_stop: _CooperativeASHA(
+        ask_to_stop,
+        time_attr="epoch",
+        metric="score",
+        mode="max",
+        max_t=max(trial.config.recipe.epochs for trial in trials),
+        reduction_factor=reduction,
+        stop_last_trials=False,  # stopped at its last epoch, it would not leave its checkpoint
+    )
 
 
-def unfinished_trials(trials: Sequence[Trial], store: Store) -> list[Trial]:
-    """Return the trials that have neither finished nor been stopped."""
-    scores = read_scores(trials, store)
-    return [trial for trial in trials if not (trial.name in scores and scores[trial.name].ended)]
+class Scores(dict[str, Score]):
+    """The last score of each trial, by name; kept in the results folder, so that what has ended is not run again."""
 
+    def __init__(self, trials: Sequence[Trial], store: Store) -> None:
+        self._digests = {trial.name: trial.config.digest() for trial in trials}
+        self._saved, self._store = store.read_json(SCORES) or {}, store
+        found = ((name, digest) for name, digest in self._digests.items() if digest in self._saved)
+        super().__init__({name: Score(**self._saved[digest]) for name, digest in found})
 
-def run_search(
-    trials: Sequence[Trial],
-    validation: Validation,
-    *,
-    store: Store,
-    reduction: float,
-    workers: int,
-    least_workers: int | None,
-    log: MetricLog | None,
-    display: Display,
-    on_finish: Callable[[Trial, str | None], None],
-    on_report: Callable[[], None],
-) -> tuple[dict[str, Score], dict[str, str]]:
-    """Run the trials of a search; return the last score of each, and the errors of those that failed, by name.
+    @property
+    def ended(self) -> set[str]:
+        """The names of the trials that have finished or were stopped."""
+        return {name for name, score in self.items() if score.ended}
 
-    Trials that ended in an earlier run are remembered in `store` and not run again; the others resume from their last
-    checkpoints.
-
-    Args:
-        validation: measures each checkpoint.
-        store: where scores and unfinished runs are kept.
-        reduction: ASHA's η: about one in η trials passes each rung.
-        workers, least_workers: Train workers per trial, and the minimum to continue with (`Workers`).
-        log: where metrics are logged; None for no logging.
-        on_finish: called when a trial ends, with its error if it failed.
-        on_report: called when a trial has reported.
-    """
-    digests = {trial.name: trial.config.digest() for trial in trials}
-    saved, scores = store.read_json(SCORES) or {}, read_scores(trials, store)
-
-    def write() -> None:
-        store.write_json(SCORES, saved | {digests[name]: asdict(score) for name, score in scores.items()})
-
-    def on_measure(trial: Trial, result: dict[str, Any]) -> None:
-        scores[trial.name] = Score(epoch=result["epoch"], clean=result["clean"], robust=result["robust"])
-        if log is not None and trial.run is not None:
-            values = [(f"search/{name}", result[name], result["step"]) for name in ("clean", "robust", "score")]
-            log.metrics(trial.run, values)
-        write()
-
-    def on_end(trial: Trial, error: str | None) -> None:
-        if error is None and trial.name in scores:
-            scores[trial.name] = Score(**asdict(scores[trial.name]) | {"ended": True})
-            write()
-        on_finish(trial, error)
-
-    todo = unfinished_trials(trials, store)
-    errors: dict[str, str] = {}
-    if todo:
-        errors = run_trials(
-            todo,
-            workers=Workers.for_cluster(workers, least_workers),
-            storage=store.child("unfinished"),
-            log=log,
-            display=display,
-            on_finish=on_end,
-            on_report=on_report,
-            measure=validation,
-            on_measure=on_measure,
-            # A trial finishes by itself: if ASHA stopped it at its last epoch, it would not leave its checkpoint.
-            scheduler=lambda ask_to_stop: _CooperativeASHA(
-                ask_to_stop,
-                time_attr="epoch",
-                metric="score",
-                mode="max",
-                max_t=max(t.config.recipe.epochs for t in trials),
-                reduction_factor=reduction,
-                stop_last_trials=False,
-            ),
-        )
-    return scores, errors
+    def keep(self, name: str, score: Score) -> None:
+        self[name] = score
+        self._saved[self._digests[name]] = asdict(score)
+        self._store.write_json(SCORES, self._saved)

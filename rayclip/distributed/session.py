@@ -39,55 +39,47 @@ def why_unsuitable(folder: Path) -> str | None:
 @contextmanager
 def environment(settings: Mapping[str, str | None]) -> Iterator[None]:
     """Set environment variables in the block (None unsets), and put them back after it."""
-    before = {name: os.environ.get(name) for name in settings}
-    _set(settings)
+    before = {name: os.environ[name] for name in settings if name in os.environ}
+
+    def replace(values: Mapping[str, str | None]) -> None:
+        for name in settings:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in values.items() if value is not None})
+
+    replace(settings)
     try:
         yield
     finally:
-        _set(before)
-
-
-def _set(settings: Mapping[str, str | None]) -> None:
-    for name, value in settings.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+        replace(before)
 
 
 @contextmanager
 def short_folder() -> Iterator[None]:
     """Make Ray use a short temporary folder in this block, if it cannot keep its sockets in the usual one.
 
-    The folder is private to the user, has an unpredictable name and is deleted after the block. Everything else stays
-    in `TMPDIR`.
-
-    Raises:
-        UserError: no suitable folder exists.
+    The folder is the user's alone and deleted after the block; other files stay in `TMPDIR`. Raises a `UserError` if
+    there is no suitable one.
     """
     usual = ray_folder()
     reason = why_unsuitable(usual)
     if reason is None:
         yield
         return
-    folder = _make_short(usual, reason)
+    for place in _SHORT_FOLDERS:
+        with contextlib.suppress(OSError):
+            folder = Path(tempfile.mkdtemp(prefix="rc-", dir=Path(place).expanduser()))  # with mode 700
+            if why_unsuitable(folder) is None:
+                break
+            folder.rmdir()
+    else:
+        raise UserError(
+            f"Ray has no place for its sockets, since {usual} {reason}: set {_TMPDIR} to a short folder of yours."
+        )
     try:
         with environment({_TMPDIR: str(folder)}):
             yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _make_short(usual: Path, reason: str) -> Path:
-    for place in _SHORT_FOLDERS:
-        with contextlib.suppress(OSError):
-            folder = Path(tempfile.mkdtemp(prefix="rc-", dir=Path(place).expanduser()))  # with mode 700
-            if why_unsuitable(folder) is None:
-                return folder
-            folder.rmdir()
-    raise UserError(
-        f"Ray has no place for its sockets, since {usual} {reason}: set {_TMPDIR} to a short folder of yours."
-    )
 
 
 def check_environment() -> list[str]:
@@ -112,14 +104,11 @@ def find_shadowing() -> list[str]:
     unwanted = _extra_import_folder()
     if unwanted is None:
         return []
-    here = Path(unwanted)
     elsewhere = [place for place in sys.path if place]
     found = []
-    for entry in sorted(here.iterdir()):
+    for entry in sorted(Path(unwanted).iterdir()):
         name = entry.name if entry.is_dir() else entry.name.removesuffix(".py")
-        if (entry.suffix != ".py" and not entry.is_dir()) or not name.isidentifier():
-            continue
-        mine = PathFinder.find_spec(name, [str(here)])
+        mine = PathFinder.find_spec(name, [unwanted]) if name.isidentifier() else None
         if mine is not None and mine.loader is not None and PathFinder.find_spec(name, elsewhere) is not None:
             found.append(entry.name)
     return found
@@ -128,8 +117,7 @@ def find_shadowing() -> list[str]:
 def make_import_hook() -> Callable[[], None] | None:
     """Return a start-up function for workers, so that they import the same as this process; None if they do anyway.
 
-    Ray puts the driver's working directory first in its workers' import path, even if the driver itself, an installed
-    command, does not import from there.
+    Ray puts the driver's working directory first in their import path, also if the driver does not import from there.
     """
     unwanted = _extra_import_folder()
     if unwanted is None:
@@ -139,10 +127,7 @@ def make_import_hook() -> Callable[[], None] | None:
         import sys
 
         class Dropper:
-            """An import finder that finds nothing, but removes the directory that Ray adds with its first task.
-
-            Python asks it before every import.
-            """
+            """An import finder that finds nothing, but removes the directory that Ray adds with its first task."""
 
             @staticmethod
             def find_spec(name: str, path: object = None, target: object = None) -> None:
@@ -159,16 +144,12 @@ def _extra_import_folder() -> str | None:
     """Return the working directory if workers would import from it but this process does not; else None."""
     try:
         here = Path.cwd()
-        others = not _imports_from(here) and any(_may_be_imported(entry) for entry in here.iterdir())
+        if os.path.realpath(here) in map(os.path.realpath, sys.path):  # "" is the working directory
+            return None
+        for entry in here.iterdir():
+            is_module = entry.suffix in (".py", ".so", ".pyc") or entry.is_dir()
+            if is_module and entry.name.partition(".")[0].isidentifier():
+                return str(here)
     except OSError:  # it is gone or cannot be read: nothing is imported from it
-        return None
-    return str(here) if others else None
-
-
-def _imports_from(folder: Path) -> bool:
-    """Return whether this process imports from a folder."""
-    return any(os.path.realpath(place) == os.path.realpath(folder) for place in sys.path)  # "" is the working directory
-
-
-def _may_be_imported(entry: Path) -> bool:
-    return entry.name.partition(".")[0].isidentifier() and (entry.suffix in (".py", ".so", ".pyc") or entry.is_dir())
+        pass
+    return None

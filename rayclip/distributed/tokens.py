@@ -4,16 +4,17 @@ import contextlib
 import functools
 import os
 import secrets
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from rayclip.distributed import compat
-from rayclip.distributed.greeting import greet
 from rayclip.distributed.session import environment
 from rayclip.types import UserError
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+_GREETING_S, _SETTINGS_FRAME = 10.0, 4
 
 
 @contextmanager
@@ -41,8 +42,8 @@ def settings_for_private_ray() -> dict[str, str]:
 def settings_for_cluster(address: str) -> dict[str, str]:
     """Return the variables for a running cluster: this machine's token only if the cluster asks for one.
 
-    A cluster that asks for no token sends none either, and a driver with a token refuses its calls: no actor would ever
-    start. Over `ray://` a token is always sent, as it cannot be known before.
+    A driver with a token refuses the calls of a cluster without. Over `ray://` it is sent, as that cannot be known
+    before.
     """
     if MODE in os.environ:
         return {}
@@ -68,11 +69,8 @@ def check_present() -> None:
 
 
 def has_token() -> bool:
-    """Return whether this machine has a token where Ray looks for one.
-
-    Raises:
-        UserError: `RAY_AUTH_TOKEN_PATH` names no file that holds one.
-    """
+    """Return whether this machine has a token where Ray looks for one. Raise a `UserError` if `RAY_AUTH_TOKEN_PATH`
+    holds none."""
     if os.environ.get(TOKEN):
         return True
     chosen = os.environ.get(TOKEN_PATH)
@@ -89,3 +87,25 @@ def has_token() -> bool:
 def _own_token() -> str:
     """One for all private Rays of this process: Ray may remember the first."""
     return secrets.token_hex(32)
+
+
+def greet(address: str) -> bool:
+    """Raise an `OSError` unless the peer speaks HTTP/2, which Ray's gRPC uses (RFC 9113, 3.4).
+
+    Return False if the address is still to be found.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return False
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        if os.environ.get("RAY_USE_TLS", "0").lower() not in ("0", "false"):
+            return True
+        connection.settimeout(_GREETING_S)
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _SETTINGS_FRAME, 0, 0, 0, 0, 0)))
+        try:
+            answer = connection.recv(9)  # a frame's header: length, type, flags, stream
+        except TimeoutError:
+            raise OSError("something listens there but says nothing") from None
+    if len(answer) < 4 or answer[3] != _SETTINGS_FRAME:
+        raise OSError("something else than Ray answers there")
+    return True

@@ -16,7 +16,7 @@ from rayclip.distributed.faults import (
     ran_out_of_memory,
     times_in_words,
 )
-from rayclip.distributed.notes import Notes
+from rayclip.distributed.trials import Notes
 from rayclip.store import no_room
 from rayclip.training import TrainConfig
 from rayclip.types import UserError
@@ -41,27 +41,23 @@ def note_pressure(notes: Notes, node: str | None = None) -> None:
 
 
 def fit_into_memory(config: TrainConfig, notes: Notes, rank: int, world_size: int) -> TrainConfig:
-    """Return the configuration with batches split into more parts after every attempt that ran out of memory.
-
-    The result of training is the same up to rounding. Each worker calls this; it also records the worker's node.
-    """
+    """Return the configuration with batches in twice as many parts after every kill, which changes results by rounding
+    only. Every worker calls this; it also notes the worker's node."""
     notes.write(f"node-{rank}", ray.util.get_node_ip_address())
     return replace(config, accumulate=_parts(config, _times(notes), world_size))
 
 
 def is_lost_controller(error: BaseException) -> bool:
-    """Return whether Ray's memory monitor killed one of Train's own processes, not a worker.
-
-    In that case Train itself does not try again, but Tune does, if its function raises.
-    """
+    """Return whether Ray's memory monitor killed one of Train's own processes: then only Tune tries again, if its
+    function raises."""
     return isinstance(error, ControllerError) and ran_out_of_memory(error)
 
 
 def explain_failure(error: BaseException | None, notes: Notes, config: TrainConfig, world_size: int) -> str:
     """Return one sentence on why training failed.
 
-    When one of Train's own processes was killed, the error that Tune passes on has lost its cause; the note that the
-    trial's Tune function left is used instead.
+    Tune's error lacks the cause if one of Train's own processes was killed; the trial's Tune function has left a note
+    then.
     """
     if not ran_out_of_memory(error) and notes.read("starved") is None:
         return _reason(error)

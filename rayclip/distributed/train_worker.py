@@ -13,12 +13,11 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
-from rayclip.distributed.metrics import MetricLog
-from rayclip.distributed.notes import Notes
 from rayclip.distributed.resources import check_shared
 from rayclip.distributed.train_faults import fit_into_memory
+from rayclip.distributed.trials import MetricLog, Notes, Trial
 from rayclip.store import no_room
-from rayclip.training import Progress, TrainConfig, train
+from rayclip.training import Progress, train
 from rayclip.types import UserError
 
 STARTED = "begun"  # a file by which every node can check that it sees the driver's storage
@@ -28,20 +27,13 @@ Measure = Callable[[Path, torch.device], dict[str, float]]  # returns the metric
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """The settings that every worker of a trial gets.
+    """The settings that every worker of a trial gets."""
 
-    Attributes:
-        run: name of the run in `log`; None for no logging.
-        threads: CPU threads of a worker without a GPU.
-        measure: measures each checkpoint; its metrics are added to the report.
-    """
-
-    config: TrainConfig
-    run: str | None
+    trial: Trial
     log: MetricLog | None
-    threads: int
+    threads: int  # CPU threads of a worker without a GPU
     notes: Notes
-    measure: Measure | None
+    measure: Measure | None  # measures each checkpoint; its metrics are added to the report
 
 
 def train_worker(args: dict[str, WorkerSettings]) -> None:
@@ -59,7 +51,7 @@ def train_worker(args: dict[str, WorkerSettings]) -> None:
         if failure is not None:  # a rank of an earlier attempt met an error that another attempt would not fix
             ray.train.report({"failure": failure})
             return
-        train(fit_into_memory(settings.config, notes, host.rank, host.world_size), host)
+        train(fit_into_memory(settings.trial.config, notes, host.rank, host.world_size), host)
     except _StopError:
         return
     except (UserError, FloatingPointError, OSError) as error:
@@ -81,7 +73,7 @@ class _RayHost:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = torch.device(get_device())
         self._measure, self._notes = settings.measure, settings.notes
-        self._log, self._run = (settings.log, settings.run) if self.rank == 0 else (None, None)
+        self._log, self._run = (settings.log, settings.trial.run) if self.rank == 0 else (None, None)
 
     @contextlib.contextmanager
     def resume_from(self) -> Iterator[Path | None]:
@@ -99,19 +91,14 @@ class _RayHost:
             self._log.metrics(self._run, values)
         metrics = {k: v for k, v in dataclasses.asdict(progress).items() if k != "curve"}
         metrics["workers"] = self.world_size
-        if save is None:
-            ray.train.report(metrics)
-            self._stop_if_asked()
-            return
         with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
-            save(Path(folder) / "checkpoint")
-            if self._measure is not None:
-                metrics |= self._measure(Path(folder) / "checkpoint", self.device)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "checkpoint")))
-        self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
-        """Raise `_StopError` on all ranks at once if the trial was asked to stop."""
+            checkpoint, place = None, Path(folder) / "checkpoint"
+            if save is not None:
+                save(place)
+                checkpoint = ray.train.Checkpoint.from_directory(str(place))
+                metrics |= {} if self._measure is None else self._measure(place, self.device)
+            ray.train.report(metrics, checkpoint=checkpoint)
+        # All ranks stop at once if the trial was asked to
         if self._measure is not None and broadcast_from_rank_zero(self._notes.read("stop") is not None):
             raise _StopError
 

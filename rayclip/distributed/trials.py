@@ -1,19 +1,18 @@
 """Describe trials: each is a Ray Train run on one or several workers and ends as one checkpoint folder.
 
-A trial's Train run is named after the digest of its configuration. A driver that is started again therefore finds
-finished trials on disk and resumes unfinished ones from their last checkpoint.
+A Train run is named after the digest of its configuration, by which a driver that is started again resumes it.
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import ray
 import torch
 
 from rayclip.distributed.connect import in_submitted_job, ray_cluster
-from rayclip.distributed.notes import Notes
 from rayclip.distributed.resources import within_reach
 from rayclip.models.checkpoint import read_lineage
 from rayclip.store import Store
@@ -24,22 +23,51 @@ TUNE_CPUS = 0.1  # CPUs of the Tune function that waits for a Train run
 _PRECISION = "precision.json"  # what `auto` was resolved to
 
 
+class MetricLog(Protocol):
+    """Takes the metrics of runs. Picklable, since rank 0 of each trial gets it."""
+
+    def metrics(self, run: str, values: Sequence[tuple[str, float, int]]) -> None:
+        """Log (name, value, step) triples to a run."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Workers:
-    """The workers of one trial, and their resources.
+class Notes:
+    """Notes that the processes of a trial write for each other, in the storage that they share.
+
+    Kinds are `failure`: an error that another attempt would not fix; `pressure`: how often Ray's memory monitor has
+    killed a worker, and the node of the last one; `node-RANK`: the address of a rank's node, which cannot be asked once
+    it has been killed; `starved`: one of Train's own processes ran out of memory; `stop`: a request to stop.
 
     Attributes:
-        count: Train workers (DDP ranks).
-        least: minimum number of workers with which a trial continues, from its last checkpoint, while the cluster has
-            no room for `count`; it uses the others again within a minute of their return. None waits for all of them.
-        gpus: GPUs per worker; 0 runs on the CPU.
-        cpus: CPUs per worker. 0.9 lets two trials and Tune's own 0.1 CPU for each fit on two cores.
+        run: name of the trial's Train run.
     """
 
-    count: int = 1
+    storage: Store
+    run: str
+
+    def read(self, kind: str) -> str | None:
+        """Return a note; None if there is none."""
+        note = self.storage.read(f"{self.run}.{kind}")
+        return None if note is None else note.decode()
+
+    def write(self, kind: str, text: str) -> None:
+        self.storage.write(f"{self.run}.{kind}", text.encode())
+
+    def clear(self, *kinds: str) -> None:
+        for kind in kinds:
+            self.storage.delete(f"{self.run}.{kind}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The workers of one trial, and their resources."""
+
+    count: int = 1  # Train workers (DDP ranks)
+    # With which a trial goes on from its last checkpoint while the cluster has no room for `count`; it uses the others
+    # again within a minute of their return. None waits for all of them.
     least: int | None = None
-    gpus: float = 0.0
-    cpus: float = 0.9
+    gpus: float = 0.0  # per worker; 0 runs on the CPU
+    cpus: float = 0.9  # per worker: two trials and Tune's 0.1 CPU for each fit on two cores
 
     @classmethod
     def for_cluster(cls, count: int = 1, least: int | None = None) -> "Workers":
@@ -56,10 +84,7 @@ class Workers:
         return max(1, int(cores / (min(trials, self.trials_at_once()) * self.count)))
 
     def trials_at_once(self) -> int:
-        """Return how many trials fit in the cluster, with the nodes that it can add.
-
-        With this limit no trial's driver starts long before its workers can.
-        """
+        """Return how many trials fit in the cluster, with the nodes that it can add."""
         reach = within_reach()
         by_cpu = reach["CPU"] / (self.count * self.cpus + TUNE_CPUS)
         by_gpu = reach["GPU"] / (self.count * self.gpus) if self.gpus else by_cpu
@@ -84,7 +109,7 @@ class Trial:
     keep_epochs: tuple[int, ...] = ()
 
     def at_epoch(self, epoch: int) -> Store:
-        """Return where the checkpoint after `epoch` epochs is."""
+        """Return where the checkpoint after `epoch` epochs is, one of `keep_epochs` or the last."""
         out = Store(self.out)
         return out if epoch == self.config.recipe.epochs else out.child(f"epoch-{epoch}")
 
@@ -94,7 +119,7 @@ class Trial:
         return self.model_at(self.config.recipe.epochs)
 
     def model_at(self, epoch: int) -> str:
-        """Return the model specification of the checkpoint after `epoch` epochs, one of `keep_epochs` or the last."""
+        """Return the model specification of the checkpoint after `epoch` epochs."""
         return f"{'prompted' if self.config.method.trains == 'prompt' else 'local-dir'}:{self.at_epoch(epoch).root}"
 
     @property
@@ -107,23 +132,16 @@ class Trial:
         return Notes(storage=storage, run=self.train_run)
 
     def is_finished(self) -> bool:
-        """Return whether `out` holds the finished checkpoint of this configuration.
-
-        Raises:
-            UserError: it holds the checkpoint of another configuration.
-        """
+        """Return whether `out` holds the finished checkpoint of this configuration. Raise a `UserError` if it holds
+        another."""
         lineage = read_lineage(self.out)
         if lineage is None:
             return False
         if lineage.get("digest") != self.config.digest():
+            what = "other settings or data"
             if (lineage.get("config") or {}).get("precision") == "auto":
-                raise UserError(
-                    f"{self.out} holds a checkpoint of an earlier version, which did not note in which precision it "
-                    "was trained: choose another --out, or delete it."
-                )
-            raise UserError(
-                f"{self.out} holds a checkpoint of other settings or data: choose another --out, or delete it."
-            )
+                what = "an earlier version, which did not note in which precision it was trained"
+            raise UserError(f"{self.out} holds a checkpoint of {what}: choose another --out, or delete it.")
         return True
 
 
@@ -133,13 +151,9 @@ def resolve_precision(
 ) -> Iterator[list[Trial]]:
     """Yield the trials with the precision `auto` resolved: bf16 if workers have GPUs, else fp32.
 
-    It has to be known before anything is looked up or logged, since the weights depend on it. What an earlier start in
-    the same folder decided stays: a run goes on as it was begun, and a finished one needs no Ray.
-
-    Args:
-        store: where `save_precision` has noted it, beside the results.
-        cluster, verbose: as for `ray_cluster`. A running cluster is asked for its GPUs and stays connected in the
-            block. Otherwise this machine's GPUs decide, and no Ray is started.
+    Weights depend on it, so that it has to be known before anything is looked up or logged; what an earlier start has
+    decided (`save_precision`, in `store`) stays. A running cluster is asked, and stays connected in the block;
+    otherwise this machine's GPUs decide, and no Ray is started.
     """
     with contextlib.ExitStack() as stack:
         if any(trial.config.precision == "auto" for trial in trials):

@@ -1,6 +1,7 @@
 """Run trials with Ray Tune, as many at a time as fit in the cluster; Tune drives a Ray Train run for each."""
 
 import functools
+import itertools
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -16,21 +17,23 @@ from ray import tune
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 from ray.tune.schedulers import TrialScheduler
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayclip.distributed.metrics import MetricLog
-from rayclip.distributed.reservations import distinct_cpus, release
 from rayclip.distributed.resources import check_shared
 from rayclip.distributed.train_faults import MemoryCallback, explain_failure, is_lost_controller, note_pressure
 from rayclip.distributed.train_worker import STARTED, Measure, WorkerSettings, train_worker
-from rayclip.distributed.trials import TUNE_CPUS, Trial, Workers
+from rayclip.distributed.trials import TUNE_CPUS, MetricLog, Trial, Workers
 from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display
 from rayclip.store import Store
 from rayclip.types import UserError
 
 _RETRIES = 3  # retries of a Train run whose worker or node was lost
+_UNIT = 1e-4  # Ray's smallest difference of a resource
+_MOST = 0.1  # maximum part of `cpus` by which an amount differs
+_PER_NODE = 32  # workers of a trial on one node, for which amounts are checked
 _Result = TypeVar("_Result")
 
 
@@ -51,14 +54,13 @@ def run_trials(
 
     Args:
         storage: for unfinished runs, shared by driver and workers; emptied trial by trial.
-        log: where rank 0 of each trial writes its training metrics.
+        log: where rank 0 of each trial writes its training metrics; None for no logging.
         on_finish: called in the driver as soon as a trial ends, with its error if it failed.
         on_report: called in the driver when a trial has reported.
         measure: returns metrics that are added to the report of every checkpoint; a scheduler may stop trials by them.
         on_measure: called in the driver with such a report.
-        scheduler: makes a scheduler, given a function that asks a trial, by its number, to stop at its next report. The
-            scheduler must not let Tune stop trials: that kills only the driver, and Ray keeps the resources that its
-            Train run has reserved.
+        scheduler: makes a scheduler, given a function that asks a trial, by its number, to stop at its next report.
+            Tune must not stop trials: it kills the driver only, and Ray keeps what its Train run has reserved.
 
     Raises:
         UserError: the cluster is connected through `ray://`; or a trial's precision is still `auto`.
@@ -117,6 +119,37 @@ def _length(trial: Trial) -> tuple[float, int]:
     return (config.shots or float("inf")), config.recipe.epochs * (1 + config.method.steps)
 
 
+@functools.cache
+def distinct_cpus(cpus: float, workers: int) -> tuple[float, ...]:
+    """Return amounts of CPU of a worker, all slightly below `cpus`, one for each trial at work: nothing public tells
+    whose a group is.
+
+    Elastic training divides a node's by one worker's, in floats and rounding down: only amounts that divide exactly are
+    returned.
+    """
+    amounts = (round(cpus - number * _UNIT, 4) for number in range(1, int(_MOST * cpus / _UNIT)))
+
+    def is_exact(amount: float) -> bool:
+        sums = itertools.accumulate(itertools.repeat(amount, min(workers, _PER_NODE)))
+        return all(total // amount == count for count, total in enumerate(sums, 1))
+
+    return tuple(filter(is_exact, amounts))
+
+
+def release(cpus: float) -> None:
+    """Remove the placement groups of this job whose bundles have this amount of CPU: those of one trial
+    (`distinct_cpus`).
+
+    Ray keeps the group of a dead actor until the whole job ends, so that a restarted trial would wait for its own
+    resources for ever. Train's own cleaner needs the dashboard, and knows a group only once its workers have started.
+    """
+    job = ray.get_runtime_context().get_job_id()  # which ends the ids of its placement groups
+    for group, record in placement_group_table().items():
+        amounts = {round(bundle.get("CPU", 0.0), 4) for bundle in record["bundles"].values()}
+        if group.endswith(job) and record["state"] != "REMOVED" and amounts == {cpus}:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+
+
 def _cpus(workers: Workers, index: int) -> float:
     """Return the CPUs of each worker of a trial, by which its reservations are recognised."""
     amounts = distinct_cpus(workers.cpus, workers.count)
@@ -137,8 +170,7 @@ def _driver(
             tune.report({"failure": str(error)})
             return
         notes = trial.notes(storage)
-        notes.clear("failure")
-        notes.clear("starved")
+        notes.clear("failure", "starved")
         cpus = _cpus(workers, params["index"])
         release(cpus)  # resources of an earlier driver that was lost
         filesystem, place = storage.filesystem()
@@ -147,14 +179,7 @@ def _driver(
             return TorchTrainer(
                 train_worker,
                 train_loop_config={
-                    "settings": WorkerSettings(
-                        config=trial.config,
-                        run=trial.run,
-                        log=log,
-                        threads=threads,
-                        notes=notes,
-                        measure=measure,
-                    )
+                    "settings": WorkerSettings(trial=trial, log=log, threads=threads, notes=notes, measure=measure)
                 },
                 scaling_config=ray.train.ScalingConfig(
                     num_workers=(workers.least, workers.count) if workers.elastic else workers.count,

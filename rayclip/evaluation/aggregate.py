@@ -38,9 +38,7 @@ def ball_of(protocol: Mapping[str, Any]) -> Ball | None:
 
 @dataclass(frozen=True, kw_only=True)
 class WorstCase:
-    """The worst case over the attacks within one ball and those that need no budget.
-
-    A sample counts if the model is right before and after every one of these attacks.
+    """The worst case over the attacks within one ball and those that need no budget: right before and after every one.
 
     Attributes:
         ball: None if no attack has a budget.
@@ -64,23 +62,22 @@ class WorstCase:
 
 
 def worst_cases(protocols: Iterable[Mapping[str, Any]]) -> list[WorstCase]:
-    """Return the worst cases over attacks with these protocols, one per ball: results under different budgets or norms
-    are never mixed. l_inf first, small budgets first."""
+    """Return the worst cases of attacks with these protocols, one per ball, which are never mixed; l_inf and small
+    budgets first."""
+
+    def size(ball: Ball) -> Fraction:
+        numerator, _, denominator = ball.eps.partition("/")
+        return Fraction(numerator) / Fraction(denominator or 1)
+
+    def label(ball: Ball) -> str:
+        norm = "" if ball.norm == "linf" else f"_{ball.norm}"
+        return f"{WORST}{norm}_eps{ball.eps.removesuffix('/255')}"
+
     found = {ball for protocol in protocols if (ball := ball_of(protocol)) is not None}
-    balls = sorted(found, key=lambda ball: (ball.norm != "linf", ball.norm, _as_fraction(ball.eps)))
-    if len(balls) < 2:
-        return [WorstCase(ball=balls[0] if balls else None, label=WORST)]
-    return [WorstCase(ball=ball, label=_worst_label(ball)) for ball in balls]
-
-
-def _as_fraction(eps: str) -> Fraction:
-    numerator, _, denominator = eps.partition("/")
-    return Fraction(numerator) / Fraction(denominator or 1)
-
-
-def _worst_label(ball: Ball) -> str:
-    norm = "" if ball.norm == "linf" else f"_{ball.norm}"
-    return f"{WORST}{norm}_eps{ball.eps.removesuffix('/255')}"
+    if len(found) < 2:
+        return [WorstCase(ball=next(iter(found), None), label=WORST)]
+    balls = sorted(found, key=lambda ball: (ball.norm != "linf", ball.norm, size(ball)))
+    return [WorstCase(ball=ball, label=label(ball)) for ball in balls]
 
 
 def worst_accuracy(rows: Sequence[Row]) -> float | None:
@@ -96,10 +93,7 @@ def worst_accuracy(rows: Sequence[Row]) -> float | None:
 
 
 def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store: Store) -> list[Row]:
-    """Return one row per cell, and one row per worst case.
-
-    There is a worst case wherever a model with its defence met several attacks within a ball on a data set: a sample
-    counts if it is right under all of them.
+    """Return one row per cell, and one per worst case: where a model met several attacks within a ball on a data set.
 
     Args:
         positions: positions of the samples to count, by data specification.
@@ -115,15 +109,25 @@ def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store:
     for members in group_by_subject(cells):
         data = members[0].data
         verdicts = [right_after_attack(cell, positions[data], store) for cell in members]
-        found = [
-            _row(cell, labels[cell], right, _cut(cell, store)) for cell, right in zip(members, verdicts, strict=True)
-        ]
+        found = [_row(cell, labels[cell], right, store) for cell, right in zip(members, verdicts, strict=True)]
         rows += found
         for case in cases:
             within = case.of([row.protocol for row in found])
             if within:
                 right = np.logical_and.reduce([verdicts[i] for i in within])
-                rows.append(_worst(case, [found[i] for i in within], right))
+                parts = [found[i] for i in within]
+                worst = replace(
+                    parts[0],
+                    attack=case.label,
+                    eps=next((row.eps for row in parts if row.eps is not None), None),
+                    steps=None,
+                    protocol={"worst_of": [row.attack for row in parts], "per": "sample", **case.described()},
+                    cell="+".join(row.cell for row in parts),
+                    **_accuracy(right),
+                    cut_texts=0,
+                    cut_for_substitutes=0,
+                )
+                rows.append(worst)
     return rows
 
 
@@ -141,10 +145,9 @@ def subject_of(cell: Cell) -> tuple[str, ...]:
 
 
 def distinct_labels(attacks: Sequence[tuple[Hashable, str, Mapping[str, Any]]]) -> list[str]:
-    """Return a column name for each (subject, attack label, protocol).
+    """Return a column name for each (subject, attack label, protocol): the label.
 
-    It is the label; where one subject met several attacks of that label, the settings that differ are added, as in
-    `pgd-10_eps1 step 0.5/255`.
+    Where one subject met several attacks of that label, the settings that differ are added: `pgd-10_eps1 step 0.5/255`.
     """
     alike: dict[tuple[Hashable, str], list[Mapping[str, Any]]] = {}
     for subject, label, protocol in attacks:
@@ -162,19 +165,14 @@ def distinct_labels(attacks: Sequence[tuple[Hashable, str, Mapping[str, Any]]]) 
 
 
 def right_after_attack(cell: Cell, positions: np.ndarray, store: Store) -> np.ndarray:
-    """Return for each position whether the prediction was right both before and after the attack (bool).
-
-    Raises:
-        UserError: some positions have no result yet.
-    """
-    table = store.read_tables(
-        store.names(f"cells/{cell.id}", ".parquet"), ["position", "label", "clean_pred", "adv_pred"]
-    )
+    """Return for each position whether the prediction was right before and after the attack (bool); raise a `UserError`
+    if one has no result yet."""
+    columns = ["position", "label", "clean_pred", "adv_pred"]
+    table = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), columns)
     verdict: dict[int, bool] = {}
     if table is not None:
-        columns = {name: table[name].to_numpy() for name in table.column_names}
-        right = (columns["clean_pred"] == columns["label"]) & (columns["adv_pred"] == columns["label"])
-        verdict = dict(zip(columns["position"].tolist(), right.tolist(), strict=True))
+        position, label, clean, adversarial = (table[name].to_numpy() for name in columns)
+        verdict = dict(zip(position.tolist(), ((clean == label) & (adversarial == label)).tolist(), strict=True))
     absent = sum(int(p) not in verdict for p in positions)
     if absent:
         raise UserError(
@@ -183,12 +181,8 @@ def right_after_attack(cell: Cell, positions: np.ndarray, store: Store) -> np.nd
     return np.array([verdict[int(p)] for p in positions])
 
 
-def _cut(cell: Cell, store: Store) -> Cut:
-    """Return how many texts were cut; read from the cell's record if this cell object carries no count."""
-    return cell.cut if cell.cut is not None else Cut.read(store.read_json(f"cells/{cell.id}/cell.json") or {})
-
-
-def _row(cell: Cell, label: str, right: np.ndarray, cut: Cut) -> Row:
+def _row(cell: Cell, label: str, right: np.ndarray, store: Store) -> Row:
+    cut = cell.cut if cell.cut is not None else Cut.read(store.read_json(f"cells/{cell.id}/cell.json") or {})
     return Row(
         model=cell.model,
         dataset=cell.dataset,
@@ -201,20 +195,6 @@ def _row(cell: Cell, label: str, right: np.ndarray, cut: Cut) -> Row:
         scorer=cell.scorer.label,
         **_accuracy(right),
         **cut.recorded(),
-    )
-
-
-def _worst(case: WorstCase, members: Sequence[Row], right: np.ndarray) -> Row:
-    return replace(
-        members[0],
-        attack=case.label,
-        eps=next((row.eps for row in members if row.eps is not None), None),
-        steps=None,
-        protocol={"worst_of": [row.attack for row in members], "per": "sample", **case.described()},
-        cell="+".join(row.cell for row in members),
-        **_accuracy(right),
-        cut_texts=0,
-        cut_for_substitutes=0,
     )
 
 

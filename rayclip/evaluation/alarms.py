@@ -47,8 +47,7 @@ def cut_alarms(rows: Sequence[Row | RecallRow]) -> list[str]:
     most: dict[tuple[str, str], Cut] = {}
     for row in rows:
         before = most.get((row.model, row.dataset), Cut())
-        texts, substitutes = max(row.cut_texts, before.texts), max(row.cut_for_substitutes, before.substitutes)
-        most[row.model, row.dataset] = Cut(texts, substitutes)
+        most[row.model, row.dataset] = Cut(*map(max, before, (row.cut_texts, row.cut_for_substitutes)))
     found = []
     for (model, dataset), cut in most.items():
         whats = [
@@ -121,12 +120,8 @@ def _steps_lose(attacking: Sequence[tuple[Cell, Row]]) -> list[str]:
     found = []
     for cell, row in attacking:
         for other, more in attacking:
-            if (
-                cell.attack.name != other.attack.name
-                or cell.aim != other.aim
-                or row.steps is None
-                or more.steps is None
-            ):
+            alike = (cell.attack.name, cell.aim) == (other.attack.name, other.aim)
+            if not alike or row.steps is None or more.steps is None:
                 continue
             if row.steps < more.steps and more.top1 > row.top1 + _POINTS:
                 found.append(

@@ -1,7 +1,9 @@
 """Cells: one model on one data set under one attack and one protocol. A cell's id names its results on disk."""
 
 import hashlib
+import itertools
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,17 +26,20 @@ MadeAgainst = Literal["own", "template"]
 DEFAULT_MASKED_LM = "bert-base-uncased"
 
 
+def hash_of(*decisive: Any) -> str:
+    """Return the name of a result that these JSON values decide on: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """The settings that all cells of an evaluation share.
 
     Attributes:
-        eps: budget of the attacks that set none of their own, in pixel units; with several budgets, these attacks run
-            once at each.
+        eps: budget of the attacks that set none of their own, in pixel units; with several budgets, these run at each.
         seed: seed of the attacks' random starts.
         resolution: `native` or `model` (see `data.images`).
-        resize: how `native` images are resized inside the model's forward: `antialias` as PIL does, `plain` as the
-            code of TeCoA and MMCoA does (see `models.resizing`).
+        resize: how `native` images are resized inside the model's forward: `antialias` or `plain` (`models.resizing`).
         names: spelling of the classes: CLIP's curated one, or the data's own (as the reference code).
         template: template of the class prompts.
         precision: precision of the attacked model; verdicts always come from the fp32 model (`evaluation.confirm`).
@@ -58,52 +63,65 @@ class Protocol:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One evaluation: model, data set, attack, defence, scorer and protocol. It yields one number.
-
-    `model` and `data` are the names that the user gave; the fingerprints identify the contents, and only they enter
-    the id. `attack` has its budget and its step filled in (`Attack.within`).
-
-    Attributes:
-        aim: how the attack treats the defence.
-        scorer: scorer that judges.
-        attacked: scorer that the attack sees.
-        cut: number of truncated texts (`counted`); None if they were not counted.
-    """
+class Subject(ABC):
+    """What cells and retrieval tasks have in common. Of model and data only the fingerprints enter the id."""
 
     model: str
     model_fingerprint: str
-    data: str
     dataset: str
     data_fingerprint: str
-    class_names: tuple[str, ...]
     attack: Attack
-    protocol: Protocol
-    defense: Chain = ()
-    aim: Aim = IGNORE
-    scorer: Scorer = DEFAULT
-    attacked: Scorer = DEFAULT
-    cut: Cut | None = field(default=None, compare=False)
-
-    @cached_property
-    def id(self) -> str:
-        """Return a hash of everything that can change a verdict, including the package's protocol number."""
-        decisive = [self.model_fingerprint, self.data_fingerprint, self.class_names, self.describe()]
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
-
-    @cached_property
-    def texts_id(self) -> str:
-        """Return an id that is equal for all cells whose attack prepares the same adversarial prompts."""
-        settings = self.attack.describe_prepared()
-        decisive = [PROTOCOL, self.model_fingerprint, self.class_names, self.protocol.template, settings]
-        if self.scorer != DEFAULT:
-            decisive.append(self.scorer.describe())
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def eps(self) -> float | None:
         """Return the attack's budget in pixel units; None if it needs none."""
         return self.attack.eps if self.attack.needs_eps else None
+
+    @property
+    def attack_label(self) -> str:
+        """Return the attack's name in metrics: `pgd-100_eps1`, `bert`."""
+        return label_with_eps(self.attack, self.eps)
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return the protocol as every result row carries it."""
+
+    def record(self) -> dict[str, Any]:
+        """Return what the file of a result says of it, all that a report needs besides the numbers."""
+        return {
+            "model": self.model,
+            "model_fingerprint": self.model_fingerprint,
+            "dataset": self.dataset,
+            "data_fingerprint": self.data_fingerprint,
+            "attack_label": self.attack_label,
+            "protocol": self.describe(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Subject):
+    """One evaluation: model, data set, attack, defence, scorer and protocol. It yields one number."""
+
+    data: str  # as the user named it
+    class_names: tuple[str, ...]
+    protocol: Protocol
+    defense: Chain = ()
+    aim: Aim = IGNORE  # how the attack treats the defence
+    scorer: Scorer = DEFAULT  # judges
+    attacked: Scorer = DEFAULT  # the scorer that the attack sees
+    cut: Cut | None = field(default=None, compare=False)  # truncated texts (`counted`)
+
+    @cached_property
+    def id(self) -> str:
+        """Return a hash of everything that can change a verdict, including the package's protocol number."""
+        return hash_of(self.model_fingerprint, self.data_fingerprint, self.class_names, self.describe())
+
+    @cached_property
+    def texts_id(self) -> str:
+        """Return an id that is equal for all cells whose attack prepares the same adversarial prompts."""
+        template, settings = self.protocol.template, self.attack.describe_prepared()
+        scorer = [] if self.scorer == DEFAULT else [self.scorer.describe()]
+        return hash_of(PROTOCOL, self.model_fingerprint, self.class_names, template, settings, *scorer)
 
     @property
     def precision(self) -> Precision:
@@ -112,9 +130,9 @@ class Cell:
 
     @property
     def attack_label(self) -> str:
-        """Return the attack's name in metrics: `pgd-100_eps1`, `bert`; `pgd-100_eps1_bpda` through a defence."""
+        """Return the attack's name in metrics; `pgd-100_eps1_bpda` through a defence."""
         elsewhere = "" if self.attacked == self.scorer else f"_on-{self.attacked.name}"
-        return label_with_eps(self.attack, self.eps) + elsewhere + self.aim.label
+        return super().attack_label + elsewhere + self.aim.label
 
     @property
     def title(self) -> str:
@@ -124,7 +142,6 @@ class Cell:
         return f"{who}{behind} · {self.dataset} · {self.attack_label}"
 
     def describe(self) -> dict[str, Any]:
-        """Return the protocol as every result row carries it."""
         return {
             "attack": self.attack.name,
             **described_budget(self.attack),
@@ -143,18 +160,13 @@ class Cell:
         }
 
     def record(self) -> dict[str, Any]:
-        """Return the contents of `cells/<id>/cell.json`: all that a report of this cell needs besides its verdicts."""
+        """Return the contents of `cells/<id>/cell.json`."""
         return {
-            "model": self.model,
-            "model_fingerprint": self.model_fingerprint,
+            **super().record(),
             "data": self.data,
-            "dataset": self.dataset,
-            "data_fingerprint": self.data_fingerprint,
             "class_names": self.class_names,
-            "attack_label": self.attack_label,
             "defense_label": chain_label(self.defense),
             "scorer_label": self.scorer.label,
-            "protocol": self.describe(),
             **(Cut() if self.cut is None else self.cut).recorded(),
             "code": code_version(),
         }
@@ -177,16 +189,12 @@ def counted(cells: Sequence[Cell], clip: Clip) -> list[Cell]:
         return found[key]
 
     def cut(cell: Cell) -> Cut:
-        template = clip.template or cell.protocol.template
-        attack = cell.attack
-        prompts = [text for own in cell.scorer.prompts(cell.class_names, template) for text in own]
-        texts = list(prompts)
-        if cell.attacked != cell.scorer:
-            texts += [text for own in cell.attacked.prompts(cell.class_names, template) for text in own]
-        texts += [text for own in attack.more_texts(cell.class_names) for text in own]
-        reads = json.dumps(attack.describe_text(), sort_keys=True)
-        unread = once(lambda: attack.count_cut(clip, prompts), tuple(prompts), reads)
-        return Cut(once(lambda: len(clip.cut_texts(texts)), tuple(texts)), unread)
+        template, attack = clip.template or cell.protocol.template, cell.attack
+        prompts = tuple(itertools.chain(*cell.scorer.prompts(cell.class_names, template)))
+        attacked = () if cell.attacked == cell.scorer else cell.attacked.prompts(cell.class_names, template)
+        texts = (*prompts, *itertools.chain(*attacked, *attack.more_texts(cell.class_names)))
+        unread = once(lambda: attack.count_cut(clip, prompts), prompts, hash_of(attack.describe_text()))
+        return Cut(once(lambda: len(clip.cut_texts(texts)), texts), unread)
 
     return [replace(cell, cut=cut(cell)) for cell in cells]
 
@@ -210,8 +218,7 @@ def budgets_for(attack: Attack, budgets: Sequence[float]) -> Sequence[float | No
 def at_budgets(attacks: Sequence[Attack], budgets: Sequence[float]) -> list[Attack]:
     """Return the attacks with their own budgets, and those without one at each of `budgets`; in order, no duplicates.
 
-    Raises:
-        UserError: an attack needs a budget and there is none, or its budget is impossible in its norm.
+    Raises a `UserError` if an attack has no budget but needs one, or one that is impossible in its norm.
     """
     return list(dict.fromkeys(attack.within(eps) for attack in attacks for eps in budgets_for(attack, budgets)))
 
@@ -228,18 +235,16 @@ def make_cells(
 ) -> list[Cell]:
     """Return a cell for every model × scorer × defence × data set × attack, and for every aim at a defended model.
 
-    If an attack sees another classifier than the one that judges (because of a defence, another scorer or other random
-    numbers) and has a stop rule, it runs to the last step: fooling the classifier that it sees once says little about
-    the one that judges.
+    An attack that sees another classifier than the one that judges (for a defence, another scorer or other random
+    numbers) runs to its last step: fooling the one that it sees once says little about the one that judges.
 
     Args:
         models: (specification, fingerprint) pairs.
         datasets: (specification, opened data set) pairs.
         defenses: chains of defences; the empty chain is the undefended model.
         aims: how attacks treat a defence (see `defenses.Aim`).
-        scorers: scorers; each of them judges.
-        made_against: target of image attacks if the scorer is not the template: the scorer itself (`own`), or the
-            template.
+        scorers: each of them judges.
+        made_against: target of image attacks if the scorer is not the template: the scorer (`own`), or the template.
 
     Raises:
         UserError: an attack needs a budget and there is none, is not defined for a data set's few classes, or names a
@@ -305,8 +310,6 @@ def _runs(
 
 
 def default_substitutes(*, bundled: bool) -> str:
-    """Return the default source of substitutes: the papers' masked LM, but the token table for bundled data.
-
-    Bundled data must need no download.
-    """
+    """Return the default source of substitutes: the papers' masked LM; for bundled data, which need no download, a
+    table."""
     return TOKEN_TABLE if bundled else DEFAULT_MASKED_LM

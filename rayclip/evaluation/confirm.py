@@ -15,11 +15,9 @@ def run_confirmed(
 ) -> Adversarial:
     """Attack `fast`, a copy of `exact`; then attack `exact` again on the samples that fooled only `fast`.
 
-    The verdict is the fp32 model's on the final image. A sample that left the attack early because it fooled `fast`,
-    but does not fool `exact`, is attacked once more from the start on `exact`: no sample counts as robust because a
-    rounding error stopped the attack. The same holds for attacks that search for the nearest decision boundary (FAB),
-    which end on the boundary of `fast`. Where the last iterate counts (gradient attacks under `final`), there is no
-    second attack.
+    The verdict is the fp32 model's on the final image. A sample that left the attack early, or that a search for the
+    nearest boundary (FAB) left on the boundary of `fast`, is attacked once more from the start on `exact`: none counts
+    as robust because of a rounding error. Where the last iterate counts (`final`), there is no second attack.
     """
     found = attack.run(fast, samples, eps=eps, prompts=prompts)
     if not attack.stops_early:

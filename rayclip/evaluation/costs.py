@@ -1,7 +1,6 @@
 """Estimate the seconds that a sample takes: from measurements of its cell if there are any, else of similar cells."""
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -18,17 +17,11 @@ _FILES = 4  # result files per cell that an estimate reads
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """The hardware of one worker. Two workers that share a GPU have 0.5 each.
+    """The hardware of one worker. Two workers that share a GPU have 0.5 each."""
 
-    Attributes:
-        name: name of the GPU, or `cpu`.
-        gpus: share of a GPU, or number of GPUs; 0 on CPUs.
-        cores: compute threads.
-    """
-
-    name: str
-    gpus: float
-    cores: int
+    name: str  # of the GPU, or `cpu`
+    gpus: float  # share of a GPU, or number of GPUs; 0 on CPUs
+    cores: int  # compute threads
 
     @classmethod
     def here(cls, device: torch.device, gpus: float | None = None) -> "Hardware":
@@ -75,18 +68,6 @@ def read_timings(cell: str, store: Store, files: int | None = _FILES) -> list[Ti
     return found
 
 
-class _Mean:
-    def __init__(self) -> None:
-        self.amount = self.seconds = 0.0
-
-    def add(self, amount: float, seconds: float) -> None:
-        self.amount, self.seconds = self.amount + amount, self.seconds + seconds
-
-    @property
-    def value(self) -> float | None:
-        return self.seconds / self.amount if self.amount else None
-
-
 class Costs:
     """Estimates of the seconds that one sample of a cell takes.
 
@@ -96,18 +77,14 @@ class Costs:
     """
 
     def __init__(self) -> None:
-        self._cells: dict[str, _Mean] = defaultdict(_Mean)
-        self._kinds: dict[str, _Mean] = defaultdict(_Mean)
-        self._models: dict[str, _Mean] = defaultdict(_Mean)
-        self._all = _Mean()
-        self._known_kinds: dict[str, str] = {}
+        self._sums: dict[tuple[Basis, str], tuple[float, float]] = {}  # samples or forwards, and their seconds
+        self._kinds: dict[str, str] = {}
 
     def add(self, cell: Cell, samples: int, seconds: float) -> None:
         """Add one measurement."""
-        self._cells[cell.id].add(samples, seconds)
-        self._kinds[self.kind(cell)].add(samples, seconds)
-        self._models[cell.model_fingerprint].add(samples * cell.cost, seconds)
-        self._all.add(samples * cell.cost, seconds)
+        for key, each in self._bases(cell):
+            amount, total = self._sums.get(key, (0.0, 0.0))
+            self._sums[key] = amount + samples * each, total + seconds
 
     def read(self, cells: Iterable[Cell], store: Store, hardware: Hardware | None) -> None:
         """Add the timings of earlier results on this hardware."""
@@ -119,7 +96,7 @@ class Costs:
     @property
     def measured(self) -> bool:
         """Return whether there is any measurement, so that `seconds` are real seconds."""
-        return bool(self._all.amount)
+        return bool(self._sums)
 
     def seconds(self, cell: Cell) -> float:
         return self._estimate(cell)[0]
@@ -128,18 +105,20 @@ class Costs:
         """Return what the estimate of `seconds` is based on."""
         return self._estimate(cell)[1]
 
-    def kind(self, cell: Cell) -> str:
-        """Return a key that is equal for cells that differ only in their data."""
-        if cell.id not in self._known_kinds:
-            decisive = [cell.model_fingerprint, cell.describe()]
-            self._known_kinds[cell.id] = json.dumps(decisive, sort_keys=True)
-        return self._known_kinds[cell.id]
+    def _bases(self, cell: Cell) -> list[tuple[tuple[Basis, str], int]]:
+        """Return the sums that a cell counts in, the closest first, and how much one of its samples adds to each."""
+        if cell.id not in self._kinds:
+            self._kinds[cell.id] = json.dumps([cell.model_fingerprint, cell.describe()], sort_keys=True)
+        return [
+            (("measured", cell.id), 1),
+            (("same kind", self._kinds[cell.id]), 1),
+            (("same model", cell.model_fingerprint), cell.cost),
+            (("forwards", ""), cell.cost),
+        ]
 
     def _estimate(self, cell: Cell) -> tuple[float, Basis]:
-        if (own := self._cells[cell.id].value) is not None:
-            return own, "measured"
-        if (kin := self._kinds[self.kind(cell)].value) is not None:
-            return kin, "same kind"
-        if (rate := self._models[cell.model_fingerprint].value) is not None:
-            return rate * cell.cost, "same model"
-        return (self._all.value or 1.0) * cell.cost, "forwards"
+        for key, each in self._bases(cell):
+            if key in self._sums:
+                amount, seconds = self._sums[key]
+                return each * seconds / amount, key[0]
+        return cell.cost, "forwards"

@@ -1,11 +1,12 @@
-"""Write a cell's examples, for people to look at: its first images before and after the attack, attention maps,
-embeddings, and changed prompts. The files are small and are written with the batch that holds the first sample.
+"""Write adversarial texts, and a cell's examples for people to look at: its first images before and after the attack,
+attention maps, embeddings, and changed prompts. They are small and written with the batch that holds the first sample.
 
 Shapes: B batch, D embedding, C H W image.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rayclip.attacks import Adversarial
+from rayclip.attacks import Adversarial, Attack
 from rayclip.models import Clip, ZeroShot
 from rayclip.models.attention import encode_with_patches, text_guided_attention
 from rayclip.store import Store
@@ -29,77 +30,76 @@ def keep_examples(
     folder: str,
     victim: ZeroShot,
     *,
-    ids: np.ndarray,
     images_BCHW: Tensor,
-    labels_B: Tensor,
-    clean_logits: Tensor,
-    adv_logits: Tensor,
     result: Adversarial,
+    verdicts: Mapping[str, np.ndarray],
     prompts: Sequence[str] | None,
     eps: float,
 ) -> None:
     """Write a cell's examples below `folder`.
 
-    If prompts were changed, write `texts.json`; if images were changed, `images.parquet`, `features.parquet` and, for
-    models that have attention maps, `attention.parquet`.
+    Changed prompts are in `texts.json`; changed images in `images.parquet`, `features.parquet` and, for models that
+    have attention maps, `attention.parquet`.
 
     Args:
         victim: the attacked classifier, without defences; its model gives embeddings and maps.
+        verdicts: the columns of the result file, of B rows.
         prompts: adversarial class prompts; None if they were not changed.
         eps: budget; the difference is scaled so that ±eps fills the range of pixels.
     """
-    changed = changed_prompts(victim, labels_B, result, prompts)
+    labels = verdicts["label"].tolist()
+    changed = changed_prompts(victim, labels, result, prompts)
     if changed:
         store.write_json(f"{folder}/texts.json", changed)
     if result.images_BCHW is images_BCHW:
         return
-    few = slice(0, EXAMPLES)
-    difference = (result.images_BCHW[few] - images_BCHW[few]) / (2 * max(eps, 1e-9)) + 0.5
-    store.write_table(
-        f"{folder}/images.parquet",
-        {
-            "sample_id": ids[few],
-            "label": labels_B[few].cpu().numpy(),
-            "clean_pred": clean_logits[few].argmax(1).cpu().numpy(),
-            "adv_pred": adv_logits[few].argmax(1).cpu().numpy(),
-            "clean": pngs(images_BCHW[few]),
-            "adversarial": pngs(result.images_BCHW[few]),
-            "difference": pngs(difference),
-        },
-    )
-    many = slice(0, EMBEDDED)
-    store.write_table(
-        f"{folder}/features.parquet",
-        {
-            "sample_id": ids[many],
-            "label": labels_B[many].cpu().numpy(),
-            "clean": _features(victim.clip, images_BCHW[many]),
-            "adversarial": _features(victim.clip, result.images_BCHW[many]),
-        },
-    )
-    maps = [attention_maps(victim, x[few], labels_B[few]) for x in (images_BCHW, result.images_BCHW)]
-    if maps[0] is not None:
-        store.write_table(
-            f"{folder}/attention.parquet", {"sample_id": ids[few], "clean": maps[0], "adversarial": maps[1]}
-        )
+
+    def write(name: str, count: int, columns: Sequence[str], **more: Any) -> None:
+        store.write_table(f"{folder}/{name}.parquet", {key: verdicts[key][:count] for key in columns} | more)
+
+    pairs = {"clean": images_BCHW, "adversarial": result.images_BCHW}
+    few = {key: images[:EXAMPLES] for key, images in pairs.items()}
+    difference = (few["adversarial"] - few["clean"]) / (2 * max(eps, 1e-9)) + 0.5
+    pictures = {key: pngs(images) for key, images in (few | {"difference": difference}).items()}
+    write("images", EXAMPLES, ("sample_id", "label", "clean_pred", "adv_pred"), **pictures)
+    features = {key: _features(victim.clip, images[:EMBEDDED]) for key, images in pairs.items()}
+    write("features", EMBEDDED, ("sample_id", "label"), **features)
+    maps = {key: attention_maps(victim, images, labels[:EXAMPLES]) for key, images in few.items()}
+    if maps["clean"] is not None:
+        write("attention", EXAMPLES, ("sample_id",), **maps)
+
+
+def prepare_texts(
+    attack: Attack, victim: ZeroShot, store: Store, name: str, owners: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """Return the adversarial texts in a file, which is written with those that the attack prepares if there is none.
+
+    Args:
+        owners: class of each text, which the file then also holds.
+    """
+    stored = store.read_json(name)
+    if stored is None:
+        made = attack.prepare(victim)
+        assert made is not None
+        stored = [{"clean": c, "adversarial": a} for c, a in zip(victim.prompts, made, strict=True)]
+        if owners is not None:
+            stored = [{"class": owner, **entry} for owner, entry in zip(owners, stored, strict=True)]
+        store.write_json(name, stored)
+    return tuple(entry["adversarial"] for entry in stored)
 
 
 def changed_prompts(
-    victim: ZeroShot, labels_B: Tensor, result: Adversarial, prompts: Sequence[str] | None
+    victim: ZeroShot, labels: Sequence[int], result: Adversarial, prompts: Sequence[str] | None
 ) -> list[dict[str, str]]:
-    """Return the first prompts that an attack changed, with their classes.
-
-    They are prompts of the classes, or of the first images' classes if every image has texts of its own.
-    """
+    """Return the first prompts that an attack changed, with their classes: the classes' own, or those of the first
+    images."""
     if prompts is not None:
         owners = [name for i, name in enumerate(victim.class_names) for _ in victim.prompts_of(i)]
         pairs = list(zip(owners, victim.prompts, prompts, strict=True))
     else:
-        own = result.own_texts or ()
-        labels = labels_B.tolist()[: len(own)]
         pairs = [
             (victim.class_names[label], clean, adversarial)
-            for label, texts in zip(labels, own, strict=True)
+            for label, texts in zip(labels, result.own_texts or (), strict=False)
             for clean, adversarial in zip(victim.prompts_of(label), texts, strict=False)
         ]
     changed = [{"class": c, "clean": p, "adversarial": a} for c, p, a in dict.fromkeys(pairs) if p != a]
@@ -107,13 +107,10 @@ def changed_prompts(
 
 
 @torch.no_grad()
-def attention_maps(victim: ZeroShot, images_BCHW: Tensor, labels_B: Tensor) -> list[bytes] | None:
-    """Return attention maps as grey PNGs of the model's input size: where an image resembles its true class's prompt.
-
-    Returns None for a model without such maps (see `models.attention`).
-    """
+def attention_maps(victim: ZeroShot, images_BCHW: Tensor, labels: Sequence[int]) -> list[bytes] | None:
+    """Return grey PNGs of the input size: where an image resembles its true class's prompt; None without such maps."""
     clip = victim.clip
-    texts = [clip.embed_texts(victim.prompts_of(label))[:1] for label in labels_B.tolist()]
+    texts = [clip.embed_texts(victim.prompts_of(label))[:1] for label in labels]
     try:
         _, patches_BTD = encode_with_patches(clip, images_BCHW)
         maps = text_guided_attention(clip, patches_BTD, torch.stack(texts))

@@ -1,14 +1,17 @@
 """Forecast an evaluation's time and price before it starts, and compare with the actual time afterwards."""
 
+import heapq
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from rayclip.defenses import chain_label
 from rayclip.evaluation.cell import Cell
 from rayclip.evaluation.costs import Basis, Costs, Hardware, read_timings
 from rayclip.evaluation.plan import Shards, cut
-from rayclip.evaluation.simulate import Workers, simulate
+from rayclip.evaluation.schedule import KEPT, Queue, Schedule
 from rayclip.store import PLAN, Store
 from rayclip.types import UserError
 
@@ -18,11 +21,7 @@ _SIMULATED = 100_000  # maximum shards; more of them fill any cluster evenly: wa
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCell:
-    """The outstanding part of one cell.
-
-    Attributes:
-        before: samples and seconds that its results had recorded when it was planned.
-    """
+    """The outstanding part of one cell, and (`before`) the samples and seconds that its results had recorded before."""
 
     model: str
     dataset: str
@@ -36,39 +35,24 @@ class PlannedCell:
 
 @dataclass(frozen=True, kw_only=True)
 class OnWorkers:
-    """Wall time and price of a plan on a given number of workers.
-
-    Attributes:
-        wall: seconds from start to end.
-        hours: GPU (core) hours that are held during that time.
-        cost: price of these hours; None if no price is known.
-    """
+    """Wall time and price of a plan on a number of workers."""
 
     workers: int
-    wall: float
-    hours: float
-    cost: float | None
+    wall: float  # seconds from start to end
+    hours: float  # GPU (core) hours that are held during that time
+    cost: float | None  # price of these hours; None if no price is known
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """A plan: the outstanding cells with their estimated times.
+    """A plan: the outstanding cells with their estimated times."""
 
-    Attributes:
-        hardware: hardware of one worker.
-        cells: cells with outstanding samples, by id.
-        finished: number of cells that have every result.
-        loading: seconds that each model with its class embeddings takes to load, by fingerprint.
-        workers: wall time and price for each number of workers that was asked for.
-        price: price of an hour of one GPU (core).
-    """
-
-    hardware: Hardware
-    cells: Mapping[str, PlannedCell]
-    finished: int
-    loading: Mapping[str, float] = field(default_factory=dict)
-    workers: Sequence[OnWorkers] = ()
-    price: float | None = None
+    hardware: Hardware  # of one worker
+    cells: Mapping[str, PlannedCell]  # those with outstanding samples, by id
+    finished: int  # number of cells that have every result
+    loading: Mapping[str, float] = field(default_factory=dict)  # seconds to load each model, by fingerprint
+    workers: Sequence[OnWorkers] = ()  # for each number that was asked for
+    price: float | None = None  # of an hour of one GPU (core)
 
     @property
     def shards(self) -> int:
@@ -91,19 +75,6 @@ class Forecast:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "Forecast":
-        return cls(
-            hardware=Hardware(**stored["hardware"]),
-            cells={
-                name: PlannedCell(**{**cell, "before": tuple(cell["before"])}) for name, cell in stored["cells"].items()
-            },
-            finished=stored["finished"],
-            loading=stored["loading"],
-            workers=[OnWorkers(**each) for each in stored["workers"]],
-            price=stored["price"],
-        )
-
 
 def forecast(
     work: Sequence[Shards],
@@ -116,7 +87,7 @@ def forecast(
     loading: Mapping[str, float] | None = None,
     start: float = 0.0,
     price: float | None = None,
-    before: Callable[[Cell], tuple[int, float]] = lambda cell: (0, 0.0),
+    store: Store | None = None,
 ) -> Forecast:
     """Estimate the work's time and price by running it on simulated workers.
 
@@ -128,22 +99,20 @@ def forecast(
         smallest: see `plan.cut`.
         loading: seconds to load each model, by fingerprint.
         start: seconds until a worker has started.
-        price: price of an hour of one GPU (core).
-        before: returns the samples and seconds that a cell's results have recorded so far.
+        price: of an hour of one GPU (core).
+        store: the results so far; None if there are none.
     """
     loads = dict(loading or {})
     found = []
     for count in workers:
-        pieces = cut(work, costs, count, smallest)
-        wall = start + _wall(pieces, costs, count, lambda model: loads.get(str(model), 0.0))
+        queues = [piece.queue(costs.seconds(piece.cell)) for piece in cut(work, costs, count, smallest)]
+        wall = start + simulate(queues, count, lambda model: loads.get(str(model), 0.0))
         hours = count * hardware.units * wall / 3600
         cost = None if price is None else price * hours
         found.append(OnWorkers(workers=count, wall=wall, hours=hours, cost=cost))
     first = cut(work, costs, workers[0], smallest)
-    cells = {}
-    for shards in work:
-        cell = shards.cell
-        cells[cell.id] = PlannedCell(
+    cells = {
+        cell.id: PlannedCell(
             model=cell.model if not cell.defense else f"{cell.model} + {chain_label(cell.defense)}",
             dataset=cell.dataset,
             attack=cell.attack_label,
@@ -151,37 +120,51 @@ def forecast(
             shards=sum(len(piece) for piece in first if piece.cell.id == cell.id),
             seconds=costs.seconds(cell) * len(shards.positions),
             basis=costs.basis(cell),
-            before=before(cell),
+            before=(0, 0.0) if store is None else read_recorded(cell.id, store),
         )
+        for shards in work
+        for cell in [shards.cell]
+    }
     return Forecast(hardware=hardware, cells=cells, finished=finished, loading=loads, workers=found, price=price)
 
 
-def _wall(pieces: Sequence[Shards], costs: Costs, workers: int, load: Callable[[Hashable], float]) -> float:
-    queues = [piece.queue(costs.seconds(piece.cell)) for piece in pieces]
-    if not queues:
-        return 0.0
+def simulate(queues: Sequence[Queue], workers: int, load: Callable[[Hashable], float]) -> float:
+    """Return the seconds that workers need for all shards, if each takes as long as expected and none is lost.
+
+    `load` returns the seconds to load a model that a worker has not loaded yet.
+    """
     if sum(map(len, queues)) > _SIMULATED:
         total = sum(queue.seconds * queue.samples for queue in queues)
         return max(total / workers, max(queue.seconds * queue.samples_of(0) for queue in queues))
-    return simulate(queues, Workers(count=workers, load=load)).makespan
+    schedule, now = Schedule(queues), 0.0
+    loaded: list[list[Hashable]] = [[] for _ in range(workers)]  # models, the latest first
+    ends = [(now, worker) for worker in range(workers)]
+    for worker in range(workers):
+        schedule.join(worker)
+    while ends:
+        now, worker = heapq.heappop(ends)
+        if loaded[worker]:
+            schedule.finish(worker)
+        shard = schedule.start(worker, now) if schedule.queued else None
+        if shard is not None:
+            model, kept = queues[shard.cell].needs[0], loaded[worker]
+            seconds = schedule.expected(shard) + (0.0 if model in kept else load(model))
+            loaded[worker] = [model, *(other for other in kept if other != model)][:KEPT]
+            heapq.heappush(ends, (now + seconds, worker))
+    return now
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanComparison:
-    """Planned and actual samples and worker seconds, over the cells of one model under one attack.
-
-    Attributes:
-        samples, planned: samples and worker seconds of the plan.
-        done, actual: samples and worker seconds that results have recorded since.
-    """
+    """Planned and actual samples and worker seconds, over the cells of one model under one attack."""
 
     model: str
     attack: str
     cells: int
     samples: int
     planned: float
-    done: int
-    actual: float
+    done: int  # samples that results have recorded since
+    actual: float  # worker seconds of these
 
 
 def compare_with_plan(plan: Forecast, store: Store) -> list[PlanComparison]:
@@ -221,15 +204,11 @@ def keep_plan(plan: Forecast, store: Store) -> None:
 
 
 def read_plan(store: Store) -> Forecast | None:
-    """Return the plan that was kept; None if there is none.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """Return the plan that was kept; None if there is none. Raise a `UserError` if it is damaged."""
+    stored = store.read(PLAN)
     try:
-        stored = store.read_json(PLAN)
-        return None if stored is None else Forecast.from_json(stored)
-    except (ValueError, TypeError, KeyError) as error:
+        return None if stored is None else TypeAdapter(Forecast).validate_json(stored)
+    except ValidationError as error:
         raise UserError(f"{store.root}/{PLAN} is damaged: delete it and plan again.") from error
 
 

@@ -6,11 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A search trial's latest epoch and its clean and robust accuracy there, in percent.
-
-    Attributes:
-        ended: whether the trial is finished or was stopped, and will not continue.
-    """
+    """A search trial's latest epoch and its accuracies there, in percent; `ended` if it is finished or was stopped."""
 
     epoch: int
     clean: float
@@ -19,10 +15,7 @@ class Score:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Return for each (clean, robust) point whether it is on the front.
-
-    A point is on the front if no other is at least as good in both and better in one.
-    """
+    """Return for each (clean, robust) point whether it is on the front: none is as good in both and better in one."""
     return [
         not any(c >= clean and r >= robust and (c, r) != (clean, robust) for c, r in points) for clean, robust in points
     ]

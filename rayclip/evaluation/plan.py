@@ -24,10 +24,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Return the name of the result file.
-
-        It holds the first and last position and a hash of all, so that no two sets of samples share a file.
-        """
+        """Return the result file, named by first and last position and a hash of all: no two sets share it."""
         digest = hashlib.sha256(np.asarray(self.positions, dtype=np.int64).tobytes()).hexdigest()[:8]
         return f"cells/{self.cell.id}/{self.positions[0]:08d}-{self.positions[-1]:08d}-{digest}.parquet"
 
@@ -56,12 +53,9 @@ class Shards:
         return (self[number] for number in range(len(self)))
 
     def queue(self, seconds: float) -> Queue:
-        """Return these shards as a queue for the schedule.
+        """Return these shards as a queue for the schedule, at so many expected seconds per sample.
 
-        What a worker keeps loaded is the model, and the model with a class set.
-
-        Args:
-            seconds: expected seconds per sample.
+        A worker keeps loaded the model, and the model with a class set.
         """
         cell = self.cell
         victim = (cell.protocol.template, cell.protocol.resize, cell.scorer.describe(), cell.data_fingerprint)
@@ -78,10 +72,7 @@ def chosen_positions(count: int, limit: int | None) -> np.ndarray:
 
 
 def missing_shards(cell: Cell, positions: Sequence[int] | np.ndarray, store: Store, shard_size: int) -> Shards:
-    """Return the positions that no result file of the cell holds, cut into shards.
-
-    Shard sizes may differ between runs: any size resumes the work of any other.
-    """
+    """Return shards of the positions that no result file of the cell holds, of whatever shard size."""
     done = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), ["position"])
     left = np.asarray(positions)
     if done is not None:
@@ -92,22 +83,16 @@ def missing_shards(cell: Cell, positions: Sequence[int] | np.ndarray, store: Sto
 def outstanding(
     cells: Sequence[Cell], positions: Mapping[str, np.ndarray], store: Store, shard_size: int
 ) -> list[Shards]:
-    """Return the missing shards of each unfinished cell; two names of one model are one cell.
-
-    Args:
-        positions: positions of the samples to count, by data specification.
-    """
+    """Return the missing shards of each unfinished cell, at these positions by data specification; two names of one
+    model are one cell."""
     different = {cell.id: cell for cell in cells}.values()
     found = (missing_shards(cell, positions[cell.data], store, shard_size) for cell in different)
     return [shards for shards in found if len(shards)]
 
 
 def cut(work: Sequence[Shards], costs: Costs, workers: int, smallest: int) -> list[Shards]:
-    """Return the work with smaller shards where they would be long compared to each worker's total (`cut_cells`).
-
-    Args:
-        smallest: minimum samples per shard, since a shard should about fill a batch.
-    """
+    """Return the work with smaller shards where they would be long compared to each worker's total (`cut_cells`); of at
+    least `smallest` samples, to fill a batch."""
     samples = [len(shards.positions) for shards in work]
     seconds = [costs.seconds(shards.cell) for shards in work]
     pieces = cut_cells(samples, seconds, [shards.size for shards in work], workers, smallest)
@@ -129,9 +114,7 @@ def cut_cells(
     fill the gaps at the end of the run.
 
     Args:
-        samples: number of samples of each cell.
-        seconds: expected seconds per sample of each cell.
-        sizes: maximum samples per shard of each cell.
+        samples, seconds, sizes: of each cell: samples, expected seconds per sample, maximum samples per shard.
         smallest: minimum samples per shard.
     """
     share = sum(n * s for n, s in zip(samples, seconds, strict=True)) / workers

@@ -6,10 +6,8 @@ Pairs are embedded, and recall is computed from the embeddings. An attack change
 Shapes: I images, T captions, D embedding.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -21,7 +19,8 @@ from rayclip.attacks.clean import Clean
 from rayclip.attacks.pairs import AdversarialPairs, PairAttack, PairVictim, check_for_pairs
 from rayclip.data import PairSet, Resolution, batch_pixels
 from rayclip.evaluation.aggregate import wilson
-from rayclip.evaluation.cell import default_substitutes, described_budget, label_with_eps
+from rayclip.evaluation.cell import Subject, default_substitutes, described_budget, hash_of
+from rayclip.evaluation.examples import prepare_texts
 from rayclip.evaluation.plan import chosen_positions
 from rayclip.evaluation.recall import Direction, Embedded, Recall, recall_of
 from rayclip.models import Clip
@@ -38,8 +37,7 @@ AS_WRITTEN = "captions as written"
 class RecallRow:
     """One number of a retrieval table with its protocol. Recall and interval are in percent.
 
-    The 95 % Wilson interval assumes independent queries; captions of one image are not fully independent, so for IR it
-    is a little too narrow.
+    The Wilson interval assumes independent queries; captions of one image are not, so that for IR it is too narrow.
     """
 
     model: str
@@ -58,37 +56,18 @@ class RecallRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """A retrieval evaluation: one model on one set of pairs under one attack.
+class Task(Subject):
+    """A retrieval evaluation: one model on one set of pairs under one attack with its budget and step filled in."""
 
-    Its id, a hash of everything that can change a number, names the result on disk.
-
-    Attributes:
-        model, data: as the user named them; only the fingerprints enter the id.
-        images: number of images that take part, evenly spaced over the data; all their captions take part.
-        resize: see `cell.Protocol`.
-        attack: the attack, with its budget and its step filled in.
-        seed: seed of the attack's random numbers.
-    """
-
-    model: str
-    model_fingerprint: str
-    dataset: str
-    data_fingerprint: str
-    images: int
+    images: int  # that take part, evenly spaced over the data, with all their captions
     captions: int
     resolution: Resolution = "model"
     resize: Resize = "antialias"
     attack: Attack = field(default_factory=Clean)
-    seed: int = 0
+    seed: int = 0  # of the attack's random numbers
 
     def __post_init__(self) -> None:
         check_resize(self.resize, self.resolution)
-
-    @property
-    def eps(self) -> float | None:
-        """Return the attack's budget in pixel units; None if it needs none."""
-        return self.attack.eps if self.attack.needs_eps else None
 
     @property
     def changes_pairs(self) -> bool:
@@ -96,8 +75,7 @@ class Task:
 
     @property
     def id(self) -> str:
-        decisive = [self.model_fingerprint, self.data_fingerprint, self.describe()]
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+        return hash_of(self.model_fingerprint, self.data_fingerprint, self.describe())
 
     @property
     def file(self) -> str:
@@ -106,31 +84,15 @@ class Task:
     @property
     def texts_file(self) -> str:
         """Return the file of the adversarial captions; attacks that prepare the same captions share it."""
-        decisive = [
-            PROTOCOL,
-            self.model_fingerprint,
-            self.data_fingerprint,
-            self.images,
-            self.attack.describe_prepared(),
-        ]
-        return f"retrieval/texts/{hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]}.json"
-
-    @property
-    def attack_label(self) -> str:
-        """Return the attack's name in metrics: `pgd-10_eps2`, `bert`."""
-        return label_with_eps(self.attack, self.eps)
+        prepared = self.attack.describe_prepared()
+        digest = hash_of(PROTOCOL, self.model_fingerprint, self.data_fingerprint, self.images, prepared)
+        return f"retrieval/texts/{digest}.json"
 
     def describe(self) -> dict[str, Any]:
-        """Return the protocol as every result row carries it."""
-        image_attack = (
-            {
-                **described_budget(self.attack),
-                "classes": "the images, by the mean embedding of their captions",
-                "seed": self.seed,
-            }
-            if self.eps is not None
-            else {}
-        )
+        image_attack: dict[str, Any] = {}
+        if self.eps is not None:
+            classes = "the images, by the mean embedding of their captions"
+            image_attack = {**described_budget(self.attack), "classes": classes, "seed": self.seed}
         return {
             "attack": self.attack.name,
             **image_attack,
@@ -144,17 +106,6 @@ class Task:
             "defense": "none",
             "precision": "fp32",
             "protocol": PROTOCOL,
-        }
-
-    def record(self) -> dict[str, Any]:
-        """Return the contents of the result file besides the recalls: all that a report needs."""
-        return {
-            "model": self.model,
-            "model_fingerprint": self.model_fingerprint,
-            "dataset": self.dataset,
-            "data_fingerprint": self.data_fingerprint,
-            "attack_label": self.attack_label,
-            "protocol": self.describe(),
         }
 
 
@@ -176,8 +127,7 @@ def embed_pairs(
         progress: called with (encoded so far, total), images and captions together.
         positions: the images that take part, in this order; None for all.
         resolution: see `batch_pixels`.
-        attack: called with a batch of images and the index of its first image among `positions`; returns the
-            adversarial images and captions to embed instead (`PairAttack`).
+        attack: returns what to embed instead of a batch of images, given the index of its first (`PairAttack`).
 
     Raises:
         UserError: an image cannot be read, or images differ in size at `native` resolution.
@@ -218,7 +168,6 @@ def make_task(
     Args:
         model: (specification, fingerprint).
         limit: maximum number of images that take part; None for all.
-        attack: None for clean pairs.
 
     Raises:
         UserError: the attack does not work on pairs, or it needs a budget and there is none.
@@ -252,7 +201,7 @@ def run_task(
     """Compute a task's recalls in fp32 with TF32 off, and write them to its file.
 
     Raises:
-        UserError: an image cannot be read, or images differ in size at `native` resolution.
+        UserError: as of `embed_pairs`.
         FloatingPointError: the model gives embeddings that are not finite.
     """
     use_exact_fp32()
@@ -272,57 +221,45 @@ def run_task(
     except FloatingPointError as error:
         where = f"model '{task.model}' on '{task.dataset}' under {task.attack_label}"
         raise FloatingPointError(f"{where}: {error}.") from error
-    found = [{"direction": r.direction, "k": r.k, "right": r.right, "n": r.n} for r in recalls]
     captions = [caption for p in positions for caption in pairs.captions[p]]
     cut = Cut(len(clip.cut_texts(captions)), task.attack.count_cut(clip, captions))
-    store.write_json(task.file, {**task.record(), **cut.recorded(), "recalls": found})
+    store.write_json(task.file, {**task.record(), **cut.recorded(), "recalls": [asdict(r) for r in recalls]})
 
 
 def _bind(task: Task, clip: Clip, pairs: PairSet, positions: Sequence[int], store: Store) -> PairAttack:
     """Bind the attack to these pairs; its adversarial captions are read from the store, or made and stored there."""
     victim = PairVictim(clip, [pairs.captions[p] for p in positions])
-    prompts = None
-    if task.attack.describe_prepared() is not None:
-        stored = store.read_json(task.texts_file)
-        if stored is None:
-            made = task.attack.prepare(victim)
-            assert made is not None
-            stored = [{"clean": c, "adversarial": a} for c, a in zip(victim.prompts, made, strict=True)]
-            store.write_json(task.texts_file, stored)
-        prompts = tuple(entry["adversarial"] for entry in stored)
+    has_texts = task.attack.describe_prepared() is not None
+    prompts = prepare_texts(task.attack, victim, store, task.texts_file) if has_texts else None
     # As for classification: the start of an image's noise depends on the attack's kind, not on its eps or steps.
     keys = sample_keys(pairs.ids[list(positions)].tolist(), task.seed, task.data_fingerprint, task.attack.name)
     return PairAttack(attack=task.attack, victim=victim, keys_I=keys, prompts=prompts, eps=task.eps or 0.0)
 
 
 def read_recalls(task: Task, store: Store) -> list[RecallRow] | None:
-    """Return a task's rows, read from its result on disk; None if there is no result yet.
-
-    Raises:
-        UserError: the result is damaged.
-    """
+    """Return a task's rows from its result on disk; None if there is none. Raise a `UserError` if it is damaged."""
     try:
         stored = store.read_json(task.file)
         if stored is None:
             return None
-        return [_row(task, Recall(**recall), Cut.read(stored)) for recall in stored["recalls"]]
+        found, cut = [Recall(**recall) for recall in stored["recalls"]], Cut.read(stored)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"result file {store.root}/{task.file} is damaged: delete it and run again.") from error
-
-
-def _row(task: Task, recall: Recall, cut: Cut) -> RecallRow:
-    low, high = wilson(recall.right, recall.n)
-    return RecallRow(
-        model=task.model,
-        dataset=task.dataset,
-        attack=task.attack_label,
-        direction=recall.direction,
-        k=recall.k,
-        n=recall.n,
-        recall=100 * recall.right / recall.n,
-        ci_low=low,
-        ci_high=high,
-        protocol=task.describe(),
-        result=task.id,
-        **cut.recorded(),
-    )
+    return [
+        RecallRow(
+            model=task.model,
+            dataset=task.dataset,
+            attack=task.attack_label,
+            direction=each.direction,
+            k=each.k,
+            n=each.n,
+            recall=100 * each.right / each.n,
+            ci_low=wilson(each.right, each.n)[0],
+            ci_high=wilson(each.right, each.n)[1],
+            protocol=task.describe(),
+            result=task.id,
+            cut_texts=cut.texts,
+            cut_for_substitutes=cut.substitutes,
+        )
+        for each in found
+    ]

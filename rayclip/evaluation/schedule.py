@@ -1,7 +1,7 @@
 """Schedule shards on workers: decisions only, without Ray, models or a clock of its own.
 
 Shards are queued per cell; a decision looks at a few heaps of cells, never at all shards. The caller reports events and
-asks which shard a worker runs next (`distributed.pool` with real actors, `simulate` with simulated ones).
+asks which shard a worker runs next (`distributed.pool` with real actors, `forecast` with simulated ones).
 """
 
 import heapq
@@ -31,19 +31,12 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Queue:
-    """The shards of one cell.
+    """The shards of one cell."""
 
-    Attributes:
-        samples: number of samples, which are cut into shards.
-        size: samples per shard; the last one has the rest.
-        needs: what a worker must have loaded, from coarse to fine: the model, its class embeddings.
-        seconds: expected time per sample, in any unit that all queues share.
-    """
-
-    samples: int
-    size: int
-    needs: tuple[Hashable, ...]
-    seconds: float
+    samples: int  # number of samples, which are cut into shards
+    size: int  # samples per shard; the last one has the rest
+    needs: tuple[Hashable, ...]  # what a worker must have loaded, coarse to fine: model, class embeddings
+    seconds: float  # expected time per sample, in any unit that all queues share
 
     def __len__(self) -> int:
         return -(-self.samples // self.size)
@@ -71,6 +64,10 @@ class _Cell:
     def length(self, number: int) -> float:
         return self.seconds * self.queue.samples_of(number)
 
+    @property
+    def next_length(self) -> float:
+        return self.length(self.next)
+
 
 @dataclass(eq=False)
 class _Worker:
@@ -82,11 +79,9 @@ class _Worker:
 class Schedule:
     """The assignment of shards to workers: longest first; prefer loaded models; retry lost ones; duplicate stragglers.
 
-    A worker takes the longest shard that needs what it has loaded, unless that is short compared to the longest of all:
-    short shards are kept to fill the gaps at the end. Once the longest shard takes more than half of the remaining
-    time, only a shard that is nearly as long is preferred to it.
-
-    Times are given by the caller, in seconds from any start.
+    A worker takes the longest shard that needs what it has loaded, unless that is short compared to the longest of all,
+    since short ones fill the gaps at the end; once the longest takes more than half of the remaining time, only one
+    nearly as long is preferred to it. Times are in seconds from any start.
     """
 
     def __init__(self, queues: Sequence[Queue]) -> None:
@@ -114,9 +109,6 @@ class Schedule:
         """Add a new worker, which has nothing loaded."""
         self._workers[worker] = _Worker()
 
-    def idle(self) -> list[Hashable]:
-        return [name for name, worker in self._workers.items() if worker.shard is None]
-
     def leave(self, worker: Hashable) -> Loss | None:
         """Remove a lost worker. Its shard goes back to the queue, unless it is done or also runs elsewhere."""
         shard = self._workers.pop(worker).shard
@@ -124,17 +116,18 @@ class Schedule:
 
     def fail(self, worker: Hashable) -> Loss | None:
         """Record that a worker could not finish its shard and is free again."""
-        state = self._workers[worker]
-        shard, state.shard = state.shard, None
-        assert shard is not None, "it was not running anything"
-        return self._give_back(shard, worker)
+        return self._give_back(self._free(worker), worker)
 
     def finish(self, worker: Hashable) -> ShardId | None:
         """Record that a worker has finished and is free; return its shard, or None if another copy finished first."""
+        shard = self._free(worker)
+        return None if self._running.pop(shard, None) is None else shard
+
+    def _free(self, worker: Hashable) -> ShardId:
         state = self._workers[worker]
         shard, state.shard = state.shard, None
         assert shard is not None, "it was not running anything"
-        return None if self._running.pop(shard, None) is None else shard
+        return shard
 
     def start(self, worker: Hashable, now: float) -> ShardId | None:
         """Assign a free worker its next shard; return None if there is nothing for it to do at the moment."""
@@ -173,7 +166,7 @@ class Schedule:
         cell = self._cells[number]
         cell.entry += 1
         if cell.waiting:
-            entry = -cell.length(cell.next), number, cell.entry
+            entry = -cell.next_length, number, cell.entry
             for level in range(len(cell.queue.needs) + 1):
                 heapq.heappush(self._heaps.setdefault(cell.queue.needs[:level], []), entry)
 
@@ -184,24 +177,20 @@ class Schedule:
             heapq.heappop(heap)
         return heap[0][1] if heap else None
 
-    def _next_length(self, number: int) -> float:
-        cell = self._cells[number]
-        return cell.length(cell.next)
-
     def _take(self, worker: _Worker) -> ShardId:
         longest = self._top(())
         assert longest is not None, "something is queued"
-        limit = self._next_length(longest)
+        limit = self._cells[longest].next_length
         pressing = 2 * limit * len(self._workers) > self._queued_s
         for level in range(len(self._cells[longest].queue.needs), 0, -1):
             tops = {top for needs in worker.recent if (top := self._top(needs[:level])) is not None}
-            warm = max(tops, key=self._next_length, default=None)
-            if warm is not None and self._next_length(warm) >= (_NEARLY if pressing else _LONG) * limit:
+            warm = max(tops, key=lambda top: self._cells[top].next_length, default=None)
+            if warm is not None and self._cells[warm].next_length >= (_NEARLY if pressing else _LONG) * limit:
                 return self._pop(warm)
         return self._pop(longest)
 
     def _pop(self, number: int) -> ShardId:
-        cell, length = self._cells[number], self._next_length(number)
+        cell, length = self._cells[number], self._cells[number].next_length
         shard = ShardId(number, cell.next)
         if cell.back:
             cell.back.pop()
@@ -209,7 +198,7 @@ class Schedule:
             cell.fresh += 1
         self.queued -= 1
         self._queued_s -= length
-        if not cell.waiting or self._next_length(number) != length:
+        if not cell.waiting or cell.next_length != length:
             self._enter(number)
         return shard
 

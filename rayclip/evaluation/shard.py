@@ -20,7 +20,7 @@ from rayclip.defenses import IGNORE, Defended
 from rayclip.evaluation.cell import Cell
 from rayclip.evaluation.confirm import run_confirmed
 from rayclip.evaluation.costs import Hardware, timing
-from rayclip.evaluation.examples import keep_examples
+from rayclip.evaluation.examples import keep_examples, prepare_texts
 from rayclip.evaluation.plan import Shard
 from rayclip.evaluation.schedule import KEPT
 from rayclip.models import Clip, ZeroShot, fast_copy, load_model
@@ -62,11 +62,10 @@ class Evaluator:
     """Evaluator of shards: writes their result files and keeps models, class embeddings and data sets loaded.
 
     Args:
-        store: where results are written.
         device: where models run; they judge in fp32 with TF32 off.
         batch_size: images per forward; halved for a model if memory is short.
         compiled: whether to attack a compiled copy of the model (`models.fast`).
-        hardware: hardware to record in the results; None is this process's.
+        hardware: to record in the results; None is this process's.
     """
 
     def __init__(
@@ -86,27 +85,17 @@ class Evaluator:
         self._victims, self._fast_victims = Cache[tuple[str, ...], ZeroShot](), Cache[tuple[str, ...], ZeroShot]()
         self._data, self._prompts = Cache[str, ImageSet](), Cache[str, tuple[str, ...]]()
 
-    def run(self, shard: Shard, batch_size: int | None = None) -> Done:
+    def run(self, shard: Shard, batch_size: int | None = None, *, keep: bool = True) -> Done:
         """Evaluate and write a shard.
 
         Args:
             batch_size: maximum images per forward, for this shard.
+            keep: False writes no verdicts, to measure the time only.
 
         Raises:
             UserError: not even one image fits into memory; or the model or data have changed since they were planned.
             FloatingPointError: the model's logits are not finite, or equal for all classes.
         """
-        done, columns = self._evaluate(shard, batch_size)
-        self.store.write_table(shard.name, columns, timing(done.seconds, self.hardware))
-        return done
-
-    def measure(self, shard: Shard) -> Done:
-        """Evaluate a shard only to measure its time; no verdicts are written."""
-        return self._evaluate(shard, None, keep=False)[0]
-
-    def _evaluate(
-        self, shard: Shard, batch_size: int | None, *, keep: bool = True
-    ) -> tuple[Done, dict[str, np.ndarray]]:
         cell, positions = shard.cell, shard.positions
         began = time.perf_counter()
         data, victim, prompts = self._load(cell)
@@ -132,8 +121,10 @@ class Evaluator:
             _free_memory()
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         right = (columns["clean_pred"] == columns["label"]) & (columns["adv_pred"] == columns["label"])
-        ended = time.perf_counter()
-        return Done(int(right.sum()), len(positions), loaded - began, ended - loaded), columns
+        done = Done(int(right.sum()), len(positions), loaded - began, time.perf_counter() - loaded)
+        if keep:
+            self.store.write_table(shard.name, columns, timing(done.seconds, self.hardware))
+        return done
 
     def _load(self, cell: Cell) -> tuple[ImageSet, ZeroShot, tuple[str, ...] | None]:
         """Load a cell's data, classifier and adversarial prompts; drop other models if memory is short."""
@@ -144,16 +135,11 @@ class Evaluator:
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
-                others = self._models.keys() - {cell.model_fingerprint}
-                if not others:
+                if not self._models.keys() - {cell.model_fingerprint}:
                     raise UserError(f"model '{cell.model}' does not fit into {self.hardware}: {_ROOM}.") from error
-            self._forget()
-
-    def _forget(self) -> None:
-        """Drop every loaded model."""
-        for cache in (self._models, self._victims, self._fast_models, self._fast_victims):
-            cache.clear()
-        _free_memory()
+            for cache in (self._models, self._victims, self._fast_models, self._fast_victims):
+                cache.clear()
+            _free_memory()
 
     def _batch(
         self,
@@ -183,20 +169,6 @@ class Evaluator:
         with torch.no_grad():
             adv_logits = result.logits(judge, labels)
         self._check_logits(cell, ids, clean_logits, adv_logits)
-        if keep and 0 in positions:
-            keep_examples(
-                self.store,
-                f"cells/{cell.id}/examples",
-                victim,
-                ids=ids,
-                images_BCHW=images,
-                labels_B=labels,
-                clean_logits=clean_logits,
-                adv_logits=adv_logits,
-                result=result,
-                prompts=prompts,
-                eps=cell.eps or 0.0,
-            )
         delta = (result.images_BCHW - images).flatten(1)
         columns = {
             "position": torch.tensor(positions),
@@ -212,7 +184,19 @@ class Evaluator:
             "l2": delta.norm(dim=1),
             **({} if result.part_B is None else {"part": result.part_B}),
         }
-        return {name: column.cpu().numpy() for name, column in columns.items()}
+        verdicts = {name: column.cpu().numpy() for name, column in columns.items()}
+        if keep and 0 in positions:
+            keep_examples(
+                self.store,
+                f"cells/{cell.id}/examples",
+                victim,
+                images_BCHW=images,
+                result=result,
+                verdicts=verdicts,
+                prompts=prompts,
+                eps=cell.eps or 0.0,
+            )
+        return verdicts
 
     def _classifiers(self, cell: Cell, victim: ZeroShot, ids: np.ndarray) -> tuple[ZeroShot, ZeroShot, ZeroShot | None]:
         """Return for these samples the judging classifier, the attacked one, and a fast copy of the latter or None."""
@@ -226,27 +210,22 @@ class Evaluator:
             return target if ignored else Defended(target, cell.defense, drawn, cell.aim)
 
         fast = self._fast(cell, attacked)
-        return (
-            Defended(judge, cell.defense, drawn) if cell.defense else judge,
-            aimed(attacked),
-            None if fast is None else aimed(fast),
-        )
+        judge = Defended(judge, cell.defense, drawn) if cell.defense else judge
+        return judge, aimed(attacked), None if fast is None else aimed(fast)
 
     @staticmethod
     def _check_logits(cell: Cell, ids: np.ndarray, *logits_BK: Tensor) -> None:
         """Raise if logits are not finite or all equal: a model without predictions must not count as robust."""
-        bad = torch.stack([~z.isfinite().all(1) for z in logits_BK]).any(0)
-        if bad.any():
-            raise FloatingPointError(
-                f"model '{cell.model}' gives logits that are not finite on '{cell.dataset}' under "
-                f"{cell.attack_label}, first for sample {ids[int(bad.nonzero()[0])]}."
-            )
-        flat = torch.stack([z.amax(1) == z.amin(1) for z in logits_BK]).any(0)
-        if flat.any():
-            raise FloatingPointError(
-                f"model '{cell.model}' gives every class the same logit on '{cell.dataset}' under "
-                f"{cell.attack_label}, first for sample {ids[int(flat.nonzero()[0])]}: that is no prediction."
-            )
+        for what, bad in (
+            ("logits that are not finite", [~z.isfinite().all(1) for z in logits_BK]),
+            ("every class the same logit", [z.amax(1) == z.amin(1) for z in logits_BK]),
+        ):
+            bad_B = torch.stack(bad).any(0)
+            if bad_B.any():
+                raise FloatingPointError(
+                    f"model '{cell.model}' gives {what} on '{cell.dataset}' under {cell.attack_label}, first for "
+                    f"sample {ids[int(bad_B.nonzero()[0])]}: that is no prediction."
+                )
 
     def _images(self, cell: Cell) -> ImageSet:
         def load() -> ImageSet:
@@ -267,25 +246,22 @@ class Evaluator:
             clip = self._models.get_or_make(cell.model_fingerprint, load).with_resize(cell.protocol.resize)
             return scorer.classifier(clip, cell.class_names, cell.protocol.template)
 
-        protocol = (cell.protocol.template, cell.protocol.resize)
-        key = (cell.model_fingerprint, *protocol, scorer.describe(), *cell.class_names)
-        return self._victims.get_or_make(key, make)
+        return self._victims.get_or_make((cell.model_fingerprint, *_classifier_key(cell, scorer)), make)
 
     def _fast(self, cell: Cell, attacked: ZeroShot) -> ZeroShot | None:
         """Return a fast copy of the attacked classifier; None if the attack runs on the model itself."""
         compiled = self._compiled and cell.attack.needs_eps
         if cell.precision == "fp32" and not compiled:
             return None
-
-        def copy() -> Clip:
-            return fast_copy(attacked.clip, cell.precision, compiled=compiled)
+        model = (cell.model_fingerprint, cell.precision)
 
         def make() -> ZeroShot:
-            return attacked.with_clip(self._fast_models.get_or_make(model, copy).with_resize(cell.protocol.resize))
+            copy = self._fast_models.get_or_make(
+                model, lambda: fast_copy(attacked.clip, cell.precision, compiled=compiled)
+            )
+            return attacked.with_clip(copy.with_resize(cell.protocol.resize))
 
-        model = (cell.model_fingerprint, cell.precision)
-        protocol = (cell.protocol.template, cell.protocol.resize)
-        return self._fast_victims.get_or_make((*model, *protocol, cell.attacked.describe(), *cell.class_names), make)
+        return self._fast_victims.get_or_make((*model, *_classifier_key(cell, cell.attacked)), make)
 
     def _adversarial_prompts(self, cell: Cell, victim: ZeroShot) -> tuple[str, ...] | None:
         """Return the adversarial prompts, from memory or the store; else make and store them.
@@ -297,19 +273,14 @@ class Evaluator:
         name = f"texts/{cell.texts_id}.json"
 
         def make() -> tuple[str, ...]:
-            stored = self.store.read_json(name)
-            if stored is None:
-                prompts = cell.attack.prepare(victim)
-                assert prompts is not None
-                owners = [name for i, name in enumerate(cell.class_names) for _ in victim.prompts_of(i)]
-                stored = [
-                    {"class": c, "clean": p, "adversarial": a}
-                    for c, p, a in zip(owners, victim.prompts, prompts, strict=True)
-                ]
-                self.store.write_json(name, stored)
-            return tuple(entry["adversarial"] for entry in stored)
+            owners = [name for i, name in enumerate(cell.class_names) for _ in victim.prompts_of(i)]
+            return prepare_texts(cell.attack, victim, self.store, name, owners)
 
         return self._prompts.get_or_make(cell.texts_id, make)
+
+
+def _classifier_key(cell: Cell, scorer: Scorer) -> tuple[str, ...]:
+    return cell.protocol.template, cell.protocol.resize, scorer.describe(), *cell.class_names
 
 
 def _out_of_memory(error: BaseException) -> bool:

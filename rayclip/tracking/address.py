@@ -1,7 +1,4 @@
-"""Check an MLflow address quickly: MLflow itself retries an unreachable database for minutes.
-
-`check_address` does not import MLflow, so that a command can call it before any heavy import.
-"""
+"""Check an MLflow address quickly, without importing MLflow, which retries an unreachable database for minutes."""
 
 import io
 import os
@@ -29,11 +26,8 @@ class AwayError(UserError):
 
 
 def default_uri() -> str:
-    """Return `MLFLOW_TRACKING_URI`, or else an SQLite file in the working directory.
-
-    Raises:
-        UserError: the working directory does not exist any more.
-    """
+    """Return `MLFLOW_TRACKING_URI`, or else an SQLite file in the working directory. Raise a `UserError` if that is
+    gone."""
     try:
         return os.environ.get("MLFLOW_TRACKING_URI") or f"{_FILE}{Path('mlflow.db').absolute()}"
     except FileNotFoundError as error:
@@ -41,11 +35,7 @@ def default_uri() -> str:
 
 
 def absolute(uri: str) -> str:
-    """Return an address that means the same in every directory.
-
-    Raises:
-        UserError: it holds a password, which would appear in logs and results.
-    """
+    """Return an address that means the same in every directory. Raise a `UserError` if it holds a password."""
     refuse_secret(uri)
     relative = uri.startswith(_FILE) and not uri.startswith(f"{_FILE}/")
     return f"{_FILE}{Path(uri.removeprefix(_FILE)).absolute()}" if relative else uri
@@ -76,11 +66,7 @@ def refuse_secret(uri: str) -> None:
 
 
 def check_address(uri: str, *, to_write: bool = True) -> None:
-    """Raise a `UserError` for permanent errors: a file that is no database or not writable, or a missing driver.
-
-    Args:
-        to_write: also require that runs can be logged there.
-    """
+    """Raise a `UserError` for a file that is no database or (`to_write`) cannot be written, or a missing driver."""
     refuse_secret(uri)
     path = sqlite_file(uri)
     if path is not None:
@@ -90,11 +76,7 @@ def check_address(uri: str, *, to_write: bool = True) -> None:
 
 
 def check_database(uri: str) -> None:
-    """Connect to a database once.
-
-    Raises:
-        AwayError: it cannot be reached or denies access.
-    """
+    """Connect to a database once. Raise an `AwayError` if it cannot be reached or denies access."""
     if not is_database(uri) or uri.startswith(_FILE):
         return
     from sqlalchemy import create_engine, inspect, make_url
@@ -122,12 +104,8 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn all errors of MLflow about an address into one sentence.
-
-    Raises:
-        AwayError: it cannot be reached now, or denies access.
-        UserError: it cannot be used.
-    """
+    """Turn all errors of MLflow about an address into one sentence: an `AwayError` if it may work later, else a
+    `UserError`."""
     from mlflow import __version__
     from mlflow.exceptions import MlflowException
 

@@ -2,8 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,16 +23,14 @@ _PATIENCE_S = 10.0  # to deliver the last events of a command
 class Deliverer:
     """Replays the events that an experiment has not taken yet. What it has taken is noted beside the journal.
 
-    Anything may be sent twice (a killed command cannot know what has arrived, and the note may be lost) but counts
-    once: runs are looked up by the tag `rayclip.key` before they are created, metrics carry the time of their event,
-    files and tables are overwritten. An event that MLflow will never take is noted with the reason, and skipped.
+    Sent twice counts once: runs are looked up by the tag `rayclip.key`, metrics carry the time of their event, files
+    and tables are overwritten. An event that MLflow will never take is noted with the reason, and skipped.
     """
 
     def __init__(self, journal: Journal, experiment: Experiment) -> None:
         """
         Raises:
-            UserError: MLflow cannot be logged to, or does not answer and has taken nothing of this journal before.
-        """
+            UserError: MLflow cannot be logged to, or does not answer and has taken nothing of this journal before."""
         self.journal, self.experiment = journal, experiment
         self._quiet_until = 0.0
         state = journal.delivered(experiment.address)
@@ -97,7 +94,7 @@ class Deliverer:
         return left
 
     def has(self, run: str) -> bool:
-        """Return whether a run is in MLflow, or will be. One that was deleted there is delivered again."""
+        """Return whether a run is in MLflow, or will be; one that was deleted there is delivered again."""
         if run not in self._ids:
             return any(event.kind == "start" and event.run == run for event in self._queue)
         if self._resting():
@@ -142,7 +139,15 @@ class Deliverer:
         if event.kind == "known":
             return
         if event.kind == "start":
-            self._start(event)
+            if event.run not in self._ids:
+                self._ids[event.run] = log.start(
+                    content["name"],
+                    key=event.run,
+                    parent=self._ids.get(content["parent"]),
+                    params=content["params"],
+                    tags=content["tags"],
+                    time_ms=event.time_ms,
+                )
             return
         if event.run not in self._ids:
             raise ValueError("its run was refused, or logged elsewhere by an earlier version")
@@ -157,8 +162,12 @@ class Deliverer:
             case "describe":
                 log.describe(None if content["study"] else run, content["text"])
             case "artifact":
-                with self._copies(content["files"]) as place:
-                    log.artifact(run, place, content["folder"])
+                with tempfile.TemporaryDirectory(
+                    prefix="rayclip-"
+                ) as place:  # under the names that they have in MLflow
+                    for name, kept in content["files"].items():
+                        Store(place).write(name, self._content(kept))
+                    log.artifact(run, Path(place), content["folder"])
             case "image":
                 log.image(run, content["key"], self._content(content["file"]))
             case "data":
@@ -172,25 +181,9 @@ class Deliverer:
             case other:
                 raise ValueError(f"the event '{other}' is unknown")
 
-    def _start(self, event: Event) -> None:
-        if event.run in self._ids:
-            return
-        content = event.content
-        self._ids[event.run] = self.experiment.start(
-            content["name"],
-            key=event.run,
-            parent=self._ids.get(content["parent"]),
-            params=content["params"],
-            tags=content["tags"],
-            time_ms=event.time_ms,
-        )
-
     def _new_values(self, event: Event) -> dict[tuple[str, str, int], float]:
-        """Return the values of an event that have not been logged yet, by run, metric and step.
-
-        Training that resumes from a checkpoint measures some steps again, with the same values up to rounding: these
-        are skipped. Any other metric may get a new value at the same step.
-        """
+        """Return the values that have not been logged yet, by run, metric and step; not those of `train/…` that a
+        resumed training measures again, the same up to rounding."""
         values = {(event.run, name, step): value for name, value, step in event.content["values"]}
         seen = self._measured
         return {k: v for k, v in values.items() if k not in seen or (seen[k] != v and not k[1].startswith("train/"))}
@@ -201,29 +194,18 @@ class Deliverer:
             raise ValueError(f"{name} is not there")
         return content
 
-    @contextmanager
-    def _copies(self, files: Mapping[str, str]) -> Iterator[Path]:
-        """Yield a temporary folder with copies of files of the results under the names that they have in MLflow."""
-        with tempfile.TemporaryDirectory(prefix="rayclip-") as place:
-            for name, kept in files.items():
-                Store(place).write(name, self._content(kept))
-            yield Path(place)
-
     def _checkpoint(self, place: str) -> Path:
         """Return a local folder with a checkpoint's files."""
         store = self.journal.store
-        found = store.parent if place == ".." else Store(place) if _is_absolute(place) else store.child(place)
+        is_elsewhere = "://" in place or place.startswith("/")
+        found = store.parent if place == ".." else Store(place) if is_elsewhere else store.child(place)
         if read_lineage(found.root) is None:
             raise ValueError(f"{found.root} holds no checkpoint")
         return found.node_copy(FILES)
 
 
-def _is_absolute(place: str) -> bool:
-    return "://" in place or place.startswith("/")
-
-
 class Delivery(NamedTuple):
-    """State of a delivery to an experiment: the number of runs, and the number of events that it did not take."""
+    """State of a delivery to an experiment: the number of runs, and of events that it did not take."""
 
     results: str
     experiment: str
@@ -234,11 +216,10 @@ class Delivery(NamedTuple):
 def deliver_results(place: str, uri: str, experiment: str | None) -> list[Delivery]:
     """Deliver the journals of a result folder to any MLflow; what is there already is left alone.
 
+    Raises a `UserError` if there is no journal, or MLflow cannot be logged to or does not answer.
+
     Args:
         experiment: name; None is the one that the commands gave it, else the folder's name.
-
-    Raises:
-        UserError: no journal there, or MLflow cannot be logged to or does not answer.
     """
     found = []
     for journal in journals_in(place):

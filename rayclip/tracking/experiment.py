@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rayclip.tracking.address import absolute, check_address, check_database, explained, join_address, sqlite_file
+from rayclip.tracking.address import (
+    absolute,
+    check_address,
+    check_database,
+    default_uri,
+    explained,
+    join_address,
+    sqlite_file,
+)
 from rayclip.tracking.names import key as safe_key
 from rayclip.types import UserError
 
@@ -23,18 +31,13 @@ _NAME = 250  # of a run's name
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # makes the UI show it as model training, not GenAI
 
 _KEY = "rayclip.key"  # the tag of a run that holds its id in the journal
+RESULTS, MODEL = "rayclip.results", "rayclip.model"  # tags: folder of the results; fingerprint of the model
 NOTE = "mlflow.note.content"  # the tag that the UI shows as a description, in Markdown
 
 
 def count_experiments(uri: str, *, to_write: bool = False) -> int | None:
-    """Return the number of experiments in a store; None for an SQLite file that does not exist yet.
-
-    Args:
-        to_write: also require that runs can be logged there.
-
-    Raises:
-        UserError: it cannot be reached, or denies access.
-    """
+    """Return the number of experiments in a store; None for an SQLite file that does not exist yet. Raises as
+    `connected`."""
     check_address(uri, to_write=to_write)
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
@@ -47,9 +50,7 @@ def count_experiments(uri: str, *, to_write: bool = False) -> int | None:
 def connected(uri: str, *, to_write: bool = False) -> Iterator[Any]:
     """Yield MLflow's client for an address; errors of MLflow within the block are explained.
 
-    Raises:
-        AwayError: it cannot be reached now, or denies access.
-        UserError: it cannot be used.
+    Raises an `AwayError` if it cannot be reached now, or denies access; a `UserError` if it cannot be used.
     """
     check_address(uri, to_write=to_write)
     check_database(uri)
@@ -76,11 +77,35 @@ def is_away(error: Exception) -> bool:
     return not 400 <= status < 500 or status in (401, 403, 408, 429)  # a wrong password can be corrected
 
 
+def is_run(text: str) -> bool:
+    """Return whether a text is a run id, with or without `runs:/`."""
+    return re.fullmatch(r"(runs:/)?[0-9a-f]{32}", text) is not None
+
+
+def results_of(run: str, uri: str | None) -> tuple[str, str | None]:
+    """Return the folder of a run's results, and the fingerprint of its model (None for all). Raise a `UserError` if
+    unknown."""
+    from mlflow.exceptions import MlflowException
+
+    where = uri or default_uri()
+    with connected(where) as client:
+        try:
+            tags = client.get_run(run.removeprefix("runs:/")).data.tags
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UserError(
+                f"there is no run '{run}' at {where}: give --tracking-uri, or the folder of results."
+            ) from error
+    if RESULTS not in tags:
+        raise UserError(f"run '{run}' does not say where its results lie: give the folder instead.")
+    return tags[RESULTS], tags.get(MODEL)
+
+
 class Experiment:
     """An MLflow experiment to log to. Runs are named by MLflow's ids; what is sent twice is there once.
 
-    Raises:
-        UserError: its address holds a password, which would appear in logs and results.
+    Raises a `UserError` if its address holds a password, which would appear in logs and results.
     """
 
     def __init__(self, uri: str, name: str) -> None:
@@ -129,8 +154,8 @@ class Experiment:
         *,
         key: str = "",
         parent: str | None = None,
-        params: Mapping[str, Any] | None = None,
-        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] = {},
+        tags: Mapping[str, str] = {},
         time_ms: int | None = None,
     ) -> str:
         """Return the id of the run of this key (an id of ours), which is created if there is none.
@@ -141,14 +166,12 @@ class Experiment:
 
         run = self.find(key) if key else None
         if run is None:
-            all_tags = {safe_key(name): value for name, value in (tags or {}).items()}
-            if key:
-                all_tags[_KEY] = key
-            if parent:
-                all_tags["mlflow.parentRunId"] = parent
+            ours = {_KEY: key, "mlflow.parentRunId": parent}
+            all_tags = {safe_key(name): value for name, value in tags.items()}
+            all_tags |= {name: value for name, value in ours.items() if value}
             made = self.client.create_run(self.id, run_name=_shorten(name), tags=all_tags, start_time=time_ms)
             run = str(made.info.run_id)
-        entries = [Param(safe_key(name), str(value)) for name, value in (params or {}).items()]
+        entries = [Param(safe_key(name), str(value)) for name, value in params.items()]
         for i in range(0, len(entries), _PARAMS_AT_ONCE):
             self.client.log_batch(run, params=entries[i : i + _PARAMS_AT_ONCE])
         return run

@@ -46,11 +46,7 @@ class Journal:
         return Journal, (self.store,)
 
     def add(self, kind: str, run: str, *, time_ms: int | None = None, **content: Any) -> None:
-        """Append an event, without secrets. A process that is killed here leaves an incomplete line: no event.
-
-        Raises:
-            OSError: no room; the event does not exist then.
-        """
+        """Append an event, without secrets; after an `OSError` (no room), or if killed here, it does not exist."""
         event = {"event": kind, "run": run, "time_ms": time_ms or time.time_ns() // 1_000_000, **content}
         line = json.dumps(_clean(event), ensure_ascii=False).encode() + b"\n"
         if self._file is None or len(self._written) > _OBJECT:
@@ -125,19 +121,12 @@ class Journal:
 
 @dataclass
 class History:
-    """The runs of a journal.
+    """The runs of a journal."""
 
-    Attributes:
-        runs: by key, the run that was started last.
-        complete: runs to which everything has been logged.
-        cells: by cell id, the last run that logged it.
-        experiment: the name that the commands gave it; "" if none did.
-    """
-
-    runs: dict[str, str] = field(default_factory=dict)
-    complete: set[str] = field(default_factory=set)
-    cells: dict[str, str] = field(default_factory=dict)
-    experiment: str = ""
+    runs: dict[str, str] = field(default_factory=dict)  # by key, the run that was started last
+    complete: set[str] = field(default_factory=set)  # runs to which everything has been logged
+    cells: dict[str, str] = field(default_factory=dict)  # by cell id, the last run that logged it
+    experiment: str = ""  # name that the commands gave it, if any
     _latest: dict[tuple[str, ...], dict[str, Any]] = field(default_factory=dict)  # contents
 
     def take(self, event: Event, address: str | None) -> None:
@@ -158,11 +147,7 @@ class History:
 
 
 def journals_in(place: str) -> list[Journal]:
-    """Return the journals of a result folder or URI: its own and those of its parts.
-
-    Raises:
-        UserError: there are none.
-    """
+    """Return the journals of a result folder or URI and of its parts. Raise a `UserError` if there are none."""
     root = Store(place)
     stores = [root, *(root.child(name) for name in root.folders())]
     found = [Journal(s) for s in stores if s.names(_FOLDER, ".jsonl") or s.names("spool", ".json")]

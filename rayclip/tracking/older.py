@@ -20,9 +20,7 @@ def convert(journal: Journal) -> None:
     if not waiting and not saved["runs"]:
         return
     keys = {run: key for key, run in saved["runs"].items()}
-    cells: dict[str, list[str]] = {}
-    for cell, run in saved["cells"].items():
-        cells.setdefault(run, []).append(cell)
+    cells = {run: [cell for cell, other in saved["cells"].items() if other == run] for run in keys}
     entries = [store.read_json(name) for name in waiting]
     starts = {entry["run"] for entry in entries if entry["kind"] == "start"}
     address = saved.get("tracker", "")

@@ -18,11 +18,8 @@ FINGERPRINT, PROTOCOL, WORST = "rayclip.model", "rayclip.protocol", "rayclip.wor
 def register(experiment: Experiment, run: str, checkpoint: Path, folder: str, about: Mapping[str, Any]) -> None:
     """Log a checkpoint as an MLflow model in `folder` of its run's artifacts, and register it, once.
 
-    The registered model has the experiment's name; the checkpoints of a study are its versions.
-
-    Args:
-        checkpoint: the folder of its files.
-        about: `class_names`, `template`, `description`, and `tags` of the version.
+    It is a version of the model with the experiment's name; `about` has its `class_names`, `template`, `description`,
+    `tags`.
     """
     client = experiment.client
     name = model_name(experiment.name)
@@ -41,11 +38,10 @@ def register(experiment: Experiment, run: str, checkpoint: Path, folder: str, ab
 
 
 def rank(experiment: Experiment, protocol: str, accuracies: Mapping[str, float]) -> None:
-    """Tag model versions with their worst-case accuracies, and make the best version of each model its champion.
+    """Tag model versions with their worst-case accuracies, in percent by fingerprint; make the best of each its
+    champion.
 
-    Args:
-        protocol: hash of the protocol of the accuracies; only versions with the same one are compared.
-        accuracies: in percent, by the fingerprint of the weights.
+    Only versions with the same `protocol`, a hash, are compared.
     """
     client = experiment.client
     names = set()
@@ -83,17 +79,13 @@ def _write_model(place: Path, run: str, folder: str, class_names: Sequence[str],
     from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    outputs = [
-        ColSpec(DataType.string, "label"),
-        ColSpec(DataType.double, "probability"),
-        ColSpec(Array(DataType.double), "probabilities"),
-    ]
-    params = [
-        ParamSpec("class_names", DataType.string, list(class_names), shape=(-1,)),
-        ParamSpec("template", DataType.string, template),
-    ]
+    text, number = DataType.string, DataType.double
+    label, probability = ColSpec(text, "label"), ColSpec(number, "probability")
+    names = ParamSpec("class_names", text, list(class_names), shape=(-1,))
     signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema(outputs), params=ParamSchema(params)
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema([label, probability, ColSpec(Array(number), "probabilities")]),
+        params=ParamSchema([names, ParamSpec("template", text, template)]),
     )
     model = Model(artifact_path=folder, run_id=run, signature=signature)
     pyfunc.add_to_model(model, loader_module=LOADER, data="data")

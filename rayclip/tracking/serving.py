@@ -27,11 +27,8 @@ _BATCH = 64
 
 
 class ServedModel:
-    """A zero-shot classifier from a checkpoint, with the interface of an MLflow model.
-
-    Raises:
-        UserError: the folder holds no checkpoint, or a prompt whose model cannot be found.
-    """
+    """A zero-shot classifier from a checkpoint, with the interface of an MLflow model. A `UserError` tells what is
+    missing."""
 
     def __init__(self, folder: Path) -> None:
         use_exact_fp32()
@@ -66,20 +63,17 @@ class ServedModel:
             raise UserError(f"the template '{template}' has no {{}} where the class name goes.")
         classifier = self._classifier(names, template)
         files = _Files(model_input["image"].tolist())
-        found = []
+        found = [torch.empty(0, len(names))]
         with torch.no_grad():
             for start in range(0, len(files.contents), _BATCH):
                 positions = range(start, min(start + _BATCH, len(files.contents)))
                 pixels = batch_pixels(files, positions, "model", self.clip.image_size).to(self.device) / 255
                 found.append(classifier(pixels).float().softmax(dim=-1).cpu())
-        probability_NK = torch.cat(found) if found else torch.empty(0, len(names))
-        best = probability_NK.max(dim=-1) if found else None
+        probability_NK = torch.cat(found)
+        best = probability_NK.max(dim=-1)
+        labels = [names[i] for i in best.indices.tolist()]
         return pd.DataFrame(
-            {
-                "label": [] if best is None else [names[i] for i in best.indices.tolist()],
-                "probability": [] if best is None else best.values.tolist(),
-                "probabilities": probability_NK.tolist(),
-            }
+            {"label": labels, "probability": best.values.tolist(), "probabilities": probability_NK.tolist()}
         )
 
     def _classifier(self, names: tuple[str, ...], template: str) -> ZeroShot:
@@ -99,13 +93,13 @@ class _Files:
         self.contents = contents
 
     def images(self, positions: Sequence[int]) -> list[Image.Image]:
-        return [self._image(i) for i in positions]
-
-    def _image(self, i: int) -> Image.Image:
-        try:
-            return Image.open(io.BytesIO(self.contents[i])).convert("RGB")
-        except (UnidentifiedImageError, OSError, TypeError) as error:
-            raise UserError(f"image {i} of the request cannot be read: send the bytes of an image file.") from error
+        found = []
+        for i in positions:
+            try:
+                found.append(Image.open(io.BytesIO(self.contents[i])).convert("RGB"))
+            except (UnidentifiedImageError, OSError, TypeError) as error:
+                raise UserError(f"image {i} of the request cannot be read: send the bytes of an image file.") from error
+        return found
 
 
 def defaults(folder: Path) -> tuple[tuple[str, ...], str]:

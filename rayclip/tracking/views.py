@@ -26,21 +26,19 @@ _PARAMS = ("method.name", "shots", "method.eps")
 def serve(uri: str | None, experiment: str | None, *, port: int, browser: bool) -> None:
     """Start a server for a local store and run it until Ctrl-C, or use the server at `uri`; show its page.
 
-    Raises:
-        UserError: no MLflow there, no such experiment, or the port is taken.
+    Raises a `UserError` if there is no MLflow, no such experiment, or the port is taken.
     """
     uri = uri or default_uri()
     file = sqlite_file(uri)
     if file is not None and not file.exists():
         raise UserError(f"there is no MLflow store at '{uri}' yet: run something first, or give --tracking-uri.")
-    if not uri.startswith("http"):
+    is_server = uri.startswith("http")
+    if not is_server:
         count_experiments(uri)  # reports a bad address before a server is started on it
     elif not _answers(uri.rstrip("/")):
         raise UserError(f"MLflow at '{redacted(uri)}' does not answer: start it, or give another --tracking-uri.")
-    path = f"/#/experiments?{_WORKFLOW}"
-    if experiment is not None:
-        path = f"/#/experiments/{page(uri, experiment)}"
-    if uri.startswith("http"):
+    path = f"/#/experiments?{_WORKFLOW}" if experiment is None else f"/#/experiments/{page(uri, experiment)}"
+    if is_server:
         _show(uri.rstrip("/") + path, browser)
         return
     base = f"http://127.0.0.1:{port}"
@@ -106,36 +104,16 @@ def _can_be_drawn(values: Sequence[str | None]) -> bool:
 
 
 def _state(view: Mapping[str, object], params: Mapping[str, Sequence[str | None]], metrics: Sequence[str]) -> str:
-    """Return a view of the runs as the UI keeps it: columns, parallel coordinates, and a bar chart for each metric.
-
-    Args:
-        params: their values in all runs.
-    """
+    """Return a view of the runs as the UI keeps it: columns, parallel coordinates, a bar chart per metric."""
     section = {"uuid": "rayclip", "metricSectionId": "rayclip", "deleted": False, "isGenerated": False}
-    charts = [
-        {
-            "type": "PARALLEL",
-            "selectedParams": [name for name, values in params.items() if _can_be_drawn(values)],
-            "selectedMetrics": list(metrics),
-        }
-    ]
+    drawn = [name for name, values in params.items() if _can_be_drawn(values)]
+    charts: list[dict[str, object]] = [{"type": "PARALLEL", "selectedParams": drawn, "selectedMetrics": list(metrics)}]
     charts += [{"type": "BAR", "metricKey": name, "displayName": name} for name in metrics]
-    columns = [f"params.`{name}`" for name, values in params.items() if any(values)] + [
-        f"metrics.`{name}`" for name in metrics
-    ]
-    text = json.dumps(
-        {
-            **view,
-            "selectedColumns": columns,
-            "compareRunCharts": [
-                {**section, "uuid": f"rayclip-{i}", "runsCountToCompare": 100, **chart}
-                for i, chart in enumerate(charts)
-            ],
-            "compareRunSections": [
-                {**section, "name": "Accuracies in %", "display": True, "columns": 2, "isReordered": False}
-            ],
-        }
-    )
+    charts = [{**section, "uuid": f"rayclip-{i}", "runsCountToCompare": 100, **c} for i, c in enumerate(charts)]
+    columns = [f"params.`{name}`" for name, values in params.items() if any(values)]
+    columns += [f"metrics.`{name}`" for name in metrics]
+    sections = [{**section, "name": "Accuracies in %", "display": True, "columns": 2, "isReordered": False}]
+    text = json.dumps({**view, "selectedColumns": columns, "compareRunCharts": charts, "compareRunSections": sections})
     return text if len(text) <= _LONGEST else _state(view, params, metrics[1:])
 
 

@@ -14,7 +14,7 @@ from rayclip.api.checks import Opened, check_training
 from rayclip.api.logbook import Logbook, attack_params, untouched_params
 from rayclip.api.request import Tracking, Where
 from rayclip.attacks import parse_attacks
-from rayclip.distributed import Trial
+from rayclip.distributed.trials import Trial
 from rayclip.evaluation import Cell, Protocol
 from rayclip.methods import make_method
 from rayclip.models import load_model

@@ -21,7 +21,8 @@ import ray
 
 from rayclip.attacks import parse_attacks
 from rayclip.data import open_data
-from rayclip.distributed import PoolSize, evaluate
+from rayclip.distributed.evaluating import evaluate
+from rayclip.distributed.resources import PoolSize
 from rayclip.evaluation import Cell, Evaluator, Protocol, Shards, Store, chosen_positions, make_cells, outstanding
 from rayclip.models import load_model
 from rayclip.progress import Display

@@ -17,7 +17,8 @@ import ray
 
 from rayclip.attacks import parse_attacks
 from rayclip.data import open_data
-from rayclip.distributed import PoolSize, PoolStatistics, evaluate
+from rayclip.distributed.evaluating import PoolStatistics, evaluate
+from rayclip.distributed.resources import PoolSize
 from rayclip.evaluation import Cell, Protocol, Store, chosen_positions, make_cells, outstanding
 from rayclip.models import load_model
 from rayclip.progress import Display

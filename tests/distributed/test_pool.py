@@ -14,7 +14,8 @@ from ray.cluster_utils import Cluster
 
 from rayclip.attacks import parse_attacks
 from rayclip.data import open_data
-from rayclip.distributed import PoolSize, evaluate
+from rayclip.distributed.evaluating import evaluate
+from rayclip.distributed.resources import PoolSize
 from rayclip.evaluation import Evaluator, Protocol, Store, chosen_positions, make_cells, outstanding
 from rayclip.evaluation.costs import read_timings
 from rayclip.models import load_model

@@ -6,7 +6,8 @@ import json
 import pytest
 import ray
 
-from rayclip.distributed import Trial, Workers, find_abandoned_runs, resolve_precision, run_trials, save_precision
+from rayclip.distributed.trials import Trial, Workers, find_abandoned_runs, resolve_precision, save_precision
+from rayclip.distributed.tuning import run_trials
 from rayclip.models.checkpoint import LINEAGE_FILE
 from rayclip.progress import Display
 from rayclip.store import Store

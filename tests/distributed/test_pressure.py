@@ -2,7 +2,7 @@
 
 import math
 
-from rayclip.distributed.pressure import MemoryPressure
+from rayclip.distributed.pool import MemoryPressure
 
 
 def test_nothing_stands_against_any_number_at_first():

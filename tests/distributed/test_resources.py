@@ -4,9 +4,11 @@ e2e."""
 import pytest
 import ray
 
-from rayclip.distributed import PoolSize, Workers, resources, run_trials
-from rayclip.distributed.actor import EvaluationActor
-from rayclip.distributed.resources import Share, within_reach
+from rayclip.distributed import resources
+from rayclip.distributed.evaluating import EvaluationActor
+from rayclip.distributed.resources import PoolSize, Share, within_reach
+from rayclip.distributed.trials import Workers
+from rayclip.distributed.tuning import run_trials
 from rayclip.evaluation import Store
 from rayclip.progress import Display
 from rayclip.types import UserError
@@ -77,7 +79,7 @@ def test_a_node_that_does_not_see_the_results_says_so_before_anything_is_spent(m
     with pytest.raises(UserError, match=f"{tmp_path} is another folder on node .*: give as --out one that"):
         actor.hello("cells/x/cell.json")
     store.write_json("cells/x/cell.json", {})
-    assert actor.hello("cells/x/cell.json").hardware.name == "cpu"
+    assert actor.hello("cells/x/cell.json")[1].name == "cpu"
 
 
 def test_training_is_not_driven_from_elsewhere(monkeypatch, tmp_path):

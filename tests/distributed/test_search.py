@@ -9,11 +9,13 @@ import torch
 from rayclip.api.checks import Opened, plan_cells
 from rayclip.api.request import Evaluation
 from rayclip.attacks import parse_attacks
-from rayclip.distributed import Validation
+from rayclip.distributed.search import Scores, Validation
+from rayclip.distributed.trials import Trial
 from rayclip.evaluation import Evaluator, Protocol, Shard, Store, collect_rows
 from rayclip.evaluation.front import Score, pareto_front
 from rayclip.models.loading import BUNDLED
 from rayclip.reports.search import search_grid
+from training.test_loop import config
 
 
 @pytest.mark.parametrize("attacks", ["clean,pgd", "clean,pgd,fgsm"])
@@ -31,6 +33,19 @@ def test_it_measures_what_an_evaluation_measures(tmp_path, attacks):
     rows = collect_rows(cells, positions, store)
     assert found["clean"] == rows[0].top1 and found["robust"] == rows[-1].top1 < rows[0].top1
     assert found["score"] == pytest.approx((found["clean"] + found["robust"]) / 2)
+
+
+def test_what_has_ended_is_remembered_by_its_configuration(tmp_path):
+    store = Store(str(tmp_path))
+    a, b = (
+        Trial(name=name, config=config("tecoa", seed=seed), out=str(tmp_path / name)) for seed, name in enumerate("ab")
+    )
+    scores = Scores([a, b], store)
+    scores.keep("a", Score(epoch=1, clean=90.0, robust=40.0, ended=True))
+    scores.keep("b", Score(epoch=2, clean=80.0, robust=50.0))
+    again = Scores([Trial(name="renamed", config=a.config, out=a.out), b], store)
+    assert again.ended == {"renamed"} and again["b"] == scores["b"]
+    assert Scores([Trial(name="a", config=config("tecoa", seed=9), out=a.out)], store) == {}
 
 
 @pytest.mark.parametrize("seed", range(5))

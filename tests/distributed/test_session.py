@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from rayclip.distributed.session import (
-    _make_short,
     find_shadowing,
     make_import_hook,
     ray_folder,
@@ -64,8 +63,9 @@ def test_a_folder_that_cannot_be_written_is_none_for_ray():
 
 def test_without_any_short_folder_one_sentence_says_what_to_do(monkeypatch):
     monkeypatch.setattr("rayclip.distributed.session._SHORT_FOLDERS", ("/proc/none", "/dev/null/none"))
-    with pytest.raises(UserError, match=r"^Ray has no place for its sockets, since /x is long: set RAY_TMPDIR"):
-        _make_short(Path("/x"), "is long")
+    monkeypatch.setenv("RAY_TMPDIR", f"/{'x' * 99}")
+    with pytest.raises(UserError, match="set RAY_TMPDIR to a short folder"), short_folder():
+        pass
 
 
 def test_what_would_shadow_a_package_is_named(elsewhere):

@@ -6,8 +6,8 @@ import pytest
 from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
-from rayclip.distributed.notes import Notes
 from rayclip.distributed.train_faults import explain_failure
+from rayclip.distributed.trials import Notes
 from rayclip.store import Store
 from rayclip.types import UserError
 from training.test_loop import config

@@ -10,8 +10,7 @@ import ray
 from ray import tune
 from ray.util.placement_group import placement_group, placement_group_table
 
-from rayclip.distributed.reservations import distinct_cpus, release
-from rayclip.distributed.tuning import report_to_tune
+from rayclip.distributed.tuning import distinct_cpus, release, report_to_tune
 from servers import wait_for
 
 TRIALS = 6

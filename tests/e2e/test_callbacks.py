@@ -6,7 +6,8 @@ import os
 import pytest
 import ray
 
-from rayclip.distributed import Trial, Workers, run_trials
+from rayclip.distributed.trials import Trial, Workers
+from rayclip.distributed.tuning import run_trials
 from rayclip.progress import Display
 from rayclip.store import Store
 from training.test_loop import config

@@ -17,8 +17,11 @@ import torch
 
 from rayclip.attacks.registry import parse_attacks
 from rayclip.data import open_data
-from rayclip.distributed import PoolSize, Trial, Workers, calibrate, evaluate, run_trials
 from rayclip.distributed.captioning import CaptionJob, generate_captions, open_parts
+from rayclip.distributed.evaluating import calibrate, evaluate
+from rayclip.distributed.resources import PoolSize
+from rayclip.distributed.trials import Trial, Workers
+from rayclip.distributed.tuning import run_trials
 from rayclip.evaluation import Evaluator, Protocol, Store, chosen_positions, make_cells, outstanding
 from rayclip.evaluation.costs import Costs
 from rayclip.methods import make_method

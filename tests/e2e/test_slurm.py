@@ -26,7 +26,7 @@ JOB = """
 import os, subprocess, sys, time
 from pathlib import Path
 import ray
-from rayclip.distributed import ray_cluster
+from rayclip.distributed.connect import ray_cluster
 
 with ray_cluster(cluster=True):
     while len([n for n in ray.nodes() if n["Alive"]]) < 2:
@@ -37,7 +37,7 @@ token = os.environ["RAY_AUTH_TOKEN"]
 lines = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.parent.exists()]
 print("token", len(token), "seen" if any(token.encode() in line for line in lines) else "unseen")
 code = '''
-from rayclip.distributed import ray_cluster
+from rayclip.distributed.connect import ray_cluster
 from rayclip.types import UserError
 try:
     with ray_cluster(cluster=True):

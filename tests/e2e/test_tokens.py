@@ -15,7 +15,7 @@ pytestmark = pytest.mark.e2e
 
 WHO = """
 import os, sys
-from rayclip.distributed import ray_cluster
+from rayclip.distributed.connect import ray_cluster
 from rayclip.types import UserError
 import ray
 

@@ -281,5 +281,5 @@ def test_results_say_what_they_took_and_costs_are_estimated_from_kin(cells, tmp_
 
 def test_measuring_leaves_nothing(cells, tmp_path):
     store = Store(str(tmp_path / "none"))
-    done = Evaluator(store).measure(missing_shards(cells[0], [0, 1, 2], store, 3)[0])
+    done = Evaluator(store).run(missing_shards(cells[0], [0, 1, 2], store, 3)[0], keep=False)
     assert done.samples == 3 and done.seconds > 0 and not (tmp_path / "none").exists()

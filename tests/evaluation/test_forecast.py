@@ -44,7 +44,7 @@ def plan(cells, store, *, seconds=(1.0, 10.0), **options):
         options.pop("hardware", GPUS),
         finished=len(cells) - len(work),
         smallest=12,
-        before=lambda cell: read_recorded(cell.id, store),
+        store=store,
         **options,
     )
 

@@ -11,7 +11,7 @@ from conftest import tiny_clip
 from data.test_pairs import CAPTIONS, write_pairs
 from rayclip.data import batch_pixels, open_pairs
 from rayclip.evaluation import Store, recall, wilson
-from rayclip.evaluation.recall import Embedded, recall_at, recall_of
+from rayclip.evaluation.recall import KS, Embedded, recall_of
 from rayclip.evaluation.retrieval import embed_pairs, make_task, read_recalls, run_task
 from rayclip.models import load_model
 from rayclip.types import UserError
@@ -35,6 +35,10 @@ def naive(similarity, owner, ks):
             ahead = sum(i != owner[t] and similarity[i][t] >= own for i in range(images))
             right["ir", k] += ahead < k
     return right
+
+
+def recall_at(similarity, owner, ks=KS):
+    return recall_of(Embedded(image_ID=similarity, text_TD=torch.eye(similarity.shape[1]), owner_T=owner), ks)
 
 
 def counts(recalls):

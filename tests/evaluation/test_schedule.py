@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.scheduling import BOUND, DRIVER_BYTES, OVERHEAD, make_queues, measure
+from benchmarks.scheduling import BOUND, DRIVER_BYTES, OVERHEAD, Workers, make_queues, measure, simulate
+from rayclip.evaluation import forecast
 from rayclip.evaluation.plan import cut_cells
 from rayclip.evaluation.schedule import Queue, Schedule, ShardId
-from rayclip.evaluation.simulate import Workers, simulate
 
 
 def queue(samples, seconds=1.0, needs=("m", "d"), size=10):
@@ -149,7 +149,8 @@ def test_simulated_workers_reach_the_bound_and_cost_the_driver_little():
 def test_lost_workers_without_replacement_and_silence():
     queues = [queue(100, 1.0, ("a", "x"))]
     alone = simulate(queues, Workers(count=2))
-    assert alone.makespan == pytest.approx(50) and alone.work == pytest.approx(100) and alone.losses == 0
+    assert alone.makespan == pytest.approx(50) == forecast.simulate(queues, 2, lambda model: 0.0)
+    assert alone.work == pytest.approx(100) and alone.losses == 0
     less = simulate(queues, Workers(count=2, vanish={1: 15.0}, notice=3.0))
     assert less.losses == 1 and less.makespan == pytest.approx(90)
     more = simulate(queues, Workers(count=2, vanish={1: 15.0}, notice=3.0, replace=2.0, load=lambda model: 1.0))

@@ -13,9 +13,8 @@ from rayclip.store import Store
 from rayclip.tracking import address
 from rayclip.tracking.address import AwayError
 from rayclip.tracking.deliverer import Deliverer
-from rayclip.tracking.experiment import Experiment, count_experiments
+from rayclip.tracking.experiment import Experiment, count_experiments, results_of
 from rayclip.tracking.journal import Journal
-from rayclip.tracking.runs import results_of
 from rayclip.types import UserError
 
 NOBODY = "127.0.0.1:5"

@@ -1,0 +1,241 @@
+"""Evaluate shards on Ray actors, which take shards of any cell and keep models loaded; or time a few samples."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayError
+
+from rayclip.distributed.faults import explain
+from rayclip.distributed.pool import Pool, start_actor, use_device
+from rayclip.distributed.resources import PoolSize, Share, check_shared
+from rayclip.evaluation import Cell, Evaluator, Shard, Shards, Store, chosen_positions
+from rayclip.evaluation.costs import Costs, Hardware
+from rayclip.evaluation.plan import cut
+from rayclip.evaluation.schedule import Schedule, ShardId
+from rayclip.evaluation.shard import Done
+from rayclip.progress import Display
+from rayclip.types import UserError
+
+_REPRICE = 1.25  # update the expected costs whenever the number of finished shards has grown by this factor
+_SAMPLES = 8  # per cell on CPUs; GPUs get a whole batch, which takes hardly longer than one image
+_MORE, _PART = 4, 10  # later measurements: 4 times as many samples, but at most one in ten
+_WARM_UP = 2
+_NODE_S = 600.0  # an autoscaler may have to start a machine first
+_PATIENCE = 3  # times the allowed time: timeout of one measurement, as the duration of a first one is unknown
+
+
+class EvaluationActor:
+    """A worker with one evaluator, made in `hello`: an error in the constructor would look like a lost actor."""
+
+    def __init__(self, store: Store, size: PoolSize, share: Share) -> None:
+        self._store, self._size, self._share = store, size, share
+
+    def hello(self, written: str | None = None) -> tuple[str, Hardware]:
+        """Make the evaluator; return the address of the worker's node, and its hardware.
+
+        Raises a `UserError` if this node does not see the file `written` of the driver: both must use the same storage.
+        """
+        if written is not None:
+            check_shared(self._store, written)
+        device = torch.device(use_device(self._share.cpus))
+        hardware, size = Hardware.here(device, self._share.gpus), self._size
+        self._evaluator = Evaluator(self._store, device, size.batch_size, compiled=size.compiled, hardware=hardware)
+        return ray.util.get_node_ip_address(), hardware
+
+    def run(self, shard: Shard, batch_size: int | None, *, keep: bool = True) -> Done:
+        return self._evaluator.run(shard, batch_size, keep=keep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolStatistics:
+    """The resources and times of an evaluation; times in seconds."""
+
+    hardware: Hardware  # of its first worker
+    workers: int  # maximum number of workers busy at once
+    wall: float  # from submission to the last shard's end
+    waited: float  # from submission to the first shard's start
+    busy: float  # of all workers on shards, without loading
+    loading: float  # of all workers: models, class embeddings and data
+    copies: int  # second copies started because a shard was late
+    lost: int  # shards that were started again because their worker failed
+
+
+def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: Display, total: int) -> PoolStatistics:
+    """Compute the verdicts of all shards. Raises a `UserError` as `Pool.run` does.
+
+    Args:
+        work: shards that the store does not hold yet (`evaluation.outstanding`), one entry per cell; not empty.
+        total: samples of the whole evaluation, including those that have results already.
+    """
+    for cell in (shards.cell for shards in work):
+        store.write_json(_record(cell), cell.record())
+    pool = _EvaluationPool(work, store, size, display, total)
+    pool.run()
+    assert pool.schedule is not None and pool.hardware is not None
+    if pool.has_lost or pool.schedule.copies:  # killed workers may have left half a file
+        for shards in work:
+            store.delete_unfinished(f"cells/{shards.cell.id}")
+    return PoolStatistics(
+        hardware=pool.hardware,
+        workers=pool.most_busy,
+        wall=pool.now(),
+        waited=pool.waited,
+        busy=pool.busy,
+        loading=pool.loading,
+        copies=pool.schedule.copies,
+        lost=pool.schedule.lost,
+    )
+
+
+class _EvaluationPool(Pool):
+    task = "evaluating"
+    last_resort = "with one image at a time and no other beside it"
+
+    def __init__(self, work: Sequence[Shards], store: Store, size: PoolSize, display: Display, total: int) -> None:
+        self._work, self._store, self._size, self._share, self._costs = list(work), store, size, Share.of(size), Costs()
+        self._missing = {shards.cell.id: len(shards.positions) for shards in work}
+        super().__init__(
+            display,
+            shards=sum(map(len, work)),
+            needs=str(self._share),
+            done=total - sum(self._missing.values()),
+            total=total,
+            batch_size=size.batch_size,
+        )
+        self._left = dict(self._missing)
+        self._shards_done = self._priced_at = 0
+        self._seconds_left = self.busy = self.loading = 0.0
+        self.hardware: Hardware | None = None
+
+    def count_wanted(self) -> int:
+        self._share.look()
+        return self._share.wanted
+
+    def make_actor(self) -> tuple[Any, Any]:
+        share = self._share
+        actor = start_actor(EvaluationActor, share.cpus, share.gpus, self._store, self._size, share)
+        return actor, actor.hello.remote(_record(self._work[0].cell))
+
+    def join(self, about: Hardware) -> None:
+        if self.schedule is None:
+            self.hardware = about
+            self._costs.read((shards.cell for shards in self._work), self._store, about)
+            self._work = cut(self._work, self._costs, self._share.wanted, self._size.smallest_shard)
+            self.schedule = Schedule([shards.queue(self._costs.seconds(shards.cell)) for shards in self._work])
+
+    def call(self, actor: Any, shard: ShardId, batch_size: int) -> Any:
+        self._show_cell(self._work[shard.cell].cell)
+        return actor.run.remote(self._work[shard.cell][shard.number], batch_size)
+
+    def take(self, shard: ShardId | None, answer: Done) -> None:
+        self.loading += answer.loading
+        if shard is None or self.schedule is None:
+            return
+        cell = self._work[shard.cell].cell
+        self._costs.add(cell, answer.samples, answer.seconds)
+        self.busy += answer.seconds
+        self._shards_done += 1
+        self.done += answer.samples
+        self._left[cell.id] -= answer.samples
+        self._seconds_left -= self._costs.seconds(cell) * answer.samples
+        if self._shards_done >= _REPRICE * self._priced_at:
+            self._priced_at = self._shards_done
+            self.schedule.reprice([self._costs.seconds(shards.cell) for shards in self._work])
+            cells = {shards.cell.id: shards.cell for shards in self._work}
+            self._seconds_left = sum(self._costs.seconds(cells[key]) * left for key, left in self._left.items())
+        # By the cost of the cells, since an image takes a thousand times longer under one attack than under another
+        left = max(0.0, self._seconds_left) / max(1, self.ready)
+        self.show(f"{cell.attack_label}: accuracy {100 * answer.right / answer.samples:.0f} %", left)
+        self._show_cell(cell, answer.samples)
+
+    def name(self, shard: ShardId) -> str:
+        return f"a shard of '{self._work[shard.cell].cell.dataset}'"
+
+    def _show_cell(self, cell: Cell, more: int = 0) -> None:
+        """Update the progress bar of a running cell."""
+        self.display.part(cell.id, cell.title, self._missing[cell.id], more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The results of a calibration besides the costs."""
+
+    hardware: Hardware  # of one worker
+    start: float  # seconds until a worker has started
+    wanted: int  # number of workers that fit in the cluster
+    loading: dict[str, float] = field(default_factory=dict)  # seconds to load each model, by fingerprint
+
+
+def calibrate(
+    work: Sequence[Shards],
+    cells: Sequence[Cell],
+    costs: Costs,
+    store: Store,
+    size: PoolSize,
+    *,
+    seconds: float,
+    display: Display,
+) -> Calibration:
+    """Add the timings of earlier results to `costs`, and measure a few samples of the cells that have none.
+
+    One cell of each kind (equal in all but the data) comes first, cheap ones before expensive ones; then cells on other
+    data; then more samples of all. One that is expected to take longer than the remaining time is not measured. Raises
+    a `UserError` of the actor, or if no worker starts in time.
+
+    Args:
+        work: outstanding shards.
+        cells: all cells whose earlier results may be read, finished ones included.
+        seconds: approximate time for all measurements together.
+    """
+    began = time.monotonic()
+    share = Share.of(size)
+    actor = start_actor(EvaluationActor, share.cpus, share.gpus, store, size, share)
+    try:
+        answer = _get(actor.hello.remote(), _NODE_S)
+        if answer is None:
+            raise UserError(f"no worker with {share} came within {_NODE_S / 60:.0f} minutes.")
+        node, hardware = answer
+        found = Calibration(hardware=hardware, start=time.monotonic() - began, wanted=share.wanted)
+        costs.read({cell.id: cell for cell in cells}.values(), store, hardware)
+        end = time.monotonic() + seconds
+        few = size.batch_size if hardware.gpus else _SAMPLES
+        for skip, some in ((("measured", "same kind"), False), (("measured",), False), ((), True)):
+            for number, shards in enumerate(sorted(work, key=lambda shards: shards.cell.cost)):
+                cell, left = shards.cell, end - time.monotonic()
+                count = min(_MORE * few, len(shards.positions) // _PART) if some else min(few, len(shards.positions))
+                if costs.basis(cell) in skip or not count or left <= 0:
+                    continue
+                if costs.measured and costs.seconds(cell) * count > left:
+                    continue
+                display.update("calibrating", number, len(work), cell.attack_label)
+                is_new = cell.model_fingerprint not in found.loading
+                for samples in (_WARM_UP, count) if is_new else (count,):
+                    chosen = shards.positions[chosen_positions(len(shards.positions), samples)]
+                    shard = Shard(cell=cell, positions=tuple(chosen.tolist()))
+                    done = _get(actor.run.remote(shard, None, keep=False), max(30.0, _PATIENCE * seconds), node)
+                    if done is None:
+                        return found
+                    found.loading.setdefault(cell.model_fingerprint, done.loading)
+                costs.add(cell, done.samples, done.seconds)  # not the first forwards, which are slower
+        return found
+    finally:
+        ray.kill(actor)
+
+
+def _get(ref: Any, seconds: float, node: str | None = None) -> Any:
+    """Return the answer to a call; None if it takes too long."""
+    try:
+        return ray.get(ref, timeout=seconds)
+    except GetTimeoutError:
+        return None
+    except RayError as error:
+        raise explain(error, node) from error
+
+
+def _record(cell: Cell) -> str:
+    """Return the name of the file that describes a cell."""
+    return f"cells/{cell.id}/cell.json"
