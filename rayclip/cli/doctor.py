@@ -7,11 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import typer
 
-from rayclip.cli.options import Cluster, Tracking
 from rayclip.types import UserError, redacted
 
 _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "transformers", "ray", "mlflow", "pyarrow")
@@ -28,16 +27,15 @@ class Finding(NamedTuple):
 
 
 def doctor(
-    tracking_uri: Tracking = None,
-    data_root: Annotated[
-        str | None, typer.Option(help="Prepared data sets.  [default: RAYCLIP_DATA, or ~/.cache/rayclip/data]")
-    ] = None,
-    cluster: Cluster = False,
-    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    tracking_uri: str | None = None, data_root: str | None = None, cluster: bool = False, json: bool = False
 ) -> None:
     """Check versions, GPU, Ray, MLflow, data root and disk; exit code 1 if something is wrong.
 
     Starts a private Ray for a moment, or with --cluster asks the running one. Changes nothing.
+
+    Args:
+        data_root: Prepared data sets. [default: RAYCLIP_DATA, or ~/.cache/rayclip/data]
+        json: As JSON.
     """
     found = []
     checks: dict[str, Callable[[], Iterator[Finding]]] = {

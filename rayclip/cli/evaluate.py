@@ -1,26 +1,12 @@
 """`rayclip eval`: attack models and print their clean and robust accuracy."""
 
-from typing import Annotated
-
-import typer
-
 from rayclip.cli import plan
+from rayclip.cli.command import Positive
 from rayclip.cli.options import hand_out
-from rayclip.cli.request import Request, with_request
+from rayclip.cli.request import Request
 
 
-@with_request
-def evaluate(
-    asked: Request,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Evaluation actors, at most; a cluster's autoscaler is asked for their nodes.  [default: a GPU, else "
-            "a core, each, of all that the cluster has or may have]",
-        ),
-    ] = None,
-) -> None:
+def evaluate(asked: Request, workers: Positive | None = None) -> None:
     """Attack models and print a table of their clean and robust accuracy.
 
     \b
@@ -30,6 +16,10 @@ def evaluate(
         --out s3://BUCKET/results --cluster
       rayclip eval --model ViT-B-32:openai --data TEST.parquet --defense none,ttc --scorer template,ensemble \\
         --eps 4/255 --out results
+
+    Args:
+        workers: Evaluation actors, at most; a cluster's autoscaler is asked for their nodes.
+            [default: a GPU, else a core, each, of all that the cluster has or may have]
     """
     from rayclip import progress
     from rayclip.cli import answers
@@ -39,12 +29,9 @@ def evaluate(
         for level, sentence in answer.said:
             progress.say(level, sentence)
     else:
-        import dataclasses
-
         from rayclip import api
 
-        evaluation, where = asked.opened
-        where = dataclasses.replace(where, pool=dataclasses.replace(where.pool, workers=workers))
+        evaluation, where = asked.evaluation, asked.where(workers)
         with progress.listening() as said:
             rows = api.evaluate_models(asked.models, evaluation, where)
         answer = answers.Answer(rows, said)

@@ -4,27 +4,23 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli.options import Tracking, check_tracking
+from rayclip.cli.options import check_tracking
 
 
 def log(
-    results: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RESULTS...",
-            help="Folders or URIs that rayclip train, eval, retrieval, interpolate or a sweep has written.",
-        ),
-    ],
-    tracking_uri: Tracking = None,
-    experiment: Annotated[
-        str | None, typer.Option(help="MLflow experiment.  [default: the one that the commands named]")
-    ] = None,
+    results: Annotated[list[str], typer.Argument(metavar="RESULTS...")],
+    tracking_uri: str | None = None,
+    experiment: str | None = None,
 ) -> None:
     """Log finished or running work to an MLflow that has not seen it, or only a part; twice is once.
 
     Example: rayclip log runs/mmcoa_shots-digits --tracking-uri http://HOST:5000
+
+    Args:
+        results: Folders or URIs that rayclip train, eval, retrieval, interpolate or a sweep has written.
+        experiment: MLflow experiment. [default: the one that the commands named]
     """
-    check_tracking(tracking_uri, no_tracking=False)
+    check_tracking(tracking_uri)
 
     from rayclip.tracking.address import default_uri
     from rayclip.tracking.deliverer import deliver_results

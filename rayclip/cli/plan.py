@@ -1,12 +1,13 @@
 """`rayclip plan`: estimate the cost of an evaluation beforehand, and compare it with the actual cost afterwards."""
 
 import json as jsons
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayclip.cli.options import hand_out, one_list
-from rayclip.cli.request import Request, with_request
+from rayclip.cli.options import hand_out, split
+from rayclip.cli.request import Request
 from rayclip.reports.grid import Cell, Grid, number_cell
 from rayclip.reports.notes import heading
 from rayclip.types import UserError
@@ -17,43 +18,29 @@ if TYPE_CHECKING:
 _WIDTH = 120  # characters, for tables that are not printed to a terminal
 
 
-@with_request
 def plan(
     asked: Request,
-    workers: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="N,N…",
-            help="Estimate wall time and cost on these numbers of workers.  [default: what the cluster holds]",
-        ),
-    ] = None,
-    price: Annotated[
-        float | None,
-        typer.Option(min=0, help="Price of an hour of one GPU (without GPUs: of one core), in any currency."),
-    ] = None,
-    calibrate: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            metavar="SECONDS",
-            help="Measure for about this long what earlier results in --out do not cover; 0 measures nothing.",
-        ),
-    ] = 60.0,
+    workers: Annotated[Sequence[str], typer.Option(metavar="N,N…")] = (),
+    price: Annotated[float | None, typer.Option(min=0)] = None,
+    calibrate: Annotated[float, typer.Option(min=0, metavar="SECONDS")] = 60.0,
 ) -> None:
     """Estimate what rayclip eval takes with the same arguments: cells, shards, GPU hours, wall time, cost.
 
     Only a few samples are evaluated, to measure their time. The plan is saved as plan.json beside the results: after
     the evaluation, the same command shows planned and actual cost side by side, and rayclip eval prints their sums.
+
+    Args:
+        workers: Estimate wall time and cost on these numbers of workers. [default: what the cluster holds]
+        price: Price of an hour of one GPU (without GPUs: of one core), in any currency.
+        calibrate: Measure for about this long what earlier results in --out do not cover; 0 measures nothing.
     """
-    counts = parse_counts(one_list(workers or []))
+    counts = parse_counts(workers)
 
     import dataclasses
 
     from rayclip import api
 
-    where = asked.where
-    if len(counts) == 1:
-        where = dataclasses.replace(where, pool=dataclasses.replace(where.pool, workers=counts[0]))
+    where = asked.where(counts[0] if len(counts) == 1 else None)
     found = api.plan_evaluation(
         asked.models, asked.evaluation, where, workers=counts, calibrate_s=calibrate, price=price
     )
@@ -68,11 +55,11 @@ def plan(
     hand_out(asked.json, jsons.dumps(answer, indent=1) + "\n", show)
 
 
-def parse_counts(text: str | None) -> list[int]:
-    """Parse `1,8,64`; None is the empty list."""
-    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+def parse_counts(values: Sequence[str]) -> list[int]:
+    """Parse `--workers 1,8,64`."""
+    parts = split(values)
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"--workers '{text}' are not numbers of workers: write 8, or 1,8,64.")
+        raise UserError(f"--workers '{','.join(values)}' are not numbers of workers: write 8, or 1,8,64.")
     return [int(part) for part in parts]
 
 
@@ -105,29 +92,28 @@ def _show(plan: "Forecast") -> None:
     rows = []
     for (model, attack), cells in sorted(groups.items(), key=lambda item: -sum(c.seconds for c in item[1])):
         samples, seconds = sum(c.samples for c in cells), sum(c.seconds for c in cells)
-        counts = [number_cell(n) for n in (len(cells), sum(c.shards for c in cells), samples)]
-        times = [number_cell(x, ".3g") for x in (1000 * seconds / samples, seconds * plan.hardware.units / 3600)]
-        basis = Cell(text=", ".join(sorted({c.basis for c in cells})))
-        rows.append((model, [Cell(text=heading(attack)), *counts, *times, basis]))
+        basis = ", ".join(sorted({c.basis for c in cells}))
+        pace = 1000 * seconds / samples
+        own = seconds * plan.hardware.units / 3600
+        rows.append((model, heading(attack), len(cells), sum(c.shards for c in cells), samples, pace, own, basis))
     _print(("model", "attack", "data sets", "shards", "samples", "ms per sample", f"{unit} hours", "from"), rows)
-    rows = []
+    walls = []
     for each in plan.workers:
-        wall = Cell(text=_duration(each.wall), value=each.wall)
         cost = [] if each.cost is None else [number_cell(each.cost, ".2f")]
-        rows.append((str(each.workers), [wall, number_cell(each.hours, ".3g"), *cost]))
-    _print(("workers", "wall time", f"{unit} hours held", *["cost"] * (plan.price is not None)), rows)
+        wall = Cell(text=_duration(each.wall), value=each.wall)
+        walls.append((str(each.workers), wall, each.hours, *cost))
+    _print(("workers", "wall time", f"{unit} hours held", *["cost"] * (plan.price is not None)), walls)
 
 
 def _show_spent(plan: "Forecast", done: "list[PlanComparison]", runs: list[dict[str, Any]]) -> None:
     unit = plan.hardware.unit
     rows = []
     for each in done:
-        counts = [number_cell(n) for n in (each.samples, each.done)]
-        hours = [number_cell(plan.hardware.units * x / 3600, ".3g") for x in (each.planned, each.actual)]
+        hours = [plan.hardware.units * seconds / 3600 for seconds in (each.planned, each.actual)]
         # Compare with the plan for the finished samples only: the others are not savings
         share = each.planned * each.done / each.samples
         ratio = number_cell(each.actual / share, ".2f") if share else Cell()
-        rows.append((each.model, [Cell(text=heading(each.attack)), *counts, *hours, ratio]))
+        rows.append((each.model, heading(each.attack), each.samples, each.done, *hours, ratio))
     print("planned and actual:")
     _print(("model", "attack", "samples", "done", f"planned {unit} hours", "actual", "actual/planned"), rows)
     print(_sum_line(plan, done, runs))
@@ -160,7 +146,13 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
-def _print(header: tuple[str, ...], rows: list[tuple[str, list[Cell]]]) -> None:
+def _print(header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Print a table of cells, texts, whole numbers, and others with three digits."""
     from rayclip.reports.to_terminal import show
 
-    show([Grid(title="", header=header, rows=rows)], width=_WIDTH)
+    def cell(value: Cell | str | float) -> Cell:
+        if isinstance(value, Cell):
+            return value
+        return Cell(text=value) if isinstance(value, str) else number_cell(value, ".3g" * isinstance(value, float))
+
+    show([Grid(title="", header=header, rows=[(name, [*map(cell, row)]) for name, *row in rows])], width=_WIDTH)

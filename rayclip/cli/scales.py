@@ -28,15 +28,15 @@ class Scale:
     (`attacks.bert.TextSettings`).
     """
 
-    model: str | None
-    data: tuple[str, ...]
-    test: tuple[str, ...]
-    shots: str
-    eps: float
-    train_steps: int
-    test_steps: int
-    stop: str
-    small_recipe: bool
+    model: str | None = None
+    data: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    shots: str = "1,5,full"
+    eps: float = 1 / 255
+    train_steps: int = 3
+    test_steps: int = 10
+    stop: str = "first_success"
+    small_recipe: bool = True
     few_shot_epochs: int | None = None
     epochs: int | None = None
     save_every_epochs: int = 1
@@ -57,36 +57,18 @@ def scales() -> dict[ScaleName, Scale]:
             model="digits",
             data=("digits",),
             test=("digits",),
-            shots="1,5,full",
             eps=32 / 255,
-            train_steps=3,
-            test_steps=10,
-            stop="first_success",
-            small_recipe=True,
             few_shot_epochs=15,
             epochs=5,
             save_every_epochs=5,
         ),
-        ScaleName.pocket: Scale(
-            model=None,
-            data=(),
-            test=(),
-            shots="1,5,full",
-            eps=1 / 255,
-            train_steps=3,
-            test_steps=10,
-            stop="first_success",
-            small_recipe=True,
-            few_shot_epochs=20,
-            epochs=4,
-        ),
+        ScaleName.pocket: Scale(few_shot_epochs=20, epochs=4),
         # The papers' code counts the last iterate, hence `final`; class names and substitutes follow that code, too.
         ScaleName.paper: Scale(
             model="ViT-B-32:openai",
             data=("imagenet",),
             test=MMCOA_15,
             shots="1,5,50,full",
-            eps=1 / 255,
             train_steps=10,
             test_steps=100,
             stop="final",
