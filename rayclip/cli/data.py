@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rayclip.cli.command import Positive, add_command, command_group, complete
-from rayclip.cli.options import split
+from rayclip.cli.options import print_table, split
 from rayclip.names import DATASETS
 from rayclip.paths import check_file, check_folder, expand_home, split_places
 from rayclip.types import UserError
@@ -66,21 +66,13 @@ def list_(place: Root, json: bool = False) -> None:
         own = [{"name": name, "prepared": _splits(m)} for name, m in found.items() if name not in DATASETS]
         print(j.dumps({"root": store.root, "data_sets": known + own}, indent=1))
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, justify in (("name", "left"), ("classes", "right"), ("evaluated", "left"), ("source", "left")):
-        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("prepared", overflow="fold")
+    rows: list[tuple[str | int, ...]] = []
     for name, row in DATASETS.items():
         evaluated = f"{row.evaluated} {row.splits[row.evaluated]:,}"
-        kind = str(row.classes) if row.classes else "captions"
         state = "bundled" if row.open is not None else _short(found.get(name))
-        table.add_row(name, kind, evaluated, row.taken_from, state)
-    for name, manifest in found.items():
-        if name not in DATASETS:
-            table.add_row(name, "", "", "own", _short(manifest))
-    _console().print(table)
+        rows.append((name, row.classes or "captions", evaluated, row.taken_from, state))
+    rows += [(name, "", "", "own", _short(manifest)) for name, manifest in found.items() if name not in DATASETS]
+    print_table(rows, ("name", "classes", "evaluated", "source", "prepared"))
     print(f"\nprepared below {store.root}; `rayclip data prepare NAME` adds one, `rayclip data show NAME` tells more.")
 
 
@@ -307,12 +299,12 @@ def _show_row(row: "DatasetInfo") -> None:
         "note": row.note,
         "on the hub": row.hub.note if row.hub else "",
     }
-    _print_facts({name: fact for name, fact in facts.items() if fact})
+    print_table([(name, fact) for name, fact in facts.items() if fact])
 
 
 def _show_manifest(manifest: "Manifest", where: str) -> None:
     source = ", ".join(f"{k} {v}" for k, v in manifest.source.items() if isinstance(v, str))
-    _print_facts({"prepared in": where, "from": source})
+    print_table([("prepared in", where), ("from", source)])
     _print_splits(manifest)
     _print_notes(manifest)
     if manifest.class_names:
@@ -335,9 +327,11 @@ def _per_class(data: "ImageSet") -> tuple[int, ...]:
 def _print_classes(names: tuple[str, ...], counts: dict[str, tuple[int, ...]]) -> None:
     from rich.columns import Columns
 
+    from rayclip.terminal import console
+
     print(f"classes, with their images ({' / '.join(counts)}):")
     cells = [f"{name} {'/'.join(str(c[label]) for c in counts.values())}" for label, name in enumerate(names)]
-    _console().print(Columns(cells, padding=(0, 2)))
+    console().print(Columns(cells, padding=(0, 2)))
 
 
 def _print_splits(manifest: "Manifest") -> None:
@@ -357,17 +351,6 @@ def _print_notes(manifest: "Manifest") -> None:
         print(f"  note: {note}")
 
 
-def _print_facts(lines: dict[str, str]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for key, value in lines.items():
-        table.add_row(key, value)
-    _console().print(table)
-
-
 def _splits(manifest: "Manifest | UserError | None") -> dict[str, int]:
     if manifest is None or isinstance(manifest, UserError):
         return {}
@@ -378,12 +361,6 @@ def _short(manifest: "Manifest | UserError | None") -> str:
     if isinstance(manifest, UserError):
         return "damaged manifest"
     return ", ".join(f"{name} {rows:,}" for name, rows in _splits(manifest).items()) or "–"
-
-
-def _console() -> Any:
-    from rayclip import terminal
-
-    return terminal.console()
 
 
 add_command(app, "list", list_)

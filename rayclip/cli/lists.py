@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rayclip.cli.command import complete, read_docstring
+from rayclip.cli.options import print_table
 from rayclip.names import ATTACKS_ABOUT, DEFENSES_ABOUT, METHODS
 
 if TYPE_CHECKING:
@@ -48,33 +49,28 @@ def scorers(name: Annotated[str | None, _argument((), "scorers")] = None) -> Non
 
 
 def _show(kinds: "Configurables[Any]", name: str | None, example: str) -> None:
-    from rich.table import Table
-
-    from rayclip import terminal
     from rayclip.settings import format_defaults, format_type
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
     if name is None:
-        table.add_column(kinds.kind, no_wrap=True)
-        table.add_column("what it does, and its settings")
+        rows = []
         for each, kind in kinds.items():
             settings = " ".join(f"{k}={v}" for k, v in format_defaults(kind).items())
-            table.add_row(each, kinds.about(each) + (f"  [{settings}]" if settings else ""))
-        terminal.console().print(table)
+            rows.append((each, kinds.about(each) + (f"  [{settings}]" if settings else "")))
+        print_table(rows, (kinds.kind, "what it does, and its settings"))
         print(f"\nwritten as NAME:KEY=VALUE, {example}")
         return
     kind = kinds.find(name)
-    print(f"{name}: {kinds.about(name)}\n\n{read_docstring(inspect.getdoc(kind))[0].replace('`', '')}")
+    description, _ = read_docstring(inspect.getdoc(kind))
+    print(f"{name}: {kinds.about(name)}\n\n{description.replace('`', '')}\n")
     defaults, meanings = format_defaults(kind), _meanings(kind)
     if not defaults:
-        print("\nIt has no settings.")
+        print("It has no settings.")
         return
-    table.add_column("setting", no_wrap=True)
-    table.add_column("values, and what it means")
-    for key, type_ in kind.settings().items():
-        table.add_row(f"{key}={defaults[key]}", f"{format_type(type_)}: {meanings.get(key, '')}".rstrip(": "))
-    print()
-    terminal.console().print(table)
+    rows = [
+        (f"{key}={defaults[key]}", f"{format_type(type_)}: {meanings.get(key, '')}".rstrip(": "))
+        for key, type_ in kind.settings().items()
+    ]
+    print_table(rows, ("setting", "values, and what it means"))
 
 
 def _meanings(kind: type[Any]) -> dict[str, str]:

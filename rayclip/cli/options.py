@@ -167,3 +167,23 @@ def write_file(path: Path, text: str) -> None:
     else:
         path = path.resolve()
         Store(str(path.parent)).write(path.name, text.encode())
+
+
+def print_table(rows: Sequence[Sequence[str | int]], header: Sequence[str] = ()) -> None:
+    """Print rows as wide as the terminal: whole numbers at the right, the last column folded."""
+    from rich.table import Table
+
+    from rayclip.terminal import console
+
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(header))
+    for i, column in enumerate(zip(*rows, strict=True)):
+        table.add_column(
+            header[i] if header else "",
+            justify="right" if any(isinstance(value, int) for value in column) else "left",
+            style="bold" if i == 0 and not header else "",
+            no_wrap=i < len(rows[0]) - 1,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*map(str, row))
+    console().print(table)
