@@ -26,7 +26,7 @@ from rayclip.evaluation.cell import at_budgets, label_with_eps
 from rayclip.evaluation.front import Score, pareto_front
 from rayclip.progress import Display
 from rayclip.reports.notes import heading
-from rayclip.reports.search import search_grid
+from rayclip.reports.rows import search_grid
 from rayclip.reports.to_terminal import show
 from rayclip.types import Row
 

@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli import captions, data, doctor, evaluate, lists, log, models, plan, report, retrieval, train
+from rayclip.cli import captions, data, doctor, evaluate, lists, models, report, train
 from rayclip.cli.command import add_command, command_group
+from rayclip.cli.options import check_tracking
 
 app = command_group("Adversarial fine-tuning and attack of CLIP, carried over a cluster by Ray.")
 
@@ -36,13 +37,39 @@ def ui(
     serve(tracking_uri, experiment, port=port, browser=browser)
 
 
+def log(
+    results: Annotated[list[str], typer.Argument(metavar="RESULTS...")],
+    tracking_uri: str | None = None,
+    experiment: str | None = None,
+) -> None:
+    """Log finished or running work to an MLflow that has not seen it, or only a part; twice is once.
+
+    Example: rayclip log runs/mmcoa_shots-digits --tracking-uri http://HOST:5000
+
+    Args:
+        results: Folders or URIs that rayclip train, eval, retrieval, interpolate or a sweep has written.
+        experiment: MLflow experiment. [default: the one that the commands named]
+    """
+    check_tracking(tracking_uri)
+
+    from rayclip.tracking.address import default_uri
+    from rayclip.tracking.deliverer import deliver_results
+
+    uri = tracking_uri or default_uri()
+    for place in results:
+        for done in deliver_results(place, uri, experiment):
+            refused = f", {done.refused} events refused (see journal/ there)" if done.refused else ""
+            runs = f"{done.runs} run{'s' if done.runs != 1 else ''}"
+            print(f"{done.results}: {runs} in experiment '{done.experiment}' at {uri}{refused}")
+
+
 add_command(app, "eval", evaluate.evaluate, experiment="rayclip-eval")
 add_command(app, "train", train.train, experiment="rayclip-train")
 add_command(app, "report", report.report)
 add_command(app, "leaderboard", report.leaderboard)
-add_command(app, "log", log.log)
-add_command(app, "plan", plan.plan, experiment="rayclip-eval")
-add_command(app, "retrieval", retrieval.retrieval, experiment="rayclip-retrieval")
+add_command(app, "log", log)
+add_command(app, "plan", evaluate.plan, experiment="rayclip-eval")
+add_command(app, "retrieval", evaluate.retrieval, experiment="rayclip-retrieval")
 add_command(app, "interpolate", models.interpolate, experiment="rayclip-interpolate")
 add_command(app, "import", models.import_)
 for listing in (lists.attacks, lists.methods, lists.defenses, lists.scorers):

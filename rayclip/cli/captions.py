@@ -212,15 +212,24 @@ def generate(
     if images and data is None:
         raise UserError(f"generator '{generator}' needs example images: give --data, or --images 0 to do without.")
     names = list(dict.fromkeys(wanted.names()[0]))
+    asked = _read_lines(questions) if questions else IMAGE_QUESTIONS if images else QUESTIONS
+    if not asked or not all("{}" in question for question in asked):
+        raise UserError(f"{questions} must hold questions, one per line, each with {{}} where the class belongs.")
     examples = open_data(data, "train") if images and data is not None else None
     if examples is not None:
-        _check_examples(examples)
+        present = set(examples.labels.tolist())
+        bare = [repr(name) for label, name in enumerate(examples.class_names) if label not in present]
+        if bare:
+            raise UserError(
+                f"'{examples.name}' has no training image of {_listed(bare, 5)}: every class needs an example, or use "
+                "--images 0."
+            )
     job = CaptionJob(
         generator=generator,
         generator_fingerprint=kind.fingerprint,
         class_names=tuple(names),
         per_class=per_class,
-        questions=_read_questions(questions) if questions else IMAGE_QUESTIONS if images else QUESTIONS,
+        questions=tuple(asked),
         images=images,
         data_fingerprint="" if examples is None else examples.fingerprint,
         seed=seed,
@@ -284,25 +293,6 @@ def _open_either(data: str) -> "ImageSet":
             return open_data(data, "train")
         except UserError:
             raise error from None
-
-
-def _check_examples(data: "ImageSet") -> None:
-    import numpy as np
-
-    counts = np.bincount(data.labels, minlength=len(data.class_names))
-    bare = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
-    if bare:
-        raise UserError(
-            f"'{data.name}' has no training image of {_listed([f'{name!r}' for name in bare], 5)}: every class needs "
-            "an example, or use --images 0."
-        )
-
-
-def _read_questions(path: Path) -> tuple[str, ...]:
-    questions = _read_lines(path)
-    if not questions or not all("{}" in question for question in questions):
-        raise UserError(f"{path} must hold questions, one per line, each with {{}} where the class belongs.")
-    return tuple(questions)
 
 
 def _read_lines(path: Path) -> list[str]:

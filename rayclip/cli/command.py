@@ -59,6 +59,7 @@ SHARED = {
     "tracking_uri": "MLflow store or server.  [default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here]",
     "no_tracking": "Log nothing to MLflow now; rayclip log can later.",
     "experiment": "MLflow experiment.",
+    "root": "Folder or object-store URI of the prepared data sets.  [default: RAYCLIP_DATA, or ~/.cache/rayclip/data]",
     "out": "Folder or URI of the results; what is there is not computed again.",
     "json": "Also write the rows to FILE; - is standard output.",
     "quiet": "Show no progress.",

@@ -1,8 +1,6 @@
 """`rayclip data`: list, prepare, show and verify the papers' data sets, all in one layout."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -30,25 +28,14 @@ _RESIZED = {
 _complete = complete(DATASETS, "datasets")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Root:
-    """Where prepared data sets are.
+def _open_root(root: str | None) -> "Store":
+    from rayclip.data.opening import data_root
+    from rayclip.store import Store
 
-    Attributes:
-        root: Folder or object-store URI of the prepared data sets. [default: RAYCLIP_DATA, or ~/.cache/rayclip/data]
-    """
-
-    root: str | None = None
-
-    @cached_property
-    def store(self) -> "Store":
-        from rayclip.data.opening import data_root
-        from rayclip.store import Store
-
-        return Store(self.root or data_root())
+    return Store(root or data_root())
 
 
-def list_(place: Root, json: bool = False) -> None:
+def list_(root: str | None = None, json: bool = False) -> None:
     """List the known data sets, and which of them are prepared.
 
     Args:
@@ -57,7 +44,7 @@ def list_(place: Root, json: bool = False) -> None:
     from rayclip.data.catalog import prepared
     from rayclip.data.registry import DATASETS
 
-    store = place.store
+    store = _open_root(root)
     found = prepared(store)
     if json:
         import json as j
@@ -78,7 +65,7 @@ def list_(place: Root, json: bool = False) -> None:
 
 def show(
     name: Annotated[str, typer.Argument(autocompletion=_complete)],
-    place: Root,
+    root: str | None = None,
     split: str | None = None,
     sheet: Annotated[Path | None, typer.Option(metavar="PNG")] = None,
 ) -> None:
@@ -98,7 +85,7 @@ def show(
     from rayclip.data.registry import DATASETS, find
     from rayclip.data.spec import parse_spec
 
-    store = place.store
+    store = _open_root(root)
     own_file = parse_spec(name).place.endswith(".parquet")
     manifest = None if own_file else prepared(store).get(name)
     row = None if own_file else DATASETS.get(name)
@@ -124,7 +111,7 @@ def show(
 
 def prepare(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", autocompletion=_complete)],
-    place: Root,
+    root: str | None = None,
     source: Literal["torchvision", "hub", "folder", "parquet", "webdataset"] | None = None,
     revision: str | None = None,
     splits: Sequence[str] = (),
@@ -171,7 +158,7 @@ def prepare(
             find(name)
     if location is not None and len(wanted) > 1 and source != "torchvision":
         raise UserError(f"--source {source} {location} is one data set, but {len(wanted)} are named.")
-    store, option = place.store, "--root" if place.root else "the data root (RAYCLIP_DATA)"
+    store, option = _open_root(root), "--root" if root else "the data root (RAYCLIP_DATA)"
     for name in wanted:
         check_folder(option, store.child(name).root, done="" if force else MANIFEST)
     reading = Reading(
@@ -203,7 +190,7 @@ def prepare(
 
 
 def verify(
-    place: Root,
+    root: str | None = None,
     names: Annotated[list[str] | None, typer.Argument(autocompletion=_complete)] = None,
     quiet: bool = False,
     json_logs: bool = False,
@@ -218,7 +205,7 @@ def verify(
     from rayclip.data.verify import verify as verify_one
     from rayclip.progress import Display
 
-    store = place.store
+    store = _open_root(root)
     chosen = split_places(names or []) or list(prepared(store))
     if not chosen:
         raise UserError(f"nothing is prepared below {store.root}: name a data set's root with --root.")

@@ -37,7 +37,7 @@ def doctor(
         data_root: Prepared data sets. [default: RAYCLIP_DATA, or ~/.cache/rayclip/data]
         json: As JSON.
     """
-    found = []
+    found: list[Finding] = []
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": _versions,
         "GPU": _gpu,
@@ -48,11 +48,10 @@ def doctor(
     }
     for topic, check in checks.items():
         for finding in _careful(topic, check):
-            finding = finding._replace(says=" ".join(finding.says.split()))
-            found.append(finding)
+            found.append(finding._replace(says=" ".join(finding.says.split())))
             if not json:
                 mark = {"ok": "✓", "note": "·", "wrong": "✗"}[finding.state]
-                print(f"{mark} {finding.topic:10} {finding.says}", flush=True)
+                print(f"{mark} {finding.topic:10} {found[-1].says}", flush=True)
     if json:
         print(jsons.dumps([finding._asdict() for finding in found], indent=1))
     if any(finding.state == "wrong" for finding in found):
@@ -107,9 +106,8 @@ def _versions() -> Iterator[Finding]:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         yield Finding("libraries", "wrong", f"torchvision does not fit this torch ({reason}): install both together.")
 
-    for name in sorted({path.stem for path in Path.cwd().iterdir()} & {*_MODULES}):
-        path = next(p for p in Path.cwd().iterdir() if p.stem == name)
-        if path.suffix == ".py" or (path / "__init__.py").is_file():
+    for path in sorted(Path.cwd().iterdir()):
+        if path.stem in _MODULES and (path.suffix == ".py" or (path / "__init__.py").is_file()):
             says = f"{path} bears the name of a library, and what Python starts here may import it instead: rename it."
             yield Finding("libraries", "note", says)
 
@@ -151,10 +149,8 @@ def _mlflow(uri: str | None) -> Iterator[Finding]:
 
     place = uri or default_uri()
     found = count_experiments(place, to_write=True)
-    if found is None:
-        yield Finding("MLflow", "ok", f"{redacted(place)} will be made at the first run")
-    else:
-        yield Finding("MLflow", "ok", f"{redacted(place)} answers, {found} experiment{'s' if found != 1 else ''}")
+    answers = f"answers, {found} experiment{'s' if found != 1 else ''}"
+    yield Finding("MLflow", "ok", f"{redacted(place)} {'will be made at the first run' if found is None else answers}")
 
 
 def _data(root: str | None) -> Iterator[Finding]:
@@ -196,7 +192,5 @@ def _disk() -> Iterator[Finding]:
             shown = f"{place} cannot be written" if place.is_absolute() else "there is none that can be written"
             yield Finding("disk", "wrong", f"{what}: {shown} ({why}): {remedy}.")
             continue
-        if free < _ROOM:
-            yield Finding("disk", "note", f"{what}: {place} has {free / 2**30:.1f} GiB left")
-        else:
-            yield Finding("disk", "ok", f"{what}: {place} has {free >> 30} GiB left")
+        left = f"{free / 2**30:.1f}" if free < _ROOM else str(free >> 30)
+        yield Finding("disk", "note" if free < _ROOM else "ok", f"{what}: {place} has {left} GiB left")

@@ -35,14 +35,13 @@ def import_(
     from rayclip.models.imports import import_model
 
     clip, lineage = import_model(source, base, allow_gelu=allow_gelu)
-    there = read_lineage(out)
-    if there is not None and there.get("imported") != lineage["imported"]:
-        raise UserError(f"{out} holds another checkpoint: choose another --out, or delete it.")
+    there, found = read_lineage(out), lineage["imported"]
     if there is not None:
+        if there.get("imported") != found:
+            raise UserError(f"{out} holds another checkpoint: choose another --out, or delete it.")
         print(f"{out} already holds this checkpoint; nothing to do.")
         return
     save_checkpoint(clip, out, lineage)
-    found = lineage["imported"]
     if "layout" in found:
         part = "the image tower" if found["part"] == "image" else "the whole CLIP"
         left = f"; left: {', '.join(found['left'])}" if found["left"] else ""

@@ -104,8 +104,8 @@ def leaderboard(
 
         first = _read(places[:1], tracking_uri, quiet=quiet)
         known = _read(places, tracking_uri, quiet=quiet) if len(places) > 1 else first
-        where = api.Where(out=own, cluster=cluster, quiet=quiet)
         models = {model: model for model in split_models(add)}
+        where = api.Where(out=own, cluster=cluster, quiet=quiet)
         api.compare("leaderboard", models, checks.evaluations_of(first), where, known.cells)
     folders = [*places, *([own] if (out / "results" / "cells").is_dir() and own not in places else [])]
     store = Store(str(out))
@@ -136,8 +136,7 @@ def _read(places: list[str], tracking_uri: str | None, *, quiet: bool) -> "Resul
         chosen[folder] = None if model is None or before is None else before | {model}
     only = {folder: models for folder, models in chosen.items() if models is not None}
     with _display(quiet) as display:
-        tell = functools.partial(display.update, "reading cells")
-        return read_results(list(chosen), tell, only, logged_runs)
+        return read_results(list(chosen), functools.partial(display.update, "reading cells"), only, logged_runs)
 
 
 def _display(quiet: bool) -> "Display":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rayclip.cli.command import Positive
+from rayclip.cli.command import FromZero, Positive
 from rayclip.cli.options import (
     Logging,
     attack_defaults,
@@ -67,7 +67,7 @@ class Request(Logging):
     resolution: Literal["native", "model"] = "native"
     resize: Literal["antialias", "plain"] = "antialias"
     class_names: Annotated[str, typer.Option(metavar="curated|raw|FILE")] = "curated"
-    seed: Annotated[int, typer.Option(min=0)] = 0
+    seed: FromZero = 0
     gpus_per_worker: Annotated[float | None, typer.Option(min=0)] = None
     batch_size: Annotated[int, typer.Option(min=1, rich_help_panel="Cluster")] = 128
     shard_size: Positive = 256

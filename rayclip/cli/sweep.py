@@ -9,8 +9,7 @@ import typer
 from rayclip.cli.command import WIDTH, Command, with_options
 from rayclip.cli.options import split
 from rayclip.cli.running import run as run_app
-from rayclip.cli.scales import MMCOA_METHODS, ScaleName
-from rayclip.cli.sweep_options import Options
+from rayclip.cli.scales import MMCOA_METHODS, Options, ScaleName
 from rayclip.cli.sweep_run import Run, spell
 
 __all__ = ["Run", "spell", "split", "start", "sweep"]

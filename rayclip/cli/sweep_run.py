@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from rayclip.cli.options import check_data, check_models, check_tracking, least_of, split
-from rayclip.cli.scales import ELSEWHERE, ONE_SIZE, ScaleName, scales
-from rayclip.cli.sweep_options import Options
+from rayclip.cli.scales import ELSEWHERE, ONE_SIZE, Options, ScaleName, scales
 from rayclip.cli.train import parse_shots
 from rayclip.names import check_methods
 from rayclip.paths import check_folder, split_places

@@ -1,5 +1,6 @@
 """`rayclip train`: fine-tune one model, or learn a prompt for it."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import typer
@@ -14,8 +15,79 @@ from rayclip.units import format_budget, parse_budget
 _METHOD = f"One of {', '.join(METHODS)}, with its settings: mmcoa:lambda_img=0.3 (rayclip methods NAME shows them)."
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """Changes to a recipe.
+
+    Attributes:
+        lr: Learning rate. [default: the recipe's]
+        batch_size: Images per step, over all workers. [default: the recipe's]
+        epochs, optimizer, weight_decay: [default: the recipe's]
+        momentum: Momentum of sgd. [default: the recipe's]
+        betas: Decay rates of adam and adamw: 0.9,0.999. [default: the recipe's]
+        schedule: Schedule of the learning rate after its warm-up. [default: the recipe's]
+        warmup_steps: Steps of the warm-up, at most a tenth of the run unless --recipe paper. [default: the recipe's]
+    """
+
+    epochs: Positive | None = None
+    lr: float | None = None
+    batch_size: Positive | None = None
+    optimizer: Literal["sgd", "adam", "adamw"] | None = None
+    momentum: Annotated[float | None, typer.Option(min=0, max=1)] = None
+    betas: str | None = None
+    weight_decay: Annotated[float | None, typer.Option(min=0)] = None
+    schedule: Literal["cosine", "linear", "constant"] | None = None
+    warmup_steps: FromZero | None = None
+
+    def __post_init__(self) -> None:
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise UserError(f"--lr {self.lr} must be a positive number.")
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields of a recipe to change."""
+        return {key: value for key, value in {**vars(self), "betas": self.decay_rates()}.items() if value is not None}
+
+    def decay_rates(self) -> tuple[float, float] | None:
+        """Return Adam's decay rates of the gradients and their squares."""
+        if self.betas is None:
+            return None
+        try:
+            first, second = (float(part) for part in self.betas.split(","))
+            if 0 <= first < 1 and 0 <= second < 1:
+                return first, second
+        except ValueError:
+            pass
+        raise UserError(f"--betas '{self.betas}' are not two numbers from 0 to below 1: write 0.9,0.98.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigOptions:
+    """Fields of a run's configuration, as they are.
+
+    Attributes:
+        eps_warmup: Raise the training attack's budget from 0 over this many epochs.
+        accumulate: Split each worker's share of a batch into this many parts, to save memory.
+        ema: Keep the moving average of the weights with this decay, such as 0.999; 0 keeps the last weights.
+        precision: Precision of training; auto is bf16 autocast on GPUs and fp32 on CPUs.
+        save_every_steps: Also write a checkpoint every N steps.
+        data_workers: Processes that decode images.
+    """
+
+    eps_warmup: Annotated[float, typer.Option(metavar="EPOCHS")] = 0.0
+    accumulate: Positive = 1
+    ema: Annotated[float, typer.Option(metavar="DECAY")] = 0.0
+    seed: FromZero = 0
+    resolution: Literal["native", "model"] = "native"
+    resize: Literal["antialias", "plain"] = "antialias"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    save_every_steps: FromZero = 0
+    data_workers: FromZero = 0
+
+
 def train(
     logging: Logging,
+    changes: RecipeOptions,
+    settings: ConfigOptions,
     method: Annotated[str, typer.Option(help=_METHOD)],
     model: Annotated[str, typer.Option(help=MODELS)],
     data: str,
@@ -27,28 +99,10 @@ def train(
     step_size: str | None = None,
     norm: Literal["linf", "l2"] = "linf",
     start: Literal["random", "zero"] = "random",
-    eps_warmup: Annotated[float, typer.Option(metavar="EPOCHS")] = 0.0,
-    epochs: Positive | None = None,
     recipe: Literal["paper", "small"] | None = None,
-    lr: float | None = None,
-    batch_size: Positive | None = None,
-    accumulate: Positive = 1,
-    optimizer: Literal["sgd", "adam", "adamw"] | None = None,
-    momentum: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    betas: str | None = None,
-    weight_decay: Annotated[float | None, typer.Option(min=0)] = None,
-    schedule: Literal["cosine", "linear", "constant"] | None = None,
-    warmup_steps: FromZero | None = None,
-    ema: Annotated[float, typer.Option(metavar="DECAY")] = 0.0,
     trains: str | None = None,
     substitutes: str = "default",
-    seed: FromZero = 0,
-    resolution: Literal["native", "model"] = "native",
-    resize: Literal["antialias", "plain"] = "antialias",
     class_names: Annotated[str, typer.Option(metavar="curated|raw|FILE")] = "curated",
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
-    save_every_steps: FromZero = 0,
-    data_workers: FromZero = 0,
     workers: Positive = 1,
     min_workers: Positive | None = None,
     cluster: bool = False,
@@ -79,25 +133,11 @@ def train(
         steps: Steps of the training attack. [default: the method's]
         norm: Norm of the training attack's budget.
         start: Start the training attack at a random point of the ball, or at the image.
-        eps_warmup: Raise the training attack's budget from 0 over this many epochs.
-        epochs: [default: the recipe's]
         recipe: Use the published code's settings, its whole warm-up included (paper), or settings for models of a few
             million parameters (small). [default: small below 20 million parameters, else paper with a warm-up of at
             most a tenth of the run]
-        lr: Learning rate. [default: the recipe's]
-        batch_size: Images per step, over all workers. [default: the recipe's]
-        accumulate: Split each worker's share of a batch into this many parts, to save memory.
-        optimizer, weight_decay: [default: the recipe's]
-        momentum: Momentum of sgd. [default: the recipe's]
-        betas: Decay rates of adam and adamw: 0.9,0.999. [default: the recipe's]
-        schedule: Schedule of the learning rate after its warm-up. [default: the recipe's]
-        warmup_steps: Steps of the warm-up, at most a tenth of the run unless --recipe paper. [default: the recipe's]
-        ema: Keep the moving average of the weights with this decay, such as 0.999; 0 keeps the last weights.
         trains: Train all parameters, the image encoder (image), or its last N blocks and what follows (last-N).
             [default: the method's]
-        precision: Precision of training; auto is bf16 autocast on GPUs and fp32 on CPUs.
-        save_every_steps: Also write a checkpoint every N steps.
-        data_workers: Processes that decode images.
         workers: Train workers (one GPU each where there are GPUs).
     """
     check_folder("--out", out, done="rayclip.json")
@@ -105,8 +145,6 @@ def train(
     budget = None if eps is None else parse_budget(eps)
     check_models([model])
     check_data([data])
-    if lr is not None and not 0 < lr < float("inf"):
-        raise UserError(f"--lr {lr} must be a positive number.")
 
     from rayclip import api
     from rayclip.api import checks
@@ -128,39 +166,16 @@ def train(
     }
     small = recipe == "small" or (recipe is None and checks.is_small(model))
     chosen = make_method(method, published=not small, defaults={"substitutes": substitutes}, **asked)
-    overrides: dict[str, Any] = {
-        "epochs": epochs,
-        "lr": lr,
-        "batch_size": batch_size,
-        "optimizer": optimizer,
-        "momentum": momentum,
-        "betas": parse_betas(betas),
-        "schedule": schedule,
-        "weight_decay": weight_decay,
-        "warmup_steps": warmup_steps,
-    }
     config = TrainConfig(
         model=model,
         data=data,
         method=chosen,
-        eps_warmup=eps_warmup,
-        ema=ema,
         shots=parse_shots(shots),
-        seed=seed,
-        resolution=resolution,
-        resize=resize,
         names=class_source,
         recipe=checks.choose_recipe(
-            chosen,
-            model,
-            small=small,
-            whole_warmup=recipe == "paper",
-            overrides={k: v for k, v in overrides.items() if v is not None},
+            chosen, model, small=small, whole_warmup=recipe == "paper", overrides=changes.given()
         ),
-        precision=precision,
-        save_every_steps=save_every_steps,
-        data_workers=data_workers,
-        accumulate=accumulate,
+        **vars(settings),
     )
     place = Store(out)
     trial = Trial(name=place.name, config=config, out=place.root)
@@ -181,7 +196,7 @@ def train(
         return
     test = "TEST.parquet" if data.endswith(".parquet") else data
     print(f"checkpoint: {out}")
-    same = "" if resize == "antialias" else f" --resize {resize}"
+    same = "" if settings.resize == "antialias" else f" --resize {settings.resize}"
     written, results = format_budget(chosen.eps), place.child("eval").root
     print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {written}{same} --out {results}")
 
@@ -193,16 +208,3 @@ def parse_shots(text: str) -> int | None:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise UserError(f"--shots '{text}' is neither a number of images per class nor full: write 1, 5 or full.")
     return int(text)
-
-
-def parse_betas(text: str | None) -> tuple[float, float] | None:
-    """Parse Adam's decay rates of the gradients and their squares, `0.9,0.98`."""
-    if text is None:
-        return None
-    try:
-        first, second = (float(part) for part in text.split(","))
-        if 0 <= first < 1 and 0 <= second < 1:
-            return first, second
-    except ValueError:
-        pass
-    raise UserError(f"--betas '{text}' are not two numbers from 0 to below 1: write 0.9,0.98.")

@@ -31,7 +31,7 @@ def asked(monkeypatch, function, *words):
         raise Asked(args, kwargs)
 
     monkeypatch.setattr(f"rayclip.api.{function}", stop)
-    for module in ("request", "retrieval"):  # what is named here is nowhere
+    for module in ("request", "evaluate"):  # what is named here is nowhere
         for check in ("check_models", "check_data"):
             monkeypatch.setattr(f"rayclip.cli.{module}.{check}", lambda specs, **_: None)
     with pytest.raises(Asked) as found:
