@@ -165,11 +165,7 @@ def command_group(about: str, **settings: Any) -> typer.Typer:
 
 
 def add_command(app: typer.Typer, name: str, function: Callable[..., None], **options: Any) -> None:
-    """Add a command to an application.
-
-    Args:
-        options: of `with_options`.
-    """
+    """Add a command to an application; `options` are those of `with_options`."""
     app.command(name, cls=Command)(with_options(function, **options))
 
 

@@ -56,8 +56,7 @@ def split_models(values: Sequence[str]) -> list[str]:
 def refuse_repeats(command: Any, arguments: Sequence[str]) -> None:
     """Raise a `UserError` if an option that takes one value is given twice: click would silently use the last one.
 
-    Args:
-        command: a click command (`typer.main.get_command`), or a group, in which the arguments name the command.
+    `command` is click's (`typer.main.get_command`), or a group, in which the arguments name the command.
     """
     left = list(arguments)
     while left and left[0] in getattr(command, "commands", {}):
@@ -136,10 +135,8 @@ def check_tracking(uri: str | None) -> None:
 def hand_out(json: str | None, rows: str, show: Callable[[], None]) -> None:
     """Write rows to the `--json` file and show them; `-` writes them to standard output and shows nothing else.
 
-    The rows are shown even if the file cannot be written.
-
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written; the rows are shown before.
     """
     if json == "-":
         print(rows, end="")

@@ -124,10 +124,7 @@ class Run:
         return trials
 
     def method(self, name: str, defaults: Mapping[str, Any] | None = None, **settings: Any) -> "Method":
-        """Return a method with the sweep's budget and the given settings.
-
-        Args:
-            defaults: settings for methods that have them.
+        """Return a method with the sweep's budget and these settings; `defaults` are for methods that have them.
 
         At `paper`, settings of the method's published code take precedence over the sweep's (AdvPT's own budget).
         """

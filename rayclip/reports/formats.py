@@ -61,11 +61,7 @@ def document_csv(document: Document) -> str:
 
 
 def number_line(subject: Subject, dataset: str, attack: Attack, number: Number, metric: str = "") -> dict[str, Any]:
-    """Return the columns that every line has: the subject, the data, the attack, the number and its interval.
-
-    Args:
-        metric: of a recall, such as `tr_r@1`; without it the number is an accuracy.
-    """
+    """Return the columns that every line has; `metric` is that of a recall (`tr_r@1`), else it is an accuracy."""
     model = subject.model
     shots = "full" if model.shots is None else str(model.shots)
     value = f"{number.top1:.4f}"
@@ -112,10 +108,9 @@ def _environment(**settings: Any) -> "Environment":
 
 
 def document_latex(document: Document, places: Mapping[str, str]) -> str:
-    """Return a report as a complete document; tables need `booktabs`, `float`, `graphicx` and its own `fitted`.
+    """Return a report as a document; `places` are the paths of pictures that LaTeX can include, by figure name.
 
-    Args:
-        places: paths of pictures that LaTeX can include, by figure name.
+    Its tables need `booktabs`, `float`, `graphicx` and its own `fitted`.
     """
     environment = _environment(**_MARKS)
     environment.filters |= {"tex": _tex, "broken": _broken, "sentences": _sentences}

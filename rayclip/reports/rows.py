@@ -34,7 +34,7 @@ def row_sections(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Section
     group_of: dict[str, str] = {}  # by cell
     for row in sorted(rows, key=lambda row: row.is_worst):
         own = json.dumps({name: row.protocol.get(name) for name in SHARED})
-        key = group_of.setdefault(row.cell, group_of[row.cell.partition("+")[0]] if row.is_worst else own)
+        key = group_of[row.cell] = group_of[row.cell.partition("+")[0]] if row.is_worst else own
         groups.setdefault(key, []).append(row)
     return [_section(json.loads(key), members, labels) for key, members in groups.items()]
 

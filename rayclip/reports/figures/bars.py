@@ -48,14 +48,10 @@ def bars(section: Section) -> list[Figure]:
         for row, ax in enumerate(canvas.subplots(down, 1, squeeze=False).flat):
             names = groups[row * across : (row + 1) * across]
             _draw_groups(ax, subjects, [ranked[name] for name in names])
-            slanted = across > 6 and max(len(word) for name in groups for word in name.split()) > 8
-            ax.set_xticks(
-                range(len(names)),
-                names if slanted else ["\n".join(name.rsplit(" ", 1)) for name in names],
-                rotation=25 if slanted else 0,
-                ha="right" if slanted else "center",
-                rotation_mode="anchor" if slanted else "default",
-            )
+            if across > 6 and max(len(word) for name in groups for word in name.split()) > 8:
+                ax.set_xticks(range(len(names)), names, rotation=25, ha="right", rotation_mode="anchor")
+            else:
+                ax.set_xticks(range(len(names)), ["\n".join(name.rsplit(" ", 1)) for name in names])
             ax.set_xlim(-0.6, across - 0.4)
             ax.grid(visible=False, axis="x")
             ax.tick_params(axis="x", length=0)
