@@ -24,7 +24,7 @@ from rayclip.distributed import (
 from rayclip.evaluation import Store
 from rayclip.models.checkpoint import FILES
 from rayclip.progress import Display, say
-from rayclip.reports.section import model_name
+from rayclip.reports.model import model_name
 from rayclip.types import Row, UserError
 
 

@@ -11,12 +11,13 @@ from rayclip.reports.accuracy import report_grids, significance_grid
 from rayclip.reports.choosing import choose_examples
 from rayclip.reports.formats import number_line
 from rayclip.reports.grid import Cell, Document, Figure, Grid, Part
+from rayclip.reports.model import Model
 from rayclip.reports.notes import heading, merge_protocols, shared_note
 from rayclip.reports.numbers import sections
 from rayclip.reports.published import compare_with_published
 from rayclip.reports.recalls import RecallTable, recall_lines, recall_part, recall_tables
 from rayclip.reports.results import Results, texts
-from rayclip.reports.section import Attack, Model, Section, Subject, natural
+from rayclip.reports.section import Attack, Section, Subject, natural
 from rayclip.types import UserError
 
 _MOST_PROMPTS = 8

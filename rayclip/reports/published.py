@@ -18,9 +18,10 @@ from typing import Any
 from rayclip.data.registry import DATASETS
 from rayclip.reports.formats import number_line
 from rayclip.reports.grid import Cell, Grid, Part, accuracy, format_signed, number_cell
+from rayclip.reports.model import Model
 from rayclip.reports.notes import heading
 from rayclip.reports.recalls import RecallTable, recalls_of
-from rayclip.reports.section import Attack, Model, Number, Section, Subject, average
+from rayclip.reports.section import Attack, Number, Section, Subject, average
 from rayclip.types import UserError
 
 _COLUMNS = "paper table method train_dataset shots attack dataset metric value".split()

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayclip.evaluation.recall import Recall
-from rayclip.reports.section import Model, short_names
+from rayclip.reports.model import Model, short_names
 from rayclip.reports.verdicts import Verdicts
 from rayclip.store import Store
 from rayclip.types import Cut, UserError

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rayclip.reports.accuracy import dataset_grid
 from rayclip.reports.formats import grid_markdown
 from rayclip.reports.grid import Cell, Grid, number_cell
-from rayclip.reports.section import SHARED, Attack, Entry, Model, Number, Section, Subject, kind_of
+from rayclip.reports.model import Model
+from rayclip.reports.section import SHARED, Attack, Entry, Number, Section, Subject, kind_of
 from rayclip.reports.to_terminal import show
 from rayclip.types import WORST, Cut, Row
 

@@ -8,9 +8,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
+from rayclip.reports.model import Model
 from rayclip.types import Cut
 
 if TYPE_CHECKING:
@@ -43,56 +43,6 @@ def average(numbers: Sequence[Number]) -> Number:
     below = math.sqrt(sum((x.top1 - x.low) ** 2 for x in numbers)) / len(numbers)
     above = math.sqrt(sum((x.high - x.top1) ** 2 for x in numbers)) / len(numbers)
     return Number(top1=mean, low=mean - below, high=mean + above, n=sum(x.n for x in numbers))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A model as the results know it: specification, label, and the lineage of a checkpoint (`rayclip.json`)."""
-
-    fingerprint: str
-    spec: str
-    label: str
-    lineage: Mapping[str, Any] | None = None
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Training configuration; empty for a model that we did not train."""
-        return (self.lineage or {}).get("config") or {}
-
-    @property
-    def method(self) -> str | None:
-        return (self.config.get("method") or {}).get("name")
-
-    @property
-    def is_mix(self) -> bool:
-        """Return whether its weights lie between those of two others (`mix:START+END@a`)."""
-        return self.spec.startswith("mix:")
-
-    @property
-    def shots(self) -> int | None:
-        """Training images per class; None for all of them, or without training."""
-        return self.config.get("shots")
-
-    @property
-    def trained_on(self) -> str | None:
-        """Name of the training data."""
-        return ((self.lineage or {}).get("data") or {}).get("name") or self.config.get("data")
-
-
-def short_names(models: Sequence[Model]) -> dict[str, str]:
-    """Return a unique display name per model fingerprint: the label, or the specification with a folder's name only."""
-    wanted = {m.fingerprint: m.label if m.label != m.spec else model_name(m.spec) for m in models}
-    for again in (lambda m: m.spec, lambda m: f"{m.spec} ({m.fingerprint[:6]})"):
-        names = list(wanted.values())
-        alike = {f for f, name in wanted.items() if names.count(name) > 1}
-        wanted |= {m.fingerprint: again(m) for m in models if m.fingerprint in alike}
-    return wanted
-
-
-def model_name(spec: str) -> str:
-    """Return the folder name of a checkpoint's specification; other specifications unchanged."""
-    kind, colon, path = spec.partition(":")
-    return PurePosixPath(path).name if colon and kind in ("local-dir", "prompted") else spec
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,56 @@
+"""Models as result files know them, and their names."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model as the results know it: specification, label, and the lineage of a checkpoint (`rayclip.json`)."""
+
+    fingerprint: str
+    spec: str
+    label: str
+    lineage: Mapping[str, Any] | None = None
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Training configuration; empty for a model that we did not train."""
+        return (self.lineage or {}).get("config") or {}
+
+    @property
+    def method(self) -> str | None:
+        return (self.config.get("method") or {}).get("name")
+
+    @property
+    def is_mix(self) -> bool:
+        """Return whether its weights lie between those of two others (`mix:START+END@a`)."""
+        return self.spec.startswith("mix:")
+
+    @property
+    def shots(self) -> int | None:
+        """Training images per class; None for all of them, or without training."""
+        return self.config.get("shots")
+
+    @property
+    def trained_on(self) -> str | None:
+        """Name of the training data."""
+        return ((self.lineage or {}).get("data") or {}).get("name") or self.config.get("data")
+
+
+def short_names(models: Sequence[Model]) -> dict[str, str]:
+    """Return a unique display name per model fingerprint: the label, or the specification with a folder's name only."""
+    wanted = {m.fingerprint: m.label if m.label != m.spec else model_name(m.spec) for m in models}
+    for again in (lambda m: m.spec, lambda m: f"{m.spec} ({m.fingerprint[:6]})"):
+        names = list(wanted.values())
+        alike = {f for f, name in wanted.items() if names.count(name) > 1}
+        wanted |= {m.fingerprint: again(m) for m in models if m.fingerprint in alike}
+    return wanted
+
+
+def model_name(spec: str) -> str:
+    """Return the folder name of a checkpoint's specification; other specifications unchanged."""
+    kind, colon, path = spec.partition(":")
+    return PurePosixPath(path).name if colon and kind in ("local-dir", "prompted") else spec
