@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli import captions, data, doctor, evaluate, lists, models, report, train
+from rayclip.cli import bench, captions, data, doctor, evaluate, lists, models, report, train
 from rayclip.cli.command import add_command, command_group
 from rayclip.cli.options import check_tracking
 
@@ -75,6 +75,7 @@ add_command(app, "import", models.import_)
 for listing in (lists.attacks, lists.methods, lists.defenses, lists.scorers):
     add_command(app, listing.__name__, listing)
 add_command(app, "ui", ui)
+add_command(app, "bench", bench.bench)
 add_command(app, "doctor", doctor.doctor)
 app.add_typer(data.app, name="data")
 app.add_typer(captions.app, name="captions")

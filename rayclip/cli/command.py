@@ -85,7 +85,7 @@ _COMPLETIONS = {
     "data": complete(DATASETS, "datasets"),
     "attacks": complete(ATTACKS_ABOUT, "attacks"),
     "defense": complete(["none", *DEFENSES_ABOUT], "defenses"),
-    "method": complete(METHODS, "methods"),
+    **dict.fromkeys(("method", "methods"), complete(METHODS, "methods")),
 }
 
 
