@@ -33,6 +33,7 @@ def bench(
     against: Annotated[str | None, typer.Option(metavar="FILE")] = None,
     json: Annotated[str | None, typer.Option(metavar="FILE")] = None,
     quiet: bool = False,
+    json_logs: bool = False,
 ) -> None:
     """Measure attacks, training steps and a whole evaluation on this machine, beside plain loops.
 
