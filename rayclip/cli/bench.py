@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rayclip.cli.command import Positive
-from rayclip.cli.options import hand_out, split
+from rayclip.cli.options import hand_out, print_grid, split
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
     from rayclip.api.bench import BenchResult
 
 _SLOWER = 0.8  # of an earlier ratio or rate: below, it is called slower
-_WIDTH = 120  # characters, for tables that are not printed to a terminal
 _SETTINGS = ("name", "gpus", "cores", "model", "data", "batch", "eps", "compiled")  # in which two results must agree
 
 
@@ -103,8 +102,7 @@ def _read(place: str | None) -> dict[str, Any] | None:
 
 
 def _show(found: "BenchResult", earlier: dict[str, Any] | None) -> None:
-    from rayclip.reports.grid import Cell, Grid, number_cell
-    from rayclip.reports.to_terminal import show
+    from rayclip.reports.grid import Cell, number_cell
 
     def cell(value: float | None, form: str) -> Cell:
         return Cell() if value is None else number_cell(value, form)
@@ -131,8 +129,7 @@ def _show(found: "BenchResult", earlier: dict[str, Any] | None) -> None:
         ]
     columns = {name: cells for name, cells in columns.items() if any(each.text for each in cells)}
     names = [f"{rate.name} step" if rate.kind == "method" else rate.name for rate in found.rates]
-    rows = list(zip(names, zip(*columns.values(), strict=True), strict=True))
-    show([Grid(title="", header=("", *columns), rows=rows)], width=_WIDTH)
+    print_grid(("", *columns), list(zip(names, *columns.values(), strict=True)))
     if found.whole:
         rest = found.whole["all"] - found.whole["pool"]
         print(f"whole evaluation: {found.whole['all']:.1f} s, of which {rest:.1f} s before and after the workers")

@@ -14,20 +14,19 @@ from rayclip.cli.options import (
     check_models,
     check_places,
     hand_out,
+    print_grid,
     split,
     split_models,
 )
 from rayclip.cli.request import Request
 from rayclip.names import check_attacks
-from rayclip.reports.grid import Cell, Grid, number_cell
+from rayclip.reports.grid import Cell, number_cell
 from rayclip.reports.notes import heading
 from rayclip.types import UserError
 from rayclip.units import parse_budgets
 
 if TYPE_CHECKING:
     from rayclip.evaluation.forecast import Forecast, PlanComparison
-
-_WIDTH = 120  # characters, for tables of a plan that are not printed to a terminal
 
 
 def evaluate(asked: Request, workers: Positive | None = None) -> None:
@@ -209,13 +208,13 @@ def _show(plan: "Forecast") -> None:
         pace = 1000 * seconds / samples
         own = seconds * plan.hardware.units / 3600
         rows.append((model, heading(attack), len(cells), sum(c.shards for c in cells), samples, pace, own, basis))
-    _print(("model", "attack", "data sets", "shards", "samples", "ms per sample", f"{unit} hours", "from"), rows)
+    print_grid(("model", "attack", "data sets", "shards", "samples", "ms per sample", f"{unit} hours", "from"), rows)
     walls = []
     for each in plan.workers:
         cost = [] if each.cost is None else [number_cell(each.cost, ".2f")]
         wall = Cell(text=_duration(each.wall), value=each.wall)
         walls.append((str(each.workers), wall, each.hours, *cost))
-    _print(("workers", "wall time", f"{unit} hours held", *["cost"] * (plan.price is not None)), walls)
+    print_grid(("workers", "wall time", f"{unit} hours held", *["cost"] * (plan.price is not None)), walls)
 
 
 def _show_spent(plan: "Forecast", done: "list[PlanComparison]", runs: list[dict[str, Any]]) -> None:
@@ -228,7 +227,7 @@ def _show_spent(plan: "Forecast", done: "list[PlanComparison]", runs: list[dict[
         ratio = number_cell(each.actual / share, ".2f") if share else Cell()
         rows.append((each.model, heading(each.attack), each.samples, each.done, *hours, ratio))
     print("planned and actual:")
-    _print(("model", "attack", "samples", "done", f"planned {unit} hours", "actual", "actual/planned"), rows)
+    print_grid(("model", "attack", "samples", "done", f"planned {unit} hours", "actual", "actual/planned"), rows)
     print(_sum_line(plan, done, runs))
 
 
@@ -257,15 +256,3 @@ def _duration(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
-
-
-def _print(header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
-    """Print a table of cells, texts, whole numbers, and others with three digits."""
-    from rayclip.reports.to_terminal import show
-
-    def cell(value: Cell | str | float) -> Cell:
-        if isinstance(value, Cell):
-            return value
-        return Cell(text=value) if isinstance(value, str) else number_cell(value, ".3g" * isinstance(value, float))
-
-    show([Grid(title="", header=header, rows=[(name, [*map(cell, row)]) for name, *row in rows])], width=_WIDTH)

@@ -184,3 +184,18 @@ def print_table(rows: Sequence[Sequence[str | int]], header: Sequence[str] = ())
     for row in rows:
         table.add_row(*map(str, row))
     console().print(table)
+
+
+def print_grid(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table of results, 120 characters wide where there is no terminal: cells of a grid, texts, whole numbers,
+    and others with three digits."""
+    from rayclip.reports.grid import Cell, Grid, number_cell
+    from rayclip.reports.to_terminal import show
+
+    def cell(value: Cell | str | float) -> Cell:
+        if isinstance(value, Cell):
+            return value
+        return Cell(text=value) if isinstance(value, str) else number_cell(value, ".3g" * isinstance(value, float))
+
+    grid = Grid(title="", header=tuple(header), rows=[(name, [*map(cell, row)]) for name, *row in rows])
+    show([grid], width=120)
