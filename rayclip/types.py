@@ -92,7 +92,10 @@ class Row:
 
     def who(self, labels: Mapping[str, str] | None = None) -> str:
         """Return the model's label (or name, if it has none) with its scorer and its defence."""
-        name = (labels or {}).get(self.model, self.model)
-        if self.scorer != "template":
-            name = f"{name}, {self.scorer}"
-        return name if self.defense == "none" else f"{name} + {self.defense}"
+        return full_name((labels or {}).get(self.model, self.model), self.scorer, self.defense)
+
+
+def full_name(model: str, scorer: str, defense: str) -> str:
+    """Return a model's name with its scorer and its defence, unless they are the usual ones."""
+    name = model if scorer == "template" else f"{model}, {scorer}"
+    return name if defense == "none" else f"{name} + {defense}"

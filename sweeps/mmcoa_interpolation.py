@@ -18,7 +18,6 @@ from typing import Annotated
 import typer
 
 from rayclip.cli.models import mixes
-from rayclip.cli.options import one_list
 from rayclip.cli.sweep import Run, start, sweep
 
 SHARES = ["0.25,0.5,0.75,1"]
@@ -32,7 +31,7 @@ def main(
     ] = SHARES,
 ) -> None:
     """Fine-tune, and attack models with the weights (1-a)·untouched + a·fine-tuned."""
-    shares = one_list(a)
+    shares = ",".join(a)
     mixes(run.model, run.model, shares)
     run.go(
         run.trials(),

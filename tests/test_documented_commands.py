@@ -15,7 +15,7 @@ import typer
 from cluster.files import documents, walk
 from rayclip.attacks import parse_attacks
 from rayclip.cli.app import app
-from rayclip.cli.options import one_list, refuse_repeats
+from rayclip.cli.options import refuse_repeats
 from rayclip.evaluation.cell import at_budgets
 from rayclip.types import UserError
 from rayclip.units import parse_budgets
@@ -105,7 +105,7 @@ def parse(command: Any, arguments: list[str], *, whole: bool) -> None:
     try:
         taken = command.make_context("documented", left).params
         if whole and taken.get("attacks"):  # their settings and budgets are parsed, too
-            at_budgets(parse_attacks(one_list(taken["attacks"]), {}), parse_budgets(taken["eps"] or []))
+            at_budgets(parse_attacks(",".join(taken["attacks"]), {}), parse_budgets(taken["eps"] or []))
     except Exception as error:
         if whole or type(error).__name__ not in ("MissingParameter", "NoArgsIsHelpError"):
             raise

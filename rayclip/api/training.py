@@ -27,7 +27,7 @@ from rayclip.models.checkpoint import FILES
 from rayclip.progress import Display, say
 from rayclip.reports.model import model_name
 from rayclip.reports.notes import heading
-from rayclip.reports.search import search_grid
+from rayclip.reports.rows import search_grid
 from rayclip.reports.to_terminal import show
 from rayclip.types import Row, UserError
 

@@ -7,6 +7,7 @@ command names. If one of them changed, results are missing, or events wait for M
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,12 +60,8 @@ def keep(words: Mapping[str, Any], places: Sequence[str], out: str, answer: Answ
     if not store.is_local or files is None or _waits(words, store):
         return
     cells = {row.cell: store.names(f"cells/{row.cell}", ".parquet") for row in answer.rows if not row.is_worst}
-    record = {
-        "files": files,
-        "cells": cells,
-        "said": answer.said,
-        "rows": [dataclasses.asdict(row) for row in answer.rows],
-    }
+    rows = [dataclasses.asdict(row) for row in answer.rows]
+    record = {"files": files, "cells": cells, "said": answer.said, "rows": rows}
     with contextlib.suppress(OSError):  # no room for it is no reason to withhold the table
         store.write_json(_name(words), record)
 
@@ -86,26 +83,17 @@ def _state(places: Sequence[str]) -> dict[str, list[int]] | None:
         if "://" in text or text.startswith(("hf-hub:", "prompted:", "mix:")):
             return None
         for path in {Path(text), Path(text.partition(":")[2] or text)}:  # `local-dir:PATH`, `NAME:FILE`
-            files = sorted(_files(path)) if path.exists() else []
+            files = list(itertools.islice(_files(path), _MOST_FILES + 1))
             if len(files) > _MOST_FILES:
                 return None
-            found |= {str(file.absolute()): _stamp(file) for file in files}
+            for file in files:
+                status = file.stat()
+                found[str(file.absolute())] = [status.st_size, status.st_mtime_ns]
     return found
 
 
 def _files(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
+    if path.is_dir():
+        yield from (Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names)
+    elif path.exists():
         yield path
-        return
-    count = 0
-    for folder, _, names in os.walk(path, followlinks=True):
-        for name in names:
-            yield Path(folder) / name
-            count += 1
-            if count > _MOST_FILES:
-                return
-
-
-def _stamp(file: Path) -> list[int]:
-    status = file.stat()
-    return [status.st_size, status.st_mtime_ns]

@@ -1,59 +1,38 @@
 """`rayclip bench`: measure the rates of attacks, training steps and a whole evaluation on this machine."""
 
 import json as jsons
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rayclip.cli.options import Json, JsonLogs, Quiet, complete_attacks, complete_methods, hand_out, one_list
+from rayclip.cli.command import Positive
+from rayclip.cli.options import hand_out, print_grid, split
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
     from rayclip.api.bench import BenchResult
 
 _SLOWER = 0.8  # of an earlier ratio or rate: below, it is called slower
-_WIDTH = 120  # characters, for tables that are not printed to a terminal
 _SETTINGS = ("name", "gpus", "cores", "model", "data", "batch", "eps", "compiled")  # in which two results must agree
 
 
 def bench(
-    model: Annotated[
-        str, typer.Option(help="A model, or NAME:random: an architecture of open_clip with random weights.")
-    ] = "digits",
-    data: Annotated[str, typer.Option(help="Data set whose test images and classes are used.")] = "digits",
-    attacks: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Attacks, with their settings.  [default: pgd:stop=final,apgd-ce]", autocompletion=complete_attacks
-        ),
-    ] = None,
-    methods: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Training methods whose step is measured; none: no step.  [default: tecoa]",
-            autocompletion=complete_methods,
-        ),
-    ] = None,
-    eps: Annotated[str, typer.Option(help="Budget of attacks and methods, as a fraction.")] = "8/255",
-    batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
-    precision: Annotated[
-        list[str] | None, typer.Option(help="fp32, bf16 or fp16, commas between.  [default: fp32]")
-    ] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where models run; auto is the GPU if there is one.")
-    ] = "auto",
-    compiled: Annotated[bool, typer.Option("--compile", help="Attack a compiled copy (torch.compile).")] = False,
-    whole: Annotated[
-        bool, typer.Option("--whole/--no-whole", help="Measure a whole evaluation on Ray and MLflow, too.")
-    ] = True,
-    against: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Compare with an earlier --json of the same machine and settings."),
-    ] = None,
-    json: Json = None,
-    quiet: Quiet = False,
-    json_logs: JsonLogs = False,
+    model: str = "digits",
+    data: str = "digits",
+    attacks: Sequence[str] = ("pgd:stop=final,apgd-ce",),
+    methods: Sequence[str] = ("tecoa",),
+    eps: str = "8/255",
+    batch: Positive = 64,
+    precision: Sequence[str] = ("fp32",),
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    compiled: Annotated[bool, typer.Option("--compile")] = False,
+    whole: bool = True,
+    against: Annotated[str | None, typer.Option(metavar="FILE")] = None,
+    json: Annotated[str | None, typer.Option(metavar="FILE")] = None,
+    quiet: bool = False,
+    json_logs: bool = False,
 ) -> None:
     """Measure attacks, training steps and a whole evaluation on this machine, beside plain loops.
 
@@ -62,10 +41,23 @@ def bench(
       rayclip bench
       rayclip bench --model ViT-B-32:random --batch 256 --eps 1/255 --precision fp32,bf16 --compile --json now.json
       rayclip bench --json now.json --against before.json
+
+    Args:
+        model: A model, or NAME:random: an architecture of open_clip with random weights.
+        data: Data set whose test images and classes are used.
+        attacks: Attacks, with their settings.
+        methods: Training methods whose step is measured; none: no step.
+        eps: Budget of attacks and methods, as a fraction.
+        batch: Images per batch.
+        precision: fp32, bf16 or fp16, commas between.
+        device: Where models run; auto is the GPU if there is one.
+        compiled: Attack a compiled copy (torch.compile).
+        whole: Measure a whole evaluation on Ray and MLflow, too.
+        against: Compare with an earlier --json of the same machine and settings.
     """
     from rayclip.units import parse_budget
 
-    precisions = [each.strip() for each in one_list(precision or ["fp32"]).split(",")]
+    precisions = list(split(precision))
     if unknown := [each for each in precisions if each not in ("fp32", "bf16", "fp16")]:
         raise UserError(f"--precision {unknown[0]}: write fp32, bf16 or fp16.")
     earlier = _read(against)
@@ -79,13 +71,12 @@ def bench(
     from rayclip.methods import make_method
     from rayclip.progress import say
 
-    chosen = one_list(methods or ["tecoa"])
     found = measure(
         Bench(
             model=model,
             data=data,
-            attacks=parse_attacks(one_list(attacks or ["pgd:stop=final,apgd-ce"]), {"substitutes": "clip-table"}),
-            methods=[make_method(name.strip(), eps=budget) for name in chosen.split(",") if chosen != "none"],
+            attacks=parse_attacks(",".join(attacks), {"substitutes": "clip-table"}),
+            methods=[make_method(name, eps=budget) for name in split(methods) if name != "none"],
             eps=budget,
             batch=batch,
             precisions=precisions,
@@ -111,8 +102,7 @@ def _read(place: str | None) -> dict[str, Any] | None:
 
 
 def _show(found: "BenchResult", earlier: dict[str, Any] | None) -> None:
-    from rayclip.reports.grid import Cell, Grid, number_cell
-    from rayclip.reports.to_terminal import show
+    from rayclip.reports.grid import Cell, number_cell
 
     def cell(value: float | None, form: str) -> Cell:
         return Cell() if value is None else number_cell(value, form)
@@ -139,8 +129,7 @@ def _show(found: "BenchResult", earlier: dict[str, Any] | None) -> None:
         ]
     columns = {name: cells for name, cells in columns.items() if any(each.text for each in cells)}
     names = [f"{rate.name} step" if rate.kind == "method" else rate.name for rate in found.rates]
-    rows = list(zip(names, zip(*columns.values(), strict=True), strict=True))
-    show([Grid(title="", header=("", *columns), rows=rows)], width=_WIDTH)
+    print_grid(("", *columns), list(zip(names, *columns.values(), strict=True)))
     if found.whole:
         rest = found.whole["all"] - found.whole["pool"]
         print(f"whole evaluation: {found.whole['all']:.1f} s, of which {rest:.1f} s before and after the workers")

@@ -1,81 +1,104 @@
 """`rayclip captions`: generate or read sentences about classes, filter them and save them as a table."""
 
-from collections.abc import Sequence
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rayclip.cli.help import Command, Group
-from rayclip.cli.options import Cluster, JsonLogs, Quiet, Verbose, complete_data, complete_models
+from rayclip.cli.command import FromZero, Positive, add_command, command_group
+from rayclip.cli.options import write_file
 from rayclip.paths import check_file
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
     from rayclip.data import ImageSet
-    from rayclip.data.descriptions import Descriptions, Matching, Unmatched
+    from rayclip.data.descriptions import Descriptions, Matching
 
-app = typer.Typer(
-    cls=Group,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Choose captions of classes: check and filter a file of descriptions, generate one, show what was chosen.",
+app = command_group(
+    "Choose captions of classes: check and filter a file of descriptions, generate one, show what was chosen.",
     short_help="Choose, check, generate and show captions of classes.",
 )
 
 _FEW = 10  # names printed by commands whose purpose is not this report
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="JSON", help="File or http(s) address: one object, class name to list of sentences (CuPL's form)."
-    ),
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        help="Data set whose classes are meant: a name, a Parquet file, a folder.", autocompletion=complete_data
-    ),
-]
-Classes = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Instead of --data: class names in label order, one per line.")
-]
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The classes that captions are for.
+
+    Attributes:
+        data: Data set whose classes are meant: a name, a Parquet file, a folder.
+        classes: Instead of --data: class names in label order, one per line.
+    """
+
+    data: str | None = None
+    classes: Annotated[Path | None, typer.Option(metavar="FILE")] = None
+
+    def names(self) -> tuple[list[str], list[str] | None]:
+        """Return the class names in label order, and the data set's other spellings, if any."""
+        if (self.data is None) == (self.classes is None):
+            raise UserError("give the classes, either by --data NAME or by --classes FILE.")
+        if self.data is not None:
+            found = _open_either(self.data)
+            raw = getattr(found, "raw_names", None)
+            return list(found.class_names), None if raw is None else list(raw)
+        assert self.classes is not None
+        names = _read_lines(self.classes)
+        if not names:
+            raise UserError(f"{self.classes} names no class: write one per line.")
+        return names, None
 
 
-@app.command("filter", cls=Command)
+@dataclass(frozen=True, kw_only=True)
+class Source(Classes):
+    """A file of descriptions, and the classes that they are for.
+
+    Attributes:
+        json: File or http(s) address: one object, class name to list of sentences (CuPL's form).
+    """
+
+    json: Annotated[str, typer.Argument(metavar="JSON")]
+
+    def match(self) -> "tuple[Descriptions, Matching, list[str]]":
+        """Return the descriptions, what of them belongs to which class, and the names of the classes."""
+        from rayclip.data.descriptions import match_classes, read_descriptions
+
+        names, alternatives = self.names()
+        described = read_descriptions(self.json)
+        return described, match_classes(described.sentences, names, alternatives), names
+
+
 def filter_captions(
-    json: Source,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="CLIP whose text encoder measures: digits, local-dir:PATH, hf-hub:ORG/NAME or NAME:TAG.",
-            autocompletion=complete_models,
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Table to write: .parquet, or .csv for a spreadsheet.")],
-    data: Data = None,
-    classes: Classes = None,
-    keep: Annotated[int, typer.Option(min=1, help="Captions per class.")] = 5,
-    fill: Annotated[
-        Literal["template"] | None,
-        typer.Option(help="template: fill classes with too few captions up with class prompts, marked in the table."),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table, edits and all.")] = False,
-    quiet: Quiet = False,
-    json_logs: JsonLogs = False,
+    source: Source,
+    model: str,
+    out: Path,
+    keep: Positive = 5,
+    fill: Literal["template"] | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    json_logs: bool = False,
 ) -> None:
-    """Keep the captions of each class that are nearest to its name by CLIP's text encoder (SAFT's filter)."""
+    """Keep the captions of each class that are nearest to its name by CLIP's text encoder (SAFT's filter).
+
+    Args:
+        model: CLIP whose text encoder measures: digits, local-dir:PATH, hf-hub:ORG/NAME or NAME:TAG.
+        out: Table to write: .parquet, or .csv for a spreadsheet.
+        keep: Captions per class.
+        fill: template: fill classes with too few captions up with class prompts, marked in the table.
+        overwrite: Replace a table, edits and all.
+    """
     from rayclip.data.captions import Caption, check_table_name, write_captions
-    from rayclip.data.descriptions import match_classes, read_descriptions
     from rayclip.models.captions import check_enough, nearest_captions
 
     check_table_name(out)
     check_file("--out", out)
     if out.exists() and not overwrite:
         raise UserError(f"--out {out} exists and may have been edited: give another name, or --overwrite.")
-    names, alternatives = _class_names(data, classes)
-    described = read_descriptions(json)
-    matching = match_classes(described.sentences, names, alternatives)
+    described, matching, names = source.match()
     check_enough(names, matching.captions, keep, fill=fill == "template")  # fail before the model loads
 
     import torch
@@ -85,7 +108,7 @@ def filter_captions(
 
     clip = load_model(model, "cuda" if torch.cuda.is_available() else "cpu")
     if not quiet:
-        _report(described, matching, names, limit=_FEW)
+        say("note", "\n".join(_report(described, matching, names, limit=_FEW)))
     with Display(quiet=quiet) as display:
         chosen = nearest_captions(
             clip,
@@ -93,7 +116,7 @@ def filter_captions(
             matching.captions,
             keep,
             fill=fill == "template",
-            progress=lambda done, total: display.update("embedding captions", done, total),
+            progress=functools.partial(display.update, "embedding captions"),
         )
     rows = [
         Caption(
@@ -130,47 +153,42 @@ def filter_captions(
     print(f"captions: {out} ({_count(len(names), 'class', 'classes')}, {keep} each)")
 
 
-@app.command(cls=Command)
-def check(json: Source, data: Data = None, classes: Classes = None) -> None:
+def check(source: Source) -> None:
     """Report which classes a file of descriptions has captions for, and what does not match; write nothing."""
-    from rayclip.data.descriptions import match_classes, read_descriptions
-
-    names, alternatives = _class_names(data, classes)
-    described = read_descriptions(json)
-    _report(described, match_classes(described.sentences, names, alternatives), names, limit=None)
+    described, matching, names = source.match()
+    print("\n".join(_report(described, matching, names, limit=None)))
 
 
-@app.command(cls=Command)
 def generate(
-    generator: Annotated[
-        str, typer.Option(help="Folder or hub id of a transformers text-generation or image-text model.")
-    ],
-    out: Annotated[Path, typer.Option(help="JSON to write; an interrupted run goes on from the parts beside it.")],
-    data: Data = None,
-    classes: Classes = None,
-    per_class: Annotated[int, typer.Option(min=1, help="Sentences per class.")] = 20,
-    images: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Example images per class from --data.  [default: 3 for image-text models, else none]"
-        ),
-    ] = None,
-    questions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Own questions, one per line, with {} for the class.")
-    ] = None,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Of sampling.")] = 0.99,
-    max_new_tokens: Annotated[int, typer.Option(min=8, help="Longest answer.")] = 64,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 64,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Actors.  [default: a GPU each, or a node each without GPUs]")
-    ] = None,
-    cluster: Cluster = False,
-    quiet: Quiet = False,
-    json_logs: JsonLogs = False,
-    verbose: Verbose = False,
+    wanted: Classes,
+    generator: str,
+    out: Path,
+    per_class: Positive = 20,
+    images: FromZero | None = None,
+    questions: Annotated[Path | None, typer.Option(metavar="FILE")] = None,
+    temperature: Annotated[float, typer.Option(min=0.01)] = 0.99,
+    max_new_tokens: Annotated[int, typer.Option(min=8)] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, rich_help_panel="Options")] = 64,
+    seed: FromZero = 0,
+    workers: Positive | None = None,
+    cluster: bool = False,
+    quiet: bool = False,
+    json_logs: bool = False,
+    verbose: bool = False,
 ) -> None:
-    """Generate captions of the classes with a language or image-text model, as input of `rayclip captions filter`."""
+    """Generate captions of the classes with a language or image-text model, as input of `rayclip captions filter`.
+
+    Args:
+        generator: Folder or hub id of a transformers text-generation or image-text model.
+        out: JSON to write; an interrupted run goes on from the parts beside it.
+        per_class: Sentences per class.
+        images: Example images per class from --data. [default: 3 for image-text models, else none]
+        questions: Own questions, one per line, with {} for the class.
+        temperature: Of sampling.
+        max_new_tokens: Longest answer.
+        batch_size: Questions at a time.
+        workers: Actors. [default: a GPU each, or a node each without GPUs]
+    """
     if out.suffix != ".json":
         raise UserError(f"--out {out}: generated captions are written as .json.")
     if not out.is_file():
@@ -185,7 +203,7 @@ def generate(
     from rayclip.models.generators import IMAGE_QUESTIONS, QUESTIONS, GeneratorSettings, generator_kind
     from rayclip.progress import Display, say
 
-    kind = generator_kind(generator)
+    kind, data = generator_kind(generator), wanted.data
     images = (3 if kind.sees else 0) if images is None else images
     if images and not kind.sees:
         raise UserError(f"--images {images}: generator '{generator}' takes text only.")
@@ -193,16 +211,25 @@ def generate(
         raise UserError(f"generator '{generator}' captions images: give it some with --data and --images 3.")
     if images and data is None:
         raise UserError(f"generator '{generator}' needs example images: give --data, or --images 0 to do without.")
-    names = list(dict.fromkeys(_class_names(data, classes)[0]))
+    names = list(dict.fromkeys(wanted.names()[0]))
+    asked = _read_lines(questions) if questions else IMAGE_QUESTIONS if images else QUESTIONS
+    if not asked or not all("{}" in question for question in asked):
+        raise UserError(f"{questions} must hold questions, one per line, each with {{}} where the class belongs.")
     examples = open_data(data, "train") if images and data is not None else None
     if examples is not None:
-        _check_examples(examples)
+        present = set(examples.labels.tolist())
+        bare = [repr(name) for label, name in enumerate(examples.class_names) if label not in present]
+        if bare:
+            raise UserError(
+                f"'{examples.name}' has no training image of {_listed(bare, 5)}: every class needs an example, or use "
+                "--images 0."
+            )
     job = CaptionJob(
         generator=generator,
         generator_fingerprint=kind.fingerprint,
         class_names=tuple(names),
         per_class=per_class,
-        questions=_read_questions(questions) if questions else IMAGE_QUESTIONS if images else QUESTIONS,
+        questions=tuple(asked),
         images=images,
         data_fingerprint="" if examples is None else examples.fingerprint,
         seed=seed,
@@ -215,7 +242,7 @@ def generate(
     display = Display(quiet=quiet)
     with ray_cluster(cluster=cluster, verbose=verbose), display:
         found = generate_captions(job, parts, examples, display=display, workers=workers)
-    _write_json(out, found)
+    write_file(out, json.dumps(found, indent=0, ensure_ascii=False) + "\n")
     few = [name for name in names if len(found[name]) < per_class]
     if few and not quiet:
         say(
@@ -224,16 +251,17 @@ def generate(
             f"repeats or unfinished: {_listed([f'{name} ({len(found[name])})' for name in few], _FEW)}",
         )
     print(f"captions: {out} ({sum(map(len, found.values()))} sentences of {_count(len(found), 'class', 'classes')})")
-    meant = f"--data {data}" if data else f"--classes {classes}"
+    meant = f"--data {data}" if data else f"--classes {wanted.classes}"
     print(f"choose from them: rayclip captions filter {out} {meant} --model MODEL --out {out.with_suffix('.parquet')}")
 
 
-@app.command(cls=Command)
-def show(
-    file: Annotated[Path, typer.Argument(help="A table that `rayclip captions filter` wrote, edited or not.")],
-    find: Annotated[str, typer.Option("--class", help="Only classes whose name contains this.")] = "",
-) -> None:
-    """Check and print a table of captions."""
+def show(file: Annotated[Path, typer.Argument()], find: Annotated[str, typer.Option("--class")] = "") -> None:
+    """Check and print a table of captions.
+
+    Args:
+        file: A table that `rayclip captions filter` wrote, edited or not.
+        find: Only classes whose name contains this.
+    """
     from rayclip.data.captions import read_captions, read_table
 
     read_captions(file)
@@ -254,20 +282,6 @@ def show(
         print(f"   {score}  {row.caption}{mark}")
 
 
-def _class_names(data: str | None, classes: Path | None) -> tuple[list[str], list[str] | None]:
-    """Return the class names in label order, and the data set's other spellings, if any."""
-    if (data is None) == (classes is None):
-        raise UserError("give the classes, either by --data NAME or by --classes FILE.")
-    if classes is not None:
-        names = _read_lines(classes)
-        if not names:
-            raise UserError(f"{classes} names no class: write one per line.")
-        return names, None
-    found = _open_either(str(data))
-    raw = getattr(found, "raw_names", None)
-    return list(found.class_names), None if raw is None else list(raw)
-
-
 def _open_either(data: str) -> "ImageSet":
     """Open the test split, or else the train split: both have the class names, and one may not be prepared."""
     from rayclip.data import open_data
@@ -281,25 +295,6 @@ def _open_either(data: str) -> "ImageSet":
             raise error from None
 
 
-def _check_examples(data: "ImageSet") -> None:
-    import numpy as np
-
-    counts = np.bincount(data.labels, minlength=len(data.class_names))
-    bare = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
-    if bare:
-        raise UserError(
-            f"'{data.name}' has no training image of {_listed([f'{name!r}' for name in bare], 5)}: every class needs "
-            "an example, or use --images 0."
-        )
-
-
-def _read_questions(path: Path) -> tuple[str, ...]:
-    questions = _read_lines(path)
-    if not questions or not all("{}" in question for question in questions):
-        raise UserError(f"{path} must hold questions, one per line, each with {{}} where the class belongs.")
-    return tuple(questions)
-
-
 def _read_lines(path: Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -307,51 +302,31 @@ def _read_lines(path: Path) -> list[str]:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}.") from None
 
 
-def _write_json(path: Path, value: dict[str, list[str]]) -> None:
-    import json
-    import os
-
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    aside.write_text(json.dumps(value, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-
-
-def _report(described: "Descriptions", matching: "Matching", names: Sequence[str], limit: int | None) -> None:
-    """Print which classes have captions and what does not match; with a `limit`, as a short note."""
-    from rayclip.progress import say
-
-    counts = [len(own) for own in matching.captions if own]
-    lines = [f"{len(names) - len(matching.unmatched)} of {_count(len(names), 'class', 'classes')} matched"]
-    if counts:
-        span = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
-        lines[0] += f", with {span} captions each"
-    dropped = [f"{described.repeated} repeated", f"{described.empty} empty"]
-    if described.repeated or described.empty:
-        lines.append(f"sentences dropped: {', '.join(d for d in dropped if not d.startswith('0 '))}")
+def _report(described: "Descriptions", matching: "Matching", names: Sequence[str], limit: int | None) -> Iterator[str]:
+    """Yield lines on which classes have captions and what does not match, at most `limit` names of each kind."""
+    counts = {len(own) for own in matching.captions if own}
+    span = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else "".join(map(str, counts))
+    matched = f"{len(names) - len(matching.unmatched)} of {_count(len(names), 'class', 'classes')} matched"
+    yield matched + f", with {span} captions each" * bool(counts)
+    dropped = {"repeated": described.repeated, "empty": described.empty}
+    if any(dropped.values()):
+        yield f"sentences dropped: {', '.join(f'{n} {why}' for why, n in dropped.items() if n)}"
     bare = [names[i] for i, key in enumerate(matching.keys) if key is not None and not matching.captions[i]]
     if bare:
-        lines.append(f"matched but without a sentence: {_listed(bare, limit)}")
+        yield f"matched but without a sentence: {_listed(bare, limit)}"
     for group in matching.conflicts:
-        lines.append(f"names that differ in spelling only: {', '.join(group)}")
-    lines += _names("classes without captions", list(matching.unmatched.values()), limit)
-    lines += _names("descriptions that no class uses", matching.unused, limit)
-    text = "\n".join(lines)
-    if limit is None:
-        print(text)
-    else:
-        say("note", text)
-
-
-def _names(title: str, found: "Sequence[Unmatched]", limit: int | None) -> list[str]:
-    if not found:
-        return []
-    lines = [f"{title} ({len(found)}):"]
-    for each in found[:limit]:
-        notes = [each.reason] if each.reason else [f"nearest: {each.nearest}"] if each.nearest else []
-        lines.append(f"  {each.name}" + "".join(f"   ({note})" for note in notes))
-    if limit is not None and len(found) > limit:
-        lines.append(f"  and {len(found) - limit} more; rayclip captions check lists all")
-    return lines
+        yield f"names that differ in spelling only: {', '.join(group)}"
+    for title, found in (
+        ("classes without captions", [*matching.unmatched.values()]),
+        ("descriptions that no class uses", [*matching.unused]),
+    ):
+        if found:
+            yield f"{title} ({len(found)}):"
+        for each in found[:limit]:
+            note = each.reason or (f"nearest: {each.nearest}" if each.nearest else "")
+            yield f"  {each.name}" + f"   ({note})" * bool(note)
+        if limit is not None and len(found) > limit:
+            yield f"  and {len(found) - limit} more; rayclip captions check lists all"
 
 
 def _listed(names: Sequence[str], limit: int | None) -> str:
@@ -361,3 +336,8 @@ def _listed(names: Sequence[str], limit: int | None) -> str:
 
 def _count(n: int, one: str, many: str) -> str:
     return f"{n} {one if n == 1 else many}"
+
+
+add_command(app, "filter", filter_captions)
+for command in (check, generate, show):
+    add_command(app, command.__name__, command)

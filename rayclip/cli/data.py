@@ -1,44 +1,50 @@
 """`rayclip data`: list, prepare, show and verify the papers' data sets, all in one layout."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rayclip.cli.help import Command, Group
-from rayclip.cli.options import JsonLogs, Quiet, complete_data
+from rayclip.cli.command import Positive, add_command, command_group, complete
+from rayclip.cli.options import print_table, split
+from rayclip.names import DATASETS
 from rayclip.paths import check_file, check_folder, expand_home, split_places
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
+    from rayclip.data import ImageSet
     from rayclip.data.manifest import Manifest
     from rayclip.data.registry import DatasetInfo
-
-app = typer.Typer(
-    cls=Group, no_args_is_help=True, rich_markup_mode=None, help="List, prepare, look at and verify data sets."
-)
-
-Root = Annotated[
-    str | None,
-    typer.Option(
-        help="Folder or object-store URI of the prepared data sets.  [default: RAYCLIP_DATA, or ~/.cache/rayclip/data]"
-    ),
-]
-_PROBLEMS_SHOWN = 20
-
-
-@app.command("list", cls=Command)
-def list_(
-    root: Root = None,
-    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-) -> None:
-    """List the known data sets, and which of them are prepared."""
-    from rayclip.data.catalog import prepared
-    from rayclip.data.opening import data_root
-    from rayclip.data.registry import DATASETS
     from rayclip.store import Store
 
-    store = Store(root or data_root())
+app = command_group("List, prepare, look at and verify data sets.")
+
+_PROBLEMS_SHOWN = 20
+_RESIZED = {
+    "square": "to the model's input, square (224: Resize(224))",
+    "crop": "shorter side to 8/7 of the model's input, then its centre (224: Resize(256), CenterCrop(224))",
+}
+_complete = complete(DATASETS, "datasets")
+
+
+def _open_root(root: str | None) -> "Store":
+    from rayclip.data.opening import data_root
+    from rayclip.store import Store
+
+    return Store(root or data_root())
+
+
+def list_(root: str | None = None, json: bool = False) -> None:
+    """List the known data sets, and which of them are prepared.
+
+    Args:
+        json: As JSON.
+    """
+    from rayclip.data.catalog import prepared
+    from rayclip.data.registry import DATASETS
+
+    store = _open_root(root)
     found = prepared(store)
     if json:
         import json as j
@@ -47,48 +53,39 @@ def list_(
         own = [{"name": name, "prepared": _splits(m)} for name, m in found.items() if name not in DATASETS]
         print(j.dumps({"root": store.root, "data_sets": known + own}, indent=1))
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, justify in (("name", "left"), ("classes", "right"), ("evaluated", "left"), ("source", "left")):
-        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("prepared", overflow="fold")
+    rows: list[tuple[str | int, ...]] = []
     for name, row in DATASETS.items():
         evaluated = f"{row.evaluated} {row.splits[row.evaluated]:,}"
-        kind = str(row.classes) if row.classes else "captions"
         state = "bundled" if row.open is not None else _short(found.get(name))
-        table.add_row(name, kind, evaluated, row.taken_from, state)
-    for name, manifest in found.items():
-        if name not in DATASETS:
-            table.add_row(name, "", "", "own", _short(manifest))
-    _console().print(table)
+        rows.append((name, row.classes or "captions", evaluated, row.taken_from, state))
+    rows += [(name, "", "", "own", _short(manifest)) for name, manifest in found.items() if name not in DATASETS]
+    print_table(rows, ("name", "classes", "evaluated", "source", "prepared"))
     print(f"\nprepared below {store.root}; `rayclip data prepare NAME` adds one, `rayclip data show NAME` tells more.")
 
 
-@app.command(cls=Command)
 def show(
-    name: Annotated[
-        str, typer.Argument(help="A data set of `rayclip data list`, or a .parquet file.", autocompletion=complete_data)
-    ],
-    root: Root = None,
-    split: Annotated[
-        str | None, typer.Option(help="Of the contact sheet.  [default: the split that the papers evaluate]")
-    ] = None,
-    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Write a contact sheet.")] = None,
+    name: Annotated[str, typer.Argument(autocompletion=_complete)],
+    root: str | None = None,
+    split: str | None = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="PNG")] = None,
 ) -> None:
-    """Print a data set's protocol, classes and counts; write a contact sheet on request."""
+    """Print a data set's protocol, classes and counts; write a contact sheet on request.
+
+    Args:
+        name: A data set of `rayclip data list`, or a .parquet file.
+        split: Of the contact sheet. [default: the split that the papers evaluate]
+        sheet: Write a contact sheet.
+    """
     name = expand_home(name)
     sheet = sheet if sheet is None else sheet.expanduser()
     if sheet is not None:
         check_file("--sheet", sheet)
 
     from rayclip.data.catalog import prepared
-    from rayclip.data.opening import data_root
     from rayclip.data.registry import DATASETS, find
     from rayclip.data.spec import parse_spec
-    from rayclip.store import Store
 
-    store = Store(root or data_root())
+    store = _open_root(root)
     own_file = parse_spec(name).place.endswith(".parquet")
     manifest = None if own_file else prepared(store).get(name)
     row = None if own_file else DATASETS.get(name)
@@ -108,61 +105,49 @@ def show(
     if sheet is not None:
         from rayclip.data.sheet import contact_sheet
 
-        place = name if own_file or bundled else store.child(name).root
-        sheet.write_bytes(contact_sheet(place, split))
+        sheet.write_bytes(contact_sheet(name if own_file or bundled else store.child(name).root, split))
         print(f"contact sheet: {sheet}")
 
 
-@app.command(cls=Command)
 def prepare(
-    names: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="NAME...",
-            help="Data sets; a path or ORG/NAME among them is where --source takes them from.",
-            autocompletion=complete_data,
-        ),
-    ],
-    root: Root = None,
-    source: Annotated[
-        Literal["torchvision", "hub", "folder", "parquet", "webdataset"] | None,
-        typer.Option(
-            help="torchvision [PATH], hub [ORG/NAME], folder PATH, parquet PATH or webdataset PATH.  "
-            "[default: each data set's own, see `rayclip data list`]"
-        ),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.  [default: newest]")] = None,
-    splits: Annotated[
-        list[str] | None, typer.Option(help="train, val, test or evaluated, commas between.  [default: all there are]")
-    ] = None,
-    class_names: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Class names, for data that carry none: one name per line in label order, or a JSON list.",
-        ),
-    ] = None,
-    labels_from: Annotated[int, typer.Option(min=0, max=1, help="The label of the first class.")] = 0,
-    image_column: Annotated[str | None, typer.Option(metavar="NAME", help="Of Parquet.  [default: found out]")] = None,
-    label_column: Annotated[str | None, typer.Option(metavar="NAME", help="Of Parquet.  [default: found out]")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="An image that cannot be used is an error.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is prepared already.")] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Threads that check images.  [default: one per core]")] = None,
-    quiet: Quiet = False,
-    json_logs: JsonLogs = False,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", autocompletion=_complete)],
+    root: str | None = None,
+    source: Literal["torchvision", "hub", "folder", "parquet", "webdataset"] | None = None,
+    revision: str | None = None,
+    splits: Sequence[str] = (),
+    class_names: Annotated[str | None, typer.Option(metavar="FILE")] = None,
+    labels_from: Annotated[int, typer.Option(min=0, max=1)] = 0,
+    image_column: Annotated[str | None, typer.Option(metavar="NAME")] = None,
+    label_column: Annotated[str | None, typer.Option(metavar="NAME")] = None,
+    strict: bool = False,
+    force: bool = False,
+    jobs: Positive | None = None,
+    quiet: bool = False,
+    json_logs: bool = False,
 ) -> None:
     """Write data sets as Parquet with a manifest, from torchvision, the Hugging Face hub, folders or Parquet files.
 
     After an interruption the same command continues; when all is prepared, it does nothing. Unusable images are set
     aside in rejected.parquet with the reason.
+
+    Args:
+        names: Data sets; a path or ORG/NAME among them is where --source takes them from.
+        source: torchvision [PATH], hub [ORG/NAME], folder PATH, parquet PATH or webdataset PATH.
+            [default: each data set's own, see `rayclip data list`]
+        revision: Branch, tag or commit on the hub. [default: newest]
+        splits: train, val, test or evaluated, commas between. [default: all there are]
+        class_names: Class names, for data that carry none: one name per line in label order, or a JSON list.
+        labels_from: The label of the first class.
+        image_column, label_column: Of Parquet. [default: found out]
+        strict: An image that cannot be used is an error.
+        force: Replace what is prepared already.
+        jobs: Threads that check images. [default: one per core]
     """
     from rayclip.data.catalog import prepare_named
     from rayclip.data.manifest import MANIFEST
-    from rayclip.data.opening import data_root
     from rayclip.data.registry import find
     from rayclip.data.spec import Reading
     from rayclip.progress import Display
-    from rayclip.store import Store
 
     wanted, location = _split_arguments(names)
     if source is None:
@@ -172,11 +157,9 @@ def prepare(
             find(name)
     if location is not None and len(wanted) > 1 and source != "torchvision":
         raise UserError(f"--source {source} {location} is one data set, but {len(wanted)} are named.")
-    base, option = root or data_root(), "--root" if root else "the data root (RAYCLIP_DATA)"
+    store, option = _open_root(root), "--root" if root else "the data root (RAYCLIP_DATA)"
     for name in wanted:
-        check_folder(option, f"{base}/{name}", done="" if force else MANIFEST)
-    store = Store(base)
-    wanted_splits = None if splits is None else [s.strip() for s in ",".join(splits).split(",") if s.strip()]
+        check_folder(option, store.child(name).root, done="" if force else MANIFEST)
     reading = Reading(
         image=image_column,
         label=label_column,
@@ -186,7 +169,7 @@ def prepare(
     if reading != Reading() and len(wanted) > 1:
         raise UserError("--class-names, --labels-from and the columns are of one data set, but several are named.")
     reading.class_names()
-    options: dict[str, Any] = {"strict": strict, "force": force, "jobs": jobs, "splits": wanted_splits}
+    options: dict[str, Any] = {"strict": strict, "force": force, "jobs": jobs, "splits": split(splits) or None}
     options |= {"kind": source, "location": location, "revision": revision, "reading": reading}
     for name in wanted:
         worked = False
@@ -201,31 +184,26 @@ def prepare(
         where = store.child(name).root
         print(f"{name}: {'prepared in' if worked else 'is already prepared in'} {where}")
         _print_splits(manifest)
-        for note in manifest.notes:
-            print(f"  note: {note}")
+        _print_notes(manifest)
 
 
-@app.command(cls=Command)
 def verify(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Data sets, or .parquet files.  [default: all that is prepared]", autocompletion=complete_data
-        ),
-    ] = None,
-    root: Root = None,
-    quiet: Quiet = False,
-    json_logs: JsonLogs = False,
+    root: str | None = None,
+    names: Annotated[list[str] | None, typer.Argument(autocompletion=_complete)] = None,
+    quiet: bool = False,
+    json_logs: bool = False,
 ) -> None:
-    """Verify files by hash and images by count; of your own .parquet files, decode every image."""
+    """Verify files by hash and images by count; of your own .parquet files, decode every image.
+
+    Args:
+        names: Data sets, or .parquet files. [default: all that is prepared]
+    """
     from rayclip.data.catalog import prepared
-    from rayclip.data.opening import data_root
     from rayclip.data.spec import parse_spec
     from rayclip.data.verify import verify as verify_one
     from rayclip.progress import Display
-    from rayclip.store import Store
 
-    store = Store(root or data_root())
+    store = _open_root(root)
     chosen = split_places(names or []) or list(prepared(store))
     if not chosen:
         raise UserError(f"nothing is prepared below {store.root}: name a data set's root with --root.")
@@ -266,8 +244,6 @@ def _split_arguments(names: list[str]) -> tuple[list[str], str | None]:
 
 
 def _verify_file(name: str, tell: Any) -> None:
-    import numpy as np
-
     from rayclip.data.opening import open_either
     from rayclip.data.parquet import PairSet, ParquetImages
 
@@ -280,94 +256,86 @@ def _verify_file(name: str, tell: Any) -> None:
     for note in data.notes:
         print(f"{name}: note: {note}")
     data.check(tell, again=True)
-    counts = np.bincount(data.labels, minlength=len(data.class_names))
-    print(
-        f"{name}: every image can be read: {len(data):,} of {len(counts)} classes, {counts.min():,} to "
-        f"{counts.max():,} a class"
-    )
+    counts = _per_class(data)
+    spread = f"{min(counts):,} to {max(counts):,} per class"
+    print(f"{name}: every image can be read: {len(data):,} of {len(counts)} classes, {spread}")
 
 
 def _show_row(row: "DatasetInfo") -> None:
-    rule = {
-        "square": "to the model's input, square (224: Resize(224))",
-        "crop": "shorter side to 8/7 of the model's input, then its centre (224: Resize(256), CenterCrop(224))",
-    }[row.resize]
-    sources = [f"torchvision {row.torchvision.cls}"] if row.torchvision is not None else []
-    sources += [f"hub {row.hub.repo} ({row.hub.form})"] if row.hub is not None else []
-    sources += [row.taken_from] if row.taken_from in ("bundled", "package") else []
-    sources += [f"folder ({row.folder})"] if row.open is None else []
-    lines = {
+    sources = [
+        f"torchvision {row.torchvision.cls}" if row.torchvision else "",
+        f"hub {row.hub.repo} ({row.hub.form})" if row.hub else "",
+        row.taken_from if row.taken_from in ("bundled", "package") else "",
+        f"folder ({row.folder})" if row.open is None else "",
+    ]
+    facts = {
         "name": f"{row.name} ({row.title})",
-        "classes": str(row.classes) if row.classes else "none: images with captions",
-        "splits": ", ".join(f"{split} {count:,}" for split, count in row.splits.items()),
+        "classes": str(row.classes or "none: images with captions"),
+        "splits": ", ".join(f"{part} {count:,}" for part, count in row.splits.items()),
         "evaluated": f"{row.evaluated}, {row.splits[row.evaluated]:,} images",
-        "resize": rule,
-        "sources": "; ".join(sources),
+        "resize": _RESIZED[row.resize],
+        "sources": "; ".join(filter(None, sources)),
         "licence": row.licence,
         "citation": row.citation,
+        "note": row.note,
+        "on the hub": row.hub.note if row.hub else "",
     }
-    if row.note:
-        lines["note"] = row.note
-    if row.hub is not None and row.hub.note:
-        lines["on the hub"] = row.hub.note
-    _print_facts(lines)
+    print_table([(name, fact) for name, fact in facts.items() if fact])
 
 
 def _show_manifest(manifest: "Manifest", where: str) -> None:
     source = ", ".join(f"{k} {v}" for k, v in manifest.source.items() if isinstance(v, str))
-    _print_facts({"prepared in": where, "from": source})
+    print_table([("prepared in", where), ("from", source)])
     _print_splits(manifest)
-    for note in manifest.notes:
-        print(f"  note: {note}")
+    _print_notes(manifest)
     if manifest.class_names:
         _print_classes(manifest.class_names, {name: s.per_class for name, s in manifest.splits.items()})
 
 
 def _show_classes(name: str, splits: list[str]) -> None:
-    import numpy as np
-
     from rayclip.data import open_data
 
-    opened = {split: open_data(name, split) for split in splits}
-    names = opened[splits[-1]].class_names
-    _print_classes(names, {r: tuple(np.bincount(d.labels, minlength=len(names)).tolist()) for r, d in opened.items()})
+    opened = {part: open_data(name, part) for part in splits}
+    _print_classes(opened[splits[-1]].class_names, {part: _per_class(data) for part, data in opened.items()})
+
+
+def _per_class(data: "ImageSet") -> tuple[int, ...]:
+    import numpy as np
+
+    return tuple(np.bincount(data.labels, minlength=len(data.class_names)).tolist())
 
 
 def _print_classes(names: tuple[str, ...], counts: dict[str, tuple[int, ...]]) -> None:
     from rich.columns import Columns
 
+    from rayclip.terminal import console
+
     print(f"classes, with their images ({' / '.join(counts)}):")
     cells = [f"{name} {'/'.join(str(c[label]) for c in counts.values())}" for label, name in enumerate(names)]
-    _console().print(Columns(cells, padding=(0, 2)))
+    console().print(Columns(cells, padding=(0, 2)))
 
 
 def _print_splits(manifest: "Manifest") -> None:
-    for name, split in manifest.splits.items():
-        parts = [f"{split.rows:,} images"]
-        if split.converted:
-            parts.append("converted: " + ", ".join(f"{n:,} {what}" for what, n in split.converted.items()))
-        if split.rejected:
-            parts.append(f"set aside: {split.rejected:,} (rejected.parquet)")
-        size = sum(s.bytes for s in split.shards)
-        parts.append(f"{len(split.shards)} shard{'s' if len(split.shards) > 1 else ''}, {size / 1e6:,.1f} MB")
-        print(f"  {name}: {'; '.join(parts)}")
+    for name, part in manifest.splits.items():
+        said = [f"{part.rows:,} images"]
+        if part.converted:
+            said.append("converted: " + ", ".join(f"{n:,} {what}" for what, n in part.converted.items()))
+        if part.rejected:
+            said.append(f"set aside: {part.rejected:,} (rejected.parquet)")
+        size = sum(shard.bytes for shard in part.shards)
+        said.append(f"{len(part.shards)} shard{'s' if len(part.shards) > 1 else ''}, {size / 1e6:,.1f} MB")
+        print(f"  {name}: {'; '.join(said)}")
 
 
-def _print_facts(lines: dict[str, str]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for key, value in lines.items():
-        table.add_row(key, value)
-    _console().print(table)
+def _print_notes(manifest: "Manifest") -> None:
+    for note in manifest.notes:
+        print(f"  note: {note}")
 
 
 def _splits(manifest: "Manifest | UserError | None") -> dict[str, int]:
     if manifest is None or isinstance(manifest, UserError):
         return {}
-    return {name: split.rows for name, split in manifest.splits.items()}
+    return {name: part.rows for name, part in manifest.splits.items()}
 
 
 def _short(manifest: "Manifest | UserError | None") -> str:
@@ -376,7 +344,6 @@ def _short(manifest: "Manifest | UserError | None") -> str:
     return ", ".join(f"{name} {rows:,}" for name, rows in _splits(manifest).items()) or "–"
 
 
-def _console() -> Any:
-    from rayclip import terminal
-
-    return terminal.console()
+add_command(app, "list", list_)
+for command in (prepare, show, verify):
+    add_command(app, command.__name__, command)

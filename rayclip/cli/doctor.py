@@ -7,11 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import typer
 
-from rayclip.cli.options import Cluster, Tracking
 from rayclip.types import UserError, redacted
 
 _LIBRARIES = ("torch", "torchvision", "open_clip_torch", "transformers", "ray", "mlflow", "pyarrow")
@@ -28,18 +27,17 @@ class Finding(NamedTuple):
 
 
 def doctor(
-    tracking_uri: Tracking = None,
-    data_root: Annotated[
-        str | None, typer.Option(help="Prepared data sets.  [default: RAYCLIP_DATA, or ~/.cache/rayclip/data]")
-    ] = None,
-    cluster: Cluster = False,
-    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    tracking_uri: str | None = None, data_root: str | None = None, cluster: bool = False, json: bool = False
 ) -> None:
     """Check versions, GPU, Ray, MLflow, data root and disk; exit code 1 if something is wrong.
 
     Starts a private Ray for a moment, or with --cluster asks the running one. Changes nothing.
+
+    Args:
+        data_root: Prepared data sets. [default: RAYCLIP_DATA, or ~/.cache/rayclip/data]
+        json: As JSON.
     """
-    found = []
+    found: list[Finding] = []
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": _versions,
         "GPU": _gpu,
@@ -50,11 +48,10 @@ def doctor(
     }
     for topic, check in checks.items():
         for finding in _careful(topic, check):
-            finding = finding._replace(says=" ".join(finding.says.split()))
-            found.append(finding)
+            found.append(finding._replace(says=" ".join(finding.says.split())))
             if not json:
                 mark = {"ok": "✓", "note": "·", "wrong": "✗"}[finding.state]
-                print(f"{mark} {finding.topic:10} {finding.says}", flush=True)
+                print(f"{mark} {finding.topic:10} {found[-1].says}", flush=True)
     if json:
         print(jsons.dumps([finding._asdict() for finding in found], indent=1))
     if any(finding.state == "wrong" for finding in found):
@@ -109,9 +106,8 @@ def _versions() -> Iterator[Finding]:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         yield Finding("libraries", "wrong", f"torchvision does not fit this torch ({reason}): install both together.")
 
-    for name in sorted({path.stem for path in Path.cwd().iterdir()} & {*_MODULES}):
-        path = next(p for p in Path.cwd().iterdir() if p.stem == name)
-        if path.suffix == ".py" or (path / "__init__.py").is_file():
+    for path in sorted(Path.cwd().iterdir()):
+        if path.stem in _MODULES and (path.suffix == ".py" or (path / "__init__.py").is_file()):
             says = f"{path} bears the name of a library, and what Python starts here may import it instead: rename it."
             yield Finding("libraries", "note", says)
 
@@ -154,10 +150,8 @@ def _mlflow(uri: str | None) -> Iterator[Finding]:
 
     place = uri or default_uri()
     found = count_experiments(place, to_write=True)
-    if found is None:
-        yield Finding("MLflow", "ok", f"{redacted(place)} will be made at the first run")
-    else:
-        yield Finding("MLflow", "ok", f"{redacted(place)} answers, {found} experiment{'s' if found != 1 else ''}")
+    answers = f"answers, {found} experiment{'s' if found != 1 else ''}"
+    yield Finding("MLflow", "ok", f"{redacted(place)} {'will be made at the first run' if found is None else answers}")
 
 
 def _data(root: str | None) -> Iterator[Finding]:
@@ -199,7 +193,5 @@ def _disk() -> Iterator[Finding]:
             shown = f"{place} cannot be written" if place.is_absolute() else "there is none that can be written"
             yield Finding("disk", "wrong", f"{what}: {shown} ({why}): {remedy}.")
             continue
-        if free < _ROOM:
-            yield Finding("disk", "note", f"{what}: {place} has {free / 2**30:.1f} GiB left")
-        else:
-            yield Finding("disk", "ok", f"{what}: {place} has {free >> 30} GiB left")
+        left = f"{free / 2**30:.1f}" if free < _ROOM else str(free >> 30)
+        yield Finding("disk", "note" if free < _ROOM else "ok", f"{what}: {place} has {left} GiB left")

@@ -2,48 +2,46 @@
 
 import dataclasses
 import inspect
-import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayclip.cli.options import complete_attacks, complete_defenses, complete_methods
+from rayclip.cli.command import complete, read_docstring
+from rayclip.cli.options import print_table
+from rayclip.names import ATTACKS_ABOUT, DEFENSES_ABOUT, METHODS
 
 if TYPE_CHECKING:
     from rayclip.names import Configurables
-    from rayclip.settings import Configurable
-
-Name = "Show this one, with what its settings mean.  [default: list all]"
 
 
-def attacks(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help=Name, autocompletion=complete_attacks)] = None,
-) -> None:
+def _argument(known: Collection[str], group: str) -> Any:
+    help_ = "Show this one, with what its settings mean.  [default: list all]"
+    return typer.Argument(metavar="NAME", help=help_, autocompletion=complete(known, group))
+
+
+def attacks(name: Annotated[str | None, _argument(ATTACKS_ABOUT, "attacks")] = None) -> None:
     """List the attacks for `rayclip eval --attacks`, or show one with its settings."""
     from rayclip.attacks import ATTACKS
 
     _show(ATTACKS, name, "commas between: --attacks clean,pgd:steps=100,step=1/255,autoattack")
 
 
-def defenses(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help=Name, autocompletion=complete_defenses)] = None,
-) -> None:
+def defenses(name: Annotated[str | None, _argument(DEFENSES_ABOUT, "defenses")] = None) -> None:
     """List the defences for `rayclip eval --defense`, or show one with its settings."""
     from rayclip.defenses import DEFENSES
 
     _show(DEFENSES, name, "commas between, + for chains: --defense none,ttc:eps=4/255,steps=2,rn+tte")
 
 
-def methods(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help=Name, autocompletion=complete_methods)] = None,
-) -> None:
+def methods(name: Annotated[str | None, _argument(METHODS, "methods")] = None) -> None:
     """List the methods for `rayclip train --method`, or show one with its settings."""
     from rayclip.methods import METHODS
 
     _show(METHODS, name, "one per run: --method mmcoa:lambda_img=0.3,targets=class")
 
 
-def scorers(name: Annotated[str | None, typer.Argument(metavar="NAME", help=Name)] = None) -> None:
+def scorers(name: Annotated[str | None, _argument((), "scorers")] = None) -> None:
     """List the scorers for `rayclip eval --scorer`, or show one with its settings."""
     from rayclip.models.scorers import SCORERS
 
@@ -51,39 +49,28 @@ def scorers(name: Annotated[str | None, typer.Argument(metavar="NAME", help=Name
 
 
 def _show(kinds: "Configurables[Any]", name: str | None, example: str) -> None:
-    from rich.table import Table
-
-    from rayclip import terminal
     from rayclip.settings import format_defaults, format_type
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
     if name is None:
-        table.add_column(kinds.kind, no_wrap=True)
-        table.add_column("what it does, and its settings")
+        rows = []
         for each, kind in kinds.items():
             settings = " ".join(f"{k}={v}" for k, v in format_defaults(kind).items())
-            table.add_row(each, kinds.about(each) + (f"  [{settings}]" if settings else ""))
-        terminal.console().print(table)
+            rows.append((each, kinds.about(each) + (f"  [{settings}]" if settings else "")))
+        print_table(rows, (kinds.kind, "what it does, and its settings"))
         print(f"\nwritten as NAME:KEY=VALUE, {example}")
         return
     kind = kinds.find(name)
-    print(f"{name}: {kinds.about(name)}\n\n{_description(kind)}")
+    description, _ = read_docstring(inspect.getdoc(kind))
+    print(f"{name}: {kinds.about(name)}\n\n{description.replace('`', '')}\n")
     defaults, meanings = format_defaults(kind), _meanings(kind)
     if not defaults:
-        print("\nIt has no settings.")
+        print("It has no settings.")
         return
-    table.add_column("setting", no_wrap=True)
-    table.add_column("values, and what it means")
-    for key, type_ in kind.settings().items():
-        table.add_row(f"{key}={defaults[key]}", f"{format_type(type_)}: {meanings.get(key, '')}".rstrip(": "))
-    print()
-    terminal.console().print(table)
-
-
-def _description(kind: "type[Configurable]") -> str:
-    """Return a class's docstring without its sections, backticks dropped."""
-    text = re.split(r"\n *(?:Attributes|Args|Raises):\n", inspect.getdoc(kind) or "")[0]
-    return text.strip().replace("`", "")
+    rows = [
+        (f"{key}={defaults[key]}", f"{format_type(type_)}: {meanings.get(key, '')}".rstrip(": "))
+        for key, type_ in kind.settings().items()
+    ]
+    print_table(rows, ("setting", "values, and what it means"))
 
 
 def _meanings(kind: type[Any]) -> dict[str, str]:
@@ -93,7 +80,5 @@ def _meanings(kind: type[Any]) -> dict[str, str]:
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):  # lends its settings
             found |= _meanings(field.type)
     for base in reversed(kind.__mro__):
-        _, _, section = (inspect.cleandoc(base.__doc__ or "")).partition("Attributes:\n")
-        for names, text in re.findall(r"^ {4}(\w[\w, ]*): (.+(?:\n {5,}.+)*)", section, flags=re.M):
-            found |= dict.fromkeys(names.split(", "), " ".join(text.split()).replace("`", ""))
-    return found
+        found |= read_docstring(base.__doc__)[1]
+    return {name: meaning.replace("`", "") for name, meaning in found.items()}

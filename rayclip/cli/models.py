@@ -1,50 +1,47 @@
 """`rayclip import` and `rayclip interpolate`: convert other codes' checkpoints, and evaluate interpolated weights."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rayclip.cli.options import Model, complete_models, hand_out, one_list
+from rayclip.cli.command import MODELS
+from rayclip.cli.options import hand_out, split_models
 from rayclip.cli.request import Request
 from rayclip.paths import check_folder
 from rayclip.types import UserError
 
-_SHARES = ["0,0.25,0.5,0.75,1"]
-
 
 def import_(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE",
-            help="A checkpoint of TeCoA's, PMG-AFT's, TGA-ZSR's, SAFT's, MMCoA's or RobustVLM's code, of open_clip or "
-            "Lightning, OpenAI's archive, a state dict (.pt, .safetensors), or hf-hub:ORG/NAME.",
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
-    base: Annotated[
-        str | None, typer.Option(help="The model that FILE was fine-tuned from, such as ViT-B-32:openai.")
-    ] = None,
-    allow_gelu: Annotated[
-        bool, typer.Option("--allow-gelu", help="FILE was fine-tuned from this base, which is no OpenAI model.")
-    ] = False,
+    source: Annotated[str, typer.Argument(metavar="FILE")],
+    out: Path,
+    base: str | None = None,
+    allow_gelu: bool = False,
 ) -> None:
-    """Convert another code's checkpoint to ours (`local-dir:OUT`); files that could run code are refused."""
+    """Convert another code's checkpoint to ours (`local-dir:OUT`); files that could run code are refused.
+
+    Args:
+        source: A checkpoint of TeCoA's, PMG-AFT's, TGA-ZSR's, SAFT's, MMCoA's or RobustVLM's code, of open_clip or
+            Lightning, OpenAI's archive, a state dict (.pt, .safetensors), or hf-hub:ORG/NAME.
+        out: Folder of the checkpoint.
+        base: The model that FILE was fine-tuned from, such as ViT-B-32:openai.
+        allow_gelu: FILE was fine-tuned from this base, which is no OpenAI model.
+    """
     check_folder("--out", str(out), done="rayclip.json")
 
     from rayclip.models.checkpoint import read_lineage, save_checkpoint
     from rayclip.models.imports import import_model
 
     clip, lineage = import_model(source, base, allow_gelu=allow_gelu)
-    there = read_lineage(out)
-    if there is not None and there.get("imported") != lineage["imported"]:
-        raise UserError(f"{out} holds another checkpoint: choose another --out, or delete it.")
+    there, found = read_lineage(out), lineage["imported"]
     if there is not None:
+        if there.get("imported") != found:
+            raise UserError(f"{out} holds another checkpoint: choose another --out, or delete it.")
         print(f"{out} already holds this checkpoint; nothing to do.")
         return
     save_checkpoint(clip, out, lineage)
-    found = lineage["imported"]
     if "layout" in found:
         part = "the image tower" if found["part"] == "image" else "the whole CLIP"
         left = f"; left: {', '.join(found['left'])}" if found["left"] else ""
@@ -54,20 +51,32 @@ def import_(
     print(f"evaluate it: rayclip eval --model local-dir:{out} --data TEST.parquet --eps 1/255 --out {out}/eval")
 
 
-def interpolate(
-    asked: Request,
-    origin: Annotated[str, typer.Option("--from", help=f"The model at a = 0. {Model}", autocompletion=complete_models)],
-    target: Annotated[
-        str, typer.Option("--to", help="The model at a = 1, fine-tuned from that one.", autocompletion=complete_models)
-    ],
-    a: Annotated[list[str], typer.Option("--a", metavar="A,A…", help="Numbers from 0 to 1, commas between.")] = _SHARES,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Interpolation(Request):
+    """An evaluation of models between two others.
+
+    Attributes:
+        target: The model at a = 1, fine-tuned from that one.
+        a: Numbers from 0 to 1, commas between.
+    """
+
+    model: Sequence[str] = field(init=False, default=())
+    origin: Annotated[str, typer.Option("--from", help=f"The model at a = 0. {MODELS}")]
+    target: Annotated[str, typer.Option("--to")]
+    a: Annotated[Sequence[str], typer.Option("--a", metavar="A,A…")] = ("0,0.25,0.5,0.75,1",)
+
+    @property
+    def models(self) -> list[str]:
+        return split_models([self.origin, self.target])
+
+
+def interpolate(asked: Interpolation) -> None:
     """Evaluate the weights (1-a)·FROM + a·TO at each a: the trade-off of clean and robust accuracy."""
     from rayclip import api
     from rayclip.reports.rows import rows_json, show_rows
 
-    models = mixes(origin, target, one_list(a))
-    rows = api.compare(f"interpolate {origin} to {target}", models, [asked.evaluation], asked.where)
+    models = mixes(asked.origin, asked.target, ",".join(asked.a))
+    rows = api.compare(f"interpolate {asked.origin} to {asked.target}", models, [asked.evaluation], asked.where())
 
     def show() -> None:
         show_rows(rows, models)

@@ -1,148 +1,35 @@
-"""Options shared by several commands, and checks of their values."""
+"""Values of options that several commands have: split them, and check them before any work starts."""
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from rayclip.names import ATTACKS_ABOUT, DATASETS, DEFENSES_ABOUT, METHODS
 from rayclip.paths import check_folder, check_stream, split_places
 from rayclip.types import UserError
 from rayclip.units import parse_budget
 
-Model = (
-    "digits (bundled), local-dir:PATH, hf-hub:ORG/NAME, an open_clip NAME:TAG such as ViT-B-32:openai, "
-    "NAME-quickgelu:FILE or NAME-gelu:FILE with a file of weights, or prompted:PATH (what advpt and vp learn)."
-)
-Eps = Annotated[str | None, typer.Option(help="Budget in pixel units, as a fraction: 1/255.")]
-Budgets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--eps",
-        metavar="N/255,…",
-        help="Budgets in pixel units, as fractions, commas between: 1/255,2/255. Every attack that names none of its "
-        "own (pgd-l2:eps=128/255) is run at each.",
-    ),
-]
-StepSize = Annotated[
-    str | None,
-    typer.Option(
-        "--step-size",
-        help="Length of an attack step.  [default: 1/255, or 2.5·eps/steps in l_2 and where steps of 1/255 do not "
-        "cross the ball]",
-    ),
-]
-Cluster = Annotated[bool, typer.Option("--cluster", help="Use the running Ray cluster (RAY_ADDRESS or this node's).")]
-MinWorkers = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Continue with this many workers while the cluster has no room for all.  [default: wait for all]",
-        show_default=False,
-    ),
-]
-Tracking = Annotated[
-    str | None,
-    typer.Option(help="MLflow store or server.  [default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here]"),
-]
-NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Log nothing to MLflow now; rayclip log can later.")]
-Experiment = Annotated[str, typer.Option(help="MLflow experiment.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-JsonLogs = Annotated[  # read by `cli.run`
-    bool,
-    typer.Option("--json-logs", help="Progress, notes and errors as JSON objects, one per line, on standard error."),
-]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Also print the output of Ray and its workers.")]
-Substitutes = Annotated[
-    str,
-    typer.Option(
-        help="Source of replacement words: clip-table, or a masked language model's hub name or folder.  "
-        "[default: clip-table for digits, else bert-base-uncased]",
-        show_default=False,
-    ),
-]
+if TYPE_CHECKING:
+    from rayclip.api import Tracking
 
 
-Resolution = Annotated[
-    Literal["native", "model"],
-    typer.Option(help="Perturb images at their own size (native), or resize them to the model's input first (model)."),
-]
+@dataclass(frozen=True, kw_only=True)
+class Logging:
+    """Where a command logs to MLflow. Refused at once: an address at which MLflow can never be."""
 
-Resize = Annotated[
-    Literal["antialias", "plain"],
-    typer.Option(
-        help="Resize native images to the model's input as PIL does (antialias), or as the code of TeCoA and MMCoA "
-        "does (plain: bicubic without anti-aliasing)."
-    ),
-]
+    tracking_uri: str | None = None
+    no_tracking: bool = False
+    experiment: str = ""
 
-ClassNames = Annotated[
-    str,
-    typer.Option(
-        metavar="curated|raw|FILE",
-        help="Spell the classes as CLIP does (curated), or as the data set itself and the papers' code "
-        "(raw); or a FILE of names, "
-        "one per line in label order or a JSON list, for data that carry none.",
-    ),
-]
+    def __post_init__(self) -> None:
+        if not self.no_tracking:
+            check_tracking(self.tracking_uri)
 
-Out = Annotated[str, typer.Option(help="Folder or URI of the results; what is there is not computed again.")]
-Json = Annotated[
-    str | None, typer.Option("--json", metavar="FILE", help="Also write the rows to FILE; - is standard output.")
-]
-AttackSteps = Annotated[int, typer.Option(min=1, help="Steps of attacks that name none.")]
+    @property
+    def tracking(self) -> "Tracking | None":
+        from rayclip.api import Tracking
 
-
-def _names(known: Iterable[str], group: str = "") -> Callable[[str], list[str]]:
-    """Return a shell completion for names, also in lists and chains, including those of an entry-point group."""
-
-    def complete(incomplete: str) -> list[str]:
-        from importlib.metadata import entry_points
-
-        before = "".join(re.findall(r"^.*[,+]", incomplete))
-        return [before + name for name in (*known, *(e.name for e in entry_points(group=f"rayclip.{group}")))]
-
-    return complete
-
-
-complete_models = _names(["digits"])
-complete_data = _names(DATASETS, "datasets")
-complete_attacks = _names(ATTACKS_ABOUT, "attacks")
-complete_defenses = _names(["none", *DEFENSES_ABOUT], "defenses")
-complete_methods = _names(METHODS, "methods")
-
-Models = Annotated[
-    list[str],
-    typer.Option(
-        metavar="MODEL", help=f"Repeat for several, or commas between. {Model}", autocompletion=complete_models
-    ),
-]
-Data = Annotated[
-    list[str],
-    typer.Option(
-        metavar="DATA",
-        help="Data set names or Parquet files (Hugging Face layout); repeat for several, or commas between.",
-        autocompletion=complete_data,
-    ),
-]
-Attacks = Annotated[
-    list[str],
-    typer.Option(
-        metavar="ATTACKS",
-        help="Names with settings: clean,pgd:steps=100,step=1/255,pgd-l2:eps=128/255,bert.",
-        autocompletion=complete_attacks,
-    ),
-]
-ATTACKS = ["clean,pgd"]  # the default of `--attacks`
-Limit = Annotated[int | None, typer.Option(min=1, help="Use at most this many images of each data set.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
-
-
-def budget_of(eps: str | None) -> float | None:
-    """Parse `--eps`; None if it was not given."""
-    return None if eps is None else parse_budget(eps)
+        return None if self.no_tracking else Tracking.choose(self.tracking_uri, self.experiment)
 
 
 def attack_defaults(steps: int, step_size: str | None, substitutes: str) -> dict[str, Any]:
@@ -151,9 +38,9 @@ def attack_defaults(steps: int, step_size: str | None, substitutes: str) -> dict
     return {"steps": steps, "substitutes": substitutes, **step}
 
 
-def one_list(values: Sequence[str]) -> str:
-    """Join the values of a repeatable option with commas."""
-    return ",".join(values)
+def split(values: Sequence[str]) -> tuple[str, ...]:
+    """Split the values of a repeatable option at commas."""
+    return tuple(part.strip() for part in ",".join(values).split(",") if part.strip())
 
 
 def split_models(values: Sequence[str]) -> list[str]:
@@ -169,8 +56,7 @@ def split_models(values: Sequence[str]) -> list[str]:
 def refuse_repeats(command: Any, arguments: Sequence[str]) -> None:
     """Raise a `UserError` if an option that takes one value is given twice: click would silently use the last one.
 
-    Args:
-        command: a click command (`typer.main.get_command`), or a group, in which the arguments name the command.
+    `command` is click's (`typer.main.get_command`), or a group, in which the arguments name the command.
     """
     left = list(arguments)
     while left and left[0] in getattr(command, "commands", {}):
@@ -185,10 +71,9 @@ def refuse_repeats(command: Any, arguments: Sequence[str]) -> None:
     while left and left[0] != "--":
         name, equals, _ = left.pop(0).partition("=")
         option = kinds.get(name)
-        if option is None or option.multiple or option.is_flag:
-            left = left if option is None or equals or option.is_flag else left[1:]
+        if option is None or option.is_flag:
             continue
-        if option.name in seen:
+        if option.name in seen and not option.multiple:
             raise UserError(f"{name} is given twice and takes one value: leave one.")
         seen.add(option.name)
         left = left if equals else left[1:]
@@ -216,8 +101,7 @@ def check_models(specs: Sequence[str]) -> None:
     for spec in specs:
         kind, colon, place = spec.partition(":")
         if not colon and spec != "digits":
-            here = Path(spec).expanduser()
-            hint = f" (or did you mean local-dir:{spec}?)" if here.is_dir() else ""
+            hint = f" (or did you mean local-dir:{spec}?)" if Path(spec).expanduser().is_dir() else ""
             raise UserError(
                 f"unknown model '{spec}'{hint}: use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip NAME:TAG "
                 "such as ViT-B-32:openai."
@@ -241,10 +125,8 @@ def check_data(specs: Sequence[str], *, pairs: bool = False) -> None:
             open_data(spec, "test")
 
 
-def check_tracking(uri: str | None, no_tracking: bool) -> None:
+def check_tracking(uri: str | None) -> None:
     """Raise a `UserError` if MLflow can never log to this address; whether it answers is checked later."""
-    if no_tracking:
-        return
     from rayclip.tracking.address import check_address, default_uri
 
     check_address(uri or default_uri())
@@ -253,15 +135,18 @@ def check_tracking(uri: str | None, no_tracking: bool) -> None:
 def hand_out(json: str | None, rows: str, show: Callable[[], None]) -> None:
     """Write rows to the `--json` file and show them; `-` writes them to standard output and shows nothing else.
 
-    The rows are shown even if the file cannot be written.
-
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written; the rows are shown before.
     """
     if json == "-":
         print(rows, end="")
         return
-    failed = None if json is None else _write(Path(json).expanduser(), rows)
+    failed = None
+    if json is not None:
+        try:
+            write_file(Path(json).expanduser(), rows)
+        except OSError as error:
+            failed = error
     show()
     if failed is not None:
         raise UserError(
@@ -270,16 +155,47 @@ def hand_out(json: str | None, rows: str, show: Callable[[], None]) -> None:
         )
 
 
-def _write(path: Path, text: str) -> OSError | None:
-    """Write a file atomically, or a device or pipe in place; return the error, if any."""
+def write_file(path: Path, text: str) -> None:
+    """Write a file atomically, or a device or pipe in place."""
     from rayclip.store import Store
 
-    try:
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
-        else:
-            path = path.resolve()
-            Store(str(path.parent)).write(path.name, text.encode())
-    except OSError as error:
-        return error
-    return None
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+    else:
+        path = path.resolve()
+        Store(str(path.parent)).write(path.name, text.encode())
+
+
+def print_table(rows: Sequence[Sequence[str | int]], header: Sequence[str] = ()) -> None:
+    """Print rows as wide as the terminal: whole numbers at the right, the last column folded."""
+    from rich.table import Table
+
+    from rayclip.terminal import console
+
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(header))
+    for i, column in enumerate(zip(*rows, strict=True)):
+        table.add_column(
+            header[i] if header else "",
+            justify="right" if any(isinstance(value, int) for value in column) else "left",
+            style="bold" if i == 0 and not header else "",
+            no_wrap=i < len(rows[0]) - 1,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*map(str, row))
+    console().print(table)
+
+
+def print_grid(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table of results, 120 characters wide where there is no terminal: cells of a grid, texts, whole numbers,
+    and others with three digits."""
+    from rayclip.reports.grid import Cell, Grid, number_cell
+    from rayclip.reports.to_terminal import show
+
+    def cell(value: Cell | str | float) -> Cell:
+        if isinstance(value, Cell):
+            return value
+        return Cell(text=value) if isinstance(value, str) else number_cell(value, ".3g" * isinstance(value, float))
+
+    grid = Grid(title="", header=tuple(header), rows=[(name, [*map(cell, row)]) for name, *row in rows])
+    show([grid], width=120)

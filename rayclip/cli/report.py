@@ -2,13 +2,15 @@
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from rayclip import terminal
-from rayclip.cli.options import Cluster, JsonLogs, Model, Quiet, Tracking, complete_models, split_models
+from rayclip.cli.command import MODELS
+from rayclip.cli.options import split, split_models, write_file
 from rayclip.paths import check_file, check_folder
 from rayclip.types import UserError
 
@@ -16,42 +18,35 @@ if TYPE_CHECKING:  # keeps `--help` fast
     from rayclip.progress import Display
     from rayclip.reports.results import Results
 
-Places = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="DIR_OR_RUN...",
-        help="Folders or URIs that rayclip eval, retrieval, interpolate or a sweep has written, or ids of MLflow runs.",
-    ),
-]
+_PLACES = "Folders or URIs that rayclip eval, retrieval, interpolate or a sweep has written, or ids of MLflow runs."
+Places = Annotated[list[str], typer.Argument(metavar="DIR_OR_RUN...", help=_PLACES)]
+_ADD = (
+    "Evaluate this checkpoint as the models of the first DIR were (data, attacks, budgets), and append it; the "
+    f"verdicts stay in --out, and later boards there have it too. Repeat for several. {MODELS}"
+)
 Format = Literal["md", "html", "tex", "csv"]
 
 
 def report(
     places: Places,
-    form: Annotated[
-        Format | None, typer.Option("--format", help="[default: what --out ends in, else md]", show_default=False)
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="[default: -, standard output]")] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PAPER:TABLE",
-            help="Published numbers beside ours: mmcoa:II,mmcoa:III, or repeat; a paper alone is all its tables.",
-        ),
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Compare the others with this one (McNemar).  [default: the best]"),
-    ] = None,
-    figures: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write the figures there, as SVG, PDF and PNG; html has them inside anyway."),
-    ] = None,
-    tracking_uri: Tracking = None,
-    quiet: Quiet = False,
-    json_logs: JsonLogs = False,
+    form: Annotated[Format | None, typer.Option("--format")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE")] = None,
+    against: Annotated[Sequence[str], typer.Option(metavar="PAPER:TABLE")] = (),
+    baseline: Annotated[str | None, typer.Option(metavar="MODEL")] = None,
+    figures: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
+    tracking_uri: str | None = None,
+    quiet: bool = False,
+    json_logs: bool = False,
 ) -> None:
-    """Make tables and figures from result files: accuracies with intervals, averages, worst cases, McNemar's test."""
+    """Make tables and figures from result files: accuracies with intervals, averages, worst cases, McNemar's test.
+
+    Args:
+        form: [default: what --out ends in, else md]
+        out: [default: -, standard output]
+        against: Published numbers beside ours: mmcoa:II,mmcoa:III, or repeat; a paper alone is all its tables.
+        baseline: Compare the others with this one (McNemar). [default: the best]
+        figures: Write the figures there, as SVG, PDF and PNG; html has them inside anyway.
+    """
     out = None if out == Path("-") else out
     form = form or _form(out)
     if out is not None:
@@ -66,7 +61,7 @@ def report(
         text = make_report(
             results,
             form,
-            against=[table for text in against or () for table in text.split(",")],
+            against=split(against),
             baseline=baseline,
             figures=figures,
             beside=out.absolute().parent if out is not None else Path.cwd(),
@@ -75,31 +70,27 @@ def report(
     if out is None:
         terminal.write_document(text, declares_utf8=form in ("html", "tex"))
         return
-    _write(out, text)
+    write_file(out, text)
     print(f"report: {out}")
 
 
 def leaderboard(
     places: Places,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the page, index.html, and of what --add finds.")],
-    add: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODEL",
-            autocompletion=complete_models,
-            help=f"Evaluate this checkpoint as the models of the first DIR were (data, attacks, budgets), and append "
-            f"it; the verdicts stay in --out, and later boards there have it too. Repeat for several. {Model}",
-        ),
-    ] = None,
-    title: Annotated[str, typer.Option(help="Of the page.")] = "Robustness leaderboard",
-    cluster: Cluster = False,
-    tracking_uri: Tracking = None,
-    quiet: Quiet = False,
-    json_logs: JsonLogs = False,
+    out: Annotated[Path, typer.Option(metavar="DIR")],
+    add: Annotated[Sequence[str], typer.Option(metavar="MODEL", help=_ADD)] = (),
+    title: str = "Robustness leaderboard",
+    cluster: bool = False,
+    tracking_uri: str | None = None,
+    quiet: bool = False,
+    json_logs: bool = False,
 ) -> None:
     """Collect results in a page to sort and filter: a row per model, threat model, defence and data set.
 
     To add an external checkpoint: rayclip leaderboard DIR --out BOARD --add local-dir:CHECKPOINT
+
+    Args:
+        out: Folder of the page, index.html, and of what --add finds.
+        title: Of the page.
     """
     check_folder("--out", str(out))
 
@@ -113,8 +104,8 @@ def leaderboard(
 
         first = _read(places[:1], tracking_uri, quiet=quiet)
         known = _read(places, tracking_uri, quiet=quiet) if len(places) > 1 else first
-        where = api.Where(out=own, cluster=cluster, quiet=quiet)
         models = {model: model for model in split_models(add)}
+        where = api.Where(out=own, cluster=cluster, quiet=quiet)
         api.compare("leaderboard", models, checks.evaluations_of(first), where, known.cells)
     folders = [*places, *([own] if (out / "results" / "cells").is_dir() and own not in places else [])]
     store = Store(str(out))
@@ -145,17 +136,10 @@ def _read(places: list[str], tracking_uri: str | None, *, quiet: bool) -> "Resul
         chosen[folder] = None if model is None or before is None else before | {model}
     only = {folder: models for folder, models in chosen.items() if models is not None}
     with _display(quiet) as display:
-        tell = functools.partial(display.update, "reading cells")
-        return read_results(list(chosen), tell, only, logged_runs)
+        return read_results(list(chosen), functools.partial(display.update, "reading cells"), only, logged_runs)
 
 
 def _display(quiet: bool) -> "Display":
     from rayclip.progress import Display
 
     return Display(quiet=quiet or not sys.stderr.isatty())
-
-
-def _write(path: Path, text: str) -> None:
-    from rayclip.store import Store
-
-    Store(str(path.absolute().parent)).write(path.name, text.encode())

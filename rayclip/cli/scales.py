@@ -1,8 +1,14 @@
-"""The scales that a sweep can run at: bundled digits in minutes, a small real CLIP, or the papers' settings."""
+"""The options of every sweep, and the scales that it can run at: bundled digits in minutes, a small real CLIP, or the
+papers' settings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import typer
+
+from rayclip.cli.command import FromZero, Positive
 
 MMCOA_METHODS = "ft-standard,tecoa,mmcoa"
 ZERO_SHOT_METHODS = "ft-standard,tecoa,pmg-aft,fare,tga-zsr,saft"
@@ -28,15 +34,15 @@ class Scale:
     (`attacks.bert.TextSettings`).
     """
 
-    model: str | None
-    data: tuple[str, ...]
-    test: tuple[str, ...]
-    shots: str
-    eps: float
-    train_steps: int
-    test_steps: int
-    stop: str
-    small_recipe: bool
+    model: str | None = None
+    data: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    shots: str = "1,5,full"
+    eps: float = 1 / 255
+    train_steps: int = 3
+    test_steps: int = 10
+    stop: str = "first_success"
+    small_recipe: bool = True
     few_shot_epochs: int | None = None
     epochs: int | None = None
     save_every_epochs: int = 1
@@ -57,36 +63,18 @@ def scales() -> dict[ScaleName, Scale]:
             model="digits",
             data=("digits",),
             test=("digits",),
-            shots="1,5,full",
             eps=32 / 255,
-            train_steps=3,
-            test_steps=10,
-            stop="first_success",
-            small_recipe=True,
             few_shot_epochs=15,
             epochs=5,
             save_every_epochs=5,
         ),
-        ScaleName.pocket: Scale(
-            model=None,
-            data=(),
-            test=(),
-            shots="1,5,full",
-            eps=1 / 255,
-            train_steps=3,
-            test_steps=10,
-            stop="first_success",
-            small_recipe=True,
-            few_shot_epochs=20,
-            epochs=4,
-        ),
+        ScaleName.pocket: Scale(few_shot_epochs=20, epochs=4),
         # The papers' code counts the last iterate, hence `final`; class names and substitutes follow that code, too.
         ScaleName.paper: Scale(
             model="ViT-B-32:openai",
             data=("imagenet",),
             test=MMCOA_15,
             shots="1,5,50,full",
-            eps=1 / 255,
             train_steps=10,
             test_steps=100,
             stop="final",
@@ -112,3 +100,44 @@ def zero_shot() -> dict[str, Any]:
 def ttc_protocol() -> dict[str, Any]:
     """Return the same settings as `zero_shot`, with PGD-10."""
     return zero_shot() | {"test_steps": 10}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of every sweep.
+
+    Attributes:
+        scale: digits needs nothing; pocket takes --model and --data; paper is the papers' setting.
+        model: local-dir:PATH, hf-hub:ORG/NAME or NAME:TAG. [default: the scale's]
+        data: A name or FILE.parquet. Without --test a fifth of it is held out. [default: the scale's]
+        test: Test data, commas between. [default: the scale's]
+        methods: Commas between.
+        shots: Images per class, commas between. [default: the scale's]
+        eps: Budget in training and test. [default: the scale's]
+        epochs: For every trial. [default: the scale's]
+        limit: Test at most this many images.
+        out: Folder or URI. [default: runs/THIS_SWEEP-SCALE]
+        models: Checkpoints that sweeps share: what one has trained another does not. [default: OUT/models]
+        workers: Train workers of each trial.
+    """
+
+    scale: ScaleName = ScaleName.digits
+    model: str | None = None
+    data: Annotated[Sequence[str], typer.Option(metavar="DATA")] = ()
+    test: Annotated[Sequence[str], typer.Option(metavar="DATA")] = ()
+    methods: Annotated[Sequence[str], typer.Option(metavar="METHODS")] = ()
+    shots: Annotated[Sequence[str], typer.Option(metavar="N,N…")] = ()
+    eps: str | None = None
+    epochs: Positive | None = None
+    limit: Positive | None = None
+    substitutes: str = "default"
+    seed: FromZero = 0
+    out: str | None = None
+    models: str | None = None
+    workers: Positive = 1
+    min_workers: Positive | None = None
+    cluster: bool = False
+    tracking_uri: str | None = None
+    quiet: bool = False
+    json_logs: bool = False
+    verbose: bool = False

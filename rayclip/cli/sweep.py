@@ -6,11 +6,11 @@ from typing import Any
 
 import typer
 
-from rayclip.cli.help import WIDTH, Command
+from rayclip.cli.command import WIDTH, Command, with_options
+from rayclip.cli.options import split
 from rayclip.cli.running import run as run_app
-from rayclip.cli.scales import MMCOA_METHODS, ScaleName
-from rayclip.cli.sweep_options import Options
-from rayclip.cli.sweep_run import Run, spell, split
+from rayclip.cli.scales import MMCOA_METHODS, Options, ScaleName
+from rayclip.cli.sweep_run import Run, spell
 
 __all__ = ["Run", "spell", "split", "start", "sweep"]
 
@@ -37,28 +37,19 @@ def sweep(
     """
 
     def wrap(question: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(question).parameters.values())[1:]
-        shown = {"methods": [methods], **defaults}
-        shared = [
-            p.replace(default=shown.get(p.name, p.default))
-            for p in inspect.signature(Options).parameters.values()
-            if p.name not in set(omit)
-        ]
-
-        def command(**values: Any) -> None:
-            mine = {p.name: values.pop(p.name) for p in own}
-            options = Options(**{**shown, **values})
+        def command(options: Options, **own: Any) -> None:
             differs = (paper() if callable(paper) else paper) if options.scale == ScaleName.paper else small
             about = inspect.getdoc(inspect.getmodule(question)) or ""
             run = Run(name, options, {**(every or {}), **(differs or {})}, about)
-            question(run, **mine)
+            question(run, **own)
             run.end()
 
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *shared]]
+        options, *_ = inspect.signature(command).parameters.values()
+        _, *own = inspect.signature(question).parameters.values()
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, options)]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
         command.__doc__, command.__name__ = question.__doc__, name.replace("-", "_")
-        return command
+        return with_options(command, omit=set(omit), methods=[methods], **defaults)
 
     return wrap
 

@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rayclip.cli.options import (
-    check_data,
-    check_models,
-    check_tracking,
-    least_of,
-    one_list,
-)
-from rayclip.cli.scales import ELSEWHERE, ONE_SIZE, ScaleName, scales
-from rayclip.cli.sweep_options import Options
+from rayclip.cli.options import check_data, check_models, check_tracking, least_of, split
+from rayclip.cli.scales import ELSEWHERE, ONE_SIZE, Options, ScaleName, scales
 from rayclip.cli.train import parse_shots
 from rayclip.names import check_methods
 from rayclip.paths import check_folder, split_places
@@ -52,25 +45,26 @@ class Run:
         self.setting = dataclasses.replace(
             setting,
             eps=parse_budget(options.eps) if options.eps else setting.eps,
-            shots=one_list(options.shots or [setting.shots]),
+            shots=",".join(options.shots) or setting.shots,
         )
-        model, data = options.model or setting.model, tuple(split_places(options.data or ())) or setting.data
+        model, data = options.model or setting.model, tuple(split_places(options.data)) or setting.data
         if model is None or not data:
             raise UserError("--scale pocket needs --model (local-dir:PATH) and --data (FILE.parquet), takes --test.")
         self.model = model
         own_data = bool(options.data) and options.scale != ScaleName.paper
-        tests = tuple(split_places(options.test or ())) or (() if own_data else setting.test)
+        tests = tuple(split_places(options.test)) or (() if own_data else setting.test)
         if not tests:
             data = tests = tuple(f"{d}#holdout" if d.endswith(".parquet") else d for d in data)
         self.data, self.tests = data, tests
         # Decided once, so that a part of the digits gets the same substitutes
         bundled = options.substitutes == "default" and data == ("digits",)
         self.substitutes = "clip-table" if bundled else options.substitutes
+        self._texts = {"substitutes": self.substitutes, "offset": self.setting.offset}  # of attacks that have them
         out = options.out or f"runs/{name.replace('-', '_')}-{options.scale}"
         check_folder("--out", out)
         if options.models and not Path(options.models).expanduser().is_dir():  # finished models may be read-only
             check_folder("--models", options.models)
-        check_tracking(options.tracking_uri, no_tracking=False)
+        check_tracking(options.tracking_uri)
         check_methods(",".join(split(options.methods)))
         check_models([model])
         check_data([*data, *tests])
@@ -118,43 +112,31 @@ class Run:
 
     def own_trials(self, data: str, part: str = "") -> list["Trial"]:
         """Return a trial for every method on all images of the data set that it will be tested on."""
-        return [
-            self.trial(name, self.method(name), data=data, part=part, in_distribution=True) for name in self.methods
-        ]
+        own: dict[str, Any] = {"data": data, "part": part, "in_distribution": True}
+        return [self.trial(name, self.method(name), **own) for name in self.methods]
 
     def image_trials(self, **settings: Any) -> list["Trial"]:
         """Return `trials` in SAFT's and TTC's protocol: FT-standard, too, trains only the image encoder (CLIP-FT)."""
-        return [
-            self.trial(
-                label,
-                self.method(name, settings, trains="image" if name.partition(":")[0] == "ft-standard" else None),
-                shots=shots,
-            )
-            for label, name, shots in self.grid()
-        ]
+        trials = []
+        for label, name, shots in self.grid():
+            trains = "image" if name.partition(":")[0] == "ft-standard" else None
+            trials.append(self.trial(label, self.method(name, settings, trains=trains), shots=shots))
+        return trials
 
     def method(self, name: str, defaults: Mapping[str, Any] | None = None, **settings: Any) -> "Method":
-        """Return a method with the sweep's budget and the given settings.
-
-        Args:
-            defaults: settings for methods that have them.
+        """Return a method with the sweep's budget and these settings; `defaults` are for methods that have them.
 
         At `paper`, settings of the method's published code take precedence over the sweep's (AdvPT's own budget).
         """
         from rayclip.methods import METHODS, make_method
 
-        steps = self.setting.train_steps
-        usual: dict[str, Any] = {
-            "eps": self.setting.eps,
-            "steps": steps,
-            "step": self.step(self.setting.eps),
-        }
+        eps = self.setting.eps
+        usual: dict[str, Any] = {"eps": eps, "steps": self.setting.train_steps, "step": self.step(eps)}
         published = METHODS.find(name.partition(":")[0]).published if self.is_paper else {}
         if "eps" in published:
             del usual["step"]
         given = {key: value for key, value in settings.items() if value is not None}
-        texts = {"substitutes": self.substitutes, "offset": self.setting.offset, **(defaults or {})}
-        return make_method(name, defaults=texts, **{**usual, **published, **given})
+        return make_method(name, defaults={**self._texts, **(defaults or {})}, **{**usual, **published, **given})
 
     def step(self, eps: float) -> float:
         """Return the step size of a training attack with the budget `eps`."""
@@ -222,32 +204,23 @@ class Run:
             "save_every_epochs": min(chosen.epochs, self.setting.save_every_epochs),
         }
         full = TrainConfig(method=method, recipe=chosen, shots=shots, **{**settings, **config})
-        if self.options.models:
-            place = Store(self.options.models).child(f"{method.name}-{full.digest()}")
-        else:
-            place = self.results(part).child("models").child(label.replace(" ", "-"))
+        shared, own = self.options.models, self.results(part).child("models").child(label.replace(" ", "-"))
+        place = Store(shared).child(f"{method.name}-{full.digest()}") if shared else own
         return Trial(name=label, config=full, out=place.root)
 
     def looked_at(self, trial: "Trial", every: int | None) -> "Trial":
         """Return the trial with checkpoints kept every `every` epochs (default: a fifth of all) and at the end."""
         epochs = trial.config.recipe.epochs
         every = every or max(1, epochs // 5)
-        keep = tuple(sorted({*range(every, epochs, every), epochs}))
-        return dataclasses.replace(
-            trial, keep_epochs=keep, config=dataclasses.replace(trial.config, save_every_epochs=every)
-        )
+        config = dataclasses.replace(trial.config, save_every_epochs=every)
+        return dataclasses.replace(trial, keep_epochs=(*range(every, epochs, every), epochs), config=config)
 
     def attacks(self, text: str) -> list["Attack"]:
         """Parse attacks, with the scale's steps and stop rule as defaults."""
         from rayclip.attacks import parse_attacks
 
-        defaults = {
-            "steps": self.setting.test_steps,
-            "stop": self.setting.stop,
-            "substitutes": self.substitutes,
-            "offset": self.setting.offset,
-        }
-        return parse_attacks(text, defaults)
+        defaults = {"steps": self.setting.test_steps, "stop": self.setting.stop}
+        return parse_attacks(text, defaults | self._texts)
 
     def evaluations(
         self,
@@ -270,7 +243,6 @@ class Run:
         from rayclip.evaluation import Protocol
         from rayclip.models.scorers import parse_scorers
 
-        budget = eps or self.setting.eps
         data: dict[Resolution, list[str]] = {}
         for test in tests or self.tests:
             data.setdefault(self.resolution(test), []).append(test)
@@ -283,7 +255,7 @@ class Run:
                 scorers=parse_scorers(scorers),
                 made_against=made_against,
                 protocol=Protocol(
-                    eps=budget,
+                    eps=eps or self.setting.eps,
                     seed=self.options.seed,
                     resolution=resolution,
                     resize=self.resize(alike[0]),
@@ -352,11 +324,6 @@ class Run:
             say("error", f"{name} failed: {error}")
         if self._errors:
             raise typer.Exit(1)
-
-
-def split(values: Sequence[str] | None) -> tuple[str, ...]:
-    """Split the values of a repeatable option at commas."""
-    return tuple(part.strip() for part in one_list(values or ()).split(",") if part.strip())
 
 
 def spell(shots: int | None) -> str:

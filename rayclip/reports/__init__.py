@@ -1,6 +1,8 @@
 """Reports: tables, figures and pages, made from result files only."""
 
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,14 +34,9 @@ def make_report(
     Raises:
         UserError: an unknown paper, table or baseline.
     """
-    import os
-
     from rayclip.reports.build import build  # these imports take seconds
     from rayclip.reports.figures import as_svg, section_figures, write_figure
-    from rayclip.reports.to_csv import document_csv
-    from rayclip.reports.to_html import document_html
-    from rayclip.reports.to_latex import document_latex
-    from rayclip.reports.to_markdown import document_markdown
+    from rayclip.reports.formats import document_csv, document_html, document_latex, document_markdown
 
     draws = figures is not None or form == "html"
     document = build(
@@ -51,21 +48,18 @@ def make_report(
     )
     places: dict[str, str] = {}
     drawings: dict[str, str] = {}
-    ending = "pdf" if form == "tex" else "svg"
     for done, figure in enumerate(document.figures):
         tell(figure.name, done, len(document.figures))
         if figures is not None:
-            places[figure.name] = Path(os.path.relpath(write_figure(figure, figures)[ending], beside)).as_posix()
+            path = write_figure(figure, figures)["pdf" if form == "tex" else "svg"]
+            places[figure.name] = Path(os.path.relpath(path, beside)).as_posix()
         if form == "html":
             drawings[figure.name] = as_svg(figure)
-    match form:
-        case "html":
-            return document_html(document, drawings)
-        case "tex":
-            return document_latex(document, places)
-        case "csv":
-            return document_csv(document)
-    return document_markdown(document, places)
+    if form == "csv":
+        return document_csv(document)
+    if form == "html":
+        return document_html(document, drawings)
+    return (document_latex if form == "tex" else document_markdown)(document, places)
 
 
 def make_leaderboard(results: "Results", title: str) -> dict[str, str]:
@@ -74,12 +68,10 @@ def make_leaderboard(results: "Results", title: str) -> dict[str, str]:
     Raises:
         UserError: there are no accuracies to rank.
     """
-    from dataclasses import replace
-
     from rayclip.reports.build import build
+    from rayclip.reports.formats import document_csv
     from rayclip.reports.leaderboard import leaderboard
     from rayclip.reports.numbers import sections
-    from rayclip.reports.to_csv import document_csv
 
     if not results.cells:
         raise UserError("a leaderboard ranks accuracies, and here are recalls only: use rayclip report.")

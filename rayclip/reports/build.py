@@ -1,23 +1,26 @@
 """Build a report from results: tables as in the papers, their protocols, and significance tests between models."""
 
+import difflib
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rayclip.reports.accuracy import report_grids, significance_grid
-from rayclip.reports.grid import Document, Figure, Part
+from rayclip.reports.choosing import choose_examples
+from rayclip.reports.formats import number_line
+from rayclip.reports.grid import Cell, Document, Figure, Grid, Part
+from rayclip.reports.model import Model
 from rayclip.reports.notes import heading, merge_protocols, shared_note
 from rayclip.reports.numbers import sections
-from rayclip.reports.prompts import prompt_part
-from rayclip.reports.provenance import join_distinct, provenance
 from rayclip.reports.published import compare_with_published
 from rayclip.reports.recalls import RecallTable, recall_lines, recall_part, recall_tables
-from rayclip.reports.results import Results
+from rayclip.reports.results import Results, texts
 from rayclip.reports.section import Attack, Section, Subject, natural
-from rayclip.reports.to_csv import number_line
 from rayclip.types import UserError
 
+_MOST_PROMPTS = 8
 _ALL_PAIRS = 60_000  # maximum number of comparisons in a page; beyond it, only those with the baseline
 
 
@@ -95,29 +98,27 @@ def _summary(found: Sequence[Section], tables: Sequence[RecallTable]) -> list[st
 
 def _lines(section: Section, baseline: Subject | None) -> Iterator[dict[str, Any]]:
     """Yield one line of CSV per number, averages and worst cases included."""
-    for subject in section.subjects:
-        for attack in section.attacks:
-            for dataset in section.columns:
-                number = section.number(subject, dataset, attack)
-                if number is None:
-                    continue
-                entry = section.get(subject, dataset, attack)
-                cells = () if entry is None else entry.cells
-                versus = None
-                if baseline is not None and subject != baseline:
-                    versus = section.compare(subject, baseline, dataset, attack)
-                yield {
-                    **number_line(subject, dataset, attack, number),
-                    "baseline": "" if versus is None or baseline is None else baseline.name,
-                    "only_this_right": "" if versus is None else versus.first,
-                    "only_baseline_right": "" if versus is None else versus.second,
-                    "p": "" if versus is None else f"{versus.p:.3g}",
-                    "protocol": json.dumps({**section.shared, **_settings(section, subject, dataset, attack)}),
-                    "cells": "+".join(cell.id for cell in cells),
-                    "data": cells[0].data_fingerprint if cells else "",
-                    "code": cells[0].code if cells else "",
-                    "run": join_distinct(cell.run for cell in cells),
-                }
+    places = [(s, a, d) for s in section.subjects for a in section.attacks for d in section.columns]
+    for subject, attack, dataset in places:
+        number, entry = section.number(subject, dataset, attack), section.get(subject, dataset, attack)
+        if number is None:
+            continue
+        cells = () if entry is None else entry.cells
+        versus = None
+        if baseline is not None and subject != baseline:
+            versus = section.compare(subject, baseline, dataset, attack)
+        yield {
+            **number_line(subject, dataset, attack, number),
+            "baseline": "" if versus is None or baseline is None else baseline.name,
+            "only_this_right": "" if versus is None else versus.first,
+            "only_baseline_right": "" if versus is None else versus.second,
+            "p": "" if versus is None else f"{versus.p:.3g}",
+            "protocol": json.dumps({**section.shared, **_settings(section, subject, dataset, attack)}),
+            "cells": "+".join(cell.id for cell in cells),
+            "data": cells[0].data_fingerprint if cells else "",
+            "code": cells[0].code if cells else "",
+            "run": join_distinct(cell.run for cell in cells),
+        }
 
 
 def _settings(section: Section, subject: Subject, dataset: str, attack: Attack) -> Mapping[str, Any]:
@@ -132,19 +133,85 @@ def _pairs(section: Section, baseline: Subject | None) -> dict[str, Any]:
     columns = [(d, a) for d in section.datasets for a in section.attacks]
     subjects = section.subjects
     index = {s: i for i, s in enumerate(subjects)}
-    if len(subjects) * (len(subjects) - 1) // 2 * len(columns) <= _ALL_PAIRS:
-        chosen = [(a, b) for i, a in enumerate(subjects) for b in subjects[i + 1 :]]
-    else:
+    chosen = list(itertools.combinations(subjects, 2))
+    if len(chosen) * len(columns) > _ALL_PAIRS:
         chosen = [(s, baseline) for s in subjects if baseline is not None and s != baseline]
-    counts = []
-    for one, two in chosen:
-        for c, (dataset, attack) in enumerate(columns):
-            found = section.compare(one, two, dataset, attack)
-            if found is not None:
-                counts.append([index[one], index[two], c, found.first, found.second, found.n])
+    counts = [
+        [index[one], index[two], c, found.first, found.second, found.n]
+        for one, two in chosen
+        for c, (dataset, attack) in enumerate(columns)
+        if (found := section.compare(one, two, dataset, attack)) is not None
+    ]
     return {
         "models": [s.name for s in subjects],
         "columns": [[d, heading(a.label)] for d, a in columns],
         "counts": counts,
         "baseline": None if baseline is None else index[baseline],
     }
+
+
+def prompt_part(section: Section) -> Part:
+    """Return a part with a table per model, of its first prompts; empty if the evaluation kept none."""
+    grids = []
+    for example in choose_examples(section, ("text", "multimodal"), lambda cell: bool(texts(cell))):
+        rows = []
+        for row in texts(example.cell)[:_MOST_PROMPTS]:
+            changes = ", ".join(changed_words(row["clean"], row["adversarial"]))
+            rows.append((row["class"], [Cell(text=text) for text in (row["clean"], row["adversarial"], changes)]))
+        where = f"{example.subject.name} on {example.dataset} before and after {heading(example.attack.label)}"
+        header = ("class", "prompt", "attacked", "changed words")
+        grids.append(Grid(title=where, header=header, rows=rows))
+    return Part(title="Attacked prompts", grids=grids)
+
+
+def changed_words(before: str, after: str) -> Iterator[str]:
+    """Yield what changed between two texts, ignoring case: `zero → deline`, `+ added`, `− left out`."""
+    old, new = before.split(), after.split()
+    matcher = difflib.SequenceMatcher(None, [w.lower() for w in old], [w.lower() for w in new], autojunk=False)
+    for kind, i, j, k, m in matcher.get_opcodes():
+        left, came = " ".join(old[i:j]), " ".join(new[k:m])
+        if kind != "equal":
+            yield f"{left} → {came}" if left and came else f"− {left}" if left else f"+ {came}"
+
+
+def provenance(results: Results) -> Part:
+    """Return a part with a table of the models and one of the data sets."""
+    names = results.names
+    models = [(names[fingerprint], _about(model, results)) for fingerprint, model in results.models.items()]
+    data = {p.data_fingerprint: (p.dataset, "") for p in results.pairs}
+    data |= {c.data_fingerprint: (c.dataset, c.data) for c in results.cells}
+    sets = [(name, {"content": content, "specification": spec}) for content, (name, spec) in data.items()]
+    notes = ["Fingerprints are equal for equal weights and equal data, whatever their names"]
+    notes += [f"MLflow: {tracker}" for tracker in results.trackers]
+    grids = (_facts_grid("models", "model", models, notes), _facts_grid("data sets", "data set", sets))
+    return Part(title="Where the numbers come from", grids=grids, reference=True)
+
+
+def _facts_grid(
+    title: str, first: str, facts: Sequence[tuple[str, Mapping[str, str]]], notes: Sequence[str] = ()
+) -> Grid:
+    facts = sorted(facts, key=lambda fact: natural(fact[0]))
+    columns = [column for column in facts[0][1] if any(about[column] for _, about in facts)]
+    rows = [(name, [Cell(text=about[column]) for column in columns]) for name, about in facts]
+    return Grid(title=title, header=(first, *columns), rows=rows, notes=notes)
+
+
+def _about(model: Model, results: Results) -> dict[str, str]:
+    mine = [cell for cell in results.cells if cell.model.fingerprint == model.fingerprint]
+    lineage = model.lineage or {}
+    data = lineage.get("data") or {}
+    trained_on = f"{data.get('name', model.trained_on)} {data.get('fingerprint', '')}".strip()
+    return {
+        "weights": model.fingerprint,
+        "specification": model.spec,
+        "method": model.method or "",
+        "settings": lineage.get("digest", "not known") if model.method else "",
+        "trained on": trained_on if model.method else "",
+        "evaluated by rayclip": join_distinct(cell.code for cell in mine),
+        "MLflow runs": join_distinct(cell.run for cell in mine),
+    }
+
+
+def join_distinct(values: Iterable[str]) -> str:
+    """Join the distinct non-empty values."""
+    return ", ".join(dict.fromkeys(value for value in values if value))

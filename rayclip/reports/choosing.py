@@ -36,11 +36,8 @@ class Example:
 def choose_examples(section: Section, kinds: Sequence[str], has: Callable[[JudgedCell], bool]) -> list[Example]:
     """Choose what to show: an untouched model and the best one, on one data set, under one attack.
 
-    The attack is the strongest, of the first of these kinds of attack, for which the evaluation kept examples of both;
-    where there is none of both, examples of one model are returned.
-
-    Args:
-        has: whether a cell has the examples to be shown.
+    The attack is the strongest, of the first of these kinds of attack, for which the evaluation kept examples of both
+    (`has` tells of which cells it kept them); where there is none of both, examples of one model are returned.
     """
     best: list[Example] = []
     attacks = [a for kind in kinds for a in reversed(section.attacks) if a.kind == kind]

@@ -12,10 +12,9 @@ _INK, _GOOD, _BAD, _PAPER = (32, 32, 32), (20, 110, 60), (180, 30, 40), (255, 25
 
 
 def example_grid(examples: Any, class_names: Sequence[str], title: str) -> bytes:
-    """Draw three rows (clean, difference, adversarial) of up to eight images; return PNG bytes.
+    """Return a PNG of up to eight images in three rows: clean, difference, adversarial.
 
-    Args:
-        examples: Arrow table with `label, clean_pred, adv_pred` and PNG bytes in `clean, difference, adversarial`.
+    `examples` is an Arrow table with `label, clean_pred, adv_pred` and PNG bytes in `clean, difference, adversarial`.
     """
     rows = examples.to_pylist()
     width = _LEFT + len(rows) * (_SIDE + _PAD) + _PAD
@@ -23,11 +22,9 @@ def example_grid(examples: Any, class_names: Sequence[str], title: str) -> bytes
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     draw.text((_PAD, _PAD), title, _INK, ImageFont.load_default(15))
-    for i, (name, caption) in enumerate(
-        (("clean", "clean"), ("difference", "difference"), ("adversarial", "adversarial"))
-    ):
+    for i, name in enumerate(("clean", "difference", "adversarial")):
         top = 2 * _TEXT + i * (_SIDE + _TEXT + _PAD)
-        draw.text((_PAD, top + _SIDE / 2 - 7), caption, _INK, font)
+        draw.text((_PAD, top + _SIDE / 2 - 7), name, _INK, font)
         for j, row in enumerate(rows):
             left = _LEFT + j * (_SIDE + _PAD)
             image = Image.open(io.BytesIO(row[name])).convert("RGB")
@@ -35,12 +32,10 @@ def example_grid(examples: Any, class_names: Sequence[str], title: str) -> bytes
             if name != "difference":
                 predicted = row["clean_pred" if name == "clean" else "adv_pred"]
                 right = predicted == row["label"]
-                said = f"{'' if right else 'x '}{_short(class_names[predicted])}"
+                called = class_names[predicted]
+                shown = called if len(called) <= 16 else called[:14] + ".."  # the font has no ellipsis
+                said = f"{'' if right else 'x '}{shown}"
                 draw.text((left, top + _SIDE + 1), said, _GOOD if right else _BAD, font)
     buffer = io.BytesIO()
     sheet.save(buffer, "png")
     return buffer.getvalue()
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 16 else name[:14] + ".."  # the font has no ellipsis

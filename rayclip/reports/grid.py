@@ -1,7 +1,6 @@
 """The content of a report, whatever its format: documents of parts, and parts of tables, figures and text.
 
-Every table is a `Grid`, and every format has one renderer of grids: `to_terminal`, `to_markdown`, `to_latex`,
-`to_html`; `to_csv` writes the numbers themselves.
+Every table is a `Grid`, which `formats` and `to_terminal` render; CSV holds the numbers themselves.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,18 +1,18 @@
 """The leaderboard: every model's clean and robust accuracy under each threat model, as one static HTML page."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rayclip.evaluation.aggregate import ball_of, worst_cases
+from rayclip.reports.formats import render
 from rayclip.reports.grid import Cell, Grid, accuracy, number_cell
 from rayclip.reports.notes import attack_notes, heading, shared_note
 from rayclip.reports.numbers import worst_over
 from rayclip.reports.section import AVERAGE, Attack, Number, Section, Subject, average, natural
-from rayclip.reports.to_html import render
 
 
-@dataclass(frozen=True, kw_only=True)
-class Threat:
+class Threat(NamedTuple):
     """A threat model: what an attacker may change, and its attacks; a sample must withstand all of them."""
 
     name: str
@@ -38,20 +38,18 @@ def threats(section: Section) -> list[Threat]:
     texts = tuple(a for a in attacks if a.kind == "text")
     found: list[Threat] = []
     for case in worst_cases([a.settings for a in attacks]):
-        if case.ball is None:
-            continue
-        norm, eps = case.ball
-        within = [a for a in attacks if ball_of(a.settings) == case.ball]
-        images = tuple(a for a in within if a.kind == "image")
-        both = tuple(a for a in within if a.kind == "multimodal")
-        ball = f"{'l∞' if norm == 'linf' else 'l2'} {eps}"
-        kinds = [(f"{ball}, images", images), (f"{ball}, images and texts at once", both)]
-        if len([members for members in (images, texts, both) if members]) > 1:
-            found.append(Threat(name=f"{ball}, all attacks", attacks=images + texts + both))
-        found += [Threat(name=name, attacks=members) for name, members in kinds if members]
+        if case.ball is not None:
+            norm, eps = case.ball
+            within = [a for a in attacks if ball_of(a.settings) == case.ball]
+            images = tuple(a for a in within if a.kind == "image")
+            both = tuple(a for a in within if a.kind == "multimodal")
+            ball = f"{'l∞' if norm == 'linf' else 'l2'} {eps}"
+            several = len([members for members in (images, texts, both) if members]) > 1
+            found.append(Threat(f"{ball}, all attacks", images + texts + both if several else ()))
+            found += [Threat(f"{ball}, images", images), Threat(f"{ball}, images and texts at once", both)]
     free = tuple(a for a in attacks if a.eps is None and a.kind == "image")
-    found += [Threat(name="images, no budget", attacks=free)] if free else []
-    return found + ([Threat(name="texts", attacks=texts)] if texts else [])
+    found += [Threat("images, no budget", free), Threat("texts", texts)]
+    return [threat for threat in found if threat.attacks]
 
 
 def places(section: Section) -> Iterator[Place]:
@@ -84,38 +82,36 @@ def _place(section: Section, subject: Subject, threat: Threat, dataset: str) -> 
 def leaderboard(sections: Sequence[Section], title: str = "Robustness leaderboard") -> str:
     """Return the HTML page, initially filtered to the first threat model and the average (or the first data set)."""
     rows = [(place, shared_note(section)) for section in sections for place in places(section)]
-    found = [place for place, _ in rows]
-    held = {place.dataset for place in found}
-    fewer = "† over fewer attacks than others under this threat model, and below them"
+    attributes = [_attributes(place, protocol) for place, protocol in rows]
+    filters = ("threat", "dataset", "defense", "method", "protocol")
+    held = {name: list(dict.fromkeys(row[name] for row in attributes)) for name in filters}
+    datasets = dict.fromkeys(d for section in sections for d in reversed(section.columns))
+    partial = any(place.partial for place, _ in rows)
     grid = Grid(
         title="Models by accuracy in %",
         header=tuple("model,clean,robust,n,method,trained on,defence,attacks,threat model,data set".split(",")),
-        rows=[(place.subject.name, _cells(place)) for place in found],
+        rows=[(place.subject.name, _cells(place)) for place, _ in rows],
         notes=(
             "The average gives every data set the same weight, and is there for models with all of them",
-            *([fewer] if any(place.partial for place in found) else []),
+            *(["† over fewer attacks than others under this threat model, and below them"] if partial else []),
         ),
     )
     return render(
         "leaderboard.html",
         title,
-        models=len({place.subject.key for place in found}),
+        models=len({place.subject.key for place, _ in rows}),
         grid=grid,
-        attributes=[_attributes(place, protocol) for place, protocol in rows],
-        threats=list(dict.fromkeys(place.threat.name for place in found)),
-        datasets=[d for d in dict.fromkeys(d for s in sections for d in reversed(s.columns)) if d in held],
-        defenses=_sorted(place.subject.defense for place in found),
-        methods=_sorted(place.subject.model.method or "none" for place in found),
-        protocols=list(dict.fromkeys(protocol for _, protocol in rows)),
+        attributes=attributes,
+        threats=held["threat"],
+        datasets=[name for name in datasets if name in held["dataset"]],
+        defenses=sorted(held["defense"], key=natural),
+        methods=sorted(held["method"], key=natural),
+        protocols=held["protocol"],
         notes=[
             ". ".join([*attack_notes(section, section.attacks, section.datasets), shared_note(section)]) + "."
             for section in sections
         ],
     )
-
-
-def _sorted(names: Iterable[str]) -> list[str]:
-    return sorted(dict.fromkeys(names), key=natural)
 
 
 def _cells(place: Place) -> list[Cell]:

@@ -88,12 +88,13 @@ def _precisions(section: Section) -> set[str]:
 
 def attack_notes(section: Section, attacks: Sequence[Attack], datasets: Sequence[str]) -> list[str]:
     """Return notes with the settings of each attack, and on which models and data sets they differ."""
-    plain = [note for attack in attacks if attack.kind != "worst" for note in _settings_of(section, attack, datasets)]
-    worst = []
+    plain, worst = [], []
     for attack in attacks:
         if attack.kind == "worst":
             of = ", ".join(heading(label) for label in attack.settings["of"] if label != "clean")
             worst.append(f"{heading(attack.label)}: right under every one of {of}, per sample")
+        else:
+            plain += _settings_of(section, attack, datasets)
     return [*group_equal(plain), *worst]
 
 
@@ -137,20 +138,17 @@ def defense_notes(section: Section) -> list[str]:
 
 
 def cut_notes(found: Iterable[tuple[str, Cut]]) -> list[str]:
-    """Return notes about truncated texts: how many, separately for each owner if the numbers differ.
-
-    Args:
-        found: owners, such as models, and counts; of several counts of one owner the largest is reported.
-    """
+    """Return notes about truncated texts by owner, such as a model: the most of its counts; once if all are equal."""
     counts: dict[str, Cut] = {}
     for owner, cut in found:
         before = counts.get(owner, Cut())
         counts[owner] = Cut(max(cut.texts, before.texts), max(cut.substitutes, before.substitutes))
     notes = []
-    for which, what in (
-        ("texts", "cut at the context length of the text encoder"),
-        ("substitutes", "not read to the end by the masked language model"),
-    ):
+    kinds = {
+        "texts": "cut at the context length of the text encoder",
+        "substitutes": "not read to the end by the masked language model",
+    }
+    for which, what in kinds.items():
         each = {owner: getattr(cut, which) for owner, cut in counts.items()}
         if len(set(each.values())) > 1:
             notes.append(f"texts {what}: " + ", ".join(f"{owner} {count}" for owner, count in each.items() if count))

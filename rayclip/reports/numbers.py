@@ -1,5 +1,6 @@
 """From result files to sections: accuracies with intervals, and the worst case over attacks, per sample."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from rayclip.evaluation.aggregate import distinct_labels, wilson, worst_cases
 from rayclip.reports.results import Judged, JudgedCell, Results
 from rayclip.reports.section import SHARED, Attack, Entry, Number, Section, Subject, kind_of, natural
 from rayclip.reports.verdicts import Verdicts, align
-from rayclip.types import WORST, Cut
+from rayclip.types import WORST, Cut, full_name
 
 
 def number_of(right: int, n: int) -> Number:
@@ -40,7 +41,8 @@ def _section(
     attacks: dict[str, Attack] = {}
     entries: dict[tuple[Subject, str, str], Entry] = {}
     for cell, label in zip(cells, distinct_labels(asked), strict=True):
-        subject = _subject(cell, names)
+        name = full_name(names[cell.model.fingerprint], cell.scorer, cell.defense)
+        subject = Subject(model=cell.model, scorer=cell.scorer, defense=cell.defense, name=name)
         subject = subjects.setdefault(subject.key, subject)
         attacks.setdefault(label, Attack(label=label, kind=kind_of(cell.protocol), settings=cell.protocol))
         entries[subject, datasets[cell.data_fingerprint], label] = Entry(
@@ -61,22 +63,13 @@ def _section(
     return section
 
 
-def _subject(cell: JudgedCell, names: Mapping[str, str]) -> Subject:
-    name = names[cell.model.fingerprint]
-    if cell.scorer != "template":
-        name = f"{name}, {cell.scorer}"
-    if cell.defense != "none":
-        name = f"{name} + {cell.defense}"
-    return Subject(model=cell.model, scorer=cell.scorer, defense=cell.defense, name=name)
-
-
 def sort_subjects(subjects: Iterable[Subject], printed: Sequence[str]) -> list[Subject]:
     """Sort rows: the order of printed tables first, then training, method, shots and name."""
     rank = {name: i for i, name in enumerate(printed)}
 
     def key(subject: Subject) -> tuple[Any, ...]:
         model = subject.model
-        shots = model.shots if model.shots is not None else math.inf
+        shots = math.inf if model.shots is None else model.shots
         own = (model.method is not None, model.method or "", shots, natural(subject.name))
         return rank.get(model.spec, len(rank)), *own
 
@@ -92,22 +85,20 @@ def dataset_names(cells: Iterable[Judged]) -> dict[str, str]:
 
 def _add_worst_cases(section: Section) -> None:
     """Add the worst case within each ball (`aggregate.worst_cases`) wherever several attacks were run."""
-    protocols = [a.settings for a in section.attacks]
-    added = []
+    plain = list(section.attacks)
+    protocols = [a.settings for a in plain]
     for case in worst_cases(protocols):
-        within = [section.attacks[i] for i in case.of(protocols)]
+        within = [plain[i] for i in case.of(protocols)]
         settings = {"attack": WORST, "of": [a.label for a in within], **case.described()}
         worst = Attack(label=case.label, kind="worst", settings=settings)
         found = {}
-        for subject in section.subjects:
-            for dataset in section.datasets:
-                run = [a.settings for a in within if section.get(subject, dataset, a) is not None]
-                entry = worst_over(section, subject, dataset, within) if case.of(run) else None
-                if entry is not None:
-                    found[subject, dataset, worst.label] = entry
+        for subject, dataset in itertools.product(section.subjects, section.datasets):
+            run = [a.settings for a in within if section.get(subject, dataset, a) is not None]
+            entry = worst_over(section, subject, dataset, within) if case.of(run) else None
+            if entry is not None:
+                found[subject, dataset, worst.label] = entry
         section.entries |= found
-        added += [worst] * bool(found)
-    section.attacks += added
+        section.attacks += [worst] * bool(found)
 
 
 def worst_over(section: Section, subject: Subject, dataset: str, attacks: Sequence[Attack]) -> Entry | None:
@@ -118,7 +109,7 @@ def worst_over(section: Section, subject: Subject, dataset: str, attacks: Sequen
     positions, rights = align([entry.verdicts for entry in found.values() if entry.verdicts is not None])
     if not len(positions):
         return None
-    verdicts = Verdicts.of(positions, np.logical_and.reduce(rights))
+    verdicts = Verdicts(positions_N=positions, right_N=np.logical_and.reduce(rights))
     wanted = {a.label_without_aim for a in attacks if a.kind != "clean"}
     return Entry(
         number=number_of(verdicts.count, verdicts.n),

@@ -15,17 +15,17 @@ from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
 
-from rayclip.data.registry import find
-from rayclip.reports.grid import Cell, Grid, Part, accuracy, format_signed
+from rayclip.data.registry import DATASETS
+from rayclip.reports.formats import number_line
+from rayclip.reports.grid import Cell, Grid, Part, accuracy, format_signed, number_cell
 from rayclip.reports.model import Model
 from rayclip.reports.notes import heading
 from rayclip.reports.recalls import RecallTable, recalls_of
 from rayclip.reports.section import Attack, Number, Section, Subject, average
-from rayclip.reports.to_csv import number_line
 from rayclip.types import UserError
 
 _COLUMNS = "paper table method train_dataset shots attack dataset metric value".split()
-_RECALL = re.compile(r"(?P<direction>tr|ir)_r@(?P<k>\d+)")  # a metric
+_RECALL = re.compile(r"(tr|ir)_r@(\d+)")  # a metric
 _NOT_OURS = ("datasets", "attack", "model")  # keys of a protocol that are compared separately
 
 
@@ -46,6 +46,12 @@ class Published:
     @property
     def datasets(self) -> tuple[str, ...]:
         return tuple(self.protocol["datasets"].split("+")) if "datasets" in self.protocol else (self.dataset,)
+
+    @property
+    def recall(self) -> tuple[str, int] | None:
+        """Direction and k of a recall; None for an accuracy."""
+        found = _RECALL.fullmatch(self.metric)
+        return (found[1], int(found[2])) if found else None
 
 
 def papers() -> list[str]:
@@ -119,16 +125,16 @@ class _Match:
 def _part(
     sections: Sequence[Section], tables: Sequence[RecallTable], paper: str, table: str, rows: Sequence[Published]
 ) -> Part:
-    found = [match for row in rows for section in sections for match in _match_accuracies(section, row)]
-    found += [match for row in rows for match in _match_recalls(tables, row)]
+    found = [match for row in rows for match in _matches(sections, tables, row)]
     title = f"Beside {paper}, table {table}"
     if not found:
         ours = {d for section in sections for d in section.datasets} | {table.dataset for table in tables}
         return Part(title=title, text=(_why_nothing(ours, rows),))
     differences = list(dict.fromkeys(what for match in found for what in match.differs))
     alike = sum(not match.differs for match in found)
+    measures = sorted({"recall" if match.theirs.recall else "accuracy" for match in found})
     grid = Grid(
-        title=f"ours and those of {paper}, table {table}: {_measure(found)} in %",
+        title=f"ours and those of {paper}, table {table}: {' and '.join(measures)} in %",
         header=("model", "data set", "attack", "ours", "theirs", "difference", "differs"),
         rows=[(match.subject.name, _cells(match, differences)) for match in found],
         notes=(
@@ -140,14 +146,14 @@ def _part(
 
 
 def _cells(match: _Match, differences: Sequence[str]) -> list[Cell]:
-    where = _RECALL.fullmatch(match.theirs.metric)
-    metric = f", {where['direction'].upper()}@{where['k']}" if where else ""
+    recall = match.theirs.recall
+    metric = f", {recall[0].upper()}@{recall[1]}" if recall else ""
     gap = match.ours.top1 - match.theirs.value
     return [
         Cell(text=match.theirs.dataset),
         Cell(text=f"{heading(match.attack.label)}{metric}"),
         accuracy(match.ours),
-        Cell(text=f"{match.theirs.value:.2f}", value=match.theirs.value),
+        number_cell(match.theirs.value, ".2f"),
         Cell() if match.differs else Cell(text=format_signed(gap), value=gap),
         Cell(text=" ".join(str(i) for i, what in enumerate(differences, 1) if what in match.differs)),
     ]
@@ -156,9 +162,8 @@ def _cells(match: _Match, differences: Sequence[str]) -> list[Cell]:
 def _line(match: _Match, place: str) -> Mapping[str, Any]:
     """Return a comparison as a line of CSV."""
     ours, theirs = match.ours, match.theirs
-    recalled = theirs.metric if _RECALL.fullmatch(theirs.metric) else ""
     return {
-        **number_line(match.subject, theirs.dataset, match.attack, ours, recalled),
+        **number_line(match.subject, theirs.dataset, match.attack, ours, theirs.metric if theirs.recall else ""),
         "beside": place,
         "theirs": theirs.value,
         "difference": "" if match.differs else f"{ours.top1 - theirs.value:.4f}",
@@ -166,59 +171,49 @@ def _line(match: _Match, place: str) -> Mapping[str, Any]:
     }
 
 
-def _measure(found: Sequence[_Match]) -> str:
-    kinds = {"recall" if _RECALL.fullmatch(m.theirs.metric) else "accuracy" for m in found}
-    return " and ".join(sorted(kinds))
+def _matches(sections: Sequence[Section], tables: Sequence[RecallTable], row: Published) -> Iterator[_Match]:
+    """Yield, for each model that the row is about, the number with the fewest differences from the paper's protocol."""
+    found: dict[Any, list[_Match]] = {}
+    candidates = [((i, own[0].key), own) for i, section in enumerate(sections) for own in _accuracies(section, row)]
+    candidates += [((-1, own[0].key), own) for table in tables for own in _recalls(table, row)]
+    for key, (subject, attack, ours, protocol, sizes) in candidates:
+        if _is_about(row, subject.model) and _same_kind(row, attack):
+            differs = _differences(row, subject.model, protocol, sizes)
+            match = _Match(subject=subject, attack=attack, ours=ours, theirs=row, differs=differs)
+            found.setdefault(key, []).append(match)
+    for of_one_model in found.values():
+        yield min(of_one_model, key=lambda match: len(match.differs))
 
 
-def _match_accuracies(section: Section, row: Published) -> Iterator[_Match]:
-    """Yield, for each model that matches the row, its attack with the fewest differences from the paper's."""
-    if row.metric != "top1":
-        return
+# A model, an attack, our number, its protocol, and the images behind it by data set
+_Candidate = tuple[Subject, Attack, Number, Mapping[str, Any], list[tuple[str, int]]]
+
+
+def _accuracies(section: Section, row: Published) -> Iterator[_Candidate]:
     by_name = {plain_dataset(d): d for d in section.datasets}
-    if not all(d in by_name for d in row.datasets):
+    if row.metric != "top1" or not all(d in by_name for d in row.datasets):
         return
     for subject in section.subjects:
-        if subject.defense != "none" or subject.scorer != "template" or not _is_about(row, subject.model):
-            continue
-        candidates = []
         for attack in section.attacks:
-            if not _same_kind(row, attack):
-                continue
-            numbers = [section.number(subject, by_name[d], attack) for d in row.datasets]
-            present = [number for number in numbers if number is not None]
-            if len(present) == len(numbers):
-                ours = present[0] if len(present) == 1 and "datasets" not in row.protocol else average(present)
-                entry = section.get(subject, by_name[row.datasets[0]], attack)
-                protocol = {**section.shared, **attack.settings, **(entry.protocol if entry else {})}
-                sizes = zip(row.datasets, [number.n for number in present], strict=True)
-                differs = _differences(row, subject.model, protocol, sizes)
-                candidates.append(_Match(subject=subject, attack=attack, ours=ours, theirs=row, differs=differs))
-        yield from _with_fewest_differences(candidates)
+            entries = [section.get(subject, by_name[d], attack) for d in row.datasets]
+            numbers = [entry.number for entry in entries if entry is not None]
+            if (
+                (subject.scorer, subject.defense) == ("template", "none")
+                and entries[0]
+                and len(numbers) == len(entries)
+            ):
+                ours = average(numbers) if "datasets" in row.protocol else numbers[0]
+                protocol = {**section.shared, **attack.settings, **entries[0].protocol}
+                yield subject, attack, ours, protocol, [*zip(row.datasets, (x.n for x in numbers), strict=True)]
 
 
-def _match_recalls(tables: Sequence[RecallTable], row: Published) -> Iterator[_Match]:
-    """Yield, for each model that matches the row, its recall with the fewest differences from the paper's protocol."""
-    where = _RECALL.fullmatch(row.metric)
-    if where is None:
-        return
-    candidates: dict[str, list[_Match]] = {}
-    for table in tables:
-        if plain_dataset(table.dataset).removesuffix("_captions") != row.dataset or not _same_kind(row, table.attack):
-            continue
-        protocol = table.attack.settings
+def _recalls(table: RecallTable, row: Published) -> Iterator[_Candidate]:
+    if row.recall and plain_dataset(table.dataset).removesuffix("_captions") == row.dataset:
+        settings = table.attack.settings
         for subject, pairs in table.rows:
-            number = recalls_of(pairs).get((where["direction"], int(where["k"])))
-            if number is not None and _is_about(row, subject.model):
-                differs = _differences(row, subject.model, protocol, [(row.dataset, protocol["images"])])
-                match = _Match(subject=subject, attack=table.attack, ours=number, theirs=row, differs=differs)
-                candidates.setdefault(subject.model.fingerprint, []).append(match)
-    for of_one_model in candidates.values():
-        yield from _with_fewest_differences(of_one_model)
-
-
-def _with_fewest_differences(candidates: Sequence[_Match]) -> Sequence[_Match]:
-    return [min(candidates, key=lambda match: len(match.differs))] if candidates else []
+            number = recalls_of(pairs).get(row.recall)
+            if number is not None:
+                yield subject, table.attack, number, settings, [(row.dataset, settings["images"])]
 
 
 def _is_about(row: Published, model: Model) -> bool:
@@ -264,11 +259,8 @@ def _differences(
 
 def _evaluated(dataset: str) -> int | None:
     """Return the number of images that the papers evaluate of a data set; None if the data set is unknown."""
-    try:
-        known = find(dataset)
-    except UserError:
-        return None
-    return known.splits.get(known.evaluated)
+    known = DATASETS.get(dataset)
+    return None if known is None else known.splits.get(known.evaluated)
 
 
 def _why_nothing(ours: set[str], rows: Sequence[Published]) -> str:

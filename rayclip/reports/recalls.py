@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayclip.evaluation.retrieval import AS_WRITTEN, RecallRow
+from rayclip.reports.formats import number_line
 from rayclip.reports.grid import Grid, Part, accuracy
 from rayclip.reports.notes import cut_notes, group_equal, heading, resolution_note
 from rayclip.reports.numbers import dataset_names, number_of, sort_subjects
 from rayclip.reports.results import JudgedPairs, Results
 from rayclip.reports.section import Attack, Number, Subject, kind_of, natural
-from rayclip.reports.to_csv import number_line
 from rayclip.types import Cut
 
 _SETTINGS = (
@@ -43,19 +43,17 @@ def recalls_of(pairs: JudgedPairs) -> Recalls:
 def recall_tables(results: Results) -> list[RecallTable]:
     """Return a table for each data set and attack."""
     names, datasets = results.names, dataset_names(results.pairs)
-    groups: dict[tuple[str, str, str], list[JudgedPairs]] = {}
+    groups: dict[tuple[str, str, str], dict[Subject, JudgedPairs]] = {}
     for pairs in results.pairs:
         key = pairs.data_fingerprint, pairs.attack, json.dumps(pairs.protocol, sort_keys=True)
-        groups.setdefault(key, []).append(pairs)
+        subject = Subject(model=pairs.model, scorer="", defense="none", name=names[pairs.model.fingerprint])
+        groups.setdefault(key, {})[subject] = pairs
     found = []
-    for members in groups.values():
-        first = members[0]
-        subjects = {
-            Subject(model=p.model, scorer="", defense="none", name=names[p.model.fingerprint]): p for p in members
-        }
-        attack = Attack(label=first.attack, kind=kind_of(first.protocol), settings=first.protocol)
-        rows = tuple((subject, subjects[subject]) for subject in sort_subjects(subjects, results.order))
-        found.append(RecallTable(dataset=datasets[first.data_fingerprint], attack=attack, rows=rows))
+    for (content, label, _), members in groups.items():
+        protocol = next(iter(members.values())).protocol
+        attack = Attack(label=label, kind=kind_of(protocol), settings=protocol)
+        rows = tuple((subject, members[subject]) for subject in sort_subjects(members, results.order))
+        found.append(RecallTable(dataset=datasets[content], attack=attack, rows=rows))
     return sorted(found, key=lambda t: (natural(t.dataset), t.attack.order))
 
 
@@ -64,14 +62,14 @@ def recall_part(tables: Sequence[RecallTable]) -> Part:
     grids = []
     for table in tables:
         label, settings = table.attack.label, table.attack.settings
-        rows = [(subject.name, recalls_of(pairs)) for subject, pairs in table.rows]
-        notes = cut_notes((subject.name, pairs.cut) for subject, pairs in table.rows)
-        grids.append(_grid(f"{table.dataset}, {heading(label)}", "model", rows, {label: settings}, notes))
+        rows = {subject.name: recalls_of(pairs) for subject, pairs in table.rows}
+        cut = cut_notes((subject.name, pairs.cut) for subject, pairs in table.rows)
+        grids.append(_grid(f"{table.dataset}, {heading(label)}", "model", rows, {label: settings}, cut))
     return Part(title="Retrieval", grids=grids)
 
 
 def recall_grids(rows: Sequence[RecallRow]) -> list[Grid]:
-    """Return the tables of a command's rows, of one data set."""
+    """Return the tables of a command's rows, of one data set: one of all models, or with attacks one per model."""
     if {row.attack for row in rows} == {"clean"}:
         return [_grid_of_rows(rows, "model", rows[0].dataset)]
     return [
@@ -83,58 +81,45 @@ def recall_grids(rows: Sequence[RecallRow]) -> list[Grid]:
 def _grid_of_rows(rows: Sequence[RecallRow], first: str, title: str) -> Grid:
     found: dict[str, dict[tuple[str, int], Number]] = {}
     for row in rows:
-        name = heading(row.attack) if first == "attack" else row.model
         number = Number(top1=row.recall, low=row.ci_low, high=row.ci_high, n=row.n)
-        found.setdefault(name, {})[row.direction, row.k] = number
-    notes = cut_notes((row.model, Cut(row.cut_texts, row.cut_for_substitutes)) for row in rows)
-    return _grid(title, first, list(found.items()), {row.attack: row.protocol for row in rows}, notes)
+        found.setdefault(heading(row.attack) if first == "attack" else row.model, {})[row.direction, row.k] = number
+    cut = cut_notes((row.model, Cut(row.cut_texts, row.cut_for_substitutes)) for row in rows)
+    return _grid(title, first, found, {row.attack: row.protocol for row in rows}, cut)
 
 
 def _grid(
     title: str,
     first: str,
-    rows: Sequence[tuple[str, Recalls]],
+    rows: Mapping[str, Recalls],
     described: Mapping[str, Mapping[str, Any]],
     cut: Sequence[str],
 ) -> Grid:
     """Return a table; `described` are the protocols by attack label. The best of several models is bold."""
-    columns = list(dict.fromkeys(column for _, recalls in rows for column in recalls))
-    protocol = next(iter(described.values()))
+    columns = list(dict.fromkeys(column for recalls in rows.values() for column in recalls))
     several = first == "model" and len(rows) > 1
-    best = {column: max(recalls[column].top1 for _, recalls in rows if column in recalls) for column in columns}
+    best = {c: max(recalls[c].top1 for recalls in rows.values() if c in recalls) for c in columns}
     cells = [
         (name, [accuracy(x := recalls.get(c), best=several and x is not None and x.top1 == best[c]) for c in columns])
-        for name, recalls in rows
+        for name, recalls in rows.items()
     ]
-    return Grid(
-        title=f"{title}: recall in %",
-        header=(first, *(f"{direction.upper()}@{k}" for direction, k in columns)),
-        rows=cells,
-        notes=(
-            f"n = {protocol['images']:,} images (TR) and {protocol['captions']:,} captions (IR), 95 % Wilson intervals"
-            f"{', best in bold' * several}",
-            *_protocol_notes(described),
-            *cut,
-        ),
-    )
-
-
-def _protocol_notes(described: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return notes: what counts as found, the attacks' settings (grouped if equal), and the settings common to all."""
     protocol = next(iter(described.values()))
     notes = [
+        f"n = {protocol['images']:,} images (TR) and {protocol['captions']:,} captions (IR), 95 % Wilson intervals"
+        f"{', best in bold' * several}",
         "TR: any caption of the image among the first k; IR: the caption's image among the first k; ties count "
-        f"{protocol['ties']}"
+        f"{protocol['ties']}",
     ]
     for keys in _SETTINGS:
         notes += group_equal(
             (heading(attack), settings)
-            for attack, protocol in described.items()
-            if (settings := ", ".join(f"{k} {protocol[k]}" for k in keys if k in protocol))
+            for attack, own in described.items()
+            if (settings := ", ".join(f"{k} {own[k]}" for k in keys if k in own))
         )
-    changed = [heading(attack) for attack, p in described.items() if p["text"] != AS_WRITTEN]
+    changed = [heading(attack) for attack, own in described.items() if own["text"] != AS_WRITTEN]
     text = f"{AS_WRITTEN}{', adversarial under ' + ', '.join(changed) if changed else ''}"
-    return [*notes, f"{text.capitalize()}, {resolution_note(protocol)}, {protocol['precision']}"]
+    notes.append(f"{text.capitalize()}, {resolution_note(protocol)}, {protocol['precision']}")
+    header = (first, *(f"{direction.upper()}@{k}" for direction, k in columns))
+    return Grid(title=f"{title}: recall in %", header=header, rows=cells, notes=(*notes, *cut))
 
 
 def recall_lines(tables: Sequence[RecallTable]) -> Iterator[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""Read result folders cell by cell: records as they were written, verdicts as one bit per sample."""
+"""Read result folders cell by cell: records as they were written, verdicts sample by sample."""
 
 import functools
 import json
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -114,33 +114,31 @@ def read_results(
     """
     stores = [(store, (only or {}).get(place)) for place in dict.fromkeys(places) for store in _with_results(place)]
     todo = [(store, cell, models) for store, models in stores for cell in store.child("cells").folders()]
-    gathered = _Gathered(logged)
-    for store, _ in stores:
-        printed = _json(store, "results.json") or []
-        gathered.results.order += dict.fromkeys(row["model"] for row in printed if "model" in row)
+    reader = _Reader(logged)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for done, found in enumerate(pool.map(_read_cell, *zip(*todo, strict=True)) if todo else (), 1):
-            gathered.add(found)
+        for done, found in enumerate(pool.map(lambda cell: _read_cell(*cell), todo), 1):
+            reader.add_cell(found)
             tell(done, len(todo))
     for store, models in stores:
+        printed = _json(store, "results.json") or []
+        reader.results.order += dict.fromkeys(row["model"] for row in printed if "model" in row)
         for name in store.names(_PAIRS, ".json"):
-            gathered.add_pairs(store, name, models)
-    if not gathered.found and not gathered.results.pairs:
-        why = "".join(f" ({note})" for note in gathered.results.notes[:1])
+            reader.add_pairs(store, name, models)
+    results = reader.results
+    results.cells = list(reader.cells.values())
+    if not results.cells and not results.pairs:
+        why = "".join(f" ({note})" for note in results.notes[:1])
         named = ", ".join(places)
         raise UserError(f"{named} holds no verdicts yet{why}: run rayclip eval --out {places[0]} to its end.")
-    gathered.results.cells = list(gathered.found.values())
-    return gathered.results
+    return results
 
 
 def _with_results(place: str) -> list[Store]:
     store, kinds = Store(place), {"cells", _PAIRS}
     try:
         folders = store.folders()
-        if kinds & set(folders):
-            return [store]
-        parts = [store.child(name) for name in folders]
-        found = [part for part in parts if kinds & set(part.folders())]
+        parts = [store] if kinds & set(folders) else [store.child(name) for name in folders]
+        found = [part for part in parts if part is store or kinds & set(part.folders())]
     except OSError as error:
         raise UserError(f"'{place}' cannot be read: {error}") from error
     if not found:
@@ -148,8 +146,7 @@ def _with_results(place: str) -> list[Store]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class _ReadCell:
+class _ReadCell(NamedTuple):
     """A cell as its files have it, with the positions of its samples, ascending, and the verdicts there."""
 
     store: Store
@@ -177,74 +174,70 @@ def _read_cell(store: Store, cell: str, models: set[str] | None) -> _ReadCell | 
     if not (np.diff(position) > 0).all():  # shards of several runs may overlap
         position, first = np.unique(position, return_index=True)
         right = right[first]
-    return _ReadCell(store=store, id=cell, record=record, positions_N=position, right_N=right)
+    return _ReadCell(store, cell, record, position, right)
 
 
-class _Gathered:
+class _Reader:
     """Collects cells into `Results`, with one copy of whatever many cells share."""
 
     def __init__(self, logged: LoggedRuns) -> None:
         self.results = Results()
-        self.found: dict[str, JudgedCell] = {}
+        self.cells: dict[str, JudgedCell] = {}
         self._logged = functools.cache(logged)
         self._positions: dict[bytes, np.ndarray] = {}
         self._models: dict[str, Model] = {}
         self._asked: set[tuple[str, str]] = set()
 
-    def add(self, cell: _ReadCell | str | None) -> None:
-        if cell is None:
-            return
+    def add_cell(self, cell: _ReadCell | str | None) -> None:
         if isinstance(cell, str):
             self.results.notes.append(cell)
+        if not isinstance(cell, _ReadCell):
             return
         verdicts = self._verdicts(cell.positions_N, cell.right_N)
-        if cell.id in self.found:
-            verdicts = self._union(self.found[cell.id].verdicts, verdicts)
+        if cell.id in self.cells:  # in two folders
+            known = self.cells[cell.id].verdicts
+            position, first = np.unique(np.concatenate([known.positions_N, cell.positions_N]), return_index=True)
+            verdicts = self._verdicts(position, np.concatenate([known.right_N, cell.right_N])[first])
         record, protocol = cell.record, {**_UNSAID, **cell.record["protocol"]}
         tracker, runs = self._logged(cell.store)
         self.results.trackers += [tracker] * (bool(runs) and tracker not in self.results.trackers)
         self.results.class_names.setdefault(record["data_fingerprint"], tuple(record["class_names"]))
-        self.found[cell.id] = JudgedCell(
-            id=cell.id,
-            store=cell.store,
-            model=self._model(cell.store, record["model_fingerprint"], record["model"]),
-            dataset=record["dataset"],
-            data=record.get("data", record["dataset"]),
-            data_fingerprint=record["data_fingerprint"],
+        self.cells[cell.id] = JudgedCell(
+            **self._judged(cell.store, cell.id, record),
             attack=record.get("attack_label") or _label(protocol),
+            store=cell.store,
+            data=record.get("data", record["dataset"]),
             defense=record.get("defense_label") or protocol.get("defense", "none"),
             scorer=record.get("scorer_label") or protocol.get("scorer", "template"),
-            protocol=protocol,
             verdicts=verdicts,
             code=" ".join([*record.get("code", {}).values()]),
             run=runs.get(cell.id, ""),
-            cut=Cut.read(record),
         )
 
     def add_pairs(self, store: Store, name: str, models: set[str] | None) -> None:
-        record = _json(store, name)
+        record, id_, known = _json(store, name), PurePosixPath(name).stem, {pairs.id for pairs in self.results.pairs}
         try:
-            if models is None or record["model_fingerprint"] in models:
-                pairs = JudgedPairs(
-                    id=PurePosixPath(name).stem,
-                    model=self._model(store, record["model_fingerprint"], record["model"]),
-                    dataset=record["dataset"],
-                    data_fingerprint=record["data_fingerprint"],
-                    attack=record["attack_label"],
-                    protocol={**_UNSAID, **record["protocol"]},
-                    recalls=tuple(Recall(**recall) for recall in record["recalls"]),
-                    cut=Cut.read(record),
-                )
-                self.results.pairs += [pairs] * all(pairs.id != other.id for other in self.results.pairs)
+            if (models is None or record["model_fingerprint"] in models) and id_ not in known:
+                recalls = tuple(Recall(**recall) for recall in record["recalls"])
+                judged = self._judged(store, id_, record)
+                self.results.pairs.append(JudgedPairs(**judged, attack=record["attack_label"], recalls=recalls))
         except (KeyError, TypeError) as error:
             raise UserError(f"{store.root}/{name} is damaged ({error}): delete it and run again.") from None
 
-    def _verdicts(self, positions_N: np.ndarray, right_N: np.ndarray) -> Verdicts:
-        return Verdicts.of(self._positions.setdefault(positions_N.tobytes(), positions_N), right_N)
+    def _judged(self, store: Store, id_: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what cells and retrieval results have in common."""
+        return {
+            "id": id_,
+            "model": self._model(store, record["model_fingerprint"], record["model"]),
+            "dataset": record["dataset"],
+            "data_fingerprint": record["data_fingerprint"],
+            "protocol": {**_UNSAID, **record["protocol"]},
+            "cut": Cut.read(record),
+        }
 
-    def _union(self, one: Verdicts, two: Verdicts) -> Verdicts:
-        position, first = np.unique(np.concatenate([one.positions_N, two.positions_N]), return_index=True)
-        return self._verdicts(position, np.concatenate([one.right, two.right])[first])
+    def _verdicts(self, positions_N: np.ndarray, right_N: np.ndarray) -> Verdicts:
+        shared = self._positions.setdefault(positions_N.tobytes(), positions_N)
+        return Verdicts(positions_N=shared, right_N=right_N)
 
     def _model(self, store: Store, fingerprint: str, spec: str) -> Model:
         """Return a model; where folders have several names for it, the first label is used."""

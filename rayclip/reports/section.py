@@ -1,4 +1,4 @@
-"""Comparable numbers: which models were judged on which data sets under which attacks, and how accurate they were.
+"""Comparable numbers: which models were judged on which data under which attacks, and how accurate they were.
 
 Sections come from result files (`numbers.sections`) or from the rows of a command (`rows.row_sections`). This module
 imports neither torch nor numpy, so that a command whose answer is known prints it at once.

@@ -14,11 +14,7 @@ _NAMES = 28  # width of the row names in a table that has to be split anyway
 
 
 def show(grids: Iterable[Grid], *, width: int | None = None) -> None:
-    """Print tables to standard output.
-
-    Args:
-        width: of output that is not a terminal, in characters; None for 80, or what `COLUMNS` says.
-    """
+    """Print tables to standard output, to a file with this width in characters (default: 80, or `COLUMNS`)."""
     console = terminal.console()
     width = console.width if console.is_terminal or width is None else width
     for grid in grids:

@@ -12,7 +12,7 @@ from rayclip import cli
 from rayclip.api.request import Evaluation
 from rayclip.cli.app import app
 from rayclip.cli.options import refuse_repeats, split_models
-from rayclip.cli.request import request
+from rayclip.cli.request import Request
 from rayclip.cli.sweep import Options, Run
 from rayclip.evaluation.cell import at_budgets
 from rayclip.types import UserError
@@ -31,7 +31,7 @@ def asked(monkeypatch, function, *words):
         raise Asked(args, kwargs)
 
     monkeypatch.setattr(f"rayclip.api.{function}", stop)
-    for module in ("request", "retrieval"):  # what is named here is nowhere
+    for module in ("request", "evaluate"):  # what is named here is nowhere
         for check in ("check_models", "check_data"):
             monkeypatch.setattr(f"rayclip.cli.{module}.{check}", lambda specs, **_: None)
     with pytest.raises(Asked) as found:
@@ -151,10 +151,7 @@ def test_a_path_that_exists_stays_whole(tmp_path, monkeypatch):
     (tmp_path / "a,b.parquet").touch()
     (tmp_path / "m").mkdir()
     monkeypatch.chdir(tmp_path)
-    asked = {p.name: p.default for p in inspect.signature(request).parameters.values()}
-    found = request(
-        **asked | {"model": ["local-dir:my, own,digits"], "data": ["a,b.parquet,digits"], "out": "o", "eps": ["1/255"]}
-    )
+    found = Request(model=["local-dir:my, own,digits"], data=["a,b.parquet,digits"], out="o", eps=["1/255"])
     evaluation: Evaluation = found.evaluation
     assert list(evaluation.data) == ["a,b.parquet", "digits"]
     assert split_models(["local-dir:my, own,digits"]) == ["local-dir:my, own", "digits"]
@@ -187,5 +184,7 @@ def test_values_that_look_like_options_are_values():
 
 
 def test_the_options_of_sweeps_are_what_they_say():
-    lists = {name for name, field in inspect.signature(Options).parameters.items() if "list" in str(field.annotation)}
+    lists = {
+        name for name, field in inspect.signature(Options).parameters.items() if "Sequence" in str(field.annotation)
+    }
     assert lists == {"data", "test", "methods", "shots"}

@@ -14,7 +14,7 @@ from rayclip.distributed.trials import Trial
 from rayclip.evaluation import Evaluator, Protocol, Shard, Store, collect_rows
 from rayclip.evaluation.front import Score, pareto_front
 from rayclip.models.loading import BUNDLED
-from rayclip.reports.search import search_grid
+from rayclip.reports.rows import search_grid
 from training.test_loop import config
 
 

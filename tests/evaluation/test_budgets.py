@@ -16,12 +16,11 @@ from rayclip.evaluation import Protocol, Store, collect_rows, make_cells
 from rayclip.evaluation.aggregate import Ball, worst_accuracy, worst_cases
 from rayclip.evaluation.alarms import alarms
 from rayclip.reports.build import build
+from rayclip.reports.formats import document_csv, document_markdown
 from rayclip.reports.leaderboard import places, threats
 from rayclip.reports.numbers import sections
 from rayclip.reports.results import read_results
 from rayclip.reports.rows import result_grids
-from rayclip.reports.to_csv import document_csv
-from rayclip.reports.to_markdown import document_markdown
 from rayclip.types import UserError
 
 TEXT = "bert:substitutes=clip-table"

@@ -12,9 +12,9 @@ from rayclip.data import batch_pixels, open_data
 from rayclip.evaluation import Evaluator, Protocol, Store, chosen_positions, make_cells, missing_shards
 from rayclip.evaluation.examples import EMBEDDED, EXAMPLES, PROMPTS
 from rayclip.models import load_model
+from rayclip.reports.build import prompt_part
 from rayclip.reports.figures import section_figures
 from rayclip.reports.numbers import sections
-from rayclip.reports.prompts import prompt_part
 from rayclip.reports.results import read_results
 
 

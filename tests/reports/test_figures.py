@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rayclip.reports.build import changed_words
 from rayclip.reports.figures import as_svg, section_figures, write_figure
 from rayclip.reports.figures.embeddings import mean_cosine
 from rayclip.reports.figures.style import shorten
 from rayclip.reports.figures.tradeoff import interpolations
 from rayclip.reports.numbers import sections
-from rayclip.reports.prompts import changed_words
 from rayclip.reports.results import read_results
 from rayclip.store import Store
 from reports.made import BERT, CLEAN, SEP, bits, describe, fingerprint, pgd, put

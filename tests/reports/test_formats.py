@@ -13,13 +13,11 @@ import pytest
 
 from rayclip.reports import make_leaderboard, make_report
 from rayclip.reports.build import build
+from rayclip.reports.formats import document_csv, document_latex, document_markdown
 from rayclip.reports.grid import Cell, Document, Grid, Part
 from rayclip.reports.numbers import sections
 from rayclip.reports.results import read_results
 from rayclip.reports.rows import markdown_tables
-from rayclip.reports.to_csv import document_csv
-from rayclip.reports.to_latex import document_latex
-from rayclip.reports.to_markdown import document_markdown
 from rayclip.types import Row, UserError
 from reports.made import BERT, CLEAN, SEP, bits, describe, pgd, put
 

@@ -57,16 +57,13 @@ def test_a_sample_that_lies_in_two_shards_or_folders_counts_once(tmp_path):
     assert (number.n, number.top1) == (20, pytest.approx(100 * right.mean()))
 
 
-@pytest.mark.parametrize("n", [1, 7, 8, 9, 64, 100])
-def test_packed_verdicts_come_back(n):
-    right = bits(n, n)
-    verdicts = Verdicts.of(np.arange(n), right)
-    assert np.array_equal(verdicts.right, right) and verdicts.count == right.sum() and verdicts.n == n
+def verdicts(positions, right):
+    return Verdicts(positions_N=positions, right_N=right)
 
 
 def test_shared_samples_of_different_sets():
     a, b = bits(3, 10), bits(4, 8)
-    one, two = Verdicts.of(np.arange(0, 20, 2), a), Verdicts.of(np.arange(0, 24, 3), b)
+    one, two = verdicts(np.arange(0, 20, 2), a), verdicts(np.arange(0, 24, 3), b)
     positions, (x, y) = align([one, two])
     assert positions.tolist() == [0, 6, 12, 18]
     assert x.tolist() == a[[0, 3, 6, 9]].tolist() and y.tolist() == b[[0, 2, 4, 6]].tolist()
@@ -173,7 +170,7 @@ def test_the_averages_interval_adds_squared_distances():
 @pytest.mark.parametrize("seed", range(4))
 def test_mcnemar_is_the_binomial_test_of_the_discordant_samples(seed):
     a, b = bits(seed, 60, 0.7), bits(seed + 10, 60, 0.5)
-    found = paired(Verdicts.of(np.arange(60), a), Verdicts.of(np.arange(60), b))
+    found = paired(verdicts(np.arange(60), a), verdicts(np.arange(60), b))
     first = sum(x and not y for x, y in zip(a, b, strict=True))
     second = sum(y and not x for x, y in zip(a, b, strict=True))
     assert (found.first, found.second, found.n) == (first, second, 60)
@@ -189,10 +186,10 @@ def test_an_interval_holds_its_number():
 
 
 def test_equal_models_do_not_differ_and_strangers_are_not_compared():
-    same = Verdicts.of(np.arange(9), bits(1, 9))
+    same = verdicts(np.arange(9), bits(1, 9))
     assert paired(same, same).p == 1.0
-    assert paired(same, Verdicts.of(np.arange(20, 29), bits(2, 9))) is None
-    half = paired(same, Verdicts.of(np.arange(5, 12), np.ones(7, bool)))
+    assert paired(same, verdicts(np.arange(20, 29), bits(2, 9))) is None
+    half = paired(same, verdicts(np.arange(5, 12), np.ones(7, bool)))
     assert half.n == 4
 
 

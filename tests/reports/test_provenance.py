@@ -6,8 +6,8 @@ import io
 import pytest
 
 from rayclip.reports.build import build
+from rayclip.reports.formats import document_csv
 from rayclip.reports.results import read_results
-from rayclip.reports.to_csv import document_csv
 from rayclip.store import Store
 from rayclip.tracking.journal import logged_runs
 from reports.made import BERT, CLEAN, bits, describe, fingerprint, put

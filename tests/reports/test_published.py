@@ -6,10 +6,10 @@ from importlib import resources
 import pytest
 
 from rayclip.reports.build import build
+from rayclip.reports.formats import document_csv
 from rayclip.reports.numbers import sections
 from rayclip.reports.published import compare_with_published, papers, plain_dataset, read_paper
 from rayclip.reports.results import read_results
-from rayclip.reports.to_csv import document_csv
 from rayclip.types import UserError
 from reports.made import BERT, CLEAN, bits, describe, pgd, put
 

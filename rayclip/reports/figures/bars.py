@@ -7,7 +7,17 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch
 
 from rayclip.reports.choosing import choose_subjects
-from rayclip.reports.figures.style import GRID, INK, SERIES, accuracy_axis, describe_data, note_left_out, shorten
+from rayclip.reports.figures.style import (
+    GRID,
+    INK,
+    SERIES,
+    accuracy_axis,
+    describe_data,
+    legend,
+    note_left_out,
+    shorten,
+    whiskers,
+)
 from rayclip.reports.grid import Figure
 from rayclip.reports.notes import heading, under
 from rayclip.reports.section import AVERAGE, Number, Section, Subject
@@ -38,23 +48,19 @@ def bars(section: Section) -> list[Figure]:
         for row, ax in enumerate(canvas.subplots(down, 1, squeeze=False).flat):
             names = groups[row * across : (row + 1) * across]
             _draw_groups(ax, subjects, [ranked[name] for name in names])
-            slanted = across > 6 and max(len(word) for name in groups for word in name.split()) > 8
-            ax.set_xticks(
-                range(len(names)),
-                names if slanted else ["\n".join(name.rsplit(" ", 1)) for name in names],
-                rotation=25 if slanted else 0,
-                ha="right" if slanted else "center",
-                rotation_mode="anchor" if slanted else "default",
-            )
+            if across > 6 and max(len(word) for name in groups for word in name.split()) > 8:
+                ax.set_xticks(range(len(names)), names, rotation=25, ha="right", rotation_mode="anchor")
+            else:
+                ax.set_xticks(range(len(names)), ["\n".join(name.rsplit(" ", 1)) for name in names])
             ax.set_xlim(-0.6, across - 0.4)
             ax.grid(visible=False, axis="x")
             ax.tick_params(axis="x", length=0)
             accuracy_axis(ax, "y", "accuracy in %")
-        keys = [
-            Patch(facecolor=SERIES[i], hatch=_HATCHES[i], edgecolor=GRID, linewidth=0, label=shorten(s.name))
+        keys = {
+            shorten(s.name): Patch(facecolor=SERIES[i], hatch=_HATCHES[i], edgecolor=GRID, linewidth=0)
             for i, s in enumerate(subjects)
-        ]
-        canvas.legend(handles=keys, loc="outside upper left", ncols=min(3, columns), frameon=False, fontsize=8.5)
+        }
+        legend(canvas, keys, min(3, columns), place="outside upper left")
         return canvas
 
     when = under(section.main) if several else f"on {describe_data(section)}"
@@ -76,10 +82,8 @@ def _draw_groups(ax: Axes, subjects: Sequence[Subject], columns: Sequence[Mappin
     thick = 0.8 / len(subjects)
     for i, subject in enumerate(subjects):
         for g, column in enumerate(columns):
-            number = column.get(subject)
-            if number is None:
-                continue
-            x = g + (i - (len(subjects) - 1) / 2) * thick
-            ax.bar(x, number.top1, thick * 0.9, color=SERIES[i], hatch=_HATCHES[i], edgecolor=GRID, linewidth=0)
-            arms = [[number.top1 - number.low], [number.high - number.top1]]
-            ax.errorbar(x, number.top1, arms, ecolor=INK, elinewidth=1.0, linestyle="none", clip_on=False)
+            if subject in column:
+                x, number = g + (i - (len(subjects) - 1) / 2) * thick, column[subject]
+                ax.bar(x, number.top1, thick * 0.9, color=SERIES[i], hatch=_HATCHES[i], edgecolor=GRID, linewidth=0)
+                arms = whiskers(number)
+                ax.errorbar(x, number.top1, arms, ecolor=INK, elinewidth=1.0, linestyle="none", clip_on=False)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -17,6 +18,7 @@ from rayclip.reports.figures.style import (
     SERIES,
     accuracy_axis,
     describe_data,
+    legend,
     note_left_out,
     panels,
     shorten,
@@ -31,18 +33,12 @@ _APART = 1 / 7  # least distance between two budgets' ticks, of the axis
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """The content of one panel.
-
-    Attributes:
-        lines: the (x, y) of each point by line name, x ascending.
-        level: name and height of a level line.
-        ticks: names of values of x; None for numbers.
-    """
+    """The content of one panel."""
 
     title: str
-    lines: Mapping[str, Sequence[tuple[float, Number]]]
-    level: tuple[str, float] | None = None
-    ticks: Mapping[float, str] | None = None
+    lines: Mapping[str, Sequence[tuple[float, Number]]]  # points by name, x ascending
+    level: tuple[str, float] | None = None  # name and height of a level line
+    ticks: Mapping[float, str] | None = None  # names of values of x; None for numbers
 
 
 def over_shots(section: Section) -> list[Figure]:
@@ -59,13 +55,11 @@ def over_shots(section: Section) -> list[Figure]:
     if not series:
         return []
     shots = sorted({s for m in series.values() for s in m}, key=lambda s: (s is None, s))
-    ticks = {float(i): "full" if s is None else str(s) for i, s in enumerate(shots)}
-    lines = {
-        name: {float(i): members[s] for i, s in enumerate(shots) if s in members} for name, members in series.items()
-    }
+    ticks = {float(i): str(s or "full") for i, s in enumerate(shots)}
+    lines = {name: {float(shots.index(s)): m[s] for s in shots if s in m} for name, m in series.items()}
     untouched = next((s for s in section.subjects if s.is_untouched), None)
-    found = _panels_of_attacks(section, lines, untouched, ticks)
     title = f"Accuracy over training images per class, {describe_data(section)}"
+    found = _panels_of_attacks(section, lines, untouched, ticks)
     return [_figure("shots", title, "training images per class", found, "")]
 
 
@@ -193,9 +187,9 @@ def _draw(xlabel: str, found: Sequence[Panel], columns: int) -> Canvas:
             ax.set_xticks(list(panel.ticks), list(panel.ticks.values()))
         if i >= len(found) - across:
             ax.set_xlabel(xlabel)
-    keys = {key.get_label(): key for ax in axes for key in ax.get_lines()}
+    keys = {str(key.get_label()): key for ax in axes for key in ax.get_lines()}
     canvas.set_figheight(canvas.get_figheight() + 0.2 * -(-len(keys) // across))
-    canvas.legend(handles=list(keys.values()), loc="outside lower left", ncols=across, frameon=False, fontsize=8.5)
+    legend(canvas, keys, across)
     return canvas
 
 
@@ -209,15 +203,8 @@ def _draw_lines(ax: Axes, panel: Panel) -> None:
     if panel.level is not None:
         name, height = panel.level
         ax.axhline(height, color=MUTED, linestyle=":", linewidth=1.4, label=shorten(name))
-        ax.annotate(
-            shorten(name),
-            (1, height),
-            xycoords=("axes fraction", "data"),
-            color=MUTED,
-            fontsize=7.5,
-            ha="right",
-            va="bottom",
-        )
+        place: Any = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+        ax.text(1, height, shorten(name), color=MUTED, fontsize=7.5, **place)
 
 
 def _chosen_attacks(section: Section) -> list[Attack]:

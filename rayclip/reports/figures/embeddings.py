@@ -11,7 +11,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure as Canvas
 
 from rayclip.reports.choosing import choose_examples
-from rayclip.reports.figures.style import SERIES, panels, shorten
+from rayclip.reports.figures.style import SERIES, hide_axes, legend, panels, shorten
 from rayclip.reports.grid import Figure
 from rayclip.reports.notes import heading
 from rayclip.reports.results import Results, examples, has_examples
@@ -39,34 +39,21 @@ def tsne(results: Results, section: Section) -> list[Figure]:
     def draw(columns: int) -> Canvas:
         canvas, axes = panels(len(found), columns, width=3.4, height=3.5, share_x=False, share_y=False)
         for ax, (name, (clean, adversarial)) in zip(axes, maps().items(), strict=True):
-            ax.scatter(
-                clean[:, 0], clean[:, 1], s=16, color=SERIES[0], marker="o", alpha=0.8, linewidths=0, label="clean"
-            )
-            ax.scatter(
-                adversarial[:, 0],
-                adversarial[:, 1],
-                s=20,
-                color=SERIES[1],
-                marker="x",
-                linewidths=1.1,
-                label="adversarial",
-            )
+            (x, y), (a, b) = clean.T, adversarial.T
+            ax.scatter(x, y, color=SERIES[0], marker="o", s=16, linewidths=0, alpha=0.8)
+            ax.scatter(a, b, color=SERIES[1], marker="x", s=20, linewidths=1.1)
             ax.set_title(f"{shorten(name, 24)}\nmean cosine {cosines[name]:.3f}")
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.grid(visible=False)
-            ax.spines[:].set_visible(False)
-        handles, labels = axes[0].get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False)
+            hide_axes(ax)
+        legend(canvas, dict(zip(("clean", "adversarial"), axes[0].collections, strict=True)), 2)
         return canvas
 
     spelled = ", ".join(f"{name} {cosine:.3f}" for name, cosine in cosines.items())
     count = len(next(iter(found.values()))[0])
+    where = f"{chosen[0].dataset} under {heading(chosen[0].attack.label)}"
     return [
         Figure(
             name="tsne",
-            title="Embeddings of clean and adversarial images, "
-            f"{chosen[0].dataset} under {heading(chosen[0].attack.label)}",
+            title=f"Embeddings of clean and adversarial images, {where}",
             caption=f"t-SNE on cosine distance of the first {count} images, a map for each model; the mean "
             "cosine is between an image before and after the attack.",
             alt=f"Scatter of embeddings before and after the attack. Mean cosine: {spelled}.",

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from rayclip.reports.choosing import Example, choose_examples
-from rayclip.reports.figures.style import INK, RIGHT, WRONG, decode, shorten
+from rayclip.reports.figures.style import INK, RIGHT, WRONG, decode, hide_axes, shorten
 from rayclip.reports.grid import Figure
 from rayclip.reports.notes import heading
 from rayclip.reports.results import Results, examples, has_examples
@@ -104,10 +104,7 @@ def _tiles(count: int, columns: int, names: Sequence[str]) -> tuple[Canvas, list
     canvas = Canvas(figsize=(0.5 + 1.08 * across, 0.2 + 1.16 * len(names) * blocks))
     cells = canvas.subplots(len(names) * blocks, across, squeeze=False)
     for ax in cells.flat:
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.grid(visible=False)
-        ax.spines[:].set_visible(False)
+        hide_axes(ax)
     found = []
     for i in range(count):
         block, column = divmod(i, across)

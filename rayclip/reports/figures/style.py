@@ -7,7 +7,7 @@ that nothing depends on colour alone. In dark mode a page gives the same colour 
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.style import context
 
 from rayclip.reports.grid import Figure
-from rayclip.reports.section import AVERAGE, Section, Subject
+from rayclip.reports.section import AVERAGE, Number, Section, Subject
 from rayclip.store import Store
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#57606a", "#e3e7eb", "#ffffff"
@@ -51,6 +51,23 @@ def panels(
     for lowest in axes[count - across : count]:  # a spare place may be below it
         lowest.xaxis.set_tick_params(labelbottom=True)
     return canvas, axes[:count]
+
+
+def legend(canvas: Canvas, keys: Mapping[str, Any], columns: int, *, place: str = "outside lower left") -> None:
+    """Name what is drawn, beside the panels."""
+    canvas.legend([*keys.values()], [*keys], loc=place, ncols=columns, frameon=False, fontsize=8.5)
+
+
+def hide_axes(axes: Axes) -> None:
+    """Leave nothing of a panel but what is drawn in it."""
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+
+
+def whiskers(number: Number) -> list[list[float]]:
+    """Return how far the interval reaches below and above, as `errorbar` takes it."""
+    return [[number.top1 - number.low], [number.high - number.top1]]
 
 
 def accuracy_axis(axes: Axes, which: Literal["x", "y"], label: str = "") -> None:

@@ -9,10 +9,21 @@ from matplotlib.figure import Figure as Canvas
 
 from rayclip.evaluation.front import pareto_front
 from rayclip.models.specs import parse_mix
-from rayclip.reports.figures.style import INK, MARKERS, MUTED, PAPER, SERIES, accuracy_axis, describe_data, shorten
+from rayclip.reports.figures.style import (
+    INK,
+    MARKERS,
+    MUTED,
+    PAPER,
+    SERIES,
+    accuracy_axis,
+    describe_data,
+    legend,
+    shorten,
+    whiskers,
+)
 from rayclip.reports.grid import Figure
 from rayclip.reports.notes import heading
-from rayclip.reports.section import Number, Section, Subject
+from rayclip.reports.section import Section, Subject
 
 _CROWD = 12  # beyond this many points, no whiskers, and a look per method in place of one per model
 
@@ -45,8 +56,8 @@ def tradeoff(section: Section) -> list[Figure]:
             keys[name] = ax.errorbar(
                 c.top1,
                 r.top1,
-                xerr=None if crowded else _arms(c),
-                yerr=None if crowded else _arms(r),
+                xerr=None if crowded else whiskers(c),
+                yerr=None if crowded else whiskers(r),
                 color=colour,
                 marker=marker,
                 markersize=(10 if marker == "*" else 7) - 1.5 * crowded,
@@ -61,7 +72,7 @@ def tradeoff(section: Section) -> list[Figure]:
             )[0]
         accuracy_axis(ax, "x", f"clean accuracy in % ({describe_data(section)})")
         accuracy_axis(ax, "y", f"{heading(robust.label)} accuracy in %")
-        canvas.legend([*keys.values()], [*keys], loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)
+        legend(canvas, keys, columns)
         return canvas
 
     named = ", ".join(s.name for s in front)
@@ -108,7 +119,3 @@ def _looks(subjects: Sequence[Subject], *, by_method: bool) -> Mapping[Subject, 
         look = (SERIES[i % len(SERIES)], MARKERS[(i + i // len(SERIES)) % len(MARKERS)])
         found[subject] = (name, *((INK, "*") if kind == "untouched" else look))
     return found
-
-
-def _arms(number: Number) -> list[list[float]]:
-    return [[number.top1 - number.low], [number.high - number.top1]]
