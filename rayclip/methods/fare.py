@@ -56,8 +56,7 @@ class FARE(Method):
 
     def attack(self, clip: Clip, batch: Batch) -> Batch:
         assert batch.original is not None
-        with torch.no_grad():
-            original_BD = batch.original.clip.encode_image(batch.pixels_BCHW, normalize=False)
+        original_BD = batch.original.encode_image(batch.pixels_BCHW, normalize=False)
         return self.perturb(
             clip,
             replace(batch, original_BD=original_BD),
