@@ -51,7 +51,9 @@ def advance(
 
 
 @rng.fused
-def _advance_linf(delta: Tensor, direction: Tensor, clean: Tensor, length: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+def _advance_linf(
+    delta: Tensor, direction: Tensor, clean: Tensor, length: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor]:
     """`advance` on flat tensors, which one compilation serves whatever the images' shape."""
     delta = _into_range((delta + length * direction.sign()).clamp(-eps, eps), clean)
     return delta, (clean + delta).clamp(0, 1)

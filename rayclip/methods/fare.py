@@ -3,7 +3,6 @@
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from rayclip.attacks.base import GradientAttack

@@ -23,8 +23,8 @@ def widened(x: Tensor) -> Tensor:
 
 
 def cosine_logits(rows_BD: Tensor, columns_KD: Tensor, scale: Tensor) -> Tensor:
-    """Return `scale · <row, column>` of normalised embeddings, `(B, K)`, under autocast in fp32, too: in bf16 a logit of
-    30 would be off by 0.1."""
+    """Return `scale · <row, column>` of normalised embeddings, `(B, K)`; under autocast in fp32, too, as a logit of 30
+    would be off by 0.1 in bf16."""
     with torch.autocast(rows_BD.device.type, enabled=False):
         return scale * widened(rows_BD) @ widened(columns_KD).T
 
