@@ -93,6 +93,6 @@ def test_a_refreshed_copy_is_the_model_of_now(quick_gelu):
 def test_autocast_does_not_touch_a_copy():
     """It would run in bf16 what is in fp16, and some of it in fp32."""
     fast = fast_copy(tiny_clip(), "fp16")
-    expected, slope = embedding_and_gradient(fast)
+    expected, _ = embedding_and_gradient(fast)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         assert torch.equal(fast.encode_image(PIXELS), expected)

@@ -11,8 +11,8 @@ from rayclip.models import ZeroShot, fast_copy
 from rayclip.models.attention import encode_with_patches
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.models.prompts import WithContext, WithFrame
-from rayclip.models.scorers import CuPL, random_crops
 from rayclip.models.resizing import resized, resized_by_products
+from rayclip.models.scorers import CuPL, random_crops
 from rayclip.rng import sample_keys
 
 NOISE = torch.Generator().manual_seed(0)
