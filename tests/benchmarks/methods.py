@@ -16,6 +16,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import open_clip
@@ -175,7 +176,12 @@ class Ours:
         for p in trained:
             p.requires_grad_(True)
         self.optimizer = make_optimizer(method.recipe, trained)
-        self.attacked = clip if args.precision == "fp32" else fast_copy(clip, "fp16")
+        self.attacked = clip
+        if args.precision == "bf16":
+            self.attacked = fast_copy(clip, "fp16")
+            assert batch.original is not None
+            original = replace(batch.original, copied=fast_copy(batch.original.clip, "fp16"))
+            self.batch = replace(batch, original=original)
 
     def step(self) -> float:
         bf16 = self.precision == "bf16"
