@@ -70,7 +70,8 @@ class MMCoA(Method):
             )
         if self.lambda_txt:
             classes = batch.labels_B.unique().tolist()
-            changes = self.text.attack(clip, [batch.texts.prompts[c] for c in classes])
+            with torch.autocast(clip.device.type, enabled=False):  # which words are nearest, bf16 cannot tell
+                changes = self.text.attack(clip, [batch.texts.prompts[c] for c in classes])
             batch = replace(batch, adversarial_prompts={c: ch.prompt for c, ch in zip(classes, changes, strict=True)})
         return batch
 

@@ -29,8 +29,10 @@ def encode_class_token(tower: Any, x_BCHW: Tensor) -> Tensor:
     """Return un-normalised embeddings `(B, D)` of images prepared by `Clip.tower_input`."""
     *blocks, last = tower.transformer.resblocks
     x_BTE = run_blocks(blocks, _first_tokens(tower, x_BCHW))
-    pooled_BE = tower.ln_post(run_block(last, x_BTE, asking=1))[:, 0]
-    return pooled_BE if tower.proj is None else pooled_BE @ tower.proj
+    class_B1E = run_block(last, x_BTE, asking=1)
+    with torch.autocast(x_BTE.device.type, enabled=False):  # rounding here would pass into every cosine
+        pooled_BE = tower.ln_post(class_B1E.to(tower.class_embedding.dtype))[:, 0]
+        return pooled_BE if tower.proj is None else pooled_BE @ tower.proj
 
 
 def _first_tokens(tower: Any, x_BCHW: Tensor) -> Tensor:
@@ -40,6 +42,7 @@ def _first_tokens(tower: Any, x_BCHW: Tensor) -> Tensor:
     whole = x_BCHW[:, :, : rows * height, : columns * width]  # a convolution ignores pixels beyond the last whole patch
     patches = whole.unflatten(3, (columns, width)).unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5)
     patches_BTE = F.linear(patches.flatten(3).flatten(1, 2), tower.conv1.weight.flatten(1))
-    class_B1E = tower.class_embedding.to(patches_BTE.dtype).expand(len(patches_BTE), 1, -1)
-    x_BTE = torch.cat([class_B1E, patches_BTE], dim=1) + tower.positional_embedding.to(patches_BTE.dtype)
+    patches_BTE = patches_BTE.to(tower.class_embedding.dtype)  # under autocast, too, the blocks add up in fp32
+    class_B1E = tower.class_embedding.expand(len(patches_BTE), 1, -1)
+    x_BTE = torch.cat([class_B1E, patches_BTE], dim=1) + tower.positional_embedding
     return tower.ln_pre(tower.patch_dropout(x_BTE))

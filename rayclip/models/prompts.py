@@ -8,7 +8,7 @@ it that the frame covers.
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -164,9 +164,9 @@ class WithFrame(Prompted):
 
     def tower_input(self, pixels_BCHW: Tensor) -> Tensor:
         x_BCHW = super().tower_input(pixels_BCHW)
-        frame_CHW = x_BCHW.new_zeros(x_BCHW.shape[1:])
-        frame_CHW[:, frame_mask(self.image_size).to(x_BCHW.device)] = self.frame.to(x_BCHW.dtype)
-        return x_BCHW + frame_CHW
+        frame = x_BCHW.new_zeros(3, self.image_size**2)
+        frame = frame.index_copy(1, _frame_places(self.image_size, x_BCHW.device), self.frame.to(x_BCHW.dtype))
+        return x_BCHW + frame.view(x_BCHW.shape[1:])
 
     @property
     def frame(self) -> Tensor:
@@ -234,6 +234,12 @@ def _entrance(clip: Clip) -> nn.Module:
     """Return the module that all tokens of the image tower pass first, also in a copy for attacks (`fast`)."""
     modules = cast(nn.Module, clip.model.visual).named_modules()
     return next(module for name, module in modules if name.rpartition(".")[2] == "ln_pre")
+
+
+@lru_cache(maxsize=16)
+def _frame_places(side: int, device: torch.device) -> Tensor:
+    """Return the positions of the frame's pixels in a flattened image; kept, as finding them waits for the device."""
+    return frame_mask(side).flatten().nonzero().squeeze(1).to(device)
 
 
 def _start(shape: tuple[int, ...], seed: int | None) -> Tensor:
