@@ -99,21 +99,23 @@ class FABT(Attack):
                 with torch.no_grad():
                     broken = victim(point, active).argmax(1) != label
                 queries_B[active] += 2
-                steps_B[active] = torch.where(distance_B[active] <= eps, steps_B[active], done + 1)
-                size = sizes(point - clean, self.norm)
-                better = broken & (size < distance_B[active])
-                at = active[better]
-                nearest[at], distance_B[at], steps_B[at] = point[better], size[better], done + 1
+                size, before = sizes(point - clean, self.norm), distance_B[active]
+                better = broken & (size < before)
+                nearest[active] = torch.where(per_image(better), point, nearest[active])
+                distance = torch.where(better, size, before)
+                distance_B[active] = distance
+                steps_B[active] = torch.where((before <= eps) & ~better, steps_B[active], done + 1)
                 point = torch.where(per_image(broken), clean + self.beta * (point - clean), point)
                 if self.stop == "first_success":
-                    kept = (distance_B[active] > eps).nonzero().squeeze(1)
+                    kept = (distance > eps).nonzero().squeeze(1)  # the only wait for the device in a step
                     if len(kept) < len(active):
                         clean, label, target, point = (x[kept] for x in (clean, label, target, point))
                         active, targets_AT = active[kept], targets_AT[kept]
 
-        found = attacked[distance_B[attacked].isfinite()]
+        far = distance_B[attacked].isfinite()
         if self.stop == "first_success":
-            found = found[distance_B[found] > eps]
+            far &= distance_B[attacked] > eps
+        found = attacked[far]
         self._search(victim, images, labels, found, nearest, distance_B)
         queries_B[found] += 2 + self.SEARCH
         inside = distance_B <= eps
@@ -148,7 +150,8 @@ class FABT(Attack):
             inner, margin_in = torch.where(per_image(broken), inner, middle), margin_in.where(broken, margin_middle)
         size = sizes(outer - clean, self.norm)
         better = size < distance_B[found]
-        nearest[found[better]], distance_B[found[better]] = outer[better], size[better]
+        nearest[found] = torch.where(per_image(better), outer, nearest[found])
+        distance_B[found] = torch.where(better, size, distance_B[found])
 
 
 def _linearise(victim: ZeroShot, point: Tensor, index: Tensor, label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

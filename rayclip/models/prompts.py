@@ -8,7 +8,7 @@ it that the frame covers.
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -164,9 +164,10 @@ class WithFrame(Prompted):
 
     def tower_input(self, pixels_BCHW: Tensor) -> Tensor:
         x_BCHW = super().tower_input(pixels_BCHW)
-        frame_CHW = x_BCHW.new_zeros(x_BCHW.shape[1:])
-        frame_CHW[:, frame_mask(self.image_size).to(x_BCHW.device)] = self.frame.to(x_BCHW.dtype)
-        return x_BCHW + frame_CHW
+        frame_CP = x_BCHW.new_zeros(x_BCHW.shape[1:]).flatten(1)
+        places_F = _frame_places(self.image_size, x_BCHW.device)
+        frame_CP = frame_CP.index_copy(1, places_F, self.frame.to(x_BCHW.dtype))
+        return x_BCHW + frame_CP.view(x_BCHW.shape[1:])
 
     @property
     def frame(self) -> Tensor:
@@ -246,6 +247,12 @@ def frame_mask(side: int) -> Tensor:
     mask = torch.ones(side, side, dtype=torch.bool)
     mask[width : side - width, width : side - width] = False
     return mask
+
+
+@lru_cache(maxsize=8)
+def _frame_places(side: int, device: torch.device) -> Tensor:
+    """Return the indices of the frame's pixels in an image of `side` pixels, `(F,)`."""
+    return frame_mask(side).flatten().nonzero().squeeze(1).to(device)
 
 
 KINDS: dict[str, type[Prompted]] = {kind.kind: kind for kind in (WithContext, WithFrame, WithFrameAndTokens)}
