@@ -305,7 +305,7 @@ class GradientAttack(Attack):
         everyone = torch.arange(len(images_BCHW), device=images_BCHW.device)
         steps_B, queries_B = torch.zeros_like(everyone), torch.zeros_like(everyone)
         active = everyone if todo_B is None else todo_B.nonzero().squeeze(1)
-        clean, keys = images_BCHW[active], keys_B.to(images_BCHW.device)[active]
+        clean, keys = images_BCHW[active], keys_B.to(images_BCHW.device, non_blocking=True)[active]
         delta = torch.zeros_like(clean) if self.start == "zero" else random_start(clean, keys, eps, self.norm)
         direction = torch.zeros_like(clean)
         before = earlier = torch.full_like(clean, torch.nan)  # the perturbations of one and of two steps ago
