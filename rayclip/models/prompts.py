@@ -164,10 +164,9 @@ class WithFrame(Prompted):
 
     def tower_input(self, pixels_BCHW: Tensor) -> Tensor:
         x_BCHW = super().tower_input(pixels_BCHW)
-        frame_CP = x_BCHW.new_zeros(x_BCHW.shape[1:]).flatten(1)
-        places_F = _frame_places(self.image_size, x_BCHW.device)
-        frame_CP = frame_CP.index_copy(1, places_F, self.frame.to(x_BCHW.dtype))
-        return x_BCHW + frame_CP.view(x_BCHW.shape[1:])
+        frame = x_BCHW.new_zeros(3, self.image_size**2)
+        frame = frame.index_copy(1, _frame_places(self.image_size, x_BCHW.device), self.frame.to(x_BCHW.dtype))
+        return x_BCHW + frame.view(x_BCHW.shape[1:])
 
     @property
     def frame(self) -> Tensor:
@@ -237,6 +236,12 @@ def _entrance(clip: Clip) -> nn.Module:
     return next(module for name, module in modules if name.rpartition(".")[2] == "ln_pre")
 
 
+@lru_cache(maxsize=16)
+def _frame_places(side: int, device: torch.device) -> Tensor:
+    """Return the positions of the frame's pixels in a flattened image; kept, as finding them waits for the device."""
+    return frame_mask(side).flatten().nonzero().squeeze(1).to(device)
+
+
 def _start(shape: tuple[int, ...], seed: int | None) -> Tensor:
     return torch.zeros(shape) if seed is None else torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -247,12 +252,6 @@ def frame_mask(side: int) -> Tensor:
     mask = torch.ones(side, side, dtype=torch.bool)
     mask[width : side - width, width : side - width] = False
     return mask
-
-
-@lru_cache(maxsize=8)
-def _frame_places(side: int, device: torch.device) -> Tensor:
-    """Return the indices of the frame's pixels in an image of `side` pixels, `(F,)`."""
-    return frame_mask(side).flatten().nonzero().squeeze(1).to(device)
 
 
 KINDS: dict[str, type[Prompted]] = {kind.kind: kind for kind in (WithContext, WithFrame, WithFrameAndTokens)}

@@ -1,6 +1,6 @@
 """A device that behaves towards the host as a GPU does, for machines without one: its tensors hold their data on the
-CPU, it refuses to mix with tensors of the CPU, and every operation that would make the host wait for a GPU is counted by
-the line of the package that asked for it.
+CPU, it refuses to mix with tensors of the CPU, and every operation that would make the host wait for a GPU is counted
+by the line of the package that asked for it.
 
 Importing it changes this process's PyTorch for good: only processes of their own may (`shadow.run`).
 """

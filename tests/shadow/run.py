@@ -1,6 +1,6 @@
 """Run all attacks, methods, defences and the evaluator on the CPU and on the device that counts waits; print what
-differed and who waited, as JSON. `python tests/shadow/run.py --table > tests/shadow/waits.json` writes the table that the
-test compares with."""
+differed and who waited, as JSON. `python tests/shadow/run.py --table > tests/shadow/waits.json` writes the table that
+the test compares with."""
 
 import contextlib
 import json
