@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from rayclip.attacks.geometry import check_pixels, per_image, project, random_start, steepest
+from rayclip.attacks.geometry import advance, check_pixels, per_image, random_start
 from rayclip.attacks.variants import Forward, Variant, accumulate, views
 from rayclip.models import Clip, ZeroShot
 from rayclip.names import no_budget
@@ -311,33 +311,38 @@ class GradientAttack(Attack):
         before = earlier = torch.full_like(clean, torch.nan)  # the perturbations of one and of two steps ago
         length = default_step(eps, self.steps, self.norm) if self.step is None else self.step
         judge, repeats = self.stop == "first_success", constant and self.variant in ("plain", "si")
-        for done in range(self.steps + 1):
-            pixels = (clean + delta).clamp(0, 1)  # the sum may round slightly beyond the range
-            adversarial[active], steps_B[active] = pixels, done
-            if done == self.steps or not len(active):
+        pixels = (clean + delta).clamp(0, 1)  # the sum may round slightly beyond the range
+        for done in range(self.steps):
+            if not len(active):
                 break
             look = views(self.variant, forward, keys, done, judge=judge)
             with torch.enable_grad():
                 loss_A, broken_A, forwards = look(pixels.requires_grad_(), active)
             queries_B[active] += forwards
-            decided_A = broken_A if judge else torch.zeros_like(broken_A)
             watch = repeats and (judge or (done > 0 and done % _WATCH == 0))
-            if watch:
-                turns_A = (delta == earlier).flatten(1).all(1) & ~decided_A
-                last = delta if (self.steps - done) % 2 == 0 else before
-                adversarial[active] = torch.where(per_image(turns_A), (clean + last).clamp(0, 1), pixels.detach())
-                steps_B[active] = torch.where(turns_A, self.steps, done)
-                decided_A = decided_A | turns_A
             kept: slice | Tensor = slice(None)
-            if judge or watch:  # reading which samples are decided waits for the device
-                kept = (~decided_A).nonzero().squeeze(1)
-                if not len(kept):
+            if judge or watch:
+                decided_A = broken_A if judge else torch.zeros_like(broken_A)
+                turns_A = torch.zeros_like(broken_A)
+                if watch:
+                    turns_A = (delta == earlier).flatten(1).all(1) & ~decided_A
+                left = (~(decided_A | turns_A)).nonzero().squeeze(1)  # waits for the device
+                if len(left) < len(active):
+                    last = delta if (self.steps - done) % 2 == 0 else before
+                    repeated = (clean + last).clamp(0, 1)
+                    adversarial[active] = torch.where(per_image(turns_A), repeated, pixels.detach())
+                    steps_B[active] = torch.where(turns_A, self.steps, done)
+                    kept = left
+                if not len(left):
                     break
             (gradient,) = torch.autograd.grad(loss_A[kept].sum(), pixels)
             active, clean, keys = active[kept], clean[kept], keys[kept]
             direction = self.follow(direction[kept], gradient[kept])
             earlier, before = before[kept], delta[kept]
-            delta = project(before + length * steepest(direction, self.norm), clean, eps, self.norm)
+            delta, pixels = advance(before, direction, clean, length, eps, self.norm)
+        else:
+            adversarial[active] = pixels.detach()
+            steps_B.index_fill_(0, active, self.steps)
         return adversarial, steps_B, queries_B
 
 

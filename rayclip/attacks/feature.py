@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rayclip.attacks.base import Adversarial, GradientAttack, Prompts, Samples
 from rayclip.models import Clip, ZeroShot
+from rayclip.models.exact import widened
 from rayclip.models.zeroshot import mean_over_views
 from rayclip.types import UserError
 
@@ -24,6 +25,7 @@ def feature_distance(clean_AD: Tensor, other_AD: Tensor, objective: Objective) -
 
     `squared`: ‖other − clean‖² (FARE, TTC). `kl`: KL(softmax clean ‖ softmax other) over the embedding axis (AdvPT).
     """
+    clean_AD, other_AD = widened(clean_AD), widened(other_AD)
     if objective == "squared":
         return mean_over_views((other_AD - clean_AD).square().sum(-1))
     log_clean = clean_AD.log_softmax(-1)

@@ -38,6 +38,27 @@ def random_start(clean: Tensor, keys: Tensor, eps: float, norm: Norm, *, stream:
     return _into_range(delta, clean)
 
 
+def advance(
+    delta: Tensor, direction: Tensor, clean: Tensor, length: float, eps: float, norm: Norm
+) -> tuple[Tensor, Tensor]:
+    """Take a step of this length, project it; return the perturbations and the images `clean + delta`."""
+    if norm == "linf" and clean.is_cuda:
+        bounds = (torch.full((1,), number, dtype=clean.dtype, device=clean.device) for number in (length, eps))
+        moved, pixels = _advance_linf(*(x.reshape(-1) for x in (delta, direction, clean)), *bounds)
+        return moved.view_as(clean), pixels.view_as(clean)
+    delta = project(delta + length * steepest(direction, norm), clean, eps, norm)
+    return delta, (clean + delta).clamp(0, 1)  # the sum may round slightly beyond the range
+
+
+@rng.fused
+def _advance_linf(
+    delta: Tensor, direction: Tensor, clean: Tensor, length: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`advance` on flat tensors, which one compilation serves whatever the images' shape."""
+    delta = _into_range((delta + length * direction.sign()).clamp(-eps, eps), clean)
+    return delta, (clean + delta).clamp(0, 1)
+
+
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     """Return the direction of unit length in which a linear loss rises most."""
     return (

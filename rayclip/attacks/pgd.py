@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rayclip.attacks.base import Adversarial, GradientAttack, Norm, Prompts, Samples
 from rayclip.models import Clip, ZeroShot
+from rayclip.models.exact import cosine_logits
 from rayclip.settings import FILLED_IN
 
 
@@ -42,7 +43,9 @@ class PGD(GradientAttack):
         labels_BM = labels_B.repeat_interleave(texts_per_class)
 
         def objective(pixels: Tensor) -> Tensor:
-            logits_BMK = (clip.scale * clip.encode_image(pixels) @ text_PD.T).unflatten(1, (texts_per_class, -1))
+            logits_BMK = cosine_logits(clip.encode_image(pixels), text_PD, clip.scale).unflatten(
+                1, (texts_per_class, -1)
+            )
             return self.loss(logits_BMK.flatten(0, 1), labels_BM).unflatten(0, (-1, texts_per_class)).mean(1)
 
         return objective

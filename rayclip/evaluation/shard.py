@@ -129,7 +129,7 @@ class Evaluator:
                     ) from error
             # Outside the except block: its error keeps the batch's tensors alive
             size = self._fits[cell.model_fingerprint] = max(1, min(size, len(now)) // 2)
-            _free_memory()
+            _free_memory(self._compiled)
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         right = (columns["clean_pred"] == columns["label"]) & (columns["adv_pred"] == columns["label"])
         ended = time.perf_counter()
@@ -153,7 +153,7 @@ class Evaluator:
         """Drop every loaded model."""
         for cache in (self._models, self._victims, self._fast_models, self._fast_victims):
             cache.clear()
-        _free_memory()
+        _free_memory(self._compiled)
 
     def _batch(
         self,
@@ -317,7 +317,9 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in _NO_MEMORY)
 
 
-def _free_memory() -> None:
+def _free_memory(compiled: bool) -> None:
+    if compiled:
+        torch.compiler.reset()  # CUDA graphs keep the memory of every batch size that they ran
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

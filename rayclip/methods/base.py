@@ -18,6 +18,7 @@ from rayclip.attacks.base import Attack, GradientAttack, Norm, Samples, Start
 from rayclip.attacks.pgd import PGD
 from rayclip.attacks.registry import ATTACKS
 from rayclip.models import Clip, class_prompts
+from rayclip.models.fast import is_fast_copy
 from rayclip.models.prompts import Prompted
 from rayclip.settings import Configurable
 from rayclip.types import UserError
@@ -78,10 +79,16 @@ class Original:
     Attributes:
         clip: in eval mode, without gradients.
         texts: this model's embeddings of the class prompts, the same prompts as in `Batch.texts`.
+        copied: its copy for attacks, if the training attack runs on a copy of the model, too.
     """
 
     clip: Clip
     texts: ClassTexts
+    copied: Clip | None = None
+
+    @torch.no_grad()
+    def encode_image(self, pixels_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
+        return (self.copied or self.clip).encode_image(pixels_BCHW, normalize=normalize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +298,9 @@ class Method(Configurable, ABC):
 
         pgd = self.image_attack()
         samples = Samples(batch.pixels_BCHW, batch.labels_B, batch.keys_B)
-        images, _, _ = pgd.ascend(forward, samples, eps=self.eps)
+        autocast = torch.is_autocast_enabled(clip.device.type) and not is_fast_copy(clip)
+        with torch.autocast(clip.device.type, enabled=autocast):
+            images, _, _ = pgd.ascend(forward, samples, eps=self.eps)
         return replace(batch, adversarial_BCHW=images)
 
 

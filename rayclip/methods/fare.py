@@ -3,7 +3,6 @@
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from rayclip.attacks.base import GradientAttack
@@ -56,8 +55,7 @@ class FARE(Method):
 
     def attack(self, clip: Clip, batch: Batch) -> Batch:
         assert batch.original is not None
-        with torch.no_grad():
-            original_BD = batch.original.clip.encode_image(batch.pixels_BCHW, normalize=False)
+        original_BD = batch.original.encode_image(batch.pixels_BCHW, normalize=False)
         return self.perturb(
             clip,
             replace(batch, original_BD=original_BD),

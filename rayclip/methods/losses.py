@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayclip.methods.parallel import gather, global_mean, own_rows
+from rayclip.models.exact import cosine_logits, widened
 
 Targets = Literal["diagonal", "class"]
 
 
 def class_cross_entropy(image_BD: Tensor, text_KD: Tensor, labels_B: Tensor, scale: Tensor) -> Tensor:
     """Return CE(s·f(x)·T, y) of each sample, `(B,)`: the loss of FT-standard and TeCoA (TeCoA equation 3)."""
-    return F.cross_entropy(scale * image_BD @ text_KD.T, labels_B, reduction="none")
+    return F.cross_entropy(cosine_logits(image_BD, text_KD, scale), labels_B, reduction="none")
 
 
 def contrastive(
@@ -32,14 +33,14 @@ def contrastive(
     image_GD, text_GD = gather(image_BD, total), gather(text_BD, total)
     labels_G = gather(labels_B, total)
     if targets == "class":
-        positive_BG = (labels_B[:, None] == labels_G[None, :]).to(image_BD.dtype)
+        positive_BG = widened((labels_B[:, None] == labels_G[None, :]).to(image_BD.dtype))
     else:
         own = own_rows(total)
-        positive_BG = image_BD.new_zeros(len(image_BD), total)
+        positive_BG = widened(image_BD.new_zeros(len(image_BD), total))
         positive_BG[:, own].fill_diagonal_(1)
     weights_BG = positive_BG / positive_BG.sum(1, keepdim=True)
-    image_to_text = -(weights_BG * (scale * image_BD @ text_GD.T).log_softmax(1)).sum(1)
-    text_to_image = -(weights_BG * (scale * text_BD @ image_GD.T).log_softmax(1)).sum(1)
+    image_to_text = -(weights_BG * cosine_logits(image_BD, text_GD, scale).log_softmax(1)).sum(1)
+    text_to_image = -(weights_BG * cosine_logits(text_BD, image_GD, scale).log_softmax(1)).sum(1)
     return image_to_text + text_to_image
 
 

@@ -73,7 +73,8 @@ class MMCoA(Method):
                 ),
             )
         if self.lambda_txt:
-            changes = self.text.attack(clip, [batch.texts.prompts[c] for c in present.labels])
+            with torch.autocast(clip.device.type, enabled=False):  # which words are nearest, bf16 cannot tell
+                changes = self.text.attack(clip, [batch.texts.prompts[c] for c in present.labels])
             made = {c: change.prompt for c, change in zip(present.labels, changes, strict=True)}
             batch = replace(batch, adversarial_prompts=made)
         return batch

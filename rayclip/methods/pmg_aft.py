@@ -12,6 +12,7 @@ from rayclip.methods.base import Batch, Recipe
 from rayclip.methods.losses import divergence, weighted_sum
 from rayclip.methods.tecoa import TeCoA
 from rayclip.models import Clip
+from rayclip.models.exact import cosine_logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +46,12 @@ class PMGAFT(TeCoA):
         assert batch.adversarial_BCHW is not None and batch.original is not None
         text_KD = batch.texts.all()
         scale = self.temperature(clip)
-        adversarial_BK = scale * clip.encode_image(batch.adversarial_BCHW) @ text_KD.T
-        clean_BK = scale * clip.encode_image(batch.pixels_BCHW) @ text_KD.T
+        adversarial_BK = cosine_logits(clip.encode_image(batch.adversarial_BCHW), text_KD, scale)
+        clean_BK = cosine_logits(clip.encode_image(batch.pixels_BCHW), text_KD, scale)
         f0, f0_texts = batch.original.clip, batch.original.texts
         with torch.no_grad():
-            original_BK = self.temperature(f0) * f0.encode_image(batch.adversarial_BCHW) @ f0_texts.all().T
+            image_BD = batch.original.encode_image(batch.adversarial_BCHW)
+            original_BK = cosine_logits(image_BD, f0_texts.all(), self.temperature(f0))
         summed = batch.total if self.form == "published" else 1
         return weighted_sum(
             {

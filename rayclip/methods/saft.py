@@ -12,6 +12,7 @@ from rayclip.methods.base import Batch
 from rayclip.methods.tga_zsr import TGAZSR
 from rayclip.models import Clip
 from rayclip.models.captions import FILL_TEMPLATES
+from rayclip.models.exact import cosine_logits
 from rayclip.settings import FILLED_IN
 from rayclip.types import UserError
 
@@ -85,7 +86,7 @@ class SAFT(TGAZSR):
             text_PD = batch.texts.all()
 
         def objective(pixels: Tensor) -> Tensor:
-            logits_BMK = (clip.scale * clip.encode_image(pixels) @ text_PD.T).unflatten(1, (self.sets, -1))
+            logits_BMK = cosine_logits(clip.encode_image(pixels), text_PD, clip.scale).unflatten(1, (self.sets, -1))
             return ensemble_loss(logits_BMK, batch.labels_B, self.objective)
 
         return self.perturb(clip, batch, objective)

@@ -15,6 +15,7 @@ from rayclip.methods.losses import weighted_sum
 from rayclip.methods.tecoa import TeCoA
 from rayclip.models import Clip
 from rayclip.models.attention import encode_with_patches, patch_tower, text_guided_attention
+from rayclip.models.exact import cosine_logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class TGAZSR(TeCoA):
         own_BMD = text_MKD[:, batch.labels_B].transpose(0, 1)
 
         adversarial_BD, patches_BTD = encode_with_patches(clip, batch.adversarial_BCHW)
-        logits_BMK = (clip.scale * adversarial_BD @ text_MKD.flatten(0, 1).T).unflatten(1, (sets, -1))
+        logits_BMK = cosine_logits(adversarial_BD, text_MKD.flatten(0, 1), clip.scale).unflatten(1, (sets, -1))
         adversarial = text_guided_attention(clip, patches_BTD, own_BMD)
         clean = text_guided_attention(clip, encode_with_patches(clip, batch.pixels_BCHW)[1], own_BMD)
         original = original_attention(batch, sets)

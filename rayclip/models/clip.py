@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rayclip.models.cutting import find_cut
+from rayclip.models.exact import widened
 from rayclip.models.image import class_token_tower, encode_class_token
 from rayclip.models.remembered import Remembered
 from rayclip.models.resizing import Resize, resized
@@ -61,11 +62,13 @@ class Clip(nn.Module):
         template: class-prompt template, for a model that was trained on one of its own.
         resize: how images of another size are resized to `image_size` (`models.resizing`).
         appends_tokens: whether its image tower reads learned tokens besides its patches.
+        normalizes: whether `tower_input` normalises; if not, the image tower does (`models.fast`).
     """
 
     template: str | None = None
     resize: Resize = "antialias"
     appends_tokens: bool = False
+    normalizes: bool = True
     mean: Tensor
     std: Tensor
 
@@ -111,11 +114,12 @@ class Clip(nn.Module):
         if tower is None:
             return self.model.encode_image(x_BCHW, normalize=normalize)  # type: ignore[operator]
         raw_BD = encode_class_token(tower, x_BCHW)
-        return F.normalize(raw_BD, dim=-1) if normalize else raw_BD
+        return F.normalize(widened(raw_BD), dim=-1) if normalize else raw_BD
 
     def tower_input(self, pixels_BCHW: Tensor) -> Tensor:
         """Return the image tower's input: resized and normalised, `(B, 3, image_size, image_size)`."""
-        return (resized(pixels_BCHW, self.image_size, self.resize) - self.mean) / self.std
+        x_BCHW = resized(pixels_BCHW, self.image_size, self.resize)
+        return (x_BCHW - self.mean) / self.std if self.normalizes else x_BCHW
 
     def with_resize(self, how: Resize) -> Self:
         """Return a model that shares all weights but resizes in another way; this one does not change."""
@@ -133,7 +137,7 @@ class Clip(nn.Module):
         if tower is None:
             return self._encode_full(tokens_BL, normalize)
         raw_BD = encode_causal(tower, tokens_BL)
-        return F.normalize(raw_BD, dim=-1) if normalize else raw_BD
+        return F.normalize(widened(raw_BD), dim=-1) if normalize else raw_BD
 
     def _encode_full(self, tokens_BL: Tensor, normalize: bool) -> Tensor:
         """Encode with the model's own pass, which needs rows of full length; shorter rows are padded."""
@@ -208,7 +212,7 @@ class Clip(nn.Module):
 
     def _encode_packed(self, tower: Any, packed: Packed) -> Tensor:
         def encode(part: Packed) -> Tensor:
-            return F.normalize(encode_packed(tower, part), dim=-1)
+            return F.normalize(widened(encode_packed(tower, part)), dim=-1)
 
         return checkpoint(encode, packed, use_reentrant=False) if self._chunk else encode(packed)
 

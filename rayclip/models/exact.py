@@ -1,7 +1,7 @@
 """Exact fp32 arithmetic (no TF32), in training and in evaluation alike."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -15,6 +15,18 @@ def use_exact_fp32() -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return values of reduced precision as fp32, others unchanged."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def cosine_logits(rows_BD: Tensor, columns_KD: Tensor, scale: Tensor) -> Tensor:
+    """Return `scale · <row, column>` of normalised embeddings, `(B, K)`; under autocast in fp32, too, as a logit of 30
+    would be off by 0.1 in bf16."""
+    with torch.autocast(rows_BD.device.type, enabled=False):
+        return scale * widened(rows_BD) @ widened(columns_KD).T
 
 
 def has_batch_norm(model: nn.Module) -> bool:

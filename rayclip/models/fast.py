@@ -1,21 +1,24 @@
 """A copy of a model for attacks: its image tower in reduced precision, or compiled, or both.
 
-The copy's weights are cast once (autocast would cast frozen ones again at every call). Pixels and embeddings stay fp32,
-and so do normalisation, text tower, class weights, logits, losses and perturbations. An adversarial example found on
-such a copy only counts once the model itself has confirmed it (`evaluation.confirm`).
+The copy's weights are cast once (autocast would cast frozen ones again at every call); in training, once a step
+(`refresh`). Pixels and embeddings stay fp32, and so do normalisation, text tower, class weights, logits, losses and
+perturbations. An adversarial example found on such a copy only counts once the model itself has confirmed it
+(`evaluation.confirm`).
 
 Shapes: B batch, C channels, H W image, D embedding.
 """
 
 import copy
 import functools
-from collections.abc import Callable
-from typing import Any, Literal
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rayclip import rng
 from rayclip.models.clip import Clip, frozen
 from rayclip.models.image import class_token_tower, encode_class_token
 from rayclip.types import UserError
@@ -24,6 +27,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NEAR = 0.9  # smallest cosine of two embeddings that differ by rounding only, even in the deepest towers
+_SIGMOID_SLOPE = 1.702  # of QuickGELU
 _SMALLEST = 8  # smallest batch of a compiled tower, and smallest step between batch sizes
 
 
@@ -39,8 +43,10 @@ def fast_copy(clip: Clip, precision: Precision = "fp32", *, compiled: bool = Fal
     """
     copied, model = _shallow(clip), _shallow(clip.model)
     is_stock = class_token_tower(clip.model) is not None
+    copied.normalizes = type(clip).tower_input is not Clip.tower_input  # else the tower casts in the same pass
+    scaling = None if copied.normalizes else (clip.mean, clip.std)
     try:
-        tower = _Tower(clip.model.visual, is_stock, _DTYPES[precision], compiled, backend)  # type: ignore[arg-type]
+        tower = _Tower(cast(nn.Module, clip.model.visual), scaling, is_stock, _DTYPES[precision], compiled, backend)
         model.visual, copied.model = tower, model
         fits = is_stock or _near(clip, tower)
     except (RuntimeError, TypeError, ValueError, AttributeError):  # from hooks that get unexpected tensors
@@ -51,6 +57,16 @@ def fast_copy(clip: Clip, precision: Precision = "fp32", *, compiled: bool = Fal
             f"compute in {precision} what they do in fp32: use precision fp32."
         )
     return copied
+
+
+def refresh(copied: Clip) -> None:
+    """Give a copy its model's weights of now, as far as they are trained (`requires_grad`)."""
+    cast(_Tower, copied.model.visual).refresh()
+
+
+def is_fast_copy(clip: Clip) -> bool:
+    """Return whether a model computes in the precision of its copied tower, so that autocast would only add casts."""
+    return isinstance(clip.model.visual, _Tower)
 
 
 @torch.no_grad()
@@ -72,28 +88,77 @@ def _shallow(module: Any) -> Any:
 
 
 class _Tower(nn.Module):
-    """Image tower in reduced precision; inputs and outputs stay fp32."""
+    """Image tower in reduced precision; inputs and outputs stay fp32.
 
-    def __init__(self, visual: nn.Module, is_stock: bool, dtype: torch.dtype, compiled: bool, backend: str) -> None:
+    Args:
+        scaling: mean and standard deviation that pixels are normalised with; None if they come normalised.
+    """
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        scaling: tuple[Tensor, Tensor] | None,
+        is_stock: bool,
+        dtype: torch.dtype,
+        compiled: bool,
+        backend: str,
+    ) -> None:
         super().__init__()
         self.visual = copy.deepcopy(visual).to(dtype).eval().requires_grad_(False)
-        self.dtype, self.compiled = dtype, compiled
+        self.dtype, self.compiled, self._scaling = dtype, compiled, scaling
+        factors = dict(_replace_quick_gelu(self.visual)) if is_stock and dtype != torch.float32 else {}
+        pairs = zip(self.visual.named_parameters(), visual.parameters(), strict=True)
+        self._weights = [(target, source, factors.get(name, 1.0)) for (name, target), source in pairs]
+        _copy_weights([weight for weight in self._weights if weight[2] != 1])
         embed: Callable[[Tensor], Any] = functools.partial(encode_class_token, self.visual) if is_stock else self.visual
+        self._graphs = compiled and backend == "inductor" and next(visual.parameters()).is_cuda
         if compiled:
-            graphs = backend == "inductor" and next(visual.parameters()).is_cuda
             # torch makes one graph for the first size of a batch and one for all others; CUDA graphs are one per size
-            embed = torch.compile(embed, backend=backend, mode="reduce-overhead" if graphs else None)
+            embed = torch.compile(embed, backend=backend, mode="reduce-overhead" if self._graphs else None)
         self._embed = embed
+        self._last: Callable[[], _Pass | None] = lambda: None
+
+    def refresh(self) -> None:
+        _copy_weights([weight for weight in self._weights if weight[1].requires_grad])
 
     def forward(self, pixels_BCHW: Tensor) -> Any:
-        count, sizes = len(pixels_BCHW), list[Tensor]()
-        if self.compiled:
+        count, one = len(pixels_BCHW), _Pass()
+        if self.compiled and padded(count) > count:
             pixels_BCHW = F.pad(pixels_BCHW, (0, 0, 0, 0, 0, 0, 0, padded(count) - count))
-        reduced = _Enter.apply(pixels_BCHW, self.dtype, sizes)
-        out = self._embed(reduced)
-        if isinstance(out, tuple):  # CoCa's tower returns its tokens, too
-            return _Leave.apply(out[0], sizes)[:count], *(rest[:count] for rest in out[1:])
-        return _Leave.apply(out, sizes)[:count]
+        if self._graphs:
+            self._mark_step(one)
+        with torch.autocast(pixels_BCHW.device.type, enabled=False):
+            out = self._embed(_Enter.apply(pixels_BCHW, self._scaling, self.dtype, one))
+            if isinstance(out, tuple):  # CoCa's tower returns its tokens, too
+                return _Leave.apply(out[0], one)[:count], *(rest[:count] for rest in out[1:])
+            return _Leave.apply(out, one)[:count]
+
+    def _mark_step(self, one: "_Pass") -> None:
+        """Let CUDA graphs use their memory anew, unless a pass still waits for its backward pass."""
+        last = self._last()
+        if last is None or last.done:
+            torch.compiler.cudagraph_mark_step_begin()
+            if torch.is_grad_enabled():
+                self._last = weakref.ref(one)
+
+
+def _replace_quick_gelu(visual: nn.Module) -> Iterator[tuple[str, float]]:
+    """Replace QuickGELU, x·sigmoid(1.702·x), by SiLU, which is one kernel; yield the factors by name for the weights
+    around it that make up for the difference."""
+    from open_clip.transformer import QuickGELU  # the import takes seconds
+
+    for name, mlp in list(visual.named_modules()):
+        if isinstance(getattr(mlp, "gelu", None), QuickGELU):
+            mlp.gelu = nn.SiLU()
+            yield f"{name}.c_fc.weight", _SIGMOID_SLOPE
+            yield f"{name}.c_fc.bias", _SIGMOID_SLOPE
+            yield f"{name}.c_proj.weight", 1 / _SIGMOID_SLOPE
+
+
+@torch.no_grad()
+def _copy_weights(weights: list[tuple[Tensor, Tensor, float]]) -> None:
+    for target, source, factor in weights:
+        target.copy_(source if factor == 1 else factor * source)
 
 
 def padded(count: int) -> int:
@@ -107,18 +172,38 @@ def padded(count: int) -> int:
     return -(-count // step) * step
 
 
+class _Pass:
+    """One pass through a tower.
+
+    Attributes:
+        size_B1: what `_Leave` divided the gradient by.
+        done: whether the backward pass is over.
+    """
+
+    size_B1: Tensor
+    done = False
+
+
 class _Enter(torch.autograd.Function):
-    """Cast to the tower's precision; the gradient comes back in fp32, multiplied by the size that `_Leave` divided it
-    by."""
+    """Normalise and cast to the tower's precision; the gradient comes back in fp32, multiplied by the size that
+    `_Leave` divided it by."""
 
     @staticmethod
-    def forward(ctx: Any, pixels: Tensor, dtype: torch.dtype, sizes: list[Tensor]) -> Tensor:
-        ctx.sizes = sizes
-        return pixels.to(dtype, copy=True)
+    def forward(
+        ctx: Any, pixels: Tensor, scaling: tuple[Tensor, Tensor] | None, dtype: torch.dtype, one: _Pass
+    ) -> Tensor:
+        ctx.one, ctx.scaling = one, scaling
+        return pixels.to(dtype, copy=True) if scaling is None else _normalize(pixels, *scaling, dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient.float() * ctx.sizes[-1].view(-1, 1, 1, 1), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        size, ctx.one.done = ctx.one.size_B1.view(-1, 1, 1, 1), True
+        return gradient * (size if ctx.scaling is None else size / ctx.scaling[1]), None, None, None
+
+
+@rng.fused
+def _normalize(pixels: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
+    return ((pixels - mean) / std).to(dtype)
 
 
 class _Leave(torch.autograd.Function):
@@ -126,12 +211,11 @@ class _Leave(torch.autograd.Function):
     half precision would lose the small gradients of images that are far from misclassified."""
 
     @staticmethod
-    def forward(ctx: Any, embedded_BD: Tensor, sizes: list[Tensor]) -> Tensor:
-        ctx.sizes, ctx.dtype = sizes, embedded_BD.dtype
+    def forward(ctx: Any, embedded_BD: Tensor, one: _Pass) -> Tensor:
+        ctx.one, ctx.dtype = one, embedded_BD.dtype
         return embedded_BD.to(torch.float32, copy=True)
 
     @staticmethod
     def backward(ctx: Any, gradient_BD: Tensor) -> tuple[Tensor, None]:
-        size_B1 = gradient_BD.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        ctx.sizes[:] = [size_B1]
-        return (gradient_BD / size_B1).to(ctx.dtype), None
+        ctx.one.size_B1 = gradient_BD.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        return (gradient_BD / ctx.one.size_B1).to(ctx.dtype), None

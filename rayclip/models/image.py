@@ -29,8 +29,10 @@ def encode_class_token(tower: Any, x_BCHW: Tensor) -> Tensor:
     """Return un-normalised embeddings `(B, D)` of images prepared by `Clip.tower_input`."""
     *blocks, last = tower.transformer.resblocks
     x_BTE = run_blocks(blocks, _first_tokens(tower, x_BCHW))
-    pooled_BE = tower.ln_post(run_block(last, x_BTE, asking=1))[:, 0]
-    return pooled_BE if tower.proj is None else pooled_BE @ tower.proj
+    class_B1E = run_block(last, x_BTE, asking=1)
+    with torch.autocast(x_BTE.device.type, enabled=False):  # rounding here would pass into every cosine
+        pooled_BE = tower.ln_post(class_B1E.to(tower.class_embedding.dtype))[:, 0]
+        return pooled_BE if tower.proj is None else pooled_BE @ tower.proj
 
 
 def _first_tokens(tower: Any, x_BCHW: Tensor) -> Tensor:

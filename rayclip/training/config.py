@@ -33,8 +33,9 @@ class TrainConfig:
             `models.resizing`).
         names: spelling of the classes in the prompts (see `data.opening`).
         template: template of the class prompts.
-        precision: `fp32`, or `bf16` autocast. `auto` is bf16 on a GPU and fp32 on a CPU; a driver that plans runs for
-            workers resolves it beforehand (`distributed.resolve_precision`), as it is part of `digest`.
+        precision: `fp32`, or `bf16`: autocast, and attacks on a copy in fp16. `auto` is bf16 on a GPU and fp32 on a
+            CPU; a driver that plans runs for workers resolves it beforehand (`distributed.resolve_precision`), as it is
+            part of `digest`.
         model_fingerprint, data_fingerprint: fingerprints of `model` and `data` when the run was planned, so that a
             file that has changed since makes another run.
         accumulate: number of parts into which a worker splits its share of a batch to save memory.

@@ -29,6 +29,7 @@ from rayclip.attacks.substitutes import substitute_source
 from rayclip.methods import METHODS, Batch, ClassTexts, Method, Original, make_method
 from rayclip.models import TEMPLATE, Clip
 from rayclip.models.clip import frozen
+from rayclip.models.fast import fast_copy, refresh
 from rayclip.rng import sample_keys, uniform
 from rayclip.training.loop import make_optimizer
 
@@ -174,12 +175,15 @@ class Ours:
         for p in trained:
             p.requires_grad_(True)
         self.optimizer = make_optimizer(method.recipe, trained)
+        self.attacked = clip if args.precision == "fp32" else fast_copy(clip, "fp16")
 
     def step(self) -> float:
         bf16 = self.precision == "bf16"
+        if bf16:
+            refresh(self.attacked)
         with torch.autocast(self.clip.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
             with frozen(self.clip):
-                batch = self.method.attack(self.clip, self.batch)
+                batch = self.method.attack(self.attacked, self.batch)
             loss, _ = self.method.loss(self.clip, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
