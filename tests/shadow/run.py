@@ -39,7 +39,7 @@ EPS = 24 / 255
 TEMPLATE = "a handwritten {}"
 # Settings that make each attack short; two rows where the stop rule or the norm takes another way
 SHORT: dict[str, list[dict[str, Any]]] = {
-    "pgd": [{"steps": 4}, {"steps": 4, "stop": "final"}, {"steps": 1, "variant": "mi-di-si"}],
+    "pgd": [{"steps": 20}, {"steps": 4, "stop": "final"}, {"steps": 1, "variant": "mi-di-si"}],
     **{name: [{"steps": 2}] for name in ("pgd-l2", "cw", "feature", "semantic")},
     **{name: [{"steps": 2, "substitutes": "clip-table"}] for name in ("co-attack", "sep")},
     "sga": [{"steps": 2, "substitutes": "clip-table"}],
@@ -98,6 +98,8 @@ def attack_case(name: str, settings: dict[str, Any], device: str) -> Callable[[]
         made = attack.run(victim, Samples(images, labels, keys, right), eps=eps, prompts=attack.prepare(victim))
         return [made.logits(victim, labels).argmax(1), made.steps_B, made.queries_B]
 
+    if name == "transfer":
+        run()  # loads the source
     return run
 
 
