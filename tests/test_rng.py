@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import naive
-from rayclip.rng import gaussian, philox, sample_keys, uniform
+from rayclip.attacks import geometry
+from rayclip.rng import _uniform, fused, gaussian, philox, sample_keys, uniform
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,32 @@ def test_distributions_have_their_moments():
     assert u.min() >= 0 and u.max() < 1
     assert u.mean().item() == pytest.approx(0.5, abs=0.003) and u.var().item() == pytest.approx(1 / 12, abs=0.001)
     assert g.mean().item() == pytest.approx(0, abs=0.01) and g.var().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_whole_for_any_size_draws_and_steps_have_the_same_bits(backend):
+    options = {"backend": backend, "dynamic": True, "fullgraph": True}
+    draw, step = (torch.compile(chain.__wrapped__, **options) for chain in (_uniform, geometry._advance_linf))
+    for count, shape, stream in ((3, (3, 8, 8), 0), (5, (3, 7, 5), 7), (1, (3, 8, 8), 1), (4, (1, 1, 1), 2)):
+        keys, stream_1 = sample_keys(range(count), 0), torch.tensor([stream])
+        expected = uniform(keys, shape, stream=stream)
+        assert torch.equal(draw(keys, stream_1, expected[0].numel(), torch.float32), expected.flatten(1))
+        clean, delta, gradient = torch.rand(3, count, *shape)
+        given = 0.02 * (delta - 0.5), gradient - 0.5, clean
+        expected = geometry.advance(*given, 1 / 255, 2 / 255, "linf")
+        found = step(*(x.flatten() for x in given), torch.tensor([1 / 255]), torch.tensor([2 / 255]))
+        assert all(torch.equal(a, b.flatten()) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_where_nothing_compiles_the_function_itself_runs(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    double = fused(lambda x: 2 * x)
+    with FakeTensorMode():
+        on_gpu = torch.ones(3, device="cuda")
+        with pytest.warns(UserWarning, match="no compiler"):
+            assert double(on_gpu).shape == (3,)
+        assert double(on_gpu).device.type == "cuda", "and says so once"

@@ -39,7 +39,14 @@ from rayclip.methods.tecoa import TeCoA
 from rayclip.models import TEMPLATE, Clip, ZeroShot, fast_copy, load_model
 from rayclip.models.exact import use_exact_fp32
 from rayclip.rng import sample_keys, uniform
-from rayclip.training.loop import _autocast, _choose_trainable, _LossOf, attack_and_backward, make_optimizer
+from rayclip.training.loop import (
+    _autocast,
+    _choose_trainable,
+    _LossOf,
+    attack_and_backward,
+    copy_to_attack,
+    make_optimizer,
+)
 from rayclip.types import UserError
 
 RANDOM = ":random"  # ends the name of an open_clip architecture with random weights
@@ -289,23 +296,24 @@ def _method_rate(
     own = method.wrap_model(copy.deepcopy(clip), 0)
     prompts = method.prompts(class_names, own.template or TEMPLATE)
     optimizer = make_optimizer(method.recipe, _choose_trainable(own, method))
-    original = Original(clip=clip, texts=ClassTexts(clip, prompts, trainable=False)) if method.needs_original else None
+    texts = ClassTexts(clip, prompts, trainable=False)
+    base = Original(clip=clip, texts=texts, copied=copy_to_attack(clip, precision)) if method.needs_original else None
     batch = Batch(
         pixels_BCHW=samples.images_BCHW,
         labels_B=samples.labels_B,
         keys_B=samples.keys_B,
         texts=ClassTexts(own, prompts, trainable=method.trains_texts),
         total=count,
-        original=original,
+        original=base,
     )
     if method.prepares:
         with torch.no_grad():
             batch = replace(batch, prepared_BD=method.prepare(own, batch).float())
-    module = _LossOf(own, method)
+    module, attacked = _LossOf(own, method), copy_to_attack(own, precision)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        attack_and_backward(module, own, method, batch, autocast=lambda: _autocast(precision, device))
+        attack_and_backward(module, own, method, batch, 1, lambda: _autocast(precision, device), attacked)
         optimizer.step()
 
     found = _measure(step, count, device, matrix[precision])

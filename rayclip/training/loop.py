@@ -111,11 +111,11 @@ class _Run:
             set_weights(self.trainable, last)
         prompts = self.method.prompts(data.class_names, clip.template or config.template)
         self.texts = ClassTexts(clip, prompts, trainable=self.method.trains_texts)
-        self.attacked = self._copy(clip)
+        self.attacked = copy_to_attack(clip, config.precision)
         self.original = None
         if base is not None:
             texts = ClassTexts(base, prompts, trainable=False)
-            self.original = Original(clip=base, texts=texts, copied=None if self.attacked is None else self._copy(base))
+            self.original = Original(clip=base, texts=texts, copied=copy_to_attack(base, config.precision))
         self.prepared_ND = self._prepare() if self.method.prepares else None
         self.module: nn.Module = _LossOf(clip, self.method)
         if host.world_size > 1:
@@ -144,8 +144,6 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         method = self.method.weakened(eps_share(self.config.eps_warmup * self.steps_per_epoch, self.step))
         autocast = functools.partial(_autocast, self.config.precision, self.host.device)
-        if self.attacked is not None:
-            refresh(self.attacked)
         parts = self.config.accumulate
         metrics = attack_and_backward(self.module, self.clip, method, batch, parts, autocast, self.attacked)
         self.optimizer.step()
@@ -201,15 +199,6 @@ class _Run:
         if self.host.world_size > 1:
             torch.distributed.all_reduce(table_ND)
         return table_ND
-
-    def _copy(self, clip: Clip) -> Clip | None:
-        """Return a reduced copy of a model for attacks; None for runs in fp32, and for towers that cannot be copied.
-
-        It is in fp16, an eighth of whose rounding errors bf16 has: an attack of few steps in bf16 is weaker by 1 %.
-        """
-        with contextlib.suppress(UserError):
-            return fast_copy(clip, "fp16") if self.config.precision == "bf16" else None
-        return None
 
     def _checkpoint_due(self) -> bool:
         every = self.config.save_every_steps
@@ -299,8 +288,10 @@ def attack_and_backward(
         module: `_LossOf` the method, with or without DDP around it.
         parts: number of parts of the batch.
         autocast: makes the context in which attack and loss are computed.
-        attacked: a copy of the model that the attack runs on (`models.fast`); None for the model itself.
+        attacked: the model's copy that the attack runs on (`copy_to_attack`), with its weights of now; None for itself.
     """
+    if attacked is not None:
+        refresh(attacked)
     attacked = attacked or clip
     module.eval()
     whole = method.compares_samples
@@ -318,6 +309,16 @@ def attack_and_backward(
             loss.backward()
         sums = {name: sums[name] + value if sums else value for name, value in metrics.items()}
     return sums
+
+
+def copy_to_attack(clip: Clip, precision: str) -> Clip | None:
+    """Return a reduced copy of a model for attacks; None for runs in fp32, and for towers that cannot be copied.
+
+    It is in fp16, an eighth of whose rounding errors bf16 has: an attack of few steps in bf16 is weaker by 1 %.
+    """
+    with contextlib.suppress(UserError):
+        return fast_copy(clip, "fp16") if precision == "bf16" else None
+    return None
 
 
 class _LossOf(nn.Module):

@@ -289,3 +289,16 @@ def together(tmp_path_factory):
 def test_two_unequal_workers_give_one_workers_loss_and_gradient(case, together):
     """Seven samples on two ranks: contrastive negatives come from both, and the mean is over all seven."""
     assert torch.allclose(torch.from_numpy(together[case]), one_step(*case), atol=1e-9)
+
+
+def test_under_autocast_logits_stay_in_fp32():
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (unit(torch.randn(6, 16, generator=generator)) for _ in range(2))
+    labels, scale = torch.arange(6), torch.tensor(100.0)
+
+    def losses():
+        return contrastive(images, texts, labels, scale, 6), class_cross_entropy(images, texts, labels, scale)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses()
+    assert all(torch.equal(a, b) for a, b in zip(found, losses(), strict=True))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from conftest import tiny_clip
 from rayclip.models import fast_copy
-from rayclip.models.fast import padded
+from rayclip.models.fast import padded, refresh
 
 PIXELS = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 ROUNDING = {"fp32": 1e-6, "bf16": 0.05, "fp16": 0.005}
@@ -75,3 +75,24 @@ def test_a_compiled_tower_is_compiled_for_its_first_batch_size_and_once_for_all_
         with torch.no_grad():
             assert torch.allclose(fast.encode_image(pixels), clip.encode_image(pixels), atol=1e-6)
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_a_refreshed_copy_is_the_model_of_now(quick_gelu):
+    clip = tiny_clip(quick_gelu=quick_gelu)
+    fast = fast_copy(clip, "fp16")
+    assert any(isinstance(m, torch.nn.SiLU) for m in fast.model.visual.modules()) == quick_gelu
+    with torch.no_grad():
+        assert (fast.encode_image(PIXELS) - clip.encode_image(PIXELS)).abs().max() < 0.005
+        clip.load_state_dict(tiny_clip(1, quick_gelu=quick_gelu).state_dict())
+        assert (fast.encode_image(PIXELS) - clip.encode_image(PIXELS)).abs().max() > 0.05
+        refresh(fast)
+        assert (fast.encode_image(PIXELS) - clip.encode_image(PIXELS)).abs().max() < 0.005
+
+
+def test_autocast_does_not_touch_a_copy():
+    """It would run in bf16 what is in fp16, and some of it in fp32."""
+    fast = fast_copy(tiny_clip(), "fp16")
+    expected, _ = embedding_and_gradient(fast)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(fast.encode_image(PIXELS), expected)

@@ -11,6 +11,7 @@ from rayclip.models import ZeroShot, fast_copy
 from rayclip.models.attention import encode_with_patches
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.models.prompts import WithContext, WithFrame
+from rayclip.models.resizing import resized, resized_by_products
 from rayclip.models.scorers import CuPL, random_crops
 from rayclip.rng import sample_keys
 
@@ -97,3 +98,18 @@ def test_a_classifier_with_captions_resizes_as_its_model(clip):
     with torch.no_grad():
         assert torch.allclose(plain.embed(SMALL), by_hand(clip, SMALL), atol=1e-6)
         assert not torch.allclose(default.embed(SMALL), by_hand(clip, SMALL), atol=1e-3)
+
+
+@pytest.mark.parametrize("how", ["antialias", "plain"])
+@pytest.mark.parametrize("shape", [(5, 5), (20, 20), (20, 5), (8, 13)])
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_two_matrix_products_resize_as_the_kernel(how, shape):
+    """What a GPU does; under autocast in fp32, too."""
+    pixels = torch.rand(2, 3, *shape, generator=NOISE).requires_grad_()
+    weights = torch.rand(2, 3, 8, 8, generator=NOISE)
+    found = []
+    for function in (resized, resized_by_products):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = function(pixels, 8, how)
+        found.append((out.detach(), *torch.autograd.grad((weights * out).sum(), pixels)))
+    assert all(torch.allclose(a, b, atol=3e-6) for a, b in zip(*found, strict=True))

@@ -517,3 +517,17 @@ def test_training_on_native_images_resizes_as_it_was_asked_to(name, tmp_path):
         assert clip.resize == how and read_lineage(host.checkpoints[-1])["config"]["resize"] == how
     assert len(digests) == 2
     assert losses["plain"] != pytest.approx(losses["antialias"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_in_bf16_the_first_loss_is_within_a_percent(name, tmp_path):
+    """Attack included, which runs on a copy in reduced precision."""
+    first = []
+    for precision in ("fp32", "bf16"):
+        host = LocalHost(tmp_path / precision, until=1)
+        planned = config(name, precision=precision, save_every_steps=1)
+        recipe = replace(planned.recipe, batch_size=260)  # in a small batch, an image that is nearly broken decides
+        with contextlib.suppress(InterruptedError):
+            train(replace(planned, recipe=recipe, shots=26), host)
+        first.append(host.curve[1]["loss"])
+    assert abs(first[1] - first[0]) < 0.01 * max(first[0], 1e-2)

@@ -1,0 +1,122 @@
+"""Operations and memory traffic of a random draw and of an attack's step on a GPU, counted without one.
+
+    python tests/benchmarks/kernels.py
+
+Fake tensors on a fake GPU go the way of real ones: each operation that is no view is a kernel, which reads its inputs
+and writes its outputs; a chain that is compiled (`rng.fused`) is one kernel. A step's own part is what it adds to the
+pass of the model: pixels, normalisation, cast and back, sign, projection.
+"""
+
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rayclip import rng
+from rayclip.attacks import Samples, make_attack
+from rayclip.models import fast
+from rayclip.models.resizing import resized
+
+IMAGES, SIDE = 256, 224
+VOLUME = IMAGES * 3 * SIDE**2 * 4  # bytes of a batch in fp32
+
+
+class Count(TorchDispatchMode):
+    """Kernels, and the bytes that they read and write, in volumes of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels, self.bytes, self.silent = 0, 0, False
+
+    def add(self, given: object, found: object) -> None:
+        self.kernels += 1
+        leaves = [x for x in tree_leaves((given, found)) if isinstance(x, Tensor)]
+        self.bytes += sum(x.untyped_storage().nbytes() if 0 in x.stride() else x.nbytes for x in leaves)
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        found = operation(*args, **(kwargs or {}))
+        name = operation.name()
+        is_view = operation.is_view or name.startswith("prim::") or name in ("aten::detach", "aten::_unsafe_view")
+        if not (self.silent or is_view):
+            self.add((args, kwargs), found)
+        return found
+
+
+counts: list[Count] = []  # the last one counts
+
+
+def compile_as_one(chain: Callable[..., object], **_: object) -> Callable[..., object]:
+    def run(*args: object) -> object:
+        counts[-1].silent = True
+        found = chain(*args)
+        counts[-1].silent = False
+        counts[-1].add(args, found)
+        return found
+
+    return run
+
+
+def counted(function: Callable[[], object]) -> tuple[int, float]:
+    """Count the second call: the first one makes what is kept."""
+    for _ in range(2):
+        counts.append(Count())
+        with mock.patch("torch.compile", compile_as_one), counts[-1]:
+            function()
+    return counts[-1].kernels, counts[-1].bytes / VOLUME
+
+
+def a_step(norm: str, stop: str) -> tuple[int, float]:
+    """Of PGD on a tower in bf16 that costs nothing: what a run of three steps has more than one of two."""
+    pixels = torch.rand(IMAGES, 3, SIDE, SIDE, device="cuda")
+    mean, std = (torch.rand(1, 3, 1, 1, device="cuda") for _ in range(2))
+    samples = Samples(
+        pixels, torch.zeros(IMAGES, dtype=torch.int64, device="cuda"), torch.arange(IMAGES, device="cuda")
+    )
+
+    context, reduced = SimpleNamespace(), torch.rand(IMAGES, 3, SIDE, SIDE, device="cuda", dtype=torch.bfloat16)
+    before = not hasattr(fast, "_Pass")  # before 2026-11-28
+
+    def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        nothing = torch.zeros(IMAGES, dtype=torch.bool, device="cuda")
+        if before:
+            fast._Enter.forward(context, (pixels.detach() - mean) / std, torch.bfloat16, [nothing.float()])
+        else:
+            fast._Enter.forward(context, pixels.detach(), (mean, std), torch.bfloat16, one := fast._Pass())
+            one.size_B1 = nothing.float()
+        return nothing.float(), nothing
+
+    def backward(*_: object) -> tuple[Tensor]:  # autograd itself wants a real GPU
+        gradient = fast._Enter.backward(context, reduced)[0]
+        return (gradient / std if before else gradient,)
+
+    both = []
+    for steps in (3, 2):
+        attack = make_attack("pgd", steps=steps, step=1 / 255, stop=stop, norm=norm)
+        with mock.patch("torch.autograd.grad", backward):
+            both.append(counted(lambda attack=attack: attack.ascend(forward, samples, eps=4 / 255)))
+    return both[0][0] - both[1][0], both[0][1] - both[1][1]
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore", message=".*CUDA is not available")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        keys = torch.arange(IMAGES, device="cuda")
+        small = torch.rand(IMAGES, 3, 32, 32, device="cuda")
+        rows = {
+            "a draw": counted(lambda: rng.uniform(keys, (3, SIDE, SIDE))),
+            "a step in l_inf": a_step("linf", "final"),
+            "a step in l_2": a_step("l2", "final"),
+            "resize 32 to 224": counted(lambda: resized(small, SIDE, "antialias")),
+        }
+    for name, (kernels, volumes) in rows.items():
+        print(f"{name:20} {kernels:4d} kernels {volumes:7.1f} volumes of {VOLUME / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
