@@ -129,6 +129,7 @@ class APGD(Attack):
         attack = self.for_classes(len(victim.text_KD))
         images_BCHW, labels_B, _, todo_B = samples
         made = Adversarial.untouched(images_BCHW.clone())
+        samples = samples._replace(keys_B=samples.keys_B.to(images_BCHW.device, non_blocking=True))
         highest_B = torch.full_like(images_BCHW[:, 0, 0, 0], -torch.inf)
         holds = torch.arange(len(images_BCHW), device=images_BCHW.device) if todo_B is None else todo_B.nonzero()[:, 0]
         for turn, loss in enumerate(attack.losses(victim, samples)):
@@ -141,8 +142,9 @@ class APGD(Attack):
 
             s = attack._climb(forward, samples, holds, made, eps, turn)
             holds, better = s.at, s.f_max > highest_B[s.at]
-            at = holds[better]
-            highest_B[at], made.images_BCHW[at] = s.f_max[better], (s.clean + s.x_max)[better].clamp(0, 1)
+            highest_B[holds] = torch.where(better, s.f_max, highest_B[holds])
+            end = (s.clean + s.x_max).clamp(0, 1)
+            made.images_BCHW[holds] = torch.where(per_image(better), end, made.images_BCHW[holds])
         return made
 
     def _climb(
@@ -162,8 +164,10 @@ class APGD(Attack):
             with torch.set_grad_enabled(not last):
                 f, broken = forward(pixels.requires_grad_(not last), index)
             made.queries_B[index] += 1
-            made.images_BCHW[index[broken]] = pixels.detach()[broken]
-            rows = (~broken).nonzero().squeeze(1)
+            rows = (~broken).nonzero().squeeze(1)  # the only wait for the device in a step
+            if len(rows) < len(index):
+                kept = made.images_BCHW[index]
+                made.images_BCHW[index] = torch.where(per_image(broken), pixels.detach(), kept)
             if last or not len(rows):
                 return rows, f.detach()[rows], torch.zeros_like(pixels)[rows]
             return rows, f.detach()[rows], torch.autograd.grad(f[rows].sum(), pixels)[0][rows]
@@ -172,7 +176,7 @@ class APGD(Attack):
             return project(x, clean, eps, self.norm)
 
         clean = samples.images_BCHW[index]
-        x = random_start(clean, samples.keys_B.to(clean.device)[index], eps, self.norm, stream=4 * turn)
+        x = random_start(clean, samples.keys_B[index], eps, self.norm, stream=4 * turn)
         rows, f, gradient = visit(index, (clean + x).clamp(0, 1), last=False)
         index, clean, x = index[rows], clean[rows], x[rows]
         eta, no = torch.full_like(f, 2 * eps), torch.zeros_like(f, dtype=torch.bool)
@@ -190,7 +194,8 @@ class APGD(Attack):
 
             rows, f, gradient = visit(s.at, (s.clean + ahead).clamp(0, 1), last=k + 1 == self.iterations)
             made.steps_B[s.at] += 1
-            s, ahead = s.of(rows), ahead[rows]
+            if len(rows) < len(s.at):
+                s, ahead = s.of(rows), ahead[rows]
             better = f > s.f_max
             x_max = torch.where(per_image(better), ahead, s.x_max)
             gradient_max = torch.where(per_image(better), gradient, s.gradient_max)
@@ -263,13 +268,13 @@ class APGDT(APGD):
 
     def losses(self, victim: ZeroShot, samples: Samples) -> list[Loss]:
         images, labels_B, _, todo_B = samples
-        rows = torch.ones_like(labels_B, dtype=torch.bool) if todo_B is None else todo_B
-        if not rows.any():
+        at = torch.arange(len(labels_B), device=labels_B.device) if todo_B is None else todo_B.nonzero().squeeze(1)
+        if not len(at):
             return []
         with torch.no_grad():
-            wrong = victim(images[rows], rows.nonzero().squeeze(1)).scatter(1, labels_B[rows][:, None], -torch.inf)
+            wrong = victim(images[at], at).scatter(1, labels_B[at][:, None], -torch.inf)
         targets_BT = labels_B[:, None].repeat(1, self.targets)
-        targets_BT[rows] = wrong.topk(self.targets).indices
+        targets_BT[at] = wrong.topk(self.targets).indices
 
         def toward(turn: int) -> Loss:
             return lambda z, index: targeted_dlr(z, labels_B[index], targets_BT[index, turn % self.targets])

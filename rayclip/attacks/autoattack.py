@@ -81,17 +81,16 @@ class InTurn(Attack):
         made = Adversarial.untouched(images)
         part_B = torch.zeros_like(labels)
         for place, part in enumerate(self.for_classes(len(victim.text_KD)).parts(), 1):
-            if not holds.any():
+            at = holds.nonzero().squeeze(1)
+            if not len(at):
                 break
             turn = samples._replace(keys_B=rng.subkeys(keys, part.name), todo_B=holds)
             new = part.craft(victim, turn, eps=eps)
             images = torch.where(per_image(holds), new.images_BCHW, images)
             made = Adversarial(images, None, made.steps_B + new.steps_B, made.queries_B + new.queries_B + holds.long())
-            at = holds.nonzero().squeeze(1)
             with torch.no_grad():
                 broken = victim(images[at], at).argmax(1) != labels[at]
-            at = at[broken]
-            part_B[at], holds[at] = place, False
+            part_B[at], holds[at] = broken * place, ~broken
         return made._replace(part_B=part_B)
 
 

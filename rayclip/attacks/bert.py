@@ -53,6 +53,8 @@ class Ranked(NamedTuple):
 
 # (owners_M: the prompt that each sentence came from, embeddings_MD, normalised) -> gain_M; the largest wins
 Gain = Callable[[Tensor, Tensor], Tensor]
+# sentences -> normalised embeddings_MD
+Embed = Callable[[tuple[str, ...]], Tensor]
 
 
 def divergence(clean_D: Tensor, other_D: Tensor) -> Tensor:
@@ -73,7 +75,8 @@ def bert_attack(clip: Clip, prompts: Sequence[str], source: SubstituteSource, *,
     for start in range(0, len(prompts), _TOGETHER):
         ranked = rank_words(clip, prompts[start : start + _TOGETHER], source)
         clean_PD = torch.stack([r.clean_D for r in ranked])
-        found += change_words(clip, ranked, source, partial(_divergence_from_clean, clean_PD), changes)
+        embed, gain = partial(embed_as_read, clip, source), partial(_divergence_from_clean, clean_PD)
+        found += change_words(ranked, embed, gain, changes)
     return found
 
 
@@ -95,17 +98,15 @@ def rank_words(clip: Clip, prompts: Sequence[str], source: SubstituteSource) -> 
         options = [[[word, *new] for word, new in zip(w, o, strict=True)] for w, o in zip(words, options, strict=True)]
     masked = [(p, i) for p, places in enumerate(may_change) if len(places) > 1 for i in places]
     sentences = [" ".join(w) for w in words] + [_with(words[p], i, UNKNOWN) for p, i in masked]
-    clean_PD, masked_MD = _embed(clip, source, sentences).split([len(words), len(masked)])
-    owners = torch.tensor([p for p, _ in masked], dtype=torch.int64, device=clip.device)
+    clean_PD, masked_MD = embed_as_read(clip, source, sentences).split([len(words), len(masked)])
+    owners = _on_device([p for p, _ in masked], clean_PD)
     importance = dict(zip(masked, divergence(clean_PD[owners], masked_MD).tolist(), strict=True))
     order = [sorted(places, key=lambda i: -importance.get((p, i), 0.0)) for p, places in enumerate(may_change)]
     return [Ranked(*one) for one in zip(words, order, options, clean_PD, strict=True)]
 
 
 @torch.no_grad()
-def change_words(
-    clip: Clip, ranked: Sequence[Ranked], source: SubstituteSource, gain: Gain, changes: int
-) -> list[TextChange]:
+def change_words(ranked: Sequence[Ranked], embed: Embed, gain: Gain, changes: int) -> list[TextChange]:
     """Run steps 2 and 3: word by word, choose the substitute with the largest `gain` for each prompt."""
     current = [list(r.words) for r in ranked]
     changed: list[list[tuple[int, str, str]]] = [[] for _ in ranked]
@@ -118,9 +119,8 @@ def change_words(
         ]
         if not trials:
             break
-        owners = torch.tensor([p for p, _, _ in trials], device=clip.device)
-        sentences = [_with(current[p], i, new) for p, i, new in trials]
-        gains_M = gain(owners, _embed(clip, source, sentences)).tolist()
+        new_MD = embed(tuple(_with(current[p], i, new) for p, i, new in trials))
+        gains_M = gain(_on_device([p for p, _, _ in trials], new_MD), new_MD).tolist()
         best: dict[int, int] = {}
         for m, (p, _, _) in enumerate(trials):
             if p not in best or gains_M[m] > gains_M[best[p]]:
@@ -137,7 +137,11 @@ def _with(sentence: list[str], position: int, word: str) -> str:
     return " ".join([*sentence[:position], word, *sentence[position + 1 :]])
 
 
-def _embed(clip: Clip, source: SubstituteSource, sentences: Sequence[str]) -> Tensor:
+def _on_device(owners: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(owners, dtype=torch.int64).to(like.device, non_blocking=True)
+
+
+def embed_as_read(clip: Clip, source: SubstituteSource, sentences: Sequence[str]) -> Tensor:
     """Return normalised embeddings, `(M, D)`."""
     with torch.autocast(clip.device.type, enabled=False):  # divergences are too small for half precision
         return clip.embed_texts(source.as_read(sentences))

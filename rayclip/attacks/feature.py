@@ -63,11 +63,12 @@ class FeatureAttack(GradientAttack):
     def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         images = samples.images_BCHW
         todo_B = torch.ones_like(samples.labels_B, dtype=torch.bool) if samples.todo_B is None else samples.todo_B
-        if not todo_B.any():
+        at = todo_B.nonzero().squeeze(1)
+        if not len(at):
             return Adversarial.untouched(images)
         place_B = todo_B.cumsum(0) - 1  # index of a sample among those to attack
         with torch.no_grad():
-            clean_AD = victim.embed(images[todo_B], todo_B.nonzero().squeeze(1), normalize=False)
+            clean_AD = victim.embed(images[at], at, normalize=False)
 
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             features = victim.embed(pixels, index, normalize=False)

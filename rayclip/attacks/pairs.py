@@ -61,7 +61,7 @@ class PairAttack:
     def __call__(self, images_BCHW: Tensor, first: int) -> AdversarialPairs:
         """Attack the images `first`, `first + 1`, … of the set and their captions."""
         places = range(first, first + len(images_BCHW))
-        labels_B = torch.tensor(places, device=images_BCHW.device)
+        labels_B = torch.arange(first, places.stop, device=images_BCHW.device)
         samples = Samples(images_BCHW, labels_B, self.keys_I[first : places.stop])
         with torch.enable_grad():
             result = self.attack.run(self.victim, samples, eps=self.eps, prompts=self.prompts)

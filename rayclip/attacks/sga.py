@@ -7,6 +7,7 @@ Shapes: B batch, A samples of it that are still being attacked, D embedding, M c
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from rayclip import rng
 from rayclip.attacks.base import Adversarial, GradientAttack, Prompts, Samples, mean_embeddings
-from rayclip.attacks.bert import TextAttack, change_words, rank_words
+from rayclip.attacks.bert import TextAttack, change_words, embed_as_read, rank_words
 from rayclip.models import ZeroShot
 from rayclip.models.zeroshot import mean_over_views, per_view
 from rayclip.types import UserError
@@ -82,15 +83,16 @@ class SGA(TextAttack, GradientAttack):
 
     def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         images_BCHW, labels_B, keys_B, todo_B = samples
-        attacked = range(len(labels_B)) if todo_B is None else todo_B.nonzero().squeeze(1).tolist()
-        texts = _OwnTexts(self, victim, labels_B.tolist(), attacked)
+        wanted_B = torch.ones_like(labels_B) if todo_B is None else todo_B.long()
+        labels, wanted = torch.stack((labels_B, wanted_B)).tolist()
+        texts = _OwnTexts(self, victim, labels, [b for b, attacked in enumerate(wanted) if attacked])
         with torch.no_grad():
             clean_BD = victim.embed(images_BCHW)
         own_BD = mean_embeddings(victim, texts.guided_by(clean_BD))
         if self.stop == "first_success":
             holds_B = victim.logits_with_own(clean_BD, own_BD, labels_B).argmax(1) == labels_B
             samples = samples._replace(todo_B=holds_B if todo_B is None else todo_B & holds_B)
-        keys_B, stream = keys_B.to(images_BCHW.device), itertools.count(_FIRST_STREAM, 2)
+        keys_B, stream = keys_B.to(images_BCHW.device, non_blocking=True), itertools.count(_FIRST_STREAM, 2)
 
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             views = []
@@ -116,24 +118,26 @@ class _OwnTexts:
     """The texts of a batch's images, ranked once and used both times that an image guides them."""
 
     def __init__(self, attack: SGA, victim: ZeroShot, labels: Sequence[int], attacked: Sequence[int]) -> None:
-        self._clip, self._changes = victim.clip, attack.changes
+        self._changes, source = attack.changes, attack.source(victim.clip)
         self._texts = [tuple(victim.prompts_of(label)) for label in labels]
         flat = [(b, text) for b in attacked for text in self._texts[b]]
         distinct = list(dict.fromkeys(text for _, text in flat))
-        self._source = attack.source(victim.clip)
-        ranked = dict(zip(distinct, rank_words(victim.clip, distinct, self._source), strict=True))
-        self._owners = torch.tensor([b for b, _ in flat], dtype=torch.int64, device=victim.clip.device)
+        # Of one changed word, both times try the same sentences
+        self._embed = lru_cache(maxsize=1)(partial(embed_as_read, victim.clip, source))
+        ranked = dict(zip(distinct, rank_words(victim.clip, distinct, source), strict=True))
+        self._owners = [b for b, _ in flat]
         self._ranked = [ranked[text] for _, text in flat]
 
     def guided_by(self, image_BD: Tensor) -> tuple[tuple[str, ...], ...]:
         """Return each image's texts, changed if the image is attacked."""
         image_BD = image_BD if image_BD.ndim == 2 else image_BD.mean(1)
+        owners = torch.tensor(self._owners, dtype=torch.int64).to(image_BD.device, non_blocking=True)
 
         def gain(owners_M: Tensor, text_MD: Tensor) -> Tensor:
-            return text_gain(image_BD[self._owners[owners_M]], text_MD)
+            return text_gain(image_BD[owners[owners_M]], text_MD)
 
-        changed = change_words(self._clip, self._ranked, self._source, gain, self._changes)
+        changed = change_words(self._ranked, self._embed, gain, self._changes)
         new: dict[int, list[str]] = {}
-        for b, change in zip(self._owners.tolist(), changed, strict=True):
+        for b, change in zip(self._owners, changed, strict=True):
             new.setdefault(b, []).append(change.prompt)
         return tuple(tuple(new.get(b, own)) for b, own in enumerate(self._texts))

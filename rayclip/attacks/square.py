@@ -77,7 +77,7 @@ class Square(Attack):
     @torch.no_grad()
     def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         images, labels, keys, todo = samples
-        adversarial, keys = images.clone(), keys.to(images.device)
+        adversarial, keys = images.clone(), keys.to(images.device, non_blocking=True)
         everyone = torch.arange(len(images), device=images.device)
         queries_B = torch.zeros_like(everyone)
         active = everyone if todo is None else todo.nonzero().squeeze(1)
@@ -126,7 +126,7 @@ class Square(Attack):
         rows, columns = -(-height // tile), -(-width // tile)
         signs = _signs(rng.uniform(keys, (channels, rows, columns), dtype=clean.dtype))
         signs = signs.repeat_interleave(tile, 2).repeat_interleave(tile, 3)[..., :height, :width]
-        nu = signs * pattern(tile).to(clean).repeat(rows, columns)[:height, :width]
+        nu = signs * _pattern_on(tile, clean.device, clean.dtype)[0].repeat(rows, columns)[:height, :width]
         return (clean + nu * (eps / _norms(nu))).clamp(0, 1)
 
 
@@ -143,7 +143,7 @@ def _propose_l2(clean: Tensor, best: Tensor, draws_An: Tensor, side: int, eps: f
     nu = best - clean
     first, rows, columns = _window(draws_An[:, 0], draws_An[:, 1], side, clean)
     second, _, _ = _window(draws_An[:, 2], draws_An[:, 3], side, clean)
-    both = torch.stack((pattern(side), pattern(side).T)).to(clean)
+    both = _pattern_on(side, clean.device, clean.dtype)
     both = both / both[0].norm()
     turned = (draws_An[:, 4] < 0.5).long()
     eta = both[turned[:, None, None], rows[:, :, None], columns[:, None, :]][:, None] * first
@@ -159,12 +159,17 @@ def _propose_l2(clean: Tensor, best: Tensor, draws_An: Tensor, side: int, eps: f
     return (clean + nu).clamp(0, 1)
 
 
-@lru_cache(maxsize=64)
 def pattern(side: int) -> Tensor:
     """Return two bumps of opposite sign side by side, `(side, side)` float64 on the CPU (equation 2 and the text after
     it)."""
     left = side // 2
     return torch.cat((_bump(side, left), -_bump(side, side - left)), dim=1)
+
+
+@lru_cache(maxsize=64)
+def _pattern_on(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the pattern and its transpose, `(2, side, side)`, kept where they are used."""
+    return torch.stack((pattern(side), pattern(side).T)).to(device, dtype)
 
 
 def _bump(height: int, width: int) -> Tensor:

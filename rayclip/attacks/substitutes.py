@@ -1,9 +1,11 @@
 """Sources of substitute words for BERT-Attack: a masked language model, or CLIP's own token table."""
 
 import itertools
+import weakref
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +14,13 @@ from torch import Tensor
 from rayclip.attacks.words import CORRECT, REFERENCE, STOP_WORDS, WordRules
 from rayclip.models import Clip
 from rayclip.models.loading import silence
+from rayclip.models.remembered import Remembered
 from rayclip.types import UserError
 
 TOKEN_TABLE = "clip-table"
 Offset = Literal["correct", "reference"]
+_REMEMBERED = 50_000  # words, sentences or texts per source
+_token_tables: WeakKeyDictionary[Clip, dict[tuple[torch.device, int], "TokenTable"]] = WeakKeyDictionary()
 
 
 class SubstituteSource(Protocol):
@@ -43,10 +48,11 @@ class TokenTable:
     rules: ClassVar[WordRules] = CORRECT
 
     def __init__(self, clip: Clip, k: int) -> None:
-        self._clip, self._k = clip, k
+        self._clip, self._k = weakref.proxy(clip), k  # the model's sources are kept beside it
         pairs = [(word, row) for word, row in clip.whole_words if word not in STOP_WORDS]
         self._words = [word for word, _ in pairs]
-        self._rows = torch.tensor([row for _, row in pairs], device=clip.device)
+        self._rows = torch.tensor([row for _, row in pairs]).to(clip.device, non_blocking=True)
+        self._pieces = Remembered(self._split, _REMEMBERED)
 
     def as_read(self, texts: Sequence[str]) -> Sequence[str]:
         return texts
@@ -61,15 +67,19 @@ class TokenTable:
         found: dict[str, list[str]] = {word: [] for word in STOP_WORDS}
         if distinct:
             table = F.normalize(self._clip.token_table.detach().float(), dim=1)
-            queries = F.normalize(torch.stack([table[rows].mean(0) for rows in self._pieces(distinct)]), dim=1)
+            pieces = self._pieces(distinct)
+            most = max(map(len, pieces))
+            rows = torch.tensor([own + [-1] * (most - len(own)) for own in pieces])
+            rows = rows.to(table.device, non_blocking=True)[:, :, None]
+            queries = F.normalize((table[rows[:, :, 0]] * (rows >= 0)).sum(1) / (rows >= 0).sum(1), dim=1)
             nearest = (queries @ table[self._rows].T).topk(min(self._k + 1, len(self._words))).indices
             for word, row in zip(distinct, nearest.tolist(), strict=True):
                 found[word] = [w for w in (self._words[i] for i in row) if w != word][: self._k]
         return [[found[word] for word in sentence] for sentence in sentences]
 
-    def _pieces(self, words: Sequence[str]) -> list[list[int]]:
+    def _split(self, words: Sequence[str]) -> list[list[int]]:
         """Return each word's rows of the table, without the start and end marks."""
-        rows = self._clip.tokenize(words).tolist()
+        rows = self._clip.token_rows(words).tolist()
         # The end mark has the highest id, and padding follows it. A word without any piece gets row 0.
         return [row[1 : row.index(max(row))] or [0] for row in rows]
 
@@ -103,9 +113,15 @@ class MaskedLM:
         self._k, self._threshold, self._combinations = k, threshold, combinations
         longest = min(max_length, self._model.config.max_position_embeddings)
         self._room = max(0, longest - len(self._framed([])))  # pieces read of a text
+        self._remembered = Remembered(self._find, _REMEMBERED)
+        self._decoded = Remembered(self._decode, _REMEMBERED)
+
+    def candidates(self, sentences: Sequence[Sequence[str]]) -> list[list[list[str]]]:
+        return self._remembered([tuple(sentence) for sentence in sentences])
 
     @torch.no_grad()
-    def candidates(self, sentences: Sequence[Sequence[str]]) -> list[list[list[str]]]:
+    def _find(self, sentences: Sequence[Sequence[str]]) -> list[list[list[str]]]:
+        """Return `candidates` of distinct sentences; they never change."""
         found = [[list[str]() for _ in sentence] for sentence in sentences]
         several: dict[tuple[int, int], list[list[int]]] = {}
         for start in range(0, len(sentences), self._TOGETHER):
@@ -121,6 +137,9 @@ class MaskedLM:
         ]
 
     def as_read(self, texts: Sequence[str]) -> Sequence[str]:
+        return self._decoded(texts)
+
+    def _decode(self, texts: Sequence[str]) -> Sequence[str]:
         return texts
 
     def cut(self, sentences: Sequence[Sequence[str]]) -> int:
@@ -239,7 +258,7 @@ class ReferenceMaskedLM(MaskedLM):
     rules: ClassVar[WordRules] = REFERENCE
     _FIRST = 0
 
-    def as_read(self, texts: Sequence[str]) -> Sequence[str]:
+    def _decode(self, texts: Sequence[str]) -> Sequence[str]:
         tokenizer = self._tokenizer
         pieces = [tokenizer.tokenize(text)[: self._room] for text in texts]
         ids = [tokenizer.convert_tokens_to_ids(row) for row in pieces]
@@ -296,6 +315,14 @@ def substitute_source(clip: Clip, name: str, *, k: int, offset: Offset, **settin
         settings: of `MaskedLM`.
     """
     if name == TOKEN_TABLE:
-        return TokenTable(clip, k)
+        kept = _token_tables.setdefault(clip, {})
+        if (clip.device, k) not in kept:
+            kept[clip.device, k] = TokenTable(clip, k)
+        return kept[clip.device, k]
+    return _masked_lm(name, clip.device, offset, k=k, **settings)
+
+
+@lru_cache(maxsize=2)
+def _masked_lm(name: str, device: torch.device, offset: Offset, **settings: Any) -> MaskedLM:
     kind = {"correct": MaskedLM, "reference": ReferenceMaskedLM}[offset]
-    return kind(name, clip.device, k=k, **settings)
+    return kind(name, device, **settings)

@@ -8,8 +8,9 @@ class prompts; it never sees an optimiser, a device or a cluster.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,27 @@ OWN = "own"  # the method's own objective
 Trains = str  # a part of the model, as `Clip.parameters_of` takes it
 
 
+class Present(NamedTuple):
+    """The classes of a batch.
+
+    Attributes:
+        labels: in ascending order.
+        labels_C: the same as a tensor.
+        places_B: each sample's place among them.
+    """
+
+    labels: list[int]
+    labels_C: Tensor
+    places_B: Tensor
+
+    @classmethod
+    def among(cls, labels_B: Tensor) -> Self:
+        """Find the classes of a batch. Waits for the device once."""
+        found, places = np.unique(labels_B.cpu().numpy(), return_inverse=True)
+        there = (torch.from_numpy(x).to(labels_B.device, non_blocking=True) for x in (found, places))
+        return cls(found.tolist(), *there)
+
+
 class ClassTexts:
     """The class prompts' embeddings during training: computed once if the text encoder is frozen, else with
     gradients."""
@@ -43,12 +65,11 @@ class ClassTexts:
         """Return `(K, D)`, one row per class."""
         return self._clip.encode_text(self._tokens_KL) if self._fixed_KD is None else self._fixed_KD
 
-    def of(self, labels_B: Tensor) -> Tensor:
+    def of(self, present: Present) -> Tensor:
         """Return `(B, D)`, the embedding of each sample's own class; each class present is encoded once."""
         if self._fixed_KD is not None:
-            return self._fixed_KD[labels_B]
-        classes, inverse = labels_B.unique(return_inverse=True)
-        return self._clip.encode_text(self._tokens_KL[classes])[inverse]
+            return self._fixed_KD[present.labels_C[present.places_B]]
+        return self._clip.encode_text(self._tokens_KL[present.labels_C])[present.places_B]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +104,7 @@ class Batch:
         original: for methods that need it (`Method.needs_original`).
         prepared_BD: the result of `Method.prepare` for the samples, computed before training.
         adversarial_BCHW: adversarial images that `Method.attack` made.
+        present: the classes of the samples, if the attack looked at them.
         adversarial_prompts: adversarial prompts that it made for the classes present, by label.
         original_BD: the original model's un-normalised embeddings of the clean images, if the attack computed them.
     """
@@ -95,6 +117,7 @@ class Batch:
     original: Original | None = None
     prepared_BD: Tensor | None = None
     adversarial_BCHW: Tensor | None = None
+    present: Present | None = None
     adversarial_prompts: dict[int, str] | None = None
     original_BD: Tensor | None = None
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rayclip.attacks.bert import DEFAULT, TextSettings
-from rayclip.methods.base import Batch, Method, Recipe
+from rayclip.methods.base import Batch, Method, Present, Recipe
 from rayclip.methods.losses import Targets, contrastive
 from rayclip.methods.parallel import global_mean
 from rayclip.models import Clip
@@ -58,9 +58,13 @@ class MMCoA(Method):
             self.text.source(clip)
 
     def attack(self, clip: Clip, batch: Batch) -> Batch:
+        # Waits for the device here, before the attack on the images fills it: the host then prepares the texts beside
+        # that attack
+        present = Present.among(batch.labels_B)
+        batch = replace(batch, present=present)
         if self.lambda_img:
             with torch.no_grad():
-                text_BD = batch.texts.of(batch.labels_B)
+                text_BD = batch.texts.of(present)
             batch = self.perturb(
                 clip,
                 batch,
@@ -69,23 +73,23 @@ class MMCoA(Method):
                 ),
             )
         if self.lambda_txt:
-            classes = batch.labels_B.unique().tolist()
             with torch.autocast(clip.device.type, enabled=False):  # which words are nearest, bf16 cannot tell
-                changes = self.text.attack(clip, [batch.texts.prompts[c] for c in classes])
-            batch = replace(batch, adversarial_prompts={c: ch.prompt for c, ch in zip(classes, changes, strict=True)})
+                changes = self.text.attack(clip, [batch.texts.prompts[c] for c in present.labels])
+            made = {c: change.prompt for c, change in zip(present.labels, changes, strict=True)}
+            batch = replace(batch, adversarial_prompts=made)
         return batch
 
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         terms: dict[str, Tensor] = {}
+        present = batch.present or Present.among(batch.labels_B)
         if self.lambda_img:
             assert batch.adversarial_BCHW is not None
-            image_BD, text_BD = clip.encode_image(batch.adversarial_BCHW), batch.texts.of(batch.labels_B)
+            image_BD, text_BD = clip.encode_image(batch.adversarial_BCHW), batch.texts.of(present)
             terms["loss_image"] = self._mean(clip, batch, image_BD, text_BD)
         if self.lambda_txt:
             assert batch.adversarial_prompts is not None
-            classes, inverse = batch.labels_B.unique(return_inverse=True)
-            prompts = [batch.adversarial_prompts[c] for c in classes.tolist()]
-            image_BD, text_BD = clip.encode_image(batch.pixels_BCHW), clip.embed_texts(prompts)[inverse]
+            text_CD = clip.embed_texts([batch.adversarial_prompts[c] for c in present.labels])
+            image_BD, text_BD = clip.encode_image(batch.pixels_BCHW), text_CD[present.places_B]
             terms["loss_text"] = self._mean(clip, batch, image_BD, text_BD)
         weights = {"loss_image": self.lambda_img, "loss_text": self.lambda_txt}
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()

@@ -10,11 +10,14 @@ import copy
 import hashlib
 import json
 import re
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, Self, cast
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from rayclip.models.cutting import find_cut
 from rayclip.models.exact import widened
 from rayclip.models.image import class_token_tower, encode_class_token
+from rayclip.models.remembered import Remembered
 from rayclip.models.resizing import Resize, resized
 from rayclip.models.text import Packed, causal_tower, encode_causal, encode_packed, end_marks, pack
 from rayclip.types import UserError
@@ -33,7 +37,19 @@ _BEFORE_BLOCKS = {
     *("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre"),
 }
 
+_REMEMBERED = 100_000  # texts per tokenizer: some 50 MB
 _MAX_LOG_SCALE = 4.605170185988092  # ln 100: the temperature's bound in CLIP's own training
+
+# Kept beside the tokenizers, since copies of a model share one, and the memory is no part of the model
+_token_rows: WeakKeyDictionary[Any, Remembered[str, np.ndarray]] = WeakKeyDictionary()
+
+
+def _rows_of(tokenizer: Any) -> Remembered[str, np.ndarray]:
+    """Return the function from texts to the rows that a tokenizer makes of them."""
+    if tokenizer not in _token_rows:
+        known = weakref.proxy(tokenizer)  # no key may be reached from its own value
+        _token_rows[tokenizer] = Remembered(lambda texts: known(list(texts)).int().numpy(), _REMEMBERED)
+    return _token_rows[tokenizer]
 
 
 class Clip(nn.Module):
@@ -154,10 +170,17 @@ class Clip(nn.Module):
         L is the context length, or with a causal text tower only what the longest of the texts needs. That is computed
         before the rows go to the device, so that nothing waits for the device.
         """
-        tokens_BL, tower = self._tokenizer(list(texts)), causal_tower(self.model)
+        tokens_BL, tower = self.token_rows(texts), causal_tower(self.model)
         if tower is not None and len(tokens_BL):
             tokens_BL = tokens_BL[:, : int(end_marks(tower, tokens_BL).max()) + 1]
-        return tokens_BL.to(self.device)
+        return tokens_BL.to(self.device, non_blocking=True)
+
+    def token_rows(self, texts: Sequence[str]) -> Tensor:
+        """Return token rows of full length on the CPU, `(B, L)` int64. The rows of recent texts are remembered."""
+        if not len(texts):
+            return self._tokenizer([])
+        rows = _rows_of(self._tokenizer)(texts)
+        return torch.from_numpy(np.concatenate(rows).reshape(len(rows), -1)).long()
 
     @property
     def room(self) -> int:
@@ -175,19 +198,17 @@ class Clip(nn.Module):
         encoded once, too (`models.text`).
         """
         place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        tokens_TL, tower = self._tokenizer(list(place)), causal_tower(self.model)
+        tokens_TL, tower = self.token_rows(list(place)), causal_tower(self.model)
+        found = np.arange(len(place))
         if tower is None or not place:
-            order = list(range(len(place)))
-            parts = [self.encode_text(part.to(self.device)) for part in tokens_TL.split(chunk)]
+            parts = [self.encode_text(part.to(self.device, non_blocking=True)) for part in tokens_TL.split(chunk)]
         else:
-            ends = (end_marks(tower, tokens_TL) + 1).tolist()
-            rows = [row[:end] for row, end in zip(tokens_TL.tolist(), ends, strict=True)]
-            packed = pack(rows, tokens_TL.shape[1], min(chunk, self._chunk or chunk))
-            order = [t for part in packed for t in part.texts_B]
+            ends_T = end_marks(tower, tokens_TL) + 1
+            packed = pack(tokens_TL.numpy(), ends_T.numpy(), tokens_TL.shape[1], min(chunk, self._chunk or chunk))
+            found[np.concatenate([part.texts_B for part in packed])] = np.arange(len(place))
             parts = [self._encode_packed(tower, part.to(self.device)) for part in packed]
-        found = {t: row for row, t in enumerate(order)}
-        index = torch.tensor([found[place[text]] for text in texts], dtype=torch.int64)
-        return torch.cat(parts)[index.to(self.device)]
+        index = torch.from_numpy(found[[place[text] for text in texts]])
+        return torch.cat(parts)[index.to(self.device, non_blocking=True)]
 
     def _encode_packed(self, tower: Any, packed: Packed) -> Tensor:
         def encode(part: Packed) -> Tensor:

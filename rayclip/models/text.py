@@ -11,6 +11,7 @@ Shapes: B texts, R rows, L positions, W width, D embedding.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,81 +52,104 @@ def encode_causal(tower: Any, tokens_BL: Tensor, words_BLW: Tensor | None = None
 
 
 class Packed(NamedTuple):
-    """Texts that share rows. All tensors but `texts_B` are int64 and may be moved to a device.
+    """Texts that share rows.
 
     Attributes:
         texts_B: indices of the texts.
-        tokens_RL: each row a beginning, the ends of its texts one after the other, and padding.
-        positions_RL: a token's position in its own text.
-        parts_RL: 0 for the beginning, 1, 2, ... for the ends, -1 for the padding.
+        rows_3RL: int64. First each row's tokens: a beginning, the ends of its texts one after the other, and padding.
+            Then each token's position in its own text. Then its part: 0 for the beginning, 1, 2, ... for the ends, -1
+            for the padding.
         marks_B2: row and column of each text's end mark.
     """
 
-    texts_B: list[int]
-    tokens_RL: Tensor
-    positions_RL: Tensor
-    parts_RL: Tensor
+    texts_B: np.ndarray
+    rows_3RL: Tensor
     marks_B2: Tensor
 
     def to(self, device: torch.device) -> "Packed":
-        tokens, positions, parts, marks = (tensor.to(device) for tensor in self[1:])
-        return Packed(self.texts_B, tokens, positions, parts, marks)
+        rows, marks = (tensor.to(device, non_blocking=True) for tensor in self[1:])
+        return Packed(self.texts_B, rows, marks)
 
 
-def pack(texts: Sequence[list[int]], longest: int, rows: int) -> list[Packed]:
+def pack(tokens_TL: np.ndarray, ends_T: np.ndarray, longest: int, rows: int) -> list[Packed]:
     """Return batches of up to `rows` rows of about the same length, none over `longest` unless a text is.
 
     Args:
-        texts: each text's tokens up to its end mark.
+        tokens_TL: the texts' token rows, tokens not negative.
+        ends_T: number of tokens of each text up to and including its end mark.
     """
-    shared: list[tuple[int, list[int]]] = []  # for each row: the length of its beginning, and its texts
-    width = 0
-    for t in sorted(range(len(texts)), key=lambda t: texts[t]):
-        if shared:
-            begin, members = shared[-1]
-            common = min(begin, _alike(texts[members[0]], texts[t]), len(texts[t]) - 1)
+    tokens_TL = tokens_TL[:, : ends_T.max()]
+    tokens_TL = np.where(np.arange(tokens_TL.shape[1]) < ends_T[:, None], tokens_TL, -1)
+    order_T = np.lexsort(tokens_TL.T[::-1])
+    tokens_TL, ends_T = tokens_TL[order_T], ends_T[order_T]
+    differ = tokens_TL[1:] != tokens_TL[:-1]
+    alike = np.where(differ.any(1), differ.argmax(1), tokens_TL.shape[1])  # tokens that neighbours have in common
+    firsts, begins = list[int](), list[int]()  # of each row: its first text, and the length of its beginning
+    begin = width = 0
+    for t, (length, common) in enumerate(zip(ends_T.tolist(), [0, *alike.tolist()], strict=True)):
+        common = min(begin, common, length - 1)
+        if firsts:
             # Shortening the beginning repeats the rest in every end: worth it if that is less than the beginning itself
-            repeated = (begin - common) * len(members) if len(members) > 1 else 0
-            longer = width + repeated + len(texts[t]) - common
+            repeated = (begin - common) * (t - firsts[-1]) if t - firsts[-1] > 1 else 0
+            longer = width + repeated + length - common
             if repeated < common and longer <= longest:
-                shared[-1], width = (common, [*members, t]), longer
+                begins[-1] = begin = common
+                width = longer
                 continue
-        shared.append((len(texts[t]) - 1, [t]))
-        width = len(texts[t])
-    shared.sort(key=lambda row: sum(len(texts[t]) - row[0] for t in row[1]) + row[0])
-    return [_batch(texts, shared[i : i + rows]) for i in range(0, len(shared), rows)]
+        firsts.append(t)
+        begins.append(length - 1)
+        begin, width = length - 1, length
+    firsts_R, begins_R = np.array(firsts), np.array(begins)
+    row_T = np.repeat(np.arange(len(firsts)), np.diff([*firsts, len(ends_T)]))
+    widths_R = begins_R + np.add.reduceat(ends_T - begins_R[row_T], firsts_R)
+    shortest_first = np.argsort(widths_R, kind="stable")
+    batches = (shortest_first[i : i + rows] for i in range(0, len(shortest_first), rows))
+    members = np.split(np.arange(len(ends_T)), firsts[1:])
+    return [
+        _batch(order_T, tokens_TL, ends_T, begins_R[chosen], widths_R[chosen], [members[r] for r in chosen])
+        for chosen in batches
+    ]
 
 
-def _batch(texts: Sequence[list[int]], shared: Sequence[tuple[int, list[int]]]) -> Packed:
-    columns: list[list[list[int]]] = [[], [], []]  # tokens, positions, parts
-    members_B, marks = [], []
-    for row, (begin, members) in enumerate(shared):
-        tokens, positions, parts = texts[members[0]][:begin], list(range(begin)), [0] * begin
-        for part, t in enumerate(members, start=1):
-            end = texts[t][begin:]
-            tokens, positions = tokens + end, positions + list(range(begin, begin + len(end)))
-            parts += [part] * len(end)
-            members_B.append(t)
-            marks.append((row, len(tokens) - 1))
-        for column, values in zip(columns, (tokens, positions, parts), strict=True):
-            column.append(values)
-    length = max(map(len, columns[0]))
-    tokens_RL, positions_RL, parts_RL = (
-        torch.tensor([values + [filler] * (length - len(values)) for values in column])
-        for column, filler in zip(columns, (0, 0, -1), strict=True)
-    )
-    return Packed(members_B, tokens_RL, positions_RL, parts_RL, torch.tensor(marks))
+def _batch(
+    order_T: np.ndarray,
+    tokens_TL: np.ndarray,
+    ends_T: np.ndarray,
+    begins_R: np.ndarray,
+    widths_R: np.ndarray,
+    members: Sequence[np.ndarray],
+) -> Packed:
+    """Lay out a batch's rows, whose texts are `members`."""
+    counts_R, texts_B = np.array([len(own) for own in members]), np.concatenate(members)
+    row_B = np.repeat(np.arange(len(members)), counts_R)
+    begin_B = begins_R[row_B]
+    end_B = ends_T[texts_B] - begin_B  # tokens of each end
+    place_B = _places(counts_R)
+    before_B = end_B.cumsum() - end_B
+    column_B = begin_B + before_B - before_B[place_B == 0][row_B]
+    rows_3RL = np.zeros((3, len(members), widths_R.max()), dtype=np.int64)
+    rows_3RL[2] = -1
+    for lengths, row, column, text, position, part in (
+        (begins_R, np.arange(len(members)), 0 * begins_R, [own[0] for own in members], 0 * begins_R, 0 * begins_R),
+        (end_B, row_B, column_B, texts_B, begin_B, place_B + 1),
+    ):
+        owner, step = np.repeat(np.arange(len(lengths)), lengths), _places(lengths)
+        at = position[owner] + step
+        where = row[owner], column[owner] + step
+        rows_3RL[0][where] = tokens_TL[np.asarray(text)[owner], at]
+        rows_3RL[1][where], rows_3RL[2][where] = at, part[owner]
+    marks_B2 = np.stack((row_B, column_B + end_B - 1), 1)
+    return Packed(order_T[texts_B], torch.from_numpy(rows_3RL), torch.from_numpy(marks_B2))
 
 
-def _alike(one: list[int], other: list[int]) -> int:
-    """Return how many tokens the beginnings of two texts have in common."""
-    differ = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(differ, min(len(one), len(other)))
+def _places(counts: np.ndarray) -> np.ndarray:
+    """Return `0 .. count - 1` for each count, in a row."""
+    return np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
 
 
 def encode_packed(tower: Any, packed: Packed) -> Tensor:
     """Return un-normalised embeddings of `packed.texts_B`, `(B, D)`."""
-    texts_B, tokens_RL, positions_RL, parts_RL, marks_B2 = packed
+    texts_B, (tokens_RL, positions_RL, parts_RL), marks_B2 = packed.texts_B, packed.rows_3RL, packed.marks_B2
     x_RLW = tower.token_embedding(tokens_RL) + tower.positional_embedding[positions_RL]
     length = tokens_RL.shape[1]
     mask = tower.attn_mask[:length, :length]

@@ -138,7 +138,7 @@ class _Run:
     def _train_step(self, pixels_u8: Tensor, positions: Tensor, total: int) -> None:
         batch = replace(self._batch(pixels_u8, positions, total, "train", self.step), original=self.original)
         if self.prepared_ND is not None:
-            batch = replace(batch, prepared_BD=self.prepared_ND[positions.to(self.host.device)])
+            batch = replace(batch, prepared_BD=self.prepared_ND[positions.to(self.host.device, non_blocking=True)])
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, self.total_steps)
         self.optimizer.zero_grad(set_to_none=True)
