@@ -1,6 +1,7 @@
 """What all tests share: small random models that are built in milliseconds, and the optional folder of real data."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,12 @@ def text_rows(clip: Clip) -> Iterator[list[tuple[int, int]]]:
     """Rows and their length at each forward of the text tower within the block."""
     with NormInputs(clip.model.transformer.resblocks[0].ln_1) as inputs:
         yield inputs.seen
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have left stays to the end: no garbage collection need look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

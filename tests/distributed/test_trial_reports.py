@@ -14,7 +14,7 @@ from rayclip.distributed.reservations import distinct_cpus, release
 from rayclip.distributed.tuning import report_to_tune
 from servers import wait_for
 
-TRIALS = 6
+TRIALS = 3
 
 
 @pytest.fixture(scope="module")
