@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +81,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # libraries complain of what is left at exit
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers() -> None:
     """A test draws the same numbers in every run, whatever ran before it."""
@@ -134,6 +139,23 @@ def s3(monkeypatch: pytest.MonkeyPatch, free_port: int) -> Iterator[str]:
     system.create_dir(path)
     yield uri
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs: making its tables takes a second."""
+    from mlflow import MlflowClient
+
+    place = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    MlflowClient(f"sqlite:///{place}").search_experiments()
+    return place
+
+
+@pytest.fixture
+def mlflow_uri(mlflow_tables: Path, tmp_path: Path) -> str:
+    """The address of an MLflow store of the test's own, without runs."""
+    shutil.copy(mlflow_tables, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture(scope="module")
