@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli import captions, data, doctor, evaluate, lists, log, models, plan, report, retrieval, train
+from rayclip.cli import bench, captions, data, doctor, evaluate, lists, log, models, plan, report, retrieval, train
 from rayclip.cli.help import WIDTH, Command, Group
 from rayclip.cli.options import Tracking
 from rayclip.cli.request import with_request
@@ -58,6 +58,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "defenses": lists.defenses,
     "scorers": lists.scorers,
     "ui": ui,
+    "bench": bench.bench,
     "doctor": doctor.doctor,
 }
 for name, command in _COMMANDS.items():

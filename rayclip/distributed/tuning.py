@@ -1,5 +1,6 @@
 """Run trials with Ray Tune, as many at a time as fit in the cluster; Tune drives a Ray Train run for each."""
 
+import functools
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -61,6 +62,7 @@ def run_trials(
 
     Raises:
         UserError: the cluster is connected through `ray://`; or a trial's precision is still `auto`.
+        Exception: what a callback raises ends the run.
     """
     if ray.util.client.ray.is_connected():  # Tune would run on the cluster, and with it the callbacks
         raise UserError(
@@ -84,26 +86,26 @@ def run_trials(
         may_stop=scheduler is not None,
     )
 
-    def ask_to_stop(index: int) -> None:
-        todo[index].notes(storage).write("stop", "")
-
     with tempfile.TemporaryDirectory(prefix="rayclip-tune-") as notes:  # for Tune's own files; ours are in `storage`
         tuner = tune.Tuner(
             # Closures, not parameters: Tune would try to write the trials into its own JSON.
             tune.with_resources(_driver(todo, workers, storage, log, measure), {"CPU": TUNE_CPUS}),
             param_space={"index": tune.grid_search(list(range(len(todo))))},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=workers.trials_at_once(), scheduler=scheduler and scheduler(ask_to_stop)
+                max_concurrent_trials=workers.trials_at_once(), scheduler=scheduler and scheduler(watcher.ask_to_stop)
             ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=notes,
                 verbose=0,
                 callbacks=[watcher],
+                stop=_StopAtFailure(watcher),
                 failure_config=tune.FailureConfig(max_failures=_RETRIES),
             ),
         )
         tuner.fit()
+    if watcher.failure is not None:
+        raise watcher.failure
     if not watcher.errors:
         storage.delete_folder("")
     return watcher.errors
@@ -234,12 +236,26 @@ def _export(checkpoint: Path, out: Store) -> None:
         out.copy_in(checkpoint / name, name)
 
 
+def _keep_failure(method: Callable[..., None]) -> Callable[..., None]:
+    """Keep the first error of a callback: Tune would end with a text of it, which no caller can catch, or go on."""
+
+    @functools.wraps(method)
+    def call(self: "_Watcher", *args: Any, **info: Any) -> None:
+        try:
+            method(self, *args, **info)
+        except Exception as error:
+            self.failure = self.failure or error
+
+    return call
+
+
 @dataclass(eq=False, kw_only=True)
 class _Watcher(tune.Callback):
     """A Tune callback in the driver that shows each trial's progress and reports how it ended.
 
     Attributes:
         errors: errors of the failed trials, by name.
+        failure: what a callback raised, which ended the run.
     """
 
     trials: Sequence[Trial]
@@ -251,10 +267,12 @@ class _Watcher(tune.Callback):
     on_measure: Callable[[Trial, dict[str, Any]], None]
     may_stop: bool
     errors: dict[str, str] = field(default_factory=dict)
+    failure: Exception | None = None
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
         return tune.Callback, ()  # Tune pickles its callbacks to disk; a terminal and closures cannot be pickled
 
+    @_keep_failure
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         self.on_report()
         if "epoch" in result:
@@ -266,23 +284,44 @@ class _Watcher(tune.Callback):
             if "checkpoint_path" in result:
                 self.on_measure(self.trials[trial.config["index"]], result)
 
+    @_keep_failure
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         last = trial.last_result or {}
         # An earlier attempt's failure does not count if it ended well
         ended = self.trials[trial.config["index"]].is_finished() or (self.may_stop and "failure" not in last)
         self._end(trial.config["index"], None if ended else last.get("failure") or "it ended early; run again to go on")
 
+    @_keep_failure
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Release the reserved resources of a trial whose driver was lost and will be restarted."""
         release(_cpus(self.workers, trial.config["index"]))
 
+    @_keep_failure
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         mine, error = self.trials[trial.config["index"]], trial.get_pickled_error()
         why = explain_failure(error, mine.notes(self.storage), mine.config, self.workers.count)
         self._end(trial.config["index"], why)
+
+    @_keep_failure
+    def ask_to_stop(self, index: int) -> None:
+        """Have a trial stop at its next report. Called by a scheduler."""
+        self.trials[index].notes(self.storage).write("stop", "")
 
     def _end(self, index: int, error: str | None) -> None:
         if error is not None:
             self.errors[self.trials[index].name] = error
             release(_cpus(self.workers, index))
         self.on_finish(self.trials[index], error)
+
+
+@dataclass
+class _StopAtFailure(tune.Stopper):
+    """Stops all trials when a callback has failed."""
+
+    watcher: _Watcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.watcher.failure is not None

@@ -1,0 +1,166 @@
+"""`rayclip bench`: measure the rates of attacks, training steps and a whole evaluation on this machine."""
+
+import json as jsons
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from rayclip.cli.options import Json, Quiet, complete_attacks, complete_methods, hand_out, one_list
+from rayclip.types import UserError
+
+if TYPE_CHECKING:
+    from rayclip.api.bench import BenchResult
+
+_SLOWER = 0.8  # of an earlier ratio or rate: below, it is called slower
+_WIDTH = 120  # characters, for tables that are not printed to a terminal
+_SETTINGS = ("name", "gpus", "cores", "model", "data", "batch", "eps", "compiled")  # in which two results must agree
+
+
+def bench(
+    model: Annotated[
+        str, typer.Option(help="A model, or NAME:random: an architecture of open_clip with random weights.")
+    ] = "digits",
+    data: Annotated[str, typer.Option(help="Data set whose test images and classes are used.")] = "digits",
+    attacks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Attacks, with their settings.  [default: pgd:stop=final,apgd-ce]", autocompletion=complete_attacks
+        ),
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Training methods whose step is measured; none: no step.  [default: tecoa]",
+            autocompletion=complete_methods,
+        ),
+    ] = None,
+    eps: Annotated[str, typer.Option(help="Budget of attacks and methods, as a fraction.")] = "8/255",
+    batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp32, bf16 or fp16, commas between.  [default: fp32]")
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where models run; auto is the GPU if there is one.")
+    ] = "auto",
+    compiled: Annotated[bool, typer.Option("--compile", help="Attack a compiled copy (torch.compile).")] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole/--no-whole", help="Measure a whole evaluation on Ray and MLflow, too.")
+    ] = True,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Compare with an earlier --json of the same machine and settings."),
+    ] = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure attacks, training steps and a whole evaluation on this machine, beside plain loops.
+
+    \b
+    Examples:
+      rayclip bench
+      rayclip bench --model ViT-B-32:random --batch 256 --eps 1/255 --precision fp32,bf16 --compile --json now.json
+      rayclip bench --json now.json --against before.json
+    """
+    from rayclip.units import parse_budget
+
+    precisions = [each.strip() for each in one_list(precision or ["fp32"]).split(",")]
+    if unknown := [each for each in precisions if each not in ("fp32", "bf16", "fp16")]:
+        raise UserError(f"--precision {unknown[0]}: write fp32, bf16 or fp16.")
+    earlier = _read(against)
+    budget = parse_budget(eps)
+
+    import torch
+
+    from rayclip.api.bench import Bench
+    from rayclip.api.bench import bench as measure
+    from rayclip.attacks import parse_attacks
+    from rayclip.methods import make_method
+    from rayclip.progress import say
+
+    chosen = one_list(methods or ["tecoa"])
+    found = measure(
+        Bench(
+            model=model,
+            data=data,
+            attacks=parse_attacks(one_list(attacks or ["pgd:stop=final,apgd-ce"]), {"substitutes": "clip-table"}),
+            methods=[make_method(name.strip(), eps=budget) for name in chosen.split(",") if chosen != "none"],
+            eps=budget,
+            batch=batch,
+            precisions=precisions,
+            device=device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu",
+            compiled=compiled,
+            whole=whole,
+        ),
+        lambda rate: None if quiet else say("note", f"{rate.name} {rate.precision}: {rate.images_per_s:.3g} images/s"),
+    )
+    hand_out(json, jsons.dumps(found.to_json(), indent=1) + "\n", lambda: _show(found, earlier))
+
+
+def _read(place: str | None) -> dict[str, Any] | None:
+    if place is None:
+        return None
+    try:
+        found = jsons.loads(Path(place).read_text())
+        return {**found, "rates": {(r["kind"], r["name"], r["precision"]): r for r in found["rates"]}}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--against {place} cannot be read ({error}): give what `rayclip bench --json` wrote."
+        ) from error
+
+
+def _show(found: "BenchResult", earlier: dict[str, Any] | None) -> None:
+    from rayclip.reports.grid import Cell, Grid, number_cell
+    from rayclip.reports.to_terminal import show
+
+    def cell(value: float | None, form: str) -> Cell:
+        return Cell() if value is None else number_cell(value, form)
+
+    about = found.about
+    matrix = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in found.matrix.items())
+    print(
+        f"{about['name']}, torch {about['torch']}: matrix products {matrix} TFLOP/s; copy {found.copy / 1e9:.3g} GB/s"
+    )
+    columns: dict[str, list[Cell]] = {
+        "precision": [Cell(text=rate.precision) for rate in found.rates],
+        "images/s": [number_cell(rate.images_per_s, ".4g") for rate in found.rates],
+        "% of matrix rate": [cell(rate.share and 100 * rate.share, ".0f") for rate in found.rates],
+        "% judging": [cell(rate.judging and 100 * rate.judging, ".0f") for rate in found.rates],
+        "GB": [cell(rate.gigabytes, ".1f") for rate in found.rates],
+        "waits": [cell(rate.waits, "d") for rate in found.rates],
+        "plain": [cell(rate.plain_per_s, ".4g") for rate in found.rates],
+        "× plain": [cell(rate.plain_per_s and rate.images_per_s / rate.plain_per_s, ".1f") for rate in found.rates],
+    }
+    if earlier is not None:
+        before = [earlier["rates"].get((r.kind, r.name, r.precision), {}).get("images_per_s") for r in found.rates]
+        columns["× earlier"] = [
+            cell(then and rate.images_per_s / then, ".2f") for rate, then in zip(found.rates, before, strict=True)
+        ]
+    columns = {name: cells for name, cells in columns.items() if any(each.text for each in cells)}
+    names = [f"{rate.name} step" if rate.kind == "method" else rate.name for rate in found.rates]
+    rows = list(zip(names, zip(*columns.values(), strict=True), strict=True))
+    show([Grid(title="", header=("", *columns), rows=rows)], width=_WIDTH)
+    if found.whole:
+        rest = found.whole["all"] - found.whole["pool"]
+        print(f"whole evaluation: {found.whole['all']:.1f} s, of which {rest:.1f} s before and after the workers")
+    if earlier is not None:
+        for line in _slower(found, earlier):
+            print(line)
+
+
+def _slower(found: "BenchResult", earlier: dict[str, Any]) -> list[str]:
+    """Say what is slower than before: beside the plain loop of the same run where there is one, since machines vary."""
+    differ = [name for name in _SETTINGS if found.about.get(name) != earlier["about"].get(name)]
+    if differ:
+        return [f"not compared: another {', '.join(differ)} than --against."]
+    lines = []
+    for rate in found.rates:
+        before = earlier["rates"].get((rate.kind, rate.name, rate.precision))
+        if before is None:
+            continue
+        now, then = rate.images_per_s, before["images_per_s"]
+        if rate.plain_per_s and before.get("plain_per_s"):
+            now, then = now / rate.plain_per_s, then / before["plain_per_s"]
+        if now < _SLOWER * then:
+            lines.append(f"slower than before: {rate.name} {rate.precision}, {now / then:.2f} of it.")
+    return lines
