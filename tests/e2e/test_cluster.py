@@ -136,10 +136,10 @@ def swept(server, object_store, three_nodes, data):
     first, second = (out.child("models").child(name) for name in ("ft-standard", "tecoa"))
 
     client = submit(three_nodes, server, *sweep)
-    wait_for(lambda: any(name.startswith("train-") for name in out.child("unfinished").folders()))
+    wait_for(lambda: any(name.startswith("train-") for name in out.child("unfinished").folders()), every=0.3)
     os.killpg(client.pid, signal.SIGKILL)
     assert not any(trial.size("rayclip.json") for trial in (first, second)), "it is in the middle of training"
-    wait_for(lambda: any(trial.size("rayclip.json") for trial in (first, second)))
+    wait_for(lambda: any(trial.size("rayclip.json") for trial in (first, second)), every=0.3)
     (driver,) = three_nodes.workers("python sweeps/mmcoa_shots.py")
     driver.kill()
     done = first if first.size("rayclip.json") else second
@@ -242,10 +242,10 @@ def test_a_cluster_grows_for_the_work_and_shrinks_after_it(tmp_path):
     with local_cluster(0, grows_to=2) as cluster:
         command = [*RAYCLIP, "eval", *map(str, what), "--cluster", "--out", "there"]
         process = subprocess.Popen(command, cwd=tmp_path, env=cluster.env)
-        wait_for(lambda: cluster.raylets() == 3 or process.poll() is not None)
+        wait_for(lambda: cluster.raylets() == 3 or process.poll() is not None, every=0.5)
         assert process.wait(timeout=600) == 0
         (ran,) = json.loads((tmp_path / "there" / "evaluations.json").read_text())
         assert ran["workers"] == 2, "a GPU each: without the head's labels none would have been asked for"
-        wait_for(lambda: cluster.raylets() == 1)
+        wait_for(lambda: cluster.raylets() == 1, every=0.5)
     evaluate_alone(tmp_path / "here", "digits", "digits", attack, limit=IMAGES)
     assert verdicts(tmp_path / "there") == verdicts(tmp_path / "here")
