@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rayclip.cli.options import Json, Quiet, complete_attacks, complete_methods, hand_out, one_list
+from rayclip.cli.options import Json, JsonLogs, Quiet, complete_attacks, complete_methods, hand_out, one_list
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def bench(
     ] = None,
     json: Json = None,
     quiet: Quiet = False,
+    json_logs: JsonLogs = False,
 ) -> None:
     """Measure attacks, training steps and a whole evaluation on this machine, beside plain loops.
 
