@@ -1,7 +1,9 @@
 """What all tests share: small random models that are built in milliseconds, and the optional folder of real data."""
 
 import contextlib
+import gc
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +75,24 @@ def text_rows(clip: Clip) -> Iterator[list[tuple[int, int]]]:
         yield inputs.seen
 
 
+# Their files begin first, so that two processes end together
+LONGEST = ("test_cluster.py", "test_faults.py", "test_ray_surroundings.py", "test_loop.py", "test_workers.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have left stays to the end: no garbage collection need look through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # libraries complain of what is left at exit
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers() -> None:
     """A test draws the same numbers in every run, whatever ran before it."""
@@ -127,6 +147,23 @@ def s3(monkeypatch: pytest.MonkeyPatch, free_port: int) -> Iterator[str]:
     system.create_dir(path)
     yield uri
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs: making its tables takes a second."""
+    from mlflow import MlflowClient
+
+    place = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    MlflowClient(f"sqlite:///{place}").search_experiments()
+    return place
+
+
+@pytest.fixture
+def mlflow_uri(mlflow_tables: Path, tmp_path: Path) -> str:
+    """The address of an MLflow store of the test's own, without runs."""
+    shutil.copy(mlflow_tables, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture(scope="module")

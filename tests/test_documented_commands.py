@@ -165,6 +165,7 @@ for line in lines:
 """
 
 
+@pytest.mark.e2e
 def test_benchmarks_take_their_command_lines():
     assert len(BENCHMARKS) > 10
     words = [sys.executable, "-c", PARSE_ALL, *BENCHMARKS]

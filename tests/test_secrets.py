@@ -61,14 +61,14 @@ def test_a_tracking_address_with_a_password_is_refused_because_it_would_travel()
     assert "pa55" not in str(found.value)
 
 
-def test_params_tags_and_names_of_runs_hold_no_secrets(tmp_path):
+def test_params_tags_and_names_of_runs_hold_no_secrets(mlflow_uri, tmp_path):
     from mlflow import MlflowClient
 
     journal, source = Journal(Store(str(tmp_path / "out"))), "https://ann:pa55@host/cupl.json?token=pa55"
     journal.add("start", "key", name=source, parent=None, params={"captions": source}, tags={"from": source})
     journal.add("describe", "key", text=f"from {source}", study=False)
     journal.add("data", "key", name="digits", digest="abc", context="training", about={"spec": source})
-    deliverer = Deliverer(journal, Experiment(f"sqlite:///{tmp_path}/mlflow.db", "study"))
+    deliverer = Deliverer(journal, Experiment(mlflow_uri, "study"))
     (started,) = journal.delivered(deliverer.experiment.address)["runs"].values()
     run = MlflowClient(deliverer.experiment.uri).get_run(started)
     assert run.inputs.dataset_inputs and not any(b"pa55" in p.read_bytes() for p in tmp_path.rglob("*.json*"))

@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,12 +133,30 @@ def build(spec: str, source: Source, device: torch.device) -> tuple[nn.Module, d
             pretrained_image=False,
             pretrained_text=False,
         )
-        tokenizer = open_clip.get_tokenizer(readable)
         config = _full_config(model, readable, quick_gelu)
+        tokenizer = _tokenizer_of(readable, config["model_cfg"].get("text_cfg", {}))
     if found is not None:
         _fill(model, found, spec, name, is_folder)
     check_finite(model.state_dict(), f"model '{spec}'")
     return model, config, tokenizer
+
+
+def _tokenizer_of(name: str, text_cfg: dict[str, Any]) -> Any:
+    """Return the tokenizer of an open_clip name or folder; models whose tokenizer is CLIP's own share one."""
+    import open_clip
+
+    if text_cfg.get("hf_tokenizer_name") or "siglip" in name.lower():
+        return open_clip.get_tokenizer(name)
+    length = {"context_length": text_cfg["context_length"]} if "context_length" in text_cfg else {}
+    return _clip_tokenizer(json.dumps(text_cfg.get("tokenizer_kwargs", {}) | length, sort_keys=True))
+
+
+@lru_cache(maxsize=8)
+def _clip_tokenizer(settings: str) -> Any:
+    """Return CLIP's tokenizer; reading its vocabulary takes longer than building a small model."""
+    import open_clip
+
+    return open_clip.SimpleTokenizer(**json.loads(settings))
 
 
 def _has_quick_gelu(source: Source, found: WeightsFile) -> bool:

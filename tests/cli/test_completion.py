@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,37 +25,37 @@ def bash(script: str, **environment: str) -> list[str]:
     return done.stdout.split()
 
 
-def completions(line: str) -> list[str]:
-    """What bash offers after the last word of a command line."""
-    words = line.split(" ")
-    return bash(
-        'eval "$(rayclip --show-completion)"\n'
-        f"COMP_WORDS=({' '.join(map(repr, words))}); COMP_CWORD={len(words) - 1}\n"
-        '_rayclip_completion rayclip; printf "%s\\n" "${COMPREPLY[@]}"'
-    )
+def completions(lines: Sequence[str]) -> list[list[str]]:
+    """What one bash offers after the last word of each command line."""
+    script = ['eval "$(rayclip --show-completion)"']
+    for line in lines:
+        words = line.split(" ")
+        script.append(f"COMP_WORDS=({' '.join(map(repr, words))}); COMP_CWORD={len(words) - 1}; COMPREPLY=()")
+        script.append('_rayclip_completion rayclip; printf "%s\\n" "${COMPREPLY[@]}" END')
+    return [part.split() for part in "\n".join(bash("\n".join(script))).split("END")[:-1]]
 
 
-@pytest.mark.parametrize(
-    ("line", "offered"),
-    [
-        ("rayclip retr", ["retrieval"]),
-        ("rayclip eval --json-", ["--json-logs"]),
-        ("rayclip eval --attacks clean,co", ["clean,co-attack"]),
-        ("rayclip eval --attacks ", list(ATTACKS)),
-        ("rayclip eval --defense none,rn+tt", ["none,rn+ttc", "none,rn+tte"]),
-        ("rayclip eval --defense ", ["none", *DEFENSES]),
-        ("rayclip eval --model d", ["digits"]),
-        ("rayclip eval --model local-dir", []),  # bash goes on with files
-        ("rayclip eval --precision b", ["bf16"]),
-        ("rayclip train --method t", ["tecoa", "tga-zsr"]),
-        ("rayclip train --method ", list(METHODS)),
-        ("rayclip data show ", list(DATASETS)),
-        ("rayclip data prepare cifar10 ", list(DATASETS)),
-        ("rayclip captions filter x.json --data fl", ["flickr30k", "flickr8k", "flowers102"]),
-    ],
-)
-def test_bash_completes(line, offered):
-    assert sorted(completions(line)) == sorted(offered)
+OFFERED = {
+    "rayclip retr": ["retrieval"],
+    "rayclip eval --json-": ["--json-logs"],
+    "rayclip eval --attacks clean,co": ["clean,co-attack"],
+    "rayclip eval --attacks ": list(ATTACKS),
+    "rayclip eval --defense none,rn+tt": ["none,rn+ttc", "none,rn+tte"],
+    "rayclip eval --defense ": ["none", *DEFENSES],
+    "rayclip eval --model d": ["digits"],
+    "rayclip eval --model local-dir": [],  # bash goes on with files
+    "rayclip eval --precision b": ["bf16"],
+    "rayclip train --method t": ["tecoa", "tga-zsr"],
+    "rayclip train --method ": list(METHODS),
+    "rayclip data show ": list(DATASETS),
+    "rayclip data prepare cifar10 ": list(DATASETS),
+    "rayclip captions filter x.json --data fl": ["flickr30k", "flickr8k", "flowers102"],
+}
+
+
+def test_bash_completes():
+    for (line, offered), found in zip(OFFERED.items(), completions(list(OFFERED)), strict=True):
+        assert sorted(found) == sorted(offered), line
 
 
 def test_completion_is_installed_for_bash_where_it_reads_it(tmp_path):

@@ -259,8 +259,13 @@ DIFFER = {
 }
 
 
-# ImageNet's 2,000 images in forms whose records the tests of the sources hold
-LARGE = (("imagenet", torchvision_folder), ("imagenet", imagenet_kaggle))
+# Hundreds or thousands of images in forms whose records the tests of the sources hold; each row has another here
+LARGE = (
+    *(("imagenet", make) for make in (torchvision_folder, imagenet_folder, imagenet_kaggle)),
+    *((name, class_folders) for name in ("caltech101", "caltech256", "country211", "stanford_cars", "food101")),
+    ("country211", torchvision_folder),
+    ("sun397", torchvision_folder),
+)
 
 
 def is_long(name: str, make: Writer) -> bool:

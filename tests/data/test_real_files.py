@@ -18,7 +18,7 @@ LABELLED = {
 }
 
 
-@pytest.mark.parametrize("file", LABELLED)
+@pytest.mark.parametrize("file", [pytest.param(f, marks=[pytest.mark.slow] * ("train" in f)) for f in LABELLED])
 def test_labelled_images_are_verified_and_prepared(shared, tmp_path, monkeypatch, capsys, file):
     name, split, count = LABELLED[file]
     path = shared / "data" / f"{file}.parquet"

@@ -19,6 +19,7 @@ def trial(folder, **changes):
     return Trial(name="t", config=config("tecoa", **changes), out=str(folder / "m"))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("gpus", "precision"), [(0, "fp32"), (1, "bf16")])
 def test_a_running_ray_is_asked_what_workers_will_have(tmp_path, gpus, precision):
     ray.init(address="local", num_cpus=1, num_gpus=gpus, include_dashboard=False, log_to_driver=False)

@@ -13,7 +13,7 @@ from ray.util.placement_group import placement_group, placement_group_table
 from rayclip.distributed.tuning import distinct_cpus, release, report_to_tune
 from servers import wait_for
 
-TRIALS = 6
+TRIALS = 3
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,7 @@ def a_ray():
     ray.shutdown()
 
 
+@pytest.mark.e2e
 @pytest.mark.timeout(600)
 def test_every_report_arrives_before_its_trial_ends(a_ray, tmp_path):
     """Also one that comes with the very end, which Tune's own queue would let the end overtake."""
@@ -45,6 +46,7 @@ def test_every_report_arrives_before_its_trial_ends(a_ray, tmp_path):
     assert [r.metrics["training_iteration"] for r in found] == [3] * TRIALS
 
 
+@pytest.mark.e2e
 def test_the_error_of_a_train_run_ends_its_trial(a_ray, tmp_path):
     def drive(params):
         def fit(reports):
@@ -69,6 +71,7 @@ def test_amounts_of_cpu_differ_and_can_be_counted(workers):
             assert held // amount == count, "as elastic training counts the workers that fit"
 
 
+@pytest.mark.e2e
 def test_what_a_lost_controller_has_reserved_is_given_back(a_ray):
     """No worker had started yet. What another trial holds, and another kind of work, stays."""
 
@@ -91,6 +94,7 @@ def test_what_a_lost_controller_has_reserved_is_given_back(a_ray):
     ray.kill(living)
 
 
+@pytest.mark.e2e
 def test_what_another_job_holds_stays(a_ray):
     """Of the same amount: the group's id ends with its job's."""
     mine = distinct_cpus(0.9, 1)[0]
@@ -109,6 +113,7 @@ def test_what_another_job_holds_stays(a_ray):
     assert placement_group_table(group)["state"] == "REMOVED"
 
 
+@pytest.mark.e2e
 def test_what_a_controller_has_reserved_after_its_death_was_noticed_is_given_back(a_ray):
     """As on a node that is lost: for a moment its processes go on."""
     mine = distinct_cpus(0.9, 1)[5]

@@ -8,7 +8,8 @@ import subprocess
 import pytest
 
 import tiny_generators
-from e2e.test_commands import RAYCLIP, kill_tree, run
+from calling import run_here
+from e2e.test_commands import NO_RAY, RAYCLIP, kill_tree
 from rayclip.data import open_data
 from rayclip.data.captions import read_captions
 from servers import wait_for
@@ -37,7 +38,7 @@ def whole(models, tmp_path_factory):
     """What undisturbed runs write, on as many workers as there is room for."""
     cwd, found = tmp_path_factory.mktemp("whole"), {}
     for kind, model in models.items():
-        done = run(cwd, *generate(model, f"{kind}.json", "--workers", "9"))
+        done = run_here(cwd, *generate(model, f"{kind}.json", "--workers", "9"))
         assert done.stdout.startswith(f"captions: {kind}.json (40 sentences of 10 classes)\n") and done.stderr == ""
         found[kind] = json.loads((cwd / f"{kind}.json").read_text())
         assert list(found[kind]) == list(open_data("digits", "train").class_names)
@@ -62,7 +63,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(models, whole
     before = {part.name: part.stat().st_mtime_ns for part in parts.glob("part-*.json")}
     assert 0 < len(before) < 10 and not (tmp_path / "c.json").exists()
 
-    run(tmp_path, *generate(models[kind], "c.json"))
+    run_here(tmp_path, *generate(models[kind], "c.json"))
     assert json.loads((tmp_path / "c.json").read_text()) == whole[kind]
     after = {part.name: part.stat().st_mtime_ns for part in parts.glob("part-*.json")}
     assert len(after) == 10 and before.items() <= after.items(), "what was there is not written again"
@@ -87,9 +88,9 @@ def test_a_lost_worker_is_replaced_and_what_was_written_can_be_chosen_from(model
     assert process.wait(timeout=300) == 0
     assert json.loads((tmp_path / "c.json").read_text()) == whole["text"]
 
-    again = run(tmp_path, *generate(models["text"], "c.json"), RAY_ADDRESS="127.0.0.1:9")
+    again = run_here(tmp_path, *generate(models["text"], "c.json"), **NO_RAY)
     assert "already holds these captions; nothing to do" in again.stdout
     options = ["--data", "digits", "--model", "digits", "--keep", "3", "--out", "c.csv"]
-    run(tmp_path, "captions", "filter", "c.json", *options)
+    run_here(tmp_path, "captions", "filter", "c.json", *options)
     chosen = read_captions(tmp_path / "c.csv", open_data("digits", "test").class_names)
     assert all(set(own) <= set(whole["text"][name]) for own, name in zip(chosen, whole["text"], strict=True))

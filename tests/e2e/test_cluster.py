@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from e2e.alone import evaluate_alone
 from e2e.faults import TRAIN
 from e2e.local_cluster import local_cluster
 from e2e.mlflow_server import mlflow_server
@@ -32,7 +33,7 @@ SUITE = (
     "feature,semantic,transfer:source=digits,bert,sep,co-attack:steps=3,sga"
 )
 TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
-DATA, LIMIT = ("digits", "own"), 3
+DATA, LIMIT, IMAGES = ("digits", "own"), 3, 60
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +136,10 @@ def swept(server, object_store, three_nodes, data):
     first, second = (out.child("models").child(name) for name in ("ft-standard", "tecoa"))
 
     client = submit(three_nodes, server, *sweep)
-    wait_for(lambda: any(name.startswith("train-") for name in out.child("unfinished").folders()))
+    wait_for(lambda: any(name.startswith("train-") for name in out.child("unfinished").folders()), every=0.3)
     os.killpg(client.pid, signal.SIGKILL)
     assert not any(trial.size("rayclip.json") for trial in (first, second)), "it is in the middle of training"
-    wait_for(lambda: any(trial.size("rayclip.json") for trial in (first, second)))
+    wait_for(lambda: any(trial.size("rayclip.json") for trial in (first, second)), every=0.3)
     (driver,) = three_nodes.workers("python sweeps/mmcoa_shots.py")
     driver.kill()
     done = first if first.size("rayclip.json") else second
@@ -199,14 +200,14 @@ def test_one_plan_of_all_models_data_sets_and_attacks(object_store, three_nodes,
     assert len(found) == cells * LIMIT
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert len({(row["model"], row["dataset"]) for row in rows}) == len(models) * len(DATA)
-    alone = ["--model", models[1], "--data", "digits", "--attacks", SUITE, "--eps", "32/255", "--steps", 2]
-    alone += ["--substitutes", "clip-table", "--limit", LIMIT, "--workers", 1, "--out", "alone"]
-    run(tmp_path, "eval", *alone, "--no-tracking", "--quiet")
+    evaluate_alone(tmp_path / "alone", models[1], "digits", SUITE, limit=LIMIT, steps=2, substitutes="clip-table")
     mine = verdicts(tmp_path / "alone")
     assert len(mine) == attacks * LIMIT and mine.items() <= found.items(), "what one process finds by itself"
 
 
-def test_an_evaluation_from_a_machine_that_is_not_of_the_cluster(object_store, three_nodes, data, tmp_path):
+def test_an_evaluation_from_a_machine_that_is_not_of_the_cluster(
+    object_store, three_nodes, data, tmp_path, monkeypatch
+):
     """It has the cluster's address and token, and those of data and results."""
     out = Store(object_store.place("elsewhere")).root
     what = ["--model", "digits", "--data", "own", "--attacks", "clean,pgd", "--eps", "32/255", "--limit", 20]
@@ -214,7 +215,8 @@ def test_an_evaluation_from_a_machine_that_is_not_of_the_cluster(object_store, t
     env = {name: three_nodes.env[name] for name in (*TOKEN, "RAYCLIP_DATA")}
     env |= {"RAY_ADDRESS": three_nodes.elsewhere, "RAYCLIP_CACHE": str(tmp_path / "cache")}
     run(tmp_path, "eval", *what, "--cluster", "--out", out, **env)
-    run(tmp_path, "eval", *what, "--workers", 1, "--out", "alone", RAYCLIP_DATA=env["RAYCLIP_DATA"])
+    monkeypatch.setenv("RAYCLIP_DATA", env["RAYCLIP_DATA"])
+    evaluate_alone(tmp_path / "alone", "digits", "own", "clean,pgd", limit=20)
     assert verdicts_of(out) == verdicts(tmp_path / "alone") != {}
     wrong = env | {"RAY_AUTH_TOKEN": "0" * 64}
     refused = run(tmp_path, "eval", *what, "--cluster", "--out", "refused", check=False, **wrong)
@@ -234,15 +236,16 @@ def verdicts_of(root):
 
 def test_a_cluster_grows_for_the_work_and_shrinks_after_it(tmp_path):
     """It has scaled to nothing; its autoscaler is Ray's own, with processes for machines and a GPU in name each."""
-    attack = ["--model", "digits", "--data", "digits", "--attacks", "pgd:steps=300,stop=final", "--eps", "32/255"]
-    attack += ["--limit", 100, "--shard-size", 2, "--no-tracking", "--quiet"]
+    attack = "pgd:steps=200,stop=final"  # in many shards, so that there is work left when the second has come
+    what = ["--model", "digits", "--data", "digits", "--attacks", attack, "--eps", "32/255"]
+    what += ["--limit", IMAGES, "--shard-size", 1, "--no-tracking", "--quiet"]
     with local_cluster(0, grows_to=2) as cluster:
-        command = [*RAYCLIP, "eval", *map(str, attack), "--cluster", "--out", "there"]
+        command = [*RAYCLIP, "eval", *map(str, what), "--cluster", "--out", "there"]
         process = subprocess.Popen(command, cwd=tmp_path, env=cluster.env)
-        wait_for(lambda: cluster.raylets() == 3 or process.poll() is not None)
+        wait_for(lambda: cluster.raylets() == 3 or process.poll() is not None, every=0.5)
         assert process.wait(timeout=600) == 0
         (ran,) = json.loads((tmp_path / "there" / "evaluations.json").read_text())
         assert ran["workers"] == 2, "a GPU each: without the head's labels none would have been asked for"
-        wait_for(lambda: cluster.raylets() == 1)
-    run(tmp_path, "eval", *attack, "--out", "here", "--workers", 1)
+        wait_for(lambda: cluster.raylets() == 1, every=0.5)
+    evaluate_alone(tmp_path / "here", "digits", "digits", attack, limit=IMAGES)
     assert verdicts(tmp_path / "there") == verdicts(tmp_path / "here")

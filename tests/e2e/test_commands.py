@@ -16,6 +16,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from calling import run_here
 from rayclip.models import load_model
 from servers import wait_for
 
@@ -84,10 +85,10 @@ def test_a_killed_evaluation_on_two_workers_in_other_shards_goes_on_to_the_same_
     kill_tree(process)
     kept = {f: f.stat().st_mtime_ns for f in tmp_path.glob("r/cells/*/*.parquet")}
     assert 12 <= len(kept) < 4 * 45
-    run(tmp_path, *command)
+    run_here(tmp_path, *command)
     assert all(f.stat().st_mtime_ns == t for f, t in kept.items()), "what was done is not done again"
     assert verdicts(tmp_path / "r") == verdicts(reference / "r")
-    run(tmp_path, *command, "--cluster", **NO_RAY)  # a finished evaluation does not even ask for Ray
+    run_here(tmp_path, *command, "--cluster", **NO_RAY)  # a finished evaluation does not even ask for Ray
 
 
 TRAIN = [
@@ -162,8 +163,8 @@ def test_a_training_run_is_in_mlflow(trained, tmp_path):
 
 
 def test_a_finished_run_is_left_alone_and_other_settings_are_refused(trained):
-    assert "nothing to do" in run(trained, *TRAIN, "--epochs", 12, "--out", "model", "--precision", "fp32").stdout
-    other = run(trained, *TRAIN, "--epochs", 13, "--out", "model", "--precision", "fp32", check=False)
+    assert "nothing to do" in run_here(trained, *TRAIN, "--epochs", 12, "--out", "model", "--precision", "fp32").stdout
+    other = run_here(trained, *TRAIN, "--epochs", 13, "--out", "model", "--precision", "fp32", check=False)
     assert other.returncode == 2 and "other settings" in other.stderr
 
 
@@ -177,7 +178,7 @@ def test_a_killed_training_resumes_on_the_same_curve(trained, tmp_path):
     kill_tree(process)
     assert not (tmp_path / "model" / "rayclip.json").exists(), "it must be killed before the end"
     time.sleep(2)
-    run(tmp_path, *command)
+    run_here(tmp_path, *command)
     _, losses = curve(tmp_path)
     _, expected = curve(trained)
     assert losses == pytest.approx(expected, abs=1e-6)
@@ -189,7 +190,7 @@ def test_a_killed_training_resumes_on_the_same_curve(trained, tmp_path):
 
 
 def test_two_train_workers_follow_one_workers_curve(trained, tmp_path):
-    run(tmp_path, *TRAIN, "--epochs", 12, "--out", "model", "--precision", "fp32", "--workers", 2)
+    run_here(tmp_path, *TRAIN, "--epochs", 12, "--out", "model", "--precision", "fp32", "--workers", 2)
     _, losses = curve(tmp_path)
     _, expected = curve(trained)
     assert sorted(losses) == sorted(expected)
@@ -230,7 +231,7 @@ def test_the_ui_opens_at_the_experiment(trained, free_port):
 
 
 def test_the_doctor_starts_a_ray_and_changes_nothing(tmp_path):
-    found = {each["topic"]: each for each in json.loads(run(tmp_path, "doctor", "--json").stdout)}
+    found = {each["topic"]: each for each in json.loads(run_here(tmp_path, "doctor", "--json").stdout)}
     assert set(found) == {"rayclip", "libraries", "GPU", "Ray", "MLflow", "data", "disk"}
     assert found["Ray"]["state"] == "ok" and "a private one starts: 1 node" in found["Ray"]["says"]
     assert list(tmp_path.iterdir()) == []

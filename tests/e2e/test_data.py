@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from e2e.test_commands import run, verdicts
+from calling import run_here
+from e2e.alone import evaluate_alone
+from e2e.test_commands import verdicts
 from rayclip.data import open_data
 
 pytestmark = pytest.mark.e2e
@@ -47,24 +49,24 @@ def nodes(object_store, tmp_path):
     cluster.shutdown()
 
 
-def test_two_nodes_read_a_prepared_data_set_from_s3(object_store, images, nodes, tmp_path, here):
+def test_two_nodes_read_a_prepared_data_set_from_s3(object_store, images, nodes, tmp_path):
     address, caches = nodes
     s3, uri = object_store.place("sets"), object_store.place("sets/own")
     prepare = ["data", "prepare", "own", "--source", "folder", images, "--quiet", "--root"]
-    here(tmp_path, *prepare, s3)
-    here(tmp_path, *prepare, tmp_path / "root")
-    assert "own" in here(tmp_path, "data", "list", "--root", s3)
-    assert "as its manifest says" in here(tmp_path, "data", "verify", "--root", s3, "--quiet")
+    run_here(tmp_path, *prepare, s3)
+    run_here(tmp_path, *prepare, tmp_path / "root")
+    assert "own" in run_here(tmp_path, "data", "list", "--root", s3).stdout
+    assert "as its manifest says" in run_here(tmp_path, "data", "verify", "--root", s3, "--quiet").stdout
 
     attack = ["--model", "digits", "--attacks", "clean,pgd", "--eps", "32/255", "--steps", "3", "--no-tracking"]
     driver = tmp_path / "driver"
-    run(
+    run_here(
         tmp_path,
         *["eval", *attack, "--data", uri, "--cluster", "--workers", 2, "--shard-size", 10, "--out", "there"],
         RAY_ADDRESS=address,
         RAYCLIP_CACHE=str(driver),
     )
-    run(tmp_path, "eval", *attack, "--data", tmp_path / "root" / "own", "--workers", 1, "--out", "here")
+    evaluate_alone(tmp_path / "here", "digits", tmp_path / "root" / "own", "clean,pgd", steps=3)
     assert verdicts(tmp_path / "there") == verdicts(tmp_path / "here")
     assert len(verdicts(tmp_path / "here")) == 2 * len(list(images.glob("test/*/*.png")))
 
@@ -76,7 +78,7 @@ def test_two_nodes_read_a_prepared_data_set_from_s3(object_store, images, nodes,
 
     fit = ["train", "--method", "tecoa", "--model", "digits", "--epochs", 1, "--shots", 5, "--steps", 1]
     there = ["--cluster", "--workers", 2, "--no-tracking"]
-    run(tmp_path, *fit, "--data", uri, "--out", "model", *there, RAY_ADDRESS=address)
+    run_here(tmp_path, *fit, "--data", uri, "--out", "model", *there, RAY_ADDRESS=address)
     # Each node has one of the two workers
     assert all(fetched(cache) in ([train], sorted([train, test])) for cache in caches), "once each, and no more"
     lineage = json.loads((tmp_path / "model" / "rayclip.json").read_text())

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
+from calling import run_here
 from data.test_data import png, write
-from e2e.test_commands import RAYCLIP, TRAIN, run
+from e2e.test_commands import RAYCLIP, TRAIN
 from servers import wait_for
 
 pytestmark = pytest.mark.e2e
@@ -18,7 +19,7 @@ def one_damaged_image(folder):
     """A prepared data set of 40 images, of which the disk has damaged number 15 since."""
     images = [png((i, 2 * i, 7)) for i in range(40)]
     file = write(folder / "bad.parquet", [i % 3 for i in range(40)], images)
-    run(folder, "data", "prepare", "bad", "--source", "parquet", file, "--root", folder / "root", "--quiet")
+    run_here(folder, "data", "prepare", "bad", "--source", "parquet", file, "--root", folder / "root", "--quiet")
     shard = folder / "root" / "bad" / "test-00000.parquet"
     content = bytearray(shard.read_bytes())
     content[content.index(images[15]) + 50] ^= 1
@@ -30,7 +31,7 @@ def test_a_damaged_image_ends_training_with_one_sentence(tmp_path):
     data = f"{one_damaged_image(tmp_path)}#holdout"
     options = ["--model", "digits", "--data", data, "--batch-size", 5, "--workers", 2, "--no-tracking", "--quiet"]
     began = time.monotonic()
-    done = run(tmp_path, "train", "--method", "tecoa", *options, "--out", "m", check=False)
+    done = run_here(tmp_path, "train", "--method", "tecoa", *options, "--out", "m", check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: training failed: image 15 of 'bad' is damaged on disk")
     assert done.stderr.count("\n") == 1
@@ -41,7 +42,7 @@ def test_a_damaged_image_ends_training_with_one_sentence(tmp_path):
 def test_a_damaged_image_ends_an_evaluation_with_one_sentence(tmp_path):
     data = one_damaged_image(tmp_path)
     options = ["--model", "digits", "--data", data, "--attacks", "clean", "--workers", 1, "--no-tracking", "--quiet"]
-    done = run(tmp_path, "eval", *options, "--out", "r", check=False)
+    done = run_here(tmp_path, "eval", *options, "--out", "r", check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: image 15 of 'bad' is damaged on disk") and done.stderr.count("\n") == 1
 

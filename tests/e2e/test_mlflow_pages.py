@@ -1,7 +1,6 @@
 """A small real sweep in MLflow: what is logged, and MLflow's own pages of it in headless Chromium."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from calling import run_here
 from e2e.test_commands import NO_RAY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -87,8 +87,7 @@ def test_a_sweep_fills_mlflow_as_designed(client, runs, done, command, tmp_path)
     best = client.get_model_version_by_alias("mmcoa-shots", "champion").tags
     assert worst[best["rayclip.name"]] == max(worst.values()) == pytest.approx(float(best["rayclip.worst"]), abs=1e-4)
 
-    again = subprocess.run([*command, "--cluster"], cwd=folder, capture_output=True, text=True, env=os.environ | NO_RAY)
-    assert again.returncode == 0, again.stderr[-3000:]
+    again = run_here(folder, *command[2:], "--cluster", program=SWEEP, **NO_RAY)
     assert again.stdout == done.stdout, "a finished sweep prints its table again"
     assert len(client.search_runs([experiment.experiment_id])) == 7, "and opens no new runs"
     rows = json.loads(Path(client.download_artifacts(top, "results_table.json", str(tmp_path))).read_text())["data"]
@@ -97,20 +96,19 @@ def test_a_sweep_fills_mlflow_as_designed(client, runs, done, command, tmp_path)
 
 def test_a_row_of_a_report_leads_to_its_run(runs, done):
     folder, _ = done
-    command = [sys.executable, "-m", "rayclip", "report", "sweep", "--format", "md"]
-    said = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
+    said = run_here(folder, "report", "sweep", "--format", "md").stdout
     for name in ("tecoa 1-shot", "untouched digits"):
         (line,) = [line for line in said.splitlines() if runs[f"eval {name}"].info.run_id in line]
         assert line.startswith(f"| {name} |") and "| 0." in line, "with the version that evaluated it"
 
 
-def test_ui_opens_a_servers_page_and_names_what_it_has(server, runs):
-    command = [sys.executable, "-m", "rayclip", "ui", "--no-browser", "--tracking-uri", server.uri, "--experiment"]
-    opened = subprocess.run([*command, "mmcoa-shots"], capture_output=True, text=True, check=True).stdout
+def test_ui_opens_a_servers_page_and_names_what_it_has(server, runs, tmp_path):
+    command = ["ui", "--no-browser", "--tracking-uri", server.uri, "--experiment"]
+    opened = run_here(tmp_path, *command, "mmcoa-shots").stdout
     experiment = next(iter(runs.values())).info.experiment_id
     at = f"{server.uri}/#/experiments/{experiment}/runs?workflowType=machine_learning"
     assert opened == f"MLflow: {at}&viewStateShareKey=rayclip&compareRunsMode=CHART\n"
-    wrong = subprocess.run([*command, "another"], capture_output=True, text=True, check=False)
+    wrong = run_here(tmp_path, *command, "another", check=False)
     assert wrong.returncode == 2 and "has no experiment 'another': it has " in wrong.stderr
 
 
@@ -161,9 +159,8 @@ def test_ui_opens_the_trials_with_accuracies_as_columns_and_charts(visit, runs, 
 
 def test_a_finished_folder_is_logged_to_another_mlflow(runs, done, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    command = [sys.executable, "-m", "rayclip", "log", str(done[0] / "sweep"), "--tracking-uri", uri]
     for _ in range(2):
-        said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        said = run_here(tmp_path, "log", done[0] / "sweep", "--tracking-uri", uri).stdout
         assert "7 runs in experiment 'mmcoa-shots'" in said and "refused" not in said
         client = MlflowClient(uri)
         copies = client.search_runs([client.get_experiment_by_name("mmcoa-shots").experiment_id])

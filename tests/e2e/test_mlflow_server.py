@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from calling import run_here
 from cluster.files import read
 from e2e.mlflow_server import mlflow_server
 from e2e.test_commands import run
@@ -110,7 +111,7 @@ def test_a_command_logs_to_it_and_keeps_the_password_to_itself(server, login, tm
     assert written and not any(server.password.encode() in p.read_bytes() for p in written)
     assert server.password not in done.stdout + done.stderr + json.dumps(found.to_dictionary())
     address = server.uri.replace("://", f"://admin:{server.password}@")
-    refused = run(
+    refused = run_here(
         tmp_path,
         *("eval", "--model", "digits", "--data", "digits", "--attacks", "clean", "--limit", 20, "--eps", "1/255"),
         *("--out", "other", "--tracking-uri", address),

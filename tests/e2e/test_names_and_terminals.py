@@ -49,12 +49,9 @@ def test_names_with_brackets_and_accents_are_whole_on_a_latin_terminal_and_in_ml
         pictures = [f.path for f in client.list_artifacts(run.info.run_id, "images") if f.path.endswith(".png")]
         assert len({path.split("-")[1] for path in pictures}) == 2, "a picture of each data set"
 
-    again = [*command[:-2], "--json", "-"]
-    for encoding in ("ascii", "utf-8"):
-        done = subprocess.run(
-            again, cwd=tmp_path, env=environment | {"PYTHONIOENCODING": encoding}, capture_output=True, check=True
-        )
-        assert json.loads(done.stdout) == rows
+    again, environment["PYTHONIOENCODING"] = [*command[:-2], "--json", "-"], "ascii"
+    done = subprocess.run(again, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert json.loads(done.stdout) == rows
 
 
 def test_the_doctor_says_all_that_is_wrong_and_survives_it(tmp_path):

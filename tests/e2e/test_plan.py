@@ -5,7 +5,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from e2e.test_commands import run
+from calling import run_here
 
 pytestmark = pytest.mark.e2e
 
@@ -24,8 +24,8 @@ WHAT = [
 WHERE = ["--out", "r", "--no-tracking", "--quiet"]
 
 
-def test_planned_and_actual(tmp_path, here):
-    said = run(tmp_path, "plan", *WHAT, *WHERE, "--workers", "1,2", "--price", 2, "--json", "before.json").stdout
+def test_planned_and_actual(tmp_path):
+    said = run_here(tmp_path, "plan", *WHAT, *WHERE, "--workers", "1,2", "--price", 2, "--json", "before.json").stdout
     before = json.loads((tmp_path / "before.json").read_text())
     assert said.startswith("3 cells, 0 of them done; to do: ") and "360 samples" in said and "core hours" in said
     assert {cell["basis"] for cell in before["cells"].values()} == {"measured"}
@@ -36,10 +36,10 @@ def test_planned_and_actual(tmp_path, here):
     assert before["spent"] and not any(each["done"] for each in before["spent"])
     assert not list((tmp_path / "r").glob("cells/*/*.parquet")), "what was measured does not count"
 
-    said = run(tmp_path, "eval", *WHAT, *WHERE).stdout
+    said = run_here(tmp_path, "eval", *WHAT, *WHERE).stdout
     assert "planned: " in said.splitlines()[-1] and "for 360 of 360 samples; last run" in said.splitlines()[-1]
 
-    here(tmp_path, "plan", *WHAT, *WHERE, "--json", "after.json")
+    run_here(tmp_path, "plan", *WHAT, *WHERE, "--json", "after.json")
     after = json.loads((tmp_path / "after.json").read_text())
     assert (after["cells"], after["finished"]) == ({}, 3)
     noted = {}
@@ -52,8 +52,8 @@ def test_planned_and_actual(tmp_path, here):
     assert [each["done"] for each in after["spent"]] == [120, 120, 120]
     (ran,) = after["runs"]
     assert ran["busy"] == pytest.approx(sum(noted.values()), rel=1e-4) or ran["copies"] > 0
-    said = here(tmp_path, "plan", *WHAT, *WHERE)
+    said = run_here(tmp_path, "plan", *WHAT, *WHERE).stdout
     assert "planned and actual:" in said and "actual/planned" in said
     larger = [*WHAT[:-4], "--attacks", "clean,pgd:steps=40", "--eps", "32/255", *WHERE, "--calibrate", 0]
-    more = here(tmp_path, "plan", *larger)
+    more = run_here(tmp_path, "plan", *larger).stdout
     assert "2 cells, 1 of them done" in more and "same model" in more

@@ -68,10 +68,10 @@ def test_settings_of_a_defence_are_another_cell():
 
 def test_verdicts_of_defended_models_do_not_depend_on_shards_or_batches(tmp_path):
     cells = cells_of("rn:eps=32/255,ttc+tte")
-    positions = np.arange(20)
+    positions = np.arange(14)
     stores = [Store(str(tmp_path / name)) for name in "ab"]
     run_all(cells, positions, stores[0], shard_size=40)
-    run_all(cells, positions, stores[1], shard_size=11, batch_size=3)
+    run_all(cells, positions, stores[1], shard_size=8, batch_size=3)
     for cell in cells:
         a, b = (verdicts(s, cell) for s in stores)
         for exact in ("position", "clean_pred", "adv_pred", "queries"):
@@ -163,10 +163,10 @@ def test_examples_made_against_the_template_are_judged_by_the_others(tmp_path):
     positions = np.arange(12)
     stores = [Store(str(tmp_path / name)) for name in "ab"]
     run_all(cells, positions, stores[0], 30)
-    run_all(cells, positions, stores[1], shard_size=8, batch_size=3)
+    run_all(cells, positions[:6], stores[1], shard_size=4, batch_size=3)
     for cell in cells:
         a, b = (verdicts(s, cell) for s in stores)
-        assert np.array_equal(a["adv_pred"], b["adv_pred"]), (cell.scorer.name, cell.attack_label)
+        assert np.array_equal(a["adv_pred"][:6], b["adv_pred"]), (cell.scorer.name, cell.attack_label)
     rows = collect_rows(cells, {"digits": positions}, stores[0])
     found = {(r.who(), r.attack): r.top1 for r in rows}
     for scorer in ("cupl", "wca:crops=4", "ensemble:templates=simple"):

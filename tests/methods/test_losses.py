@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 import naive
 from conftest import tiny_clip
+from processes import on_two_processes
 from rayclip.methods import METHODS, Batch, ClassTexts, Original, make_method
 from rayclip.methods.losses import class_cross_entropy, contrastive
 from rayclip.methods.parallel import local_count
@@ -272,17 +272,7 @@ def test_parts_are_nearly_equal_and_no_more_than_samples():
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     """Each case on two processes: starting them is what takes the time."""
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    meeting = f"file://{tmp_path_factory.mktemp('ranks') / 'store'}"
-    processes = [context.Process(target=worker, args=(rank, meeting, queue)) for rank in range(2)]
-    for p in processes:
-        p.start()
-    results = queue.get(timeout=300)
-    for p in processes:
-        p.join(60)
-        assert p.exitcode == 0
-    return results
+    return on_two_processes(worker, f"file://{tmp_path_factory.mktemp('ranks') / 'store'}")
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -229,7 +229,7 @@ def test_an_earlier_versions_queue_is_delivered_where_its_runs_are(server, journ
     assert (elsewhere.runs, elsewhere.refused) == (0, 1), "they do not say how they began"
 
 
-def test_a_journal_that_somebody_wrote_reaches_no_file_outside(tmp_path, journal):
+def test_a_journal_that_somebody_wrote_reaches_no_file_outside(mlflow_uri, tmp_path, journal):
     (tmp_path / "secret").write_text("x")
     start(journal, "key", "run")
     kept = journal.keep(b"x")
@@ -238,7 +238,7 @@ def test_a_journal_that_somebody_wrote_reaches_no_file_outside(tmp_path, journal
     journal.add("image", "key", key="k", file="../secret")
     journal.add("checkpoint", "key", place=str(tmp_path), folder="checkpoint", about={})
     journal.add("checkpoint", "key", place="../..", folder="checkpoint", about={})
-    deliverer = Deliverer(journal, Experiment(f"sqlite:///{tmp_path}/mlflow.db", "study"))
+    deliverer = Deliverer(journal, Experiment(mlflow_uri, "study"))
     assert len(deliverer.refused) == 6 and not (tmp_path / "planted").exists()
 
 

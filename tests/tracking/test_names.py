@@ -70,8 +70,8 @@ def logged(uri, tmp_path, capsys, study="study"):
 
 
 @pytest.mark.parametrize("kind", ["file", "server"])
-def test_numbers_pictures_and_settings_of_every_name_arrive(request, tmp_path, capsys, kind):
-    uri = f"sqlite:///{tmp_path}/mlflow.db" if kind == "file" else request.getfixturevalue("server").uri
+def test_numbers_pictures_and_settings_of_every_name_arrive(request, mlflow_uri, tmp_path, capsys, kind):
+    uri = mlflow_uri if kind == "file" else request.getfixturevalue("server").uri
     run, rows = logged(uri, tmp_path, capsys, study=f"a [study] of 'mine' / {kind}")
     client = MlflowClient(uri)
     data = client.get_run(run).data
@@ -87,8 +87,8 @@ def test_numbers_pictures_and_settings_of_every_name_arrive(request, tmp_path, c
     assert {row[table["columns"].index("dataset")] for row in table["data"]} == set(DATA)
 
 
-def test_metrics_that_are_sent_again_count_once_whatever_they_are_called(tmp_path):
-    experiment = Experiment(f"sqlite:///{tmp_path}/mlflow.db", "s")
+def test_metrics_that_are_sent_again_count_once_whatever_they_are_called(mlflow_uri):
+    experiment = Experiment(mlflow_uri, "s")
     run = experiment.start("run")
     for _ in range(2):
         experiment.metrics(run, [("train/loss[x]", 0.5, 1)], 5)
@@ -97,8 +97,8 @@ def test_metrics_that_are_sent_again_count_once_whatever_they_are_called(tmp_pat
 
 
 @pytest.mark.parametrize("study", ["bob's study", 'a "quoted" one', "a/b:c", "plain"])
-def test_studies_of_every_name_have_their_own_registered_model(tmp_path, study):
-    experiment = Experiment(f"sqlite:///{tmp_path}/mlflow.db", study)
+def test_studies_of_every_name_have_their_own_registered_model(mlflow_uri, tmp_path, study):
+    experiment = Experiment(mlflow_uri, study)
     other = Experiment(experiment.uri, study.replace("/", ":").replace("'", '"') + "2")
     save_checkpoint(tiny_clip(), tmp_path / "model", {})
     for each, fingerprint in ((experiment, "f1"), (other, "f2")):
@@ -115,16 +115,16 @@ def test_studies_of_every_name_have_their_own_registered_model(tmp_path, study):
     assert len(models) == 2 and sorted(len(m.aliases) for m in models) == [0, 1]
 
 
-def test_a_run_with_a_long_name_keeps_both_ends(tmp_path):
-    experiment = Experiment(f"sqlite:///{tmp_path}/mlflow.db", "s")
+def test_a_run_with_a_long_name_keeps_both_ends(mlflow_uri):
+    experiment = Experiment(mlflow_uri, "s")
     run = experiment.start("start " + 400 * "x" + " end", params={"k" * 400: 1})
     found = MlflowClient(experiment.uri).get_run(run)
     assert len(found.info.run_name) == 250 and found.info.run_name.startswith("start x")
     assert found.info.run_name.endswith("x end") and len(*found.data.params) <= 250
 
 
-def test_a_study_that_was_deleted_is_told(tmp_path):
-    experiment = Experiment(f"sqlite:///{tmp_path}/mlflow.db", "gone")
+def test_a_study_that_was_deleted_is_told(mlflow_uri):
+    experiment = Experiment(mlflow_uri, "gone")
     client = MlflowClient(experiment.uri)
     client.delete_experiment(experiment.id)
     with pytest.raises(UserError, match="'gone' was deleted: give another name, or run `mlflow experiments restore"):

@@ -145,6 +145,7 @@ class ServedModel(HttpServer):
         return [*command, "--env-manager", "local", "--port", str(self.port), "--workers", "1"], os.environ | env
 
 
+@pytest.mark.e2e
 def test_it_is_served_over_http(study, client, digits, tmp_path):
     server = ServedModel(tmp_path)
     try:

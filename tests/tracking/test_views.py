@@ -12,8 +12,8 @@ from rayclip.tracking.experiment import Experiment
 
 
 @pytest.fixture
-def study(tmp_path):
-    return Experiment(f"sqlite:///{tmp_path}/mlflow.db", "study")
+def study(mlflow_uri):
+    return Experiment(mlflow_uri, "study")
 
 
 def add(study, name, kind, metrics, **params):

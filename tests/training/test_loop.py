@@ -111,8 +111,8 @@ OPTIONS = {
     "adam": {"recipe": replace(config().recipe, optimizer="adam", betas=(0.8, 0.95), schedule="constant")},
 }
 RESUMED = [
-    *(("mmcoa", "none", until) for until in (1, 2)),
-    *(("tecoa", option, until) for option in OPTIONS if option != "none" for until in (1, 2)),
+    ("mmcoa", "none", 1),
+    *(("tecoa", option, 1 + number % 2) for number, option in enumerate(OPTIONS) if option != "none"),
     *((name, "none", 2) for name in METHODS if METHODS[name].needs_original),
     ("advpt", "ema", 1),
     ("vp", "accumulate", 1),

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from conftest import tiny_clip
+from processes import on_two_processes
 from rayclip.models import load_model
 from rayclip.models.checkpoint import read_lineage, save_checkpoint
 from rayclip.models.prompts import Prompted
@@ -82,16 +82,7 @@ def worker(rank, folder, port, queue):
 def test_two_workers_give_one_workers_curve(tmp_path, free_port):
     """Every option on the same two processes: starting them is what takes the time."""
     save_resnet(tmp_path)
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=worker, args=(rank, tmp_path, free_port, queue)) for rank in range(2)]
-    for p in processes:
-        p.start()
-    results = queue.get(timeout=300)
-    for p in processes:
-        p.join(60)
-        assert p.exitcode == 0
-    for option, (curve, weights) in results.items():
+    for option, (curve, weights) in on_two_processes(worker, tmp_path, free_port).items():
         alone = LocalHost(tmp_path / "one" / option)
         clip = train(settings(option, tmp_path), alone)
         assert set(curve) == set(alone.curve) == set(range(1, 7)), option
