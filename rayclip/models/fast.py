@@ -8,8 +8,10 @@ perturbations. An adversarial example found on such a copy only counts once the 
 Shapes: B batch, C channels, H W image, D embedding.
 """
 
+import contextlib
 import copy
 import functools
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast
@@ -111,11 +113,10 @@ class _Tower(nn.Module):
         self._weights = [(target, source, factors.get(name, 1.0)) for (name, target), source in pairs]
         _copy_weights([weight for weight in self._weights if weight[2] != 1])
         embed: Callable[[Tensor], Any] = functools.partial(encode_class_token, self.visual) if is_stock else self.visual
+        self._eager = embed
         self._graphs = compiled and backend == "inductor" and next(visual.parameters()).is_cuda
-        if compiled:
-            # torch makes one graph for the first size of a batch and one for all others; CUDA graphs are one per size
-            embed = torch.compile(embed, backend=backend, mode="reduce-overhead" if self._graphs else None)
-        self._embed = embed
+        # torch makes one graph for the first size of a batch and one for all others; CUDA graphs are one per size
+        self._embed = _compile(embed, backend, self._graphs) if compiled else embed
         self._last: Callable[[], _Pass | None] = lambda: None
 
     def refresh(self) -> None:
@@ -128,10 +129,24 @@ class _Tower(nn.Module):
         if self._graphs:
             self._mark_step(one)
         with torch.autocast(pixels_BCHW.device.type, enabled=False):
-            out = self._embed(_Enter.apply(pixels_BCHW, self._scaling, self.dtype, one))
+            out = self._run(_Enter.apply(pixels_BCHW, self._scaling, self.dtype, one))
             if isinstance(out, tuple):  # CoCa's tower returns its tokens, too
                 return _Leave.apply(out[0], one)[:count], *(rest[:count] for rest in out[1:])
             return _Leave.apply(out, one)[:count]
+
+    def _run(self, x_BCHW: Tensor) -> Any:
+        """Embed; without compiling where torch.compile fails, as it does on some versions for some towers."""
+        try:
+            return self._embed(x_BCHW)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # those of compilers have no class in common
+            if not self.compiled:
+                raise
+            self.compiled, self._graphs, self._embed = False, False, self._eager
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"attacks run without compiling: torch.compile fails ({reason})", stacklevel=2)
+            return self._embed(x_BCHW)
 
     def _mark_step(self, one: "_Pass") -> None:
         """Let CUDA graphs use their memory anew, unless a pass still waits for its backward pass."""
@@ -140,6 +155,15 @@ class _Tower(nn.Module):
             torch.compiler.cudagraph_mark_step_begin()
             if torch.is_grad_enabled():
                 self._last = weakref.ref(one)
+
+
+def _compile(embed: Callable[[Tensor], Any], backend: str, graphs: bool) -> Callable[[Tensor], Any]:
+    if graphs:
+        # mode="reduce-overhead" without an analysis that ends in an assertion on ViTs (torch 2.11)
+        options: dict[str, Any] = {"triton.cudagraphs": True, "triton.coalesce_tiling_analysis": False}
+        with contextlib.suppress(RuntimeError):  # a torch that does not know the option
+            return torch.compile(embed, options=options)
+    return torch.compile(embed, backend=backend, mode="reduce-overhead" if graphs else None)
 
 
 def _replace_quick_gelu(visual: nn.Module) -> Iterator[tuple[str, float]]:

@@ -77,6 +77,19 @@ def test_a_compiled_tower_is_compiled_for_its_first_batch_size_and_once_for_all_
     assert counter.frame_count == 2
 
 
+def test_a_tower_that_cannot_be_compiled_runs_without():
+    def broken(graph, inputs):
+        raise AssertionError("in the compiler")
+
+    torch._dynamo.reset()
+    clip = tiny_clip()
+    fast = fast_copy(clip, compiled=True, backend=broken)
+    with pytest.warns(UserWarning, match="without compiling"):
+        found, slope = embedding_and_gradient(fast)
+    expected, own_slope = embedding_and_gradient(clip)
+    assert torch.allclose(found, expected, atol=1e-6) and torch.allclose(slope, own_slope, atol=1e-6)
+
+
 @pytest.mark.parametrize("quick_gelu", [False, True])
 def test_a_refreshed_copy_is_the_model_of_now(quick_gelu):
     clip = tiny_clip(quick_gelu=quick_gelu)
