@@ -144,9 +144,9 @@ def prepare(
         jobs: Threads that check images. [default: one per core]
     """
     from rayclip.data.catalog import prepare_named
+    from rayclip.data.labels import Reading
     from rayclip.data.manifest import MANIFEST
     from rayclip.data.registry import find
-    from rayclip.data.spec import Reading
     from rayclip.progress import Display
 
     wanted, location = _split_arguments(names)
@@ -169,7 +169,12 @@ def prepare(
     if reading != Reading() and len(wanted) > 1:
         raise UserError("--class-names, --labels-from and the columns are of one data set, but several are named.")
     reading.class_names()
-    options: dict[str, Any] = {"strict": strict, "force": force, "jobs": jobs, "splits": split(splits) or None}
+    options: dict[str, Any] = {
+        "strict": strict,
+        "force": force,
+        "jobs": jobs,
+        "splits": split(splits) if splits else None,
+    }
     options |= {"kind": source, "location": location, "revision": revision, "reading": reading}
     for name in wanted:
         worked = False

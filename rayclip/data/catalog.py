@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from rayclip.data.labels import Reading
 from rayclip.data.manifest import Manifest, read_manifest
 from rayclip.data.prepare import OnProgress, Request, prepare
 from rayclip.data.registry import DATASETS, DatasetInfo, curated_names, find
@@ -14,7 +15,6 @@ from rayclip.data.sources.hub import open_hub, parse_hub
 from rayclip.data.sources.parquet_files import open_parquet
 from rayclip.data.sources.torchvision_sets import TorchvisionSource
 from rayclip.data.sources.webdataset import open_webdataset
-from rayclip.data.spec import Reading
 from rayclip.paths import expand_home
 from rayclip.store import Store
 from rayclip.types import UserError

@@ -8,8 +8,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import types
 
-from rayclip.data.labels import Labels
-from rayclip.data.spec import Reading
+from rayclip.data.labels import Labels, Reading
 from rayclip.types import UserError
 
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")

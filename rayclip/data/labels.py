@@ -3,18 +3,39 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from rayclip.paths import expand_home
 from rayclip.types import UserError
 
-if TYPE_CHECKING:
-    from rayclip.data.spec import Reading
-
 MISSING = -1  # written by the datasets library for an image without a label
 _SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Options for reading data that does not describe itself fully.
+
+    Attributes:
+        image, label: the columns; None to detect them.
+        labels_from: the label of the first class, 0 or 1.
+        names: file of class names; None for the data's own names.
+    """
+
+    image: str | None = None
+    label: str | None = None
+    labels_from: Literal[0, 1] = 0
+    names: str | None = None
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """Read the class names from the file; None without one. Raises `UserError`."""
+        return None if self.names is None else read_class_names(self.names)
+
+    def decisive(self) -> dict[str, str | int]:
+        """Return the options that affect which images are read and with which labels: all but the class names."""
+        return {k: v for k, v in asdict(self).items() if v and k != "names"}
 
 
 def read_text(path: Path) -> str:
@@ -134,7 +155,7 @@ class Labels:
 
     @classmethod
     def choose(
-        cls, own: tuple[str, ...], reading: "Reading", *, from_1: str, texts: bool = True, column: str = ""
+        cls, own: tuple[str, ...], reading: Reading, *, from_1: str, texts: bool = True, column: str = ""
     ) -> "Labels":
         """Choose between the data's `own` class names and those given; `texts` are labels that name a class."""
         given = reading.class_names()

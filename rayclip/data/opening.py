@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from rayclip.data.images import ImageSet, rank_in_class
-from rayclip.data.labels import notes_on_classes, with_given_names
+from rayclip.data.labels import Reading, notes_on_classes, with_given_names
 from rayclip.data.layout import WHOLE, find_files, prepare_advice
 from rayclip.data.manifest import MANIFEST, Manifest, Names, open_manifest
 from rayclip.data.parquet import PairSet, ParquetImages, own_name
 from rayclip.data.prepared import PreparedImages, prepared_pairs
 from rayclip.data.registry import DATASETS
-from rayclip.data.spec import HOLDOUT, VALIDATION, Reading, parse_spec
+from rayclip.data.spec import HOLDOUT, VALIDATION, parse_spec
 from rayclip.data.tables import open_table
 from rayclip.paths import expand_home
 from rayclip.store import Store

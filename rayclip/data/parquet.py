@@ -13,7 +13,7 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,15 +22,18 @@ from PIL import Image
 from rayclip.data.columns import Columns, caption_texts, check_alike, find_columns, open_labels
 from rayclip.data.images import ImageSet, Resize
 from rayclip.data.intake import BadImageError, check_image, decode, in_order
-from rayclip.data.labels import MISSING, notes_on_classes
+from rayclip.data.labels import MISSING, Reading, notes_on_classes
 from rayclip.data.registry import DATASETS
-from rayclip.data.spec import Reading
 from rayclip.data.tables import TableImages, checksums, fingerprint_of, open_table, read_column
 from rayclip.store import Store, cache_root
 from rayclip.types import UserError
 
-if TYPE_CHECKING:
-    from rayclip.data.prepared import MappedImages
+
+class Encoded(Protocol):
+    """Encoded image files by position: `TableImages` of the user's own files, `MappedImages` of prepared ones."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, position: int, /) -> bytes | memoryview: ...
 
 
 def prepare_command(name: str, paths: Sequence[Path], reading: Reading = Reading()) -> str:
@@ -63,7 +66,7 @@ class EncodedImages:
     name: str
     fingerprint: str
     native_size: tuple[int, int] | None = None
-    encoded: "TableImages | MappedImages"
+    encoded: Encoded
     paths: tuple[Path, ...] = ()
     _reading: Reading = Reading()
 

@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
-from rayclip.data.labels import read_class_names
+from rayclip.data.labels import Reading, read_class_names
 from rayclip.data.manifest import Names
 from rayclip.paths import expand_home
 from rayclip.types import UserError
@@ -20,35 +20,11 @@ _KEYS = {"image": "image", "label": "label", "labels-from": "labels_from", "name
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """Options for reading data that does not describe itself fully.
-
-    Attributes:
-        image, label: the columns; None to detect them.
-        labels_from: the label of the first class, 0 or 1.
-        names: file of class names; None for the data's own names.
-    """
-
-    image: str | None = None
-    label: str | None = None
-    labels_from: Literal[0, 1] = 0
-    names: str | None = None
-
-    def class_names(self) -> tuple[str, ...] | None:
-        """Read the class names from the file; None without one. Raises `UserError`."""
-        return None if self.names is None else read_class_names(self.names)
-
-    def decisive(self) -> dict[str, str | int]:
-        """Return the options that affect which images are read and with which labels: all but the class names."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v and k != "names"}
-
-
-@dataclass(frozen=True, kw_only=True)
 class Spec:
     """A parsed `PLACE#…`. `part` is `""`, `#holdout`, `#validation` or `#holdout#validation`."""
 
     place: str
-    reading: Reading = Reading()
+    reading: Reading = dataclasses.field(default_factory=Reading)
     part: str = ""
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ import gc
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from rayclip.attacks import Samples
 from rayclip.attacks.geometry import margin
-from rayclip.data import ImageSet, batch_pixels, open_data
+from rayclip.data import ImageSet, Resolution, batch_pixels, open_data
 from rayclip.defenses import IGNORE, Defended
 from rayclip.evaluation.cell import Cell
 from rayclip.evaluation.confirm import run_confirmed
@@ -102,10 +103,12 @@ class Evaluator:
         loaded = time.perf_counter()
         parts, start = [], 0
         size = min(self._fits.get(cell.model_fingerprint, self.batch_size), batch_size or self.batch_size)
+        read = _Reader(data, cell.protocol.resolution, victim.clip.image_size, pin=self.device.type == "cuda")
         while start < len(positions):
             now = positions[start : start + size]
             try:
-                parts.append(self._batch(cell, data, victim, prompts, now, keep=keep))
+                pixels = read(now, then=positions[start + size : start + 2 * size])
+                parts.append(self._batch(cell, data, victim, prompts, now, pixels, keep=keep))
                 start += size
                 continue
             except (MemoryError, RuntimeError) as error:
@@ -148,13 +151,13 @@ class Evaluator:
         victim: ZeroShot,
         prompts: tuple[str, ...] | None,
         positions: Sequence[int],
+        pixels: Tensor,
         *,
         keep: bool = True,
     ) -> dict[str, np.ndarray]:
         ids = data.ids[list(positions)]
         labels = torch.from_numpy(data.labels[list(positions)]).to(self.device)
-        pixels = batch_pixels(data, positions, cell.protocol.resolution, victim.clip.image_size)
-        images = pixels.to(self.device).float() / 255
+        images = pixels.to(self.device, non_blocking=True).float() / 255
         # A sample's noise depends on the attack's kind, not on its other settings: with the same start for every eps
         # and number of steps, curves over them are smooth.
         keys = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, cell.attack.name)
@@ -281,6 +284,27 @@ class Evaluator:
 
 def _classifier_key(cell: Cell, scorer: Scorer) -> tuple[str, ...]:
     return cell.protocol.template, cell.protocol.resize, scorer.describe(), *cell.class_names
+
+
+class _Reader:
+    """Reads batches of images, the next one in a thread while this one is attacked."""
+
+    def __init__(self, data: ImageSet, resolution: Resolution, image_size: int, *, pin: bool) -> None:
+        self._data, self._resolution, self._size, self._pin = data, resolution, image_size, pin
+        self._thread = ThreadPoolExecutor(1)
+        self._coming: tuple[Sequence[int], Future[Tensor]] | None = None
+
+    def __call__(self, positions: Sequence[int], *, then: Sequence[int]) -> Tensor:
+        """Return the pixels (uint8) of these images, and begin to read those that are likely to be wanted next."""
+        if self._coming is None or self._coming[0] != positions:  # the first, or memory was short and batches shrank
+            self._coming = positions, self._thread.submit(self._read, positions)
+        _, found = self._coming
+        self._coming = (then, self._thread.submit(self._read, then)) if then else None
+        return found.result()
+
+    def _read(self, positions: Sequence[int]) -> Tensor:
+        pixels = batch_pixels(self._data, positions, self._resolution, self._size)
+        return pixels.pin_memory() if self._pin else pixels
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -15,4 +15,4 @@ def test_a_draw_writes_once_and_a_step_moves_few_volumes():
         kernels, volumes = counted(lambda: rng.uniform(keys, (3, SIDE, SIDE)))
         assert kernels <= 2 and volumes < 1.1  # 172 and 189 operation by operation
         kernels, volumes = a_step("linf", "final")
-        assert kernels <= 14 and volumes < 8.5
+        assert kernels <= 15 and volumes < 8.5  # 25 and 36; the small ones note which images are decided

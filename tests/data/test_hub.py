@@ -7,9 +7,9 @@ import pytest
 
 from data.hub_forms import WDS_CAPTIONS, WDS_CLASSES, make_parquet, make_wds, picture, write_parquet
 from data.hub_server import serve_hub
+from rayclip.data.labels import Reading
 from rayclip.data.registry import Hub
 from rayclip.data.sources.hub import open_hub, parse_hub
-from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
 WDS = Hub(repo="org/set", form="webdataset", splits={"train": "train", "test": "test"})

@@ -11,9 +11,8 @@ from data.hub_forms import image_structs, make_wds, picture, write_parquet, writ
 from data.test_data import png, write
 from rayclip.data import batch_pixels, open_data
 from rayclip.data.catalog import prepare_named
-from rayclip.data.labels import read_class_names, with_given_names
+from rayclip.data.labels import Reading, read_class_names, with_given_names
 from rayclip.data.manifest import MANIFEST
-from rayclip.data.spec import Reading
 from rayclip.models import ZeroShot, load_model
 from rayclip.store import Store
 from rayclip.types import UserError

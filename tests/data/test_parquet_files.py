@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.hub_forms import image_structs, make_parquet, picture, write_parquet
+from rayclip.data.labels import Reading
 from rayclip.data.sources.parquet_files import ParquetSource, open_parquet
-from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
 NAMES = ("cat", "dog", "lemon")

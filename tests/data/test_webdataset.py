@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.hub_forms import make_wds, picture, write_tar
+from rayclip.data.labels import Reading
 from rayclip.data.sources.webdataset import open_webdataset
-from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
 

@@ -1,6 +1,7 @@
 """Shards, resume and numbers, without Ray: the same evaluator that the actors run."""
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.stats import binomtest
 
 from conftest import tiny_clip
 from rayclip.attacks import parse_attacks
-from rayclip.data import open_data
+from rayclip.data import batch_pixels, open_data
 from rayclip.evaluation import (
     Evaluator,
     Protocol,
@@ -23,7 +24,7 @@ from rayclip.evaluation import (
     wilson,
 )
 from rayclip.evaluation.costs import Costs, Hardware, read_timings
-from rayclip.evaluation.plan import cut
+from rayclip.evaluation.plan import Shard, cut
 from rayclip.models import load_model
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.types import UserError
@@ -209,17 +210,40 @@ def test_shards_are_made_when_they_are_asked_for(cells, tmp_path):
         assert np.array_equal(samples, many)
 
 
+def test_images_are_read_while_earlier_ones_are_attacked(cells, tmp_path, monkeypatch):
+    events = []
+
+    def slow(data, positions, *more):
+        events.append(("read", positions[0], time.monotonic()))
+        time.sleep(0.05)
+        return batch_pixels(data, positions, *more)
+
+    class Timed(Evaluator):
+        def _batch(self, cell, data, victim, prompts, positions, pixels, **options):
+            time.sleep(0.1)
+            found = super()._batch(cell, data, victim, prompts, positions, pixels, **options)
+            events.append(("attacked", positions[0], time.monotonic()))
+            return found
+
+    monkeypatch.setattr("rayclip.evaluation.shard.batch_pixels", slow)
+    Timed(Store(str(tmp_path)), batch_size=4).run(Shard(cell=cells[0], positions=tuple(range(10))))
+    at = {(what, first): when for what, first, when in events}
+    assert sorted(at) == [("attacked", 0), ("attacked", 4), ("attacked", 8), ("read", 0), ("read", 4), ("read", 8)]
+    assert at["read", 4] < at["attacked", 0] and at["read", 8] < at["attacked", 4]
+
+
 class Short(Evaluator):
     """Memory for so many images at once; torch raises the same class and says the same."""
 
     room = 0
     seen = ()
 
-    def _batch(self, cell, data, victim, prompts, positions, **options):
+    def _batch(self, cell, data, victim, prompts, positions, pixels, **options):
+        assert len(pixels) == len(positions)
         self.seen = (*self.seen, len(positions))
         if len(positions) > self.room:
             raise self.error
-        return super()._batch(cell, data, victim, prompts, positions, **options)
+        return super()._batch(cell, data, victim, prompts, positions, pixels, **options)
 
 
 @pytest.mark.parametrize(

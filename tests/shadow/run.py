@@ -157,7 +157,7 @@ def evaluation_case(attacks: str, chosen: dict[str, str], device: str) -> Callab
     evaluator = Evaluator(Store(tempfile.mkdtemp()), device)
     shards = [Shard(cell=cell, positions=tuple(range(12))) for cell in cells]
     for cell in cells:  # loads all
-        evaluator.measure(Shard(cell=cell, positions=(0,)))
+        evaluator.run(Shard(cell=cell, positions=(0,)), keep=False)
     return lambda: [evaluator.run(shard).right for shard in shards]
 
 

@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rayclip.data.labels import first_few, with_given_names
+from rayclip.data.labels import Reading, first_few, with_given_names
 from rayclip.data.layout import is_image_name
 from rayclip.data.registry import DatasetInfo
 from rayclip.data.sources.annotations import CaptionFolder
 from rayclip.data.sources.base import Entry, FileSource, Source, describe_files, digest, readable
-from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
 _SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}

@@ -12,13 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from rayclip.data.labels import read_class_names
+from rayclip.data.labels import Reading, read_class_names
 from rayclip.data.layout import SPLITS, by_config, choose_config, own_split
 from rayclip.data.registry import Hub
 from rayclip.data.sources.base import Shard, Source, choose_split
 from rayclip.data.sources.parquet_files import ParquetSource
 from rayclip.data.sources.webdataset import WebDatasetSource, counted_tars
-from rayclip.data.spec import Reading
 from rayclip.types import UserError
 
 _T = TypeVar("_T")

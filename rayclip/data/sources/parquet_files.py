@@ -15,10 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from rayclip.data.columns import Columns, caption_texts, check_alike, find_columns, open_labels
-from rayclip.data.labels import MISSING
+from rayclip.data.labels import MISSING, Reading
 from rayclip.data.layout import find_files, split_named_in
 from rayclip.data.sources.base import Record, Shard, ShardedSource
-from rayclip.data.spec import Reading
 from rayclip.data.tables import UNREADABLE, TableImages, checksums, encoded_image, fingerprint_of, open_table
 from rayclip.types import UserError
 

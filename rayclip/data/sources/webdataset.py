@@ -13,10 +13,9 @@ from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rayclip.data.labels import MISSING, Labels, read_class_names
+from rayclip.data.labels import MISSING, Labels, Reading, read_class_names
 from rayclip.data.layout import SPLITS, split_named_in
 from rayclip.data.sources.base import Record, Shard, ShardedSource
-from rayclip.data.spec import Reading
 from rayclip.data.tables import edges
 from rayclip.types import UserError
 
