@@ -70,7 +70,7 @@ class ConfigOptions:
         ema: Keep the moving average of the weights with this decay, such as 0.999; 0 keeps the last weights.
         precision: Precision of training; auto is bf16 autocast on GPUs and fp32 on CPUs.
         save_every_steps: Also write a checkpoint every N steps.
-        data_workers: Processes that decode images.
+        data_workers: Processes that decode images. [default: on a GPU its share of the cores less one, else 0]
     """
 
     eps_warmup: Annotated[float, typer.Option(metavar="EPOCHS")] = 0.0
@@ -81,7 +81,7 @@ class ConfigOptions:
     resize: Literal["antialias", "plain"] = "antialias"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     save_every_steps: FromZero = 0
-    data_workers: FromZero = 0
+    data_workers: FromZero | None = None
 
 
 def train(

@@ -174,6 +174,7 @@ class Labels:
             except (ValueError, OverflowError) as error:
                 wrong.append(str(error))
         if wrong:
+            wrong.sort()  # sets have another order in each process
             raise UserError(f"{where} has labels in its column '{self.column}' that name no class: {first_few(wrong)}.")
         self.check(where, numbers.values())
         return numbers

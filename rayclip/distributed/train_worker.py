@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
 import ray.train
 import torch
 from ray.train.collective import broadcast_from_rank_zero
@@ -51,7 +52,10 @@ def train_worker(args: dict[str, WorkerSettings]) -> None:
         if failure is not None:  # a rank of an earlier attempt met an error that another attempt would not fix
             ray.train.report({"failure": failure})
             return
-        train(fit_into_memory(settings.trial.config, notes, host.rank, host.world_size), host)
+        config = fit_into_memory(settings.trial.config, notes, host.rank, host.world_size)
+        if config.data_workers is None:
+            config = dataclasses.replace(config, data_workers=count_decoders(on_gpu=host.device.type == "cuda"))
+        train(config, host)
     except _StopError:
         return
     except (UserError, FloatingPointError, OSError) as error:
@@ -63,6 +67,16 @@ def train_worker(args: dict[str, WorkerSettings]) -> None:
                 notes.write("failure", str(shown))
             raise shown from error
         ray.train.report({"failure": str(shown)})
+
+
+def count_decoders(*, on_gpu: bool) -> int:
+    """Return how many processes decode images for a Train worker: enough that a GPU never waits; none on a CPU, which
+    has no core to spare."""
+    if not on_gpu:
+        return 0
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    return max(0, int(node.get("CPU", 1) // node.get("GPU", 1)) - 1)
 
 
 class _RayHost:

@@ -40,7 +40,8 @@ class TrainConfig:
             file that has changed since makes another run.
         accumulate: number of parts into which a worker splits its share of a batch to save memory.
         save_every_epochs, save_every_steps: when to checkpoint; 0 steps is never.
-        data_workers: processes that decode images; 0 decodes in the training process.
+        data_workers: processes that decode images; 0 decodes in the training process. None: a Ray Train worker with a
+            GPU takes its share of the node's cores less one, all others 0.
     """
 
     model: str
@@ -60,7 +61,7 @@ class TrainConfig:
     data_fingerprint: str = ""
     save_every_epochs: int = 1
     save_every_steps: int = 0
-    data_workers: int = 0
+    data_workers: int | None = None
     accumulate: int = 1
 
     def __post_init__(self) -> None:

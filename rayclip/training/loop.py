@@ -167,7 +167,7 @@ class _Run:
             batches,
             resolution=self.config.resolution,
             image_size=self.clip.image_size,
-            workers=self.config.data_workers,
+            workers=self.config.data_workers or 0,
             pin_memory=self.host.device.type == "cuda",
         )
 
