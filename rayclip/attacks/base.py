@@ -75,9 +75,6 @@ class Adversarial(NamedTuple):
 
 
 _WATCH = 8  # under `final`: steps between two checks for perturbations that repeat
-# Most steps between two looks at which samples are decided; what a look costs on a GPU, as a share of a step (on an
-# H100 0.1 to 0.2 ms of a step of 10 to 60)
-_LOOK, _WAIT = 8, 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,10 +292,8 @@ class GradientAttack(Attack):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run the attack loop; return adversarial images, steps and queries.
 
-        Decided samples leave the batch, whose other samples go on. Looking which ones are decided makes the host wait
-        for a GPU. While few are, it looks only every few steps (`steps_between_looks`): a sample that is decided keeps
-        its image, steps and queries from then on, looked at or not. The scalar that is differentiated is the sum over
-        samples: its sign is the mean's, and a mean underflows in half precision.
+        Each step runs on the undecided samples only; decided ones leave the batch. The scalar that is differentiated is
+        the sum over samples: its sign is the mean's, and a mean underflows in half precision.
 
         Args:
             constant: whether `forward` is a function of the pixels alone, without noise of its own. Then, once a
@@ -317,15 +312,13 @@ class GradientAttack(Attack):
         length = default_step(eps, self.steps, self.norm) if self.step is None else self.step
         judge, repeats = self.stop == "first_success", constant and self.variant in ("plain", "si")
         pixels = (clean + delta).clamp(0, 1)  # the sum may round slightly beyond the range
-        gone_A = torch.zeros_like(active, dtype=torch.bool)  # decided, and still in the batch
-        looked, pause = -1, 1
         for done in range(self.steps):
             if not len(active):
                 break
             look = views(self.variant, forward, keys, done, judge=judge)
             with torch.enable_grad():
                 loss_A, broken_A, forwards = look(pixels.requires_grad_(), active)
-            queries_B[active] += forwards * ~gone_A
+            queries_B[active] += forwards
             watch = repeats and (judge or (done > 0 and done % _WATCH == 0))
             kept: slice | Tensor = slice(None)
             if judge or watch:
@@ -333,40 +326,26 @@ class GradientAttack(Attack):
                 turns_A = torch.zeros_like(broken_A)
                 if watch:
                     turns_A = (delta == earlier).flatten(1).all(1) & ~decided_A
-                new_A = (decided_A | turns_A) & ~gone_A
-                gone_A = gone_A | new_A
-                left = None
-                if done - looked >= pause:
-                    left = (~gone_A).nonzero().squeeze(1)  # waits for the device
-                    share = (1 - len(left) / len(active)) / (done - looked)
-                    looked, pause = done, steps_between_looks(share, clean.device)
-                if left is None or len(left) < len(active):
+                # Waits for the device: on an H100 at most 0.3 % of a step. Looking every few steps costs more there, as
+                # what decided samples keep is written in each step between
+                left = (~(decided_A | turns_A)).nonzero().squeeze(1)
+                if len(left) < len(active):
                     last = delta if (self.steps - done) % 2 == 0 else before
-                    ended = torch.where(per_image(turns_A), (clean + last).clamp(0, 1), pixels.detach())
-                    adversarial[active] = torch.where(per_image(new_A), ended, adversarial[active])
-                    steps_B[active] = torch.where(new_A, torch.where(turns_A, self.steps, done), steps_B[active])
-                if left is not None and len(left) < len(active):
-                    kept, gone_A = left, gone_A[left]
-                    if not len(left):
-                        break
+                    repeated = (clean + last).clamp(0, 1)
+                    adversarial[active] = torch.where(per_image(turns_A), repeated, pixels.detach())
+                    steps_B[active] = torch.where(turns_A, self.steps, done)
+                    kept = left
+                if not len(left):
+                    break
             (gradient,) = torch.autograd.grad(loss_A[kept].sum(), pixels)
             active, clean, keys = active[kept], clean[kept], keys[kept]
             direction = self.follow(direction[kept], gradient[kept])
             earlier, before = before[kept], delta[kept]
             delta, pixels = advance(before, direction, clean, length, eps, self.norm)
         else:
-            adversarial[active] = torch.where(per_image(gone_A), adversarial[active], pixels.detach())
-            steps_B[active] = torch.where(gone_A, steps_B[active], self.steps)
+            adversarial[active] = pixels.detach()
+            steps_B.index_fill_(0, active, self.steps)
         return adversarial, steps_B, queries_B
-
-
-def steps_between_looks(share: float, device: torch.device) -> int:
-    """Return after how many steps to look again which samples are decided, if of late `share` of them were in a step.
-
-    Every n steps, a look costs `_WAIT / n` of a step, and the samples that are attacked in vain `share · (n − 1) / 2`.
-    On a CPU a look is free.
-    """
-    return 1 if device.type == "cpu" else max(1, min(_LOOK, int((2 * _WAIT / max(share, 1e-9)) ** 0.5)))
 
 
 def mean_embeddings(victim: ZeroShot, texts: Sequence[Sequence[str]]) -> Tensor:
