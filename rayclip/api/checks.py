@@ -149,11 +149,11 @@ def plan_all(
     models: Sequence[str], evaluations: Sequence[Evaluation], opened: Opened
 ) -> tuple[list[Cell], dict[str, np.ndarray]]:
     """Return `plan_cells` of several evaluations merged, without duplicates, model by model."""
-    cells: dict[tuple[str, str], Cell] = {}
+    cells: dict[tuple[str, ...], Cell] = {}
     positions: dict[str, np.ndarray] = {}
     for evaluation in evaluations:
         found, where = plan_cells(models, evaluation, opened)
-        cells |= {(cell.model, cell.id): cell for cell in found}
+        cells |= {(cell.model, cell.dataset, cell.id): cell for cell in found}  # two data sets may have equal files
         positions |= where
     return sorted(cells.values(), key=lambda cell: list(models).index(cell.model)), positions
 

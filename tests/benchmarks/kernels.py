@@ -7,6 +7,7 @@ and writes its outputs; a chain that is compiled (`rng.fused`) is one kernel. A 
 pass of the model: pixels, normalisation, cast and back, sign, projection.
 """
 
+import argparse
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -104,6 +105,7 @@ def a_step(norm: str, stop: str) -> tuple[int, float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     warnings.filterwarnings("ignore", message=".*CUDA is not available")
     with FakeTensorMode(allow_non_fake_inputs=True):
         keys = torch.arange(IMAGES, device="cuda")
