@@ -55,7 +55,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What to measure.
+    """Settings of a benchmark.
 
     Attributes:
         model: a model specification, or `NAME:random`, an architecture of open_clip with random weights.
@@ -79,7 +79,7 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """What was measured of one attack, of one training step (`kind` is `method`), or of decoding.
+    """Rate of one attack, of one training step (`kind` is `method`), or of decoding.
 
     Attributes:
         images_per_s: images attacked, trained on or decoded in a second, the median of three runs.

@@ -64,7 +64,7 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject(ABC):
-    """What cells and retrieval tasks have in common. Of model and data only the fingerprints enter the id."""
+    """Common part of cells and retrieval tasks. Of model and data only the fingerprints enter the id."""
 
     model: str
     model_fingerprint: str
