@@ -39,10 +39,10 @@ from rayclip.models import TEMPLATE, Clip, ZeroShot, fast_copy, load_model
 from rayclip.models.exact import use_exact_fp32
 from rayclip.rng import sample_keys, uniform
 from rayclip.training.loop import (
-    _autocast,
-    _choose_trainable,
-    _LossOf,
+    LossOf,
     attack_and_backward,
+    autocast_to,
+    choose_trainable,
     copy_to_attack,
     make_optimizer,
 )
@@ -294,7 +294,7 @@ def _method_rate(
     device, count = clip.device, len(samples.labels_B)
     own = method.wrap_model(copy.deepcopy(clip), 0)
     prompts = method.prompts(class_names, own.template or TEMPLATE)
-    optimizer = make_optimizer(method.recipe, _choose_trainable(own, method))
+    optimizer = make_optimizer(method.recipe, choose_trainable(own, method))
     texts = ClassTexts(clip, prompts, trainable=False)
     base = Original(clip=clip, texts=texts, copied=copy_to_attack(clip, precision)) if method.needs_original else None
     batch = Batch(
@@ -308,11 +308,11 @@ def _method_rate(
     if method.prepares:
         with torch.no_grad():
             batch = replace(batch, prepared_BD=method.prepare(own, batch).float())
-    module, attacked = _LossOf(own, method), copy_to_attack(own, precision)
+    module, attacked = LossOf(own, method), copy_to_attack(own, precision)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        attack_and_backward(module, own, method, batch, 1, lambda: _autocast(precision, device), attacked)
+        attack_and_backward(module, own, method, batch, 1, lambda: autocast_to(precision, device), attacked)
         optimizer.step()
 
     found = _measure(step, count, device, matrix[precision])

@@ -93,7 +93,7 @@ class _Run:
         clip.bound_scale()
         # Copied before a resume changes the weights, and before any of them is trainable
         base = copy.deepcopy(clip).eval().requires_grad_(False) if self.method.needs_original else None
-        self.trainable = _choose_trainable(clip, self.method)
+        self.trainable = choose_trainable(clip, self.method)
         self.optimizer = make_optimizer(self.recipe, self.trainable)
         self.sampler = EpochSampler(
             count=len(data),
@@ -117,7 +117,7 @@ class _Run:
             texts = ClassTexts(base, prompts, trainable=False)
             self.original = Original(clip=base, texts=texts, copied=copy_to_attack(base, config.precision))
         self.prepared_ND = self._prepare() if self.method.prepares else None
-        self.module: nn.Module = _LossOf(clip, self.method)
+        self.module: nn.Module = LossOf(clip, self.method)
         if host.world_size > 1:
             on_gpu = host.device.type == "cuda"
             self.module = DistributedDataParallel(self.module, device_ids=[host.device] if on_gpu else None)
@@ -143,7 +143,7 @@ class _Run:
             group["lr"] = learning_rate(self.recipe, self.step, self.total_steps)
         self.optimizer.zero_grad(set_to_none=True)
         method = self.method.weakened(eps_share(self.config.eps_warmup * self.steps_per_epoch, self.step))
-        autocast = functools.partial(_autocast, self.config.precision, self.host.device)
+        autocast = functools.partial(autocast_to, self.config.precision, self.host.device)
         parts = self.config.accumulate
         metrics = attack_and_backward(self.module, self.clip, method, batch, parts, autocast, self.attacked)
         self.optimizer.step()
@@ -191,7 +191,7 @@ class _Run:
         places: list[Tensor] = []
         for pixels, positions in self._load(np.array_split(mine, -(-len(mine) // at_once))):
             batch = self._batch(pixels, positions, len(positions), "prepare")
-            with _autocast(self.config.precision, self.host.device), frozen(self.clip):
+            with autocast_to(self.config.precision, self.host.device), frozen(self.clip):
                 rows.append(self.method.prepare(self.attacked or self.clip, batch).float())
             places.append(positions)
         table_ND = rows[0].new_zeros(len(self.data), rows[0].shape[1])
@@ -285,7 +285,7 @@ def attack_and_backward(
     attack, which takes the statistics as fixed, with the loss.
 
     Args:
-        module: `_LossOf` the method, with or without DDP around it.
+        module: `LossOf` the method, with or without DDP around it.
         parts: number of parts of the batch.
         autocast: makes the context in which attack and loss are computed.
         attacked: the model's copy that the attack runs on (`copy_to_attack`), with its weights of now; None for itself.
@@ -321,7 +321,7 @@ def copy_to_attack(clip: Clip, precision: str) -> Clip | None:
     return None
 
 
-class _LossOf(nn.Module):
+class LossOf(nn.Module):
     """A method's loss as a module, since DDP prepares its gradient reduction in the module's forward."""
 
     def __init__(self, clip: Clip, method: Method) -> None:
@@ -383,7 +383,7 @@ def _made_on(clip: Clip) -> dict[str, str]:
     return found | ({"batch_norm": "statistics of the base model, frozen"} if has_batch_norm(clip) else {})
 
 
-def _choose_trainable(clip: Clip, method: Method) -> list[nn.Parameter]:
+def choose_trainable(clip: Clip, method: Method) -> list[nn.Parameter]:
     """Enable gradients of the parameters that the method trains; return these parameters."""
     clip.requires_grad_(False)
     chosen = clip.parameters_of(method.trains)
@@ -392,6 +392,6 @@ def _choose_trainable(clip: Clip, method: Method) -> list[nn.Parameter]:
     return chosen
 
 
-def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def autocast_to(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     bf16 = precision == "bf16"
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()

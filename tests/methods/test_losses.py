@@ -16,7 +16,7 @@ from rayclip.methods.parallel import local_count
 from rayclip.models import TEMPLATE, class_prompts
 from rayclip.models.clip import frozen
 from rayclip.rng import sample_keys
-from rayclip.training.loop import _choose_trainable, _LossOf, attack_and_backward
+from rayclip.training.loop import LossOf, attack_and_backward, choose_trainable
 from rayclip.types import UserError
 
 CLASSES = ("cat", "dog", "truck", "lemon")
@@ -210,7 +210,7 @@ def one_step(name, targets, parts=1):
     if chosen.trains != "prompt" and name != "fare":
         chosen = replace(chosen, trains="all")
     clip = chosen.wrap_model(tiny_clip(dtype=torch.float64), seed=0).train()
-    trained = _choose_trainable(clip, chosen)
+    trained = choose_trainable(clip, chosen)
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     whole = example(clip, 7, chosen)
     if chosen.prepares:
@@ -224,7 +224,7 @@ def one_step(name, targets, parts=1):
         prepared_BD=None if whole.prepared_BD is None else whole.prepared_BD[rank::size],
     )
     assert len(batch.labels_B) == local_count(7, rank, size)
-    module = _LossOf(clip, chosen)
+    module = LossOf(clip, chosen)
     if size > 1:
         module = DistributedDataParallel(module)
     widest = []
