@@ -108,7 +108,7 @@ class BenchResult:
     Attributes:
         matrix: floating-point operations per second in products of large matrices, by precision.
         copy: bytes per second read and written by a copy in memory.
-        whole: seconds of a whole evaluation: `all`, and `pool`, of which the workers were busy and loading.
+        whole: of a whole evaluation: seconds in `all` and in its `pool` of workers, and the number of `workers`.
     """
 
     about: dict[str, Any]
