@@ -9,6 +9,7 @@ import typer
 
 from rayclip.cli.command import Positive
 from rayclip.cli.options import hand_out, print_grid, split
+from rayclip.paths import check_stream
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def bench(
     precisions = list(split(precision))
     if unknown := [each for each in precisions if each not in ("fp32", "bf16", "fp16")]:
         raise UserError(f"--precision {unknown[0]}: write fp32, bf16 or fp16.")
+    if json not in (None, "-"):
+        check_stream("--json", str(json))
     earlier = _read(against)
     budget = parse_budget(eps)
 

@@ -43,6 +43,7 @@ def test_rates_beside_plain_loops_and_beside_an_earlier_result(monkeypatch, caps
         ("--against", "nowhere.json"),
         ("--methods", "tekoa"),
         ("--eps", "8"),
+        ("--json", "/proc/none/now.json"),
     ],
 )
 def test_bad_input_is_one_sentence(monkeypatch, capsys, wrong):
