@@ -11,7 +11,6 @@ import typer
 from rayclip.cli.command import FromZero, Positive
 from rayclip.cli.options import (
     Logging,
-    attack_defaults,
     check_data,
     check_models,
     check_places,
@@ -19,7 +18,6 @@ from rayclip.cli.options import (
 )
 from rayclip.names import check_attacks, check_defenses, check_scorers
 from rayclip.paths import split_places
-from rayclip.types import UserError
 from rayclip.units import parse_budgets
 
 if TYPE_CHECKING:
@@ -132,41 +130,38 @@ class Request(Logging):
 
     @cached_property
     def evaluation(self) -> "Evaluation":
-        from rayclip.api import Evaluation
-        from rayclip.attacks import parse_attacks
-        from rayclip.defenses import DRAWS, parse_aims, parse_defenses
-        from rayclip.evaluation import Protocol
-        from rayclip.models.scorers import parse_scorers
+        from rayclip.api.library import choose_evaluation
 
         names, data = self._named
-        defaults = attack_defaults(self.steps, self.step_size, self.substitutes)
-        return Evaluation(
-            data=data,
-            attacks=parse_attacks(",".join(self.attacks), defaults),
-            protocol=Protocol(
-                eps=self.budgets,
-                seed=self.seed,
-                resolution=self.resolution,
-                resize=self.resize,
-                names=names,
-                precision=self.precision,
-            ),
+        return choose_evaluation(
+            data,
+            attacks=",".join(self.attacks),
+            defense=",".join(self.defense),
+            aim=",".join(self.aim),
+            draws=self.draws,
+            scorer=",".join(self.scorer),
+            made_against=",".join(self.made_against),
+            eps=self.budgets,
+            steps=self.steps,
+            step_size=self.step_size,
             limit=self.limit,
-            defenses=parse_defenses(",".join(self.defense)),
-            aims=parse_aims(",".join(self.aim), self.draws or DRAWS),
-            scorers=parse_scorers(",".join(self.scorer)),
-            made_against=_made_against(",".join(self.made_against)),
+            substitutes=self.substitutes,
+            resolution=self.resolution,
+            resize=self.resize,
+            names=names,
+            seed=self.seed,
+            precision=self.precision,
         )
 
-    def where(self, workers: int | None = None) -> "Where":
-        """Return where the evaluation runs, on so many workers."""
+    def where(self, workers: int | None = None, *, local: bool = False) -> "Where":
+        """Return where the evaluation runs, on so many workers, or `local`ly in this process."""
         from rayclip.api import Where
         from rayclip.distributed.resources import PoolSize
 
         return Where(
             out=self.out,
             tracking=self.tracking,
-            cluster=self.cluster,
+            cluster=None if local else self.cluster,
             pool=PoolSize(
                 workers=workers,
                 gpus=self.gpus_per_worker,
@@ -177,11 +172,3 @@ class Request(Logging):
             quiet=self.quiet,
             verbose=self.verbose,
         )
-
-
-def _made_against(text: str) -> list[Any]:
-    words = [word.strip() for word in text.split(",")]
-    for word in words:
-        if word not in ("own", "template"):
-            raise UserError(f"--made-against '{word}' is none: use own, template, or both with a comma between.")
-    return words
