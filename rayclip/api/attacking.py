@@ -224,7 +224,7 @@ def attack(
     clip = model.victim.clip if isinstance(model, Classifier) else None
     device, size = (None, None) if clip is None else (clip.device, clip.image_size)
     batches = Reader(device, size, resolution, batch_size).read(images, labels)
-    with working(model if isinstance(model, nn.Module) else clip):
+    with working(model if isinstance(model, nn.Module) else clip), torch.enable_grad():
         first = next(batches, None)
         if first is None:
             raise UserError("there are no images to attack: the DataLoader is empty.")

@@ -20,6 +20,8 @@ from rayclip.models.clip import Clip, frozen
 from rayclip.models.exact import widened
 from rayclip.types import UserError
 
+# transformers' text towers that read a text's embedding as well without a mask of the padding behind it
+_WITHOUT_MASK = ("clip_text_model", "siglip_text_model")
 _PROBE_DIGITS = 3  # of the numbers that tell functions apart: far coarser than rounding differences
 
 
@@ -102,6 +104,9 @@ class _Towers(nn.Module):
                 f"a {type(module).__name__} is no CLIP: it needs logit_scale, and encode_image and encode_text as in "
                 "open_clip, or get_image_features and get_text_features as in transformers."
             )
+        kind = getattr(getattr(getattr(module, "config", None), "text_config", None), "model_type", _WITHOUT_MASK[0])
+        if kind not in _WITHOUT_MASK:
+            raise UserError(f"text towers of the kind {kind} want masks of their padding, which wrap does not give.")
         self._names = found[0]
         self.training = module.training
 
