@@ -6,37 +6,27 @@ The command line calls these functions or what they are made of: its checks and 
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from rayclip.api.attacking import Model, read_budget
-from rayclip.api.checks import choose_recipe, is_small
-from rayclip.api.request import Evaluation, Tracking, Where
-from rayclip.attacks import parse_attacks
-from rayclip.data import Names, Resolution
+from rayclip.api.choosing import choose_evaluation, choose_trial, fields_of
+from rayclip.api.request import Tracking, Where
 from rayclip.data.spec import choose_names
-from rayclip.defenses import DRAWS, parse_aims, parse_defenses
-from rayclip.evaluation import Protocol
-from rayclip.methods import Recipe, make_method
+from rayclip.methods import Recipe
 from rayclip.models import Clip, Precision, load_model
 from rayclip.models.clip import frozen
 from rayclip.models.exact import exact_fp32
 from rayclip.models.resizing import Resize
-from rayclip.models.scorers import parse_scorers
 from rayclip.models.wrapped import WrappedClip
-from rayclip.names import attack_defaults
-from rayclip.store import Store
-from rayclip.training import TrainConfig
 from rayclip.types import Row, UserError
 from rayclip.units import parse_budgets
 
 if TYPE_CHECKING:
     import pandas
-
-    from rayclip.distributed.trials import Trial
 
 Budgets = str | float | Sequence[str | float] | None
 
@@ -102,9 +92,10 @@ def evaluate(
     step_size: str | float | None = None,
     limit: int | None = None,
     substitutes: str = "default",
-    resolution: Resolution = "native",
+    resolution: str = "native",
     resize: Resize = "antialias",
     class_names: str = "curated",
+    template: str | None = None,
     seed: int = 0,
     precision: Precision = "fp32",
     out: str | None = None,
@@ -147,13 +138,14 @@ def evaluate(
         resolution=resolution,
         resize=resize,
         names=names,
+        template=template,
         seed=seed,
         precision=precision,
     )
     from rayclip.api.evaluating import evaluate_models
     from rayclip.distributed.resources import PoolSize
 
-    unknown = pool.keys() - _fields(PoolSize)
+    unknown = pool.keys() - fields_of(PoolSize)
     if unknown:
         raise UserError(f"evaluate has no setting '{min(unknown)}'.")
     with _results(out) as folder, _as_they_were(given.values()):
@@ -161,39 +153,6 @@ def evaluate(
             out=folder, tracking=tracking, cluster=cluster, pool=PoolSize(**pool), quiet=quiet, verbose=verbose
         )
         return Rows(evaluate_models(specs, evaluation, where, given))
-
-
-def choose_evaluation(
-    data: Sequence[str],
-    *,
-    attacks: str,
-    defense: str,
-    aim: str,
-    draws: int | None,
-    scorer: str,
-    made_against: str,
-    eps: tuple[float, ...],
-    steps: int,
-    step_size: str | float | None,
-    limit: int | None,
-    substitutes: str,
-    resolution: Resolution,
-    resize: Resize,
-    names: Names,
-    seed: int,
-    precision: Precision,
-) -> Evaluation:
-    """Return an evaluation as written: lists with commas between, settings behind colons."""
-    return Evaluation(
-        data=data,
-        attacks=parse_attacks(attacks, attack_defaults(steps, step_size, substitutes)),
-        protocol=Protocol(eps=eps, seed=seed, resolution=resolution, resize=resize, names=names, precision=precision),
-        limit=limit,
-        defenses=parse_defenses(defense),
-        aims=parse_aims(aim, draws or DRAWS),
-        scorers=parse_scorers(scorer),
-        made_against=_made_against(made_against),
-    )
 
 
 def train(
@@ -253,8 +212,8 @@ def train(
         trains=trains,
         substitutes=substitutes,
         class_names=class_names,
-        changes={name: value for name, value in settings.items() if name in _fields(Recipe)},
-        settings={name: value for name, value in settings.items() if name not in _fields(Recipe)},
+        changes={name: value for name, value in settings.items() if name in fields_of(Recipe)},
+        settings={name: value for name, value in settings.items() if name not in fields_of(Recipe)},
     )
     where = Where(
         out=out,
@@ -269,64 +228,6 @@ def train(
     return trial.model
 
 
-def choose_trial(
-    *,
-    method: str,
-    model: str,
-    data: str,
-    out: str,
-    shots: int | None,
-    attack: str | None,
-    eps: float | None,
-    steps: int | None,
-    step_size: float | None,
-    norm: str,
-    start: str,
-    recipe: Literal["paper", "small"] | None,
-    trains: str | None,
-    substitutes: str,
-    class_names: str,
-    changes: Mapping[str, Any],
-    settings: Mapping[str, Any],
-) -> "Trial":
-    """Return a training as it was asked for; the method's recipe, by default the one for models of this size.
-
-    Args:
-        changes: to the recipe.
-        settings: other fields of the configuration.
-    """
-    from rayclip.distributed.trials import Trial
-
-    unknown = settings.keys() - _fields(TrainConfig)
-    if unknown:
-        raise UserError(f"train has no setting '{min(unknown)}'.")
-    source, (data,) = choose_names(class_names, [data])
-    small = recipe == "small" or (recipe is None and is_small(model))
-    chosen = make_method(
-        method,
-        published=not small,
-        defaults={"substitutes": substitutes},
-        against=attack,
-        eps=eps,
-        steps=steps,
-        step=step_size,
-        norm=norm,
-        start=start,
-        trains=trains,
-    )
-    config = TrainConfig(
-        model=model,
-        data=data,
-        method=chosen,
-        shots=shots,
-        names=source,
-        recipe=choose_recipe(chosen, model, small=small, whole_warmup=recipe == "paper", overrides=changes),
-        **settings,
-    )
-    place = Store(out)
-    return Trial(name=place.name, config=config, out=place.root)
-
-
 def _unchanged(model: "str | Model") -> str:
     """Return the specification of a model, which workers load anew."""
     if isinstance(model, str):
@@ -337,10 +238,6 @@ def _unchanged(model: "str | Model") -> str:
             "specification of the file or folder."
         )
     return model.spec
-
-
-def _fields(kind: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)}
 
 
 def _named(models: "Iterable[str | Model]", cluster: bool | None) -> tuple[list[str], dict[str, Clip]]:
@@ -390,11 +287,3 @@ def _budgets(eps: Budgets) -> tuple[float, ...]:
         return parse_budgets([eps])
     given = [eps] if isinstance(eps, int | float) else list(eps or ())
     return tuple(dict.fromkeys(b for b in (read_budget(one) for one in given) if b is not None))
-
-
-def _made_against(text: str) -> list[Any]:
-    words = [word.strip() for word in text.split(",")]
-    for word in words:
-        if word not in ("own", "template"):
-            raise UserError(f"--made-against '{word}' is none: use own, template, or both with a comma between.")
-    return words

@@ -16,8 +16,9 @@ from rayclip.cli.options import (
     check_places,
     split_models,
 )
-from rayclip.names import check_attacks, check_defenses, check_scorers
+from rayclip.names import check_attacks, check_defenses, check_scorers, find_protocol
 from rayclip.paths import split_places
+from rayclip.types import UserError
 from rayclip.units import parse_budgets
 
 if TYPE_CHECKING:
@@ -25,12 +26,24 @@ if TYPE_CHECKING:
     from rayclip.data import Names
 
 
+def _follow(context: typer.Context, name: str | None) -> str | None:
+    """Make a protocol's settings the defaults of the options that are not given."""
+    if name is not None:
+        context.default_map = find_protocol(name)
+    return name
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request(Logging):
     """The options of an evaluation, validated when they are given.
 
     Attributes:
+        protocol: Take data, attacks, budgets, number of images, template and resolution from a protocol of the field,
+            and what else is given from here: tecoa, robustvlm, coop. The table's foot says what differs from it.
         data: Data set names or Parquet files (Hugging Face layout); repeat for several, or commas between.
+        template: Class prompts, with {} for the class.  [default: This is a photo of a {}]
+        resolution: Perturb images at their own size (native), or resize them to the model's input first (model), or
+            take these data sets at their own size and the others at the model's (native:cifar10+stl10).
         limit: Use at most this many images of each data set.
         attacks: Names with settings: clean,pgd:steps=100,step=1/255,pgd-l2:eps=128/255,bert.
         precision: Attack a copy of the model in this precision; what breaks the copy counts only if it breaks the fp32
@@ -51,6 +64,7 @@ class Request(Logging):
     model: Annotated[Sequence[str], typer.Option(metavar="MODEL")]
     data: Annotated[Sequence[str], typer.Option(metavar="DATA")]
     out: str
+    protocol: Annotated[str | None, typer.Option(metavar="NAME", is_eager=True, callback=_follow)] = None
     attacks: Annotated[Sequence[str], typer.Option(metavar="ATTACKS")] = ("clean,pgd",)
     defense: Annotated[Sequence[str], typer.Option(metavar="DEFENSES")] = ("none",)
     aim: Annotated[Sequence[str], typer.Option(metavar="AIMS")] = ("ignore,bpda",)
@@ -62,9 +76,10 @@ class Request(Logging):
     step_size: str | None = None
     limit: Positive | None = None
     substitutes: str = "default"
-    resolution: Literal["native", "model"] = "native"
+    resolution: Annotated[str, typer.Option(metavar="native|model|native:NAMES")] = "native"
     resize: Literal["antialias", "plain"] = "antialias"
     class_names: Annotated[str, typer.Option(metavar="curated|raw|FILE")] = "curated"
+    template: str | None = None
     seed: FromZero = 0
     gpus_per_worker: Annotated[float | None, typer.Option(min=0)] = None
     batch_size: Annotated[int, typer.Option(min=1, rich_help_panel="Cluster")] = 128
@@ -78,6 +93,8 @@ class Request(Logging):
     verbose: bool = False
 
     def __post_init__(self) -> None:
+        from rayclip.data.spec import split_resolution
+
         check_places(self.out, self.json)
         super().__post_init__()
         check_attacks(",".join(self.attacks), has_budget=bool(self.budgets))
@@ -85,6 +102,9 @@ class Request(Logging):
         check_scorers(",".join(self.scorer))
         check_models(self.models)
         check_data(split_places(self.data))
+        split_resolution(self.resolution)
+        if self.template is not None and "{}" not in self.template:
+            raise UserError(f"--template '{self.template}' has no place for the class: write {{}} for it.")
 
     @property
     def models(self) -> list[str]:
@@ -93,6 +113,16 @@ class Request(Logging):
     @property
     def budgets(self) -> tuple[float, ...]:
         return parse_budgets(self.eps)
+
+    @property
+    def differences(self) -> list[str]:
+        """The options whose values are not the protocol's, and the protocol's: `limit 100 (1000)`."""
+        found = []
+        for option, value in find_protocol(self.protocol).items() if self.protocol else ():
+            own = getattr(self, option)
+            if _plain(own) != _plain(value):
+                found.append(f"{option.replace('_', '-')} {_plain(own)} ({_plain(value)})")
+        return found
 
     @cached_property
     def _named(self) -> "tuple[Names, list[str]]":
@@ -114,7 +144,8 @@ class Request(Logging):
             "data": [locate(spec) for spec in data],
             "with": [",".join(values) for values in listed],
             "attack": [list(self.budgets), self.steps, self.step_size, self.substitutes, self.draws, self.seed],
-            "protocol": [self.limit, self.resolution, self.resize, names, self.precision, self.compiled],
+            "protocol": [self.limit, self.resolution, self.resize, names, self.precision, self.compiled, self.template],
+            "followed": self.protocol,
             "tracking": None if self.no_tracking else [self.tracking_uri or default_uri(), self.experiment],
         }
 
@@ -130,7 +161,7 @@ class Request(Logging):
 
     @cached_property
     def evaluation(self) -> "Evaluation":
-        from rayclip.api.library import choose_evaluation
+        from rayclip.api.choosing import choose_evaluation
 
         names, data = self._named
         return choose_evaluation(
@@ -149,8 +180,10 @@ class Request(Logging):
             resolution=self.resolution,
             resize=self.resize,
             names=names,
+            template=self.template,
             seed=self.seed,
             precision=self.precision,
+            all_named=self.protocol is None,
         )
 
     def where(self, workers: int | None = None, *, local: bool = False) -> "Where":
@@ -172,3 +205,7 @@ class Request(Logging):
             quiet=self.quiet,
             verbose=self.verbose,
         )
+
+
+def _plain(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list | tuple) else str(value)

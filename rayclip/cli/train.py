@@ -147,7 +147,7 @@ def train(
     check_data([data])
 
     from rayclip import api
-    from rayclip.api.library import choose_trial
+    from rayclip.api.choosing import choose_trial
     from rayclip.store import Store
 
     trial = choose_trial(

@@ -1,6 +1,6 @@
 """Parse data sets from the command line: a place, options for reading it, and the part of it to use.
 
-PLACE[#image=COLUMN][#label=COLUMN][#labels-from=1][#names=FILE][#holdout][#validation]
+PLACE[#coop][#image=COLUMN][#label=COLUMN][#labels-from=1][#names=FILE][#holdout][#validation]
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from rayclip.data.manifest import Names
 from rayclip.paths import expand_home
 from rayclip.types import UserError
 
+COOP = "-coop"  # what `NAME#coop`, a data set in CoOp's split, is called on disk
 HOLDOUT = "#holdout"
 VALIDATION = "#validation"
 _KEYS = {"image": "image", "label": "label", "labels-from": "labels_from", "names": "names"}
@@ -43,6 +44,8 @@ def parse_spec(text: str) -> Spec:
         words and "=" not in words[0] and f"#{words[0]}" not in (HOLDOUT, VALIDATION) and _exists(f"{place}#{words[0]}")
     ):
         place = f"{place}#{words.pop(0)}"
+    if words and words[0] == "coop":
+        place, words = place + COOP, words[1:]
     values: dict[str, str | int] = {}
     part = ""
     for word in words:
@@ -76,6 +79,19 @@ def choose_names(written: str, data: Sequence[str]) -> tuple[Names, list[str]]:
     path = str(Path(expand_home(written)).absolute())
     specs = [parse_spec(text) for text in data]
     return "curated", [str(dataclasses.replace(s, reading=dataclasses.replace(s.reading, names=path))) for s in specs]
+
+
+def split_resolution(text: str) -> list[str] | None:
+    """Return the data sets that `--resolution native:NAMES` names; None for `native` and `model`, which hold for all.
+    Raises `UserError` if it is neither."""
+    kind, colon, names = text.partition(":")
+    listed = [name for name in names.split("+") if name]
+    if kind not in ("native", "model") or bool(colon) != bool(listed) or (kind == "model" and listed):
+        raise UserError(
+            f"--resolution {text} means nothing: write native, model, or native:cifar10+stl10 for some data sets at "
+            "their own size and the others at the model's."
+        )
+    return listed if colon else None
 
 
 def _exists(text: str) -> bool:
