@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -160,6 +160,8 @@ class AttackResult:
         labels: the true classes, `(B,)`.
         class_names: of the classifier; numbers for a function.
         attack: with its budget and all settings.
+        clean: the images before the attack.
+        classifier: which judged them.
     """
 
     images: Tensor
@@ -171,6 +173,8 @@ class AttackResult:
     labels: Tensor
     class_names: tuple[str, ...]
     attack: Attack
+    clean: Tensor = field(repr=False)
+    classifier: Classifier = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -231,7 +235,7 @@ def attack(
         run = _Run(model if isinstance(model, Classifier) else _classifier_of(model, first), chosen, towards, seed)
         parts = [run(batch) for batch in itertools.chain([first], batches)]
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return AttackResult(**columns, class_names=run.classifier.class_names, attack=run.attack)
+    return AttackResult(**columns, class_names=run.classifier.class_names, attack=run.attack, classifier=run.classifier)
 
 
 def choose_attack(
@@ -278,6 +282,8 @@ class _Run:
         attack = bind_captions(attack.pinned(), "", names)
         if classifier.model is not None:
             attack.check(classifier.model.clip)
+            if victim.text_KD.device != classifier.model.device:
+                raise UserError(f"the model has moved to {classifier.model.device} since: make its classifier anew.")
         # What breaks another classifier than the one that judges says little before the last step
         self.attack = attack.to_last_step() if classifier.chain or scorer.random else attack
         self._prompts = attack.prepare(victim)
@@ -302,6 +308,7 @@ class _Run:
         _check_logits(clean_logits, logits)
         columns = {
             "images": found,
+            "clean": given,
             "success": logits.argmax(1) != labels_B,
             "logits": logits,
             "steps": made.steps_B,
