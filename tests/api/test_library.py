@@ -59,6 +59,7 @@ def test_importing_it_is_cheap():
     assert float(took) < 0.2 and not {"torch", "open_clip", "ray", "mlflow"} & set(modules)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("script", sorted(Path(__file__).parent.glob("scripts/*.py")), ids=lambda path: path.stem)
 def test_script(script):
     runpy.run_path(str(script))

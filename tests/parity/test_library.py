@@ -100,6 +100,7 @@ def test_pgd_is_the_same_image_by_image(case, run):
     assert ((found.images - theirs).abs() < 1e-3).float().mean() > 0.99
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", EPS), ("L2", EPS_2)])
 def test_fab_breaks_the_same_images(case, norm, eps):
     ours, module, images, labels = case
