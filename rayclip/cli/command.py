@@ -33,7 +33,7 @@ _GROUPS = {
     "Defence and scoring": "defense aim draws scorer made_against",
     "Optimiser": "epochs recipe lr batch_size accumulate optimizer momentum betas weight_decay schedule warmup_steps "
     "ema trains",
-    "Cluster": "gpus_per_worker shard_size data_workers workers min_workers cluster",
+    "Cluster": "gpus_per_worker shard_size data_workers workers min_workers cluster local",
     "Tracking": "tracking_uri no_tracking experiment",
     "Output": "out models json save_every_steps quiet json_logs verbose help",
 }

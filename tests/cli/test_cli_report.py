@@ -160,7 +160,7 @@ def test_a_model_whose_verdicts_are_there_is_added_without_computing_them(monkey
         for shard in missing_shards(cell, chosen_positions(len(data), 10), store, 10):
             Evaluator(store).run(shard)
     with monkeypatch.context() as patch:
-        patch.setattr("rayclip.api.evaluating.evaluate", lambda *args, **settings: pytest.fail("it is there"))
+        patch.setattr("rayclip.distributed.evaluating.evaluate", lambda *args, **settings: pytest.fail("it is there"))
         code, _, err = call(monkeypatch, capsys, "leaderboard", "results", "--out", "board", "--add", "digits")
     assert code == 0, err
     lines = list(csv.DictReader(Path("board/leaderboard.csv").read_text().splitlines()))
