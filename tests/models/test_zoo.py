@@ -193,6 +193,8 @@ def test_the_command_line_lists_shows_and_refuses(monkeypatch, capsys, tmp_path)
     code, out, _ = call(monkeypatch, capsys, "models", "show", "zoo:fare4-vit-b-32-openai")
     assert code == 0 and "48.6" in out and "rayclip import vitb32_fare_eps_4.pt --base ViT-B-32:openai" in out
     for wrong in ("zoo:fare5-vit-l-14", "zoo:fare4-vit-b-32-openai"):
-        code, _, err = call(monkeypatch, capsys, "eval", "--model", wrong, "--data", "digits", "--eps", "1/255", "--out", "x")
+        code, _, err = call(
+            monkeypatch, capsys, "eval", "--model", wrong, "--data", "digits", "--eps", "1/255", "--out", "x"
+        )
         assert code == 2 and wrong in err and err.count("\n") == 1
     assert find_published("fare4-vit-l-14") is find_published("zoo:fare4-vit-l-14")
