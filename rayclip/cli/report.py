@@ -31,7 +31,7 @@ def report(
     places: Places,
     form: Annotated[Format | None, typer.Option("--format")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE")] = None,
-    against: Annotated[Sequence[str], typer.Option(metavar="PAPER:TABLE")] = (),
+    against: Annotated[Sequence[str], typer.Option(metavar="PAPER:TABLE|METHOD|all")] = (),
     baseline: Annotated[str | None, typer.Option(metavar="MODEL")] = None,
     figures: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
     calibration: bool = False,
@@ -44,7 +44,8 @@ def report(
     Args:
         form: [default: what --out ends in, else md]
         out: [default: -, standard output]
-        against: Published numbers beside ours: mmcoa:II,mmcoa:III, or repeat; a paper alone is all its tables.
+        against: Published numbers beside ours: doc:1,tgazsr:3, or repeat; a paper alone is all its tables, a method
+            (ttc) all papers that measured it, and all every published number, or why it has no match here.
         baseline: Compare the others with this one (McNemar). [default: the best]
         figures: Write the figures there, as SVG, PDF and PNG; html has them inside anyway.
         calibration: Also how far confidence is from accuracy (expected calibration error), with reliability diagrams.

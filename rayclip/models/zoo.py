@@ -26,6 +26,7 @@ from typing import Any, Literal
 from rayclip.settings import suggest
 from rayclip.store import cache_root
 from rayclip.types import UserError
+from rayclip.units import parse_budget
 
 PREFIX = "zoo:"
 _HUB = "hf-hub:"
@@ -90,7 +91,7 @@ class PublishedModel:
     def lineage(self) -> dict[str, Any]:
         """Return its origin in the form of a checkpoint's lineage (`rayclip.json`)."""
         norm_eps = self.trained_against.split()
-        eps = {"eps": norm_eps[1]} if norm_eps[:1] == ["linf"] else {}
+        eps = {"eps": parse_budget(norm_eps[1])} if norm_eps[:1] == ["linf"] else {}
         config = {"model": self.base or self.spec, "data": self.trained_on, "method": {"name": self.method, **eps}}
         return {"zoo": {**asdict(self), "link": self.link}, "config": config}
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from rayclip.reports.accuracy import report_grids, significance_grid
+from rayclip.reports.beside import compare_with_published
 from rayclip.reports.calibration import Calibrations, calibrate, calibration_part
 from rayclip.reports.choosing import choose_examples
 from rayclip.reports.formats import number_line
@@ -15,7 +16,6 @@ from rayclip.reports.grid import Cell, Document, Figure, Grid, Part
 from rayclip.reports.model import Model
 from rayclip.reports.notes import heading, merge_protocols, shared_note
 from rayclip.reports.numbers import sections
-from rayclip.reports.published import compare_with_published
 from rayclip.reports.recalls import RecallTable, recall_lines, recall_part, recall_tables
 from rayclip.reports.results import Results, texts
 from rayclip.reports.section import Attack, Section, Subject, natural
@@ -39,7 +39,7 @@ def build(
 
     Args:
         baseline: the model that others are compared with; None is the best one.
-        against: published tables to compare with, such as `mmcoa:II` (`published.compare_with_published`).
+        against: published tables to compare with, such as `mmcoa:II` (`beside.compare_with_published`).
         figures, reliability_figures: return a section's figures.
         pairs: also compute the counts that a page needs to compare any two models.
         calibration: also read confidences: expected calibration errors, and reliability diagrams if there are figures.

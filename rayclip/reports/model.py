@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from rayclip.units import format_budget
+
 _PLACES = ("local-dir", "prompted", "hf-hub", "hf", "zoo", "mix")  # specifications that name no architecture
 
 
@@ -30,6 +32,12 @@ class Model:
     def base(self) -> str:
         """Specification of the model that it was fine-tuned from; its own if nobody did."""
         return str(self.config.get("model") or self.spec)
+
+    @property
+    def train_eps(self) -> str | None:
+        """Budget of the training attack as a fraction; None if there was none or it is not known."""
+        eps = (self.config.get("method") or {}).get("eps")
+        return format_budget(eps) if eps else None
 
     @property
     def published(self) -> Mapping[str, Any]:

@@ -99,7 +99,7 @@ def test_the_leaderboard_is_a_folder_with_a_page(monkeypatch, capsys, results):
         (["report", "results", "--format", "pdf"], "pdf"),
         (["report", "results", "--out", "r.pdf"], "ends in .md"),
         (["report", "results", "--baseline", "nobody", "--out", "r.html"], "there is no model 'nobody'"),
-        (["report", "results", "--against", "nobody:I", "--out", "r.html"], "only mmcoa"),
+        (["report", "results", "--against", "nobody:I", "--out", "r.html"], "no paper"),
         (["report", "results", "--against", "mmcoa:IX", "--out", "r.html"], "only I, II"),
         (["report", "results", "--figures", "file", "--out", "r.html"], "is a file"),
         (["report"], "DIR"),

@@ -179,7 +179,7 @@ def test_results_know_where_a_model_of_the_zoo_comes_from():
     assert record["lineage"]["config"] == {
         "model": "ViT-L-14:openai",
         "data": "imagenet",
-        "method": {"name": "fare", "eps": "4/255"},
+        "method": {"name": "fare", "eps": 4 / 255},
     }
     assert record["lineage"]["zoo"]["link"] == "https://huggingface.co/chs20/fare4-clip"
 
