@@ -264,8 +264,8 @@ def _accuracies(section: Section, row: Published) -> Iterator[_Candidate]:
     if row.metric != "top1" or not all(d in by_name for d in row.datasets):
         return
     attacks = [attack for attack in section.attacks if _same_kind(row, attack)]
-    for subject in section.subjects:
-        for attack in attacks if _is_about(row, subject) else ():
+    for subject in (s for s in section.subjects if s.scorer == "template" and _is_about(row, s)):
+        for attack in attacks:
             entries = [section.get(subject, by_name[d], attack) for d in row.datasets]
             numbers = [entry.number for entry in entries if entry is not None]
             if entries[0] and len(numbers) == len(entries):
@@ -291,7 +291,7 @@ def _is_about(row: Published, subject: Subject) -> bool:
     """Return whether a published number is of the same model: method, data, shots, training budget and defence."""
     model, defense = subject.model, subject.defense
     name = defense if "+" in defense else defense.partition(":")[0]
-    if subject.scorer != "template" or name != row.defense or model.is_mix:
+    if name != row.defense or model.is_mix:
         return False
     if model.method is None:
         return row.train_dataset == "none" and model.lineage is None
@@ -367,8 +367,8 @@ def _why_not(ours: _Ours, row: Published) -> str:
     if row.datasets == ("average",):
         return "its data sets are not stated"
     if missing:
-        several = f" {len(missing)} of its {len(row.datasets)} data sets, such as" if len(row.datasets) > 1 else ""
-        return f"no results on{several} {missing[0]}"
+        some = f"{len(missing)} of its {len(row.datasets)} data sets" if len(row.datasets) > 1 else "these data"
+        return f"no results on {some}"
     if not any(_is_about(row, subject) for subject in ours.subjects):
         return "no such model here" if row.defense == "none" else f"no untouched model behind {row.defense} here"
     if not any(_same_kind(row, attack) for attack in ours.attacks):
