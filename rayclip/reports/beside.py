@@ -38,10 +38,6 @@ class _Ours:
         searched = (subject for table in self.tables for subject, _ in table.rows)
         return [*(subject for section in self.sections for subject in section.subjects), *searched]
 
-    @property
-    def attacks(self) -> list[Attack]:
-        return [*(a for section in self.sections for a in section.attacks), *(table.attack for table in self.tables)]
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Match:
@@ -371,9 +367,17 @@ def _why_not(ours: _Ours, row: Published) -> str:
         return f"no results on {some}"
     if not any(_is_about(row, subject) for subject in ours.subjects):
         return "no such model here" if row.defense == "none" else f"no untouched model behind {row.defense} here"
-    if not any(_same_kind(row, attack) for attack in ours.attacks):
+    tried = any(
+        section.get(subject, dataset, attack) is not None
+        for section in ours.sections
+        for attack in section.attacks
+        for subject in section.subjects
+        for dataset in section.datasets
+        if _same_kind(row, attack) and _is_about(row, subject)
+    )
+    if not (tried or row.recall):
         return "not evaluated under this attack"
-    return "this model was not evaluated so on all of its data"
+    return "this model was not evaluated so on these data"
 
 
 def _why_nothing(ours: _Ours, rows: Sequence[Published]) -> str:
