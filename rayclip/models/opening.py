@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 
 from rayclip.models.checkpoint import PROMPT_FILE, read_lineage
 from rayclip.models.clip import Clip
-from rayclip.models.loading import Source, build, explain, find_weights, parse, put_matching
+from rayclip.models.loading import Source, build, explain, parse, put_matching
 from rayclip.models.mixing import mix
 from rayclip.models.named import check_named
 from rayclip.models.prompts import KINDS
 from rayclip.models.specs import parse_mix
 from rayclip.models.weights import check_finite, read_weights, sha256
 from rayclip.models.zoo import PREFIX as ZOO
-from rayclip.models.zoo import PublishedModel, find_published
+from rayclip.models.zoo import WEIGHTS, PublishedModel, find_published
 from rayclip.store import Store
 from rayclip.types import UserError, check_same
 
@@ -79,24 +79,23 @@ def load_published(published: PublishedModel, device: torch.device | str = "cpu"
             raises.
     """
     place = published.fetch()
-    file = place if place.is_file() else find_weights(place)
-    _check_hash(published, place, file)
+    if published.sha256:
+        _check_hash(published, place)
     if place.is_file():
         clip = load_model(published.base, device)
         put_matching(read_weights(place), clip.model, published.base)
     else:
-        folder = f"local-dir:{place}"
-        source = parse(folder)
-        clip = _load(published.spec, source._replace(published=published), device)
+        clip = _load(published.spec, parse(f"local-dir:{place}")._replace(published=published), device)
     clip.spec = published.spec
     return clip
 
 
-def _check_hash(published: PublishedModel, place: Path, file: Path | None) -> None:
-    if not published.sha256 or file is None:
-        return
-    imported = ((read_lineage(place) or {}).get("imported") or {}) if place.is_dir() else {}
-    found = imported.get("sha256") or sha256(file)
+def _check_hash(published: PublishedModel, place: Path) -> None:
+    """Raise a `UserError` if a file of weights, or the one that a folder was imported from, is not the row's."""
+    inside = (place / name for names in WEIGHTS.values() for name in names)
+    file = place if place.is_file() else next(filter(Path.is_file, inside), place)
+    imported = None if place.is_file() else (read_lineage(place) or {}).get("imported")
+    found = (imported or {}).get("sha256") or sha256(file)
     if found != published.sha256:
         raise UserError(
             f"{file} is not the file of {published.spec}: its SHA-256 is {found[:12]}… and not "

@@ -30,7 +30,10 @@ from rayclip.units import parse_budget
 
 PREFIX = "zoo:"
 _HUB = "hf-hub:"
-_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+WEIGHTS = {
+    "open_clip": ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+    "transformers": ("model.safetensors", "pytorch_model.bin"),
+}
 _TEXTS = ("*.json", "*.txt")  # configurations and tokenizers
 _NORMALIZATIONS = {
     "openai": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
@@ -151,7 +154,7 @@ class PublishedModel:
         revision = self.revision or None
         if self.layout == "image-tower":
             return Path(hf_hub_download(repository, self.file, revision=revision))
-        wanted = [*_TEXTS, *([self.file] if self.file else _WEIGHTS)]
+        wanted = [*_TEXTS, *([self.file] if self.file else WEIGHTS[self.layout])]
         return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
 
 

@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from open_clip.model import CLIP
+from transformers import CLIPConfig, CLIPModel
 
 from calling import call
 from conftest import TINY, tiny_clip
@@ -33,6 +34,27 @@ BERT_TEXT = {
     "pool_type": "last",
     "no_causal_mask": True,
     "vocab_path": "/somewhere/bert_base_vocab.txt",
+}
+THEIR_IMAGES = {
+    "image_size": 8,
+    "patch_size": 4,
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "hidden_act": "quick_gelu",
+}
+THEIR_TEXTS = {
+    "vocab_size": 49408,
+    "max_position_embeddings": 16,
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "hidden_act": "quick_gelu",
+    "eos_token_id": 49407,
+    "bos_token_id": 49406,
+    "pad_token_id": 49407,
 }
 CONVNEXT = {
     "timm_model_name": "convnext_atto",
@@ -92,6 +114,15 @@ def miniature(row, hub, tmp_path, bert):
             save_checkpoint(clip, row.own_folder, lineage)
         return row, source.encode_image(PIXELS), base.embed_texts(TEXTS)
     folder = hub(row.source)
+    if row.layout == "transformers":
+        model = CLIPModel(CLIPConfig(vision_config=THEIR_IMAGES, text_config=THEIR_TEXTS, projection_dim=16)).eval()
+        for name, p in model.named_parameters():  # their start is so small that all embeddings are alike
+            if name != "logit_scale":
+                torch.nn.init.normal_(p, std=1 if "norm" in name or "embedding" in name else 0.3)
+        model.save_pretrained(folder)
+        clip = with_openai_pixels(tiny_clip(0))
+        found = model(pixel_values=clip.tower_input(PIXELS), input_ids=clip.token_rows(TEXTS))
+        return row, found.image_embeds, found.text_embeds
     if row.tokenizer:
         config = {**TINY["model_cfg"], "text_cfg": BERT_TEXT}
         torch.manual_seed(1)
