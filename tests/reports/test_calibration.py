@@ -49,17 +49,23 @@ def test_a_report_has_errors_and_a_diagram_on_request_only(tmp_path):
             put(tmp_path, "old", attack, right, dataset=dataset)
     results = read_results([str(tmp_path)])
     assert "ECE" not in make_report(results, "md", beside=tmp_path)
-    text = make_report(results, "md", calibration=True, figures=tmp_path / "figures", beside=tmp_path)
+    text = make_report(results, "md", calibration=True, beside=tmp_path)
     (row,) = [line for line in text.partition("## Calibration")[2].splitlines() if line.startswith("| m |")][:1]
     means = [(values["one", a] + values["two", a]) / 2 for a in ("clean", pgd()[0])]
     assert row == f"| m | {means[0]:.1f} | {means[1]:.1f} |" and "evaluated before confidences" in text
-    assert (tmp_path / "figures" / "reliability.svg").is_file() and "(figures/reliability.svg)" in text
     lines = csv.DictReader(io.StringIO(make_report(results, "csv", calibration=True, beside=tmp_path)))
     found = {(line["model"], line["dataset"], line["attack"]): line["ece"] for line in lines}
     assert {key[1:]: float(v) for key, v in found.items() if key[0] == "m" and v} == pytest.approx(values, abs=1e-4)
     assert {v for key, v in found.items() if key[0] == "old"} == {""}
     numbers = json.loads(make_report(results, "json", calibration=True, beside=tmp_path))["numbers"]
     assert len([number for number in numbers if "ece" in number]) == 4
+
+
+def test_the_diagram_is_among_the_figures(tmp_path):
+    put(tmp_path / "results", "m", CLEAN, bits(1), confidence=sure(1))
+    results = read_results([str(tmp_path / "results")])
+    text = make_report(results, "md", calibration=True, figures=tmp_path / "figures", beside=tmp_path)
+    assert (tmp_path / "figures" / "reliability.svg").is_file() and "(figures/reliability.svg)" in text
 
 
 def test_the_diagram_draws_accuracy_over_confidence_of_all_samples(tmp_path):
