@@ -20,6 +20,11 @@ EVERYTHING = "all"
 # Keys of a protocol that are compared separately
 _NOT_OURS = ("datasets", "attack", "model", "images", "train_eps", "defense", "defense_steps", "defense_step")
 
+_OPENAI = {  # in transformers' layout
+    f"hf:openai/clip-vit-{size}": f"{name}:openai"
+    for size, name in {"base-patch32": "ViT-B-32", "base-patch16": "ViT-B-16", "large-patch14": "ViT-L-14"}.items()
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Ours:
@@ -346,7 +351,8 @@ def _defense_differences(row: Published, label: str, ours: Mapping[str, Any]) ->
 
 
 def _plain_model(spec: str) -> str:
-    """Return a specification without what names repeat: `ViT-B-32-quickgelu:openai` is `ViT-B-32:openai`."""
+    """Return a specification under its shortest name: `ViT-B-32-quickgelu:openai` is `ViT-B-32:openai`."""
+    spec = _OPENAI.get(spec, spec)
     name, colon, tag = spec.partition(":")
     return f"{name.replace('/', '-').removesuffix('-quickgelu')}{colon}{tag}"
 

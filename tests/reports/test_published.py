@@ -86,6 +86,9 @@ def test_what_differs_is_said_and_no_difference_is_given(tmp_path):
     for text in ("steps 10, theirs 100", "class names curated, theirs raw", "50 of the 10,000 images of cifar10"):
         assert text in part.grids[0].caption
     assert "norm" not in part.grids[0].caption and "model" not in part.grids[0].caption
+    for same in ("ViT-B-32-quickgelu:openai", "hf:openai/clip-vit-base-patch32"):
+        put(tmp_path / same[:2], same, pgd(), bits(1), dataset="cifar10-test", class_names="curated")
+        assert compared(tmp_path / same[:2], "mmcoa:I")[0].grids[0].caption == part.grids[0].caption
 
 
 def test_csv_has_the_published_numbers_too(tmp_path):
