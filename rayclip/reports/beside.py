@@ -292,7 +292,7 @@ def _is_about(row: Published, subject: Subject) -> bool:
     """Return whether a published number is of the same model: method, data, shots, training budget and defence."""
     model, defense = subject.model, subject.defense
     name = defense if "+" in defense else defense.partition(":")[0]
-    if name != row.defense or model.is_mix:
+    if letters(name) != letters(row.defense) or model.is_mix:
         return False
     if model.method is None:
         return row.train_dataset == "none" and model.lineage is None

@@ -214,6 +214,11 @@ def test_defended_rows_match_the_defence_and_how_it_was_attacked(tmp_path):
     assert len(compared(other, "doc:1")[0].grids[0].rows) == 1, "a chain is no single defence"
 
 
+def test_a_defence_is_the_same_however_its_name_is_hyphenated(tmp_path):
+    put(tmp_path, "ViT-B-16:openai", pgd(), bits(1), dataset="cifar10", defense="rtpt")
+    assert {cells[0].text for _, cells in compared(tmp_path, "bap:2")[0].grids[0].rows} == {"cifar10"}
+
+
 def test_training_budgets_and_architectures_count(tmp_path):
     from rayclip.models.checkpoint import model_record
     from rayclip.store import Store
