@@ -99,6 +99,10 @@ def check_models(specs: Sequence[str]) -> None:
                 f"unknown model '{spec}'{hint}: use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip NAME:TAG "
                 "such as ViT-B-32:openai."
             )
+        if kind == "zoo":
+            from rayclip.models.zoo import check_available
+
+            check_available(spec)
         if kind in ("local-dir", "prompted") and "://" not in place and not Path(place).expanduser().is_dir():
             raise UserError(f"model '{spec}': there is no folder {place}.")
 

@@ -184,6 +184,8 @@ class Evaluator:
             "adv_pred": adv_logits.argmax(1),
             "clean_margin": margin(clean_logits, labels),
             "adv_margin": margin(adv_logits, labels),
+            "clean_confidence": clean_logits.softmax(1).amax(1),
+            "adv_confidence": adv_logits.softmax(1).amax(1),
             "steps": result.steps_B,
             "queries": result.queries_B,
             "linf": delta.abs().amax(1),
