@@ -12,6 +12,8 @@ from rayclip.models.checkpoint import FILES, LINEAGE_FILE, read_lineage
 from rayclip.store import Store
 from rayclip.training.loop import STATE_FILE
 
+_PREFIX = "checkpoint_"  # of the folders, before the step; Train's have the date there
+
 
 class KeptCheckpoint:
     """The last checkpoint of a trial that runs in Tune's own process, in the folder of its Train run.
@@ -25,13 +27,16 @@ class KeptCheckpoint:
     def last(self) -> Checkpoint | None:
         system, place = self._store.filesystem()
         with contextlib.suppress(RuntimeError):  # Train has kept nothing here
-            return Result.from_path(place, system).checkpoint
-        whole = [name for name in self._store.folders() if self._store.size(f"{name}/{LINEAGE_FILE}") is not None]
+            kept = Result.from_path(place, system).checkpoint
+            if kept is not None:
+                return kept
+        mine = [name for name in self._store.folders() if name.removeprefix(_PREFIX).isdigit()]
+        whole = [name for name in mine if self._store.size(f"{name}/{LINEAGE_FILE}") is not None]
         return Checkpoint(f"{place}/{whole[-1]}", system) if whole else None
 
     def keep(self, folder: Path, step: int) -> str:
         """Keep the checkpoint of a step instead of all others; return its path."""
-        name = f"checkpoint_{step:012d}"
+        name = f"{_PREFIX}{step:012d}"
         export(folder, self._store.child(name), (STATE_FILE, *FILES))
         for other in self._store.folders():
             if other != name:
