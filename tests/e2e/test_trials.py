@@ -3,11 +3,13 @@ workers have left goes on in it."""
 
 import os
 import signal
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import ray
+import ray.cloudpickle
 
 from rayclip.distributed.trials import Trial, Workers
 from rayclip.distributed.tuning import run_trials
@@ -23,9 +25,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def a_ray():
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 @dataclass(frozen=True)
