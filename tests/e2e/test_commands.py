@@ -207,9 +207,7 @@ def test_a_killed_training_resumes_on_the_same_curve(trained, tmp_path):
     command = [*TRAIN, "--epochs", "12", "--out", "model", "--precision", "fp32"]
     process = subprocess.Popen([*RAYCLIP, *command], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
     unfinished = tmp_path / "model" / ".rayclip" / "unfinished"
-    # Ray lists a checkpoint once it is whole
-    listed = "train-*/checkpoint_manager_snapshot.json"
-    wait_for(lambda: any("checkpoint_" in f.read_text() for f in unfinished.glob(listed)))
+    wait_for(lambda: any(unfinished.glob("train-*/checkpoint_*/rayclip.json")))  # written last
     kill_tree(process)
     assert not (tmp_path / "model" / "rayclip.json").exists(), "it must be killed before the end"
     time.sleep(2)
