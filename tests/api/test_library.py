@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -110,17 +111,7 @@ def test_images_that_are_wrong_already_are_left_alone_to_the_bit(classifier, lab
 
 def test_pictures_tensors_and_loaders_are_the_same(classifier):
     pictures = [Image.effect_noise((8, 8), 90).convert("RGB") for _ in range(5)]
-    (bare,) = (
-        torch.stack(
-            [
-                torch.as_tensor(list(p.get_flattened_data() if hasattr(p, "get_flattened_data") else p.getdata()))
-                .view(8, 8, 3)
-                .permute(2, 0, 1)
-                / 255
-                for p in pictures
-            ]
-        ),
-    )
+    bare = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures]) / 255
     labels = classifier(bare).argmax(1)
     wanted = rayclip.attack(classifier, bare, labels, "pgd:steps=3", eps=EPS)
     for given in (
