@@ -168,7 +168,9 @@ class _Tokenizer:
             return self._inner(list(texts), **options)["input_ids"]
         known = inspect.signature(self._inner).parameters
         options = {"context_length": room} if room and "context_length" in known else {}
-        return self._inner(list(texts), **options, **({"truncate": True} if "truncate" in known else {}))
+        rows_TL = self._inner(list(texts), **options, **({"truncate": True} if "truncate" in known else {}))
+        missing = (room or 0) - rows_TL.shape[1]
+        return F.pad(rows_TL, (0, missing), value=int(self._inner([""]).mode().values)) if missing > 0 else rows_TL
 
     @property
     def encoder(self) -> dict[str, int]:
