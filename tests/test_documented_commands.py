@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer
 
+from calling import run_example
 from cluster.files import documents, walk
 from rayclip.attacks import parse_attacks
 from rayclip.cli.app import app
@@ -173,8 +174,13 @@ def test_benchmarks_take_their_command_lines():
     assert (done.stdout.splitlines(), done.returncode) == (BENCHMARKS, 0), done.stderr
 
 
-def test_the_readme_s_python_runs():
-    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(block, names)
-    assert 0 < names["accuracy"] < 0.5, "PGD breaks most of the bundled model's right answers"
+def python_of(page: Path) -> str:
+    (block,) = (b for b in re.split(r"^```.*\n", page.read_text(), flags=re.MULTILINE)[1::2] if "import rayclip" in b)
+    return block
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "rayclip/api/README.md"], ids=["README", "api"])
+def test_the_python_of_a_page_runs(page):
+    """But for the training, which `e2e/test_library.py` has."""
+    lines = [line for line in python_of(page).splitlines() if not line.startswith("rayclip.train(")]
+    run_example("\n".join(lines))
