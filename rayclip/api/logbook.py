@@ -46,7 +46,8 @@ HOW_TO_READ = """
 verdict).
 
 **Metrics**, in percent: `clean/DATA`, `robust/ATTACK_epsN/DATA`, `worst/DATA` (the worst case: right under every
-attack, per sample; of several budgets one each, `worst_epsN/DATA`), `avg/…` over the data sets.
+attack, per sample; of several budgets one each, `worst_epsN/DATA`), `avg/…` over the data sets. `rounded/…` is robust
+accuracy on images that were saved with 8 bits.
 
 - Compare: mark runs, *Compare*, parallel coordinates over `method.name`, `shots`, `method.eps` and `worst/…`.
 - Search: `tags."rayclip.kind" = 'eval' and metrics."worst/digits" > 30`.
@@ -185,8 +186,8 @@ class Logbook:
         cells: Sequence[Cell],
         warnings: Sequence[str] = (),
         trial: str | None = None,
-    ) -> None:
-        """Log one model's evaluation as a run, once: metrics, the table, adversarial texts and pictures.
+    ) -> str:
+        """Log one model's evaluation as a run, once, and return it: metrics, the table, adversarial texts, pictures.
 
         Args:
             warnings: about the measurement; their number is a tag, so that such runs can be searched for.
@@ -195,7 +196,7 @@ class Logbook:
         digest = _digest([[r.cell for r in rows], rows[0].n])
         key = f"{name} {digest}"
         if self.has_begun(key, complete=True):
-            return
+            return self._known.runs[key]
         run = self.open(
             name,
             key=key,
@@ -235,6 +236,15 @@ class Logbook:
             accuracies = {cells[0].model_fingerprint: accuracy}
             self._add("rank", run, protocol=_digest(stands_on), accuracies=accuracies)
         self.end(key)
+        return run
+
+    def rounded(self, run: str, rows: Sequence[Row], accuracies: Mapping[str, float]) -> None:
+        """Log accuracies on saved images, by cell, as `rounded/ATTACK/DATA`; also to a run that is complete."""
+        names = [(name, row) for row in rows if row.cell in accuracies for name in metric_names([row])]
+        values = [[name.replace("robust/", "rounded/"), accuracies[row.cell], 0] for name, row in names]
+        if values:
+            self._add("metrics", run, values=values)
+            self.deliver()
 
     def retrieval(self, task: Task, rows: Sequence[RecallRow]) -> None:
         """Log one model's retrieval under one attack as a run, once: metrics and the table."""

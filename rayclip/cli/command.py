@@ -35,7 +35,7 @@ _GROUPS = {
     "ema trains",
     "Cluster": "gpus_per_worker shard_size data_workers workers min_workers cluster",
     "Tracking": "tracking_uri no_tracking experiment",
-    "Output": "out models json save_every_steps quiet json_logs verbose help",
+    "Output": "out models json save_adversarial save_every_steps quiet json_logs verbose help",
 }
 _GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names.split()}
 _ORDER = list(_GROUP_OF)

@@ -97,7 +97,9 @@ class _EvaluationPool(Pool):
 
     def __init__(self, work: Sequence[Shards], store: Store, size: PoolSize, display: Display, total: int) -> None:
         self._work, self._store, self._size, self._share, self._costs = list(work), store, size, Share.of(size), Costs()
-        self._missing = {shards.cell.id: len(shards.positions) for shards in work}
+        self._missing: dict[str, int] = {}
+        for shards in work:
+            self._missing[shards.cell.id] = self._missing.get(shards.cell.id, 0) + len(shards.positions)
         super().__init__(
             display,
             shards=sum(map(len, work)),
