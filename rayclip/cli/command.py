@@ -32,7 +32,7 @@ _GROUPS = {
     "Attack": "attacks attack eps steps step_size norm start eps_warmup substitutes precision compiled",
     "Defence and scoring": "defense aim draws scorer made_against",
     "Optimiser": "epochs recipe lr batch_size accumulate optimizer momentum betas weight_decay schedule warmup_steps "
-    "ema trains",
+    "ema trains validate",
     "Cluster": "gpus_per_worker shard_size data_workers workers min_workers cluster",
     "Tracking": "tracking_uri no_tracking experiment",
     "Output": "out models json save_adversarial save_every_steps quiet json_logs verbose help",

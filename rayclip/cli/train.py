@@ -99,6 +99,7 @@ def train(
     step_size: str | None = None,
     norm: Literal["linf", "l2"] = "linf",
     start: Literal["random", "zero"] = "random",
+    validate: Annotated[str | None, typer.Option(metavar="every=N,…")] = None,
     recipe: Literal["paper", "small"] | None = None,
     trains: str | None = None,
     substitutes: str = "default",
@@ -133,6 +134,9 @@ def train(
         steps: Steps of the training attack. [default: the method's]
         norm: Norm of the training attack's budget.
         start: Start the training attack at a random point of the ball, or at the image.
+        validate: Every N epochs, judge on a held-out part of the training data, and keep the best weights in OUT/best:
+            every=1,size=0.1,attacks=pgd:steps=20,eps=1/255. The first attack decides; size is a number or a share of
+            the images. [default: no part is held out]
         recipe: Use the published code's settings, its whole warm-up included (paper), or settings for models of a few
             million parameters (small). [default: small below 20 million parameters, else paper with a warm-up of at
             most a tenth of the run]
@@ -153,6 +157,7 @@ def train(
     from rayclip.methods import make_method
     from rayclip.store import Store
     from rayclip.training import TrainConfig
+    from rayclip.training.held_out import HeldOut
 
     class_source, (data,) = choose_names(class_names, [data])
     asked: dict[str, Any] = {
@@ -175,6 +180,7 @@ def train(
         recipe=checks.choose_recipe(
             chosen, model, small=small, whole_warmup=recipe == "paper", overrides=changes.given()
         ),
+        validate=None if validate is None else HeldOut.parse(validate, chosen.eps),
         **vars(settings),
     )
     place = Store(out)
@@ -196,9 +202,22 @@ def train(
         return
     test = "TEST.parquet" if data.endswith(".parquet") else data
     print(f"checkpoint: {out}")
+    if config.validate is not None:
+        _show_best(trial.out)
     same = "" if settings.resize == "antialias" else f" --resize {settings.resize}"
     written, results = format_budget(chosen.eps), place.child("eval").root
     print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {written}{same} --out {results}")
+
+
+def _show_best(out: str) -> None:
+    """Print which epoch was the best on held-out images."""
+    from rayclip.models.checkpoint import read_lineage
+    from rayclip.training.validation import BEST
+
+    found = (read_lineage(out) or {})["validation"]
+    best = found["best"]
+    scores = ", ".join(f"{name} {value:.1f} %" for name, value in best.items() if name not in ("epoch", "step"))
+    print(f"best on {found['images']} held-out images: epoch {best['epoch']} ({scores}): {out}/{BEST}")
 
 
 def parse_shots(text: str) -> int | None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from ray.train.torch import get_device
 from rayclip.distributed.resources import check_shared
 from rayclip.distributed.train_faults import fit_into_memory
 from rayclip.distributed.trials import MetricLog, Notes, Trial
-from rayclip.store import no_room
+from rayclip.models.checkpoint import FILES
+from rayclip.store import Store, no_room
 from rayclip.training import Progress, train
+from rayclip.training.validation import BEST
 from rayclip.types import UserError
 
 STARTED = "begun"  # a file by which every node can check that it sees the driver's storage
@@ -86,7 +89,7 @@ class _RayHost:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = torch.device(get_device())
-        self._measure, self._notes = settings.measure, settings.notes
+        self._measure, self._notes, self._out = settings.measure, settings.notes, settings.trial.out
         self._log, self._run = (settings.log, settings.trial.run) if self.rank == 0 else (None, None)
 
     @contextlib.contextmanager
@@ -102,19 +105,28 @@ class _RayHost:
         if self._log is not None and self._run is not None:
             values = [(f"train/{name}", value, step) for step, row in progress.curve for name, value in row.items()]
             values.append(("train/images_per_second", progress.images_per_second, progress.step))
+            values += [(f"validate/{name}", value, progress.step) for name, value in progress.validated.items()]
             self._log.metrics(self._run, values)
-        metrics = {k: v for k, v in dataclasses.asdict(progress).items() if k != "curve"}
+        metrics = {k: v for k, v in dataclasses.asdict(progress).items() if k not in ("curve", "validated")}
         metrics["workers"] = self.world_size
         with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
             checkpoint, place = None, Path(folder) / "checkpoint"
             if save is not None:
                 save(place)
+                self._export_best(place / BEST)
                 checkpoint = ray.train.Checkpoint.from_directory(str(place))
                 metrics |= {} if self._measure is None else self._measure(place, self.device)
             ray.train.report(metrics, checkpoint=checkpoint)
         # All ranks stop at once if the trial was asked to
         if self._measure is not None and broadcast_from_rank_zero(self._notes.read("stop") is not None):
             raise _StopError
+
+    def _export_best(self, folder: Path) -> None:
+        """Move the best checkpoint, which the end of a validated run has, to the trial's `out`."""
+        if folder.is_dir():
+            for name in (name for name in FILES if (folder / name).exists()):
+                Store(self._out).child(BEST).copy_in(folder / name, name)
+            shutil.rmtree(folder)
 
 
 class _StopError(Exception):

@@ -29,12 +29,19 @@ class Average:
     @contextmanager
     def in_place(self) -> Iterator[list[Tensor]]:
         """Put the averaged weights into the model for the block; yield the last step's weights."""
-        last = [p.detach().clone() for p in self._parameters]
-        set_weights(self._parameters, self.values)
-        try:
+        with weights_in_place(self._parameters, self.values) as last:
             yield last
-        finally:
-            set_weights(self._parameters, last)
+
+
+@contextmanager
+def weights_in_place(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Give parameters other values for the block; yield their own."""
+    last = [p.detach().clone() for p in parameters]
+    set_weights(parameters, values)
+    try:
+        yield last
+    finally:
+        set_weights(parameters, last)
 
 
 def decay_at(decay: float, step: int) -> float:
