@@ -6,7 +6,7 @@ All arguments are validated before Ray starts and before a file is written.
 from rayclip.api.evaluating import compare, evaluate_models, plan_evaluation, spent
 from rayclip.api.request import Evaluation, Tracking, Where
 from rayclip.api.retrieval import evaluate_retrieval, show_retrieval
-from rayclip.api.training import Found, SweepResult, fine_tune, itself, search, show_search, sweep
+from rayclip.api.training import Found, SweepResult, fine_tune, fine_tune_seeds, itself, search, show_search, sweep
 
 __all__ = [
     "Evaluation",
@@ -18,6 +18,7 @@ __all__ = [
     "evaluate_models",
     "evaluate_retrieval",
     "fine_tune",
+    "fine_tune_seeds",
     "itself",
     "plan_evaluation",
     "search",

@@ -23,8 +23,10 @@ from rayclip.models.checkpoint import read_lineage
 from rayclip.models.zeroshot import TEMPLATE
 from rayclip.progress import say
 from rayclip.reports.examples import example_grid
+from rayclip.reports.formats import grid_markdown
 from rayclip.reports.notes import Varying, merge_protocols
 from rayclip.reports.rows import markdown_tables, rows_json
+from rayclip.reports.seeds import spread, training_grid
 from rayclip.settings import BUDGETS
 from rayclip.store import Store
 from rayclip.tracking.deliverer import Deliverer
@@ -268,6 +270,15 @@ class Logbook:
         self._numbers(run, {}, rows, labels)
         self._add("describe", run, text=markdown_tables(rows, labels), study=False)
         self._files(run, {"table.md": markdown_tables(rows, labels), "results.json": rows_json(rows)})
+        self.finish(run)
+
+    def seeds(self, run: str, numbers: Mapping[str, Mapping[str, float]]) -> None:
+        """Log trainings that differ in their seed in the run above them, and finish it: `train/loss_mean`,
+        `train/loss_sd`, and the table."""
+        for name, (mean, sd) in spread(list(numbers.values())).items():
+            key = f"{'train' if name == 'loss' else 'validate'}/{key_part(name.replace(' ', '_'))}"
+            self._add("metrics", run, key=key, values=[[f"{key}_mean", mean, 0], [f"{key}_sd", sd, 0]])
+        self._add("describe", run, text=grid_markdown(training_grid(numbers)), study=False)
         self.finish(run)
 
     def _numbers(

@@ -23,11 +23,13 @@ from rayclip.distributed.tuning import run_trials
 from rayclip.evaluation import Store
 from rayclip.evaluation.cell import at_budgets, label_with_eps
 from rayclip.evaluation.front import Score, pareto_front
-from rayclip.models.checkpoint import FILES
+from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display, say
+from rayclip.reports.grid import Grid
 from rayclip.reports.model import model_name
 from rayclip.reports.notes import heading
 from rayclip.reports.rows import search_grid
+from rayclip.reports.seeds import trained_numbers, training_grid
 from rayclip.reports.to_terminal import show
 from rayclip.types import Row, UserError
 
@@ -53,6 +55,42 @@ def fine_tune(trial: Trial, where: Where) -> bool:
     if errors:
         raise UserError(f"training failed: {errors[trial.name]}")
     return True
+
+
+class SeedResult(NamedTuple):
+    """Result of one training with several seeds.
+
+    Attributes:
+        trials: those that are finished, one per seed.
+        grid: a row of numbers per seed: of the last step and, with validation, of the last and the best epoch.
+        errors: reasons of failure by trial name.
+    """
+
+    trials: list[Trial]
+    grid: Grid
+    errors: dict[str, str]
+
+
+def fine_tune_seeds(trial: Trial, seeds: Sequence[int], where: Where) -> SeedResult:
+    """Run one training with each of several seeds, to `OUT/seed-N`, as one sweep, and log mean and standard deviation
+    of their numbers in the run above theirs."""
+    trials = [
+        dataclasses.replace(
+            trial,
+            name=f"seed {seed}",
+            config=dataclasses.replace(trial.config, seed=seed),
+            out=Store(trial.out).child(f"seed-{seed}").root,
+        )
+        for seed in seeds
+    ]
+    with _open_study("sweep", trial.name, trials, where, Opened(quiet=where.quiet)) as study:
+        errors: dict[str, str] = {}
+        if not all(trial.is_finished() for trial in study.trials):
+            errors = _train(study.trials, where, study.logbook)
+        finished = [trial for trial in study.trials if trial.name not in errors]
+        numbers = {trial.name: trained_numbers(read_lineage(trial.out) or {}) for trial in finished}
+        study.logbook.seeds(study.root, numbers)
+    return SeedResult(finished, training_grid(numbers), errors)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,21 @@
 """`rayclip train`: fine-tune one model, or learn a prompt for it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rayclip.cli.command import MODELS, FromZero, Positive
-from rayclip.cli.options import Logging, check_data, check_models, least_of
+from rayclip.cli.options import Logging, check_data, check_models, least_of, split
 from rayclip.names import METHODS, check_method
 from rayclip.paths import check_folder
 from rayclip.types import UserError
 from rayclip.units import format_budget, parse_budget
+
+if TYPE_CHECKING:
+    from rayclip.api import Where
+    from rayclip.distributed.trials import Trial
 
 _METHOD = f"One of {', '.join(METHODS)}, with its settings: mmcoa:lambda_img=0.3 (rayclip methods NAME shows them)."
 
@@ -76,7 +81,6 @@ class ConfigOptions:
     eps_warmup: Annotated[float, typer.Option(metavar="EPOCHS")] = 0.0
     accumulate: Positive = 1
     ema: Annotated[float, typer.Option(metavar="DECAY")] = 0.0
-    seed: FromZero = 0
     resolution: Literal["native", "model"] = "native"
     resize: Literal["antialias", "plain"] = "antialias"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -101,6 +105,7 @@ def train(
     start: Literal["random", "zero"] = "random",
     validate: Annotated[str | None, typer.Option(metavar="every=N,…")] = None,
     recipe: Literal["paper", "small"] | None = None,
+    seed: Annotated[Sequence[str], typer.Option(metavar="N,N…")] = ("0",),
     trains: str | None = None,
     substitutes: str = "default",
     class_names: Annotated[str, typer.Option(metavar="curated|raw|FILE")] = "curated",
@@ -142,8 +147,11 @@ def train(
             most a tenth of the run]
         trains: Train all parameters, the image encoder (image), or its last N blocks and what follows (last-N).
             [default: the method's]
+        seed: Seed of all random numbers; of several, each trains a model, OUT/seed-N, and the table has mean ± standard
+            deviation.
         workers: Train workers (one GPU each where there are GPUs).
     """
+    seeds = parse_seeds(seed)
     check_folder("--out", out, done="rayclip.json")
     check_method(method)
     budget = None if eps is None else parse_budget(eps)
@@ -181,23 +189,24 @@ def train(
             chosen, model, small=small, whole_warmup=recipe == "paper", overrides=changes.given()
         ),
         validate=None if validate is None else HeldOut.parse(validate, chosen.eps),
+        seed=seeds[0],
         **vars(settings),
     )
     place = Store(out)
     trial = Trial(name=place.name, config=config, out=place.root)
-    did_something = api.fine_tune(
-        trial,
-        api.Where(
-            out=out,
-            tracking=logging.tracking,
-            cluster=cluster,
-            train_workers=workers,
-            least_workers=least_of(min_workers, workers),
-            quiet=quiet,
-            verbose=verbose,
-        ),
+    where = api.Where(
+        out=out,
+        tracking=logging.tracking,
+        cluster=cluster,
+        train_workers=workers,
+        least_workers=least_of(min_workers, workers),
+        quiet=quiet,
+        verbose=verbose,
     )
-    if not did_something:
+    if len(seeds) > 1:
+        _train_seeds(trial, seeds, where)
+        return
+    if not api.fine_tune(trial, where):
         print(f"{out} already holds this checkpoint; nothing to do.")
         return
     test = "TEST.parquet" if data.endswith(".parquet") else data
@@ -207,6 +216,29 @@ def train(
     same = "" if settings.resize == "antialias" else f" --resize {settings.resize}"
     written, results = format_budget(chosen.eps), place.child("eval").root
     print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {written}{same} --out {results}")
+
+
+def _train_seeds(trial: "Trial", seeds: Sequence[int], where: "Where") -> None:
+    """Train with several seeds and print their numbers; exit with code 1 if some failed."""
+    from rayclip import api
+    from rayclip.progress import say
+    from rayclip.reports.to_terminal import show
+
+    found = api.fine_tune_seeds(trial, seeds, where)
+    show([found.grid])
+    for name, error in found.errors.items():
+        say("error", f"{name} failed: {error}")
+    if found.errors:
+        raise typer.Exit(1)
+    print(f"checkpoints: {', '.join(each.out for each in found.trials)}")
+
+
+def parse_seeds(values: Sequence[str]) -> list[int]:
+    """Parse `--seed 0,1,2`."""
+    parts = split(values)
+    if not parts or not all(part.isascii() and part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+        raise UserError(f"--seed '{','.join(values)}' is none, or names one twice: write 0, or 0,1,2 for several runs.")
+    return [int(part) for part in parts]
 
 
 def _show_best(out: str) -> None:

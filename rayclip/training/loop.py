@@ -241,7 +241,7 @@ class _Run:
                     f"the loss of step {step} (epoch {epoch + 1}) is {metrics['loss']}: lower the "
                     "learning rate, or use precision fp32."
                 )
-        rate = self._images / max(seconds.item(), 1e-9)
+        rate, self._loss = self._images / max(seconds.item(), 1e-9), curve[-1][1]["loss"]
         validated: dict[str, float] = {}
         if self.validator is not None and self._validation_due():
             with self._averaged():
@@ -253,7 +253,7 @@ class _Run:
             total_steps=self.total_steps,
             epoch=epoch + 1,
             epochs=self.recipe.epochs,
-            loss=curve[-1][1]["loss"],
+            loss=self._loss,
             images_per_second=rate,
             curve=curve,
             validated=validated,
@@ -264,6 +264,7 @@ class _Run:
     def _save(self, folder: Path) -> None:
         found = lineage(self.config, self.data, self.clip, self.step, self.total_steps)
         state: dict[str, Any] = {"step": self.step, "optimizer": self.optimizer.state_dict()}
+        found["loss"] = self._loss
         if self.validator is not None:
             found["validation"], state["validation"] = self.validator.record(), self.validator.state()
             if self.step == self.total_steps:
