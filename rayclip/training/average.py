@@ -3,8 +3,7 @@
 The optimiser continues with the last step's weights; checkpoints hold, and evaluations use, the average.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,23 +24,6 @@ class Average:
     def update(self, step: int) -> None:
         """Update the average with the weights after `step` steps."""
         get_ema_multi_avg_fn(decay_at(self._decay, step))(self.values, list(self._parameters), step)
-
-    @contextmanager
-    def in_place(self) -> Iterator[list[Tensor]]:
-        """Put the averaged weights into the model for the block; yield the last step's weights."""
-        with weights_in_place(self._parameters, self.values) as last:
-            yield last
-
-
-@contextmanager
-def weights_in_place(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Give parameters other values for the block; yield their own."""
-    last = [p.detach().clone() for p in parameters]
-    set_weights(parameters, values)
-    try:
-        yield last
-    finally:
-        set_weights(parameters, last)
 
 
 def decay_at(decay: float, step: int) -> float:

@@ -10,7 +10,7 @@ import copy
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,8 +28,9 @@ from rayclip.models.checkpoint import restore, save_checkpoint
 from rayclip.models.clip import frozen
 from rayclip.models.exact import use_exact_fp32
 from rayclip.models.fast import fast_copy, refresh
+from rayclip.models.lora import Lora
 from rayclip.rng import sample_keys
-from rayclip.training.average import Average, set_weights, weights_in_place
+from rayclip.training.average import Average, set_weights
 from rayclip.training.config import TrainConfig, check_shares
 from rayclip.training.held_out import split
 from rayclip.training.lineage import lineage
@@ -100,6 +101,9 @@ class _Run:
         # Copied before a resume changes the weights, and before any of them is trainable
         base = copy.deepcopy(clip).eval().requires_grad_(False) if self.method.needs_original else None
         self.trainable = choose_trainable(clip, self.method)
+        self.lora = None if self.method.lora is None else Lora(clip, self.method.lora, config.seed)
+        if self.lora is not None:
+            self.trainable = self.lora.factors
         self.optimizer = make_optimizer(self.recipe, self.trainable)
         self.sampler = EpochSampler(
             count=len(data),
@@ -115,7 +119,7 @@ class _Run:
         last = self._resume()
         self.average = Average(self.trainable, config.ema) if config.ema else None
         if last is not None:
-            set_weights(self.trainable, last)
+            self._set(last)
         prompts = self.method.prompts(data.class_names, clip.template or config.template)
         self.texts = ClassTexts(clip, prompts, trainable=self.method.trains_texts)
         self.attacked = copy_to_attack(clip, config.precision)
@@ -139,7 +143,7 @@ class _Run:
             if self._pending_due():
                 self._report(epoch)
         if self.average is not None:
-            set_weights(self.trainable, self.average.values)
+            self._set(self.average.values)
         return self.clip.eval()
 
     def _train_step(self, pixels_u8: Tensor, positions: Tensor, total: int) -> None:
@@ -153,7 +157,11 @@ class _Run:
         autocast = functools.partial(autocast_to, self.config.precision, self.host.device)
         parts = self.config.accumulate
         metrics = attack_and_backward(self.module, self.clip, method, batch, parts, autocast, self.attacked)
+        if self.lora is not None:
+            self.lora.take_gradients()
         self.optimizer.step()
+        if self.lora is not None:
+            self.lora.apply()
         self.clip.bound_scale()
         self.step += 1
         if self.average is not None:
@@ -220,8 +228,23 @@ class _Run:
     def _pending_due(self) -> bool:
         return self._checkpoint_due() or self._validation_due() or self.step >= self._report_at
 
+    def _set(self, values: Sequence[Tensor]) -> None:
+        set_weights(self.trainable, values)
+        if self.lora is not None:
+            self.lora.apply()
+
+    @contextlib.contextmanager
+    def _weights(self, values: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Give the model other weights for the block; yield its own."""
+        last = [p.detach().clone() for p in self.trainable]
+        self._set(values)
+        try:
+            yield last
+        finally:
+            self._set(last)
+
     def _averaged(self) -> contextlib.AbstractContextManager[list[Tensor] | None]:
-        return contextlib.nullcontext() if self.average is None else self.average.in_place()
+        return contextlib.nullcontext() if self.average is None else self._weights(self.average.values)
 
     def _report(self, epoch: int) -> None:
         names = list(self._pending[0])
@@ -268,10 +291,11 @@ class _Run:
         if self.validator is not None:
             found["validation"], state["validation"] = self.validator.record(), self.validator.state()
             if self.step == self.total_steps:
-                with weights_in_place(self.trainable, self.validator.best):
+                with self._weights(self.validator.best):
                     save_checkpoint(self.clip, folder / BEST, {**found, "weights": "best epoch by validation"})
         with self._averaged() as state["last"]:
             save_checkpoint(self.clip, folder, found)
+            state["lora"] = None if self.lora is None else [p.detach().clone() for p in self.lora.factors]
         torch.save(state, folder / STATE_FILE)
 
     def _resume(self) -> list[Tensor] | None:
@@ -282,8 +306,11 @@ class _Run:
         with self.host.resume_from() as folder:
             if folder is None:
                 return None
-            restore(self.clip, folder)
             state = torch.load(folder / STATE_FILE, map_location=self.host.device, weights_only=True)
+            if self.lora is None:
+                restore(self.clip, folder)
+            else:
+                self._set(state["lora"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
             if self.validator is not None:
@@ -387,7 +414,7 @@ def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opti
 def choose_trainable(clip: Clip, method: Method) -> list[nn.Parameter]:
     """Enable gradients of the parameters that the method trains; return these parameters."""
     clip.requires_grad_(False)
-    chosen = clip.parameters_of(method.trains)
+    chosen = [] if method.lora is not None else clip.parameters_of(method.part)
     for p in chosen:
         p.requires_grad_(True)
     return chosen

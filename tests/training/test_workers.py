@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from rayclip.training.held_out import HeldOut
 from training.test_loop import LocalHost, config
 
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16}
+LORA = {"lora": ("tecoa", {"accumulate": 2, "ema": 0.5})} if find_spec("peft") else {}
 OPTIONS = {
+    **LORA,
     "batch norm": ("tecoa", {"accumulate": 1}),
     "batch norm in parts": ("tecoa", {"accumulate": 2}),
     "mmcoa in parts": ("mmcoa", {"accumulate": 2}),
@@ -48,9 +51,10 @@ def settings(option, folder):
         base = replace(base, model=f"local-dir:{folder / 'resnet'}")
         base = replace(base, method=replace(base.method, trains="image"))
         return replace(base, recipe=replace(base.recipe, optimizer="sgd", lr=1e-2))
+    trains = "lora:rank=2" if option == "lora" else {"mmcoa": "all", "tecoa": "last-2", "advpt": "prompt"}[name]
     return replace(
         base,
-        method=replace(base.method, trains={"mmcoa": "all", "tecoa": "last-2", "advpt": "prompt"}[name]),
+        method=replace(base.method, trains=trains),
         recipe=replace(base.recipe, optimizer="sgd", lr=1e-3),
     )
 
