@@ -70,16 +70,16 @@ class SavedSet(NamedTuple):
 
 
 def saved_columns(
-    images_BCHW: Tensor, clean_BCHW: Tensor, predict: Callable[[Tensor], Tensor]
+    images_BCHW: Tensor, clean_BCHW: Tensor | None, predict: Callable[[Tensor], Tensor]
 ) -> dict[str, np.ndarray]:
     """Return adversarial images as PNG with what has become of them: prediction and distance from the clean image.
 
     Args:
-        images_BCHW, clean_BCHW: pixels in [0, 1], before rounding.
+        images_BCHW, clean_BCHW: pixels in [0, 1], before rounding; without the clean ones, distances are 0.
         predict: the classifier that judges, `pixels (B, C, H, W) -> classes (B,)`.
     """
     rounded_BCHW = to_8_bits(images_BCHW).float() / 255  # as a reader of the file gets them
-    delta = (rounded_BCHW - clean_BCHW).flatten(1)
+    delta = (rounded_BCHW - (rounded_BCHW if clean_BCHW is None else clean_BCHW)).flatten(1)
     with torch.no_grad():
         found = {"saved_pred": predict(rounded_BCHW), "saved_linf": delta.abs().amax(1), "saved_l2": delta.norm(dim=1)}
     return {_IMAGE: np.array(pngs(images_BCHW), dtype=object), **{k: v.cpu().numpy() for k, v in found.items()}}
@@ -152,51 +152,39 @@ def write_set(cell: Cell, store: Store) -> SavedSet:
 def save_adversarial(
     folder: str,
     images_BCHW: Tensor,
-    clean_BCHW: Tensor,
     labels_B: Tensor,
     class_names: Sequence[str],
-    predict: Callable[[Tensor], Tensor],
     *,
+    before_B: Tensor,
+    after_B: Tensor,
+    predict: Callable[[Tensor, Sequence[int]], Tensor],
     about: Mapping[str, Any] | None = None,
-    budget: float | None = None,
 ) -> SavedSet:
     """Write adversarial images as a prepared data set in `folder`: `rayclip eval --data FOLDER`, or
-    `datasets.load_dataset("parquet", data_files="FOLDER/test-*.parquet")`.
+    `datasets.load_dataset("parquet", data_files="FOLDER/test-*.parquet")`. A set that was saved there is replaced.
 
     Args:
-        images_BCHW, clean_BCHW: adversarial and clean pixels in [0, 1].
+        images_BCHW: adversarial pixels in [0, 1].
         labels_B: true classes, indices into `class_names`.
-        predict: the classifier that was attacked, `pixels (B, C, H, W) -> classes (B,)`; it judges again what was
-            rounded to 8 bits.
-        about: where the images come from, as JSON values; the manifest holds it.
-        budget: in pixel units, of the l_inf ball; rounding beyond it is noted.
+        before_B, after_B: predicted classes before and after the attack.
+        predict: the classifier that was attacked, which judges again what was rounded to 8 bits:
+            `pixels (b, C, H, W), places of these images in the batch -> classes (b,)`.
+        about: where the images come from, as JSON values, for the manifest.
 
     Raises:
         UserError: fewer than two classes, a label that is none of them, or a folder with something else in it.
     """
     store, count = Store(folder), len(images_BCHW)
-    if (
-        len(class_names) < 2
-        or not len(labels_B)
-        or not 0 <= int(labels_B.min()) <= int(labels_B.max()) < len(class_names)
-    ):
-        raise UserError(
-            f"{count} images cannot be saved: their labels must be indices into the names of their classes."
-        )
+    if len(class_names) < 2 or not count or not 0 <= labels_B.min() <= labels_B.max() < len(class_names):
+        raise UserError(f"{count} images cannot be saved: their labels have to be indices into the class names.")
     tables = []
     for index in torch.arange(count).split(_AT_ONCE):
-        clean, images = clean_BCHW[index], images_BCHW[index]
-        with torch.no_grad():
-            before, after = predict(clean), predict(images)
-        known = {
-            "position": index,
-            "sample_id": index,
-            "label": labels_B[index],
-            "clean_pred": before,
-            "adv_pred": after,
-        }
-        found = {name: column.cpu().numpy() for name, column in known.items()}
-        tables.append(_table(found | saved_columns(images, clean, predict)))
+        places, images = index.tolist(), images_BCHW[index.to(images_BCHW.device)]
+        given = {"label": labels_B, "clean_pred": before_B, "adv_pred": after_B}
+        found = {name: column.cpu()[index].numpy() for name, column in given.items()}
+        found |= dict.fromkeys(("position", "sample_id"), index.numpy())
+        saved = saved_columns(images, None, lambda rounded, places=places: predict(rounded, places))  # type: ignore[misc]
+        tables.append(_table(found | saved))
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables(tables), buffer)
     data = buffer.getvalue()
@@ -205,7 +193,7 @@ def save_adversarial(
         class_names=class_names,
         about={**(about or {}), "of": count, "content": hashlib.sha256(data).hexdigest()[:16]},
         resize="square",
-        budget=budget,
+        budget=None,
     )
     join(source, tuple(class_names), store.parent, store.name, read_manifest(store))
     return _described(read_manifest(store), store)

@@ -138,17 +138,23 @@ def test_tensors_are_saved_and_judged_again(tmp_path):
     images = (clean + 0.004 * torch.randn(clean.shape)).clamp(0, 1)
     asked = []
 
-    def predict(pixels):
-        asked.append(pixels)
+    def predict(pixels, places):
+        asked.append((pixels, places))
         return clf(pixels).argmax(1)
 
-    found = save_adversarial(str(tmp_path / "mine"), images, clean, labels, clf.class_names, predict)
+    def save(name, images, labels=labels):
+        with torch.no_grad():
+            before, after = clf(clean).argmax(1), clf(images).argmax(1)
+        place, judged = str(tmp_path / name), {"before_B": before, "after_B": after, "predict": predict}
+        return save_adversarial(place, images, labels, clf.class_names, **judged)
+
+    found = save("mine", images)
     data = open_data(found.place, "test")
     saved = batch_pixels(data, range(4), "native", 0)
     assert torch.equal(saved, (images * 255).round().byte()) and data.labels.tolist() == [0, 1, 2, 0]
-    assert torch.equal(asked[-1], saved.float() / 255)
-    other = save_adversarial(str(tmp_path / "mine"), clean, clean, labels, clf.class_names, predict)
+    assert torch.equal(asked[-1][0], saved.float() / 255) and list(asked[-1][1]) == [0, 1, 2, 3]
+    other = save("mine", clean)
     assert other.place == found.place and (other.successes, other.samples) == (0, 4)
     assert torch.equal(batch_pixels(open_data(found.place, "test"), range(4), "native", 0).float() / 255, clean)
     with pytest.raises(UserError, match="labels"):
-        save_adversarial(str(tmp_path / "bad"), images, clean, labels + 1, clf.class_names, predict)
+        save("bad", images, labels + 1)
