@@ -40,7 +40,7 @@ def verdicts(store, cell):
     return store.read_tables(store.names(f"cells/{cell.id}", ".parquet")).sort_by("position").to_pylist()
 
 
-@pytest.mark.parametrize("resolution", ["native", "model"])
+@pytest.mark.parametrize("resolution", ["native", pytest.param("model", marks=pytest.mark.ci)])
 def test_the_set_is_what_was_judged_and_does_not_depend_on_the_workers(resolution, tmp_path):
     cells = make("clean,pgd", resolution=resolution)
     cell, (once, plain, twice) = cells[1], (Store(str(tmp_path / name)) for name in ("once", "plain", "twice"))

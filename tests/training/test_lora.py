@@ -84,6 +84,7 @@ def test_a_reduced_copy_for_attacks_has_the_changed_weights():
     assert not torch.allclose(stale, clip.encode_image(images), atol=1e-2)
 
 
+@pytest.mark.ci
 def test_a_run_is_repeatable_resumed_and_leaves_an_ordinary_checkpoint(tmp_path):
     settings = config("tecoa", ema=0.5)
     settings = replace(settings, recipe=replace(settings.recipe, lr=1e-2))

@@ -66,6 +66,7 @@ def test_the_option_is_read(tmp_path):
     assert "validate" not in plain.describe() and plain.digest() != validated().digest()
 
 
+@pytest.mark.ci
 def test_the_best_epoch_is_kept_and_training_goes_on_as_without(tmp_path):
     whole, plain = LocalHost(tmp_path / "whole"), LocalHost(tmp_path / "plain")
     train(validated(), whole)
