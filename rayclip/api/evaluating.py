@@ -201,7 +201,7 @@ def plan_evaluation(
     """
     cells, positions = plan_all(models, [evaluation], Opened(quiet=where.quiet))
     store, costs, found = Store(where.out), Costs(), None
-    work = outstanding(cells, positions, store, where.pool.shard_size)
+    work = outstanding(cells, positions, store, where.pool.shard_size, save_images=where.save_adversarial)
     hardware = forecasts.common_hardware(cells, store)
     if hardware is not None:
         costs.read({cell.id: cell for cell in cells}.values(), store, hardware)

@@ -49,7 +49,7 @@ verdict).
 
 **Metrics**, in percent: `clean/DATA`, `robust/ATTACK_epsN/DATA`, `worst/DATA` (the worst case: right under every
 attack, per sample; of several budgets one each, `worst_epsN/DATA`), `avg/…` over the data sets. `rounded/…` is robust
-accuracy on images that were saved with 8 bits.
+accuracy on images that were saved with 8 bits, `validate/…` accuracy on held-out training images.
 
 - Compare: mark runs, *Compare*, parallel coordinates over `method.name`, `shots`, `method.eps` and `worst/…`.
 - Search: `tags."rayclip.kind" = 'eval' and metrics."worst/digits" > 30`.

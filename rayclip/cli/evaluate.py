@@ -1,6 +1,5 @@
 """`rayclip eval`, `plan` and `retrieval`: attack models and print their accuracy or recall, and what it costs."""
 
-import dataclasses
 import json as jsons
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from rayclip.evaluation.forecast import Forecast, PlanComparison
 
 
-def evaluate(asked: Request, workers: Positive | None = None, save_adversarial: bool = False) -> None:
+def evaluate(asked: Request, workers: Positive | None = None) -> None:
     """Attack models and print a table of their clean and robust accuracy.
 
     \b
@@ -45,25 +44,22 @@ def evaluate(asked: Request, workers: Positive | None = None, save_adversarial: 
     Args:
         workers: Evaluation actors, at most; a cluster's autoscaler is asked for their nodes.
             [default: a GPU, else a core, each, of all that the cluster has or may have]
-        save_adversarial: Also save adversarial images as a data set for each attack, OUT/adversarial/NAME, which --data
-            and other tools read: PNG, judged again as they are rounded to 8 bits.
     """
     from rayclip import progress
     from rayclip.cli import answers
 
-    answer = None if save_adversarial else answers.find(asked.words, asked.files, asked.out)
+    answer = None if asked.save_adversarial else answers.find(asked.words, asked.files, asked.out)
     if answer is not None:
         for level, sentence in answer.said:
             progress.say(level, sentence)
     else:
         from rayclip import api
 
-        evaluation = asked.evaluation
-        where = dataclasses.replace(asked.where(workers), save_adversarial=save_adversarial)
+        evaluation, where = asked.evaluation, asked.where(workers)
         with progress.listening() as said:
             rows = api.evaluate_models(asked.models, evaluation, where)
         answer = answers.Answer(rows, said)
-        if not save_adversarial:  # such a command looks whether the images are still there
+        if not asked.save_adversarial:  # such a command looks whether the images are still there
             answers.keep(asked.words, asked.files, asked.out, answer)
 
     def show() -> None:
@@ -156,6 +152,8 @@ def plan(
         calibrate: Measure for about this long what earlier results in --out do not cover; 0 measures nothing.
     """
     counts = parse_counts(workers)
+
+    import dataclasses
 
     from rayclip import api
 
