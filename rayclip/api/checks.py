@@ -111,8 +111,12 @@ def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainCo
     method = bind_captions(method, config.data, data.class_names)
     clip = opened.model(config.model)
     method.check(clip)
-    for attack in () if config.validate is None else config.validate.attacks:
-        attack.check(clip)
+    if config.validate is not None:
+        attacks = [a.pinned().for_classes(len(data.class_names)) for a in config.validate.attacks]
+        attacks = [bind_captions(attack, config.data, data.class_names) for attack in attacks]
+        for attack in attacks:
+            attack.check(clip)
+        config = dataclasses.replace(config, validate=dataclasses.replace(config.validate, attacks=tuple(attacks)))
     if has_batch_norm(clip):
         opened.note(
             f"{config.model}: BatchNorm keeps the statistics that it came with, so that a step on several workers, or "

@@ -43,6 +43,11 @@ class HeldOut:
         for attack in self.attacks:
             if attack.changes_texts or attack.gives_own_texts:
                 raise UserError(f"validate: {attack.name} changes texts; name attacks on images, such as pgd.")
+        names = [attack_name(attack) for attack in self.attacks]
+        if len(set(names)) < len(names):
+            raise UserError(
+                "validate: two of the attacks have the same name and steps, as their curves would: drop one."
+            )
 
     @classmethod
     def parse(cls, text: str, eps: float) -> "HeldOut":

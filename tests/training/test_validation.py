@@ -57,7 +57,17 @@ def test_the_option_is_read(tmp_path):
     assert {a.eps for a in found.attacks} == {24 / 255} and found.attacks[1].start == "zero"
     (default,) = HeldOut.parse("every=1", 2 / 255).attacks
     assert default.eps == 2 / 255 and HeldOut.parse("attacks=clean", 0).attacks == ()
-    for wrong in ("each=1", "every=0", "size=x", "size=-1", "size=1.5", "attacks=bert", "attacks=pgdd", "eps=8"):
+    for wrong in (
+        "each=1",
+        "every=0",
+        "size=x",
+        "size=-1",
+        "size=1.5",
+        "attacks=bert",
+        "attacks=pgdd",
+        "eps=8",
+        "attacks=pgd,pgd:step=1/255",
+    ):
         with pytest.raises(UserError):
             HeldOut.parse(wrong, 1 / 255)
     due = Validator(replace(config(), validate=found), open_data("digits", "train"), 0, 1).is_due
