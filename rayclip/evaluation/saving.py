@@ -158,7 +158,9 @@ def save_adversarial(
     before_B: Tensor,
     after_B: Tensor,
     predict: Callable[[Tensor, Sequence[int]], Tensor],
+    clean_BCHW: Tensor | None = None,
     about: Mapping[str, Any] | None = None,
+    budget: float | None = None,
 ) -> SavedSet:
     """Write adversarial images as a prepared data set in `folder`: `rayclip eval --data FOLDER`, or
     `datasets.load_dataset("parquet", data_files="FOLDER/test-*.parquet")`. A set that was saved there is replaced.
@@ -169,7 +171,9 @@ def save_adversarial(
         before_B, after_B: predicted classes before and after the attack.
         predict: the classifier that was attacked, which judges again what was rounded to 8 bits:
             `pixels (b, C, H, W), places of these images in the batch -> classes (b,)`.
+        clean_BCHW: pixels before the attack, for distances.
         about: where the images come from, as JSON values, for the manifest.
+        budget: in pixel units, of an l_inf ball; if rounding leaves it, the set has a note on that.
 
     Raises:
         UserError: fewer than two classes, a label that is none of them, or a folder with something else in it.
@@ -179,11 +183,12 @@ def save_adversarial(
         raise UserError(f"{count} images cannot be saved: their labels have to be indices into the class names.")
     tables = []
     for index in torch.arange(count).split(_AT_ONCE):
-        places, images = index.tolist(), images_BCHW[index.to(images_BCHW.device)]
+        places, there = index.tolist(), index.to(images_BCHW.device)
+        images, clean = images_BCHW[there].float(), None if clean_BCHW is None else clean_BCHW[there].float()
         given = {"label": labels_B, "clean_pred": before_B, "adv_pred": after_B}
         found = {name: column.cpu()[index].numpy() for name, column in given.items()}
         found |= dict.fromkeys(("position", "sample_id"), index.numpy())
-        saved = saved_columns(images, None, lambda rounded, places=places: predict(rounded, places))  # type: ignore[misc]
+        saved = saved_columns(images, clean, lambda rounded, places=places: predict(rounded, places))  # type: ignore[misc]
         tables.append(_table(found | saved))
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables(tables), buffer)
@@ -193,7 +198,7 @@ def save_adversarial(
         class_names=class_names,
         about={**(about or {}), "of": count, "content": hashlib.sha256(data).hexdigest()[:16]},
         resize="square",
-        budget=None,
+        budget=budget,
     )
     join(source, tuple(class_names), store.parent, store.name, read_manifest(store))
     return _described(read_manifest(store), store)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import rayclip
 from conftest import tiny_clip
 from rayclip import api
 from rayclip.attacks import parse_attacks
@@ -130,6 +131,27 @@ def test_an_evaluation_says_what_survives_and_keeps_the_texts(tmp_path, capsys):
     assert sep.read_json("texts.json") == store.read_json(f"texts/{cells[3].texts_id}.json") != None  # noqa: E711
     with pytest.raises(UserError, match="none of the attacks changes images"):
         api.evaluate_models(["digits"], replace(asked, attacks=asked.attacks[:1]), where)
+
+
+def test_what_an_attack_in_memory_found_is_saved(tmp_path):
+    model, data = rayclip.load("digits"), open_data("digits", "test")
+    images, labels = batch_pixels(data, range(6), "native", 0) / 255, torch.from_numpy(data.labels[:6])
+    found = rayclip.attack(model.zero_shot(list(data.class_names)), images, labels, "pgd:steps=2", eps="20.4/255")
+    saved = found.save(str(tmp_path / "mine"))
+    again = open_data(saved.place, "test")
+    assert torch.equal(batch_pixels(again, range(6), "native", 0), (found.images * 255).round().byte())
+    right = found.clean_logits.argmax(1) == labels
+    assert (saved.samples, saved.successes) == (6, int((right & found.success).sum()))
+    with torch.no_grad():
+        survived = model.zero_shot(list(data.class_names))((found.images * 255).round() / 255).argmax(1) != labels
+    assert saved.surviving == int((right & found.success & survived).sum())
+    function = rayclip.attack(
+        lambda x: x.flatten(2).mean(2) + torch.tensor([0.0, 0.01, 0.02]), images, labels % 3, "fgsm", eps="2/255"
+    )
+    assert function.save(str(tmp_path / "function")).samples == 6
+    text = rayclip.attack(model.zero_shot(list(data.class_names)), images, labels, "bert")
+    with pytest.raises(UserError, match="texts"):
+        text.save(str(tmp_path / "text"))
 
 
 def test_tensors_are_saved_and_judged_again(tmp_path):
