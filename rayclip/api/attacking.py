@@ -192,13 +192,13 @@ class AttackResult:
         """
         if self.attack.changes_texts or self.attack.gives_own_texts:
             raise UserError(f"{self.attack.name} changes texts, which a data set of images does not keep.")
-        clip = self.classifier.victim.clip
-        module = clip if isinstance(clip, nn.Module) else None
+        victim, model = self.classifier.victim, self.classifier.model
+        judging = victim.function if isinstance(victim, FunctionClassifier) else victim.clip
 
         def predict(pixels: Tensor, places: Sequence[int]) -> Tensor:
-            device = pixels.device if module is None or self.classifier.model is None else clip.device
-            with working(module):
-                return self.classifier.judge(places)(pixels.to(device, self.classifier.dtype)).argmax(1)
+            images = pixels.to(pixels.device if model is None else model.device, self.classifier.dtype)
+            with working(judging if isinstance(judging, nn.Module) else None):
+                return self.classifier.judge(places)(images).argmax(1)
 
         return save_adversarial(
             folder,
