@@ -126,6 +126,14 @@ def outstanding(
     return [shards for shards in found if len(shards)]
 
 
+def missing_samples(work: Sequence[Shards]) -> dict[str, int]:
+    """Return the number of samples to do of each cell, by its id; those that are only to be saved included."""
+    found: dict[str, int] = {}
+    for shards in work:
+        found[shards.cell.id] = found.get(shards.cell.id, 0) + len(shards.positions)
+    return found
+
+
 def cut(work: Sequence[Shards], costs: Costs, workers: int, smallest: int) -> list[Shards]:
     """Return the work with smaller shards where they would be long compared to each worker's total (`cut_cells`); of at
     least `smallest` samples, to fill a batch."""
