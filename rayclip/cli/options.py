@@ -103,8 +103,8 @@ def check_models(specs: Sequence[str]) -> None:
         if not colon and spec != "digits":
             hint = f" (or did you mean local-dir:{spec}?)" if Path(spec).expanduser().is_dir() else ""
             raise UserError(
-                f"unknown model '{spec}'{hint}: use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip NAME:TAG "
-                "such as ViT-B-32:openai."
+                f"unknown model '{spec}'{hint}: use digits, local-dir:PATH, hf:ORG/NAME, hf-hub:ORG/NAME or an "
+                "open_clip NAME:TAG such as ViT-B-32:openai."
             )
         if kind in ("local-dir", "prompted") and "://" not in place and not Path(place).expanduser().is_dir():
             raise UserError(f"model '{spec}': there is no folder {place}.")

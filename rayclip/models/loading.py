@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from rayclip.models import transformers_layout
 from rayclip.models.named import check_towers
-from rayclip.models.weights import WeightsFile, about_folder, check_finite, match, misfits, put, read_weights
+from rayclip.models.weights import WeightsFile, check_finite, match, misfits, put, read_weights
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -42,16 +43,19 @@ class Source(NamedTuple):
     """A parsed specification, as open_clip needs it.
 
     Attributes:
-        name: `local-dir:FOLDER`, `hf-hub:ORG/NAME`, or one of open_clip's architectures.
+        name: `local-dir:FOLDER`, `hf-hub:ORG/NAME`, or one of open_clip's architectures; `hf:ORG/NAME` for a model of
+            transformers.
         tag: of published weights.
         file: weights that are read here.
         gelu: the user states that the weights of `file` were trained with GELU.
+        folder: in transformers' layout.
     """
 
     name: str
     tag: str | None = None
     file: Path | None = None
     gelu: bool = False
+    folder: Path | None = None
 
 
 def parse(spec: str) -> Source:
@@ -60,12 +64,12 @@ def parse(spec: str) -> Source:
         return Source(f"local-dir:{BUNDLED[spec]}", file=BUNDLED[spec] / WEIGHTS_FILE)
     if spec.startswith("local-dir:"):
         place = spec.removeprefix("local-dir:")
-        folder = Store(place).node_copy((CONFIG_FILE, *_WEIGHTS_FILES))
+        folder = Store(place).node_copy((CONFIG_FILE, *_WEIGHTS_FILES, *transformers_layout.FILES))
+        if transformers_layout.is_transformers(folder):
+            return Source(spec, folder=folder)
         file = next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
         if not (folder / CONFIG_FILE).is_file() or file is None:
             missing = CONFIG_FILE if file is not None or not (folder / CONFIG_FILE).is_file() else WEIGHTS_FILE
-            if (folder / "config.json").is_file():
-                raise UserError(f"model '{spec}': {about_folder(folder)}")
             raise UserError(
                 f"model '{spec}': no file {missing} in {place}; give a folder that holds {CONFIG_FILE} "
                 f"and {WEIGHTS_FILE}."
@@ -73,6 +77,8 @@ def parse(spec: str) -> Source:
         with suppress(ValueError):  # open_clip reports what is wrong with it
             check_towers(json.loads((folder / CONFIG_FILE).read_text("utf-8-sig")), place)
         return Source(f"local-dir:{folder}", file=file)
+    if spec.startswith(transformers_layout.HUB):
+        return Source(transformers_layout.check_name(spec))
     if spec.startswith("hf-hub:"):
         return Source(spec)
     import open_clip  # the import takes seconds, which driver processes need not spend
@@ -84,8 +90,8 @@ def parse(spec: str) -> Source:
         name, said = name.removesuffix(_GELU), said.removesuffix(_GELU)
     if said not in known:
         raise UserError(
-            f"unknown model '{spec}': use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip "
-            "NAME:TAG such as ViT-B-32:openai."
+            f"unknown model '{spec}': use digits, local-dir:PATH, hf:ORG/NAME, hf-hub:ORG/NAME or an "
+            "open_clip NAME:TAG such as ViT-B-32:openai."
         )
     tags = open_clip.list_pretrained_tags_by_model(said)
     if tag in tags and not gelu:
@@ -104,7 +110,11 @@ def patch_size(spec: str) -> int | None:
     import open_clip
 
     with suppress(UserError, OSError, ValueError, RuntimeError, KeyError), silence():
-        found = (open_clip.get_model_config(parse(spec).name) or {}).get("vision_cfg", {}).get("patch_size")
+        source = parse(spec)
+        if source.folder is not None or source.name.startswith(transformers_layout.HUB):
+            folder = source.folder or transformers_layout.download(source.name)
+            return int(transformers_layout.read_config(folder, spec)["model_cfg"]["vision_cfg"]["patch_size"])
+        found = (open_clip.get_model_config(source.name) or {}).get("vision_cfg", {}).get("patch_size")
         return found if isinstance(found, int) else None
     return None
 
@@ -114,7 +124,9 @@ def build(spec: str, source: Source, device: torch.device) -> tuple[nn.Module, d
     tokenizer."""
     import open_clip
 
-    name, tag, file, _ = source
+    name, tag, file, _, folder = source
+    if folder is not None or name.startswith(transformers_layout.HUB):
+        return _build_from_transformers(folder or transformers_layout.download(name), spec)
     is_folder, found = name.startswith("local-dir:"), None if file is None else read_weights(file)
     quick_gelu = False
     if tag is not None:
@@ -139,6 +151,17 @@ def build(spec: str, source: Source, device: torch.device) -> tuple[nn.Module, d
         _fill(model, found, spec, name, is_folder)
     check_finite(model.state_dict(), f"model '{spec}'")
     return model, config, tokenizer
+
+
+def _build_from_transformers(folder: Path, spec: str) -> tuple[nn.Module, dict[str, Any], Any]:
+    from open_clip.tokenizer import HFTokenizer
+
+    model, config = transformers_layout.build(folder, _clip_tokenizer("{}").encoder, spec)
+    check_finite(model.state_dict(), f"model '{spec}'")
+    text_cfg = config["model_cfg"]["text_cfg"]
+    if text_cfg.get("hf_tokenizer_name"):
+        return model, config, HFTokenizer(str(folder), context_length=text_cfg["context_length"])
+    return model, config, _tokenizer_of("", text_cfg)
 
 
 def _tokenizer_of(name: str, text_cfg: dict[str, Any]) -> Any:
