@@ -154,24 +154,33 @@ def build(spec: str, source: Source, device: torch.device) -> tuple[nn.Module, d
 
 
 def _build_from_transformers(folder: Path, spec: str) -> tuple[nn.Module, dict[str, Any], Any]:
-    from open_clip.tokenizer import HFTokenizer
-
     model, config = transformers_layout.build(folder, _clip_tokenizer("{}").encoder, spec)
     check_finite(model.state_dict(), f"model '{spec}'")
     text_cfg = config["model_cfg"]["text_cfg"]
-    if text_cfg.get("hf_tokenizer_name"):
-        return model, config, HFTokenizer(str(folder), context_length=text_cfg["context_length"])
-    return model, config, _tokenizer_of("", text_cfg)
+    own = text_cfg.get("hf_tokenizer_name")
+    return model, config, _other_tokenizer(folder, text_cfg) if own else _tokenizer_of("", text_cfg)
 
 
 def _tokenizer_of(name: str, text_cfg: dict[str, Any]) -> Any:
     """Return the tokenizer of an open_clip name or folder; models whose tokenizer is CLIP's own share one."""
     import open_clip
 
-    if text_cfg.get("hf_tokenizer_name") or "siglip" in name.lower():
+    published, folder = text_cfg.get("hf_tokenizer_name"), Path(name.removeprefix("local-dir:"))
+    if published and name.startswith("local-dir:"):
+        is_beside = any((folder / file).is_file() for file in transformers_layout.TOKENIZER_FILES)
+        return _other_tokenizer(folder if is_beside else published, text_cfg)
+    if published or "siglip" in name.lower():
         return open_clip.get_tokenizer(name)
     length = {"context_length": text_cfg["context_length"]} if "context_length" in text_cfg else {}
     return _clip_tokenizer(json.dumps(text_cfg.get("tokenizer_kwargs", {}) | length, sort_keys=True))
+
+
+def _other_tokenizer(place: Path | str, text_cfg: dict[str, Any]) -> Any:
+    """Return a tokenizer that is not CLIP's own, from a folder or by its published name."""
+    from open_clip.tokenizer import HFTokenizer
+
+    settings = {name: text_cfg[name] for name in ("context_length", "tokenizer_mode") if name in text_cfg}
+    return HFTokenizer(str(place), **settings, **text_cfg.get("tokenizer_kwargs", {}))
 
 
 @lru_cache(maxsize=8)
