@@ -271,6 +271,11 @@ def explain(spec: str, error: Exception) -> str:
         )
     if isinstance(error, SafetensorError):
         return f"model '{spec}': {WEIGHTS_FILE} is damaged or no safetensors file; copy it again."
+    if spec.startswith("local-dir:") and isinstance(error, OSError):
+        return (
+            f"model '{spec}' could not be loaded: a tower or tokenizer of the hub that its configuration names is neither "
+            "reachable nor in the hub's cache (HF_HOME), or a file of the folder cannot be read."
+        )
     if not spec.startswith("local-dir:") and spec not in BUNDLED and not Path(spec.partition(":")[2]).is_file():
         return (
             f"model '{spec}' could not be downloaded: check its name, the network and HF_HOME, or save it as a folder "

@@ -45,12 +45,13 @@ def test_a_siglip_is_trained_by_its_own_loss(labels):
     """open_clip's loss with each image's own text as its one positive; else the plain sum over all pairs."""
     images, texts = (unit(x) for x in vectors())
     scale, bias = torch.tensor(117.0), torch.tensor(-12.9)
-    ours = contrastive(images, texts, torch.tensor(labels), scale, 9, "class", bias).mean()
+    ours = contrastive(images, texts, torch.tensor(labels), scale, 9, "class", bias).mean().item()
     logits = scale * images @ texts.T + bias
     pairs = [(i, j, 1 if labels[i] == labels[j] else -1) for i in range(9) for j in range(9)]
-    assert ours == pytest.approx(sum(torch.log1p((-sign * logits[i, j]).exp()) for i, j, sign in pairs) / 9, abs=1e-9)
-    published = SigLipLoss()(images, texts, scale, bias)
-    diagonal = contrastive(images, texts, torch.tensor(labels), scale, 9, "diagonal", bias).mean()
+    plain = sum(torch.log1p((-sign * logits[i, j]).exp()).item() for i, j, sign in pairs) / 9
+    assert ours == pytest.approx(plain, abs=1e-9)
+    published = SigLipLoss()(images, texts, scale, bias).item()
+    diagonal = contrastive(images, texts, torch.tensor(labels), scale, 9, "diagonal", bias).mean().item()
     assert diagonal == pytest.approx(published, abs=1e-9) and (ours == pytest.approx(published)) == (labels[2] == 2)
 
 
