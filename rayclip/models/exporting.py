@@ -93,7 +93,6 @@ def _config(clip: Clip, form: Format) -> Any:
         },
         **shared,
         architectures=["CLIPModel"],
-        dtype="float32",
     )
     other = model_cfg(config, clip.spec)
     for name, kind in parts.items():
@@ -107,9 +106,7 @@ def _config(clip: Clip, form: Format) -> Any:
         raise _unknown(clip, "its logits have a bias")
     if form == "transformers":
         return config
-    vision = config.vision_config.to_dict()
-    vision |= {"architectures": ["CLIPVisionModelWithProjection"], "dtype": "float32"}
-    return CLIPVisionConfig(**vision)
+    return CLIPVisionConfig(**config.vision_config.to_dict() | {"architectures": ["CLIPVisionModelWithProjection"]})
 
 
 def _unknown(clip: Clip, what: str) -> UserError:

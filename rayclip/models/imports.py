@@ -6,7 +6,7 @@ from typing import Any
 from rayclip import __version__
 from rayclip.models.clip import Clip
 from rayclip.models.opening import load_model
-from rayclip.models.transformers_layout import HUB, IMAGE_TOWER, is_transformers, kind_of, read_image_tower
+from rayclip.models.transformers_layout import HUB, IMAGE_TOWER, is_transformers, model_type, read_image_tower
 from rayclip.models.weights import check_finite, match, misfits, put, read_weights
 from rayclip.types import UserError
 
@@ -30,7 +30,7 @@ def import_model(source: str, base: str | None, *, allow_gelu: bool = False) -> 
             raise UserError(f"--base {base} has no use for {source}, which is a whole model: leave it out.")
         clip = load_model(source)
         return clip, {"rayclip": __version__, "imported": {"source": source, "fingerprint": clip.fingerprint()}}
-    is_tower = is_transformers(Path(source)) and kind_of(Path(source)) == IMAGE_TOWER
+    is_tower = is_transformers(Path(source)) and model_type(Path(source)) == IMAGE_TOWER
     found = None if is_tower else read_weights(Path(source))
     if base is None:
         raise UserError(

@@ -112,7 +112,7 @@ def patch_size(spec: str) -> int | None:
     with suppress(UserError, OSError, ValueError, RuntimeError, KeyError), silence():
         source = parse(spec)
         if source.folder is not None or source.name.startswith(transformers_layout.HUB):
-            folder = source.folder or transformers_layout.download(source.name)
+            folder = source.folder or transformers_layout.download(source.name, weights=False)
             return int(transformers_layout.read_config(folder, spec)["model_cfg"]["vision_cfg"]["patch_size"])
         found = (open_clip.get_model_config(source.name) or {}).get("vision_cfg", {}).get("patch_size")
         return found if isinstance(found, int) else None
@@ -126,7 +126,8 @@ def build(spec: str, source: Source, device: torch.device) -> tuple[nn.Module, d
 
     name, tag, file, _, folder = source
     if folder is not None or name.startswith(transformers_layout.HUB):
-        return _build_from_transformers(folder or transformers_layout.download(name), spec)
+        with silence():
+            return _build_from_transformers(folder or transformers_layout.download(name), spec)
     is_folder, found = name.startswith("local-dir:"), None if file is None else read_weights(file)
     quick_gelu = False
     if tag is not None:
@@ -273,8 +274,8 @@ def explain(spec: str, error: Exception) -> str:
         return f"model '{spec}': {WEIGHTS_FILE} is damaged or no safetensors file; copy it again."
     if spec.startswith("local-dir:") and isinstance(error, OSError):
         return (
-            f"model '{spec}' could not be loaded: a tower or tokenizer of the hub that its configuration names is neither "
-            "reachable nor in the hub's cache (HF_HOME), or a file of the folder cannot be read."
+            f"model '{spec}' could not be loaded: a tower or tokenizer of the hub that its configuration names is not "
+            "reachable and not in the hub's cache (HF_HOME), or a file of the folder cannot be read."
         )
     if not spec.startswith("local-dir:") and spec not in BUNDLED and not Path(spec.partition(":")[2]).is_file():
         return (

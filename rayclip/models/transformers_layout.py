@@ -8,6 +8,7 @@ model has the same fingerprint, whichever of the two it was read from.
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,8 @@ END, START = 49407, 49406  # rows of CLIP's own vocabulary
 MARKS = {START: ("<start_of_text>", "<|startoftext|>"), END: ("<end_of_text>", "<|endoftext|>")}  # open_clip's, theirs
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # PIL's numbers
-ACTIVATIONS: dict[
-    str, tuple[bool, dict[str, str] | None]
-] = {  # name: (whether it is QuickGELU, open_clip's act_kwargs)
+# Whether they are QuickGELU, and open_clip's `act_kwargs`
+ACTIVATIONS: dict[str, tuple[bool, dict[str, str] | None]] = {
     "quick_gelu": (True, None),
     "gelu": (False, None),
     "gelu_pytorch_tanh": (False, {"approximate": "tanh"}),
@@ -73,16 +73,12 @@ def check_name(spec: str) -> str:
     """Return a specification of the hub unchanged. Raises `UserError` if it can be none."""
     if re.fullmatch(r"hf:[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", spec) is None:
         folder = Path(spec.removeprefix(HUB)).expanduser()
-        hint = (
-            f"name that folder as local-dir:{folder}"
-            if folder.is_dir()
-            else "write hf:ORG/NAME or hf:ORG/NAME@REVISION"
-        )
-        raise UserError(f"'{spec}' names no model of the hub: {hint}.")
+        right = f"local-dir:{folder}" if folder.is_dir() else "hf:ORG/NAME or hf:ORG/NAME@REVISION"
+        raise UserError(f"'{spec}' names no model of the hub: write {right}.")
     return spec
 
 
-def download(spec: str) -> Path:
+def download(spec: str, *, weights: bool = True) -> Path:
     """Return the folder of `hf:ORG/NAME` or `hf:ORG/NAME@REVISION` in the hub's cache, with the files that it needs.
 
     Raises:
@@ -95,15 +91,12 @@ def download(spec: str) -> Path:
     about: dict[str, Any] = {"repo_id": name, "revision": revision or None}
     try:
         folder = Path(snapshot_download(**about, allow_patterns=list(_SMALL)))
-        for file in (name + end for name in _WEIGHTS for end in ("", _INDEX)):
-            try:
+        for file in (file + end for file in _WEIGHTS for end in ("", _INDEX)) if weights else ():
+            with suppress(EntryNotFoundError):
                 found = Path(hf_hub_download(**about, filename=file))
-            except EntryNotFoundError:
-                continue
-            if file.endswith(_INDEX):
-                for part in _parts(found):
+                for part in _parts(found) if file.endswith(_INDEX) else ():
                     hf_hub_download(**about, filename=part)
-            break
+                break
     except HfHubHTTPError as error:
         raise OSError(str(error)) from error
     return folder
@@ -130,7 +123,7 @@ def _parsed(kind: Any, folder: Path, spec: str) -> Any:
         raise UserError(f"model '{spec}': its config.json is no {kind.__name__} ({reason}).") from error
 
 
-def kind_of(folder: Path) -> str:
+def model_type(folder: Path) -> str:
     """Return the `model_type` that a folder's `config.json` states, such as `clip` or `clip_vision_model`."""
     try:
         return str(json.loads((folder / "config.json").read_text("utf-8-sig"))["model_type"])
@@ -139,7 +132,7 @@ def kind_of(folder: Path) -> str:
 
 
 def _check_kind(folder: Path, spec: str) -> None:
-    kind = kind_of(folder)
+    kind = model_type(folder)
     if kind == IMAGE_TOWER:
         raise UserError(
             f"model '{spec}' is an image tower alone: put it into the model that it was fine-tuned from, with rayclip "
@@ -223,7 +216,7 @@ def complete(part: Mapping[str, Any], kind: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in ("patch_dropout", "hf_model_pretrained")}
 
 
-def theirs(name: str) -> tuple[list[str], bool]:
+def names_there(name: str) -> tuple[list[str], bool]:
     """Return transformers' names of a weight of open_clip's CLIP, and whether its matrix is transposed there; no names
     if there are none. Query, key and value are three weights there and one here, in this order."""
     for own, other in _NAMES:
@@ -242,7 +235,7 @@ def to_open_clip(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[st
     """Return open_clip's `names` among transformers' weights, those that are there."""
     found = {}
     for name in names:
-        others, transposed = theirs(name)
+        others, transposed = names_there(name)
         if others and all(other in weights for other in others):
             tensor = torch.cat([weights[other] for other in others]) if len(others) > 1 else weights[others[0]]
             found[name] = tensor.T if transposed else tensor
@@ -253,7 +246,7 @@ def to_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return an open_clip CLIP's weights under transformers' names. Raises `KeyError` for one that is unknown there."""
     found: dict[str, Tensor] = {}
     for name, tensor in weights.items():
-        others, transposed = theirs(name)
+        others, transposed = names_there(name)
         if not others:
             raise KeyError(name)
         parts = tensor.chunk(len(others)) if len(others) > 1 else (tensor.T if transposed else tensor,)
@@ -305,7 +298,7 @@ def build(folder: Path, vocabulary: Mapping[str, int], spec: str) -> tuple[nn.Mo
     config, weights = read_config(folder, spec), read_folder(folder, spec)
     model = open_clip.CLIP(**config["model_cfg"])
     own = to_open_clip(weights, model.state_dict())
-    used = {other for name in own for other in theirs(name)[0]}
+    used = {other for name in own for other in names_there(name)[0]}
     if wrong := misfits(model, own | {name: x for name, x in weights.items() if name not in used}):
         raise UserError(f"model '{spec}': the weights do not fit its config.json: {wrong}.")
     put(model, own)
