@@ -121,7 +121,10 @@ def text_settings(clip, words):
     return TextSettings(substitutes=str(words), k=4, threshold=-100.0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+LONG = ("EVA", "MobileCLIP")  # seconds of a core
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=pytest.mark.ci) if f in LONG else f for f in FAMILIES])
 def test_a_member_of_each_family(family, tmp_path, hub):
     spec, plain = member(tmp_path / "model", hub, *FAMILIES[family])
     clip = load_model(spec)
@@ -169,3 +172,21 @@ def test_a_member_of_each_family(family, tmp_path, hub):
     with torch.no_grad():
         assert torch.equal(again.encode_image(pixels), clip.encode_image(pixels))
         assert torch.equal(again.embed_texts(prompts), clip.embed_texts(prompts))
+
+
+def test_a_folder_without_its_tokenizer_takes_the_published_one(tmp_path, hub):
+    spec, plain = member(tmp_path / "model", hub, *FAMILIES["SigLIP"])
+    words = hub / "models--lab--words"
+    (words / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    for file in (tmp_path / "model").iterdir():
+        if not file.name.startswith("open_clip"):
+            file.rename(words / "snapshots" / ("0" * 40) / file.name)
+    BertConfig().save_pretrained(words / "snapshots" / ("0" * 40))  # without it, a name needs the network
+    with pytest.raises(UserError, match="HF_HOME"):
+        load_model(spec)
+    (words / "refs").mkdir()
+    (words / "refs" / "main").write_text("0" * 40)
+    clip = load_model(spec)
+    rows = clip.tokenize(["a photo of a dog"])
+    assert rows[0, :7].tolist() == [WORDS.index(word) for word in "[CLS] a photo of a dog [SEP]".split()]
+    assert torch.equal(clip.encode_text(rows), plain.encode_text(rows, normalize=True))
