@@ -20,6 +20,7 @@ from rayclip.models.loading import CONFIG_FILE, WEIGHTS_FILE
 from rayclip.models.prompts import Prompted
 from rayclip.models.transformers_layout import TOKENIZER_FILES
 from rayclip.models.weights import check_finite
+from rayclip.models.zoo import find_published
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -120,4 +121,5 @@ def model_record(spec: str, label: str | None = None) -> dict[str, Any]:
     known."""
     kind, _, path = spec.partition(":")
     lineage = read_lineage(path) if kind in ("local-dir", "prompted") else None
+    lineage = find_published(spec).lineage() if kind == "zoo" else lineage
     return {"model": spec, "label": label, "lineage": lineage}

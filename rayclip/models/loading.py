@@ -16,7 +16,9 @@ from torch import nn
 
 from rayclip.models import transformers_layout
 from rayclip.models.named import check_towers
-from rayclip.models.weights import WeightsFile, check_finite, match, misfits, put, read_weights
+from rayclip.models.weights import Fitting, WeightsFile, check_finite, match, misfits, put, read_weights
+from rayclip.models.zoo import PREFIX as ZOO
+from rayclip.models.zoo import PublishedModel, find_published
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -49,6 +51,7 @@ class Source(NamedTuple):
         file: weights that are read here.
         gelu: the user states that the weights of `file` were trained with GELU.
         folder: in transformers' layout.
+        published: the row of the zoo that overrules a folder's configuration.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Source(NamedTuple):
     file: Path | None = None
     gelu: bool = False
     folder: Path | None = None
+    published: PublishedModel | None = None
 
 
 def parse(spec: str) -> Source:
@@ -67,7 +71,7 @@ def parse(spec: str) -> Source:
         folder = Store(place).node_copy((CONFIG_FILE, *_WEIGHTS_FILES, *transformers_layout.FILES))
         if transformers_layout.is_transformers(folder):
             return Source(spec, folder=folder)
-        file = next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
+        file = find_weights(folder)
         if not (folder / CONFIG_FILE).is_file() or file is None:
             missing = CONFIG_FILE if file is not None or not (folder / CONFIG_FILE).is_file() else WEIGHTS_FILE
             raise UserError(
@@ -104,12 +108,20 @@ def parse(spec: str) -> Source:
     return Source(said, tag, gelu=gelu) if tag.endswith(".npz") else Source(said, file=Path(tag), gelu=gelu)
 
 
+def find_weights(folder: Path) -> Path | None:
+    """Return the file of weights in an open_clip folder."""
+    return next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
+
+
 def patch_size(spec: str) -> int | None:
     """Return the side of the image tower's patches in pixels, from the model's configuration alone; None if it does not
     say or is not available."""
     import open_clip
 
     with suppress(UserError, OSError, ValueError, RuntimeError, KeyError), silence():
+        if spec.startswith(ZOO):
+            found = (open_clip.get_model_config(find_published(spec).architecture) or {}).get("vision_cfg", {})
+            return found.get("patch_size")
         source = parse(spec)
         if source.folder is not None or source.name.startswith(transformers_layout.HUB):
             folder = source.folder or transformers_layout.download(source.name, weights=False)
@@ -124,7 +136,7 @@ def build(spec: str, source: Source, device: torch.device) -> tuple[nn.Module, d
     tokenizer."""
     import open_clip
 
-    name, tag, file, _, folder = source
+    name, tag, file, _, folder, published = source
     if folder is not None or name.startswith(transformers_layout.HUB):
         with silence():
             return _build_from_transformers(folder or transformers_layout.download(name), spec)
@@ -134,7 +146,7 @@ def build(spec: str, source: Source, device: torch.device) -> tuple[nn.Module, d
         quick_gelu = bool(open_clip.get_pretrained_cfg(name.replace("/", "-"), tag).get("quick_gelu"))
     elif found is not None and not is_folder:
         quick_gelu = _has_quick_gelu(source, found)
-    with silence(), _without_byte_order_mark(name) as readable:
+    with silence(), _readable(name, published) as readable:
         model = open_clip.create_model(
             readable,
             pretrained=tag,
@@ -213,6 +225,21 @@ def _has_quick_gelu(source: Source, found: WeightsFile) -> bool:
     return named_quick or bool(found.quick_gelu)
 
 
+def put_matching(found: WeightsFile, model: nn.Module, what: str) -> Fitting:
+    """Put the weights of a file, of a whole CLIP or its image tower, into a model; return what fitted.
+
+    Raises:
+        UserError: what `match` raises; they do not fit `what` the model is, or contain NaN.
+    """
+    fitting = match(found, model)
+    tower = model if fitting.part == "whole" else model.get_submodule("visual")
+    if wrong := misfits(tower, fitting.weights):
+        raise UserError(f"{found.path} does not fit {what}: {wrong}; name the model that it was fine-tuned from.")
+    check_finite(fitting.weights, str(found.path))
+    put(tower, fitting.weights)
+    return fitting
+
+
 def _fill(model: nn.Module, found: WeightsFile, spec: str, name: str, is_folder: bool) -> None:
     """Load the weights of a file into a model, if they are those of a whole CLIP and fit."""
     from open_clip.model import resize_pos_embed, resize_text_pos_embed
@@ -237,18 +264,22 @@ def _fill(model: nn.Module, found: WeightsFile, spec: str, name: str, is_folder:
 
 
 @contextmanager
-def _without_byte_order_mark(source: str) -> Iterator[str]:
-    """Yield a source whose configuration has no byte order mark, which some editors add and open_clip does not read: a
-    temporary folder without it if needed."""
+def _readable(source: str, published: PublishedModel | None) -> Iterator[str]:
+    """Yield a source whose configuration open_clip reads: a temporary folder if the file begins with a byte order mark,
+    which some editors add, or if a row of the zoo overrules it."""
     folder = Path(source.removeprefix("local-dir:"))
-    if not source.startswith("local-dir:") or not (folder / CONFIG_FILE).read_bytes().startswith(codecs.BOM_UTF8):
+    written = (folder / CONFIG_FILE).read_bytes() if source.startswith("local-dir:") else b""
+    wanted = written.removeprefix(codecs.BOM_UTF8)
+    if published is not None:
+        wanted = json.dumps(published.adapt(json.loads(wanted))).encode()
+    if wanted == written:
         yield source
         return
     with tempfile.TemporaryDirectory() as place:
         for file in folder.absolute().iterdir():
             (Path(place) / file.name).symlink_to(file)
         (Path(place) / CONFIG_FILE).unlink()
-        (Path(place) / CONFIG_FILE).write_bytes((folder / CONFIG_FILE).read_bytes().removeprefix(codecs.BOM_UTF8))
+        (Path(place) / CONFIG_FILE).write_bytes(wanted)
         yield f"local-dir:{place}"
 
 

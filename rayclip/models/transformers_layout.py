@@ -254,26 +254,27 @@ def to_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def find_weights(folder: Path) -> Path | None:
+    """Return the file of weights in a folder, or the index of several."""
+    files = (folder / (name + end) for name in _WEIGHTS for end in ("", _INDEX))
+    return next((file for file in files if file.is_file()), None)
+
+
 def read_folder(folder: Path, spec: str) -> dict[str, Tensor]:
     """Return a folder's weights under transformers' names; no code of a file runs.
 
     Raises:
         UserError: there are none, a part is missing, or as `weights.read_weights`.
     """
-    for name in _WEIGHTS:
-        if (folder / name).is_file():
-            parts = [name]
-        elif (folder / (name + _INDEX)).is_file():
-            parts = _parts(folder / (name + _INDEX))
-        else:
-            continue
-        found: dict[str, Tensor] = {}
-        for part in parts:
-            found |= read_weights(folder / part).groups.get("", {})
-        # transformers 5 writes an image tower of its own making without its name in front
-        bare = "embeddings.patch_embedding.weight" in found
-        return {f"vision_model.{n}" if bare else n: x for n, x in found.items() if not n.endswith("position_ids")}
-    raise UserError(f"model '{spec}': there is no {_WEIGHTS[0]} beside its config.json.")
+    file = find_weights(folder)
+    if file is None:
+        raise UserError(f"model '{spec}': there is no {_WEIGHTS[0]} beside its config.json.")
+    found: dict[str, Tensor] = {}
+    for part in _parts(file) if file.name.endswith(_INDEX) else [file.name]:
+        found |= read_weights(folder / part).groups.get("", {})
+    # transformers 5 writes an image tower of its own making without its name in front
+    bare = "embeddings.patch_embedding.weight" in found
+    return {f"vision_model.{n}" if bare else n: x for n, x in found.items() if not n.endswith("position_ids")}
 
 
 def _parts(index: Path) -> list[str]:
@@ -352,6 +353,7 @@ def read_image_tower(folder: Path, model: nn.Module, config: Mapping[str, Any], 
         raise UserError(f"{folder} does not fit --base {base}: {wrong[0]}; name the model that it was fine-tuned from.")
     state = {name: x for name, x in model.state_dict().items() if name.startswith("visual.")}
     found = {"visual.proj": state["visual.proj"]} | to_open_clip(read_folder(folder, spec), state)
-    file = next(file for file in (folder / name for name in (*_WEIGHTS, f"{_WEIGHTS[0]}{_INDEX}")) if file.is_file())
+    file = find_weights(folder)
+    assert file is not None, "its weights have been read"
     quick = bool(cfg.get("quick_gelu"))
     return WeightsFile(path=file, groups={"": found}, entries=("config.json",), quick_gelu=quick)
