@@ -37,7 +37,7 @@ _BEFORE_BLOCKS = {
     *("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre"),
 }
 
-_BESIDE = ("logit_bias", "text_decoder")  # parts of a model that no embedding depends on
+_BESIDE = {"logit_bias", "text_decoder"}  # parts of a model that no embedding depends on
 
 _REMEMBERED = 100_000  # texts per tokenizer: some 50 MB
 _MAX_LOG_SCALE = 4.605170185988092  # ln 100: the temperature's bound in CLIP's own training
@@ -271,7 +271,7 @@ class Clip(nn.Module):
             UserError: an unknown part, a tower without transformer blocks, or one with fewer than N.
         """
         if part == "all":
-            return [p for name, p in self.model.named_parameters() if name.split(".")[0] not in _BESIDE]
+            return [p for name, p in self.model.named_parameters() if _BESIDE.isdisjoint(name.split("."))]
         visual = cast(nn.Module, self.model.visual)
         if part == "image":
             return list(visual.parameters())
