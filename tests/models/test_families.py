@@ -31,7 +31,7 @@ CLASSES, LABELS = ("cat", "dog", "lemon"), torch.tensor([0, 2])
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] this is a photo of cat dog lemon truck violin tree house red big".split()
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
-SMALL = {"vocab_size": len(WORDS), "max_position_embeddings": 20, "pad_token_id": 0}
+SMALL = {"vocab_size": len(WORDS), "max_position_embeddings": 100, "pad_token_id": 0}
 OTHER = {"hf_tokenizer_name": "lab/words", "vocab_size": len(WORDS)}  # a vocabulary of its own
 SIGLIP = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}, **OTHER}
 DECODER = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2, "attn_pooler_heads": 2}
@@ -95,6 +95,7 @@ def hub(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        patch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(cache), raising=False)  # of version 4
         yield cache
 
 
@@ -108,6 +109,8 @@ def member(folder, hub, vision, text, rest):
         BertTokenizer(str(hub / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+    if hasattr(model, "text_decoder"):
+        torch.nn.init.normal_(model.text_decoder.text_projection)  # which open_clip leaves as memory happens to be
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}", model.eval()
 
