@@ -38,7 +38,7 @@ def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opti
 def choose_trainable(clip: Clip, method: Method) -> list[nn.Parameter]:
     """Enable gradients of the parameters that the method trains; return these parameters."""
     clip.requires_grad_(False)
-    chosen = [] if method.lora is not None else clip.parameters_of(method.part)
+    chosen = [] if method.lora is not None else method.parameters(clip)
     for p in chosen:
         p.requires_grad_(True)
     return chosen
