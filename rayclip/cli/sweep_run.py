@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from rayclip.api.grid import parse_shots
 from rayclip.cli.options import check_data, check_models, check_tracking, least_of, split
 from rayclip.cli.scales import ELSEWHERE, ONE_SIZE, Options, ScaleName, scales
-from rayclip.cli.train import parse_shots
 from rayclip.names import check_methods
 from rayclip.paths import check_folder, split_places
 from rayclip.settings import format_name, split_names

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from rayclip.api.grid import parse_shots
 from rayclip.cli.command import MODELS, FromZero, Positive
 from rayclip.cli.options import Logging, check_data, check_models, least_of
 from rayclip.names import METHODS, check_method
@@ -199,12 +200,3 @@ def train(
     same = "" if settings.resize == "antialias" else f" --resize {settings.resize}"
     written, results = format_budget(chosen.eps), place.child("eval").root
     print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {written}{same} --out {results}")
-
-
-def parse_shots(text: str) -> int | None:
-    """Parse a number of shots; `full` is None."""
-    if text == "full":
-        return None
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UserError(f"--shots '{text}' is neither a number of images per class nor full: write 1, 5 or full.")
-    return int(text)
