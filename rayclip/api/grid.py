@@ -139,18 +139,21 @@ class Grid:
     options: Mapping[str, Values]
 
     @classmethod
-    def read(cls, methods: str | Sequence[str], options: Mapping[str, Any], *, seeds: int = 1) -> "Grid":
+    def read(
+        cls, methods: str | Sequence[str], options: Mapping[str, Any], *, seeds: int = 1, option: str = "--method"
+    ) -> "Grid":
         """Read methods (`mmcoa:lambda_img=0.1|0.5`, `tecoa,fare`) and options: a value, several, or texts (`1,5,full`).
 
         Args:
             seeds: number of seeds, counted from the one in the options, or 0.
+            option: that has the methods, for messages.
 
         Raises:
             UserError: no or an unknown method, setting or option, or a value that does not parse.
         """
         texts = [methods] if isinstance(methods, str) else list(methods)
         if not "".join(texts).strip():
-            raise UserError("the grid is empty: name a method, as in --method tecoa.")
+            raise UserError(f"the grid is empty: name a method, as in {option} tecoa.")
         for name in options:
             if name not in OPTIONS:
                 raise UserError(
@@ -162,7 +165,7 @@ class Grid:
             if isinstance(first, Range) or len(first) > 1:
                 raise UserError(f"--seeds {seeds} counts from one --seed: write one, or all of them in --seed alone.")
             values["seed"] = [first[0] + number for number in range(seeds)]
-        return cls(methods=_read_methods(texts), options=values)
+        return cls(methods=_read_methods(texts, option), options=values)
 
     @property
     def size(self) -> float:
@@ -226,9 +229,9 @@ def option_name(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _read_methods(texts: Sequence[str]) -> list[tuple[str, dict[str, Values]]]:
+def _read_methods(texts: Sequence[str], option: str) -> list[tuple[str, dict[str, Values]]]:
     found: list[tuple[str, dict[str, Values]]] = []
-    for name, written in split_names(",".join(texts), "--method", "mmcoa:lambda_img=0.1|0.5"):
+    for name, written in split_names(",".join(texts), option, "mmcoa:lambda_img=0.1|0.5"):
         check_method(name)
         ours = signatures("method")
         types = ours[name].settings if name in METHODS else dict.fromkeys(written, str)
@@ -350,8 +353,8 @@ def _name_option(key: str, value: Any) -> str:
     if key == "shots":
         return "all images" if value is None else f"{value} shot{'s' if value > 1 else ''}"
     if key in ("model", "data"):
-        return value if "#" in value else Path(value).stem if value.endswith(".parquet") else value
-    if key in _BUDGETS:
+        value = Path(value).stem if value.endswith(".parquet") else value
+    elif key in _BUDGETS:
         value = format_budget(value)
     elif isinstance(value, tuple):
         value = " and ".join(f"{each:g}" for each in value)

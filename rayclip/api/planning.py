@@ -1,8 +1,10 @@
 """Estimate what a sweep takes, measured for some seconds on the workers that it would have."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from rayclip.api.checks import Opened, check_training, plan_all
@@ -92,6 +94,9 @@ def plan_study(
                 testing, hardware = testing + models * found.seconds, hardware or found.hardware
         finally:
             aside.delete_folder("")
+            if aside.is_local:
+                with contextlib.suppress(OSError):  # it holds results
+                    Path(aside.parent.root).rmdir()
     planned = []
     for trial, images in zip(trials, sizes, strict=True):
         epochs, finished = trial.config.recipe.epochs, trial not in left

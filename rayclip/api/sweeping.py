@@ -98,7 +98,12 @@ def prepare(grid: Grid, asked: SweepSettings, out: str) -> GridSweep:
     chosen = [point for point, _ in configs.values()]
     models = Store(asked.models) if asked.models else Store(out).child("models")
     trials = [
-        Trial(name=name, config=config, out=models.child(f"{config.method.name}-{digest}").root)
+        Trial(
+            name=name,
+            config=config,
+            out=models.child(f"{config.method.name}-{digest}").root,
+            key=f"{config.method.name}-{digest}",
+        )
         for (digest, (_, config)), name in zip(configs.items(), _distinct(name_points(chosen), configs), strict=True)
     ]
     groups = name_points(chosen, without=["seed"])

@@ -246,12 +246,12 @@ def _open_study(kind: str, name: str, trials: Sequence[Trial], where: Where, ope
     store = Store(where.out)
     with contextlib.ExitStack() as stack:
         trials = stack.enter_context(resolve_precision(trials, store, cluster=where.cluster, verbose=where.verbose))
-        finished = [trial.name for trial in trials if trial.is_finished()]
+        finished = [trial.run_key for trial in trials if trial.is_finished()]
         logbook = stack.enter_context(where.logbook(store))
         root = logbook.open(name, tags={"rayclip.kind": kind})
-        missed = [name for name in finished if logbook.has_begun(name)]
+        missed = [key for key in finished if logbook.has_begun(key)]
         trials = [_with_run(trial, logbook, root, opened) for trial in trials]
-        for trial in (trial for trial in trials if trial.name in missed):
+        for trial in (trial for trial in trials if trial.run_key in missed):
             _log_ended(logbook, trial, None)
         yield _Study(trials, root, logbook, where, opened, stack)
 
@@ -259,7 +259,7 @@ def _open_study(kind: str, name: str, trials: Sequence[Trial], where: Where, ope
 def _with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened) -> Trial:
     config = trial.config
     tags = {"rayclip.kind": "train", "rayclip.digest": config.digest()}
-    run = logbook.open(trial.name, parent=parent, params=config.flat(), tags=tags)
+    run = logbook.open(trial.name, key=trial.run_key, parent=parent, params=config.flat(), tags=tags)
     data = opened.data(config.data, "train", config.resolution, config.names)
     drawn = draw_record(few_shot(data, config.shots, config.seed), config.shots, config.seed) if config.shots else None
     logbook.trains_on(run, data, config.data, drawn)
@@ -301,4 +301,4 @@ def _log_ended(logbook: Logbook, trial: Trial, error: str | None) -> None:
         last = epoch == trial.config.recipe.epochs
         name, folder = (trial.name, "checkpoint") if last else (f"{trial.name} epoch {epoch}", f"epoch-{epoch}")
         logbook.checkpoint(trial.run, trial.at_epoch(epoch).node_copy(FILES), trial.model_at(epoch), name, folder)
-    logbook.end(trial.name)
+    logbook.end(trial.run_key)
