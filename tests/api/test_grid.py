@@ -162,7 +162,8 @@ def test_a_plan_says_trials_and_hours(capsys):
     assert said.count("tecoa") == 1 and "finished" in said
 
 
-def test_a_training_is_measured_by_its_first_seconds(saved_clip, tmp_path):
+def test_a_training_is_measured_by_its_first_seconds(saved_clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("rayclip.training.loop._REPORT_SECONDS", 0.2)
     options = {"model": saved_clip, "data": "digits", "shots": 1, "steps": 1}
     (trial,) = prepare(Grid.read("tecoa", options), SweepSettings(), str(tmp_path / "out")).trials
     assert measure_rate(trial.config, torch.device("cpu")) > 1
