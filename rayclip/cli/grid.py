@@ -101,6 +101,10 @@ def sweep(
     if isinstance(found, api.Found):
         api.show_search(found)
     show(seed_grids(found.rows, found.labels, found.groups))
+    if isinstance(found, api.Found) and found.front:
+        best = max(found.front, key=lambda name: found.scores[name].by(settings.by))
+        spec = next(spec for spec, name in found.labels.items() if name == best)
+        print(f"best by {settings.by}: {best}: --model {spec}")
     print(f"results: {out}")
     if logging.tracking is not None:
         print(f"MLflow:  rayclip ui --experiment {logging.experiment} --tracking-uri {logging.tracking.uri}")

@@ -5,13 +5,17 @@ import math
 
 import pytest
 import torch
+import typer
 
 from calling import call
-from rayclip.api.grid import Grid, Range, SweepSettings, name_points
+from rayclip.api.grid import OPTIONS, Grid, Range, SweepSettings, name_points
 from rayclip.api.planning import PlannedTrial, StudyPlan
 from rayclip.api.sweeping import prepare
+from rayclip.cli.app import app
 from rayclip.cli.grid import show_plan
 from rayclip.evaluation.costs import Hardware
+from rayclip.evaluation.front import Score
+from rayclip.reports.rows import search_grid
 from rayclip.training.rate import measure_rate
 from rayclip.types import UserError
 
@@ -89,6 +93,11 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(monkeypatch, capsys, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_options_are_those_of_rayclip_train():
+    known = {option.name for option in typer.main.get_command(app).commands["train"].params}
+    assert set(OPTIONS) <= known
+
+
 def test_an_option_that_no_training_has():
     with pytest.raises(UserError, match="did you mean epochs"):
         Grid.read("tecoa", DIGITS | {"epoch": 3})
@@ -148,6 +157,15 @@ def test_a_search_holds_a_part_of_the_training_data_out(tmp_path):
     assert (
         random.reduction is None and random.trials[0].config.save_every_epochs == random.trials[0].config.recipe.epochs
     )
+
+
+def test_trials_of_a_search_are_ranked_by_what_is_asked_for():
+    scores = {"a": Score(epoch=2, clean=90, robust=10), "b": Score(epoch=2, clean=60, robust=35)}
+
+    def ranked(by):
+        return [name for name, _ in search_grid(scores, [], "pgd", by).rows]
+
+    assert (ranked("clean"), ranked("worst case"), ranked("mean")) == (["a", "b"], ["b", "a"], ["a", "b"])
 
 
 def test_a_plan_says_trials_and_hours(capsys):

@@ -39,3 +39,4 @@ def test_a_random_search_after_its_plan(tmp_path):
     scores = json.loads((tmp_path / "s" / "search.json").read_text())
     assert len(scores) == 3 and all(score["ended"] and score["epoch"] == 1 for score in scores.values())
     assert done.count("tecoa, lr ") > 3 and "untouched digits" in done and "ASHA" not in done
+    assert "best by worst case: tecoa, lr " in done
