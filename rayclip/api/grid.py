@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from rayclip.names import METHODS, check_attacks, check_method, signatures
+from rayclip.paths import split_places
 from rayclip.settings import FromZero, convert, format_name, split_names, suggest
 from rayclip.types import Ranking, UserError
 from rayclip.units import format_budget, parse_budget, parse_budgets
@@ -265,7 +266,10 @@ def _read_option(name: str, written: Any) -> Values:
     pair, option = name == "betas", option_name(name)
     one = isinstance(written, str | int | float | Range) or (pair and isinstance(written, tuple))
     found: list[Any] = []
-    for each in [written] if one else written:
+    places = name in ("model", "data")  # which may hold commas
+    if places:
+        found = split_places(written) if isinstance(written, str) else list(written)
+    for each in [] if places else [written] if one else written:
         if isinstance(each, Range):
             found.append(each)
             continue

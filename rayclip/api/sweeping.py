@@ -213,7 +213,8 @@ def sweep(
 ) -> SweepResult:
     """Train a model for each combination of settings, or for those that a search draws, and test the results.
 
-    As `rayclip sweep`; the same call goes on with what `out` holds.
+    As `rayclip sweep`; the same call goes on with what `out` holds. Arguments that are not below are those of
+    `SweepSettings` and `Where`.
 
     Args:
         method: names with settings, as in `["tecoa", "mmcoa:lambda_img=0.1|0.5|0.9"]`.
@@ -221,7 +222,6 @@ def sweep(
         tracking: MLflow store and experiment; None logs to the journal in `out` alone.
         options: of `rayclip train`, one value or several: `eps=["1/255", "2/255"]`, `shots=[1, 5, None]`, `lr=1e-5`;
             of a search also a range, `lr="1e-6..1e-4"`.
-        (others): as `SweepSettings` and `Where` describe them.
 
     Raises:
         UserError: an unknown method, setting or option, a value that does not parse, or data or a model that does not
