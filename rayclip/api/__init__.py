@@ -1,7 +1,7 @@
-"""The Python interface: fine-tune, sweep, search and evaluate. The command line and `sweeps/` use it too.
+"""The Python interface, which the command line and `sweeps/` use too; `import rayclip` offers the part for notebooks.
 
-All arguments are validated before Ray starts and before a file is written. Names are imported when they are used, so
-that a command line can be checked by what is light here.
+All arguments are validated before Ray starts and before a file is written. Names are imported when they are asked for:
+what needs no Ray imports none.
 """
 
 from importlib import import_module
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from rayclip.api.retrieval import evaluate_retrieval, show_retrieval
     from rayclip.api.training import Found, SweepResult, fine_tune, itself, search, show_search, sweep
 
-_NAMES = {
+_PLACES = {
     "evaluating": ("compare", "evaluate_models", "plan_evaluation", "spent"),
     "request": ("Evaluation", "Tracking", "Where"),
     "retrieval": ("evaluate_retrieval", "show_retrieval"),
     "training": ("Found", "SweepResult", "fine_tune", "itself", "search", "show_search", "sweep"),
 }
-_PLACES = {name: module for module, names in _NAMES.items() for name in names}
+_PLACE = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "Evaluation",
@@ -42,6 +42,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _PLACE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return getattr(import_module(f"rayclip.api.{_PLACE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACE})

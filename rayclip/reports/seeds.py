@@ -3,8 +3,10 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from rayclip.reports.grid import Cell, Grid
+from rayclip.reports.grid import Cell, Grid, number_cell
+from rayclip.reports.notes import heading
 from rayclip.reports.rows import result_grids
 from rayclip.types import Row
 
@@ -59,6 +61,39 @@ def merge_rows(grid: Grid, names: Mapping[str, str]) -> Grid:
     )
 
 
+def trained_numbers(lineage: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers in a finished checkpoint's lineage: the last step's `loss` and, of a validated run, accuracies
+    in percent of the last epoch and of the best one: `clean`, `best clean`."""
+    found = {"loss": lineage["loss"]} if "loss" in lineage else {}
+    validation = lineage.get("validation")
+    for kind, scores in (("", validation["history"][-1]), ("best ", validation["best"])) if validation else ():
+        found |= {f"{kind}{name}": value for name, value in scores.items() if name not in ("epoch", "step")}
+    return found
+
+
+def training_grid(numbers: Mapping[str, Mapping[str, float]]) -> Grid:
+    """Return a table of trainings that differ in their seed only, by name, with their mean as the last row."""
+    columns = list(dict.fromkeys(name for each in numbers.values() for name in each))
+
+    def row(each: Mapping[str, float]) -> list[Cell]:
+        return [number_cell(each[c], ".4f" if c == "loss" else ".1f") if c in each else Cell() for c in columns]
+
+    grid = Grid(
+        title="training: loss of the last step" + ", accuracy in % on held-out images" * (len(columns) > 1),
+        header=("run", *(f"best {heading(c[5:])}" if c.startswith("best ") else heading(c) for c in columns)),
+        rows=[(name, row(each)) for name, each in numbers.items()],
+    )
+    mean = merge_rows(grid, dict.fromkeys(numbers, "mean"))
+    return mean if mean is grid else replace(grid, rows=[*grid.rows, *mean.rows], notes=mean.notes)
+
+
+def spread(numbers: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Return (mean, sample standard deviation) of each number that all of two or more have."""
+    shared = [name for name in (numbers[0] if len(numbers) > 1 else ()) if all(name in each for each in numbers)]
+    values = {name: [each[name] for each in numbers] for name in shared}
+    return {name: (statistics.fmean(each), statistics.stdev(each)) for name, each in values.items()}
+
+
 def _merge(cells: Sequence[Cell]) -> Cell:
     found = [cell for cell in cells if cell.value is not None]
     values = [cell.value for cell in found if cell.value is not None]
@@ -66,4 +101,5 @@ def _merge(cells: Sequence[Cell]) -> Cell:
         return found[0] if found else Cell()
     mark = _PARTIAL if any(cell.text.endswith(_PARTIAL) for cell in found) else ""
     mean = statistics.fmean(values)
-    return Cell(text=f"{mean:.1f} ± {statistics.stdev(values):.1f}{mark}", value=mean)
+    digits = max(1, *(len(cell.text.removesuffix(_PARTIAL).partition(".")[2]) for cell in found))
+    return Cell(text=f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}{mark}", value=mean)
