@@ -25,7 +25,7 @@ def test_a_killed_grid_goes_on_and_reports_seeds_together(tmp_path):
     assert len(list((tmp_path / "s").glob("models/*/rayclip.json"))) == 8
     assert before == {file: file.stat().st_mtime_ns for file in before}, "what was finished is not trained again"
     assert all(name in done.stdout for name in ("ft-standard, lr 0.0001", "tecoa, lr 0.001", "untouched digits"))
-    assert "over 2 seeds" in done.stdout and "seed 1" not in done.stdout and done.stdout.count("±") == 8
+    assert "over 2 seeds" in done.stdout and "seed 1" not in done.stdout and done.stdout.count("±") == 9
     assert len(json.loads((tmp_path / "s" / "results.json").read_text())) == 2 * 9
     assert run_here(tmp_path, *grid, "--cluster", **NO_RAY).stdout == done.stdout
 
