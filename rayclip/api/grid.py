@@ -275,7 +275,10 @@ def _read_option(name: str, written: Any) -> Values:
             continue
         if not isinstance(each, str):
             each = "full" if each is None else ",".join(map(str, each)) if isinstance(each, tuple) else str(each)
-        for part in each.split("|" if pair or "|" in each else ","):
+        parts = each.split("|" if pair or "|" in each else ",")
+        if name == "trains" and "|" not in each:  # a part of the model may have settings
+            parts = [format_name(*one) for one in split_names(each, option, "image,last-2")]
+        for part in parts:
             if not part.strip():
                 raise UserError(f"{option} '{each}' has an empty value: write values with commas between.")
             between = _read_range(part, OPTIONS[name], lambda text: _read_value(name, text))
@@ -336,6 +339,7 @@ def name_points(points: Sequence[Point], *, without: Iterable[str] = ()) -> list
     Args:
         without: options that are left away, so that points which differ in no other have one name.
     """
+    shown = {name: _name_values(name, {p.options[name]: None for p in points if name in p.options}) for name in OPTIONS}
     names = []
     for point in points:
         alike = [p for p in points if p.method == point.method]
@@ -345,15 +349,19 @@ def name_points(points: Sequence[Point], *, without: Iterable[str] = ()) -> list
             if len({p.settings.get(key) for p in alike}) > 1
         ]
         options = [
-            _name_option(key, value)
-            for key, value in point.options.items()
-            if key not in without and len({p.options[key] for p in points if key in p.options}) > 1
+            shown[key][value] for key, value in point.options.items() if key not in without and len(shown[key]) > 1
         ]
         names.append(", ".join([" ".join([point.method, *settings[:1]]), *settings[1:], *options]))
     return names
 
 
-def _name_option(key: str, value: Any) -> str:
+def _name_values(name: str, values: Iterable[Any]) -> dict[Any, str]:
+    """Return what stands for each value of an option in names: short, but different for different values."""
+    shown = {value: _name_value(name, value) for value in values}
+    return shown if len(set(shown.values())) == len(shown) else {value: f"{name} {value}" for value in shown}
+
+
+def _name_value(key: str, value: Any) -> str:
     if key == "shots":
         return "all images" if value is None else f"{value} shot{'s' if value > 1 else ''}"
     if key in ("model", "data"):

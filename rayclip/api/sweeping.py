@@ -104,7 +104,7 @@ def prepare(grid: Grid, asked: SweepSettings, out: str) -> GridSweep:
             out=models.child(f"{config.method.name}-{digest}").root,
             key=f"{config.method.name}-{digest}",
         )
-        for (digest, (_, config)), name in zip(configs.items(), _distinct(name_points(chosen), configs), strict=True)
+        for (digest, (_, config)), name in zip(configs.items(), name_points(chosen), strict=True)
     ]
     groups = name_points(chosen, without=["seed"])
     protocol = Protocol(
@@ -178,11 +178,6 @@ def _test_budgets(asked: SweepSettings, trials: Sequence[Trial]) -> tuple[float,
     if len(found) > _BUDGETS:
         raise UserError(f"the trainings have {len(found)} budgets: say with --test-eps at which to test.")
     return tuple(sorted(found))
-
-
-def _distinct(names: Sequence[str], digests: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """Return the names, with a part of the digest where two are equal, as for two files of one name."""
-    return [f"{n} {d[:6]}" if names.count(n) > 1 else n for n, d in zip(names, digests, strict=True)]
 
 
 def sweep(

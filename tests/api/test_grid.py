@@ -47,8 +47,10 @@ def test_all_combinations_are_named_by_what_differs():
         (["fare:attack_momentum=0.9|0.9"], {"lr": "1e-5|1e-05", "batch_size": (64,)}, ["fare"]),
         ("tecoa", {"betas": "0.9,0.98|0.9,0.999"}, ["tecoa, betas 0.9 and 0.98", "tecoa, betas 0.9 and 0.999"]),
         ("tecoa", {"betas": (0.9, 0.98), "optimizer": "sgd,adam"}, ["tecoa, optimizer sgd", "tecoa, optimizer adam"]),
+        ("tecoa", {"trains": "image,last-2"}, ["tecoa, trains image", "tecoa, trains last-2"]),
         ("tecoa", {"data": "digits,a/x.parquet"}, ["tecoa, data digits", "tecoa, data x"]),
         ("tecoa", {"data": ["a,b.parquet", "c.parquet"]}, ["tecoa, data a,b", "tecoa, data c"]),
+        ("tecoa", {"data": "a/x.parquet,b/x.parquet"}, ["tecoa, data a/x.parquet", "tecoa, data b/x.parquet"]),
     ],
 )
 def test_values_as_people_write_them(methods, options, expected):
