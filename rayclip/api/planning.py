@@ -76,8 +76,8 @@ def plan_study(
     sizes = [_count_images(trial.config, opened) for trial in trials]
     aside = Store(where.out).child("planning")  # where nothing is known of results that are there
     with (
-        ray_cluster(cluster=where.cluster, verbose=where.verbose),
-        resolve_precision(trials, Store(where.out), cluster=where.cluster, verbose=where.verbose) as trials,
+        ray_cluster(cluster=bool(where.cluster), verbose=where.verbose),
+        resolve_precision(trials, Store(where.out), cluster=bool(where.cluster), verbose=where.verbose) as trials,
     ):
         left = [trial for trial in trials if not trial.is_finished()]
         kinds = {_kind(t.config, n): t.config for t, n in zip(trials, sizes, strict=True) if t in left}

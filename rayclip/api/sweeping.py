@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rayclip.api.checks import choose_recipe, is_small
+from rayclip.api.checks import is_small
+from rayclip.api.choosing import choose_trial, fields_of
 from rayclip.api.grid import Grid, Point, SweepSettings, name_points
 from rayclip.api.planning import StudyPlan, plan_study
 from rayclip.api.request import Evaluation, Tracking, Where
@@ -17,7 +18,8 @@ from rayclip.data.spec import choose_names, parse_spec
 from rayclip.distributed.search import Validation
 from rayclip.distributed.trials import Trial
 from rayclip.evaluation import Protocol, Store
-from rayclip.methods import METHODS, make_method
+from rayclip.methods import METHODS, Recipe
+from rayclip.names import attack_defaults
 from rayclip.paths import split_places
 from rayclip.progress import say
 from rayclip.training import TrainConfig
@@ -110,8 +112,7 @@ def prepare(grid: Grid, asked: SweepSettings, out: str) -> GridSweep:
     protocol = Protocol(
         eps=_test_budgets(asked, trials), seed=first, resolution=asked.resolution, resize=asked.resize, names=names
     )
-    defaults = {"steps": _TEST_STEPS, "substitutes": asked.substitutes}
-    attacks = parse_attacks(",".join(asked.attacks), defaults)
+    attacks = parse_attacks(",".join(asked.attacks), attack_defaults(_TEST_STEPS, None, asked.substitutes))
     _, tests = choose_names(asked.class_names, list(asked.test) or _own_tests(grid.options["data"]))
     validation = None
     if asked.search:
@@ -129,31 +130,23 @@ def prepare(grid: Grid, asked: SweepSettings, out: str) -> GridSweep:
 
 def _config(point: Point, asked: SweepSettings, small: bool) -> TrainConfig:
     """Return the configuration that `rayclip train` would have with these options."""
-    given = dict(point.options)
-    model, data = given.pop("model"), given.pop("data")
-    recipe = given.pop("recipe", None)
-    small = recipe == "small" or (recipe is None and small)
-    settings = {
-        "against": given.pop("attack", None),
-        "step": given.pop("step_size", None),
-        **{name: given.pop(name, None) for name in ("eps", "steps", "norm", "start", "trains")},
-    }
-    method = make_method(point.text, published=not small, defaults={"substitutes": asked.substitutes}, **settings)
-    fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    own = {name: given.pop(name) for name in list(given) if name in fields}
-    names, (data,) = choose_names(asked.class_names, [_train_part(data, asked)])
-    recipe = choose_recipe(method, model, small=small, whole_warmup=recipe == "paper", overrides=given)
-    return TrainConfig(
-        model=model,
+    given = {"norm": "linf", "start": "random", **point.options}
+    data = _train_part(given.pop("data"), asked)
+    changes = {name: given.pop(name) for name in fields_of(Recipe) & given.keys()}
+    settings = {name: given.pop(name) for name in fields_of(TrainConfig) & given.keys() - {"model", "shots", "recipe"}}
+    optional: dict[str, Any] = dict.fromkeys(("shots", "attack", "eps", "steps", "step_size", "recipe", "trains"))
+    config = choose_trial(
+        method=point.text,
         data=data,
-        method=method,
-        recipe=recipe,
-        names=names,
-        resolution=asked.resolution,
-        resize=asked.resize,
-        save_every_epochs=recipe.epochs if asked.search == "random" else 1,
-        **own,
-    )
+        out="",
+        substitutes=asked.substitutes,
+        class_names=asked.class_names,
+        changes=changes,
+        settings=settings | {"resolution": asked.resolution, "resize": asked.resize},
+        small=small,
+        **optional | given,
+    ).config
+    return dataclasses.replace(config, save_every_epochs=config.recipe.epochs if asked.search == "random" else 1)
 
 
 def _train_part(data: str, asked: SweepSettings) -> str:
