@@ -7,10 +7,11 @@ import pytest
 import torch
 import typer
 
+import rayclip
 from calling import call
 from rayclip.api.grid import OPTIONS, Grid, Range, SweepSettings, name_points
 from rayclip.api.planning import PlannedTrial, StudyPlan
-from rayclip.api.sweeping import prepare
+from rayclip.api.sweeping import GridSweep, prepare
 from rayclip.cli.app import app
 from rayclip.cli.grid import show_plan
 from rayclip.evaluation.costs import Hardware
@@ -148,6 +149,17 @@ def test_a_trial_is_what_rayclip_train_would_run(monkeypatch, capsys, tmp_path):
     assert call(monkeypatch, capsys, *args)[0] == 0
     (trial,) = prepare(Grid.read(method, DIGITS | given), SweepSettings(), str(tmp_path)).trials
     assert trial.config == seen[0].config
+
+
+def test_the_library_takes_numbers_texts_and_lists(monkeypatch, tmp_path):
+    monkeypatch.setattr(GridSweep, "run", lambda sweep, where: (sweep, where))
+    values = {"eps": [8 / 255, "16/255"], "shots": [1, None], "lr": 1e-3, "limit": 9}
+    made, where = rayclip.sweep("tecoa", model="digits", data="digits", out=str(tmp_path / "o"), seeds=2, **values)
+    assert [t.name for t in made.trials][:3] == [
+        f"tecoa, eps 8/255, {n}" for n in ("1 shot, seed 0", "1 shot, seed 1", "all images, seed 0")
+    ]
+    assert len(made.trials) == 8 and {t.config.recipe.lr for t in made.trials} == {1e-3}
+    assert made.evaluations[0].limit == 9 and where.out == str(tmp_path / "o") and where.tracking is None
 
 
 def test_a_search_holds_a_part_of_the_training_data_out(tmp_path):
