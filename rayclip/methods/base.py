@@ -199,7 +199,8 @@ class Method(Configurable, ABC):
 
     @classmethod
     def uses_attack(cls) -> bool:
-        """Return whether it trains on attacked images: if not, the attack's settings change nothing."""
+        """Return whether it trains on attacked images: if not, the attack's settings change nothing, and a sweep leaves
+        them out."""
         return cls.prepares or cls.attack is not Method.attack
 
     def recipe_for(self, patch: int | None) -> Recipe:
