@@ -46,7 +46,7 @@ OPTIONS: dict[str, Any] = {
     "precision": Literal["auto", "fp32", "bf16"],
     "seed": FromZero,
 }
-MANY = 50  # trials; more are not begun without being confirmed
+MANY = 100  # trials; more are not begun without being confirmed
 _MOST = 10_000  # trials; more are not made at all
 _BUDGETS = ("eps", "step_size")
 _AT_MOST_1 = ("momentum", "ema")

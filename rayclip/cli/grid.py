@@ -55,7 +55,7 @@ def sweep(
         method: Repeat for several, or commas between; settings with | between several values.
         seeds: Train each combination with so many seeds, from --seed on; the table has mean ± standard deviation.
         plan: Only show the trials and estimate what is left to do, measured for some seconds.
-        yes: Begin even if there are more than 50 trials.
+        yes: Begin even if there are more than 100 trials.
         workers: Train workers of each trial (one GPU each where there are GPUs).
     """
     check_folder("--out", out)

@@ -80,7 +80,7 @@ def test_values_as_people_write_them(methods, options, expected):
         (["--method", "tecoa", "--lr", "1e-6..1e-4,1", "--search", "asha"], "one range, or values"),
         (["--method", "tecoa", "--search", "random", "--seeds", "3"], "leave --seeds away"),
         (["--method", "tecoa", "--seeds", "2", "--seed", "1,2"], "counts from one --seed"),
-        (["--method", "tecoa", "--seeds", "51"], "--yes"),
+        (["--method", "tecoa", "--seeds", "101"], "--yes"),
         (["--method", "tecoa", "--seeds", "20000", "--yes"], "--search random"),
         (["--method", "tecoa", "--attacks", "pdg"], "did you mean pgd"),
         (["--method", "tecoa", "--data", "nowhere.parquet"], "no such data file"),
