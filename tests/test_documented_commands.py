@@ -26,7 +26,8 @@ SWEEPS = {path.name: path for path in sorted((ROOT / "sweeps").glob("*.py"))}
 # A program at the start of a command, behind variables, or as what another program starts; and what follows it, up to
 # the next command of the shell line
 COMMAND = re.compile(
-    r"(?:^|&&|-- |slurm\.sh )\s*(?:[A-Z_]+=\S+\s+)*(rayclip(?= +[a-z-])|python sweeps/\w+\.py)(?=\s|$)((?:'[^']*'|[^|&;)'])*)"
+    r"(?:^|&&|-- |slurm\.sh )\s*(?:[A-Z_]+=\S+\s+)*(rayclip(?= +[a-z-])|python sweeps/\w+\.py)(?=\s|$)"
+    r"((?:'[^']*'|[^|&;)'])*)"
 )
 
 
