@@ -9,14 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
+import torch
 import typer
 
 from cluster.files import documents, walk
+from rayclip.api import training
 from rayclip.attacks import parse_attacks
 from rayclip.cli.app import app
 from rayclip.cli.options import refuse_repeats
 from rayclip.evaluation.cell import at_budgets
+from rayclip.models import load_model
 from rayclip.types import UserError
 from rayclip.units import parse_budgets
 
@@ -27,7 +31,7 @@ SWEEPS = {path.name: path for path in sorted((ROOT / "sweeps").glob("*.py"))}
 # the next command of the shell line
 COMMAND = re.compile(
     r"(?:^|&&|-- |slurm\.sh )\s*(?:[A-Z_]+=\S+\s+)*(rayclip(?= +[a-z-])|python sweeps/\w+\.py)(?=\s|$)"
-    r"((?:'[^']*'|[^|&;)'])*)"
+    r"((?:'[^']*'|[^|&;)])*)"
 )
 
 
@@ -174,8 +178,29 @@ def test_benchmarks_take_their_command_lines():
     assert (done.stdout.splitlines(), done.returncode) == (BENCHMARKS, 0), done.stderr
 
 
-def test_the_readme_s_python_runs():
+def test_the_readme_s_python_runs(monkeypatch):
+    """As it is written, but on small things: the bundled model and data, few steps; the training is only asked for."""
     (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
-    names: dict[str, Any] = {}
+    smaller = {
+        "ViT-B-32:openai": "digits",
+        "cifar10": "digits",
+        "pgd:steps=100": "pgd:steps=2",
+        "autoattack": "autoattack:iterations=1,queries=2",
+        "limit=1000": "limit=3",
+    }
+    for written_there, here in smaller.items():
+        assert written_there in block
+        block = block.replace(written_there, here)
+    asked = []
+    monkeypatch.setattr(training, "fine_tune", lambda trial, where: asked.append(trial.config))
+    digits = load_model("digits")
+    names: dict[str, Any] = {
+        "my_module": digits.model,
+        "preprocess": open_clip.image_transform(8, is_train=False),
+        "tokenizer": open_clip.SimpleTokenizer(context_length=digits.model.context_length),
+        "images": torch.rand(4, 3, 8, 8),
+        "labels": torch.tensor([0, 1, 0, 1]),
+    }
     exec(block, names)
-    assert 0 < names["accuracy"] < 0.5, "PGD breaks most of the bundled model's right answers"
+    assert names["found"].images.shape == (4, 3, 8, 8) and len(names["rows"]) == 4  # the worst case too
+    assert asked[0].method.name == "tecoa" and asked[0].method.eps == 1 / 255

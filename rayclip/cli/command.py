@@ -21,8 +21,9 @@ from rayclip.names import ATTACKS_ABOUT, DATASETS, DEFENSES_ABOUT, METHODS
 Positive = Annotated[int, typer.Option(min=1)]
 FromZero = Annotated[int, typer.Option(min=0)]
 MODELS = (
-    "digits (bundled), local-dir:PATH, hf-hub:ORG/NAME, an open_clip NAME:TAG such as ViT-B-32:openai, zoo:NAME (a "
-    "published robust CLIP: rayclip models list), "
+    "digits (bundled), local-dir:PATH (layout of open_clip or transformers), hf:ORG/NAME (transformers), "
+    "hf-hub:ORG/NAME (open_clip), an open_clip NAME:TAG such as ViT-B-32:openai, zoo:NAME (a published robust CLIP: "
+    "rayclip models list), "
     "NAME-quickgelu:FILE or NAME-gelu:FILE with a file of weights, or prompted:PATH (what advpt and vp learn)."
 )
 WIDTH = {"max_content_width": 160}

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayclip.attacks.base import Attack, GradientAttack, Norm, Samples, Start
 from rayclip.attacks.pgd import PGD
@@ -232,8 +232,12 @@ class Method(Configurable, ABC):
 
     def check(self, clip: Clip) -> None:
         """Raise a `UserError` if the method cannot train this model."""
-        clip.parameters_of(self.trains)
+        self.parameters(clip)
         self.check_attack()
+
+    def parameters(self, clip: Clip) -> list[nn.Parameter]:
+        """Return the parameters that the method trains, all of which its loss has to depend on."""
+        return clip.parameters_of(self.trains)
 
     def check_attack(self) -> None:
         """Raise a `UserError` if the method cannot train against this attack."""

@@ -386,7 +386,7 @@ def _made_on(clip: Clip) -> dict[str, str]:
 def choose_trainable(clip: Clip, method: Method) -> list[nn.Parameter]:
     """Enable gradients of the parameters that the method trains; return these parameters."""
     clip.requires_grad_(False)
-    chosen = clip.parameters_of(method.trains)
+    chosen = method.parameters(clip)
     for p in chosen:
         p.requires_grad_(True)
     return chosen
