@@ -98,12 +98,14 @@ def choose_trial(
     class_names: str,
     changes: Mapping[str, Any],
     settings: Mapping[str, Any],
+    small: bool | None = None,
 ) -> "Trial":
     """Return a training as it was asked for; the method's recipe, by default the one for models of this size.
 
     Args:
         changes: to the recipe.
         settings: other fields of the configuration; `validate` as text (`HeldOut.parse`).
+        small: whether the model is small, if that is known (`checks.is_small`).
     """
     from rayclip.distributed.trials import Trial
 
@@ -111,7 +113,7 @@ def choose_trial(
     if unknown:
         raise UserError(f"train has no setting '{min(unknown)}'.")
     source, (data,) = choose_names(class_names, [data])
-    small = recipe == "small" or (recipe is None and is_small(model))
+    small = recipe == "small" or (recipe is None and (is_small(model) if small is None else small))
     chosen = make_method(
         method,
         published=not small,

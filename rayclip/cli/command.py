@@ -30,8 +30,9 @@ WIDTH = {"max_content_width": 160}
 
 _GROUPS = {
     "Model and data": "method methods model origin target a protocol data test shots limit captions resolution resize "
-    "class_names template seed",
-    "Attack": "attacks attack eps steps step_size norm start eps_warmup substitutes precision compiled",
+    "class_names template seed seeds",
+    "Search": "search samples by reduction",
+    "Attack": "attacks test_eps attack eps steps step_size norm start eps_warmup substitutes precision compiled",
     "Defence and scoring": "defense aim draws scorer made_against",
     "Optimiser": "epochs recipe lr batch_size accumulate optimizer momentum betas weight_decay schedule warmup_steps "
     "ema trains validate",
@@ -144,6 +145,7 @@ def _for_typer(option: inspect.Parameter, described: Mapping[str, str]) -> inspe
     info = copy.copy(info)
     if get_origin(kind) is Sequence:
         kind, default = list[str], list(default) or None if isinstance(default, Sequence) else default
+        info.metavar = info.metavar or name.upper().replace("_", "-")
     if kind is bool and default is False and info.default is ...:
         info.param_decls = (f"--{name.replace('_', '-')}",)
     info.help = info.help or described.get(name) or SHARED.get(name) or ""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rayclip.api.grid import parse_shots
 from rayclip.cli.command import MODELS, FromZero, Positive
 from rayclip.cli.options import Logging, check_data, check_models, least_of, split
 from rayclip.names import METHODS, check_method
@@ -237,12 +238,3 @@ def _show_best(out: str) -> None:
     best = found["best"]
     scores = ", ".join(f"{name} {value:.1f} %" for name, value in best.items() if name not in ("epoch", "step"))
     print(f"best on {found['images']} held-out images: epoch {best['epoch']} ({scores}): {out}/{BEST}")
-
-
-def parse_shots(text: str) -> int | None:
-    """Parse a number of shots; `full` is None."""
-    if text == "full":
-        return None
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UserError(f"--shots '{text}' is neither a number of images per class nor full: write 1, 5 or full.")
-    return int(text)

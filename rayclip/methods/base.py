@@ -199,6 +199,12 @@ class Method(Configurable, ABC):
     start: Start = "random"
     trains: Trains = "all"
 
+    @classmethod
+    def uses_attack(cls) -> bool:
+        """Return whether it trains on attacked images: if not, the attack's settings change nothing, and a sweep leaves
+        them out."""
+        return cls.prepares or cls.attack is not Method.attack
+
     def recipe_for(self, patch: int | None) -> Recipe:
         """Return the published recipe for an image tower with patches of `patch` pixels (None: it has no patches)."""
         return self.recipe
