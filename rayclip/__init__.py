@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rayclip.api.attacking import AttackResult, Classifier, Model, attack
     from rayclip.api.library import Rows, evaluate, load, train, wrap
+    from rayclip.api.sweeping import sweep
     from rayclip.types import UserError
 
 __version__ = "0.1.0"
@@ -19,11 +20,24 @@ __version__ = "0.1.0"
 # after the change are never mixed.
 PROTOCOL = 3
 
-__all__ = ["AttackResult", "Classifier", "Model", "Rows", "UserError", "attack", "evaluate", "load", "train", "wrap"]
+__all__ = [
+    "AttackResult",
+    "Classifier",
+    "Model",
+    "Rows",
+    "UserError",
+    "attack",
+    "evaluate",
+    "load",
+    "sweep",
+    "train",
+    "wrap",
+]
 
 _PLACES = {
     "api.attacking": ("AttackResult", "Classifier", "Model", "attack"),
     "api.library": ("Rows", "evaluate", "load", "train", "wrap"),
+    "api.sweeping": ("sweep",),
     "types": ("UserError",),
 }
 _PLACE = {name: module for module, names in _PLACES.items() for name in names}

@@ -253,23 +253,24 @@ def convert_all(
     """
     check_known(noun, name, written, types)
     norm = "l2" if written.get("norm", norm) == "l2" else "linf"
-    return {key: _convert(name, key, value, types[key], norm) for key, value in written.items()}
+    return {key: convert(f"{name}:{key}=", key, value, types[key], norm) for key, value in written.items()}
 
 
-def _convert(owner: str, key: str, value: str, kind: Any, norm: Norm) -> Any:
+def convert(what: str, key: str, value: str, kind: Any, norm: Norm = "linf") -> Any:
+    """Convert a setting's value from text; `what` stands before it in messages: `pgd:steps=`."""
     kind = _without_none(kind)  # users never write None
     if get_origin(kind) is tuple:
-        return tuple(_convert(owner, key, part, get_args(kind)[0], norm) for part in value.split("+"))
+        return tuple(convert(what, key, part, get_args(kind)[0], norm) for part in value.split("+"))
     choices = {"true": True, "false": False} if kind is bool else {str(choice): choice for choice in get_args(kind)}
     if kind is bool or get_origin(kind) is Literal:
         if value not in choices:
-            raise UserError(f"{owner}:{key}={value} is not possible: use one of {', '.join(choices)}.")
+            raise UserError(f"{what}{value} is not possible: use one of {', '.join(choices)}.")
         return choices[value]
     if kind is float and key in BUDGETS:
         return parse_budget(value, key, norm)
     if kind is str:
         return value
-    return _number(f"{owner}:{key}={value}", value, kind)
+    return _number(f"{what}{value}", value, kind)
 
 
 def _number(what: str, value: str, kind: Any) -> int | float:

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+Ranking = Literal["worst case", "clean", "mean"]  # the accuracy that models are ranked by; `mean` of the two
 WORST = "worst"  # stands in place of an attack's name for the worst case over several attacks
 
 # `user:password@` before a host, and the query options of an address that carry credentials

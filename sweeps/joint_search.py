@@ -34,7 +34,6 @@ def main(
     ] = 3.0,
 ) -> None:
     """Search eps, loss weights, shots and learning rate jointly for clean and robust accuracy."""
-    from rayclip import api
     from rayclip.distributed.search import Validation
 
     if not reduction > 1:
@@ -47,17 +46,7 @@ def main(
         trials.append(dataclasses.replace(trial, config=dataclasses.replace(trial.config, save_every_epochs=1)))
     (chosen,) = run.evaluations("clean,sep", tests=[data])
     validation = Validation(data=data, attacks=chosen.attacks, protocol=chosen.protocol, limit=run.options.limit)
-    found = api.search(
-        f"{run.name} {run.options.scale}",
-        trials,
-        validation,
-        run.evaluations("clean,pgd,bert,sep"),
-        run.model,
-        run.where(),
-        reduction=reduction,
-    )
-    api.show_search(found)
-    run.show(found)
+    run.search(trials, validation, run.evaluations("clean,pgd,bert,sep"), reduction=reduction)
 
 
 def draws(run: Run, samples: int) -> Iterator[dict[str, Any]]:

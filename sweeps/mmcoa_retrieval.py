@@ -53,6 +53,8 @@ def main(
     if not bundled:
         open_pairs(pairs or "mscoco_captions")
     found = run.go(run.trials(), run.evaluations("clean"))
+    if not found.rows:  # of --plan
+        return
     with tempfile.TemporaryDirectory(prefix="rayclip-") as place:
         rows = api.evaluate_retrieval(
             list(found.labels),

@@ -7,9 +7,7 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
-import torch
 
-from conftest import tiny_clip
 from rayclip.cli.app import app as rayclip_app
 from rayclip.cli.running import run
 
@@ -45,27 +43,3 @@ def run_here(cwd, *args, check=True, program="rayclip", **env):
     stdout, stderr = (stream.buffer.getvalue().decode() for stream in (out, err))
     assert not check or stop.value.code == 0, stderr[-3000:]
     return subprocess.CompletedProcess(arguments, stop.value.code, stdout, stderr)
-
-
-def run_example(code):
-    """Run the documented example of the library with small models and few images, and return its variables."""
-    for old, new in {
-        "ViT-B-32:openai": "digits",
-        '"cifar10"': '"digits"',
-        'eps="1/255")': 'eps="1/255", limit=8, quiet=True)',
-        'out="tecoa"': 'out="tecoa", shots=1, epochs=1, quiet=True',
-        "steps=100": "steps=4",
-        "autoattack": "fgsm",
-    }.items():
-        code = code.replace(old, new)
-    own = tiny_clip()
-    space = {
-        "my_module": own.model,
-        "preprocess": ((0.5,) * 3, (0.25,) * 3, 8),
-        "tokenizer": lambda texts: own.token_rows(texts),
-        "images": torch.rand(4, 3, 8, 8),
-        "labels": torch.tensor([0, 1, 0, 1]),
-    }
-    exec(code, space)
-    assert space["found"].images.shape == (4, 3, 8, 8) and len(space["rows"]) == 4
-    return space

@@ -47,6 +47,7 @@ def tiny_clip(seed: int = 0, dtype: torch.dtype = torch.float32, **changes: obje
         config["model_cfg"]["vision_cfg"],
         config["model_cfg"]["text_cfg"],
         quick_gelu=bool(changes.get("quick_gelu")),
+        init_logit_bias=changes.get("init_logit_bias"),
     )
     with torch.no_grad():
         for name, p in model.named_parameters():

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from rayclip.api.evaluating import compare, evaluate_models, plan_evaluation, spent
     from rayclip.api.request import Evaluation, Tracking, Where
     from rayclip.api.retrieval import evaluate_retrieval, show_retrieval
-    from rayclip.api.training import Found, SweepResult, fine_tune, itself, search, show_search, sweep
+    from rayclip.api.training import Found, SweepResult, fine_tune, fine_tune_seeds, itself, search, show_search, sweep
 
 _PLACES = {
     "evaluating": ("compare", "evaluate_models", "plan_evaluation", "spent"),
     "request": ("Evaluation", "Tracking", "Where"),
     "retrieval": ("evaluate_retrieval", "show_retrieval"),
-    "training": ("Found", "SweepResult", "fine_tune", "itself", "search", "show_search", "sweep"),
+    "training": ("Found", "SweepResult", "fine_tune", "fine_tune_seeds", "itself", "search", "show_search", "sweep"),
 }
 _PLACE = {name: module for module, names in _PLACES.items() for name in names}
 
@@ -31,6 +31,7 @@ __all__ = [
     "evaluate_models",
     "evaluate_retrieval",
     "fine_tune",
+    "fine_tune_seeds",
     "itself",
     "plan_evaluation",
     "search",

@@ -19,6 +19,7 @@ from rayclip.data import Resolution
 from rayclip.data.captions import bind_captions
 from rayclip.defenses import DRAWS, IGNORE, Aim, Chain, Defended, chain_label, is_random, parse_aims, parse_defenses
 from rayclip.evaluation.cell import default_substitutes
+from rayclip.evaluation.saving import SavedSet, save_adversarial
 from rayclip.models import TEMPLATE, Clip, ZeroShot
 from rayclip.models.clip import frozen
 from rayclip.models.exact import exact_fp32
@@ -178,6 +179,39 @@ class AttackResult:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def save(self, folder: str) -> SavedSet:
+        """Write the images as a data set for `rayclip eval --data FOLDER`, `rayclip.evaluate` and other tools: PNG, and
+        judged again as they are rounded to 8 bits. A set that was saved there before is replaced.
+
+        Returns:
+            the set's place, and how many successes survive rounding; its text says so.
+
+        Raises:
+            UserError: an attack on texts, or a folder with something else in it.
+        """
+        if self.attack.changes_texts or self.attack.gives_own_texts:
+            raise UserError(f"{self.attack.name} changes texts, which a data set of images does not keep.")
+        victim, model = self.classifier.victim, self.classifier.model
+        judging = victim.function if isinstance(victim, FunctionClassifier) else victim.clip
+
+        def predict(pixels: Tensor, places: Sequence[int]) -> Tensor:
+            images = pixels.to(pixels.device if model is None else model.device, self.classifier.dtype)
+            with working(judging if isinstance(judging, nn.Module) else None):
+                return self.classifier.judge(places)(images).argmax(1)
+
+        return save_adversarial(
+            folder,
+            self.images,
+            self.labels,
+            self.class_names,
+            before_B=self.clean_logits.argmax(1),
+            after_B=self.logits.argmax(1),
+            predict=predict,
+            clean_BCHW=self.clean,
+            about={"attack": self.attack.label, "settings": self.attack.describe(), "defense": self.classifier.defense},
+            budget=self.attack.eps if self.attack.needs_eps and self.attack.ball == "linf" else None,
+        )
 
 
 def attack(

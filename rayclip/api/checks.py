@@ -11,7 +11,7 @@ import numpy as np
 
 from rayclip.api.request import Evaluation
 from rayclip.attacks import Attack, attack_as_described
-from rayclip.data import ImageSet, Names, PairSet, Resolution, few_shot, locate, open_data
+from rayclip.data import ImageSet, Names, PairSet, Resolution, locate, open_data
 from rayclip.data.captions import bind_captions
 from rayclip.data.images import mixed_sizes
 from rayclip.evaluation import Cell, Protocol, chosen_positions, make_cells
@@ -25,6 +25,7 @@ from rayclip.progress import Display, say
 from rayclip.reports.results import Results
 from rayclip.training import TrainConfig
 from rayclip.training.config import check_shares
+from rayclip.training.held_out import split
 from rayclip.types import UserError
 from rayclip.units import format_budget
 
@@ -112,10 +113,17 @@ def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainCo
     method = config.method.with_default_substitutes(default_substitutes(bundled=config.data == "digits"))
     config = dataclasses.replace(config, data=locate(config.data))
     data = opened.data(config.data, "train", config.resolution, config.names)
-    check_shares(len(few_shot(data, config.shots, config.seed)), config.recipe.batch_size, workers)
+    trained, _ = split(data, config.shots, config.seed, config.validate)
+    check_shares(len(trained), config.recipe.batch_size, workers)
     method = bind_captions(method, config.data, data.class_names)
     clip = opened.model(config.model)
     method.check(clip)
+    if config.validate is not None:
+        attacks = [a.pinned().for_classes(len(data.class_names)) for a in config.validate.attacks]
+        attacks = [bind_captions(attack, config.data, data.class_names) for attack in attacks]
+        for attack in attacks:
+            attack.check(clip)
+        config = dataclasses.replace(config, validate=dataclasses.replace(config.validate, attacks=tuple(attacks)))
     if has_batch_norm(clip):
         opened.note(
             f"{config.model}: BatchNorm keeps the statistics that it came with, so that a step on several workers, or "

@@ -18,6 +18,7 @@ from rayclip.models.scorers import parse_scorers
 from rayclip.names import attack_defaults
 from rayclip.store import Store
 from rayclip.training import TrainConfig
+from rayclip.training.held_out import HeldOut
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
@@ -97,12 +98,14 @@ def choose_trial(
     class_names: str,
     changes: Mapping[str, Any],
     settings: Mapping[str, Any],
+    small: bool | None = None,
 ) -> "Trial":
     """Return a training as it was asked for; the method's recipe, by default the one for models of this size.
 
     Args:
         changes: to the recipe.
-        settings: other fields of the configuration.
+        settings: other fields of the configuration; `validate` as text (`HeldOut.parse`).
+        small: whether the model is small, if that is known (`checks.is_small`).
     """
     from rayclip.distributed.trials import Trial
 
@@ -110,7 +113,7 @@ def choose_trial(
     if unknown:
         raise UserError(f"train has no setting '{min(unknown)}'.")
     source, (data,) = choose_names(class_names, [data])
-    small = recipe == "small" or (recipe is None and is_small(model))
+    small = recipe == "small" or (recipe is None and (is_small(model) if small is None else small))
     chosen = make_method(
         method,
         published=not small,
@@ -123,6 +126,8 @@ def choose_trial(
         start=start,
         trains=trains,
     )
+    if isinstance(held_out := settings.get("validate"), str):
+        settings = {**settings, "validate": HeldOut.parse(held_out, chosen.eps)}
     config = TrainConfig(
         model=model,
         data=data,

@@ -22,6 +22,7 @@ from rayclip.evaluation.alarms import alarms, cut_alarms
 from rayclip.evaluation.costs import Costs, PoolStatistics
 from rayclip.evaluation.forecast import Forecast
 from rayclip.evaluation.here import evaluate_here
+from rayclip.evaluation.saving import SavedSet, can_save, write_set
 from rayclip.models import Clip
 from rayclip.models.checkpoint import model_record
 from rayclip.progress import Display, say
@@ -108,11 +109,12 @@ def compare_all(
 
 
 class _Measured(NamedTuple):
-    """Evaluated cells, their rows, and warnings about the measurement by model."""
+    """Evaluated cells, their rows, warnings about the measurement by model, and saved images by cell."""
 
     cells: Sequence[Cell]
     rows: list[Row]
     warnings: dict[str, list[str]]
+    saved: dict[str, SavedSet]
 
 
 def _measure(
@@ -124,12 +126,28 @@ def _measure(
     given: Mapping[str, Clip] = MappingProxyType({}),
 ) -> _Measured:
     """Evaluate cells, write the table and each model's record beside them, and print the warnings."""
-    work = outstanding(cells, positions, store, where.pool.shard_size)
+    images = [cell for cell in {cell.id: cell for cell in cells}.values() if where.save_adversarial and can_save(cell)]
+    if where.save_adversarial and not images:
+        raise UserError(
+            "none of the attacks changes images, so that there are none to save: name one that does, as pgd."
+        )
+    work = outstanding(cells, positions, store, where.pool.shard_size, save_images=where.save_adversarial)
+    again = sum(len(shards.positions) for shards in work if shards.writes == "images")
+    if again:
+        say("note", f"{again:,} images were evaluated without being saved: they are attacked again; verdicts stay.")
     if work:
         display = Display(quiet=where.quiet)
         total = sum(len(positions[cell.data]) for cell in {cell.id: cell for cell in cells}.values())
         ran = _evaluate(work, store, where, display, total, given)
         store.write_json(forecasts.RUNS, [*(store.read_json(forecasts.RUNS) or []), dataclasses.asdict(ran)])
+    saved = {cell.id: write_set(cell, store) for cell in images}
+    for cell in images:
+        own = (
+            f"; the texts that {cell.attack.name} gives every image are not saved"
+            if cell.attack.gives_own_texts
+            else ""
+        )
+        say("note", f"{cell.title}: {saved[cell.id]}{own}.")
     rows = collect_rows(cells, positions, store)
     for spec, fingerprint in {(cell.model, cell.model_fingerprint) for cell in cells}:
         store.write_json(f"{LINEAGE}/{fingerprint}.json", model_record(spec, labels.get(spec)))
@@ -141,7 +159,7 @@ def _measure(
         warnings[model] += alarms([c for c in cells if c.model == model], rows, positions, store)
         for sentence in warnings[model]:
             say("warning", sentence)
-    return _Measured(cells, rows, warnings)
+    return _Measured(cells, rows, warnings, saved)
 
 
 def _evaluate(
@@ -170,7 +188,10 @@ def _log_model(
         rows = [row for row in found.rows if (row.model, row.scorer, row.defense) == (model, *kind)]
         cells = [c for c in found.cells if c.model == model and (c.scorer.label, chain_label(c.defense)) == kind]
         trial = parent if is_last and kind == ("template", "none") else None
-        logbook.evaluation(f"eval {rows[0].who({model: label})}", parent, rows, cells, found.warnings[model], trial)
+        run = logbook.evaluation(
+            f"eval {rows[0].who({model: label})}", parent, rows, cells, found.warnings[model], trial
+        )
+        logbook.rounded(run, rows, {cell: saved.accuracy for cell, saved in found.saved.items()})
 
 
 @contextlib.contextmanager
@@ -212,7 +233,7 @@ def plan_evaluation(
 
     cells, positions = plan_all(models, [evaluation], Opened(quiet=where.quiet))
     store, costs, found = Store(where.out), Costs(), None
-    work = outstanding(cells, positions, store, where.pool.shard_size)
+    work = outstanding(cells, positions, store, where.pool.shard_size, save_images=where.save_adversarial)
     hardware = forecasts.common_hardware(cells, store)
     if hardware is not None:
         costs.read({cell.id: cell for cell in cells}.values(), store, hardware)

@@ -23,8 +23,10 @@ from rayclip.models.checkpoint import read_lineage
 from rayclip.models.zeroshot import TEMPLATE
 from rayclip.progress import say
 from rayclip.reports.examples import example_grid
+from rayclip.reports.formats import grid_markdown
 from rayclip.reports.notes import Varying, merge_protocols
 from rayclip.reports.rows import markdown_tables, rows_json
+from rayclip.reports.seeds import spread, training_grid
 from rayclip.settings import BUDGETS
 from rayclip.store import Store
 from rayclip.tracking.deliverer import Deliverer
@@ -46,7 +48,8 @@ HOW_TO_READ = """
 verdict).
 
 **Metrics**, in percent: `clean/DATA`, `robust/ATTACK_epsN/DATA`, `worst/DATA` (the worst case: right under every
-attack, per sample; of several budgets one each, `worst_epsN/DATA`), `avg/…` over the data sets.
+attack, per sample; of several budgets one each, `worst_epsN/DATA`), `avg/…` over the data sets. `rounded/…` is robust
+accuracy on images that were saved with 8 bits, `validate/…` accuracy on held-out training images.
 
 - Compare: mark runs, *Compare*, parallel coordinates over `method.name`, `shots`, `method.eps` and `worst/…`.
 - Search: `tags."rayclip.kind" = 'eval' and metrics."worst/digits" > 30`.
@@ -185,8 +188,8 @@ class Logbook:
         cells: Sequence[Cell],
         warnings: Sequence[str] = (),
         trial: str | None = None,
-    ) -> None:
-        """Log one model's evaluation as a run, once: metrics, the table, adversarial texts and pictures.
+    ) -> str:
+        """Log one model's evaluation as a run, once, and return it: metrics, the table, adversarial texts, pictures.
 
         Args:
             warnings: about the measurement; their number is a tag, so that such runs can be searched for.
@@ -195,7 +198,7 @@ class Logbook:
         digest = _digest([[r.cell for r in rows], rows[0].n])
         key = f"{name} {digest}"
         if self.has_begun(key, complete=True):
-            return
+            return self._known.runs[key]
         run = self.open(
             name,
             key=key,
@@ -235,6 +238,15 @@ class Logbook:
             accuracies = {cells[0].model_fingerprint: accuracy}
             self._add("rank", run, protocol=_digest(stands_on), accuracies=accuracies)
         self.end(key)
+        return run
+
+    def rounded(self, run: str, rows: Sequence[Row], accuracies: Mapping[str, float]) -> None:
+        """Log accuracies on saved images, by cell, as `rounded/ATTACK/DATA`; also to a run that is complete."""
+        names = [(name, row) for row in rows if row.cell in accuracies for name in metric_names([row])]
+        values = [[name.replace("robust/", "rounded/"), accuracies[row.cell], 0] for name, row in names]
+        if values:
+            self._add("metrics", run, values=values)
+            self.deliver()
 
     def retrieval(self, task: Task, rows: Sequence[RecallRow]) -> None:
         """Log one model's retrieval under one attack as a run, once: metrics and the table."""
@@ -258,6 +270,15 @@ class Logbook:
         self._numbers(run, {}, rows, labels)
         self._add("describe", run, text=markdown_tables(rows, labels), study=False)
         self._files(run, {"table.md": markdown_tables(rows, labels), "results.json": rows_json(rows)})
+        self.finish(run)
+
+    def seeds(self, run: str, numbers: Mapping[str, Mapping[str, float]]) -> None:
+        """Log trainings that differ in their seed in the run above them, and finish it: `train/loss_mean`,
+        `train/loss_sd`, and the table."""
+        for name, (mean, sd) in spread(list(numbers.values())).items():
+            key = f"{'train' if name == 'loss' else 'validate'}/{key_part(name.replace(' ', '_'))}"
+            self._add("metrics", run, key=key, values=[[f"{key}_mean", mean, 0], [f"{key}_sd", sd, 0]])
+        self._add("describe", run, text=grid_markdown(training_grid(numbers)), study=False)
         self.finish(run)
 
     def _numbers(

@@ -85,6 +85,8 @@ class Where:
         pool: size of the pool of evaluation actors.
         train_workers: Ray Train workers per trial.
         least_workers: minimum to continue a trial with while the cluster has no room for all; None waits for all.
+        save_adversarial: also save the adversarial images of each cell as a prepared data set,
+            `OUT/adversarial/NAME` (`evaluation.saving`); verdicts are the same with and without it.
         quiet: show no progress.
         verbose: show the output of Ray and its workers.
     """
@@ -95,6 +97,7 @@ class Where:
     pool: PoolSize = dataclasses.field(default_factory=PoolSize)
     train_workers: int = 1
     least_workers: int | None = None
+    save_adversarial: bool = False
     quiet: bool = False
     verbose: bool = False
 

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rayclip.api.checks import Opened, check_training, plan_all
@@ -23,13 +23,15 @@ from rayclip.distributed.tuning import run_trials
 from rayclip.evaluation import Store
 from rayclip.evaluation.cell import at_budgets, label_with_eps
 from rayclip.evaluation.front import Score, pareto_front
-from rayclip.models.checkpoint import FILES
+from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display, say
+from rayclip.reports.grid import Grid
 from rayclip.reports.model import model_name
 from rayclip.reports.notes import heading
 from rayclip.reports.rows import search_grid
+from rayclip.reports.seeds import trained_numbers, training_grid
 from rayclip.reports.to_terminal import show
-from rayclip.types import Row, UserError
+from rayclip.types import Ranking, Row, UserError
 
 
 def fine_tune(trial: Trial, where: Where) -> bool:
@@ -55,6 +57,42 @@ def fine_tune(trial: Trial, where: Where) -> bool:
     return True
 
 
+class SeedResult(NamedTuple):
+    """Result of one training with several seeds.
+
+    Attributes:
+        trials: those that are finished, one per seed.
+        grid: a row of numbers per seed: of the last step and, with validation, of the last and the best epoch.
+        errors: reasons of failure by trial name.
+    """
+
+    trials: list[Trial]
+    grid: Grid
+    errors: dict[str, str]
+
+
+def fine_tune_seeds(trial: Trial, seeds: Sequence[int], where: Where) -> SeedResult:
+    """Run one training with each of several seeds, to `OUT/seed-N`, as one sweep, and log mean and standard deviation
+    of their numbers in the run above theirs."""
+    trials = [
+        dataclasses.replace(
+            trial,
+            name=f"seed {seed}",
+            config=dataclasses.replace(trial.config, seed=seed),
+            out=Store(trial.out).child(f"seed-{seed}").root,
+        )
+        for seed in seeds
+    ]
+    with _open_study("sweep", trial.name, trials, where, Opened(quiet=where.quiet)) as study:
+        errors: dict[str, str] = {}
+        if not all(trial.is_finished() for trial in study.trials):
+            errors = _train(study.trials, where, study.logbook)
+        finished = [trial for trial in study.trials if trial.name not in errors]
+        numbers = {trial.name: trained_numbers(read_lineage(trial.out) or {}) for trial in finished}
+        study.logbook.seeds(study.root, numbers)
+    return SeedResult(finished, training_grid(numbers), errors)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
     """Result of a sweep.
@@ -63,11 +101,13 @@ class SweepResult:
         rows: of the untouched model and of every trial that succeeded.
         labels: display names by model specification.
         errors: reasons of failure by trial name.
+        groups: display names without the seed, by model specification, if there are several seeds.
     """
 
     rows: list[Row]
     labels: dict[str, str]
     errors: dict[str, str]
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 def itself(trial: Trial) -> dict[str, str]:
@@ -79,25 +119,26 @@ def sweep(
     name: str,
     trials: Sequence[Trial],
     evaluations: Sequence[Evaluation],
-    base: str,
+    base: str | Sequence[str],
     where: Where,
     results: Callable[[Trial], Mapping[str, str]] = itself,
 ) -> SweepResult:
-    """Train all trials, then evaluate the untouched model `base` and every result.
+    """Train all trials, then evaluate the untouched model or models and every result.
 
     Args:
         name: of the tracker's parent run.
+        base: the untouched models that the trials start from.
         results: returns the models to evaluate of a finished trial, as {specification: label}.
     """
-    opened = Opened(quiet=where.quiet)
-    plan_all([base], evaluations, opened)
+    opened, bases = Opened(quiet=where.quiet), _as_list(base)
+    plan_all(bases, evaluations, opened)
     with _open_study("sweep", name, trials, where, opened) as study:
         errors: dict[str, str] = {}
         if not all(trial.is_finished() for trial in study.trials):
             study.connect()  # for the evaluation, too
             errors = _train(study.trials, where, study.logbook)
         trained = [trial for trial in study.trials if trial.name not in errors]
-        rows, labels = study.evaluate(base, trained, results, evaluations)
+        rows, labels = study.evaluate(bases, trained, results, evaluations)
     return SweepResult(rows=rows, labels=labels, errors=errors)
 
 
@@ -109,11 +150,15 @@ class Found(SweepResult):
         scores: last scores of every trial on the validation data.
         front: names of the completed trials on the Pareto front of clean and robust accuracy, best clean one first.
         robust: the attacks behind the robust accuracy.
+        by: the accuracy that trials were compared by.
+        asha: whether ASHA may have stopped some.
     """
 
     scores: dict[str, Score]
     front: list[str]
     robust: str
+    by: Ranking = "mean"
+    asha: bool = True
 
 
 def search(
@@ -121,21 +166,22 @@ def search(
     trials: Sequence[Trial],
     validation: Validation,
     evaluations: Sequence[Evaluation],
-    base: str,
+    base: str | Sequence[str],
     where: Where,
     *,
-    reduction: float = 3,
+    reduction: float | None = 3,
 ) -> Found:
     """Run trials under ASHA early stopping, then evaluate the Pareto front of clean and robust accuracy.
 
     Args:
         name: of the tracker's parent run.
         validation: what trials are ranked by; its data must not overlap those of the trials and the evaluations.
-        reduction: ASHA's reduction factor: about one in `reduction` trials passes each rung.
+        base: as in `sweep`.
+        reduction: ASHA's reduction factor: about one in `reduction` trials passes each rung; None stops no trial.
     """
-    opened = Opened(quiet=where.quiet)
+    opened, bases = Opened(quiet=where.quiet), _as_list(base)
     choice = Evaluation(data=[validation.data], attacks=validation.attacks, protocol=validation.protocol)
-    plan_all([base], [choice, *evaluations], opened)
+    plan_all(bases, [choice, *evaluations], opened)
     with _open_study("search", name, trials, where, opened) as study:
         logbook = study.logbook
         scores = Scores(study.trials, logbook.store)
@@ -161,13 +207,13 @@ def search(
                 on_finish=on_finish,
                 measure=dataclasses.replace(validation, data=locate(validation.data)),
                 on_measure=on_measure,
-                scheduler=make_asha(study.trials, reduction),
+                scheduler=None if reduction is None else make_asha(study.trials, reduction),
             )
         whole = [trial for trial in study.trials if trial.name in scores and trial.is_finished()]
         on_front = pareto_front([(scores[trial.name].clean, scores[trial.name].robust) for trial in whole])
         front = [trial for trial, best in zip(whole, on_front, strict=True) if best]
         front.sort(key=lambda trial: -scores[trial.name].clean)
-        rows, labels = study.evaluate(base, front, itself, evaluations)
+        rows, labels = study.evaluate(bases, front, itself, evaluations)
     attacks = at_budgets(validation.attacks, validation.protocol.budgets)
     withstood = [label_with_eps(a, a.eps if a.needs_eps else None) for a in attacks if a.name != "clean"]
     return Found(
@@ -177,12 +223,14 @@ def search(
         rows=rows,
         labels=labels,
         errors=errors,
+        by=validation.by,
+        asha=reduction is not None,
     )
 
 
 def show_search(found: Found) -> None:
     """Print every trial's last validation scores, longest run and best first; * marks the Pareto front."""
-    show([search_grid(found.scores, found.front, found.robust)])
+    show([search_grid(found.scores, found.front, found.robust, found.by, asha=found.asha)])
 
 
 class _Study(NamedTuple):
@@ -201,13 +249,14 @@ class _Study(NamedTuple):
 
     def evaluate(
         self,
-        base: str,
+        bases: Sequence[str],
         trained: Sequence[Trial],
         results: Callable[[Trial], Mapping[str, str]],
         evaluations: Sequence[Evaluation],
     ) -> tuple[list[Row], dict[str, str]]:
-        """Evaluate the untouched model and the trained ones; return the rows, and labels by model specification."""
-        labels, runs = {base: f"untouched {model_name(base)}"}, dict[str, str]()
+        """Evaluate the untouched models and the trained ones; return the rows, and labels by model specification."""
+        labels, runs = {base: f"untouched {model_name(base)}" for base in bases}, dict[str, str]()
+        configs = [trial.config for trial in self.trials]
         for trial in trained:
             labels |= results(trial)
             runs |= dict.fromkeys(results(trial), str(trial.run))
@@ -219,9 +268,13 @@ class _Study(NamedTuple):
             self.logbook,
             self.where,
             runs=runs,
-            untouched={base: untouched_params(base, [trial.config for trial in self.trials])},
+            untouched={base: untouched_params(base, configs) for base in bases},
         )
         return rows, labels
+
+
+def _as_list(base: str | Sequence[str]) -> list[str]:
+    return [base] if isinstance(base, str) else list(base)
 
 
 @contextlib.contextmanager
@@ -233,12 +286,12 @@ def _open_study(kind: str, name: str, trials: Sequence[Trial], where: Where, ope
         trials = stack.enter_context(
             resolve_precision(trials, store, cluster=bool(where.cluster), verbose=where.verbose)
         )
-        finished = [trial.name for trial in trials if trial.is_finished()]
+        finished = [trial.run_key for trial in trials if trial.is_finished()]
         logbook = stack.enter_context(where.logbook(store))
         root = logbook.open(name, tags={"rayclip.kind": kind})
-        missed = [name for name in finished if logbook.has_begun(name)]
+        missed = [key for key in finished if logbook.has_begun(key)]
         trials = [_with_run(trial, logbook, root, opened) for trial in trials]
-        for trial in (trial for trial in trials if trial.name in missed):
+        for trial in (trial for trial in trials if trial.run_key in missed):
             _log_ended(logbook, trial, None)
         yield _Study(trials, root, logbook, where, opened, stack)
 
@@ -246,7 +299,7 @@ def _open_study(kind: str, name: str, trials: Sequence[Trial], where: Where, ope
 def _with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened) -> Trial:
     config = trial.config
     tags = {"rayclip.kind": "train", "rayclip.digest": config.digest()}
-    run = logbook.open(trial.name, parent=parent, params=config.flat(), tags=tags)
+    run = logbook.open(trial.name, key=trial.run_key, parent=parent, params=config.flat(), tags=tags)
     data = opened.data(config.data, "train", config.resolution, config.names)
     drawn = draw_record(few_shot(data, config.shots, config.seed), config.shots, config.seed) if config.shots else None
     logbook.trains_on(run, data, config.data, drawn)
@@ -288,4 +341,4 @@ def _log_ended(logbook: Logbook, trial: Trial, error: str | None) -> None:
         last = epoch == trial.config.recipe.epochs
         name, folder = (trial.name, "checkpoint") if last else (f"{trial.name} epoch {epoch}", f"epoch-{epoch}")
         logbook.checkpoint(trial.run, trial.at_epoch(epoch).node_copy(FILES), trial.model_at(epoch), name, folder)
-    logbook.end(trial.name)
+    logbook.end(trial.run_key)

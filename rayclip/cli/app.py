@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from rayclip.cli import bench, captions, data, doctor, evaluate, lists, models, report, train
+from rayclip.cli import bench, captions, data, doctor, evaluate, grid, lists, models, report, train
 from rayclip.cli.command import add_command, command_group
 from rayclip.cli.options import check_tracking
 
@@ -65,6 +65,7 @@ def log(
 
 add_command(app, "eval", evaluate.evaluate, experiment="rayclip-eval")
 add_command(app, "train", train.train, experiment="rayclip-train")
+grid.add_to(app)
 add_command(app, "report", report.report)
 add_command(app, "leaderboard", report.leaderboard)
 add_command(app, "log", log)
@@ -72,6 +73,7 @@ add_command(app, "plan", evaluate.plan, experiment="rayclip-eval")
 add_command(app, "retrieval", evaluate.retrieval, experiment="rayclip-retrieval")
 add_command(app, "interpolate", models.interpolate, experiment="rayclip-interpolate")
 add_command(app, "import", models.import_)
+add_command(app, "export", models.export)
 for listing in (lists.attacks, lists.methods, lists.defenses, lists.scorers):
     add_command(app, listing.__name__, listing)
 add_command(app, "ui", ui)

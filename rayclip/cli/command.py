@@ -21,22 +21,24 @@ from rayclip.names import ATTACKS_ABOUT, DATASETS, DEFENSES_ABOUT, METHODS
 Positive = Annotated[int, typer.Option(min=1)]
 FromZero = Annotated[int, typer.Option(min=0)]
 MODELS = (
-    "digits (bundled), local-dir:PATH, hf-hub:ORG/NAME, an open_clip NAME:TAG such as ViT-B-32:openai, zoo:NAME (a "
-    "published robust CLIP: rayclip models list), "
+    "digits (bundled), local-dir:PATH (layout of open_clip or transformers), hf:ORG/NAME (transformers), "
+    "hf-hub:ORG/NAME (open_clip), an open_clip NAME:TAG such as ViT-B-32:openai, zoo:NAME (a published robust CLIP: "
+    "rayclip models list), "
     "NAME-quickgelu:FILE or NAME-gelu:FILE with a file of weights, or prompted:PATH (what advpt and vp learn)."
 )
 WIDTH = {"max_content_width": 160}
 
 _GROUPS = {
     "Model and data": "method methods model origin target a protocol data test shots limit captions resolution resize "
-    "class_names template seed",
-    "Attack": "attacks attack eps steps step_size norm start eps_warmup substitutes precision compiled",
+    "class_names template seed seeds",
+    "Search": "search samples by reduction",
+    "Attack": "attacks test_eps attack eps steps step_size norm start eps_warmup substitutes precision compiled",
     "Defence and scoring": "defense aim draws scorer made_against",
     "Optimiser": "epochs recipe lr batch_size accumulate optimizer momentum betas weight_decay schedule warmup_steps "
-    "ema trains",
+    "ema trains validate",
     "Cluster": "gpus_per_worker shard_size data_workers workers min_workers cluster local",
     "Tracking": "tracking_uri no_tracking experiment",
-    "Output": "out models json save_every_steps quiet json_logs verbose help",
+    "Output": "out models json save_adversarial save_every_steps quiet json_logs verbose help",
 }
 _GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names.split()}
 _ORDER = list(_GROUP_OF)
@@ -143,6 +145,7 @@ def _for_typer(option: inspect.Parameter, described: Mapping[str, str]) -> inspe
     info = copy.copy(info)
     if get_origin(kind) is Sequence:
         kind, default = list[str], list(default) or None if isinstance(default, Sequence) else default
+        info.metavar = info.metavar or name.upper().replace("_", "-")
     if kind is bool and default is False and info.default is ...:
         info.param_decls = (f"--{name.replace('_', '-')}",)
     info.help = info.help or described.get(name) or SHARED.get(name) or ""

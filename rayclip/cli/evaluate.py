@@ -50,7 +50,7 @@ def evaluate(asked: Request, workers: Positive | None = None, local: bool = Fals
     from rayclip import progress
     from rayclip.cli import answers
 
-    answer = answers.find(asked.words, asked.files, asked.out)
+    answer = None if asked.save_adversarial else answers.find(asked.words, asked.files, asked.out)
     if answer is not None:
         for level, sentence in answer.said:
             progress.say(level, sentence)
@@ -61,7 +61,8 @@ def evaluate(asked: Request, workers: Positive | None = None, local: bool = Fals
         with progress.listening() as said:
             rows = api.evaluate_models(asked.models, evaluation, where)
         answer = answers.Answer(rows, said)
-        answers.keep(asked.words, asked.files, asked.out, answer)
+        if not asked.save_adversarial:  # such a command looks whether the images are still there
+            answers.keep(asked.words, asked.files, asked.out, answer)
 
     def show() -> None:
         show_rows(answer.rows)

@@ -1,14 +1,16 @@
-"""`rayclip models`, `import` and `interpolate`: the zoo, other codes' checkpoints, and interpolated weights."""
+"""`rayclip models`, `import`, `export` and `interpolate`: the zoo, checkpoints from and to other codes, interpolated
+weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rayclip.cli.command import MODELS, add_command, command_group
-from rayclip.cli.options import hand_out, print_table, split_models
+from rayclip.cli.options import check_models, hand_out, print_table, split_models
 from rayclip.cli.request import Request
 from rayclip.paths import check_folder
 from rayclip.types import UserError
@@ -63,7 +65,8 @@ def import_(
 
     Args:
         source: A checkpoint of TeCoA's, PMG-AFT's, TGA-ZSR's, SAFT's, MMCoA's or RobustVLM's code, of open_clip or
-            Lightning, OpenAI's archive, a state dict (.pt, .safetensors), or hf-hub:ORG/NAME.
+            Lightning, OpenAI's archive, a state dict (.pt, .safetensors), a folder with a CLIPVisionModel of
+            transformers, hf:ORG/NAME or hf-hub:ORG/NAME.
         out: Folder of the checkpoint.
         base: The model that FILE was fine-tuned from, such as ViT-B-32:openai.
         allow_gelu: FILE was fine-tuned from this base, which is no OpenAI model.
@@ -88,6 +91,41 @@ def import_(
         print(f"{source}: {part}, {found['keys']} tensors of '{found['layout']}'{behind}{left}")
     print(f"checkpoint: {out}")
     print(f"evaluate it: rayclip eval --model local-dir:{out} --data TEST.parquet --eps 1/255 --out {out}/eval")
+
+
+class Layout(StrEnum):
+    open_clip = "open_clip"
+    transformers = "transformers"
+    vision = "transformers-vision"
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL")],
+    out: Path,
+    layout: Annotated[Layout, typer.Option("--format")],
+) -> None:
+    """Write a model for other code: as open_clip's folder, as CLIPModel of transformers, or its image tower alone.
+
+    Args:
+        model: A checkpoint's folder, or any model as rayclip eval takes it.
+        out: Folder of the result.
+        layout: open_clip; transformers (CLIPModel, CLIPProcessor); transformers-vision (CLIPVisionModel, as in LLaVA).
+    """
+    spec = f"local-dir:{model}" if Path(model).is_dir() else model
+    check_models([spec])
+    check_folder("--out", str(out), done="rayclip.json")
+
+    from rayclip.models import load_model
+    from rayclip.models.checkpoint import model_record, read_lineage
+    from rayclip.models.exporting import export_model
+
+    clip = load_model(spec)
+    there, wanted = read_lineage(out), {"format": layout.value, "fingerprint": clip.fingerprint()}
+    if there is None:
+        export_model(clip, out, layout.value, model_record(spec)["lineage"] or {})
+    elif there.get("exported") != wanted:
+        raise UserError(f"{out} holds another checkpoint: choose another --out, or delete it.")
+    print(f"{'already there' if there else 'written'}: {out}")
 
 
 @dataclass(frozen=True, kw_only=True)

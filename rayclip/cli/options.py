@@ -96,8 +96,8 @@ def check_models(specs: Sequence[str]) -> None:
         if not colon and spec != "digits":
             hint = f" (or did you mean local-dir:{spec}?)" if Path(spec).expanduser().is_dir() else ""
             raise UserError(
-                f"unknown model '{spec}'{hint}: use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip NAME:TAG "
-                "such as ViT-B-32:openai."
+                f"unknown model '{spec}'{hint}: use digits, local-dir:PATH, hf:ORG/NAME, hf-hub:ORG/NAME or an "
+                "open_clip NAME:TAG such as ViT-B-32:openai."
             )
         if kind == "zoo":
             from rayclip.models.zoo import check_available

@@ -57,6 +57,8 @@ class Request(Logging):
             sets FILE is a folder of NAME.parquet.
         made_against: Make images against the scorer itself (own), against the template, or both.
         gpus_per_worker: GPUs per worker; may be a fraction, such as 0.25.
+        save_adversarial: Also save adversarial images as a data set for each attack, OUT/adversarial/NAME, which --data
+            and other tools read: PNG, judged again as they are rounded to 8 bits.
         batch_size: Images per forward; halved where memory is short, which changes no verdict.
         shard_size: Images per result file, at most.
     """
@@ -88,6 +90,7 @@ class Request(Logging):
     compiled: Annotated[bool, typer.Option("--compile")] = False
     cluster: bool = False
     json: Annotated[str | None, typer.Option(metavar="FILE")] = None
+    save_adversarial: bool = False
     quiet: bool = False
     json_logs: bool = False
     verbose: bool = False
@@ -195,6 +198,7 @@ class Request(Logging):
             out=self.out,
             tracking=self.tracking,
             cluster=None if local else self.cluster,
+            save_adversarial=self.save_adversarial,
             pool=PoolSize(
                 workers=workers,
                 gpus=self.gpus_per_worker,

@@ -119,6 +119,7 @@ class Options:
         out: Folder or URI. [default: runs/THIS_SWEEP-SCALE]
         models: Checkpoints that sweeps share: what one has trained another does not. [default: OUT/models]
         workers: Train workers of each trial.
+        plan: Only show the trials and estimate what is left to do, measured for some seconds.
     """
 
     scale: ScaleName = ScaleName.digits
@@ -129,6 +130,7 @@ class Options:
     shots: Annotated[Sequence[str], typer.Option(metavar="N,N…")] = ()
     eps: str | None = None
     epochs: Positive | None = None
+    plan: bool = False
     limit: Positive | None = None
     substitutes: str = "default"
     seed: FromZero = 0

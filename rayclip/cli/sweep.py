@@ -1,6 +1,7 @@
 """Shared by the files in `sweeps/`: options, running and the result table. Each file adds only its own question."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -49,6 +50,7 @@ def sweep(
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, options)]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__doc__, command.__name__ = question.__doc__, name.replace("-", "_")
+        command.__module__ = question.__module__
         return with_options(command, omit=set(omit), methods=[methods], **defaults)
 
     return wrap
@@ -57,5 +59,6 @@ def sweep(
 def start(command: Callable[..., None]) -> None:
     """Run a sweep's file as a program."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app.command(cls=Command, context_settings=WIDTH)(command)
+    about = inspect.getdoc(inspect.getmodule(command)) or ""
+    app.command(cls=Command, context_settings=WIDTH, epilog=re.sub("(^|\n\n)", r"\1\b\n", about))(command)
     run_app(app, f"{command.__name__}.py")

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from rayclip.api.grid import Grid, parse_shots
 from rayclip.cli.options import check_data, check_models, check_tracking, least_of, split
 from rayclip.cli.scales import ELSEWHERE, ONE_SIZE, Options, ScaleName, scales
-from rayclip.cli.train import parse_shots
-from rayclip.names import check_methods
 from rayclip.paths import check_folder, split_places
-from rayclip.settings import format_name, split_names
 from rayclip.types import UserError
 from rayclip.units import default_step, parse_budget
 
@@ -21,6 +19,7 @@ if TYPE_CHECKING:  # keeps `--help` fast
     from rayclip.api.request import Evaluation, Where
     from rayclip.attacks import Attack
     from rayclip.data import Resolution
+    from rayclip.distributed.search import Validation
     from rayclip.distributed.trials import Trial
     from rayclip.evaluation.cell import MadeAgainst
     from rayclip.methods import Method, Recipe
@@ -35,6 +34,7 @@ class Run:
         setting: the scale, with the changes by options.
         model: the untouched model's specification.
         data, tests: specifications of the training and test data.
+        methods: each with its settings if it has any: `mmcoa:lambda_img=0.3`.
         substitutes: source of BERT-Attack's words; `default` is the default of each data set.
         out: store of all results.
     """
@@ -65,7 +65,8 @@ class Run:
         if options.models and not Path(options.models).expanduser().is_dir():  # finished models may be read-only
             check_folder("--models", options.models)
         check_tracking(options.tracking_uri)
-        check_methods(",".join(split(options.methods)))
+        points = Grid.read(options.methods, {}, option="--methods").points()
+        self.methods = tuple(dict.fromkeys(point.text for point in points))
         check_models([model])
         check_data([*data, *tests])
 
@@ -88,14 +89,8 @@ class Run:
         return list(zip(self.data, self.tests, parts, strict=True))
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """The methods, each with its settings if it has any: `mmcoa:lambda_img=0.3`."""
-        named = split_names(",".join(split(self.options.methods)), "--methods", "tecoa,mmcoa:lambda_img=0.3")
-        return tuple(format_name(*one) for one in named)
-
-    @property
     def shots(self) -> list[int | None]:
-        return [parse_shots(shot) for shot in split([self.setting.shots])]
+        return list(dict.fromkeys(parse_shots(shot) for shot in split([self.setting.shots])))
 
     def trials(self) -> list["Trial"]:
         """Return a trial for every method at every number of shots."""
@@ -302,10 +297,48 @@ class Run:
         from rayclip import api
 
         title = f"{self.name} {self.options.scale}{f' {part}' if part else ''}"
+        if self.options.plan:
+            return self._plan(title, trials, evaluations, part, results)
         found = api.sweep(title, trials, evaluations, self.model, self.where(part), results or api.itself)
         if show:
             self.show(found)
         return found
+
+    def search(
+        self,
+        trials: Sequence["Trial"],
+        validation: "Validation",
+        evaluations: Sequence["Evaluation"],
+        *,
+        reduction: float,
+    ) -> None:
+        """Search among the trials (`api.search`), and print its tables."""
+        from rayclip import api
+
+        title = f"{self.name} {self.options.scale}"
+        if self.options.plan:
+            self._plan(title, trials, evaluations)
+            return
+        found = api.search(title, trials, validation, evaluations, self.model, self.where(), reduction=reduction)
+        api.show_search(found)
+        self.show(found)
+
+    def _plan(
+        self,
+        title: str,
+        trials: Sequence["Trial"],
+        evaluations: Sequence["Evaluation"],
+        part: str = "",
+        results: Callable[["Trial"], Mapping[str, str]] | None = None,
+    ) -> "SweepResult":
+        """Print what a part of the sweep takes; return a result without rows."""
+        from rayclip import api
+        from rayclip.api.planning import plan_study
+        from rayclip.cli.grid import show_plan
+
+        print(f"{title}:")
+        show_plan(plan_study(trials, evaluations, [self.model], self.where(part), results or api.itself))
+        return api.SweepResult(rows=[], labels={}, errors={})
 
     def show(self, found: "SweepResult | Found") -> None:
         """Print a table, and record the failed trials for `end`."""
@@ -318,6 +351,8 @@ class Run:
         """Print where the results are; exit with code 1 if trials failed."""
         from rayclip.progress import say
 
+        if self.options.plan:
+            return
         print(f"results: {self.out.root}")
         print(f"MLflow:  rayclip ui --experiment {self.name} --tracking-uri {self.tracking.uri}")
         for name, error in self._errors.items():

@@ -1,16 +1,22 @@
 """`rayclip train`: fine-tune one model, or learn a prompt for it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rayclip.api.grid import parse_shots
 from rayclip.cli.command import MODELS, FromZero, Positive
-from rayclip.cli.options import Logging, check_data, check_models, least_of
+from rayclip.cli.options import Logging, check_data, check_models, least_of, split
 from rayclip.names import METHODS, check_method
 from rayclip.paths import check_folder
 from rayclip.types import UserError
 from rayclip.units import format_budget, parse_budget
+
+if TYPE_CHECKING:
+    from rayclip.api import Where
+    from rayclip.distributed.trials import Trial
 
 _METHOD = f"One of {', '.join(METHODS)}, with its settings: mmcoa:lambda_img=0.3 (rayclip methods NAME shows them)."
 
@@ -76,7 +82,6 @@ class ConfigOptions:
     eps_warmup: Annotated[float, typer.Option(metavar="EPOCHS")] = 0.0
     accumulate: Positive = 1
     ema: Annotated[float, typer.Option(metavar="DECAY")] = 0.0
-    seed: FromZero = 0
     resolution: Literal["native", "model"] = "native"
     resize: Literal["antialias", "plain"] = "antialias"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -99,7 +104,9 @@ def train(
     step_size: str | None = None,
     norm: Literal["linf", "l2"] = "linf",
     start: Literal["random", "zero"] = "random",
+    validate: Annotated[str | None, typer.Option(metavar="every=N,…")] = None,
     recipe: Literal["paper", "small"] | None = None,
+    seed: Annotated[Sequence[str], typer.Option(metavar="N,N…")] = ("0",),
     trains: str | None = None,
     substitutes: str = "default",
     class_names: Annotated[str, typer.Option(metavar="curated|raw|FILE")] = "curated",
@@ -133,13 +140,19 @@ def train(
         steps: Steps of the training attack. [default: the method's]
         norm: Norm of the training attack's budget.
         start: Start the training attack at a random point of the ball, or at the image.
+        validate: Every N epochs, judge on a held-out part of the training data, and keep the best weights in OUT/best:
+            every=1,size=0.1,attacks=pgd:steps=20,eps=1/255. The first attack decides; size is a number or a share of
+            the images. [default: no part is held out]
         recipe: Use the published code's settings, its whole warm-up included (paper), or settings for models of a few
             million parameters (small). [default: small below 20 million parameters, else paper with a warm-up of at
             most a tenth of the run]
-        trains: Train all parameters, the image encoder (image), or its last N blocks and what follows (last-N).
-            [default: the method's]
+        trains: Train all parameters, the image encoder (image), or its last N blocks and what follows (last-N); or
+            lora:rank=8,alpha=16,part=image, low-rank changes of a part's layers. [default: the method's]
+        seed: Seed of all random numbers; of several, each trains a model, OUT/seed-N, and the table has mean ± standard
+            deviation.
         workers: Train workers (one GPU each where there are GPUs).
     """
+    seeds = parse_seeds(seed)
     check_folder("--out", out, done="rayclip.json")
     check_method(method)
     budget = None if eps is None else parse_budget(eps)
@@ -167,34 +180,61 @@ def train(
         substitutes=substitutes,
         class_names=class_names,
         changes=changes.given(),
-        settings=vars(settings),
+        settings={**vars(settings), "seed": seeds[0], "validate": validate},
     )
-    did_something = api.fine_tune(
-        trial,
-        api.Where(
-            out=out,
-            tracking=logging.tracking,
-            cluster=cluster,
-            train_workers=workers,
-            least_workers=least_of(min_workers, workers),
-            quiet=quiet,
-            verbose=verbose,
-        ),
+    where = api.Where(
+        out=out,
+        tracking=logging.tracking,
+        cluster=cluster,
+        train_workers=workers,
+        least_workers=least_of(min_workers, workers),
+        quiet=quiet,
+        verbose=verbose,
     )
-    if not did_something:
+    if len(seeds) > 1:
+        _train_seeds(trial, seeds, where)
+        return
+    if not api.fine_tune(trial, where):
         print(f"{out} already holds this checkpoint; nothing to do.")
         return
     test = "TEST.parquet" if data.endswith(".parquet") else data
     print(f"checkpoint: {out}")
+    if validate is not None:
+        _show_best(trial.out)
     same = "" if settings.resize == "antialias" else f" --resize {settings.resize}"
     written, results = format_budget(trial.config.method.eps), Store(out).child("eval").root
     print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {written}{same} --out {results}")
 
 
-def parse_shots(text: str) -> int | None:
-    """Parse a number of shots; `full` is None."""
-    if text == "full":
-        return None
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UserError(f"--shots '{text}' is neither a number of images per class nor full: write 1, 5 or full.")
-    return int(text)
+def _train_seeds(trial: "Trial", seeds: Sequence[int], where: "Where") -> None:
+    """Train with several seeds and print their numbers; exit with code 1 if some failed."""
+    from rayclip import api
+    from rayclip.progress import say
+    from rayclip.reports.to_terminal import show
+
+    found = api.fine_tune_seeds(trial, seeds, where)
+    show([found.grid])
+    for name, error in found.errors.items():
+        say("error", f"{name} failed: {error}")
+    if found.errors:
+        raise typer.Exit(1)
+    print(f"checkpoints: {', '.join(each.out for each in found.trials)}")
+
+
+def parse_seeds(values: Sequence[str]) -> list[int]:
+    """Parse `--seed 0,1,2`."""
+    parts = split(values)
+    if not parts or not all(part.isascii() and part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+        raise UserError(f"--seed '{','.join(values)}' is none, or names one twice: write 0, or 0,1,2 for several runs.")
+    return [int(part) for part in parts]
+
+
+def _show_best(out: str) -> None:
+    """Print which epoch was the best on held-out images."""
+    from rayclip.models.checkpoint import read_lineage
+    from rayclip.training.validation import BEST
+
+    found = (read_lineage(out) or {})["validation"]
+    best = found["best"]
+    scores = ", ".join(f"{name} {value:.1f} %" for name, value in best.items() if name not in ("epoch", "step"))
+    print(f"best on {found['images']} held-out images: epoch {best['epoch']} ({scores}): {out}/{BEST}")

@@ -11,6 +11,7 @@ from rayclip.store import Store
 from rayclip.types import UserError
 
 MANIFEST = "manifest.json"
+SAVED = "adversarial"  # kind of the source of saved adversarial images (`evaluation.saving`)
 RECIPE = 1  # raise it with any change to what `prepare` writes for the same source
 
 Kind = Literal["classification", "captions"]

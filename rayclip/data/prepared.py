@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock
 
 from rayclip.data.images import ImageSet
-from rayclip.data.manifest import File, Manifest, Names
+from rayclip.data.manifest import SAVED, File, Manifest, Names
 from rayclip.data.parquet import EncodedImages, PairSet
 from rayclip.store import Store, cache_root
 from rayclip.types import UserError
@@ -45,6 +45,8 @@ class PreparedImages(EncodedImages, ImageSet):
         index = _read_index(store, manifest, split)
         self.labels = index["label"].astype(np.int64)
         self.ids = np.arange(len(self.labels))
+        if manifest.source.get("kind") == SAVED:
+            self.ids, self.resize = _saved_ids(store, manifest, split), manifest.source["resize"]
         self.fingerprint = manifest.fingerprint(split)
         self.encoded = MappedImages([s.rows for s in self.shards], self._locate, index, self.name)
 
@@ -113,6 +115,18 @@ def _read_index(store: Store, manifest: Manifest, split: str) -> np.ndarray:
     raise UserError(
         f"{store.root}: {found.index.file} does not match the manifest: prepare '{manifest.name}' again with --force."
     )
+
+
+def ids_file(split: str) -> str:
+    """Return the name of the file with the ids that saved samples have in the data set that they come from."""
+    return f"ids-{split}.npy"
+
+
+def _saved_ids(store: Store, manifest: Manifest, split: str) -> np.ndarray:
+    data = store.read(ids_file(split)) or b""
+    if hashlib.sha256(data).hexdigest() != manifest.source["ids"]:
+        raise UserError(f"{store.root}: {ids_file(split)} does not match the manifest: save the images again.")
+    return np.load(io.BytesIO(data), allow_pickle=False)
 
 
 def local_path(store: Store, file: File) -> Path:

@@ -14,7 +14,7 @@ from rayclip.distributed.pool import Pool, start_actor, use_device
 from rayclip.distributed.resources import PoolSize, Share, check_shared
 from rayclip.evaluation import Cell, Evaluator, Shard, Shards, Store, chosen_positions
 from rayclip.evaluation.costs import Costs, Hardware, PoolStatistics
-from rayclip.evaluation.plan import cut, record_name
+from rayclip.evaluation.plan import cut, missing_samples, record_name
 from rayclip.evaluation.schedule import Schedule, ShardId
 from rayclip.evaluation.shard import Done
 from rayclip.progress import Display
@@ -83,7 +83,7 @@ class _EvaluationPool(Pool):
 
     def __init__(self, work: Sequence[Shards], store: Store, size: PoolSize, display: Display, total: int) -> None:
         self._work, self._store, self._size, self._share, self._costs = list(work), store, size, Share.of(size), Costs()
-        self._missing = {shards.cell.id: len(shards.positions) for shards in work}
+        self._missing = missing_samples(work)
         super().__init__(
             display,
             shards=sum(map(len, work)),

@@ -1,7 +1,7 @@
 """Search for clean and robust accuracy jointly: ASHA stops trials that fall behind, and a Pareto front is reported.
 
 ASHA (Li et al. 2020, arXiv 1810.05934) compares the trials that have reached a rung and lets the best of them continue.
-It needs one number per trial, the mean of the two accuracies. The front is computed from both accuracies.
+It needs one number per trial, the mean of the two accuracies or one of them. The front is computed from both.
 """
 
 import tempfile
@@ -21,6 +21,7 @@ from rayclip.evaluation.aggregate import worst_accuracy
 from rayclip.evaluation.front import Score
 from rayclip.models import load_model
 from rayclip.models.loading import WEIGHTS_FILE
+from rayclip.types import Ranking
 
 SCORES = "search.json"
 
@@ -34,15 +35,17 @@ class Validation:
         attacks: `clean` first. With several other attacks, a sample must be right under all of them within one budget;
             several budgets have equal weight.
         limit: maximum number of samples; None for all.
+        by: what `score` is.
     """
 
     data: str
     attacks: Sequence[Attack]
     protocol: Protocol
     limit: int | None = None
+    by: Ranking = "mean"
 
     def __call__(self, folder: Path, device: torch.device) -> dict[str, float]:
-        """Return `clean` and `robust` accuracy in percent, and their mean `score`."""
+        """Return `clean` and `robust` accuracy in percent, and `score`, which trials are compared by."""
         spec = f"{'local-dir' if (folder / WEIGHTS_FILE).is_file() else 'prompted'}:{folder}"
         data = open_data(self.data, "test", self.protocol.names)
         positions = chosen_positions(len(data), self.limit)
@@ -56,7 +59,7 @@ class Validation:
             rows = collect_rows(cells, {self.data: positions}, store)
         clean, worst = rows[0].top1, worst_accuracy(rows)
         robust = clean if worst is None else worst
-        return {"clean": clean, "robust": robust, "score": (clean + robust) / 2}
+        return {"clean": clean, "robust": robust, "score": Score(epoch=0, clean=clean, robust=robust).by(self.by)}
 
 
 class _CooperativeASHA(ASHAScheduler):

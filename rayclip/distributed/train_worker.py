@@ -7,6 +7,7 @@ checkpoints and takes no reports for Tune: `_HostInTune` does.
 import contextlib
 import dataclasses
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ from rayclip.distributed.checkpoints import KeptCheckpoint, export
 from rayclip.distributed.resources import check_shared
 from rayclip.distributed.train_faults import fit_into_memory
 from rayclip.distributed.trials import MetricLog, Notes, Trial
-from rayclip.store import no_room
+from rayclip.store import Store, no_room
 from rayclip.training import Progress, train
+from rayclip.training.validation import BEST
 from rayclip.types import UserError
 
 STARTED = "begun"  # a file by which every node can check that it sees the driver's storage
@@ -109,18 +111,26 @@ class _RayHost:
         if self._log is not None and self._run is not None:
             values = [(f"train/{name}", value, step) for step, row in progress.curve for name, value in row.items()]
             values.append(("train/images_per_second", progress.images_per_second, progress.step))
+            values += [(f"validate/{name}", value, progress.step) for name, value in progress.validated.items()]
             self._log.metrics(self._run, values)
-        metrics = {k: v for k, v in dataclasses.asdict(progress).items() if k != "curve"}
+        metrics = {k: v for k, v in dataclasses.asdict(progress).items() if k not in ("curve", "validated")}
         metrics["workers"] = self.world_size
         with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
             place = Path(folder) / "checkpoint"
             if save is not None:
                 save(place)
+                self._export_best(place / BEST)
                 metrics |= {} if self._measure is None else self._measure(place, self.device)
             self.send(metrics, None if save is None else place)
         # All ranks stop at once if the trial was asked to
         if self._measure is not None and broadcast_from_rank_zero(self._notes.read("stop") is not None):
             raise _StopError
+
+    def _export_best(self, folder: Path) -> None:
+        """Move the best checkpoint, which the end of a validated run has, to the trial's `out`."""
+        if folder.is_dir():
+            export(folder, Store(self._trial.out).child(BEST))
+            shutil.rmtree(folder)
 
     def _place(self, settings: WorkerSettings) -> tuple[int, int, torch.device]:
         """Return rank, number of ranks and device."""

@@ -100,6 +100,7 @@ class Trial:
         out: folder or URI of the finished checkpoint, which driver and workers share.
         run: the tracker's run to log to.
         keep_epochs: epochs whose checkpoints are also kept, as `OUT/epoch-N`; the configuration must save them.
+        key: what its run is found by again, where its name may change; default: the name.
     """
 
     name: str
@@ -107,6 +108,11 @@ class Trial:
     out: str
     run: str | None = None
     keep_epochs: tuple[int, ...] = ()
+    key: str = ""
+
+    @property
+    def run_key(self) -> str:
+        return self.key or self.name
 
     def at_epoch(self, epoch: int) -> Store:
         """Return where the checkpoint after `epoch` epochs is, one of `keep_epochs` or the last."""

@@ -126,9 +126,14 @@ def _features(clip: Clip, images_BCHW: Tensor) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
 
 
+def to_8_bits(images_BCHW: Tensor) -> Tensor:
+    """Return images in [0, 1] as bytes, rounded to the nearest 255th."""
+    return (images_BCHW.clamp(0, 1) * 255).round().byte()
+
+
 def pngs(images_BCHW: Tensor) -> list[bytes]:
     """Return RGB images in [0, 1] as encoded PNG files."""
-    return [_png(x) for x in (images_BCHW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()]
+    return [_png(x) for x in to_8_bits(images_BCHW).permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rayclip.types import Ranking
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -12,6 +14,10 @@ class Score:
     clean: float
     robust: float
     ended: bool = False
+
+    def by(self, by: Ranking) -> float:
+        """Return what a search ranks by: the worst case, clean accuracy, or the mean of the two."""
+        return {"worst case": self.robust, "clean": self.clean, "mean": (self.clean + self.robust) / 2}[by]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:

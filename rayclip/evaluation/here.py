@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from rayclip.evaluation.costs import Costs, PoolStatistics
-from rayclip.evaluation.plan import Shards, record_name
+from rayclip.evaluation.plan import Shards, missing_samples, record_name
 from rayclip.evaluation.shard import Evaluator
 from rayclip.progress import Display
 from rayclip.types import UserError
@@ -21,11 +21,12 @@ def evaluate_here(work: Sequence[Shards], evaluator: Evaluator, display: Display
         UserError: see `Evaluator.run`; or the model gives no predictions.
     """
     store, costs, began = evaluator.store, Costs(), time.monotonic()
-    left = {shards.cell.id: len(shards.positions) for shards in work}
+    left = missing_samples(work)
+    missing_of = dict(left)
     done, busy, loading = total - sum(left.values()), 0.0, 0.0
     costs.read((shards.cell for shards in work), store, evaluator.hardware)
     for shards in work:
-        cell, missing = shards.cell, len(shards.positions)
+        cell, missing = shards.cell, missing_of[shards.cell.id]
         store.write_json(record_name(cell), cell.record())
         display.part(cell.id, cell.title, missing, 0)
         for shard in shards:

@@ -2,14 +2,18 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from rayclip.evaluation.cell import Cell
 from rayclip.evaluation.costs import Costs
+from rayclip.evaluation.saving import can_save, parts_of, saved_positions
 from rayclip.evaluation.schedule import Queue
 from rayclip.store import Store
+
+Writes = Literal["verdicts", "both", "images"]  # what a shard leaves: verdicts, adversarial images, or both
 
 _LARGE, _SMALL = 1 / 4, 1 / 48  # share of each worker's total time: the longest shards, and those for the end
 _TAIL = 1 / 3  # share of a cell's samples that are cut into small shards
@@ -21,12 +25,22 @@ class Shard:
 
     cell: Cell
     positions: tuple[int, ...]
+    writes: Writes = "verdicts"
 
     @property
     def name(self) -> str:
         """Return the result file, named by first and last position and a hash of all: no two sets share it."""
+        return f"cells/{self.cell.id}/{self._file}"
+
+    @property
+    def images_name(self) -> str:
+        """Return the file of its saved images."""
+        return f"{parts_of(self.cell)}/{self._file}"
+
+    @property
+    def _file(self) -> str:
         digest = hashlib.sha256(np.asarray(self.positions, dtype=np.int64).tobytes()).hexdigest()[:8]
-        return f"cells/{self.cell.id}/{self.positions[0]:08d}-{self.positions[-1]:08d}-{digest}.parquet"
+        return f"{self.positions[0]:08d}-{self.positions[-1]:08d}-{digest}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +53,7 @@ class Shards:
     cell: Cell
     positions: np.ndarray
     size: int
+    writes: Writes = "verdicts"
 
     def __len__(self) -> int:
         return -(-len(self.positions) // self.size)
@@ -47,7 +62,7 @@ class Shards:
         if not 0 <= number < len(self):
             raise IndexError(number)
         mine = self.positions[number * self.size : (number + 1) * self.size]
-        return Shard(cell=self.cell, positions=tuple(mine.tolist()))
+        return Shard(cell=self.cell, positions=tuple(mine.tolist()), writes=self.writes)
 
     def __iter__(self) -> Iterator[Shard]:
         return (self[number] for number in range(len(self)))
@@ -86,13 +101,37 @@ def missing_shards(cell: Cell, positions: Sequence[int] | np.ndarray, store: Sto
 
 
 def outstanding(
-    cells: Sequence[Cell], positions: Mapping[str, np.ndarray], store: Store, shard_size: int
+    cells: Sequence[Cell],
+    positions: Mapping[str, np.ndarray],
+    store: Store,
+    shard_size: int,
+    *,
+    save_images: bool = False,
 ) -> list[Shards]:
     """Return the missing shards of each unfinished cell, at these positions by data specification; two names of one
-    model are one cell."""
-    different = {cell.id: cell for cell in cells}.values()
-    found = (missing_shards(cell, positions[cell.data], store, shard_size) for cell in different)
+    model are one cell.
+
+    Args:
+        save_images: whether a cell is unfinished, too, as long as adversarial images have not been saved.
+    """
+    found = []
+    for cell in {cell.id: cell for cell in cells}.values():
+        judging = missing_shards(cell, positions[cell.data], store, shard_size)
+        if save_images and can_save(cell):
+            saved, judged = saved_positions(cell, store), np.setdiff1d(positions[cell.data], judging.positions)
+            left = judged[:0] if saved is None else judged[~np.isin(judged, saved)].astype(np.int32)
+            found.append(Shards(cell=cell, positions=left, size=shard_size, writes="images"))
+            judging = replace(judging, writes="both")
+        found.append(judging)
     return [shards for shards in found if len(shards)]
+
+
+def missing_samples(work: Sequence[Shards]) -> dict[str, int]:
+    """Return the number of samples to do of each cell, by its id; those that are only to be saved included."""
+    found: dict[str, int] = {}
+    for shards in work:
+        found[shards.cell.id] = found.get(shards.cell.id, 0) + len(shards.positions)
+    return found
 
 
 def cut(work: Sequence[Shards], costs: Costs, workers: int, smallest: int) -> list[Shards]:
@@ -105,7 +144,7 @@ def cut(work: Sequence[Shards], costs: Costs, workers: int, smallest: int) -> li
     for shards, parts in zip(work, pieces, strict=True):
         start = 0
         for count, size in parts:
-            found.append(Shards(cell=shards.cell, positions=shards.positions[start : start + count], size=size))
+            found.append(replace(shards, positions=shards.positions[start : start + count], size=size))
             start += count
     return found
 

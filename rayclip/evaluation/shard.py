@@ -24,6 +24,7 @@ from rayclip.evaluation.confirm import run_confirmed
 from rayclip.evaluation.costs import Hardware, timing
 from rayclip.evaluation.examples import keep_examples, prepare_texts
 from rayclip.evaluation.plan import Shard
+from rayclip.evaluation.saving import SAVED_COLUMNS, saved_columns, write_part
 from rayclip.evaluation.schedule import KEPT
 from rayclip.models import Clip, ZeroShot, fast_copy, load_model
 from rayclip.models.exact import use_exact_fp32
@@ -111,7 +112,8 @@ class Evaluator:
             now = positions[start : start + size]
             try:
                 pixels = read(now, then=positions[start + size : start + 2 * size])
-                parts.append(self._batch(cell, data, victim, prompts, now, pixels, keep=keep))
+                save = shard.writes != "verdicts"
+                parts.append(self._batch(cell, data, victim, prompts, now, pixels, keep=keep, save=save))
                 start += size
                 continue
             except (MemoryError, RuntimeError) as error:
@@ -128,7 +130,10 @@ class Evaluator:
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         right = (columns["clean_pred"] == columns["label"]) & (columns["adv_pred"] == columns["label"])
         done = Done(int(right.sum()), len(positions), loaded - began, time.perf_counter() - loaded)
-        if keep:
+        saved = {name: columns.pop(name) for name in SAVED_COLUMNS if name in columns}
+        if keep and saved:  # first, so that no verdict of this run lacks its image
+            write_part(self.store, shard.images_name, columns | saved)
+        if keep and shard.writes != "images":
             self.store.write_table(shard.name, columns, timing(done.seconds, self.hardware))
         return done
 
@@ -157,6 +162,7 @@ class Evaluator:
         pixels: Tensor,
         *,
         keep: bool = True,
+        save: bool = False,
     ) -> dict[str, np.ndarray]:
         ids = data.ids[list(positions)]
         labels = torch.from_numpy(data.labels[list(positions)]).to(self.device)
@@ -203,6 +209,12 @@ class Evaluator:
                 verdicts=verdicts,
                 prompts=prompts,
                 eps=cell.eps or 0.0,
+            )
+        if save:
+            verdicts |= saved_columns(
+                result.images_BCHW,
+                images,
+                lambda rounded: result._replace(images_BCHW=rounded).logits(judge, labels).argmax(1),
             )
         return verdicts
 

@@ -7,18 +7,19 @@ class prompts; it never sees an optimiser, a device or a cluster.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayclip.attacks.base import Attack, GradientAttack, Norm, Samples, Start
 from rayclip.attacks.pgd import PGD
 from rayclip.attacks.registry import ATTACKS
 from rayclip.models import Clip, class_prompts
 from rayclip.models.fast import is_fast_copy
+from rayclip.models.lora import LoraSettings, check_lora
 from rayclip.models.prompts import Prompted
 from rayclip.settings import Configurable
 from rayclip.types import UserError
@@ -177,7 +178,8 @@ class Method(Configurable, ABC):
         eps, steps, step: budget, number and length of the image attack's steps, in pixel units; a step of None is
             `units.default_step`.
         norm, start: of the image attack, see `attacks.base.GradientAttack`.
-        trains: `all` parameters, the `image` encoder's, or those of its `last-N` blocks (`Clip.parameters_of`).
+        trains: `all` parameters, the `image` encoder's, or those of its `last-N` blocks (`Clip.parameters_of`); or
+            `lora:rank=8,part=image`, low-rank changes of a part's layers (`models.lora`).
     """
 
     noun: ClassVar[str] = "method"
@@ -196,6 +198,12 @@ class Method(Configurable, ABC):
     norm: Norm = "linf"
     start: Start = "random"
     trains: Trains = "all"
+
+    @classmethod
+    def uses_attack(cls) -> bool:
+        """Return whether it trains on attacked images: if not, the attack's settings change nothing, and a sweep leaves
+        them out."""
+        return cls.prepares or cls.attack is not Method.attack
 
     def recipe_for(self, patch: int | None) -> Recipe:
         """Return the published recipe for an image tower with patches of `patch` pixels (None: it has no patches)."""
@@ -226,8 +234,14 @@ class Method(Configurable, ABC):
 
     def check(self, clip: Clip) -> None:
         """Raise a `UserError` if the method cannot train this model."""
-        clip.parameters_of(self.trains)
+        self.parameters(clip)
+        if self.lora is not None:
+            check_lora(clip, self.lora)
         self.check_attack()
+
+    def parameters(self, clip: Clip) -> list[nn.Parameter]:
+        """Return the parameters that the method trains, all of which its loss has to depend on."""
+        return clip.parameters_of(self.part)
 
     def check_attack(self) -> None:
         """Raise a `UserError` if the method cannot train against this attack."""
@@ -254,7 +268,18 @@ class Method(Configurable, ABC):
     @property
     def trains_texts(self) -> bool:
         """True if the class prompts' embeddings change during training."""
-        return self.trains == "all"
+        return self.part == "all"
+
+    @property
+    def lora(self) -> LoraSettings | None:
+        """Settings of LoRA, if `trains` asks for it; its part is the method's own unless named."""
+        own = next(f.default for f in fields(type(self)) if f.name == "trains")
+        return LoraSettings.parse(self.trains, str(own))
+
+    @property
+    def part(self) -> str:
+        """The part of the model that is trained, whether in full or by LoRA (`Clip.parameters_of`)."""
+        return self.trains if self.lora is None else self.lora.part
 
     def wrap_model(self, clip: Clip, seed: int) -> Clip:
         """Return the model as it is trained: itself, or with the part to be learned added around it."""

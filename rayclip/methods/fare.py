@@ -46,7 +46,7 @@ class FARE(Method):
     trains: Trains = "image"
 
     def __post_init__(self) -> None:
-        if self.trains == "all":
+        if self.part == "all":
             raise UserError("fare knows no texts and cannot train the text encoder: use --trains image.")
 
     def image_attack(self) -> GradientAttack:

@@ -29,7 +29,7 @@ class FTStandard(Method):
     )
 
     def recipe_for(self, patch: int | None) -> Recipe:
-        return self.recipe if self.trains == "all" else self.image_recipe
+        return self.recipe if self.part == "all" else self.image_recipe
 
     def check_attack(self) -> None:
         if self.against != OWN:

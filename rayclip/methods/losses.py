@@ -18,14 +18,26 @@ def class_cross_entropy(image_BD: Tensor, text_KD: Tensor, labels_B: Tensor, sca
 
 
 def contrastive(
-    image_BD: Tensor, text_BD: Tensor, labels_B: Tensor, scale: Tensor, total: int, targets: Targets = "diagonal"
+    image_BD: Tensor,
+    text_BD: Tensor,
+    labels_B: Tensor,
+    scale: Tensor,
+    total: int,
+    targets: Targets = "diagonal",
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Return CE(image→text) + CE(text→image) inside the global batch, for each of this worker's pairs, `(B,)`.
 
     MMCoA equations 7 and 8. Row i of `image_BD` and row i of `text_BD` are a pair; the rows to compare with come from
     all workers.
 
+    A model with a bias was trained by SigLIP's sigmoid loss (Zhai et al., ICCV 2023, section 3.2) instead: each image
+    and each text are a question of their own, `-log σ(±(s·cos + b))`, plus for positives, summed over the texts. Its
+    temperature and bias are those of that loss; a softmax over the batch would take it away from what it was trained
+    for. The sum over a batch is the same from image to text and back, and counts once.
+
     Args:
+        bias: of such a model's logits, None for a CLIP.
         targets: `diagonal` (reference code): only a pair's own partner is positive, so two images of one class are each
             other's negatives. `class` (equation 7): every pair of the same class is positive, and a row's loss is the
             mean over its positives, so that both conventions agree if no class occurs twice.
@@ -38,6 +50,9 @@ def contrastive(
         own = own_rows(total)
         positive_BG = widened(image_BD.new_zeros(len(image_BD), total))
         positive_BG[:, own].fill_diagonal_(1)
+    if bias is not None:
+        logits_BG = cosine_logits(image_BD, text_GD, scale) + bias
+        return -F.logsigmoid((2 * positive_BG - 1) * logits_BG).sum(1)
     weights_BG = positive_BG / positive_BG.sum(1, keepdim=True)
     image_to_text = -(weights_BG * cosine_logits(image_BD, text_GD, scale).log_softmax(1)).sum(1)
     text_to_image = -(weights_BG * cosine_logits(text_BD, image_GD, scale).log_softmax(1)).sum(1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayclip.attacks.bert import DEFAULT, TextSettings
 from rayclip.methods.base import Batch, Method, Present, Recipe
@@ -20,7 +20,8 @@ from rayclip.types import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class MMCoA(Method):
-    """`λ_img · L(f(x'), t) + λ_txt · L(f(x), t')` with L contrastive inside the batch, in both directions.
+    """`λ_img · L(f(x'), t) + λ_txt · L(f(x), t')` with L contrastive inside the batch, in both directions; of a SigLIP,
+    its sigmoid loss, whose bias is trained too (`losses.contrastive`).
 
     Attributes:
         lambda_img, lambda_txt: the two weights; the ablations set one to 0 and skip its attack.
@@ -52,6 +53,10 @@ class MMCoA(Method):
     def count_cut(self, clip: Clip, texts: Sequence[str]) -> int:
         return self.text.count_cut(clip, texts)
 
+    def parameters(self, clip: Clip) -> list[nn.Parameter]:
+        bias = clip.bias if self.trains == "all" else None
+        return super().parameters(clip) + ([] if bias is None else [bias])
+
     def check(self, clip: Clip) -> None:
         super().check(clip)
         if self.lambda_txt:
@@ -69,7 +74,13 @@ class MMCoA(Method):
                 clip,
                 batch,
                 lambda pixels: contrastive(
-                    clip.encode_image(pixels), text_BD, batch.labels_B, clip.scale, batch.total, self.targets
+                    clip.encode_image(pixels),
+                    text_BD,
+                    batch.labels_B,
+                    clip.scale,
+                    batch.total,
+                    self.targets,
+                    clip.bias,
                 ),
             )
         if self.lambda_txt:
@@ -96,6 +107,5 @@ class MMCoA(Method):
         return loss, {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
 
     def _mean(self, clip: Clip, batch: Batch, image_BD: Tensor, text_BD: Tensor) -> Tensor:
-        return global_mean(
-            contrastive(image_BD, text_BD, batch.labels_B, clip.scale, batch.total, self.targets), batch.total
-        )
+        terms_B = contrastive(image_BD, text_BD, batch.labels_B, clip.scale, batch.total, self.targets, clip.bias)
+        return global_mean(terms_B, batch.total)

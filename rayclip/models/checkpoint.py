@@ -6,16 +6,19 @@ A learned prompt is one small file, and its lineage names the model that it was 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from rayclip.models.clip import Clip
 from rayclip.models.loading import CONFIG_FILE, WEIGHTS_FILE
 from rayclip.models.prompts import Prompted
+from rayclip.models.transformers_layout import TOKENIZER_FILES
 from rayclip.models.weights import check_finite
 from rayclip.models.zoo import find_published
 from rayclip.store import Store
@@ -23,33 +26,63 @@ from rayclip.types import UserError
 
 LINEAGE_FILE = "rayclip.json"
 PROMPT_FILE = "prompt.safetensors"
-FILES = (PROMPT_FILE, WEIGHTS_FILE, CONFIG_FILE, LINEAGE_FILE)  # possible files; the lineage is written last
+# Files that a checkpoint may have; the lineage is copied last
+FILES = (PROMPT_FILE, WEIGHTS_FILE, CONFIG_FILE, *TOKENIZER_FILES, LINEAGE_FILE)
 
 
 def save_checkpoint(clip: Clip, folder: Path, lineage: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
     """Write `clip` so that `load_model("local-dir:FOLDER")` and plain open_clip load the same function.
 
-    Of a `Prompted` model only the prompt is written; `load_model("prompted:FOLDER")` loads the same function. The files
-    are written beside the folder and moved in when complete, the lineage last: a folder with `rayclip.json` is
-    complete.
+    Of a `Prompted` model only the prompt is written; `load_model("prompted:FOLDER")` loads the same function. A folder
+    with `rayclip.json` is complete (`whole_folder`).
     """
+    state, file = clip.model.state_dict(), WEIGHTS_FILE
+    with whole_folder(folder) as partial:
+        if isinstance(clip, Prompted):
+            state, file = {clip.kind: clip.learned}, PROMPT_FILE
+            lineage = {**lineage, "prompt": clip.describe()}
+        else:
+            (partial / CONFIG_FILE).write_text(json.dumps(clip.config, indent=1) + "\n")
+            save_tokenizer(clip, partial)
+        write_weights(state, partial / file, dtype)
+        (partial / LINEAGE_FILE).write_text(json.dumps(dict(lineage), indent=1) + "\n")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside `folder`; its files are moved in when all are complete, the lineage last."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    state, file = clip.model.state_dict(), WEIGHTS_FILE
-    if isinstance(clip, Prompted):
-        state, file = {clip.kind: clip.learned}, PROMPT_FILE
-        lineage = {**lineage, "prompt": clip.describe()}
-    else:
-        (partial / CONFIG_FILE).write_text(json.dumps(clip.config, indent=1) + "\n")
-    save_file({name: x.detach().to("cpu", dtype).contiguous() for name, x in state.items()}, partial / file)
-    (partial / file).chmod(0o644)  # safetensors writes 0600, which the other users of a cluster cannot read
-    (partial / LINEAGE_FILE).write_text(json.dumps(dict(lineage), indent=1) + "\n")
-    folder.mkdir(exist_ok=True)
-    for name in (name for name in FILES if (partial / name).exists()):
-        os.replace(partial / name, folder / name)
-    partial.rmdir()
+    try:
+        yield partial
+        folder.mkdir(exist_ok=True)
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == LINEAGE_FILE):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_weights(
+    state: Mapping[str, Tensor],
+    file: Path,
+    dtype: torch.dtype = torch.float32,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write tensors as safetensors."""
+    tensors = {name: x.detach().to("cpu", dtype).contiguous() for name, x in state.items()}
+    save_file(tensors, file, metadata)
+    file.chmod(0o644)  # safetensors writes 0600, which the other users of a cluster cannot read
+
+
+def save_tokenizer(clip: Clip, folder: Path) -> bool:
+    """Write the files of a tokenizer that is not CLIP's own; return whether it is one. open_clip reads it from beside a
+    checkpoint's configuration."""
+    if not clip.config["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name"):
+        return False
+    clip._tokenizer.save_pretrained(folder)
+    return True
 
 
 @torch.no_grad()

@@ -37,6 +37,8 @@ _BEFORE_BLOCKS = {
     *("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre"),
 }
 
+_BESIDE = {"logit_bias", "text_decoder"}  # parts of a model that no embedding depends on
+
 _REMEMBERED = 100_000  # texts per tokenizer: some 50 MB
 _MAX_LOG_SCALE = 4.605170185988092  # ln 100: the temperature's bound in CLIP's own training
 
@@ -93,17 +95,28 @@ class Clip(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """exp(logit_scale), kept at or below 100. Scalar."""
-        return cast(Tensor, self.model.logit_scale).clamp(max=_MAX_LOG_SCALE).exp()
+        """exp(logit_scale), kept at or below 100 as in CLIP's own training; SigLIP's has no bound. Scalar."""
+        written = cast(Tensor, self.model.logit_scale)
+        return (written if self.bias is not None else written.clamp(max=_MAX_LOG_SCALE)).exp()
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """SigLIP's logit_bias, None for other models.
+
+        Only losses of pairs read it (`methods.losses.contrastive`). Zero-shot logits leave it out: added to all classes
+        it changes no prediction, margin, rank or softmax, and so no attack or loss that is made of those.
+        """
+        return getattr(self.model, "logit_bias", None)
 
     @torch.no_grad()
     def bound_scale(self) -> None:
-        """Clamp logit_scale to its bound, as CLIP's training does after each step.
+        """Clamp logit_scale to its bound, if it has one, as CLIP's training does after each step.
 
         In training, the clamp in `scale` does not suffice: it has no gradient beyond the bound, hence a value slightly
         below it.
         """
-        cast(Tensor, self.model.logit_scale).clamp_(max=_MAX_LOG_SCALE - 1e-6)
+        if self.bias is None:
+            cast(Tensor, self.model.logit_scale).clamp_(max=_MAX_LOG_SCALE - 1e-6)
 
     def encode_image(self, pixels_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
         """Embed images. `(B, 3, H, W)` in [0, 1] -> `(B, D)`; differentiable in the pixels.
@@ -250,14 +263,15 @@ class Clip(nn.Module):
         """Return the parameters that a run trains.
 
         Args:
-            part: `all`; `image`, the image encoder; or `last-N`, its last N transformer blocks and what comes after
-                them (final norm, pooling, projection).
+            part: `all` that the embeddings and their temperature depend on, hence neither SigLIP's bias nor CoCa's
+                decoder of texts; `image`, the image encoder; or `last-N`, its last N transformer blocks and what comes
+                after them (final norm, pooling, projection).
 
         Raises:
             UserError: an unknown part, a tower without transformer blocks, or one with fewer than N.
         """
-        if part == "all":  # a logit_bias is SigLIP's, and no loss here uses it
-            return [p for name, p in self.named_parameters() if not name.endswith("logit_bias")]
+        if part == "all":
+            return [p for name, p in self.model.named_parameters() if _BESIDE.isdisjoint(name.split("."))]
         visual = cast(nn.Module, self.model.visual)
         if part == "image":
             return list(visual.parameters())

@@ -28,7 +28,7 @@ class FunctionClassifier(ZeroShot):
         Args:
             classes: K.
             dtype: of the pixels that the function takes; attacks work in fp32 at least."""
-        self._function, self._dtype = function, dtype
+        self.function, self._dtype = function, dtype
         self.class_names, self.template = tuple(map(str, range(classes))), ""
         self.text_KD = torch.empty(classes, 0)
 
@@ -40,7 +40,7 @@ class FunctionClassifier(ZeroShot):
         )
 
     def embed(self, pixels_BCHW: Tensor, index: Tensor | None = None, *, normalize: bool = True) -> Tensor:
-        logits_BK = self._function(pixels_BCHW.to(self._dtype))
+        logits_BK = self.function(pixels_BCHW.to(self._dtype))
         return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
 
     def logits(self, image_BD: Tensor, text_KD: Tensor | None = None) -> Tensor:

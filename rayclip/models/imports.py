@@ -7,6 +7,7 @@ from rayclip import __version__
 from rayclip.models.clip import Clip
 from rayclip.models.loading import put_matching
 from rayclip.models.opening import load_model
+from rayclip.models.transformers_layout import HUB, IMAGE_TOWER, is_transformers, model_type, read_image_tower
 from rayclip.models.weights import read_weights, sha256
 from rayclip.types import UserError
 
@@ -15,7 +16,8 @@ def import_model(source: str, base: str | None, *, allow_gelu: bool = False) -> 
     """Return a model with imported weights, and its lineage.
 
     Args:
-        source: a file (`weights.read_weights`), or `hf-hub:ORG/NAME`, which needs no base.
+        source: a file (`weights.read_weights`), a folder with a `CLIPVisionModel` of transformers, or `hf-hub:ORG/NAME`
+            or `hf:ORG/NAME`, which need no base.
         base: the model that the weights were fine-tuned from: it gives the architecture, the preprocessing, and the
             text tower if the file has none.
         allow_gelu: the base may have another activation than QuickGELU, OpenAI's.
@@ -24,17 +26,19 @@ def import_model(source: str, base: str | None, *, allow_gelu: bool = False) -> 
         UserError: what `read_weights` and `match` raise, weights that do not fit the base or contain NaN, or a base
             with another activation than theirs.
     """
-    if source.startswith("hf-hub:"):
+    if source.startswith(("hf-hub:", HUB)):
         if base is not None:
             raise UserError(f"--base {base} has no use for {source}, which is a whole model: leave it out.")
         clip = load_model(source)
         return clip, {"rayclip": __version__, "imported": {"source": source, "fingerprint": clip.fingerprint()}}
-    found = read_weights(Path(source))
+    is_tower = is_transformers(Path(source)) and model_type(Path(source)) == IMAGE_TOWER
+    found = None if is_tower else read_weights(Path(source))
     if base is None:
         raise UserError(
             f"--base is missing: name the model that {source} was fine-tuned from, such as ViT-B-32:openai."
         )
     clip = load_model(base)
+    found = found or read_image_tower(Path(source), clip.model, clip.config, base)
     _check_activation(source, base, bool(clip.config["model_cfg"].get("quick_gelu")), found.quick_gelu, allow_gelu)
     base_fingerprint = clip.fingerprint()
     fitting = put_matching(found, clip.model, f"--base {base}")

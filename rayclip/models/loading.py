@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from rayclip.models import transformers_layout
 from rayclip.models.named import check_towers
-from rayclip.models.weights import Fitting, WeightsFile, about_folder, check_finite, match, misfits, put, read_weights
+from rayclip.models.weights import Fitting, WeightsFile, check_finite, match, misfits, put, read_weights
 from rayclip.models.zoo import PREFIX as ZOO
 from rayclip.models.zoo import PublishedModel, find_published
 from rayclip.store import Store
@@ -24,7 +25,6 @@ from rayclip.types import UserError
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 _WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.bin")  # that a folder may have, in order of preference
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")  # any of them makes a tokenizer's folder
 _GELU, _QUICK_GELU = "-gelu", "-quickgelu"  # suffixes of names, which state the activation of a file of weights
 BUNDLED = {"digits": Path(__file__).parent / "digits"}
 
@@ -45,10 +45,12 @@ class Source(NamedTuple):
     """A parsed specification, as open_clip needs it.
 
     Attributes:
-        name: `local-dir:FOLDER`, `hf-hub:ORG/NAME`, or one of open_clip's architectures.
+        name: `local-dir:FOLDER`, `hf-hub:ORG/NAME`, or one of open_clip's architectures; `hf:ORG/NAME` for a model of
+            transformers.
         tag: of published weights.
         file: weights that are read here.
         gelu: the user states that the weights of `file` were trained with GELU.
+        folder: in transformers' layout.
         published: the row of the zoo that overrules a folder's configuration.
     """
 
@@ -56,6 +58,7 @@ class Source(NamedTuple):
     tag: str | None = None
     file: Path | None = None
     gelu: bool = False
+    folder: Path | None = None
     published: PublishedModel | None = None
 
 
@@ -65,12 +68,12 @@ def parse(spec: str) -> Source:
         return Source(f"local-dir:{BUNDLED[spec]}", file=BUNDLED[spec] / WEIGHTS_FILE)
     if spec.startswith("local-dir:"):
         place = spec.removeprefix("local-dir:")
-        folder = Store(place).node_copy((CONFIG_FILE, *_WEIGHTS_FILES))
+        folder = Store(place).node_copy((CONFIG_FILE, *_WEIGHTS_FILES, *transformers_layout.FILES))
+        if transformers_layout.is_transformers(folder):
+            return Source(spec, folder=folder)
         file = find_weights(folder)
         if not (folder / CONFIG_FILE).is_file() or file is None:
             missing = CONFIG_FILE if file is not None or not (folder / CONFIG_FILE).is_file() else WEIGHTS_FILE
-            if (folder / "config.json").is_file():
-                raise UserError(f"model '{spec}': {about_folder(folder)}")
             raise UserError(
                 f"model '{spec}': no file {missing} in {place}; give a folder that holds {CONFIG_FILE} "
                 f"and {WEIGHTS_FILE}."
@@ -78,6 +81,8 @@ def parse(spec: str) -> Source:
         with suppress(ValueError):  # open_clip reports what is wrong with it
             check_towers(json.loads((folder / CONFIG_FILE).read_text("utf-8-sig")), place)
         return Source(f"local-dir:{folder}", file=file)
+    if spec.startswith(transformers_layout.HUB):
+        return Source(transformers_layout.check_name(spec))
     if spec.startswith("hf-hub:"):
         return Source(spec)
     import open_clip  # the import takes seconds, which driver processes need not spend
@@ -89,8 +94,8 @@ def parse(spec: str) -> Source:
         name, said = name.removesuffix(_GELU), said.removesuffix(_GELU)
     if said not in known:
         raise UserError(
-            f"unknown model '{spec}': use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip "
-            "NAME:TAG such as ViT-B-32:openai."
+            f"unknown model '{spec}': use digits, local-dir:PATH, hf:ORG/NAME, hf-hub:ORG/NAME or an "
+            "open_clip NAME:TAG such as ViT-B-32:openai."
         )
     tags = open_clip.list_pretrained_tags_by_model(said)
     if tag in tags and not gelu:
@@ -114,8 +119,14 @@ def patch_size(spec: str) -> int | None:
     import open_clip
 
     with suppress(UserError, OSError, ValueError, RuntimeError, KeyError), silence():
-        name = find_published(spec).architecture if spec.startswith(ZOO) else parse(spec).name
-        found = (open_clip.get_model_config(name) or {}).get("vision_cfg", {}).get("patch_size")
+        if spec.startswith(ZOO):
+            found = (open_clip.get_model_config(find_published(spec).architecture) or {}).get("vision_cfg", {})
+            return found.get("patch_size")
+        source = parse(spec)
+        if source.folder is not None or source.name.startswith(transformers_layout.HUB):
+            folder = source.folder or transformers_layout.download(source.name, weights=False)
+            return int(transformers_layout.read_config(folder, spec)["model_cfg"]["vision_cfg"]["patch_size"])
+        found = (open_clip.get_model_config(source.name) or {}).get("vision_cfg", {}).get("patch_size")
         return found if isinstance(found, int) else None
     return None
 
@@ -125,14 +136,17 @@ def build(spec: str, source: Source, device: torch.device) -> tuple[nn.Module, d
     tokenizer."""
     import open_clip
 
-    name, tag, file = source[:3]
+    name, tag, file, _, folder, published = source
+    if folder is not None or name.startswith(transformers_layout.HUB):
+        with silence():
+            return _build_from_transformers(folder or transformers_layout.download(name), spec)
     is_folder, found = name.startswith("local-dir:"), None if file is None else read_weights(file)
     quick_gelu = False
     if tag is not None:
         quick_gelu = bool(open_clip.get_pretrained_cfg(name.replace("/", "-"), tag).get("quick_gelu"))
     elif found is not None and not is_folder:
         quick_gelu = _has_quick_gelu(source, found)
-    with silence(), _readable(name, source.published) as readable:
+    with silence(), _readable(name, published) as readable:
         model = open_clip.create_model(
             readable,
             pretrained=tag,
@@ -152,25 +166,34 @@ def build(spec: str, source: Source, device: torch.device) -> tuple[nn.Module, d
     return model, config, tokenizer
 
 
+def _build_from_transformers(folder: Path, spec: str) -> tuple[nn.Module, dict[str, Any], Any]:
+    model, config = transformers_layout.build(folder, _clip_tokenizer("{}").encoder, spec)
+    check_finite(model.state_dict(), f"model '{spec}'")
+    text_cfg = config["model_cfg"]["text_cfg"]
+    own = text_cfg.get("hf_tokenizer_name")
+    return model, config, _other_tokenizer(folder, text_cfg) if own else _tokenizer_of("", text_cfg)
+
+
 def _tokenizer_of(name: str, text_cfg: dict[str, Any]) -> Any:
     """Return the tokenizer of an open_clip name or folder; models whose tokenizer is CLIP's own share one."""
     import open_clip
 
-    if text_cfg.get("hf_tokenizer_name") or "siglip" in name.lower():
-        folder = Path(name.removeprefix("local-dir:"))
-        if name.startswith("local-dir:") and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-            # open_clip would look into the folder alone, where neither it nor save_checkpoint puts a tokenizer
-            from open_clip.tokenizer import HFTokenizer
-
-            return HFTokenizer(
-                text_cfg["hf_tokenizer_name"],
-                context_length=text_cfg.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
-                tokenizer_mode=text_cfg.get("tokenizer_mode"),
-                **text_cfg.get("tokenizer_kwargs", {}),
-            )
+    published, folder = text_cfg.get("hf_tokenizer_name"), Path(name.removeprefix("local-dir:"))
+    if published and name.startswith("local-dir:"):
+        is_beside = any((folder / file).is_file() for file in transformers_layout.TOKENIZER_FILES)
+        return _other_tokenizer(folder if is_beside else published, text_cfg)
+    if published or "siglip" in name.lower():
         return open_clip.get_tokenizer(name)
     length = {"context_length": text_cfg["context_length"]} if "context_length" in text_cfg else {}
     return _clip_tokenizer(json.dumps(text_cfg.get("tokenizer_kwargs", {}) | length, sort_keys=True))
+
+
+def _other_tokenizer(place: Path | str, text_cfg: dict[str, Any]) -> Any:
+    """Return a tokenizer that is not CLIP's own, from a folder or by its published name."""
+    from open_clip.tokenizer import HFTokenizer
+
+    settings = {name: text_cfg[name] for name in ("context_length", "tokenizer_mode") if name in text_cfg}
+    return HFTokenizer(str(place), **settings, **text_cfg.get("tokenizer_kwargs", {}))
 
 
 @lru_cache(maxsize=8)
@@ -280,6 +303,11 @@ def explain(spec: str, error: Exception) -> str:
         )
     if isinstance(error, SafetensorError):
         return f"model '{spec}': {WEIGHTS_FILE} is damaged or no safetensors file; copy it again."
+    if spec.startswith("local-dir:") and isinstance(error, OSError):
+        return (
+            f"model '{spec}' could not be loaded: a tower or tokenizer of the hub that its configuration names is not "
+            "reachable and not in the hub's cache (HF_HOME), or a file of the folder cannot be read."
+        )
     if not spec.startswith("local-dir:") and spec not in BUNDLED and not Path(spec.partition(":")[2]).is_file():
         return (
             f"model '{spec}' could not be downloaded: check its name, the network and HF_HOME, or save it as a folder "

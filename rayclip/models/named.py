@@ -17,7 +17,7 @@ from rayclip.types import UserError
 
 ROOTS = "RAYCLIP_MODELS"
 _LOCAL = "local-dir:"
-_HUB = re.compile(r"hf-hub:[\w-][\w.-]*/[\w-][\w.-]*(@[\w.-]+)?")
+_HUB = re.compile(r"(hf-hub|hf):[\w-][\w.-]*/[\w-][\w.-]*(@[\w.-]+)?")
 _PUBLISHED = re.compile(r"(hf-hub:)?[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w.-]+)?")  # a tower or a tokenizer
 _TOWERS = (("vision_cfg", "timm_model_name"), ("text_cfg", "hf_model_name"), ("text_cfg", "hf_tokenizer_name"))
 _TAGGED = re.compile(r"[\w-][\w./-]*:(?P<tag>[\w.-]+)")  # an open_clip model with published weights, no file
@@ -40,7 +40,7 @@ def check_named(spec: str, folder: str | Path) -> None:
                 f"{ROOTS}={_parent(place)}."
             )
         return
-    tagged = None if spec.startswith(("prompted:", "hf-hub:")) else _TAGGED.fullmatch(spec)
+    tagged = None if spec.startswith(("prompted:", "hf-hub:", "hf:")) else _TAGGED.fullmatch(spec)
     if tagged is None or Path(tagged["tag"]).exists():
         raise UserError(f"the prompt in {folder} names '{spec}', which no checkpoint may name as its model.")
 

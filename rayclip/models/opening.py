@@ -26,11 +26,12 @@ def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
     """Load a model in fp32.
 
     Args:
-        spec: `digits` (bundled), `local-dir:PLACE` (a folder or a URI), `hf-hub:ORG/NAME`, or an open_clip `NAME:TAG`
-            such as `ViT-B-32:openai`. TAG may be a file of weights (`weights`); the name then has to state its
-            activation, since the file does not: `ViT-B-32-quickgelu:FILE` (OpenAI's) or `ViT-B-32-gelu:FILE`. Also
-            `zoo:NAME`, a published robust CLIP (`zoo`), `prompted:DIR` with a learned prompt (`prompts`), or
-            `mix:START+END@a` between two of these (`mixing`).
+        spec: `digits` (bundled), `local-dir:PLACE` (a folder or a URI, in open_clip's or transformers' layout),
+            `hf-hub:ORG/NAME` (open_clip), `hf:ORG/NAME@REVISION` (transformers), or an open_clip `NAME:TAG` such as
+            `ViT-B-32:openai`. TAG may be a file of weights (`weights`); the name then has to state its activation,
+            since the file does not: `ViT-B-32-quickgelu:FILE` (OpenAI's) or `ViT-B-32-gelu:FILE`. Also `zoo:NAME`, a
+            published robust CLIP (`zoo`), `prompted:DIR` with a learned prompt (`prompts`), or `mix:START+END@a`
+            between two of these (`mixing`).
 
     Raises:
         UserError: no such model, files missing or unreachable, weights of another shape, with NaN or infinity, or of an

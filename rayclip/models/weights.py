@@ -267,14 +267,8 @@ def _check(file: Path) -> None:
 
 def about_folder(folder: Path) -> str:
     """Return advice about a folder that is named in place of a file of weights or of a model's folder."""
-    if (folder / "open_clip_config.json").is_file():
+    if any((folder / name).is_file() for name in ("open_clip_config.json", "config.json")):
         return f"{folder} is a model's folder, which needs no import: name it as local-dir:{folder}."
-    if (folder / "config.json").is_file():
-        return (
-            f"{folder} is a model of transformers, whose layout rayclip does not read: name the same model in "
-            "open_clip's layout (NAME:TAG such as ViT-B-32:openai, or hf-hub:ORG/NAME), or a file of its state dict "
-            "under OpenAI's names."
-        )
     return f"{folder} is a folder: name the file of weights in it."
 
 

@@ -115,6 +115,10 @@ class _Towers(nn.Module):
         return cast(Tensor, self.module.logit_scale)
 
     @property
+    def logit_bias(self) -> Any:
+        return getattr(self.module, "logit_bias", None)
+
+    @property
     def visual(self) -> nn.Module:
         return cast(nn.Module, getattr(self.module, "visual", None) or self.module)
 

@@ -11,7 +11,7 @@ from rayclip.reports.grid import Cell, Grid, number_cell
 from rayclip.reports.model import Model
 from rayclip.reports.section import SHARED, Attack, Entry, Number, Section, Subject, kind_of
 from rayclip.reports.to_terminal import show
-from rayclip.types import WORST, Cut, Row
+from rayclip.types import WORST, Cut, Ranking, Row
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -93,14 +93,18 @@ def rows_json(rows: "Sequence[DataclassInstance]") -> str:
     return json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n"
 
 
-def search_grid(scores: "Mapping[str, Score]", front: Sequence[str], robust: str) -> Grid:
+def search_grid(
+    scores: "Mapping[str, Score]", front: Sequence[str], robust: str, by: Ranking = "mean", *, asha: bool = True
+) -> Grid:
     """Return a table with a row per trial: those that ran longest first, then by accuracy.
 
     Args:
         front: the trials on the Pareto front.
         robust: the attacks behind the robust accuracy.
+        by: the accuracy that trials are ranked by.
+        asha: whether ASHA may have stopped some.
     """
-    ranked = sorted(scores, key=lambda name: (-scores[name].epoch, -scores[name].clean - scores[name].robust))
+    ranked = sorted(scores, key=lambda name: (-scores[name].epoch, -scores[name].by(by)))
     rows = []
     for name in ranked:
         score = scores[name]
@@ -112,7 +116,7 @@ def search_grid(scores: "Mapping[str, Score]", front: Sequence[str], robust: str
         rows=rows,
         notes=(
             f"Robust: {robust}",
-            "ASHA stopped the trials that ended before the last epoch",
+            *(["ASHA stopped the trials that ended before the last epoch"] if asha else []),
             "*: no other trial that ran to its end is as good in both and better in one",
         ),
     )

@@ -3,8 +3,7 @@
 The optimiser continues with the last step's weights; checkpoints hold, and evaluations use, the average.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +24,6 @@ class Average:
     def update(self, step: int) -> None:
         """Update the average with the weights after `step` steps."""
         get_ema_multi_avg_fn(decay_at(self._decay, step))(self.values, list(self._parameters), step)
-
-    @contextmanager
-    def in_place(self) -> Iterator[list[Tensor]]:
-        """Put the averaged weights into the model for the block; yield the last step's weights."""
-        last = [p.detach().clone() for p in self._parameters]
-        set_weights(self._parameters, self.values)
-        try:
-            yield last
-        finally:
-            set_weights(self._parameters, last)
 
 
 def decay_at(decay: float, step: int) -> float:

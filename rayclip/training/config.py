@@ -10,6 +10,7 @@ from rayclip.data import Names, Resolution
 from rayclip.methods import Method, Recipe
 from rayclip.models import TEMPLATE
 from rayclip.models.resizing import Resize, check_resize
+from rayclip.training.held_out import HeldOut
 from rayclip.types import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -39,6 +40,7 @@ class TrainConfig:
         model_fingerprint, data_fingerprint: fingerprints of `model` and `data` when the run was planned, so that a
             file that has changed since makes another run.
         accumulate: number of parts into which a worker splits its share of a batch to save memory.
+        validate: how to validate on a held-out part of the training data; None trains on all of it.
         save_every_epochs, save_every_steps: when to checkpoint; 0 steps is never.
         data_workers: processes that decode images; 0 decodes in the training process. None: a Ray Train worker with a
             GPU takes its share of the node's cores less one, all others 0.
@@ -63,6 +65,7 @@ class TrainConfig:
     save_every_steps: int = 0
     data_workers: int | None = None
     accumulate: int = 1
+    validate: HeldOut | None = None
 
     def __post_init__(self) -> None:
         check_resize(self.resize, self.resolution)
@@ -84,7 +87,10 @@ class TrainConfig:
 
     def describe(self) -> dict[str, Any]:
         """Return the configuration as nested plain values, with the method's name, for lineage files."""
-        described = asdict(self)
+        described = asdict(replace(self, validate=None))
+        del described["validate"]
+        if self.validate is not None:
+            described["validate"] = self.validate.describe()
         described["method"] = {"name": self.method.name, **self.method.describe()}
         return described
 

@@ -10,8 +10,8 @@ import copy
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,19 +20,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rayclip import __version__
-from rayclip.data import ImageSet, few_shot, open_data
+from rayclip.data import ImageSet, open_data
 from rayclip.data.sampling import EpochSampler
-from rayclip.methods import Batch, ClassTexts, Method, Original, Recipe
+from rayclip.methods import Batch, ClassTexts, Method, Original
 from rayclip.models import Clip, load_model
 from rayclip.models.checkpoint import restore, save_checkpoint
 from rayclip.models.clip import frozen
-from rayclip.models.exact import has_batch_norm, use_exact_fp32
+from rayclip.models.exact import use_exact_fp32
 from rayclip.models.fast import fast_copy, refresh
+from rayclip.models.lora import Lora
 from rayclip.rng import sample_keys
 from rayclip.training.average import Average, set_weights
 from rayclip.training.config import TrainConfig, check_shares
+from rayclip.training.held_out import split
+from rayclip.training.lineage import lineage
+from rayclip.training.optimizer import choose_trainable, eps_share, learning_rate, make_optimizer
 from rayclip.training.reading import read_batches
+from rayclip.training.validation import BEST, Validator
 from rayclip.types import UserError, check_same
 
 STATE_FILE = "training_state.pt"
@@ -42,7 +46,8 @@ _REPORT_STEPS = 100  # maximum steps between two reports
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """The progress of a run. `curve` holds (step, metrics) of every step since the last report."""
+    """The progress of a run. `curve` holds (step, metrics) of every step since the last report; `validated` accuracies
+    on held-out images, in percent, if it was validated after this step."""
 
     step: int
     total_steps: int
@@ -51,6 +56,7 @@ class Progress:
     loss: float
     images_per_second: float
     curve: list[tuple[int, dict[str, float]]]
+    validated: dict[str, float] = field(default_factory=dict)
 
 
 class Host(Protocol):
@@ -77,23 +83,28 @@ def train(config: TrainConfig, host: Host) -> Clip:
     use_exact_fp32()
     config = config.decided(on_gpu=host.device.type == "cuda")
     clip = load_model(config.model, host.device).with_resize(config.resize)
-    data = few_shot(open_data(config.data, "train", config.names), config.shots, config.seed)
+    data, held = split(open_data(config.data, "train", config.names), config.shots, config.seed, config.validate)
     if config.data_fingerprint:
         check_same("data", config.data, data.fingerprint, config.data_fingerprint)
     if config.model_fingerprint:
         check_same("model", config.model, clip.fingerprint(), config.model_fingerprint)
     check_shares(len(data), config.recipe.batch_size, host.world_size)
-    return _Run(config, host, config.method.wrap_model(clip, config.seed), data).go()
+    return _Run(config, host, config.method.wrap_model(clip, config.seed), data, held).go()
 
 
 class _Run:
-    def __init__(self, config: TrainConfig, host: Host, clip: Clip, data: ImageSet) -> None:
+    def __init__(
+        self, config: TrainConfig, host: Host, clip: Clip, data: ImageSet, held: ImageSet | None = None
+    ) -> None:
         self.config, self.host, self.clip, self.data = config, host, clip, data
         self.method, self.recipe = config.method, config.recipe
         clip.bound_scale()
         # Copied before a resume changes the weights, and before any of them is trainable
         base = copy.deepcopy(clip).eval().requires_grad_(False) if self.method.needs_original else None
         self.trainable = choose_trainable(clip, self.method)
+        self.lora = None if self.method.lora is None else Lora(clip, self.method.lora, config.seed)
+        if self.lora is not None:
+            self.trainable = self.lora.factors
         self.optimizer = make_optimizer(self.recipe, self.trainable)
         self.sampler = EpochSampler(
             count=len(data),
@@ -105,10 +116,11 @@ class _Run:
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.total_steps = self.steps_per_epoch * self.recipe.epochs
         self.step = 0
+        self.validator = None if held is None else Validator(config, held, host.rank, host.world_size)
         last = self._resume()
         self.average = Average(self.trainable, config.ema) if config.ema else None
         if last is not None:
-            set_weights(self.trainable, last)
+            self._set(last)
         prompts = self.method.prompts(data.class_names, clip.template or config.template)
         self.texts = ClassTexts(clip, prompts, trainable=self.method.trains_texts)
         self.attacked = copy_to_attack(clip, config.precision)
@@ -132,7 +144,7 @@ class _Run:
             if self._pending_due():
                 self._report(epoch)
         if self.average is not None:
-            set_weights(self.trainable, self.average.values)
+            self._set(self.average.values)
         return self.clip.eval()
 
     def _train_step(self, pixels_u8: Tensor, positions: Tensor, total: int) -> None:
@@ -146,7 +158,11 @@ class _Run:
         autocast = functools.partial(autocast_to, self.config.precision, self.host.device)
         parts = self.config.accumulate
         metrics = attack_and_backward(self.module, self.clip, method, batch, parts, autocast, self.attacked)
+        if self.lora is not None:
+            self.lora.take_gradients()
         self.optimizer.step()
+        if self.lora is not None:
+            self.lora.apply()
         self.clip.bound_scale()
         self.step += 1
         if self.average is not None:
@@ -206,8 +222,30 @@ class _Run:
         at_epoch = in_epoch == 0 and epoch % self.config.save_every_epochs == 0
         return at_epoch or self.step == self.total_steps or bool(every and self.step % every == 0)
 
+    def _validation_due(self) -> bool:
+        epoch, in_epoch = divmod(self.step, self.steps_per_epoch)
+        return in_epoch == 0 and self.validator is not None and self.validator.is_due(epoch, self.recipe.epochs)
+
     def _pending_due(self) -> bool:
-        return self._checkpoint_due() or self.step >= self._report_at
+        return self._checkpoint_due() or self._validation_due() or self.step >= self._report_at
+
+    def _set(self, values: Sequence[Tensor]) -> None:
+        set_weights(self.trainable, values)
+        if self.lora is not None:
+            self.lora.apply()
+
+    @contextlib.contextmanager
+    def _weights(self, values: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Give the model other weights for the block; yield its own."""
+        last = [p.detach().clone() for p in self.trainable]
+        self._set(values)
+        try:
+            yield last
+        finally:
+            self._set(last)
+
+    def _averaged(self) -> contextlib.AbstractContextManager[list[Tensor] | None]:
+        return contextlib.nullcontext() if self.average is None else self._weights(self.average.values)
 
     def _report(self, epoch: int) -> None:
         names = list(self._pending[0])
@@ -227,7 +265,11 @@ class _Run:
                     f"the loss of step {step} (epoch {epoch + 1}) is {metrics['loss']}: lower the "
                     "learning rate, or use precision fp32."
                 )
-        rate = self._images / max(seconds.item(), 1e-9)
+        rate, self._loss = self._images / max(seconds.item(), 1e-9), curve[-1][1]["loss"]
+        validated: dict[str, float] = {}
+        if self.validator is not None and self._validation_due():
+            with self._averaged():
+                validated = self.validator.run(self.clip, self.trainable, epoch + 1, self.step)
         self._clock, self._images = time.monotonic(), 0
         self._pending = []
         progress = Progress(
@@ -235,18 +277,26 @@ class _Run:
             total_steps=self.total_steps,
             epoch=epoch + 1,
             epochs=self.recipe.epochs,
-            loss=curve[-1][1]["loss"],
+            loss=self._loss,
             images_per_second=rate,
             curve=curve,
+            validated=validated,
         )
         save = self._save if self.host.rank == 0 and self._checkpoint_due() else None
         self.host.report(progress, save)
 
     def _save(self, folder: Path) -> None:
-        with self.average.in_place() if self.average is not None else contextlib.nullcontext() as last:
-            found = lineage(self.config, self.data, self.step, self.total_steps)
-            save_checkpoint(self.clip, folder, {**found, **_made_on(self.clip)})
-        state = {"step": self.step, "optimizer": self.optimizer.state_dict(), "last": last}
+        found = lineage(self.config, self.data, self.clip, self.step, self.total_steps)
+        state: dict[str, Any] = {"step": self.step, "optimizer": self.optimizer.state_dict()}
+        found["loss"] = self._loss
+        if self.validator is not None:
+            found["validation"], state["validation"] = self.validator.record(), self.validator.state()
+            if self.step == self.total_steps:
+                with self._weights(self.validator.best):
+                    save_checkpoint(self.clip, folder / BEST, {**found, "weights": "best epoch by validation"})
+        with self._averaged() as state["last"]:
+            save_checkpoint(self.clip, folder, found)
+            state["lora"] = None if self.lora is None else [p.detach().clone() for p in self.lora.factors]
         torch.save(state, folder / STATE_FILE)
 
     def _resume(self) -> list[Tensor] | None:
@@ -257,10 +307,15 @@ class _Run:
         with self.host.resume_from() as folder:
             if folder is None:
                 return None
-            restore(self.clip, folder)
             state = torch.load(folder / STATE_FILE, map_location=self.host.device, weights_only=True)
+            if self.lora is None:
+                restore(self.clip, folder)
+            else:
+                self._set(state["lora"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
+            if self.validator is not None:
+                self.validator.restore(state["validation"])
             return state["last"]
 
 
@@ -330,66 +385,6 @@ class LossOf(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return self.method.loss(self.clip, batch)
-
-
-def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-    """Return the learning rate of a step, counted from 0: warm-up, then the schedule (`Recipe`)."""
-    written = recipe.warmup_steps + recipe.warmup_epochs * total_steps // recipe.epochs
-    warmup = written if recipe.warmup_whole else min(written, total_steps // 10)
-    if step < warmup:
-        return recipe.lr * (step + 1) / warmup if recipe.warmup_lr is None else recipe.warmup_lr
-    done = (step - warmup) / max(1, total_steps - warmup)
-    left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
-    return recipe.lr * left[recipe.schedule]
-
-
-def eps_share(warmup_steps: float, step: int) -> float:
-    """Return the fraction of its budget that the training attack uses at a step, counted from 0."""
-    return min(1.0, step / warmup_steps) if warmup_steps else 1.0
-
-
-def make_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    # Fused: one pass over the memory, which on a CPU takes a tenth of the time of one pass per term
-    shared: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "fused": True}
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=recipe.momentum, **shared)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    return kind(parameters, betas=recipe.betas, eps=recipe.adam_eps, **shared)
-
-
-def lineage(config: TrainConfig, data: ImageSet, step: int, total_steps: int) -> Mapping[str, Any]:
-    """Return the contents of a checkpoint's `rayclip.json`; the checkpoint is final if `step` equals `total_steps`."""
-    return {
-        "rayclip": __version__,
-        "step": step,
-        "total_steps": total_steps,
-        "weights": f"moving average, decay {config.ema:g}" if config.ema else "last step",
-        "digest": config.digest(),
-        "config": config.describe(),
-        "data": {
-            "name": data.name,
-            "fingerprint": data.fingerprint,
-            "images": len(data),
-            "class_names": list(data.class_names),
-        },
-    }
-
-
-def _made_on(clip: Clip) -> dict[str, str]:
-    """Return more facts for readers of a checkpoint, which are not part of its identity: device, torch, BatchNorm."""
-    on_gpu = clip.device.type == "cuda"
-    found = {"device": torch.cuda.get_device_name(clip.device) if on_gpu else clip.device.type}
-    found["torch"] = str(torch.__version__)
-    return found | ({"batch_norm": "statistics of the base model, frozen"} if has_batch_norm(clip) else {})
-
-
-def choose_trainable(clip: Clip, method: Method) -> list[nn.Parameter]:
-    """Enable gradients of the parameters that the method trains; return these parameters."""
-    clip.requires_grad_(False)
-    chosen = clip.parameters_of(method.trains)
-    for p in chosen:
-        p.requires_grad_(True)
-    return chosen
 
 
 def autocast_to(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -22,7 +22,19 @@ from rayclip.cli import request, train
 from rayclip.data import batch_pixels, open_data
 from rayclip.models.zeroshot import ZeroShot
 
-PUBLIC = ["AttackResult", "Classifier", "Model", "Rows", "UserError", "attack", "evaluate", "load", "train", "wrap"]
+PUBLIC = [
+    "AttackResult",
+    "Classifier",
+    "Model",
+    "Rows",
+    "UserError",
+    "attack",
+    "evaluate",
+    "load",
+    "sweep",
+    "train",
+    "wrap",
+]
 EPS = "16/255"
 NAMES = ["cat", "dog", "cow", "hen"]
 PREPROCESS = (TINY["preprocess_cfg"]["mean"], TINY["preprocess_cfg"]["std"], 8)

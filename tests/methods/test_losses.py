@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from open_clip.loss import SigLipLoss
 from torch.nn.parallel import DistributedDataParallel
 
 import naive
@@ -37,6 +38,21 @@ def test_contrastive_agrees_with_the_plain_loop(targets):
     labels = torch.tensor([0, 1, 1, 2, 0, 3, 1, 2, 4])
     ours = contrastive(unit(images), unit(texts), labels, torch.tensor(14.0), 9, targets).mean().item()
     assert ours == pytest.approx(naive.contrastive(images, texts, labels.tolist(), 14.0, targets).item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("labels", [list(range(9)), [0, 1, 1, 2, 0, 3, 1, 2, 4]], ids=["own text", "class"])
+def test_a_siglip_is_trained_by_its_own_loss(labels):
+    """open_clip's loss with each image's own text as its one positive; else the plain sum over all pairs."""
+    images, texts = (unit(x) for x in vectors())
+    scale, bias = torch.tensor(117.0), torch.tensor(-12.9)
+    ours = contrastive(images, texts, torch.tensor(labels), scale, 9, "class", bias).mean().item()
+    logits = scale * images @ texts.T + bias
+    pairs = [(i, j, 1 if labels[i] == labels[j] else -1) for i in range(9) for j in range(9)]
+    plain = sum(torch.log1p((-sign * logits[i, j]).exp()).item() for i, j, sign in pairs) / 9
+    assert ours == pytest.approx(plain, abs=1e-9)
+    published = SigLipLoss()(images, texts, scale, bias).item()
+    diagonal = contrastive(images, texts, torch.tensor(labels), scale, 9, "diagonal", bias).mean().item()
+    assert diagonal == pytest.approx(published, abs=1e-9) and (ours == pytest.approx(published)) == (labels[2] == 2)
 
 
 def test_the_two_target_conventions_agree_when_no_class_occurs_twice():
@@ -204,12 +220,12 @@ def test_an_unknown_method_is_explained():
         make_method("tecoo")
 
 
-def one_step(name, targets, parts=1):
+def one_step(name, targets, parts=1, **model):
     """The loss of one step on this rank's share of the batch, averaged over ranks, and all trained gradients."""
     chosen = method(name, **({"targets": targets} if name == "mmcoa" else {}))
     if chosen.trains != "prompt" and name != "fare":
         chosen = replace(chosen, trains="all")
-    clip = chosen.wrap_model(tiny_clip(dtype=torch.float64), seed=0).train()
+    clip = chosen.wrap_model(tiny_clip(dtype=torch.float64, **model), seed=0).train()
     trained = choose_trainable(clip, chosen)
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     whole = example(clip, 7, chosen)
@@ -245,10 +261,14 @@ CASES = [
 ]
 
 
+SIGLIP = {"init_logit_bias": -5.0}
+
+
 def worker(rank, meeting, queue):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2, init_method=meeting)
     results = {case: one_step(*case).numpy() for case in CASES}
+    results["siglip"] = one_step("mmcoa", "class", 2, **SIGLIP).numpy()
     if rank == 0:
         queue.put(results)
     dist.barrier()
@@ -279,6 +299,12 @@ def together(tmp_path_factory):
 def test_two_unequal_workers_give_one_workers_loss_and_gradient(case, together):
     """Seven samples on two ranks: contrastive negatives come from both, and the mean is over all seven."""
     assert torch.allclose(torch.from_numpy(together[case]), one_step(*case), atol=1e-9)
+
+
+def test_two_unequal_workers_give_one_workers_sigmoid_loss(together):
+    found = one_step("mmcoa", "class", 2, **SIGLIP)
+    assert torch.allclose(torch.from_numpy(together["siglip"]), found, atol=1e-9)
+    assert len(found) == len(one_step("mmcoa", "class")) + 1, "the bias is trained"
 
 
 def test_under_autocast_logits_stay_in_fp32():

@@ -98,6 +98,14 @@ def test_the_temperature_is_bounded(clip):
     )
 
 
+def test_the_temperature_of_a_siglip_has_no_bound():
+    clip = tiny_clip(init_logit_bias=-10)
+    with torch.no_grad():
+        clip.model.logit_scale.fill_(4.77)
+    clip.bound_scale()
+    assert clip.scale.item() == pytest.approx(117.9, abs=0.1) and clip.bias is clip.model.logit_bias
+
+
 def names_of(clip, part):
     chosen = {id(p) for p in clip.parameters_of(part)}
     return {name for name, p in clip.model.named_parameters() if id(p) in chosen}

@@ -21,14 +21,3 @@ def test_the_average_is_its_recursion():
         expected = [d * old + (1 - d) * new for old, new in zip(expected, path[step].tolist(), strict=True)]
         assert torch.allclose(average.values[0], torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
     assert decay_at(0.7, 30) == 0.7 > decay_at(0.7, 1)
-
-
-def test_the_average_is_in_place_only_meanwhile():
-    p = nn.Parameter(torch.zeros(3))
-    average = Average([p], 0.5)
-    with torch.no_grad():
-        p.add_(1)
-    average.update(20)
-    with average.in_place() as last:
-        assert p.tolist() == [0.5] * 3 and last[0].tolist() == [1.0] * 3
-    assert p.tolist() == [1.0] * 3 and average.values[0].tolist() == [0.5] * 3

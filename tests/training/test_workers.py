@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -13,15 +14,21 @@ from rayclip.models import load_model
 from rayclip.models.checkpoint import read_lineage, save_checkpoint
 from rayclip.models.prompts import Prompted
 from rayclip.training import train
+from rayclip.training.held_out import HeldOut
 from training.test_loop import LocalHost, config
 
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16}
+LORA = {"lora": ("tecoa", {"accumulate": 2, "ema": 0.5})} if find_spec("peft") else {}
 OPTIONS = {
+    **LORA,
     "batch norm": ("tecoa", {"accumulate": 1}),
     "batch norm in parts": ("tecoa", {"accumulate": 2}),
     "mmcoa in parts": ("mmcoa", {"accumulate": 2}),
     "advpt": ("advpt", {"ema": 0.5}),
-    "everything": ("tecoa", {"accumulate": 3, "ema": 0.9, "eps_warmup": 1.5}),
+    "everything": (
+        "tecoa",
+        {"accumulate": 3, "ema": 0.9, "eps_warmup": 1.5, "validate": HeldOut.parse("size=21,attacks=fgsm", 24 / 255)},
+    ),
 }
 
 
@@ -44,9 +51,10 @@ def settings(option, folder):
         base = replace(base, model=f"local-dir:{folder / 'resnet'}")
         base = replace(base, method=replace(base.method, trains="image"))
         return replace(base, recipe=replace(base.recipe, optimizer="sgd", lr=1e-2))
+    trains = "lora:rank=2" if option == "lora" else {"mmcoa": "all", "tecoa": "last-2", "advpt": "prompt"}[name]
     return replace(
         base,
-        method=replace(base.method, trains={"mmcoa": "all", "tecoa": "last-2", "advpt": "prompt"}[name]),
+        method=replace(base.method, trains=trains),
         recipe=replace(base.recipe, optimizer="sgd", lr=1e-3),
     )
 
@@ -90,6 +98,9 @@ def test_two_workers_give_one_workers_curve(tmp_path, free_port):
         for step, row in alone.curve.items():
             assert curve[step] == pytest.approx(row, rel=1e-3), option
         assert torch.allclose(torch.from_numpy(weights), watched(clip), atol=1e-5), option
+        both = [read_lineage(folder / "step-6") for folder in (tmp_path / str([*OPTIONS].index(option)), alone.folder)]
+        assert both[0].get("validation") == both[1].get("validation"), option
+    assert [each["epoch"] for each in both[0]["validation"]["history"]] == [1, 2, 3]
 
 
 def test_batch_norm_keeps_its_statistics_and_says_so(tmp_path):
