@@ -38,14 +38,8 @@ from rayclip.methods.tecoa import TeCoA
 from rayclip.models import TEMPLATE, Clip, ZeroShot, fast_copy, load_model
 from rayclip.models.exact import use_exact_fp32
 from rayclip.rng import sample_keys, uniform
-from rayclip.training.loop import (
-    LossOf,
-    attack_and_backward,
-    autocast_to,
-    choose_trainable,
-    copy_to_attack,
-    make_optimizer,
-)
+from rayclip.training.loop import choose_trainable, make_optimizer
+from rayclip.training.step import LossOf, attack_and_backward, autocast_to, copy_to_attack
 from rayclip.types import UserError
 
 RANDOM = ":random"  # ends the name of an open_clip architecture with random weights

@@ -21,6 +21,7 @@ from rayclip.evaluation import forecast as forecasts
 from rayclip.evaluation.alarms import alarms, cut_alarms
 from rayclip.evaluation.costs import Costs
 from rayclip.evaluation.forecast import Forecast
+from rayclip.evaluation.plan import resized
 from rayclip.models.checkpoint import model_record
 from rayclip.progress import Display, say
 from rayclip.reports.results import LINEAGE, JudgedCell
@@ -111,7 +112,7 @@ def _measure(
     cells: Sequence[Cell], positions: dict[str, np.ndarray], store: Store, where: Where, labels: Mapping[str, str]
 ) -> _Measured:
     """Evaluate cells, write the table and each model's record beside them, and print the warnings."""
-    work = outstanding(cells, positions, store, where.pool.shard_size)
+    work = outstanding(cells, positions, store, where.pool.largest_shard(0))
     if work:
         display = Display(quiet=where.quiet)
         total = sum(len(positions[cell.data]) for cell in {cell.id: cell for cell in cells}.values())
@@ -180,7 +181,7 @@ def plan_evaluation(
     """
     cells, positions = plan_all(models, [evaluation], Opened(quiet=where.quiet))
     store, costs, found = Store(where.out), Costs(), None
-    work = outstanding(cells, positions, store, where.pool.shard_size)
+    work = outstanding(cells, positions, store, where.pool.largest_shard(0))
     hardware = forecasts.common_hardware(cells, store)
     if hardware is not None:
         costs.read({cell.id: cell for cell in cells}.values(), store, hardware)
@@ -192,12 +193,12 @@ def plan_evaluation(
     if hardware is None or (work and not costs.measured):
         raise UserError("no earlier results say what this takes: let --calibrate measure for some seconds.")
     plan = forecasts.forecast(
-        work,
+        resized(work, where.pool.largest_shard(hardware.gpus)),
         costs,
         hardware,
         workers=list(workers) or [found.wanted if found else 1],
         finished=len({cell.id for cell in cells}) - len(work),
-        smallest=where.pool.smallest_shard,
+        smallest=where.pool.smallest_shard(hardware.gpus),
         loading=found.loading if found else None,
         start=found.start if found else 0.0,
         price=price,

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -88,6 +88,11 @@ def outstanding(
     different = {cell.id: cell for cell in cells}.values()
     found = (missing_shards(cell, positions[cell.data], store, shard_size) for cell in different)
     return [shards for shards in found if len(shards)]
+
+
+def resized(work: Sequence[Shards], size: int) -> list[Shards]:
+    """Return the work with at most `size` samples per shard."""
+    return [replace(shards, size=size) for shards in work]
 
 
 def cut(work: Sequence[Shards], costs: Costs, workers: int, smallest: int) -> list[Shards]:

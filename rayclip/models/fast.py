@@ -71,6 +71,19 @@ def is_fast_copy(clip: Clip) -> bool:
     return isinstance(clip.model.visual, _Tower)
 
 
+def stop_compiling(clip: Clip, reason: str) -> bool:
+    """Let a compiled copy run without, and drop its graphs; return whether it was compiled.
+
+    CUDA graphs keep the memory of every batch size that they ran. Other copies are compiled again at their next use.
+    """
+    tower = clip.model.visual
+    if not isinstance(tower, _Tower) or not tower.compiled:
+        return False
+    tower.stop_compiling(reason)
+    torch.compiler.reset()
+    return True
+
+
 @torch.no_grad()
 def _near(clip: Clip, tower: "_Tower") -> bool:
     """Return whether a copied tower embeds two images of noise about as the model's own does."""
@@ -143,10 +156,12 @@ class _Tower(nn.Module):
         except Exception as error:  # those of compilers have no class in common
             if not self.compiled:
                 raise
-            self.compiled, self._graphs, self._embed = False, False, self._eager
-            reason = " ".join(str(error).split())[:200]
-            warnings.warn(f"attacks run without compiling: torch.compile fails ({reason})", stacklevel=2)
+            self.stop_compiling(f"torch.compile fails ({' '.join(str(error).split())[:200]})")
             return self._embed(x_BCHW)
+
+    def stop_compiling(self, reason: str) -> None:
+        self.compiled, self._graphs, self._embed = False, False, self._eager
+        warnings.warn(f"attacks run without compiling: {reason}", stacklevel=3)
 
     def _mark_step(self, one: "_Pass") -> None:
         """Let CUDA graphs use their memory anew, unless a pass still waits for its backward pass."""

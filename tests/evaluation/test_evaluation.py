@@ -225,7 +225,7 @@ def test_images_are_read_while_earlier_ones_are_attacked(cells, tmp_path, monkey
             events.append(("attacked", positions[0], time.monotonic()))
             return found
 
-    monkeypatch.setattr("rayclip.evaluation.shard.batch_pixels", slow)
+    monkeypatch.setattr("rayclip.evaluation.reading.batch_pixels", slow)
     Timed(Store(str(tmp_path)), batch_size=4).run(Shard(cell=cells[0], positions=tuple(range(10))))
     at = {(what, first): when for what, first, when in events}
     assert sorted(at) == [("attacked", 0), ("attacked", 4), ("attacked", 8), ("read", 0), ("read", 4), ("read", 8)]
