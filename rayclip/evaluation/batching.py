@@ -50,6 +50,7 @@ class BatchSizes:
         self._memory = None if given else memory
         self._first = given or (GPU_BATCHES[0] if memory else CPU_BATCH)
         self._sizes: dict[Hashable, int] = {}
+        self._largest: dict[Hashable, int] = {}  # that was done
         self._full: set[Hashable] = set()  # kinds whose batches cannot grow
 
     def begin(self, kind: Hashable) -> int:
@@ -61,6 +62,7 @@ class BatchSizes:
     def fitted(self, kind: Hashable, images: int) -> None:
         """Record that a batch of so many images was done."""
         size = self._sizes.get(kind, self._first)
+        self._largest[kind] = max(images, self._largest.get(kind, 0))
         if self._memory is None or kind in self._full or images < size:
             return
         if 2 * size <= GPU_BATCHES[1] and self._memory.has_room_for_twice():
@@ -69,6 +71,8 @@ class BatchSizes:
             self._full.add(kind)
 
     def halve(self, kind: Hashable, images: int) -> None:
-        """Record that memory was short for a batch of so many images."""
-        self._sizes[kind] = max(1, min(images, self._sizes.get(kind, self._first)) // 2)
+        """Record that memory was short for a batch of so many images: the next is half as large, or the largest that
+        was done."""
+        largest = self._largest.pop(kind, 0)
+        self._sizes[kind] = max(1, images // 2, largest if largest < images else 0)
         self._full.add(kind)

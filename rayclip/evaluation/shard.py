@@ -175,14 +175,19 @@ class Evaluator:
         keys = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, cell.attack.name)
         judge, target, fast = self._classifiers(cell, victim, ids)
         with torch.no_grad():
-            clean_logits = judge(images)
+            image_BD = judge.embed(images)
+            clean_logits = judge.logits(image_BD)
         samples = Samples(images, labels, keys, todo_B=clean_logits.argmax(1) == labels)
+        adv_logits = None
         if fast is None:
             result = cell.attack.run(target, samples, eps=cell.eps or 0.0, prompts=prompts)
         else:
-            result = run_confirmed(cell.attack, target, fast, samples, eps=cell.eps or 0.0, prompts=prompts)
-        with torch.no_grad():
-            adv_logits = result.logits(judge, labels)
+            result, logits = run_confirmed(cell.attack, target, fast, samples, eps=cell.eps or 0.0, prompts=prompts)
+            adv_logits = logits if target is judge else None
+        if adv_logits is None:
+            known_BD = image_BD if result.images_BCHW is images else None  # an attack on texts alone
+            with torch.no_grad():
+                adv_logits = result.logits(judge, labels, known_BD)
         self._check_logits(cell, ids, clean_logits, adv_logits)
         delta = (result.images_BCHW - images).flatten(1)
         columns = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +15,7 @@ from PIL import Image
 
 from data.test_data import png, write
 from rayclip.api.checks import Opened, check_training
-from rayclip.data import few_shot, open_data
+from rayclip.data import batch_pixels, few_shot, open_data
 from rayclip.data.captions import BUNDLED, bind_captions
 from rayclip.data.digits import CLASS_NAMES, Digits
 from rayclip.data.sampling import EpochSampler
@@ -29,7 +30,7 @@ from rayclip.models.checkpoint import read_lineage
 from rayclip.training import TrainConfig, train
 from rayclip.training.config import check_shares
 from rayclip.training.loop import _Run, eps_share, learning_rate
-from rayclip.training.reading import read_batches
+from rayclip.training.reading import TimedBatches, read_batches
 from rayclip.types import UserError
 
 
@@ -437,11 +438,12 @@ def test_auto_precision_is_decided_and_the_lineage_says_with_what(tmp_path):
 class Watching(Digits):
     """Images that tell which process has decoded them, and that end at one."""
 
-    def __init__(self, bad=-1):
+    def __init__(self, bad=-1, seconds=0.0):
         super().__init__("train")
-        self.bad = bad
+        self.bad, self.seconds = bad, seconds
 
     def images(self, positions):
+        time.sleep(self.seconds)
         if self.bad in positions:
             raise UserError(f"image {self.bad} of 'digits' is damaged on disk: copy it again.")
         number = os.getpid()
@@ -450,6 +452,25 @@ class Watching(Digits):
 
 def pids(found):
     return {int(p[0] + 256 * p[1] + 65536 * p[2]) for pixels, _ in found for p in pixels[:, :, 0, 0].int()}
+
+
+def test_a_run_reports_how_long_it_waits_for_images(tmp_path, monkeypatch):
+    shares = []
+
+    class Host(LocalHost):
+        def report(self, progress, save):
+            shares.append((progress.data_wait, progress.seconds))
+
+    def slow(*args):
+        time.sleep(0.5)
+        return batch_pixels(*args)
+
+    train(config("ft-standard"), Host(tmp_path))
+    assert sum(share * seconds for share, seconds in shares) < 1
+    shares.clear()
+    monkeypatch.setattr("rayclip.training.reading.batch_pixels", slow)
+    train(config("ft-standard"), Host(tmp_path))
+    assert 3 <= sum(share * seconds for share, seconds in shares) < 4, "six batches"
 
 
 def read(data, batches, workers):
@@ -474,6 +495,16 @@ def test_images_are_decoded_by_the_same_processes_all_the_time():
     assert [positions.tolist() for _, positions in rest] == [[i, i + 1] for i in range(1, 12)]
     assert len(pids([first, *rest])) == 2 and os.getpid() not in pids([first])
     assert pids(read(Watching(), [np.array([1])], 0)) == {os.getpid()}
+
+
+def test_images_are_decoded_while_others_are_trained_on():
+    """Twelve batches that take 0.1 s to decode and 0.1 s to train on take little more than 1.2 s."""
+    batches = TimedBatches(read(Watching(seconds=0.1), [np.array([i]) for i in range(13)], 1))
+    for number, _ in enumerate(batches):
+        if not number:  # the process is up
+            batches.take()
+        time.sleep(0.1)
+    assert batches.take() < 0.6
 
 
 @pytest.mark.parametrize("workers", [0, 1])
