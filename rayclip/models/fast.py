@@ -11,6 +11,7 @@ Shapes: B batch, C channels, H W image, D embedding.
 import contextlib
 import copy
 import functools
+import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NEAR = 0.9  # smallest cosine of two embeddings that differ by rounding only, even in the deepest towers
 _SIGMOID_SLOPE = 1.702  # of QuickGELU
 _SMALLEST = 8  # smallest batch of a compiled tower, and smallest step between batch sizes
+_compilations = itertools.count()
 
 
 def fast_copy(clip: Clip, precision: Precision = "fp32", *, compiled: bool = False, backend: str = "inductor") -> Clip:
@@ -173,12 +175,17 @@ class _Tower(nn.Module):
 
 
 def _compile(embed: Callable[[Tensor], Any], backend: str, graphs: bool) -> Callable[[Tensor], Any]:
+    def run(x_BCHW: Tensor) -> Any:
+        return embed(x_BCHW)
+
+    # torch compiles a code object eight times, for all who use it together, and then runs it as it is without a word
+    run.__code__ = run.__code__.replace(co_name=f"embed_{next(_compilations)}")
     if graphs:
         # mode="reduce-overhead" without an analysis that ends in an assertion on ViTs (torch 2.11)
         options: dict[str, Any] = {"triton.cudagraphs": True, "triton.coalesce_tiling_analysis": False}
         with contextlib.suppress(RuntimeError):  # a torch that does not know the option
-            return torch.compile(embed, options=options)
-    return torch.compile(embed, backend=backend, mode="reduce-overhead" if graphs else None)
+            return torch.compile(run, options=options)
+    return torch.compile(run, backend=backend, mode="reduce-overhead" if graphs else None)
 
 
 def _replace_quick_gelu(visual: nn.Module) -> Iterator[tuple[str, float]]:

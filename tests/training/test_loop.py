@@ -1,9 +1,10 @@
 """The train loop of one process: methods lower their loss, runs are repeatable, a resumed run is the same run."""
 
 import contextlib
+import functools
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import torch._dynamo.testing
 from PIL import Image
 
 from data.test_data import png, write
@@ -25,7 +27,7 @@ from rayclip.methods import METHODS, SMALL_MODEL, Recipe, make_method
 from rayclip.methods.advpt import AdvPT
 from rayclip.methods.ft_standard import FTStandard
 from rayclip.methods.tecoa import TeCoA
-from rayclip.models import load_model
+from rayclip.models import fast_copy, load_model
 from rayclip.models.checkpoint import read_lineage
 from rayclip.training import TrainConfig, train
 from rayclip.training.config import check_shares
@@ -60,7 +62,7 @@ def config(name="mmcoa", **changes):
     method = make_method(name, eps=16 / 255, steps=2, step=12 / 255, defaults={"substitutes": "clip-table"})
     method = bind_captions(method, "digits", CLASS_NAMES)
     recipe = replace(SMALL_MODEL, epochs=3, batch_size=16, warmup_steps=2)
-    return TrainConfig(model="digits", data="digits", method=method, recipe=recipe, shots=3, **changes)
+    return TrainConfig(model="digits", data="digits", method=method, recipe=recipe, **{"shots": 3, **changes})
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -562,3 +564,47 @@ def test_in_bf16_the_first_loss_is_within_a_percent(name, tmp_path):
             train(replace(planned, recipe=recipe, shots=26), host)
         first.append(host.curve[1]["loss"])
     assert abs(first[1] - first[0]) < 0.01 * max(first[0], 1e-2)
+
+
+def compiled_with(backend, monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr("rayclip.training.step.fast_copy", functools.partial(fast_copy, backend=backend))
+
+
+def test_a_compiled_run_is_the_same_run(tmp_path, monkeypatch):
+    """Without code generation. Batches of 13 and of 12 images go through one graph."""
+    plain, host = LocalHost(tmp_path / "plain"), LocalHost(tmp_path / "compiled")
+    settings = config("tecoa", shots=5)
+    train(settings, plain)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled_with(counter, monkeypatch)
+    train(replace(settings, compiled=True), host)
+    assert counter.frame_count == 1 and host.curve.keys() == plain.curve.keys()
+    assert all(host.curve[step] == pytest.approx(plain.curve[step], rel=1e-4) for step in plain.curve)
+    assert settings.digest() == replace(settings, compiled=True).digest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starving(TeCoA):
+    """TeCoA for whose attack memory is short while the model is compiled."""
+
+    tried: ClassVar[list[bool]] = []
+
+    def attack(self, clip, batch):
+        self.tried.append(clip.model.visual.compiled)
+        if self.tried[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().attack(clip, batch)
+
+
+def test_a_compiled_run_that_is_short_of_memory_drops_its_graphs(tmp_path, monkeypatch):
+    compiled_with("aot_eager", monkeypatch)
+    base = config("tecoa")
+    starving = Starving(**{field.name: getattr(base.method, field.name) for field in fields(base.method)})
+    runs = [LocalHost(tmp_path / name) for name in "ab"]
+    train(base, runs[0])
+    Starving.tried.clear()
+    with pytest.warns(UserWarning, match="memory is short") as found:
+        train(replace(base, method=starving, compiled=True), runs[1])
+    assert len(found) == 1 and Starving.tried == [True, *[False] * 6]
+    assert runs[1].curve[1] == pytest.approx(runs[0].curve[1], rel=1e-4)
