@@ -60,7 +60,7 @@ class Request(Logging):
         gpus_per_worker: GPUs per worker; may be a fraction, such as 0.25.
         batch_size: Images per forward; halved where memory is short, which changes no verdict. [default: as many as
             fit on a GPU, 128 on a CPU]
-        shard_size: Images per result file, at most. [default: a batch of a GPU, 256 on a CPU]
+        shard_size: Images per result file, at most. [default: a batch, at least 256]
         data_workers: Threads per worker that decode images. [default: on a GPU its share of the cores less one, else 1]
     """
 
