@@ -499,6 +499,7 @@ def test_images_are_decoded_by_the_same_processes_all_the_time():
     assert pids(read(Watching(), [np.array([1])], 0)) == {os.getpid()}
 
 
+@pytest.mark.ci
 def test_images_are_decoded_while_others_are_trained_on():
     """Twelve batches that take 0.1 s to decode and 0.1 s to train on take little more than 1.2 s."""
     batches = TimedBatches(read(Watching(seconds=0.1), [np.array([i]) for i in range(13)], 1))
@@ -572,6 +573,7 @@ def compiled_with(backend, monkeypatch):
     monkeypatch.setattr("rayclip.training.step.fast_copy", functools.partial(fast_copy, backend=backend))
 
 
+@pytest.mark.ci
 def test_a_compiled_run_is_the_same_run(tmp_path, monkeypatch):
     """Without code generation. Batches of 13 and of 12 images go through one graph."""
     plain, host = LocalHost(tmp_path / "plain"), LocalHost(tmp_path / "compiled")
@@ -598,6 +600,7 @@ class Starving(TeCoA):
         return super().attack(clip, batch)
 
 
+@pytest.mark.ci
 def test_a_compiled_run_that_is_short_of_memory_drops_its_graphs(tmp_path, monkeypatch):
     compiled_with("aot_eager", monkeypatch)
     base = config("tecoa")
