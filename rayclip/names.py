@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from rayclip.settings import Configurable, FromZero, convert_all, split_chains, split_names, split_one, suggest
 from rayclip.types import UserError
-from rayclip.units import Norm
+from rayclip.units import Norm, parse_budget
 
 ATTACKS_ABOUT = {
     "clean": "no attack",
@@ -320,6 +320,12 @@ def check_attacks(text: str, *, has_budget: bool, on_pairs: bool = False) -> Non
             raise not_for_pairs(name, (n for n, s in signatures("attack").items() if s.for_pairs))
         if found.needs_eps and not has_budget and "eps" not in written:
             raise no_budget(name)
+
+
+def attack_defaults(steps: int, step_size: str | float | None, substitutes: str) -> dict[str, Any]:
+    """Return the defaults for settings that attacks do not set; without a step size, each attack has its own."""
+    step = parse_budget(step_size, "step-size") if isinstance(step_size, str) else step_size
+    return {"steps": steps, "substitutes": substitutes, **({} if step is None else {"step": step})}
 
 
 def check_defenses(text: str) -> None:

@@ -6,7 +6,8 @@ Shapes: B batch, K classes.
 import gc
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -73,6 +74,7 @@ class Evaluator:
         hardware: to record in the results; None is this process's.
         threads: that decode images.
         memory: in which batches run; None is the GPU's, if there is one.
+        given: models in memory by specification, on this device, which are not loaded.
     """
 
     def __init__(
@@ -85,9 +87,10 @@ class Evaluator:
         hardware: Hardware | None = None,
         threads: int = 1,
         memory: Memory | None = None,
+        given: Mapping[str, Clip] = MappingProxyType({}),
     ) -> None:
         self.store, self.device, self._compiled, self._threads = store, torch.device(device), compiled, threads
-        self.hardware = hardware or Hardware.here(self.device)
+        self.hardware, self._given = hardware or Hardware.here(self.device), given
         if memory is None and self.device.type == "cuda":
             memory = CudaMemory(self.device, self.hardware.gpus)
         self._sizes = BatchSizes(batch_size, memory)
@@ -198,6 +201,8 @@ class Evaluator:
             "adv_pred": adv_logits.argmax(1),
             "clean_margin": margin(clean_logits, labels),
             "adv_margin": margin(adv_logits, labels),
+            "clean_confidence": clean_logits.softmax(1).amax(1),
+            "adv_confidence": adv_logits.softmax(1).amax(1),
             "steps": result.steps_B,
             "queries": result.queries_B,
             "linf": delta.abs().amax(1),
@@ -266,7 +271,7 @@ class Evaluator:
 
     def _victim(self, cell: Cell, scorer: Scorer) -> ZeroShot:
         def load() -> Clip:
-            clip = load_model(cell.model, self.device)
+            clip = self._given[cell.model] if cell.model in self._given else load_model(cell.model, self.device)
             check_same("model", cell.model, clip.fingerprint(), cell.model_fingerprint)
             return clip
 

@@ -6,7 +6,7 @@ import pytest
 
 from calling import run_here
 from data.test_data import png, write
-from rayclip.distributed import waiting
+from rayclip.evaluation import waiting
 
 pytestmark = pytest.mark.e2e
 WHAT = ["--model", "digits", "--no-tracking", "--quiet", "--resolution", "model", "--eps", "8/255", "--data"]

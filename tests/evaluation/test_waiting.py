@@ -6,7 +6,7 @@ import pytest
 
 from rayclip.distributed.trials import Trial, Workers
 from rayclip.distributed.tuning import _Watcher
-from rayclip.distributed.waiting import DataWait
+from rayclip.evaluation.waiting import DataWait
 from rayclip.progress import Display, listening
 from training.test_loop import config
 
