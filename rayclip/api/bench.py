@@ -38,14 +38,8 @@ from rayclip.methods.tecoa import TeCoA
 from rayclip.models import TEMPLATE, Clip, ZeroShot, fast_copy, load_model
 from rayclip.models.exact import use_exact_fp32
 from rayclip.rng import sample_keys, uniform
-from rayclip.training.loop import (
-    LossOf,
-    attack_and_backward,
-    autocast_to,
-    choose_trainable,
-    copy_to_attack,
-    make_optimizer,
-)
+from rayclip.training.loop import choose_trainable, make_optimizer
+from rayclip.training.step import LossOf, attack_and_backward, autocast_to, copy_to_attack
 from rayclip.types import UserError
 
 RANDOM = ":random"  # ends the name of an open_clip architecture with random weights
@@ -169,7 +163,7 @@ def bench(asked: Bench, on_rate: Callable[[Rate], None] = lambda rate: None) -> 
             note(_attack_rate(attack.within(asked.eps), victim, samples, precision, asked, result.matrix))
     for method in asked.methods:
         for precision in (p for p in asked.precisions if p != "fp16"):
-            note(_method_rate(method, clip, data.class_names, samples, precision, result.matrix))
+            note(_method_rate(method, clip, data.class_names, samples, precision, asked, result.matrix))
     if asked.whole and not asked.model.endswith(RANDOM):
         result.whole = _whole(asked)
     return result
@@ -289,14 +283,21 @@ def _attack_rate(
 
 
 def _method_rate(
-    method: Method, clip: Clip, class_names: Sequence[str], samples: Samples, precision: Any, matrix: dict[str, float]
+    method: Method,
+    clip: Clip,
+    class_names: Sequence[str],
+    samples: Samples,
+    precision: Any,
+    asked: Bench,
+    matrix: dict[str, float],
 ) -> Rate:
     device, count = clip.device, len(samples.labels_B)
     own = method.wrap_model(copy.deepcopy(clip), 0)
     prompts = method.prompts(class_names, own.template or TEMPLATE)
     optimizer = make_optimizer(method.recipe, choose_trainable(own, method))
     texts = ClassTexts(clip, prompts, trainable=False)
-    base = Original(clip=clip, texts=texts, copied=copy_to_attack(clip, precision)) if method.needs_original else None
+    copied = functools.partial(copy_to_attack, precision=precision, compiled=asked.compiled)
+    base = Original(clip=clip, texts=texts, copied=copied(clip)) if method.needs_original else None
     batch = Batch(
         pixels_BCHW=samples.images_BCHW,
         labels_B=samples.labels_B,
@@ -308,7 +309,7 @@ def _method_rate(
     if method.prepares:
         with torch.no_grad():
             batch = replace(batch, prepared_BD=method.prepare(own, batch).float())
-    module, attacked = LossOf(own, method), copy_to_attack(own, precision)
+    module, attacked = LossOf(own, method), copied(own)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -5,6 +5,7 @@ Bad arguments raise a `UserError` before anything is written.
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from rayclip.evaluation.alarms import alarms, cut_alarms
 from rayclip.evaluation.costs import Costs, PoolStatistics
 from rayclip.evaluation.forecast import Forecast
 from rayclip.evaluation.here import evaluate_here
+from rayclip.evaluation.plan import resized
 from rayclip.evaluation.saving import SavedSet, can_save, write_set
 from rayclip.models import Clip
 from rayclip.models.checkpoint import model_record
@@ -131,7 +133,7 @@ def _measure(
         raise UserError(
             "none of the attacks changes images, so that there are none to save: name one that does, as pgd."
         )
-    work = outstanding(cells, positions, store, where.pool.shard_size, save_images=where.save_adversarial)
+    work = outstanding(cells, positions, store, where.pool.largest_shard(0), save_images=where.save_adversarial)
     again = sum(len(shards.positions) for shards in work if shards.writes == "images")
     if again:
         say("note", f"{again:,} images were evaluated without being saved: they are attacked again; verdicts stay.")
@@ -174,9 +176,11 @@ def _evaluate(
             return evaluate(work, store, size=where.pool, display=display, total=total)
     device = torch.device("cuda" if torch.cuda.is_available() and where.pool.gpus != 0 else "cpu")
     device = next((clip.device for clip in given.values()), device)
-    evaluator = Evaluator(store, device, where.pool.batch_size, compiled=where.pool.compiled, given=given)
+    pool, gpus = where.pool, float(device.type == "cuda")
+    threads = pool.threads(os.cpu_count() or 1, gpus)
+    evaluator = Evaluator(store, device, pool.batch_size, compiled=pool.compiled, threads=threads, given=given)
     with display:
-        return evaluate_here(work, evaluator, display, total)
+        return evaluate_here(resized(work, pool.largest_shard(gpus)), evaluator, display, total)
 
 
 def _log_model(
@@ -233,7 +237,7 @@ def plan_evaluation(
 
     cells, positions = plan_all(models, [evaluation], Opened(quiet=where.quiet))
     store, costs, found = Store(where.out), Costs(), None
-    work = outstanding(cells, positions, store, where.pool.shard_size, save_images=where.save_adversarial)
+    work = outstanding(cells, positions, store, where.pool.largest_shard(0), save_images=where.save_adversarial)
     hardware = forecasts.common_hardware(cells, store)
     if hardware is not None:
         costs.read({cell.id: cell for cell in cells}.values(), store, hardware)
@@ -245,12 +249,12 @@ def plan_evaluation(
     if hardware is None or (work and not costs.measured):
         raise UserError("no earlier results say what this takes: let --calibrate measure for some seconds.")
     plan = forecasts.forecast(
-        work,
+        resized(work, where.pool.largest_shard(hardware.gpus)),
         costs,
         hardware,
         workers=list(workers) or [found.wanted if found else 1],
         finished=len({cell.id for cell in cells}) - len(work),
-        smallest=where.pool.smallest_shard,
+        smallest=where.pool.smallest_shard(hardware.gpus),
         loading=found.loading if found else None,
         start=found.start if found else 0.0,
         price=price,

@@ -87,7 +87,7 @@ def evaluate_retrieval(
             if mine is None:
                 clip = opened.model(task.model).to(device)
                 update = functools.partial(display.update, f"{task.model} {task.attack_label}")
-                run_task(task, clip, pairs, store, where.pool.batch_size, update)
+                run_task(task, clip, pairs, store, where.pool.largest_batch(0), update)
                 mine = read_recalls(task, store)
                 assert mine is not None
             with logging(store):

@@ -61,12 +61,20 @@ class Adversarial(NamedTuple):
     part_B: Tensor | None = None
     own_texts: tuple[tuple[str, ...], ...] | None = None
 
-    def logits(self, victim: ZeroShot, labels_B: Tensor) -> Tensor:
-        """Return the victim's logits for the adversarial examples, `(B, K)`."""
-        image_BD = victim.embed(self.images_BCHW)
+    def logits(self, victim: ZeroShot, labels_B: Tensor, image_BD: Tensor | None = None) -> Tensor:
+        """Return the victim's logits for the adversarial examples, `(B, K)`; `image_BD` are the images' embeddings, if
+        they are known."""
+        if image_BD is None:
+            image_BD = victim.embed(self.images_BCHW)
         if self.own_texts is None:
             return victim.logits(image_BD, self.text_KD)
         return victim.logits_with_own(image_BD, mean_embeddings(victim, self.own_texts), labels_B)
+
+    def rows(self, at_A: Tensor) -> "Adversarial":
+        """Return some of the examples, by their positions."""
+        own = None if self.own_texts is None else tuple(self.own_texts[i] for i in at_A.tolist())
+        part_A = None if self.part_B is None else self.part_B[at_A]
+        return Adversarial(self.images_BCHW[at_A], self.text_KD, self.steps_B[at_A], self.queries_B[at_A], part_A, own)
 
     @classmethod
     def untouched(cls, images_BCHW: Tensor, text_KD: Tensor | None = None) -> "Adversarial":

@@ -216,6 +216,14 @@ def _show(plan: "Forecast") -> None:
         own = seconds * plan.hardware.units / 3600
         rows.append((model, heading(attack), len(cells), sum(c.shards for c in cells), samples, pace, own, basis))
     print_grid(("model", "attack", "data sets", "shards", "samples", "ms per sample", f"{unit} hours", "from"), rows)
+    slow = plan.bound_by_decoding
+    if slow and slow[0].decoding is not None:
+        most, rate = slow[0], slow[0].decoding
+        print(
+            f"decoding bounds {len(slow)} of {len(plan.cells)} cells: {heading(most.attack)} on '{most.dataset}' takes "
+            f"images as fast as {rate.needed:.1f} threads decode them ({rate.rate:.0f} images a second each), and a "
+            f"worker has {rate.threads}: raise --data-workers."
+        )
     walls = []
     for each in plan.workers:
         cost = [] if each.cost is None else [number_cell(each.cost, ".2f")]

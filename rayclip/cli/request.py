@@ -59,8 +59,10 @@ class Request(Logging):
         gpus_per_worker: GPUs per worker; may be a fraction, such as 0.25.
         save_adversarial: Also save adversarial images as a data set for each attack, OUT/adversarial/NAME, which --data
             and other tools read: PNG, judged again as they are rounded to 8 bits.
-        batch_size: Images per forward; halved where memory is short, which changes no verdict.
-        shard_size: Images per result file, at most.
+        batch_size: Images per forward; halved where memory is short, which changes no verdict. [default: as many as
+            fit on a GPU, 128 on a CPU]
+        shard_size: Images per result file, at most. [default: a batch, at least 256]
+        data_workers: Threads per worker that decode images. [default: on a GPU its share of the cores less one, else 1]
     """
 
     model: Annotated[Sequence[str], typer.Option(metavar="MODEL")]
@@ -84,8 +86,9 @@ class Request(Logging):
     template: str | None = None
     seed: FromZero = 0
     gpus_per_worker: Annotated[float | None, typer.Option(min=0)] = None
-    batch_size: Annotated[int, typer.Option(min=1, rich_help_panel="Cluster")] = 128
-    shard_size: Positive = 256
+    batch_size: Annotated[int | None, typer.Option(min=1, rich_help_panel="Cluster")] = None
+    shard_size: Positive | None = None
+    data_workers: Positive | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compiled: Annotated[bool, typer.Option("--compile")] = False
     cluster: bool = False
@@ -205,6 +208,7 @@ class Request(Logging):
                 batch_size=self.batch_size,
                 shard_size=self.shard_size,
                 compiled=self.compiled,
+                data_workers=self.data_workers,
             ),
             quiet=self.quiet,
             verbose=self.verbose,

@@ -120,6 +120,8 @@ class Options:
         models: Checkpoints that sweeps share: what one has trained another does not. [default: OUT/models]
         workers: Train workers of each trial.
         plan: Only show the trials and estimate what is left to do, measured for some seconds.
+        data_workers: Processes of a train worker, and threads of an evaluation worker, that decode images. [default: on
+            a GPU its share of the cores less one; on a CPU it decodes itself]
     """
 
     scale: ScaleName = ScaleName.digits
@@ -134,6 +136,7 @@ class Options:
     limit: Positive | None = None
     substitutes: str = "default"
     seed: FromZero = 0
+    data_workers: FromZero | None = None
     out: str | None = None
     models: str | None = None
     workers: Positive = 1

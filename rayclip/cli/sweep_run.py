@@ -196,6 +196,7 @@ class Run:
             "resolution": self.resolution(data),
             "resize": self.resize(data),
             "names": self.setting.names,
+            "data_workers": self.options.data_workers,
             "save_every_epochs": min(chosen.epochs, self.setting.save_every_epochs),
         }
         full = TrainConfig(method=method, recipe=chosen, shots=shots, **{**settings, **config})
@@ -267,9 +268,11 @@ class Run:
     def where(self, part: str = "") -> "Where":
         """Return where a part of the sweep runs and writes its results."""
         from rayclip.api.request import Where
+        from rayclip.distributed.resources import PoolSize
 
         return Where(
             out=self.results(part).root,
+            pool=PoolSize(data_workers=self.options.data_workers),
             tracking=self.tracking,
             cluster=self.options.cluster,
             train_workers=self.options.workers,

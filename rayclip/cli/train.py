@@ -75,6 +75,7 @@ class ConfigOptions:
         accumulate: Split each worker's share of a batch into this many parts, to save memory.
         ema: Keep the moving average of the weights with this decay, such as 0.999; 0 keeps the last weights.
         precision: Precision of training; auto is bf16 autocast on GPUs and fp32 on CPUs.
+        compiled: Attack a compiled copy of the model, with CUDA graphs on a GPU: a minute of compilation first.
         save_every_steps: Also write a checkpoint every N steps.
         data_workers: Processes that decode images. [default: on a GPU its share of the cores less one, else 0]
     """
@@ -85,6 +86,7 @@ class ConfigOptions:
     resolution: Literal["native", "model"] = "native"
     resize: Literal["antialias", "plain"] = "antialias"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compiled: Annotated[bool, typer.Option("--compile")] = False
     save_every_steps: FromZero = 0
     data_workers: FromZero | None = None
 

@@ -13,10 +13,12 @@ from rayclip.distributed.faults import explain
 from rayclip.distributed.pool import Pool, start_actor, use_device
 from rayclip.distributed.resources import PoolSize, Share, check_shared
 from rayclip.evaluation import Cell, Evaluator, Shard, Shards, Store, chosen_positions
+from rayclip.evaluation.batching import GPU_BATCHES
 from rayclip.evaluation.costs import Costs, Hardware, PoolStatistics
-from rayclip.evaluation.plan import cut, missing_samples, record_name
+from rayclip.evaluation.plan import cut, missing_samples, record_name, resized
 from rayclip.evaluation.schedule import Schedule, ShardId
 from rayclip.evaluation.shard import Done
+from rayclip.evaluation.waiting import DataWait
 from rayclip.progress import Display
 from rayclip.types import UserError
 
@@ -43,7 +45,10 @@ class EvaluationActor:
             check_shared(self._store, written)
         device = torch.device(use_device(self._share.cpus))
         hardware, size = Hardware.here(device, self._share.gpus), self._size
-        self._evaluator = Evaluator(self._store, device, size.batch_size, compiled=size.compiled, hardware=hardware)
+        threads = size.threads(self._share.cpus, hardware.gpus)
+        self._evaluator = Evaluator(
+            self._store, device, size.batch_size, compiled=size.compiled, hardware=hardware, threads=threads
+        )
         return ray.util.get_node_ip_address(), hardware
 
     def run(self, shard: Shard, batch_size: int | None, *, keep: bool = True) -> Done:
@@ -90,8 +95,9 @@ class _EvaluationPool(Pool):
             needs=str(self._share),
             done=total - sum(self._missing.values()),
             total=total,
-            batch_size=size.batch_size,
+            batch_size=size.largest_batch(self._share.gpus),
         )
+        self._data_wait = DataWait("evaluation")
         self._left = dict(self._missing)
         self._shards_done = self._priced_at = 0
         self._seconds_left = self.busy = self.loading = 0.0
@@ -110,7 +116,8 @@ class _EvaluationPool(Pool):
         if self.schedule is None:
             self.hardware = about
             self._costs.read((shards.cell for shards in self._work), self._store, about)
-            self._work = cut(self._work, self._costs, self._share.wanted, self._size.smallest_shard)
+            work = resized(self._work, self._size.largest_shard(about.gpus)) if about.gpus else self._work
+            self._work = cut(work, self._costs, self._share.wanted, self._size.smallest_shard(about.gpus))
             self.schedule = Schedule([shards.queue(self._costs.seconds(shards.cell)) for shards in self._work])
 
     def call(self, actor: Any, shard: ShardId, batch_size: int) -> Any:
@@ -122,8 +129,9 @@ class _EvaluationPool(Pool):
         if shard is None or self.schedule is None:
             return
         cell = self._work[shard.cell].cell
-        self._costs.add(cell, answer.samples, answer.seconds)
+        self._costs.add(cell, answer.samples, answer.seconds, answer.reading)
         self.busy += answer.seconds
+        self._data_wait.add(answer.reading.waiting, answer.seconds, on_gpu=bool(self.hardware and self.hardware.gpus))
         self._shards_done += 1
         self.done += answer.samples
         self._left[cell.id] -= answer.samples
@@ -188,7 +196,7 @@ def calibrate(
         found = Calibration(hardware=hardware, start=time.monotonic() - began, wanted=share.wanted)
         costs.read({cell.id: cell for cell in cells}.values(), store, hardware)
         end = time.monotonic() + seconds
-        few = size.batch_size if hardware.gpus else _SAMPLES
+        few = (size.batch_size or GPU_BATCHES[0]) if hardware.gpus else _SAMPLES
         for skip, some in ((("measured", "same kind"), False), (("measured",), False), ((), True)):
             for number, shards in enumerate(sorted(work, key=lambda shards: shards.cell.cost)):
                 cell, left = shards.cell, end - time.monotonic()
@@ -206,7 +214,7 @@ def calibrate(
                     if done is None:
                         return found
                     found.loading.setdefault(cell.model_fingerprint, done.loading)
-                costs.add(cell, done.samples, done.seconds)  # not the first forwards, which are slower
+                costs.add(cell, done.samples, done.seconds, done.reading)  # not the first forwards, which are slower
         return found
     finally:
         ray.kill(actor)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rayclip.evaluation.batching import CPU_BATCH, CPU_SHARD, GPU_BATCHES
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -19,21 +20,33 @@ class PoolSize:
     Attributes:
         workers: maximum number of actors; None is one per GPU or per core that the cluster has or may add.
         gpus: GPUs per actor, may be a fraction; None is one if there are GPUs.
-        batch_size: images per forward.
-        shard_size: maximum images per result file.
+        batch_size: images per forward; None is 128 on CPUs, and as many as fit on GPUs.
+        shard_size: maximum images per result file; None fits the batches.
         compiled: whether actors attack compiled models.
+        data_workers: threads per actor that decode images; None is its cores less one with a GPU, else one.
     """
 
     workers: int | None = None
     gpus: float | None = None
-    batch_size: int = 128
-    shard_size: int = 256
+    batch_size: int | None = None
+    shard_size: int | None = None
     compiled: bool = False
+    data_workers: int | None = None
 
-    @property
-    def smallest_shard(self) -> int:
+    def largest_batch(self, gpus: float) -> int:
+        return self.batch_size or (GPU_BATCHES[1] if gpus else CPU_BATCH)
+
+    def largest_shard(self, gpus: float) -> int:
+        return self.shard_size or max(CPU_SHARD, self.largest_batch(gpus))
+
+    def smallest_shard(self, gpus: float) -> int:
         """Return the minimum images per shard when shards are cut to balance the load: fewer would underuse a GPU."""
-        return max(1, self.batch_size // 8)
+        return max(1, self.largest_batch(gpus) // 8)
+
+    def threads(self, cpus: float, gpus: float) -> int:
+        """Return how many threads of an actor with these resources decode images."""
+        usual = int(cpus) - 1 if gpus else 1
+        return max(1, usual if self.data_workers is None else self.data_workers)
 
 
 class Share:

@@ -112,6 +112,7 @@ class _RayHost:
             values = [(f"train/{name}", value, step) for step, row in progress.curve for name, value in row.items()]
             values.append(("train/images_per_second", progress.images_per_second, progress.step))
             values += [(f"validate/{name}", value, progress.step) for name, value in progress.validated.items()]
+            values.append(("train/data_wait", progress.data_wait, progress.step))
             self._log.metrics(self._run, values)
         metrics = {k: v for k, v in dataclasses.asdict(progress).items() if k not in ("curve", "validated")}
         metrics["workers"] = self.world_size

@@ -26,6 +26,7 @@ from rayclip.distributed.resources import check_shared
 from rayclip.distributed.train_faults import MemoryCallback, explain_failure, is_lost_controller, note_pressure
 from rayclip.distributed.train_worker import STARTED, Measure, WorkerSettings, train_worker
 from rayclip.distributed.trials import TUNE_CPUS, MetricLog, Trial, Workers
+from rayclip.evaluation.waiting import DataWait
 from rayclip.progress import Display
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -303,6 +304,7 @@ class _Watcher(tune.Callback):
     on_report: Callable[[], None]
     on_measure: Callable[[Trial, dict[str, Any]], None]
     may_stop: bool
+    waiting: DataWait = field(default_factory=lambda: DataWait("training"))
     errors: dict[str, str] = field(default_factory=dict)
     failure: Exception | None = None
 
@@ -316,6 +318,7 @@ class _Watcher(tune.Callback):
             note = f"epoch {result['epoch']}/{result['epochs']}, loss {result['loss']:.3f}"
             if result["workers"] < self.workers.count:
                 note += f", {result['workers']} of {self.workers.count} workers"
+            self.waiting.add(result["data_wait"] * result["seconds"], result["seconds"], on_gpu=bool(self.workers.gpus))
             name = self.trials[trial.config["index"]].name
             self.display.update(name, result["step"], result["total_steps"], note)
             if "checkpoint_path" in result:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from rayclip.evaluation.cell import Cell
+from rayclip.evaluation.reading import NOT_READ, Reading
 from rayclip.store import Store
 
 Basis = Literal["measured", "same kind", "same model", "forwards"]
@@ -58,18 +59,19 @@ class PoolStatistics:
     lost: int  # shards that were started again because their worker failed
 
 
-def timing(seconds: float, hardware: Hardware) -> dict[str, Any]:
+def timing(seconds: float, hardware: Hardware, reading: Reading) -> dict[str, Any]:
     """Return the metadata on timing that a result file carries beside its rows (see `read_timings`)."""
-    return {"seconds": round(seconds, 6), "hardware": asdict(hardware)}
+    return {"seconds": round(seconds, 6), "hardware": asdict(hardware), "reading": reading._asdict()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """A measurement: `samples` took one worker `seconds` on `hardware`."""
+    """A measurement: `samples` took one worker `seconds` on `hardware`, with `reading` among it."""
 
     samples: int
     seconds: float
     hardware: Hardware
+    reading: Reading = NOT_READ
 
 
 def read_timings(cell: str, store: Store, files: int | None = _FILES) -> list[Timing]:
@@ -78,8 +80,30 @@ def read_timings(cell: str, store: Store, files: int | None = _FILES) -> list[Ti
     for name in store.names(f"cells/{cell}", ".parquet")[:files]:
         samples, note = store.read_note(name)
         if "seconds" in note:
-            found.append(Timing(samples=samples, seconds=note["seconds"], hardware=Hardware(**note["hardware"])))
+            reading = Reading(**note["reading"]) if "reading" in note else NOT_READ
+            hardware = Hardware(**note["hardware"])
+            found.append(Timing(samples=samples, seconds=note["seconds"], hardware=hardware, reading=reading))
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """What decoding a cell's images takes.
+
+    Attributes:
+        rate: images per second that one thread decodes.
+        threads: of a worker.
+        needed: threads that decode images as fast as the attack takes them.
+    """
+
+    rate: float
+    threads: int
+    needed: float
+
+    @property
+    def bounds(self) -> bool:
+        """Return whether the attack waits for images."""
+        return self.needed > self.threads
 
 
 class Costs:
@@ -93,9 +117,13 @@ class Costs:
     def __init__(self) -> None:
         self._sums: dict[tuple[Basis, str], tuple[float, float]] = {}  # samples or forwards, and their seconds
         self._kinds: dict[str, str] = {}
+        self._decoding: dict[str, Decoding] = {}
 
-    def add(self, cell: Cell, samples: int, seconds: float) -> None:
+    def add(self, cell: Cell, samples: int, seconds: float, reading: Reading = NOT_READ) -> None:
         """Add one measurement."""
+        if reading.decoding and seconds > reading.waiting:
+            needed = reading.decoding / (seconds - reading.waiting)
+            self._decoding[cell.id] = Decoding(rate=samples / reading.decoding, threads=reading.threads, needed=needed)
         for key, each in self._bases(cell):
             amount, total = self._sums.get(key, (0.0, 0.0))
             self._sums[key] = amount + samples * each, total + seconds
@@ -105,7 +133,7 @@ class Costs:
         for cell in cells:
             for found in read_timings(cell.id, store):
                 if found.hardware == hardware:
-                    self.add(cell, found.samples, found.seconds)
+                    self.add(cell, found.samples, found.seconds, found.reading)
 
     @property
     def measured(self) -> bool:
@@ -114,6 +142,10 @@ class Costs:
 
     def seconds(self, cell: Cell) -> float:
         return self._estimate(cell)[0]
+
+    def decoding(self, cell: Cell) -> Decoding | None:
+        """Return what decoding takes as last measured; None if it was not."""
+        return self._decoding.get(cell.id)
 
     def basis(self, cell: Cell) -> Basis:
         """Return what the estimate of `seconds` is based on."""

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rayclip.defenses import chain_label
 from rayclip.evaluation.cell import Cell
-from rayclip.evaluation.costs import Basis, Costs, Hardware, read_timings
+from rayclip.evaluation.costs import Basis, Costs, Decoding, Hardware, read_timings
 from rayclip.evaluation.plan import Shards, cut
 from rayclip.evaluation.schedule import KEPT, Queue, Schedule
 from rayclip.store import PLAN, Store
@@ -21,7 +21,8 @@ _SIMULATED = 100_000  # maximum shards; more of them fill any cluster evenly: wa
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCell:
-    """The outstanding part of one cell, and (`before`) the samples and seconds that its results had recorded before."""
+    """The outstanding part of one cell, and (`before`) the samples and seconds that its results had recorded before;
+    what decoding its images takes, if that was measured."""
 
     model: str
     dataset: str
@@ -31,6 +32,7 @@ class PlannedCell:
     seconds: float
     basis: Basis
     before: tuple[int, float] = (0, 0.0)
+    decoding: Decoding | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,12 @@ class Forecast:
     def seconds(self) -> float:
         """Return the seconds that one worker would take, without loading."""
         return sum(cell.seconds for cell in self.cells.values())
+
+    @property
+    def bound_by_decoding(self) -> list[PlannedCell]:
+        """Return the cells whose attack waits for images, the longest first."""
+        found = [cell for cell in self.cells.values() if cell.decoding is not None and cell.decoding.bounds]
+        return sorted(found, key=lambda cell: -cell.seconds)
 
     @property
     def hours(self) -> float:
@@ -121,6 +129,7 @@ def forecast(
             seconds=costs.seconds(cell) * len(shards.positions),
             basis=costs.basis(cell),
             before=(0, 0.0) if store is None else read_recorded(cell.id, store),
+            decoding=costs.decoding(cell),
         )
         for shards in work
         for cell in [shards.cell]

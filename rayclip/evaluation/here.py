@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rayclip.evaluation.costs import Costs, PoolStatistics
 from rayclip.evaluation.plan import Shards, missing_samples, record_name
 from rayclip.evaluation.shard import Evaluator
+from rayclip.evaluation.waiting import DataWait
 from rayclip.progress import Display
 from rayclip.types import UserError
 
@@ -23,6 +24,7 @@ def evaluate_here(work: Sequence[Shards], evaluator: Evaluator, display: Display
     store, costs, began = evaluator.store, Costs(), time.monotonic()
     left = missing_samples(work)
     missing_of = dict(left)
+    waits, on_gpu = DataWait("evaluation"), bool(evaluator.hardware.gpus)
     done, busy, loading = total - sum(left.values()), 0.0, 0.0
     costs.read((shards.cell for shards in work), store, evaluator.hardware)
     for shards in work:
@@ -34,7 +36,8 @@ def evaluate_here(work: Sequence[Shards], evaluator: Evaluator, display: Display
                 answer = evaluator.run(shard)
             except FloatingPointError as error:
                 raise UserError(str(error)) from error
-            costs.add(cell, answer.samples, answer.seconds)
+            costs.add(cell, answer.samples, answer.seconds, answer.reading)
+            waits.add(answer.reading.waiting, answer.seconds, on_gpu=on_gpu)
             busy, loading, done = busy + answer.seconds, loading + answer.loading, done + answer.samples
             left[cell.id] -= answer.samples
             seconds = sum(costs.seconds(each.cell) * left[each.cell.id] for each in work)

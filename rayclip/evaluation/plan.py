@@ -134,6 +134,11 @@ def missing_samples(work: Sequence[Shards]) -> dict[str, int]:
     return found
 
 
+def resized(work: Sequence[Shards], size: int) -> list[Shards]:
+    """Return the work with at most `size` samples per shard."""
+    return [replace(shards, size=size) for shards in work]
+
+
 def cut(work: Sequence[Shards], costs: Costs, workers: int, smallest: int) -> list[Shards]:
     """Return the work with smaller shards where they would be long compared to each worker's total (`cut_cells`); of at
     least `smallest` samples, to fill a batch."""

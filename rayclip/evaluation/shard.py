@@ -7,7 +7,6 @@ import gc
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
@@ -17,13 +16,15 @@ from torch import Tensor
 
 from rayclip.attacks import Samples
 from rayclip.attacks.geometry import margin
-from rayclip.data import ImageSet, Resolution, batch_pixels, open_data
-from rayclip.defenses import IGNORE, Defended
+from rayclip.data import ImageSet, open_data
+from rayclip.defenses import IGNORE, Defended, describe_chain
+from rayclip.evaluation.batching import BatchSizes, CudaMemory, Memory
 from rayclip.evaluation.cell import Cell
 from rayclip.evaluation.confirm import run_confirmed
 from rayclip.evaluation.costs import Hardware, timing
 from rayclip.evaluation.examples import keep_examples, prepare_texts
 from rayclip.evaluation.plan import Shard
+from rayclip.evaluation.reading import Reader, Reading
 from rayclip.evaluation.saving import SAVED_COLUMNS, saved_columns, write_part
 from rayclip.evaluation.schedule import KEPT
 from rayclip.models import Clip, ZeroShot, fast_copy, load_model
@@ -53,12 +54,14 @@ class Cache(OrderedDict[K, V]):
 
 
 class Done(NamedTuple):
-    """The outcome of a shard: samples that are right before and after the attack, seconds of loading and running."""
+    """The outcome of a shard: samples that are right before and after the attack, seconds of loading and running, and
+    of these what reading took."""
 
     right: int
     samples: int
     loading: float
     seconds: float
+    reading: Reading
 
 
 class Evaluator:
@@ -66,9 +69,12 @@ class Evaluator:
 
     Args:
         device: where models run; they judge in fp32 with TF32 off.
-        batch_size: images per forward; halved for a model if memory is short.
+        batch_size: images per forward, halved for a model and attack if memory is short; None finds it on a GPU
+            (`batching`).
         compiled: whether to attack a compiled copy of the model (`models.fast`).
         hardware: to record in the results; None is this process's.
+        threads: that decode images.
+        memory: in which batches run; None is the GPU's, if there is one.
         given: models in memory by specification, on this device, which are not loaded.
     """
 
@@ -76,19 +82,24 @@ class Evaluator:
         self,
         store: Store,
         device: torch.device | str = "cpu",
-        batch_size: int = 128,
+        batch_size: int | None = None,
         *,
         compiled: bool = False,
         hardware: Hardware | None = None,
+        threads: int = 1,
+        memory: Memory | None = None,
         given: Mapping[str, Clip] = MappingProxyType({}),
     ) -> None:
-        self.store, self.device, self.batch_size, self._compiled = store, torch.device(device), batch_size, compiled
+        self.store, self.device, self._compiled, self._threads = store, torch.device(device), compiled, threads
         self.hardware, self._given = hardware or Hardware.here(self.device), given
-        self._fits: dict[str, int] = {}  # batch sizes by model, for models whose batches had to be halved
+        if memory is None and self.device.type == "cuda":
+            memory = CudaMemory(self.device, self.hardware.gpus)
+        self._sizes = BatchSizes(batch_size, memory)
         use_exact_fp32()
         self._models, self._fast_models = Cache[str, Clip](), Cache[tuple[str, str], Clip]()
         self._victims, self._fast_victims = Cache[tuple[str, ...], ZeroShot](), Cache[tuple[str, ...], ZeroShot]()
         self._data, self._prompts = Cache[str, ImageSet](), Cache[str, tuple[str, ...]]()
+        self._readers = Cache[tuple[str, str, int], Reader]()
 
     def run(self, shard: Shard, batch_size: int | None = None, *, keep: bool = True) -> Done:
         """Evaluate and write a shard.
@@ -105,16 +116,17 @@ class Evaluator:
         began = time.perf_counter()
         data, victim, prompts = self._load(cell)
         loaded = time.perf_counter()
-        parts, start = [], 0
-        size = min(self._fits.get(cell.model_fingerprint, self.batch_size), batch_size or self.batch_size)
-        read = _Reader(data, cell.protocol.resolution, victim.clip.image_size, pin=self.device.type == "cuda")
+        parts, start, most, kind = [], 0, batch_size or len(positions), _kind_of_work(cell)
+        read = self._reader(cell, data, victim.clip.image_size)
         while start < len(positions):
+            size = min(self._sizes.begin(kind), most)
             now = positions[start : start + size]
             try:
                 pixels = read(now, then=positions[start + size : start + 2 * size])
                 save = shard.writes != "verdicts"
                 parts.append(self._batch(cell, data, victim, prompts, now, pixels, keep=keep, save=save))
                 start += size
+                self._sizes.fitted(kind, len(now))
                 continue
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
@@ -125,16 +137,16 @@ class Evaluator:
                         f"beside model '{cell.model}': {_ROOM}."
                     ) from error
             # Outside the except block: its error keeps the batch's tensors alive
-            size = self._fits[cell.model_fingerprint] = max(1, min(size, len(now)) // 2)
+            self._sizes.halve(kind, len(now))
             _free_memory(self._compiled)
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         right = (columns["clean_pred"] == columns["label"]) & (columns["adv_pred"] == columns["label"])
-        done = Done(int(right.sum()), len(positions), loaded - began, time.perf_counter() - loaded)
+        done = Done(int(right.sum()), len(positions), loaded - began, time.perf_counter() - loaded, read.take())
         saved = {name: columns.pop(name) for name in SAVED_COLUMNS if name in columns}
         if keep and saved:  # first, so that no verdict of this run lacks its image
             write_part(self.store, shard.images_name, columns | saved)
         if keep and shard.writes != "images":
-            self.store.write_table(shard.name, columns, timing(done.seconds, self.hardware))
+            self.store.write_table(shard.name, columns, timing(done.seconds, self.hardware, done.reading))
         return done
 
     def _load(self, cell: Cell) -> tuple[ImageSet, ZeroShot, tuple[str, ...] | None]:
@@ -172,14 +184,19 @@ class Evaluator:
         keys = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, cell.attack.name)
         judge, target, fast = self._classifiers(cell, victim, ids)
         with torch.no_grad():
-            clean_logits = judge(images)
+            image_BD = judge.embed(images)
+            clean_logits = judge.logits(image_BD)
         samples = Samples(images, labels, keys, todo_B=clean_logits.argmax(1) == labels)
+        adv_logits = None
         if fast is None:
             result = cell.attack.run(target, samples, eps=cell.eps or 0.0, prompts=prompts)
         else:
-            result = run_confirmed(cell.attack, target, fast, samples, eps=cell.eps or 0.0, prompts=prompts)
-        with torch.no_grad():
-            adv_logits = result.logits(judge, labels)
+            result, logits = run_confirmed(cell.attack, target, fast, samples, eps=cell.eps or 0.0, prompts=prompts)
+            adv_logits = logits if target is judge else None
+        if adv_logits is None:
+            known_BD = image_BD if result.images_BCHW is images else None  # an attack on texts alone
+            with torch.no_grad():
+                adv_logits = result.logits(judge, labels, known_BD)
         self._check_logits(cell, ids, clean_logits, adv_logits)
         delta = (result.images_BCHW - images).flatten(1)
         columns = {
@@ -255,6 +272,15 @@ class Evaluator:
 
         return self._data.get_or_make(cell.data_fingerprint, load)
 
+    def _reader(self, cell: Cell, data: ImageSet, image_size: int) -> Reader:
+        def make() -> Reader:
+            pin = self.device.type == "cuda"
+            return Reader(data, cell.protocol.resolution, image_size, threads=self._threads, pin=pin)
+
+        reader = self._readers.get_or_make((cell.data_fingerprint, cell.protocol.resolution, image_size), make)
+        reader.take()
+        return reader
+
     def _victim(self, cell: Cell, scorer: Scorer) -> ZeroShot:
         def load() -> Clip:
             clip = self._given[cell.model] if cell.model in self._given else load_model(cell.model, self.device)
@@ -299,29 +325,14 @@ class Evaluator:
         return self._prompts.get_or_make(cell.texts_id, make)
 
 
+def _kind_of_work(cell: Cell) -> tuple[str, ...]:
+    """Return what decides on the memory that an image takes."""
+    seen = cell.scorer.describe(), cell.attacked.describe(), describe_chain(cell.defense), str(cell.aim.describe())
+    return cell.model_fingerprint, cell.attack.name, cell.precision, cell.protocol.resolution, *seen
+
+
 def _classifier_key(cell: Cell, scorer: Scorer) -> tuple[str, ...]:
     return cell.protocol.template, cell.protocol.resize, scorer.describe(), *cell.class_names
-
-
-class _Reader:
-    """Reads batches of images, the next one in a thread while this one is attacked."""
-
-    def __init__(self, data: ImageSet, resolution: Resolution, image_size: int, *, pin: bool) -> None:
-        self._data, self._resolution, self._size, self._pin = data, resolution, image_size, pin
-        self._thread = ThreadPoolExecutor(1)
-        self._coming: tuple[Sequence[int], Future[Tensor]] | None = None
-
-    def __call__(self, positions: Sequence[int], *, then: Sequence[int]) -> Tensor:
-        """Return the pixels (uint8) of these images, and begin to read those that are likely to be wanted next."""
-        if self._coming is None or self._coming[0] != positions:  # the first, or memory was short and batches shrank
-            self._coming = positions, self._thread.submit(self._read, positions)
-        _, found = self._coming
-        self._coming = (then, self._thread.submit(self._read, then)) if then else None
-        return found.result()
-
-    def _read(self, positions: Sequence[int]) -> Tensor:
-        pixels = batch_pixels(self._data, positions, self._resolution, self._size)
-        return pixels.pin_memory() if self._pin else pixels
 
 
 def _out_of_memory(error: BaseException) -> bool:

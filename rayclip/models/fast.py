@@ -11,6 +11,7 @@ Shapes: B batch, C channels, H W image, D embedding.
 import contextlib
 import copy
 import functools
+import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NEAR = 0.9  # smallest cosine of two embeddings that differ by rounding only, even in the deepest towers
 _SIGMOID_SLOPE = 1.702  # of QuickGELU
 _SMALLEST = 8  # smallest batch of a compiled tower, and smallest step between batch sizes
+_compilations = itertools.count()
 
 
 def fast_copy(clip: Clip, precision: Precision = "fp32", *, compiled: bool = False, backend: str = "inductor") -> Clip:
@@ -69,6 +71,19 @@ def refresh(copied: Clip) -> None:
 def is_fast_copy(clip: Clip) -> bool:
     """Return whether a model computes in the precision of its copied tower, so that autocast would only add casts."""
     return isinstance(clip.model.visual, _Tower)
+
+
+def stop_compiling(clip: Clip, reason: str) -> bool:
+    """Let a compiled copy run without, and drop its graphs; return whether it was compiled.
+
+    CUDA graphs keep the memory of every batch size that they ran. Other copies are compiled again at their next use.
+    """
+    tower = clip.model.visual
+    if not isinstance(tower, _Tower) or not tower.compiled:
+        return False
+    tower.stop_compiling(reason)
+    torch.compiler.reset()
+    return True
 
 
 @torch.no_grad()
@@ -143,10 +158,12 @@ class _Tower(nn.Module):
         except Exception as error:  # those of compilers have no class in common
             if not self.compiled:
                 raise
-            self.compiled, self._graphs, self._embed = False, False, self._eager
-            reason = " ".join(str(error).split())[:200]
-            warnings.warn(f"attacks run without compiling: torch.compile fails ({reason})", stacklevel=2)
+            self.stop_compiling(f"torch.compile fails ({' '.join(str(error).split())[:200]})")
             return self._embed(x_BCHW)
+
+    def stop_compiling(self, reason: str) -> None:
+        self.compiled, self._graphs, self._embed = False, False, self._eager
+        warnings.warn(f"attacks run without compiling: {reason}", stacklevel=3)
 
     def _mark_step(self, one: "_Pass") -> None:
         """Let CUDA graphs use their memory anew, unless a pass still waits for its backward pass."""
@@ -158,12 +175,17 @@ class _Tower(nn.Module):
 
 
 def _compile(embed: Callable[[Tensor], Any], backend: str, graphs: bool) -> Callable[[Tensor], Any]:
+    def run(x_BCHW: Tensor) -> Any:
+        return embed(x_BCHW)
+
+    # torch compiles a code object eight times, for all who use it together, and then runs it as it is without a word
+    run.__code__ = run.__code__.replace(co_name=f"embed_{next(_compilations)}")
     if graphs:
         # mode="reduce-overhead" without an analysis that ends in an assertion on ViTs (torch 2.11)
         options: dict[str, Any] = {"triton.cudagraphs": True, "triton.coalesce_tiling_analysis": False}
         with contextlib.suppress(RuntimeError):  # a torch that does not know the option
-            return torch.compile(embed, options=options)
-    return torch.compile(embed, backend=backend, mode="reduce-overhead" if graphs else None)
+            return torch.compile(run, options=options)
+    return torch.compile(run, backend=backend, mode="reduce-overhead" if graphs else None)
 
 
 def _replace_quick_gelu(visual: nn.Module) -> Iterator[tuple[str, float]]:

@@ -41,8 +41,11 @@ def _first_tokens(tower: Any, x_BCHW: Tensor) -> Tensor:
     rows, columns = x_BCHW.shape[2] // height, x_BCHW.shape[3] // width
     whole = x_BCHW[:, :, : rows * height, : columns * width]  # a convolution ignores pixels beyond the last whole patch
     patches = whole.unflatten(3, (columns, width)).unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5)
-    patches_BTE = F.linear(patches.flatten(3).flatten(1, 2), tower.conv1.weight.flatten(1))
-    patches_BTE = patches_BTE.to(tower.class_embedding.dtype)  # under autocast, too, the blocks add up in fp32
+    weight = tower.conv1.weight.flatten(1)
+    # Under autocast, too: bf16 tells fewer shades apart than 8 bits do, which would be most of a loss's error, and this
+    # is a fortieth of a tower's operations
+    with torch.autocast(x_BCHW.device.type, enabled=False):
+        patches_BTE = F.linear(patches.flatten(3).flatten(1, 2).to(weight.dtype), weight)
     class_B1E = tower.class_embedding.expand(len(patches_BTE), 1, -1)
     x_BTE = torch.cat([class_B1E, patches_BTE], dim=1) + tower.positional_embedding
     return tower.ln_pre(tower.patch_dropout(x_BTE))

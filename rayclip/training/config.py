@@ -44,6 +44,7 @@ class TrainConfig:
         save_every_epochs, save_every_steps: when to checkpoint; 0 steps is never.
         data_workers: processes that decode images; 0 decodes in the training process. None: a Ray Train worker with a
             GPU takes its share of the node's cores less one, all others 0.
+        compiled: whether attacks run on a compiled copy of the model (`models.fast`).
     """
 
     model: str
@@ -64,6 +65,7 @@ class TrainConfig:
     save_every_epochs: int = 1
     save_every_steps: int = 0
     data_workers: int | None = None
+    compiled: bool = False
     accumulate: int = 1
     validate: HeldOut | None = None
 
@@ -101,9 +103,10 @@ class TrainConfig:
     def digest(self) -> str:
         """Return a digest that is equal for runs that must give equal weights, up to rounding.
 
-        When they checkpoint, how they load data and into how many parts they split batches does not enter.
+        When they checkpoint, how they load data, into how many parts they split batches and whether they compile does
+        not enter.
         """
-        free = ("save_every_epochs", "save_every_steps", "data_workers", "accumulate")
+        free = ("save_every_epochs", "save_every_steps", "data_workers", "accumulate", "compiled")
         decisive = {k: v for k, v in self.describe().items() if k not in free}
         return hashlib.sha256(json.dumps([PROTOCOL, decisive], sort_keys=True).encode()).hexdigest()[:12]
 

@@ -27,7 +27,6 @@ from rayclip.models import Clip, load_model
 from rayclip.models.checkpoint import restore, save_checkpoint
 from rayclip.models.clip import frozen
 from rayclip.models.exact import use_exact_fp32
-from rayclip.models.fast import fast_copy, refresh
 from rayclip.models.lora import Lora
 from rayclip.rng import sample_keys
 from rayclip.training.average import Average, set_weights
@@ -35,7 +34,8 @@ from rayclip.training.config import TrainConfig, check_shares
 from rayclip.training.held_out import split
 from rayclip.training.lineage import lineage
 from rayclip.training.optimizer import choose_trainable, eps_share, learning_rate, make_optimizer
-from rayclip.training.reading import read_batches
+from rayclip.training.reading import TimedBatches, read_batches
+from rayclip.training.step import LossOf, attack_and_backward, autocast_to, copy_to_attack
 from rayclip.training.validation import BEST, Validator
 from rayclip.types import UserError, check_same
 
@@ -46,8 +46,14 @@ _REPORT_STEPS = 100  # maximum steps between two reports
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """The progress of a run. `curve` holds (step, metrics) of every step since the last report; `validated` accuracies
-    on held-out images, in percent, if it was validated after this step."""
+    """The progress of a run.
+
+    Attributes:
+        seconds: since the last report.
+        data_wait: share of them in which the loop waited for images, 0..1.
+        curve: (step, metrics) of every step since the last report.
+        validated: accuracies on held-out images, in percent, if it was validated after this step.
+    """
 
     step: int
     total_steps: int
@@ -55,6 +61,8 @@ class Progress:
     epochs: int
     loss: float
     images_per_second: float
+    seconds: float
+    data_wait: float
     curve: list[tuple[int, dict[str, float]]]
     validated: dict[str, float] = field(default_factory=dict)
 
@@ -123,11 +131,12 @@ class _Run:
             self._set(last)
         prompts = self.method.prompts(data.class_names, clip.template or config.template)
         self.texts = ClassTexts(clip, prompts, trainable=self.method.trains_texts)
-        self.attacked = copy_to_attack(clip, config.precision)
+        copied = functools.partial(copy_to_attack, precision=config.precision, compiled=config.compiled)
+        self.attacked = copied(clip)
         self.original = None
         if base is not None:
             texts = ClassTexts(base, prompts, trainable=False)
-            self.original = Original(clip=base, texts=texts, copied=copy_to_attack(base, config.precision))
+            self.original = Original(clip=base, texts=texts, copied=copied(base))
         self.prepared_ND = self._prepare() if self.method.prepares else None
         self.module: nn.Module = LossOf(clip, self.method)
         if host.world_size > 1:
@@ -135,10 +144,11 @@ class _Run:
             self.module = DistributedDataParallel(self.module, device_ids=[host.device] if on_gpu else None)
         self._pending: list[dict[str, Tensor]] = []
         self._report_at = self.step + 1
+        self._batches = TimedBatches(self._load(map(self.sampler.share, self._rest())))
         self._clock, self._images = time.monotonic(), 0
 
     def go(self) -> Clip:
-        for pixels, positions in self._load(map(self.sampler.share, self._rest())):
+        for pixels, positions in self._batches:
             epoch = self.step // self.steps_per_epoch
             self._train_step(pixels, positions, self.sampler.batch_sizes[self.step % self.steps_per_epoch])
             if self._pending_due():
@@ -250,12 +260,13 @@ class _Run:
     def _report(self, epoch: int) -> None:
         names = list(self._pending[0])
         table = torch.stack([torch.stack([m[name].float() for name in names]) for m in self._pending])
-        seconds = torch.tensor(time.monotonic() - self._clock, device=table.device)
+        spent = torch.tensor([time.monotonic() - self._clock, self._batches.take()], device=table.device)
         if self.host.world_size > 1:  # average over ranks, so that all of them report at the same steps
-            for tensor in (table, seconds):
+            for tensor in (table, spent):
                 torch.distributed.all_reduce(tensor)
                 tensor /= self.host.world_size
-        wait = max(1, round(_REPORT_SECONDS * len(self._pending) / max(seconds.item(), 1e-3)))
+        seconds, waited = max(spent[0].item(), 1e-9), spent[1].item()
+        wait = max(1, round(_REPORT_SECONDS * len(self._pending) / max(seconds, 1e-3)))
         self._report_at = self.step + min(wait, _REPORT_STEPS)
         first = self.step - len(self._pending) + 1
         curve = [(first + i, dict(zip(names, row, strict=True))) for i, row in enumerate(table.tolist())]
@@ -265,7 +276,7 @@ class _Run:
                     f"the loss of step {step} (epoch {epoch + 1}) is {metrics['loss']}: lower the "
                     "learning rate, or use precision fp32."
                 )
-        rate, self._loss = self._images / max(seconds.item(), 1e-9), curve[-1][1]["loss"]
+        rate, self._loss = self._images / seconds, curve[-1][1]["loss"]
         validated: dict[str, float] = {}
         if self.validator is not None and self._validation_due():
             with self._averaged():
@@ -279,6 +290,8 @@ class _Run:
             epochs=self.recipe.epochs,
             loss=self._loss,
             images_per_second=rate,
+            seconds=seconds,
+            data_wait=waited / seconds,
             curve=curve,
             validated=validated,
         )
@@ -317,76 +330,3 @@ class _Run:
             if self.validator is not None:
                 self.validator.restore(state["validation"])
             return state["last"]
-
-
-def attack_and_backward(
-    module: nn.Module,
-    clip: Clip,
-    method: Method,
-    batch: Batch,
-    parts: int = 1,
-    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-    attacked: Clip | None = None,
-) -> dict[str, Tensor]:
-    """Add the gradients of this worker's batch to the parameters; return the metrics.
-
-    The batch is split into parts, so that the memory is that of one part. A loss that compares samples needs the whole
-    batch at once; in that case the encoders work part by part instead, twice.
-
-    The model is in eval mode for the attack and for the loss: BatchNorm keeps the statistics of the loaded model (its
-    scale and shift are trained), and dropout is off. A sample's contribution to the gradient then depends on no other
-    sample and on no random state, and a batch in parts, or on several workers, gives exactly the result of the whole
-    batch. Synchronised statistics would make workers agree with each other, but not parts with the whole batch, nor the
-    attack, which takes the statistics as fixed, with the loss.
-
-    Args:
-        module: `LossOf` the method, with or without DDP around it.
-        parts: number of parts of the batch.
-        autocast: makes the context in which attack and loss are computed.
-        attacked: the model's copy that the attack runs on (`copy_to_attack`), with its weights of now; None for itself.
-    """
-    if attacked is not None:
-        refresh(attacked)
-    attacked = attacked or clip
-    module.eval()
-    whole = method.compares_samples
-    chunk = -(-len(batch.labels_B) // parts) if whole and parts > 1 else 0
-    todo = [batch] if whole else batch.split(parts)
-    sums: dict[str, Tensor] = {}
-    for i, part in enumerate(todo):
-        alone = isinstance(module, DistributedDataParallel) and i < len(todo) - 1  # workers sync only at the last part
-        chunks = clip.in_chunks(chunk), attacked.in_chunks(chunk)
-        with chunks[0], chunks[1], module.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
-            with autocast():
-                with frozen(clip):
-                    part = method.attack(attacked, part)
-                loss, metrics = module(part)
-            loss.backward()
-        sums = {name: sums[name] + value if sums else value for name, value in metrics.items()}
-    return sums
-
-
-def copy_to_attack(clip: Clip, precision: str) -> Clip | None:
-    """Return a reduced copy of a model for attacks; None for runs in fp32, and for towers that cannot be copied.
-
-    It is in fp16, an eighth of whose rounding errors bf16 has: an attack of few steps in bf16 is weaker by 1 %.
-    """
-    with contextlib.suppress(UserError):
-        return fast_copy(clip, "fp16") if precision == "bf16" else None
-    return None
-
-
-class LossOf(nn.Module):
-    """A method's loss as a module, since DDP prepares its gradient reduction in the module's forward."""
-
-    def __init__(self, clip: Clip, method: Method) -> None:
-        super().__init__()
-        self.clip, self.method = clip, method
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.method.loss(self.clip, batch)
-
-
-def autocast_to(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    bf16 = precision == "bf16"
-    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()

@@ -1,6 +1,7 @@
 """Read batches of decoded images, optionally ahead of time in separate processes."""
 
 import multiprocessing
+import time
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -47,6 +48,27 @@ def read_batches(
         if isinstance(found, Exception):
             raise found
         yield found
+
+
+class TimedBatches:
+    """Iterates over batches, and counts the seconds that its user waits for them."""
+
+    def __init__(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        self._batches, self._waited = batches, 0.0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            began = time.monotonic()
+            batch = next(self._batches, None)
+            self._waited += time.monotonic() - began
+            if batch is None:
+                return
+            yield batch
+
+    def take(self) -> float:
+        """Return the seconds since this was last called."""
+        found, self._waited = self._waited, 0.0
+        return found
 
 
 class _Decoded(Dataset):

@@ -216,7 +216,7 @@ class Faults:
             metrics = {}
             for name in run.data.metrics:
                 history = client.get_metric_history(run.info.run_id, name)
-                if name == "train/images_per_second":
+                if name in ("train/images_per_second", "train/data_wait"):
                     continue
                 metrics[name] = sorted((m.step, round(m.value, 4)) for m in history)
             runs.append((run.info.status, metrics))

@@ -7,9 +7,11 @@ import torch
 from attacks.test_gradient import SETTINGS, balanced, batch, build
 from rayclip.attacks import Samples, parse_attacks
 from rayclip.data import open_data
-from rayclip.evaluation import Evaluator, Protocol, Store, chosen_positions, make_cells, missing_shards
+from rayclip.defenses import parse_aims, parse_defenses
+from rayclip.evaluation import Evaluator, Protocol, Shard, Store, chosen_positions, make_cells, missing_shards
 from rayclip.evaluation.confirm import run_confirmed
-from rayclip.models import fast_copy, load_model
+from rayclip.models import Clip, fast_copy, load_model
+from rayclip.models.fast import is_fast_copy
 
 EPS = 8 / 255
 STOPPING = [
@@ -23,7 +25,11 @@ def both(settings, fast_of):
     images, labels, todo, keys = batch(victim)
     todo[:3] = False
     samples, prompts = Samples(images, labels, keys, todo), attack.prepare(victim)
-    through = run_confirmed(attack, victim, fast_of(victim), samples, eps=EPS, prompts=prompts)
+    through, logits = run_confirmed(attack, victim, fast_of(victim), samples, eps=EPS, prompts=prompts)
+    if logits is not None:
+        with torch.no_grad():
+            assert torch.allclose(logits, through.logits(victim, labels), atol=1e-4)
+    assert (logits is None) == (not attack.stops_early)
     return samples, victim, through, attack.run(victim, samples, eps=EPS, prompts=prompts)
 
 
@@ -58,6 +64,45 @@ def test_attacks_in_reduced_precision_are_about_as_strong(settings, compiled):
     with torch.no_grad():
         broken = [r.logits(victim, samples.labels_B).argmax(1) != samples.labels_B for r in (through, alone)]
     assert broken[1].any() and (broken[0] != broken[1]).sum() <= (0 if compiled else 3)
+
+
+FORWARDS = {  # options of an evaluation: fp32 passes per image that judge it, of which one is clean
+    "clean": ({}, 1),
+    "bert": ({}, 1),
+    "pgd": ({}, 2),
+    "pgd:stop=final": ({}, 2),
+    "pgd:steps=2": ({"chains": "rn", "aims": "straight"}, 2),
+    "sep": ({}, 2),
+    "sga": ({}, 2),
+}
+
+
+@pytest.mark.parametrize("attack", FORWARDS)
+def test_an_image_is_judged_once(attack, tmp_path, monkeypatch):
+    """The copy is the model itself, so that nothing is attacked again."""
+    options, expected = FORWARDS[attack]
+    data, seen = open_data("digits", "test"), []
+    (cell,) = make_cells(
+        [("digits", load_model("digits").fingerprint())],
+        [("digits", data)],
+        parse_attacks(attack, {"steps": 3, "step": EPS, "substitutes": "clip-table"}),
+        Protocol(eps=EPS, precision="bf16"),
+        parse_defenses(options.get("chains", "none")),
+        parse_aims(options.get("aims", "ignore"), 1),
+    )
+    monkeypatch.setattr("rayclip.evaluation.shard.fast_copy", lambda clip, precision, **_: fast_copy(clip, "fp32"))
+    encode = Clip.encode_image
+
+    def counted(clip, pixels, **options):
+        if not (is_fast_copy(clip) or torch.is_grad_enabled()):
+            seen.append(len(pixels))
+        return encode(clip, pixels, **options)
+
+    evaluator, positions = Evaluator(Store(str(tmp_path))), tuple(range(20))
+    evaluator.run(Shard(cell=cell, positions=positions[:1]))  # makes texts and examples
+    monkeypatch.setattr(Clip, "encode_image", counted)
+    evaluator.run(Shard(cell=cell, positions=positions), keep=False)
+    assert sum(seen) == expected * len(positions)
 
 
 def test_an_evaluation_in_reduced_precision_is_cells_of_its_own(tmp_path):

@@ -233,8 +233,9 @@ def test_images_are_read_while_earlier_ones_are_attacked(cells, tmp_path, monkey
             events.append(("attacked", positions[0], time.monotonic()))
             return found
 
-    monkeypatch.setattr("rayclip.evaluation.shard.batch_pixels", slow)
-    Timed(Store(str(tmp_path)), batch_size=4).run(Shard(cell=cells[0], positions=tuple(range(10))))
+    monkeypatch.setattr("rayclip.evaluation.reading.batch_pixels", slow)
+    done = Timed(Store(str(tmp_path)), batch_size=4).run(Shard(cell=cells[0], positions=tuple(range(10))))
+    assert done.reading.waiting < 0.1 < 0.15 < done.reading.decoding, "only for the first batch"
     at = {(what, first): when for what, first, when in events}
     assert sorted(at) == [("attacked", 0), ("attacked", 4), ("attacked", 8), ("read", 0), ("read", 4), ("read", 8)]
     assert at["read", 4] < at["attacked", 0] and at["read", 8] < at["attacked", 4]
@@ -278,6 +279,45 @@ def test_short_memory_halves_the_batch_and_changes_no_verdict(cells, tmp_path, e
     evaluator.room = 0
     with pytest.raises(UserError, match=r"digits.*pgd-4_eps32.*cpu"):
         evaluator.run(shard)
+
+
+class Estimate:
+    """Memory that is taken to hold so many images."""
+
+    def __init__(self, images):
+        self.images, self.evaluator = images, None
+
+    def begin(self):
+        pass
+
+    def has_room_for_twice(self):
+        return 2 * self.evaluator.seen[-1] <= self.images
+
+
+@pytest.mark.parametrize(("estimated", "seen"), [(40, [8, 16, *[32] * 2, 12]), (80, [8, 16, 32, 44, 32, 12])])
+def test_batches_grow_while_memory_allows_and_change_no_verdict(cells, tmp_path, monkeypatch, estimated, seen):
+    """There is room for 40 images, which the estimate knows, or not."""
+    monkeypatch.setattr("rayclip.evaluation.batching.GPU_BATCHES", (8, 1024))
+    positions, memory = chosen_positions(445, 100), Estimate(estimated)
+    enough, short = Store(str(tmp_path / "a")), Store(str(tmp_path / "b"))
+    run_all(cells[1:2], positions, enough, 100)
+    memory.evaluator = evaluator = Short(short, memory=memory)
+    evaluator.error, evaluator.room = torch.OutOfMemoryError("CUDA out of memory."), 40
+    shards = [missing_shards(cell, positions, short, 100)[0] for cell in cells[:2]]
+    evaluator.run(shards[1])
+    assert list(evaluator.seen) == seen
+    size = max(n for n in seen if n <= 40)
+    evaluator.run(shards[1], batch_size=20)
+    assert set(evaluator.seen[len(seen) :]) == {20}, "it may be asked for less"
+    before = len(evaluator.seen)
+    evaluator.run(shards[1])
+    assert evaluator.seen[before] == size and max(evaluator.seen[before:]) == size, "it is remembered"
+    before = len(evaluator.seen)
+    evaluator.run(shards[0])
+    assert evaluator.seen[before] == 8, "another attack may take more"
+    a, b = (verdicts(s, cells[1]) for s in (enough, short))
+    for exact in ("position", "sample_id", "label", "clean_pred", "adv_pred", "steps", "queries"):
+        assert np.array_equal(a[exact], b[exact]), exact
 
 
 def test_other_errors_are_not_taken_for_short_memory(cells, tmp_path):

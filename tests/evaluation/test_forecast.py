@@ -7,7 +7,7 @@ import pytest
 from rayclip.attacks import parse_attacks
 from rayclip.data import open_data
 from rayclip.evaluation import Evaluator, Protocol, Store, chosen_positions, make_cells, outstanding
-from rayclip.evaluation.costs import Costs, Hardware
+from rayclip.evaluation.costs import Costs, Decoding, Hardware, read_timings
 from rayclip.evaluation.forecast import (
     common_hardware,
     compare_with_plan,
@@ -16,6 +16,7 @@ from rayclip.evaluation.forecast import (
     read_plan,
     read_recorded,
 )
+from rayclip.evaluation.reading import Reading
 from rayclip.models import load_model
 from rayclip.types import UserError
 
@@ -92,6 +93,28 @@ def test_planned_and_actual_side_by_side(cells, tmp_path):
     keep_plan(empty, store)
     assert [each.done for each in compare_with_plan(read_plan(store), store)] == [90, 120]
     assert common_hardware(cells, store) == evaluator.hardware
+
+
+def test_a_plan_says_which_cells_wait_for_their_images(cells, tmp_path):
+    """Of 10 images the first cell takes 1 s besides waiting, for which one thread has to decode for 8 s."""
+    store, costs = Store(str(tmp_path)), Costs()
+    costs.add(cells[0], 10, 3.0, Reading(decoding=8.0, waiting=2.0, threads=4))
+    costs.add(cells[1], 10, 8.0, Reading(decoding=8.0, waiting=0.0, threads=4))
+    work = outstanding(cells, POSITIONS, store, 12)
+    found = forecast(work, costs, GPUS, workers=[1], finished=0, smallest=12)
+    slow, fast = (found.cells[cell.id].decoding for cell in cells)
+    assert slow == Decoding(rate=1.25, threads=4, needed=8.0) and fast.needed == 1.0
+    assert [cell.attack for cell in found.bound_by_decoding] == ["clean"]
+    keep_plan(found, store)
+    assert read_plan(store).bound_by_decoding == found.bound_by_decoding
+
+
+def test_what_was_read_is_in_the_results(cells, tmp_path):
+    store = Store(str(tmp_path))
+    (shard,) = outstanding(cells[:1], POSITIONS, store, 120)[0]
+    done = Evaluator(store, threads=2).run(shard)
+    (timing,) = read_timings(cells[0].id, store)
+    assert timing.reading == done.reading and timing.reading.decoding > 0 and timing.reading.threads == 2
 
 
 def test_a_damaged_plan_is_named(cells, tmp_path):

@@ -17,7 +17,8 @@ from rayclip.methods.parallel import local_count
 from rayclip.models import TEMPLATE, class_prompts
 from rayclip.models.clip import frozen
 from rayclip.rng import sample_keys
-from rayclip.training.loop import LossOf, attack_and_backward, choose_trainable
+from rayclip.training.loop import choose_trainable
+from rayclip.training.step import LossOf, attack_and_backward
 from rayclip.types import UserError
 
 CLASSES = ("cat", "dog", "truck", "lemon")

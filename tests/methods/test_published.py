@@ -14,7 +14,8 @@ from rayclip.methods import METHODS, make_method
 from rayclip.methods.ft_standard import FTStandard
 from rayclip.methods.losses import class_cross_entropy
 from rayclip.settings import format_defaults
-from rayclip.training.loop import attack_and_backward, learning_rate, make_optimizer
+from rayclip.training.loop import learning_rate, make_optimizer
+from rayclip.training.step import attack_and_backward
 from rayclip.types import UserError
 
 # optimiser, lr, schedule, steps and epochs of warm-up, batch, epochs: of the public repositories' code

@@ -77,6 +77,16 @@ def test_a_compiled_tower_is_compiled_for_its_first_batch_size_and_once_for_all_
     assert counter.frame_count == 2
 
 
+def test_every_tower_is_compiled_however_many_there_are():
+    """torch counts compilations by code object, and stops at its limit without an error."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
+        for seed in range(3):
+            fast_copy(tiny_clip(seed), compiled=True, backend=counter).encode_image(PIXELS)
+    assert counter.frame_count == 3
+
+
 def test_a_tower_that_cannot_be_compiled_runs_without():
     def broken(graph, inputs):
         raise AssertionError("in the compiler")

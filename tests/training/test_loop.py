@@ -1,8 +1,10 @@
 """The train loop of one process: methods lower their loss, runs are repeatable, a resumed run is the same run."""
 
 import contextlib
+import functools
 import os
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,11 +12,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import torch._dynamo.testing
 from PIL import Image
 
 from data.test_data import png, write
 from rayclip.api.checks import Opened, check_training
-from rayclip.data import few_shot, open_data
+from rayclip.data import batch_pixels, few_shot, open_data
 from rayclip.data.captions import BUNDLED, bind_captions
 from rayclip.data.digits import CLASS_NAMES, Digits
 from rayclip.data.sampling import EpochSampler
@@ -24,12 +27,12 @@ from rayclip.methods import METHODS, SMALL_MODEL, Recipe, make_method
 from rayclip.methods.advpt import AdvPT
 from rayclip.methods.ft_standard import FTStandard
 from rayclip.methods.tecoa import TeCoA
-from rayclip.models import load_model
+from rayclip.models import fast_copy, load_model
 from rayclip.models.checkpoint import read_lineage
 from rayclip.training import TrainConfig, train
 from rayclip.training.config import check_shares
 from rayclip.training.loop import _Run, eps_share, learning_rate
-from rayclip.training.reading import read_batches
+from rayclip.training.reading import TimedBatches, read_batches
 from rayclip.types import UserError
 
 
@@ -59,7 +62,7 @@ def config(name="mmcoa", **changes):
     method = make_method(name, eps=16 / 255, steps=2, step=12 / 255, defaults={"substitutes": "clip-table"})
     method = bind_captions(method, "digits", CLASS_NAMES)
     recipe = replace(SMALL_MODEL, epochs=3, batch_size=16, warmup_steps=2)
-    return TrainConfig(model="digits", data="digits", method=method, recipe=recipe, shots=3, **changes)
+    return TrainConfig(model="digits", data="digits", method=method, recipe=recipe, **{"shots": 3, **changes})
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -437,11 +440,12 @@ def test_auto_precision_is_decided_and_the_lineage_says_with_what(tmp_path):
 class Watching(Digits):
     """Images that tell which process has decoded them, and that end at one."""
 
-    def __init__(self, bad=-1):
+    def __init__(self, bad=-1, seconds=0.0):
         super().__init__("train")
-        self.bad = bad
+        self.bad, self.seconds = bad, seconds
 
     def images(self, positions):
+        time.sleep(self.seconds)
         if self.bad in positions:
             raise UserError(f"image {self.bad} of 'digits' is damaged on disk: copy it again.")
         number = os.getpid()
@@ -450,6 +454,25 @@ class Watching(Digits):
 
 def pids(found):
     return {int(p[0] + 256 * p[1] + 65536 * p[2]) for pixels, _ in found for p in pixels[:, :, 0, 0].int()}
+
+
+def test_a_run_reports_how_long_it_waits_for_images(tmp_path, monkeypatch):
+    shares = []
+
+    class Host(LocalHost):
+        def report(self, progress, save):
+            shares.append((progress.data_wait, progress.seconds))
+
+    def slow(*args):
+        time.sleep(0.5)
+        return batch_pixels(*args)
+
+    train(config("ft-standard"), Host(tmp_path))
+    assert sum(share * seconds for share, seconds in shares) < 1
+    shares.clear()
+    monkeypatch.setattr("rayclip.training.reading.batch_pixels", slow)
+    train(config("ft-standard"), Host(tmp_path))
+    assert 3 <= sum(share * seconds for share, seconds in shares) < 4, "six batches"
 
 
 def read(data, batches, workers):
@@ -474,6 +497,17 @@ def test_images_are_decoded_by_the_same_processes_all_the_time():
     assert [positions.tolist() for _, positions in rest] == [[i, i + 1] for i in range(1, 12)]
     assert len(pids([first, *rest])) == 2 and os.getpid() not in pids([first])
     assert pids(read(Watching(), [np.array([1])], 0)) == {os.getpid()}
+
+
+@pytest.mark.ci
+def test_images_are_decoded_while_others_are_trained_on():
+    """Twelve batches that take 0.1 s to decode and 0.1 s to train on take little more than 1.2 s."""
+    batches = TimedBatches(read(Watching(seconds=0.1), [np.array([i]) for i in range(13)], 1))
+    for number, _ in enumerate(batches):
+        if not number:  # the process is up
+            batches.take()
+        time.sleep(0.1)
+    assert batches.take() < 0.6
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -532,3 +566,49 @@ def test_in_bf16_the_first_loss_is_within_a_percent(name, tmp_path):
             train(replace(planned, recipe=recipe, shots=26), host)
         first.append(host.curve[1]["loss"])
     assert abs(first[1] - first[0]) < 0.01 * max(first[0], 1e-2)
+
+
+def compiled_with(backend, monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr("rayclip.training.step.fast_copy", functools.partial(fast_copy, backend=backend))
+
+
+@pytest.mark.ci
+def test_a_compiled_run_is_the_same_run(tmp_path, monkeypatch):
+    """Without code generation. Batches of 13 and of 12 images go through one graph."""
+    plain, host = LocalHost(tmp_path / "plain"), LocalHost(tmp_path / "compiled")
+    settings = config("tecoa", shots=5)
+    train(settings, plain)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled_with(counter, monkeypatch)
+    train(replace(settings, compiled=True), host)
+    assert counter.frame_count == 1 and host.curve.keys() == plain.curve.keys()
+    assert all(host.curve[step] == pytest.approx(plain.curve[step], rel=1e-4) for step in plain.curve)
+    assert settings.digest() == replace(settings, compiled=True).digest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starving(TeCoA):
+    """TeCoA for whose attack memory is short while the model is compiled."""
+
+    tried: ClassVar[list[bool]] = []
+
+    def attack(self, clip, batch):
+        self.tried.append(clip.model.visual.compiled)
+        if self.tried[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().attack(clip, batch)
+
+
+@pytest.mark.ci
+def test_a_compiled_run_that_is_short_of_memory_drops_its_graphs(tmp_path, monkeypatch):
+    compiled_with("aot_eager", monkeypatch)
+    base = config("tecoa")
+    starving = Starving(**{field.name: getattr(base.method, field.name) for field in fields(base.method)})
+    runs = [LocalHost(tmp_path / name) for name in "ab"]
+    train(base, runs[0])
+    Starving.tried.clear()
+    with pytest.warns(UserWarning, match="memory is short") as found:
+        train(replace(base, method=starving, compiled=True), runs[1])
+    assert len(found) == 1 and Starving.tried == [True, *[False] * 6]
+    assert runs[1].curve[1] == pytest.approx(runs[0].curve[1], rel=1e-4)
