@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rayclip.data import ImageSet, open_data
 from rayclip.data.sampling import EpochSampler
-from rayclip.methods import Batch, ClassTexts, Method, Original
+from rayclip.methods import Batch, ClassTexts, Original
 from rayclip.models import Clip, load_model
 from rayclip.models.checkpoint import restore, save_checkpoint
 from rayclip.models.clip import frozen
@@ -37,7 +37,7 @@ from rayclip.training.optimizer import choose_trainable, eps_share, learning_rat
 from rayclip.training.reading import TimedBatches, read_batches
 from rayclip.training.step import LossOf, attack_and_backward, autocast_to, copy_to_attack
 from rayclip.training.validation import BEST, Validator
-from rayclip.types import UserError, check_same
+from rayclip.types import check_same
 
 STATE_FILE = "training_state.pt"
 _REPORT_SECONDS = 3.0  # approximate time between two reports, each of which waits for the device
