@@ -41,6 +41,12 @@ ATTACKS_ABOUT = {
 
 DEFENSES_ABOUT = {
     "ttc": "counterattacks images that an attack made falsely stable (Xing et al. 2025)",
+    "nac": "TTC with Nesterov momentum",
+    "doc": "TTC with random orthogonal steps and a soft gate (AAAI 2026)",
+    "csr": "moves images toward their low-pass form where that differs much (2026)",
+    "et3": "two steps to lower energy, surer predictions (CVPR 2026)",
+    "clipure-cos": "moves the embedding toward that of templates without a class (CLIPure, ICLR 2025)",
+    "rtpt": "tunes the prompts' context on random views of each image (R-TPT, CVPR 2025)",
     "rn": "uniform noise",
     "tte": "mean prediction over the image, four crops and their mirror images (Pérez et al. 2021)",
     "anti-adversary": "two steps that make the predicted class surer (Alfarra et al. 2022)",

@@ -4,14 +4,16 @@ Shapes: B batch, V views of an image, C H W image, D embedding, K classes.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
-from rayclip.models import ZeroShot
+from rayclip.attacks.geometry import per_image
+from rayclip.models import Clip, ZeroShot
 from rayclip.models.zeroshot import merge_views
-from rayclip.settings import Configurable, format_changes, format_value
+from rayclip.settings import FILLED_IN, Configurable, format_changes, format_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,8 @@ class Defense(Configurable):
         and no others. A defence without a gate returns itself."""
         return self
 
-    def check(self, victim: ZeroShot) -> None:
-        """Raise a `UserError` if it cannot defend this classifier."""
+    def check(self, clip: Clip) -> None:
+        """Raise a `UserError` if it cannot defend this model, before any work starts."""
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that a result's protocol must state."""
@@ -107,3 +109,49 @@ class Purifier(Defense, ABC):
 
     def views(self, victim: ZeroShot, pixels_BCHW: Tensor, keys_B: Tensor) -> Tensor:
         return self.purify(victim, pixels_BCHW, keys_B)[:, None]
+
+
+class Candidates(NamedTuple):
+    """What a gate chooses from.
+
+    Attributes:
+        kept_BCHW: the images that pass, in [0, 1].
+        purified_BCHW: the images that do not.
+        margin_B: positive where the gate purifies.
+    """
+
+    kept_BCHW: Tensor
+    purified_BCHW: Tensor
+    margin_B: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedPurifier(Purifier):
+    """A purifier that decides for each image whether to purify it. Attacks may aim at this decision: with
+    `through_gate` the outputs are the same, and the only gradient is that of the decision, as if it were
+    `sigmoid(SLOPE·margin)`.
+    """
+
+    SLOPE: ClassVar[float] = 20.0
+
+    through_gate: bool = field(default=False, metadata=FILLED_IN)
+
+    def relaxed(self) -> Self:
+        return replace(self, through_gate=True)
+
+    @abstractmethod
+    def candidates(self, victim: ZeroShot, pixels_BCHW: Tensor, keys_B: Tensor) -> Candidates:
+        """Return both outcomes; with `through_gate`, the margin has to be differentiable in the pixels."""
+
+    def share(self, margin_B: Tensor) -> Tensor:
+        """Return the share of the purified image in the result, `(B,)` in [0, 1]: here all or nothing."""
+        return (~(margin_B <= 0)).to(margin_B.dtype)
+
+    def purify(self, victim: ZeroShot, pixels_BCHW: Tensor, keys_B: Tensor) -> Tensor:
+        kept, purified, margin_B = self.candidates(victim, pixels_BCHW, keys_B)
+        share = per_image(self.share(margin_B.detach()))
+        chosen = torch.where(share == 0, kept, torch.where(share == 1, purified, kept + share * (purified - kept)))
+        if not self.through_gate:
+            return chosen
+        soft = per_image((self.SLOPE * margin_B).sigmoid())
+        return chosen.detach() + (purified - kept).detach() * (soft - soft.detach())
