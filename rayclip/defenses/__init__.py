@@ -3,7 +3,7 @@
 from rayclip.defenses.base import Defense, Purifier
 from rayclip.defenses.clipure import CLIPureCos
 from rayclip.defenses.csr import CSR
-from rayclip.defenses.defended import IGNORE, Aim, Chain, Defended, chain_label, describe_chain, is_random
+from rayclip.defenses.defended import IGNORE, Aim, Chain, Defended, chain_label, describe_chain, fitting, is_random
 from rayclip.defenses.et3 import ET3
 from rayclip.defenses.registry import DEFENSES, DRAWS, parse_aims, parse_defenses
 from rayclip.defenses.rn import RandomNoise
@@ -23,6 +23,7 @@ __all__ = [
     "Purifier",
     "chain_label",
     "describe_chain",
+    "fitting",
     "is_random",
     "parse_aims",
     "parse_defenses",

@@ -50,6 +50,13 @@ class Aim:
 IGNORE = Aim()
 
 
+def fitting(aim: Aim, chain: Chain) -> Aim:
+    """Return the aim without what makes no difference for this chain: draws of a chain that is not random, and the gate
+    of one that has none."""
+    gradient = "bpda" if aim.gradient == "gate" and all(d.relaxed() is d for d in chain) else aim.gradient
+    return Aim(gradient=gradient, draws=aim.draws if is_random(chain) else 1)
+
+
 class Defended(ImageViewWrapper):
     """`victim` behind a chain of defences, for one batch.
 

@@ -14,7 +14,7 @@ from rayclip.attacks import Attack
 from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
 from rayclip.data.captions import bind_captions
-from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, is_random
+from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, fitting
 from rayclip.models import TEMPLATE, Clip, Precision
 from rayclip.models.resizing import Resize, check_resize
 from rayclip.models.scorers import DEFAULT, Scorer
@@ -290,8 +290,7 @@ def _runs(
     made_against: Sequence[MadeAgainst],
 ) -> list[tuple[Attack, Aim, Scorer]]:
     """Return (attack, aim, attacked scorer) of every run against a model behind a chain of defences."""
-    if not is_random(chain):
-        aims = [replace(aim, draws=1) for aim in aims]
+    aims = list(dict.fromkeys(fitting(aim, chain) for aim in aims))
     runs: list[tuple[Attack, Aim, Scorer]] = []
     for attack in attacks:
         if attack.gives_own_texts and not scorer.takes_own_texts:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 import naive
-from attacks.test_gradient import balanced
 from conftest import tiny_clip
 from defenses.test_defenses import N, images, keys, start, stepped, victim  # noqa: F401
 from rayclip import rng
