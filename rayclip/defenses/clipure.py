@@ -21,23 +21,23 @@ _anchors: WeakKeyDictionary[Clip, Tensor] = WeakKeyDictionary()
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPureCos(Defense):
-    """`steps` times u <- normalise(u + step·g/‖g‖) along the gradient g of cos(u, t̄), with t̄ the mean of the normalised
-    embeddings of the 80 ImageNet templates with an empty class name.
+    """`steps` times u <- normalise(u + length·g/‖g‖) along the gradient g of cos(u, t̄), with t̄ the mean of the
+    normalised embeddings of the 80 ImageNet templates with an empty class name.
 
     The published code divides by the norm of its whole batch's gradient, so that an image's verdict depends on its
-    batch; here each image has its own. A step then turns u by arctan(step), with the published 30 by 88 degrees: past
+    batch; here each image has its own. A step then turns u by arctan(length), with the published 30 by 88 degrees: past
     t̄, and the next one back. CLIP's images and texts are closer than that, and after ten such steps u is what it was.
-    `step=0.1` moves it for good.
+    `length=0.1` moves it for good.
 
     Attributes:
         steps: number of steps.
-        step: length of a step, where u has length 1.
+        length: of a step, where u has length 1.
     """
 
     name: ClassVar[str] = "clipure-cos"
 
     steps: int = 10
-    step: float = 30.0
+    length: float = 30.0
 
     def embeddings(self, victim: ZeroShot, image_BVD: Tensor, keys_B: Tensor) -> Tensor:
         anchor_D = anchor(victim.clip).to(image_BVD.dtype)
@@ -45,7 +45,7 @@ class CLIPureCos(Defense):
             # Of unit vectors: the derivative of the cosine is the part of the anchor at right angles
             gradient = anchor_D - (image_BVD @ anchor_D)[..., None] * image_BVD
             length = gradient.norm(dim=-1, keepdim=True).clamp_min(_TINY)
-            image_BVD = F.normalize(image_BVD + self.step * gradient / length, dim=-1)
+            image_BVD = F.normalize(image_BVD + self.length * gradient / length, dim=-1)
         return image_BVD
 
 

@@ -47,7 +47,7 @@ class FARE(Method):
 
     def __post_init__(self) -> None:
         if self.trains == "all":
-            raise UserError("fare knows no texts and cannot train the text encoder: use --trains image.")
+            raise UserError(f"{self.name} knows no texts and cannot train the text encoder: use --trains image.")
 
     def image_attack(self) -> GradientAttack:
         plain = super().image_attack()

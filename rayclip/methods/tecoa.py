@@ -28,7 +28,7 @@ class TeCoA(Method):
 
     def attack(self, clip: Clip, batch: Batch) -> Batch:
         with torch.no_grad():
-            text_KD, scale = batch.texts.all(), self.temperature(clip)
+            text_KD, scale = self.class_texts(batch), self.temperature(clip)
         return self.perturb(
             clip,
             batch,
@@ -38,6 +38,6 @@ class TeCoA(Method):
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.adversarial_BCHW is not None
         image_BD = clip.encode_image(batch.adversarial_BCHW)
-        terms_B = class_cross_entropy(image_BD, batch.texts.all(), batch.labels_B, self.temperature(clip))
+        terms_B = class_cross_entropy(image_BD, self.class_texts(batch), batch.labels_B, self.temperature(clip))
         loss = global_mean(terms_B, batch.total)
         return loss, {"loss": loss.detach()}

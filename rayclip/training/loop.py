@@ -94,7 +94,9 @@ class _Run:
         # Copied before a resume changes the weights, and before any of them is trainable
         base = copy.deepcopy(clip).eval().requires_grad_(False) if self.method.needs_original else None
         self.trainable = choose_trainable(clip, self.method)
-        self.optimizer = make_optimizer(self.recipe, self.trainable)
+        self.auxiliary = self.method.auxiliary(clip, config.seed)
+        beside = [] if self.auxiliary is None else list(self.auxiliary.to(host.device).parameters())
+        self.optimizer = make_optimizer(self.recipe, [*self.trainable, *beside])
         self.sampler = EpochSampler(
             count=len(data),
             batch_size=self.recipe.batch_size,
@@ -117,7 +119,7 @@ class _Run:
             texts = ClassTexts(base, prompts, trainable=False)
             self.original = Original(clip=base, texts=texts, copied=copy_to_attack(base, config.precision))
         self.prepared_ND = self._prepare() if self.method.prepares else None
-        self.module: nn.Module = LossOf(clip, self.method)
+        self.module: nn.Module = LossOf(clip, self.method, self.auxiliary)
         if host.world_size > 1:
             on_gpu = host.device.type == "cuda"
             self.module = DistributedDataParallel(self.module, device_ids=[host.device] if on_gpu else None)
@@ -247,6 +249,8 @@ class _Run:
             found = lineage(self.config, self.data, self.step, self.total_steps)
             save_checkpoint(self.clip, folder, {**found, **_made_on(self.clip)})
         state = {"step": self.step, "optimizer": self.optimizer.state_dict(), "last": last}
+        if self.auxiliary is not None:
+            state["auxiliary"] = self.auxiliary.state_dict()
         torch.save(state, folder / STATE_FILE)
 
     def _resume(self) -> list[Tensor] | None:
@@ -260,6 +264,8 @@ class _Run:
             restore(self.clip, folder)
             state = torch.load(folder / STATE_FILE, map_location=self.host.device, weights_only=True)
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.auxiliary is not None:
+                self.auxiliary.load_state_dict(state["auxiliary"])
             self.step = state["step"]
             return state["last"]
 
@@ -324,12 +330,12 @@ def copy_to_attack(clip: Clip, precision: str) -> Clip | None:
 class LossOf(nn.Module):
     """A method's loss as a module, since DDP prepares its gradient reduction in the module's forward."""
 
-    def __init__(self, clip: Clip, method: Method) -> None:
+    def __init__(self, clip: Clip, method: Method, auxiliary: nn.Module | None = None) -> None:
         super().__init__()
-        self.clip, self.method = clip, method
+        self.clip, self.method, self.auxiliary = clip, method, auxiliary
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.method.loss(self.clip, batch)
+        return self.method.loss(self.clip, replace(batch, auxiliary=self.auxiliary))
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:

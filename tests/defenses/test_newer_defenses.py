@@ -111,7 +111,7 @@ def test_clipure_turns_embeddings_toward_the_texts_without_a_class(victim, image
     anchor = torch.stack([victim.clip.embed_texts([t])[0] for t in texts]).mean(0)
     for steps, step in ((1, 30.0), (3, 0.2)):
         with torch.no_grad():
-            found = Defended(victim, (DEFENSES["clipure-cos"](steps=steps, step=step),), keys).embed(images)
+            found = Defended(victim, (DEFENSES["clipure-cos"](steps=steps, length=step),), keys).embed(images)
         for i, x in enumerate(images):
             u = victim.clip.encode_image(x[None])[0].detach()
             for _ in range(steps):
@@ -121,7 +121,7 @@ def test_clipure_turns_embeddings_toward_the_texts_without_a_class(victim, image
                 u = u / u.pow(2).sum().sqrt()
             assert (found[i] - u).abs().max() < 1e-9
     with torch.no_grad():
-        raw = Defended(victim, (DEFENSES["clipure-cos"](steps=3, step=0.2),), keys).embed(images, normalize=False)
+        raw = Defended(victim, (DEFENSES["clipure-cos"](steps=3, length=0.2),), keys).embed(images, normalize=False)
         lengths = victim.embed(images, normalize=False).norm(dim=1, keepdim=True)
         assert torch.allclose(raw, lengths * found, rtol=0, atol=1e-9), "un-normalised embeddings keep their length"
         near = F.normalize(F.normalize(anchor, dim=0) + 4 * victim.embed(images), dim=1)[:, None]
