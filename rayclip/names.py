@@ -33,6 +33,7 @@ ATTACKS_ABOUT = {
     "feature": "moves the image's embedding away from the clean one (FARE, TTC; AdvPT)",
     "semantic": "against several captions per class at once (SAFT)",
     "transfer": "made on another model, judged on this one",
+    "uap": "one perturbation from a file, added to every image (X-Transfer, ICML 2025)",
     "bert": "BERT-Attack: changes words of the class prompts (Li et al. 2020)",
     "co-attack": "prompts first, then the image away from itself and from them (Zhang et al. 2022)",
     "sga": "prompts and image guided by each other, over scales (Lu et al. 2023)",
