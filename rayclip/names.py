@@ -7,6 +7,7 @@ writes it, and a test checks that it is up to date. Settings of other packages' 
 
 import json
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -29,6 +30,7 @@ ATTACKS_ABOUT = {
     "fab-t": "looks for the nearest misclassified image (Croce & Hein 2020)",
     "square": "random search over square windows, by scores alone (Andriushchenko et al. 2020)",
     "autoattack": "APGD-CE, APGD-T, FAB-T and Square, each on what survives (Croce & Hein 2020)",
+    "apgd-ce+apgd-t": "APGD-CE, and APGD-T on what survives (RobustVLM's attack)",
     "autoattack-seeds": "APGD-CE and APGD-DLR, as SAFT and TTC run it",
     "feature": "moves the image's embedding away from the clean one (FARE, TTC; AdvPT)",
     "semantic": "against several captions per class at once (SAFT)",
@@ -89,6 +91,11 @@ DATASETS = (
     "dtd",
     "pcam",
     "tiny_imagenet",
+    "imagenet_a",
+    "imagenet_r",
+    "imagenet_v2",
+    "imagenet_sketch",
+    "ucf101",
     "mscoco_captions",
     "flickr30k",
     "flickr8k",
@@ -365,6 +372,19 @@ def check_method(text: str) -> None:
     """Raise a `UserError` if `--method` has an unknown method or setting, or a value of the wrong type."""
     split_one(text, "--method", "mmcoa:lambda_img=0.3")
     check_methods(text)
+
+
+@cache
+def protocols() -> dict[str, dict[str, Any]]:
+    """Return the field's protocols by name: `about`, and values of the options of `rayclip eval` (`protocols.toml`)."""
+    return tomllib.loads((Path(__file__).parent / "protocols.toml").read_text("utf-8"))
+
+
+def find_protocol(name: str) -> dict[str, Any]:
+    """Return the options that a protocol sets. Raises `UserError`: no such protocol."""
+    if name not in protocols():
+        raise unknown("protocol", name, protocols())
+    return {key: value for key, value in protocols()[name].items() if key != "about"}
 
 
 def no_budget(name: str) -> UserError:

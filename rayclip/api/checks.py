@@ -151,7 +151,7 @@ def plan_all(
     """Return `plan_cells` of several evaluations merged, without duplicates, model by model."""
     cells: dict[tuple[str, ...], Cell] = {}
     positions: dict[str, np.ndarray] = {}
-    for evaluation in evaluations:
+    for evaluation in [part for each in evaluations for part in each.by_resolution()]:
         found, where = plan_cells(models, evaluation, opened)
         cells |= {(cell.model, cell.dataset, cell.id): cell for cell in found}  # two data sets may have equal files
         positions |= where

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rayclip.api.logbook import Logbook
 from rayclip.attacks import Attack
@@ -10,6 +10,7 @@ from rayclip.defenses import DRAWS, Aim, Chain
 from rayclip.distributed.resources import PoolSize
 from rayclip.evaluation import Protocol, Store
 from rayclip.evaluation.cell import MadeAgainst
+from rayclip.models.resizing import Resize
 from rayclip.models.scorers import DEFAULT, Scorer
 from rayclip.paths import check_folder
 from rayclip.tracking.address import default_uri, join_address
@@ -33,6 +34,8 @@ class Evaluation:
         made_against: what image attacks optimise against where the scorer is not the template: the scorer itself, or
             the template.
         limit: maximum number of samples per data set.
+        native: data sets that are attacked at their own resolution where the protocol says `model`.
+        native_resize: how these are resized inside the model's forward.
     """
 
     data: Sequence[str]
@@ -43,6 +46,17 @@ class Evaluation:
     aims: Sequence[Aim] = (Aim(), Aim(gradient="bpda", draws=DRAWS))
     scorers: Sequence[Scorer] = (DEFAULT,)
     made_against: Sequence[MadeAgainst] = ("own",)
+    native: Sequence[str] = ()
+    native_resize: Resize = "antialias"
+
+    def by_resolution(self) -> "list[Evaluation]":
+        """Return the evaluation of the data at the protocol's resolution, and that of its `native` data sets."""
+        native = [spec for spec in self.data if spec in self.native]
+        if not native:
+            return [self]
+        others = replace(self, data=[spec for spec in self.data if spec not in native], native=())
+        protocol = replace(self.protocol, resolution="native", resize=self.native_resize)
+        return [replace(self, data=native, protocol=protocol, native=()), *([others] if others.data else [])]
 
 
 @dataclass(frozen=True, kw_only=True)

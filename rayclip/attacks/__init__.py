@@ -1,7 +1,7 @@
 """Attacks on CLIP: one file per family, and one loop shared by all gradient attacks."""
 
 from rayclip.attacks.apgd import APGDCE, APGDDLR, APGDT
-from rayclip.attacks.autoattack import AutoAttack, AutoAttackSeeds
+from rayclip.attacks.autoattack import APGDPair, AutoAttack, AutoAttackSeeds
 from rayclip.attacks.base import Adversarial, Attack, Samples
 from rayclip.attacks.bert import BertAttack
 from rayclip.attacks.clean import Clean
@@ -33,6 +33,7 @@ for _kind in (
     FABT,
     Square,
     AutoAttack,
+    APGDPair,
     AutoAttackSeeds,
     FeatureAttack,
     SemanticEnsemble,

@@ -116,3 +116,18 @@ class AutoAttackSeeds(InTurn):
 
     name: ClassVar[str] = "autoattack-seeds"
     PARTS: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-dlr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGDPair(InTurn):
+    """APGD-CE, and APGD-T on what survives: the attack of RobustVLM, LEAF, LORE, ΔCLIP, ET3 and CLIPure.
+
+    Their code, too, runs APGD-CE alone on two classes. Their papers count both attacks with 100 iterations.
+    """
+
+    name: ClassVar[str] = "apgd-ce+apgd-t"
+    PARTS: ClassVar[tuple[str, ...]] = ("apgd-ce", "apgd-t")
+
+    @property
+    def label(self) -> str:
+        return super().label.replace("+", "_")  # metrics' names have no plus sign

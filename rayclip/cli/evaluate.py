@@ -39,6 +39,7 @@ def evaluate(asked: Request, workers: Positive | None = None) -> None:
         --out s3://BUCKET/results --cluster
       rayclip eval --model ViT-B-32:openai --data TEST.parquet --defense none,ttc --scorer template,ensemble \\
         --eps 4/255 --out results
+      rayclip eval --model local-dir:OUT --protocol robustvlm --out results
 
     Args:
         workers: Evaluation actors, at most; a cluster's autoscaler is asked for their nodes.
@@ -62,6 +63,9 @@ def evaluate(asked: Request, workers: Positive | None = None) -> None:
 
     def show() -> None:
         show_rows(answer.rows)
+        if asked.protocol:
+            what = "; ".join(asked.differences)
+            print(f"protocol {asked.protocol}" + (f", but for {what}" if what else ""))
         print(f"results: {asked.out}")
         say_spent(asked.out)
 

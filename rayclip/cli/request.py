@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -17,14 +17,21 @@ from rayclip.cli.options import (
     check_places,
     split_models,
 )
-from rayclip.names import check_attacks, check_defenses, check_scorers
+from rayclip.names import check_attacks, check_defenses, check_scorers, find_protocol
 from rayclip.paths import split_places
 from rayclip.types import UserError
 from rayclip.units import parse_budgets
 
 if TYPE_CHECKING:
     from rayclip.api import Evaluation, Where
-    from rayclip.data import Names
+    from rayclip.data import Names, Resolution
+
+
+def _follow(context: typer.Context, name: str | None) -> str | None:
+    """Make a protocol's settings the defaults of the options that are not given."""
+    if name is not None:
+        context.default_map = find_protocol(name)
+    return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +39,12 @@ class Request(Logging):
     """The options of an evaluation, validated when they are given.
 
     Attributes:
+        protocol: Take data, attacks, budgets, number of images, template and resolution from a protocol of the field,
+            and what else is given from here: tecoa, robustvlm, coop. The table's foot says what differs from it.
         data: Data set names or Parquet files (Hugging Face layout); repeat for several, or commas between.
+        template: Class prompts, with {} for the class.  [default: This is a photo of a {}]
+        resolution: Perturb images at their own size (native), or resize them to the model's input first (model), or
+            take these data sets at their own size and the others at the model's (native:cifar10+stl10).
         limit: Use at most this many images of each data set.
         attacks: Names with settings: clean,pgd:steps=100,step=1/255,pgd-l2:eps=128/255,bert.
         precision: Attack a copy of the model in this precision; what breaks the copy counts only if it breaks the fp32
@@ -53,6 +65,7 @@ class Request(Logging):
     model: Annotated[Sequence[str], typer.Option(metavar="MODEL")]
     data: Annotated[Sequence[str], typer.Option(metavar="DATA")]
     out: str
+    protocol: Annotated[str | None, typer.Option(metavar="NAME", is_eager=True, callback=_follow)] = None
     attacks: Annotated[Sequence[str], typer.Option(metavar="ATTACKS")] = ("clean,pgd",)
     defense: Annotated[Sequence[str], typer.Option(metavar="DEFENSES")] = ("none",)
     aim: Annotated[Sequence[str], typer.Option(metavar="AIMS")] = ("ignore,bpda",)
@@ -64,9 +77,10 @@ class Request(Logging):
     step_size: str | None = None
     limit: Positive | None = None
     substitutes: str = "default"
-    resolution: Literal["native", "model"] = "native"
+    resolution: Annotated[str, typer.Option(metavar="native|model|native:NAMES")] = "native"
     resize: Literal["antialias", "plain"] = "antialias"
     class_names: Annotated[str, typer.Option(metavar="curated|raw|FILE")] = "curated"
+    template: str | None = None
     seed: FromZero = 0
     gpus_per_worker: Annotated[float | None, typer.Option(min=0)] = None
     batch_size: Annotated[int, typer.Option(min=1, rich_help_panel="Cluster")] = 128
@@ -87,6 +101,9 @@ class Request(Logging):
         check_scorers(",".join(self.scorer))
         check_models(self.models)
         check_data(split_places(self.data))
+        self._native  # noqa: B018 - refuses what cannot be read
+        if self.template is not None and "{}" not in self.template:
+            raise UserError(f"--template '{self.template}' has no place for the class: write {{}} for it.")
 
     @property
     def models(self) -> list[str]:
@@ -95,6 +112,28 @@ class Request(Logging):
     @property
     def budgets(self) -> tuple[float, ...]:
         return parse_budgets(self.eps)
+
+    @property
+    def _native(self) -> list[str] | None:
+        """The data sets that `--resolution native:NAMES` names; None if it is one for all."""
+        kind, colon, names = self.resolution.partition(":")
+        listed = [name for name in names.split("+") if name]
+        if kind not in ("native", "model") or bool(colon) != bool(listed) or (kind == "model" and listed):
+            raise UserError(
+                f"--resolution {self.resolution} means nothing: write native, model, or native:cifar10+stl10 for some "
+                "data sets at their own size and the others at the model's."
+            )
+        return listed if colon else None
+
+    @property
+    def differences(self) -> list[str]:
+        """The options whose values are not the protocol's, and the protocol's: `limit 100 (1000)`."""
+        found = []
+        for option, value in find_protocol(self.protocol).items() if self.protocol else ():
+            own = getattr(self, option)
+            if _plain(own) != _plain(value):
+                found.append(f"{option.replace('_', '-')} {_plain(own)} ({_plain(value)})")
+        return found
 
     @cached_property
     def _named(self) -> "tuple[Names, list[str]]":
@@ -116,7 +155,8 @@ class Request(Logging):
             "data": [locate(spec) for spec in data],
             "with": [",".join(values) for values in listed],
             "attack": [list(self.budgets), self.steps, self.step_size, self.substitutes, self.draws, self.seed],
-            "protocol": [self.limit, self.resolution, self.resize, names, self.precision, self.compiled],
+            "protocol": [self.limit, self.resolution, self.resize, names, self.precision, self.compiled, self.template],
+            "followed": self.protocol,
             "tracking": None if self.no_tracking else [self.tracking_uri or default_uri(), self.experiment],
         }
 
@@ -134,11 +174,18 @@ class Request(Logging):
     def evaluation(self) -> "Evaluation":
         from rayclip.api import Evaluation
         from rayclip.attacks import parse_attacks
+        from rayclip.data.spec import parse_spec
         from rayclip.defenses import DRAWS, parse_aims, parse_defenses
         from rayclip.evaluation import Protocol
+        from rayclip.models import TEMPLATE
         from rayclip.models.scorers import parse_scorers
 
         names, data = self._named
+        native = self._native
+        places = [parse_spec(spec).place for spec in data]
+        if self.protocol is None and not set(native or ()) <= set(places):
+            missing = next(name for name in native or () if name not in places)
+            raise UserError(f"--resolution {self.resolution} names {missing}, which --data does not.")
         defaults = attack_defaults(self.steps, self.step_size, self.substitutes)
         return Evaluation(
             data=data,
@@ -146,12 +193,15 @@ class Request(Logging):
             protocol=Protocol(
                 eps=self.budgets,
                 seed=self.seed,
-                resolution=self.resolution,
-                resize=self.resize,
+                resolution="model" if native is not None else cast("Resolution", self.resolution),
+                resize=self.resize if native is None else "antialias",
                 names=names,
+                template=self.template or TEMPLATE,
                 precision=self.precision,
             ),
             limit=self.limit,
+            native=[spec for spec, place in zip(data, places, strict=True) if native and place in native],
+            native_resize=self.resize,
             defenses=parse_defenses(",".join(self.defense)),
             aims=parse_aims(",".join(self.aim), self.draws or DRAWS),
             scorers=parse_scorers(",".join(self.scorer)),
@@ -177,6 +227,10 @@ class Request(Logging):
             quiet=self.quiet,
             verbose=self.verbose,
         )
+
+
+def _plain(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list | tuple) else str(value)
 
 
 def _made_against(text: str) -> list[Any]:

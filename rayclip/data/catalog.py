@@ -15,6 +15,7 @@ from rayclip.data.sources.hub import open_hub, parse_hub
 from rayclip.data.sources.parquet_files import open_parquet
 from rayclip.data.sources.torchvision_sets import TorchvisionSource
 from rayclip.data.sources.webdataset import open_webdataset
+from rayclip.data.spec import parse_spec
 from rayclip.paths import expand_home
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -49,6 +50,7 @@ def prepare_named(
     Raises:
         UserError: no such data set, source or split; or see `prepare`.
     """
+    name = parse_spec(name).place if name.endswith("#coop") else name
     row = DATASETS.get(name) if kind is not None else find(name)
     if row is None and not name.replace("_", "").replace("-", "").isalnum():
         raise UserError(f"'{name}' cannot be a data set's name: use letters, digits, - and _.")

@@ -5,12 +5,13 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
 from rayclip.data.labels import fold_name, spell_alike
+from rayclip.data.spec import COOP
 from rayclip.names import Registry
 from rayclip.types import UserError
 
@@ -75,6 +76,8 @@ class DatasetInfo:
         cleaning: regular expressions and their replacements, applied in order when names are cleaned.
         torchvision, hub: published sources to take it from.
         folder: published folder form that `--source folder` reads.
+        coop: sizes of CoOp's splits (Zhou et al. 2022), if it has some of its own: they are the data set `NAME#coop`.
+        coop_classes: number of classes there, if it differs.
         open: opens a split that needs no preparing, such as one that comes with a package.
         source: opens a source of its own; takes the splits wanted, None for all.
         default: the source used if none is named; None for `source`, or else the hub.
@@ -93,7 +96,9 @@ class DatasetInfo:
     cleaning: Sequence[Sequence[str]] = (("_", " "),)
     torchvision: Torchvision | None = None
     hub: Hub | None = None
-    folder: Literal["imagefolder", "imagenet", "tiny_imagenet", "captions"] = "imagefolder"
+    folder: Literal["imagefolder", "imagenet", "tiny_imagenet", "captions", "coop"] = "imagefolder"
+    coop: Mapping[str, int] | None = None
+    coop_classes: int | None = None
     open: Callable[[str], "ImageSet"] | None = None
     source: Callable[[Sequence[str] | None], "Source"] | None = None
     default: Literal["torchvision", "hub", "folder"] | None = None
@@ -118,11 +123,32 @@ def _open_digits(split: str) -> "ImageSet":
     return Digits(split)
 
 
+def _split_by_coop(row: DatasetInfo) -> DatasetInfo:
+    """Return a data set in CoOp's splits, which has its images and the class names of its list."""
+    return replace(
+        row,
+        name=row.name + COOP,
+        title=f"{row.title} in CoOp's split",
+        splits=row.coop or {},
+        evaluated="test",
+        classes=row.coop_classes or row.classes,
+        citation=f"{row.citation}; split of Zhou et al. 2022, Learning to Prompt for Vision-Language Models, IJCV",
+        curated=None,
+        cleaning=(("_", " "),),
+        torchvision=None,
+        hub=None,
+        folder="coop",
+        coop=None,
+        default="folder",
+        note="Read from CoOp's list, split_zhou_*.json, in the folder of the images.",
+    )
+
+
 def _published() -> list[DatasetInfo]:
-    """Return the data sets of `datasets.toml`."""
+    """Return the data sets of `datasets.toml`, and those of them that CoOp splits in its own way."""
     table = tomllib.loads(resources.files("rayclip.data").joinpath("datasets.toml").read_text("utf-8"))
     kinds: dict[str, type] = {"hub": Hub, "torchvision": Torchvision}
-    return [
+    rows = [
         DatasetInfo(
             name=name,
             open=_open_digits if name == "digits" else None,
@@ -130,6 +156,7 @@ def _published() -> list[DatasetInfo]:
         )
         for name, row in table.items()
     ]
+    return rows + [_split_by_coop(row) for row in rows if row.coop]
 
 
 _PUBLISHED = _published()
@@ -181,11 +208,12 @@ def curated_names(
                 if names.keys() == set(keys):
                     return tuple(names[k] for k in keys)
         in_order = tuple(names.values()) if isinstance(names, dict) else tuple(names)
+        if isinstance(names, dict) and set(raw_names) == set(map(str, range(expected))):  # folders numbered by label
+            return tuple(in_order[int(number)] for number in raw_names)
         if spelled := spell_alike(raw_names, in_order):
             return spelled
         upload_keeps_order = on_hub is not None and on_hub.form == "webdataset"
-        sorted_keys = isinstance(names, list) and bool(label_keys)  # ImageNet: sorted WordNet ids
-        if source_kind == "torchvision" or upload_keeps_order or sorted_keys:
+        if source_kind == "torchvision" or upload_keeps_order:
             return in_order
     return tuple(clean(row, name) for name in raw_names)
 

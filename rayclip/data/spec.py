@@ -1,6 +1,6 @@
 """Parse data sets from the command line: a place, options for reading it, and the part of it to use.
 
-PLACE[#image=COLUMN][#label=COLUMN][#labels-from=1][#names=FILE][#holdout][#validation]
+PLACE[#coop][#image=COLUMN][#label=COLUMN][#labels-from=1][#names=FILE][#holdout][#validation]
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from rayclip.data.manifest import Names
 from rayclip.paths import expand_home
 from rayclip.types import UserError
 
+COOP = "-coop"  # what `NAME#coop`, a data set in CoOp's split, is called on disk
 HOLDOUT = "#holdout"
 VALIDATION = "#validation"
 _KEYS = {"image": "image", "label": "label", "labels-from": "labels_from", "names": "names"}
@@ -43,6 +44,8 @@ def parse_spec(text: str) -> Spec:
         words and "=" not in words[0] and f"#{words[0]}" not in (HOLDOUT, VALIDATION) and _exists(f"{place}#{words[0]}")
     ):
         place = f"{place}#{words.pop(0)}"
+    if words and words[0] == "coop":
+        place, words = place + COOP, words[1:]
     values: dict[str, str | int] = {}
     part = ""
     for word in words:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from attacks.test_gradient import CLASSES, balanced, batch
+from rayclip import rng
 from rayclip.attacks import Attack, Samples, autoattack, make_attack
 from rayclip.attacks.autoattack import AutoAttack
 from rayclip.attacks.base import Adversarial, Norm
@@ -178,3 +179,18 @@ def test_the_order_of_the_attacks_on_photographs(shared):
     data, eps = open_data(str(shared / "data/cifar10-test.parquet"), "test"), 2 / 255
     clip = load_model(f"local-dir:{shared / 'models/pocket-clip'}")
     check_order(left_by_each(clip, data, list(range(0, 3000, 50)), eps), eps, queries=50, iterations=20)
+
+
+def test_the_pair_is_apgd_ce_and_then_apgd_t_on_what_stands():
+    victim = balanced()
+    images, labels, todo, keys = batch(victim, 8)
+    pair = make_attack("apgd-ce+apgd-t:iterations=3")
+    found = pair.run(victim, Samples(images, labels, keys, todo), eps=4 / 255)
+    stands = todo.clone()
+    for place, name in enumerate(("apgd-ce", "apgd-t"), 1):
+        part = make_attack(f"{name}:iterations=3")
+        one = part.run(victim, Samples(images, labels, rng.subkeys(keys, name), stands), eps=4 / 255)
+        broken = stands & (victim(one.images_BCHW).argmax(1) != labels)
+        assert torch.equal(found.part_B == place, broken)
+        stands &= ~broken
+    assert [part.name for part in pair.for_classes(2).parts()] == ["apgd-ce"]

@@ -1,13 +1,18 @@
 """Folders of image files: class folders, ImageNet's forms, TinyImageNet."""
 
+import json
 import os
 import shutil
 
 import pytest
 
 from data import forms
+from rayclip.data import open_data
+from rayclip.data.catalog import prepare_named
 from rayclip.data.registry import DATASETS, curated_names
 from rayclip.data.sources.folder import open_folder
+from rayclip.data.spec import parse_spec
+from rayclip.store import Store
 from rayclip.types import UserError
 
 ROW_OF = {
@@ -286,3 +291,62 @@ def test_tiny_imagenet_wants_all_classes(tmp_path):
     wnids.write_text("\n".join(wnids.read_text().split()[:150]))
     with pytest.raises(UserError, match="has 150 classes"):
         open_folder(DATASETS["tiny_imagenet"], tmp_path)
+
+
+# CoOp's lists
+
+
+def coop_list(root, **splits):
+    """UCF101's form with a folder of images below the list's; each image is `(class, number)`."""
+    names = [f"Class_{i}" for i in range(101)]
+    listed = {"train": [], "val": [], "test": [[f"{n}/{n}.jpg", i, n] for i, n in enumerate(names)], **splits}
+    for rows in listed.values():
+        for file, _, _ in rows:
+            forms.put(root / "UCF-101-midframes" / file, forms.jpeg())
+    forms.put(root / "split_zhou_UCF101.json", json.dumps(listed).encode())
+    return names
+
+
+def test_coops_list_gives_splits_labels_and_names(tmp_path):
+    names = coop_list(tmp_path, train=[["Class_7/other.jpg", 7, "Class_7"]], val=[["Class_9/third.jpg", 9, "Class_9"]])
+    (tmp_path / "UCF-101-midframes/Class_3/Class_3.jpg").unlink()
+    source = open_folder(DATASETS["ucf101"], tmp_path)
+    assert source.splits() == {"train": 1, "val": 1, "test": 101}
+    assert listed(source, "train") == [("UCF-101-midframes/Class_7/other.jpg", 7)]
+    assert [r.problem for r in source.records("test") if r.problem] == [
+        "split_zhou_UCF101.json names it, but it is not there"
+    ]
+    named = curated_names(DATASETS["ucf101"], source.class_names, "folder")
+    assert named == tuple(name.replace("_", " ") for name in names)
+
+
+def test_a_list_cannot_name_files_of_elsewhere(tmp_path):
+    forms.put(tmp_path / "secret.jpg", forms.jpeg())
+    coop_list(tmp_path / "root", val=[])
+    file = tmp_path / "root/split_zhou_UCF101.json"
+    listed = json.loads(file.read_text())
+    listed["train"] = [["../../secret.jpg", 0, "Class_0"], [str(tmp_path / "secret.jpg"), 0, "Class_0"]]
+    file.write_text(json.dumps(listed))
+    records = list(open_folder(DATASETS["ucf101"], tmp_path / "root").records("train"))
+    assert len(records) == 2 and all(r.problem and r.label is None for r in records)
+
+
+@pytest.mark.parametrize("text", ["[", "{}", '{"train": [], "val": [], "test": [["a"]]}', None])
+def test_a_damaged_or_missing_list_is_one_sentence(tmp_path, text):
+    if text is not None:
+        (tmp_path / "split_zhou_UCF101.json").write_text(text)
+    with pytest.raises(UserError, match=r"split_zhou"):
+        open_folder(DATASETS["ucf101"], tmp_path)
+
+
+def test_coops_split_is_a_data_set_of_its_own(tmp_path):
+    names = [f"breed_{i}" for i in range(37)]
+    listed = {split: [[f"{n}.jpg", i, n] for i, n in enumerate(names)] for split in ("train", "val", "test")}
+    for name in names:
+        forms.put(tmp_path / "pets/images" / f"{name}.jpg", forms.jpeg())
+    forms.put(tmp_path / "pets/split_zhou_OxfordPets.json", json.dumps(listed).encode())
+    root = Store(str(tmp_path / "root"))
+    prepare_named("oxford_pets#coop", root, kind="folder", location=str(tmp_path / "pets"))
+    assert parse_spec("oxford_pets#coop").place == "oxford_pets-coop"
+    data = open_data(f"{tmp_path}/root/oxford_pets-coop", "test")
+    assert len(data) == 37 and data.class_names[1] == "breed 1"

@@ -16,7 +16,8 @@ def test_every_row_is_complete(row):
     assert DATASETS[row.name] is row and row.title and row.licence.endswith(".") and len(row.citation) > 20
     assert row.evaluated in row.splits and all(count > 0 for count in row.splits.values())
     assert set(row.splits) <= {"train", "val", "test"}
-    places = {"torchvision": row.torchvision, "hub": row.hub, "bundled": row.name == "digits"}
+    listed = row.folder == "coop"  # CoOp's list is what is downloaded
+    places = {"torchvision": row.torchvision, "hub": row.hub, "bundled": row.name == "digits", "folder": listed}
     assert places[row.taken_from]
     if row.torchvision:
         assert set(row.torchvision.splits) == set(row.splits) and row.torchvision.needs
@@ -33,7 +34,7 @@ def test_curated_lists_have_a_name_for_every_class(row):
     assert len(names) == row.classes
     spelled = list(names.values()) if isinstance(names, dict) else names
     twice = {name for name in spelled if spelled.count(name) > 1}
-    assert twice == ({"missile", "sunglasses"} if row.name == "imagenet" else set())
+    assert twice == ({"missile", "sunglasses"} if row.curated == "imagenet" else set())
     assert all(name == " ".join(name.split()) and "_" not in name for name in spelled)
 
 
@@ -43,11 +44,20 @@ def test_every_list_is_used():
 
 
 def test_published_orders():
-    for key in ("caltech101", "country211", "eurosat"):  # keyed by folder names, which torchvision sorts
+    for key in (
+        "caltech101",
+        "country211",
+        "eurosat",
+        "imagenet",
+        "imagenet_a",
+        "imagenet_r",
+    ):  # keyed by folder names, which torchvision sorts
         assert list(NAMES[key]) == sorted(NAMES[key])
     for key in ("cifar100", "dtd", "food101", "stl10"):
         assert NAMES[key] == sorted(NAMES[key])
     assert sorted(NAMES["caltech101"].values()) == sorted(set(NAMES["caltech101_vtab"]) - {"background"})
+    for key in ("imagenet_a", "imagenet_r"):
+        assert NAMES[key].items() < NAMES["imagenet"].items()
     assert list(NAMES["tiny_imagenet"])[:2] == ["n02124075", "n04067472"]
 
 
@@ -100,6 +110,15 @@ def test_names_follow_the_labels_of_the_source_not_the_list():
     assert curated_names(DATASETS["oxford_pets"], pets[::-1], "folder")[-1] == "Abyssinian"
     cifar = curated_names(DATASETS["cifar10"], NAMES["cifar10"][::-1], "hub")
     assert cifar == tuple(NAMES["cifar10"][::-1])
+
+
+def test_imagenets_relatives_are_named_by_wordnet_id_or_by_the_number_of_the_class():
+    known = NAMES["imagenet"]
+    sketch = curated_names(DATASETS["imagenet_sketch"], sorted(known), "folder")
+    assert sketch == tuple(known.values())
+    numbers = sorted(str(i) for i in range(1000))  # as folders are listed: '0', '1', '10', '100'
+    assert curated_names(DATASETS["imagenet_v2"], numbers, "folder")[2] == list(known.values())[10]
+    assert curated_names(DATASETS["imagenet_r"], sorted(NAMES["imagenet_r"]), "folder")[0] == known["n01443537"]
 
 
 def test_a_folder_whose_order_is_unknown_keeps_its_own_names():

@@ -53,6 +53,7 @@ SHORT: dict[str, list[dict[str, Any]]] = {
     "fab-t": [{"iterations": 3, "targets": 1}, {"iterations": 2, "targets": 1, "norm": "l2", "stop": "final"}],
     "square": [{"queries": 6}, {"queries": 6, "norm": "l2"}],
     "autoattack": [{"iterations": 1, "queries": 3}],
+    "apgd-ce+apgd-t": [{"iterations": 1}],
     "autoattack-seeds": [{"iterations": 1}],
 }
 CELLS: dict[str, dict[str, str]] = {

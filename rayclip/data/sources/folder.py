@@ -1,10 +1,11 @@
 """Source of folders of image files: class folders as in torchvision's ImageFolder, ImageNet, TinyImageNet."""
 
 import csv
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rayclip.data.labels import Reading, first_few, with_given_names
 from rayclip.data.layout import is_image_name
@@ -14,6 +15,7 @@ from rayclip.data.sources.base import Entry, FileSource, Source, describe_files,
 from rayclip.types import UserError
 
 _SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+_LISTED = ("train", "val", "test")  # the splits of CoOp's lists
 _JUNK = frozenset({"__MACOSX", "@eaDir"})  # what archives and file servers leave behind
 
 
@@ -22,7 +24,8 @@ def open_folder(info: DatasetInfo | None, path: Path, reading: Reading = Reading
 
     Without `info`, or where its form is `imagefolder`: `train/`, `val/` (or `validation/`), `test/` with a folder per
     class, or the class folders directly, which form the split `test`. ImageNet: `train/<wnid>/`, `val/<wnid>/`, or
-    Kaggle's layout. TinyImageNet: the layout of its archive. Captions: see `annotations`.
+    Kaggle's layout. TinyImageNet: the layout of its archive. CoOp: its list beside the folder of images. Captions: see
+    `annotations`.
 
     Args:
         reading: its class names replace the folders' names: the same names in another spelling, or names in the
@@ -41,6 +44,8 @@ def open_folder(info: DatasetInfo | None, path: Path, reading: Reading = Reading
     try:
         if form == "imagenet":
             return _imagenet(info, path)
+        if form == "coop":
+            return _coop(info, path)
         if form == "tiny_imagenet" and (found := _first(path / "tiny-imagenet-200", path, holding="wnids.txt")):
             return _tiny_imagenet(info, found)
         return _class_folders(path, reading)
@@ -199,6 +204,44 @@ def _tiny_imagenet(info: DatasetInfo | None, root: Path) -> FileSource:
             listed = _in_class_folders(walk, folder, names, label_of, "wnids.txt does not have {}", "_boxes.txt")
             entries[split] = sorted(listed, key=_by_label)
     return walk.source("tiny_imagenet", entries, [words.get(w) or w for w in wnids], wnids)
+
+
+def _coop(info: DatasetInfo | None, root: Path) -> FileSource:
+    """Read CoOp's list `split_zhou_*.json`: for each split `[[file, label, class name], …]`, the files being below the
+    list's folder or one of the folders in it."""
+    lists = sorted(root.glob("split_zhou_*.json"))
+    if len(lists) != 1:
+        raise UserError(f"{root} holds {len(lists)} of CoOp's lists: it needs one split_zhou_*.json beside the images.")
+    try:
+        listed = json.loads(lists[0].read_text(encoding="utf-8"))
+        rows = {split: [(str(f), int(label), str(name)) for f, label, name in listed[split]] for split in _LISTED}
+        names = {label: name for split in _LISTED for _, label, name in rows[split]}
+        first = rows["test"][0][0]
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise UserError(
+            f"{lists[0]} is no list of CoOp's: it needs train, val and test of [file, label, name]."
+        ) from error
+    if sorted(names) != list(range(len(names))):
+        raise UserError(f"{lists[0]} names {len(names)} classes, but does not number them 0 to {len(names) - 1}.")
+    walk = _Walk(root)
+    places = [root, *(root / name for name in walk.folders(root, note=False))]
+    places += [place / name for place in places[1:] for name in walk.folders(place, note=False)]
+    base = next((place for place in places if (place / first).is_file()), root)
+    there = set(walk.images(base))
+
+    def entry(file: str, label: int) -> Entry:
+        path = walk.relative(base / file) if _is_below(file) else file
+        return (
+            Entry(path, label) if path in there else Entry(path, None, f"{lists[0].name} names it, but it is not there")
+        )
+
+    entries = {split: [entry(file, label) for file, label, _ in rows[split]] for split in _LISTED}
+    return walk.source("coop", entries, [names[label] for label in range(len(names))])
+
+
+def _is_below(file: str) -> bool:
+    path = PurePosixPath(file)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _in_class_folders(

@@ -1,0 +1,81 @@
+"""`--protocol`: the field's protocols as defaults of the options."""
+
+import pytest
+
+from calling import call
+from rayclip import api
+from rayclip.cli.request import Request
+from rayclip.data.registry import DATASETS
+from rayclip.data.spec import parse_spec
+from rayclip.evaluation.cell import at_budgets
+from rayclip.names import find_protocol, protocols
+from rayclip.types import UserError
+
+
+class Asked(BaseException):
+    """What `rayclip eval` would have done."""
+
+
+@pytest.fixture
+def evaluation(monkeypatch, capsys, tmp_path):
+    """The evaluation that a command line asks for, whatever is prepared on this machine."""
+
+    def stop(models, evaluation, where):
+        raise Asked(evaluation)
+
+    monkeypatch.setattr(api, "evaluate_models", stop)
+    monkeypatch.setattr("rayclip.cli.request.check_data", lambda specs: None)
+
+    def ask(*words):
+        with pytest.raises(Asked) as found:
+            call(monkeypatch, capsys, "eval", "--model", "digits", "--out", tmp_path / "r", "--no-tracking", *words)
+        return found.value.args[0]
+
+    return ask
+
+
+@pytest.mark.parametrize("name", protocols())
+def test_a_protocol_sets_what_it_names_and_every_data_set_is_known(evaluation, name):
+    found, settings = evaluation("--protocol", name), find_protocol(name)
+    places = [parse_spec(spec).place.rpartition("/")[2] for spec in found.data]
+    assert places and set(places) <= set(DATASETS) and len(set(places)) == len(places)
+    budgets = {a.eps for a in at_budgets(found.attacks, found.protocol.budgets) if a.needs_eps}
+    assert len(budgets) == len(settings["eps"][0].split(",")) and max(budgets) <= 4 / 255
+    assert found.limit == settings.get("limit")
+    assert not Request(model=["digits"], out="r", protocol=name, **settings).differences
+
+
+def test_robustvlm_attacks_small_images_at_their_own_size(evaluation):
+    found = evaluation("--protocol", "robustvlm")
+    (attack,) = [a for a in found.attacks if a.needs_eps]
+    assert [part.name for part in attack.parts()] == ["apgd-ce", "apgd-t"] and attack.iterations == 100
+    native, others = found.by_resolution()
+    assert {parse_spec(spec).place.rpartition("/")[2] for spec in native.data} == {"cifar10", "cifar100", "stl10"}
+    assert (native.protocol.resolution, native.protocol.resize) == ("native", "plain")
+    assert (others.protocol.resolution, len(others.data)) == ("model", 11)
+
+
+def test_what_is_given_counts_and_is_said(evaluation, monkeypatch, tmp_path):
+    found = evaluation("--protocol", "coop", "--data", "digits", "--steps", "3")
+    assert list(found.data) == ["digits"] and found.attacks[1].steps == 3
+    assert found.protocol.template == "a photo of a {}." and found.protocol.eps == (4 / 255,)
+    settings = find_protocol("coop") | {"data": ["digits"], "steps": 3}
+    asked = Request(model=["digits"], out=str(tmp_path), protocol="coop", **settings)
+    assert [line.partition(" ")[0] for line in asked.differences] == ["data", "steps"]
+    assert asked.differences[1] == "steps 3 (100)"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("protocol", "cop"), ("resolution", "native:"), ("resolution", "model:x"), ("template", "a photo")],
+)
+def test_nonsense_is_one_sentence(monkeypatch, capsys, tmp_path, option, value):
+    words = ["eval", "--model", "digits", "--data", "digits", "--out", tmp_path / "r", "--eps", "1/255"]
+    code, _, said = call(monkeypatch, capsys, *words, f"--{option}", value)
+    assert code == 2 and said.count("\n") == 1 and option in said and not (tmp_path / "r").exists()
+
+
+def test_a_name_that_is_no_data_set_of_the_evaluation_cannot_stay_native(tmp_path):
+    asked = Request(model=["digits"], data=["digits"], out=str(tmp_path), eps=["1/255"], resolution="native:cifar10")
+    with pytest.raises(UserError, match="cifar10"):
+        _ = asked.evaluation
