@@ -14,7 +14,8 @@ from rayclip.models import Clip
 
 @dataclass(frozen=True, kw_only=True)
 class TeCoA(Method):
-    """CE(s·f(x')·T, y), on images that PGD made by maximising the same loss. The paper trains with 2 steps."""
+    """CE(s·f(x')·T, y), on images that PGD made by maximising the same loss. The paper trains with 2 steps
+    at lr 1e-5; the defaults of its code are 5 and 1e-7."""
 
     name: ClassVar[str] = "tecoa"
     recipe: ClassVar[Recipe] = Recipe(optimizer="sgd", lr=1e-5, momentum=0.9, warmup_steps=1000, epochs=10)
