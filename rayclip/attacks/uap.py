@@ -62,7 +62,7 @@ class UniversalPerturbation(Attack):
 
     def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
         images = samples.images_BCHW
-        delta = _load(self.file, self.fingerprint).to(images)[None]
+        delta = _load(self.file, self.fingerprint).to(images.device, images.dtype, non_blocking=True)[None]
         if self.fit == "scale":
             delta = delta * (eps / delta.abs().amax().clamp_min(torch.finfo(delta.dtype).tiny))
         if delta.shape[-2:] != images.shape[-2:]:

@@ -59,9 +59,9 @@ SHORT: dict[str, list[dict[str, Any]]] = {
 CELLS: dict[str, dict[str, str]] = {
     "pgd:steps=2": {"precision": "bf16"},
     "clean": {"defenses": "rn,tte,ttc:steps=1+anti-adversary:steps=1+hedge:steps=1", "aims": "ignore"},
-    "clean:": {
-        "defenses": "nac:steps=1+doc:steps=1,csr:steps=1+et3:steps=1+clipure-cos,rtpt:count=4",
-        "aims": "ignore",
+    "fgsm": {
+        "defenses": "nac:steps=1+doc:steps=1,csr:steps=1+et3:steps=1+clipure-cos:length=0.1,rtpt:count=4",
+        "aims": "gate",
     },
     "pgd:steps=1": {"defenses": "ttc:steps=1", "aims": "straight"},
     "sga:steps=1": {},
