@@ -10,7 +10,7 @@ import pytest
 from calling import call
 
 MODULE = '''
-"""Somebody's own: an attack with captions, a method with two settings, a defence of embeddings, weights and logits, a scorer, a data set."""
+"""Somebody's own: an attack with captions, a method with two settings, a defence, a scorer, a data set."""
 
 from __future__ import annotations
 

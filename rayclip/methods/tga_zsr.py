@@ -25,8 +25,8 @@ COMPLEMENT = "This is not a photo of a {}"
 class TGAZSR(TeCoA):
     """`CE(x') + 0.08·‖A(x') − A₀(x)‖₂ + 0.05·‖A(x) − A₀(x)‖₂`, batch mean; the examples are TeCoA's.
 
-    A is the attention guided by the true class's text (`models.attention`), A₀ the original model's. The published code,
-    and SAFT's, normalise patches over the wrong axis, which moves the gradient by 2 %; here each patch is normalised.
+    A is the attention guided by the true class's text (`models.attention`), A₀ the original model's. The published
+    code, and SAFT's, normalises patches over the wrong axis, which moves the gradient by 2 %; here each patch is.
 
     Attributes:
         lambda_adversarial, lambda_clean: weights of the two attention terms, in that order.

@@ -110,6 +110,17 @@ def test_an_attack_through_the_defence_that_does_worse_is_noticed(tmp_path):
     assert said.startswith("digits + tte on digits, pgd-4_eps32_bpda goes through the defence and leaves 90.0 %")
 
 
+def test_a_budget_that_is_no_use_is_noticed(tmp_path):
+    cells = cells_of("tte", "apgd-ce:iterations=3", eps=(8 / 255, 32 / 255))
+    positions, store = np.arange(30), Store(str(tmp_path))
+    run_all(cells, positions, store, 30)
+    rows = collect_rows(cells, {"digits": positions}, store)
+    assert not any("no less than" in said for said in alarms(cells, rows, {"digits": positions}, store))
+    level = [dataclasses.replace(r, top1=80.0) for r in rows]
+    (said,) = (s for s in alarms(cells, level, {"digits": positions}, store) if "no less than" in s)
+    assert said.startswith("digits + tte on digits, apgd-ce-3_eps32_bpda leaves 80.0 %")
+
+
 @pytest.mark.parametrize(
     "attack", ["feature", "semantic", "cw", "sep", "co-attack", "sga", "square:queries=20", "fgsm"]
 )
