@@ -50,6 +50,7 @@ def mlflow(tmp_path_factory):
     return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
 
 
+@pytest.mark.ci
 def test_a_disk_that_is_full_at_any_write_leaves_every_run_once_and_whole(mlflow, tmp_path, monkeypatch):
     """The same command, started again when there is room, goes on in the runs that it had begun."""
     write, append = Store.write, Store.append

@@ -169,6 +169,7 @@ def check_order(holds, eps, **autoattack):
     assert worst <= min(left.values())
 
 
+@pytest.mark.ci
 def test_the_order_of_the_attacks_on_digits():
     data, eps = open_data("digits", "test"), 24 / 255
     check_order(left_by_each(load_model("digits"), data, list(range(0, 160, 4)), eps), eps, queries=50, iterations=20)

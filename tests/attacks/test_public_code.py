@@ -12,6 +12,8 @@ from rayclip.data import batch_pixels, open_data
 from rayclip.models import ZeroShot, load_model
 from rayclip.rng import sample_keys
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.fixture(scope="module")
 def photographs(shared):

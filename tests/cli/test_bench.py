@@ -11,6 +11,7 @@ HISTORY = Path(__file__).parents[1] / "benchmarks" / "history"
 QUICK = ("bench", "--batch", 8, "--attacks", "pgd:steps=2", "--no-whole", "--quiet")
 
 
+@pytest.mark.ci
 def test_rates_beside_plain_loops_and_beside_an_earlier_result(monkeypatch, capsys, tmp_path):
     code, _, _ = call(monkeypatch, capsys, *QUICK, "--json", tmp_path / "now.json")
     found = json.loads((tmp_path / "now.json").read_text())
@@ -51,6 +52,7 @@ def test_bad_input_is_one_sentence(monkeypatch, capsys, wrong):
     assert code == 2 and err.count("\n") == 1
 
 
+@pytest.mark.ci
 def test_a_random_model_is_right_about_its_images(monkeypatch, capsys, tmp_path):
     out = tmp_path / "random.json"
     more = ("--model", "ViT-M-32-alt:random", "--batch", 2, "--methods", "none", "--json", out)

@@ -32,6 +32,7 @@ def accuracy(tmp_path_factory):
     return {("none" if r.defense == "none" else f"tau {'tau=10' in r.defense}", r.attack): r.top1 for r in rows}
 
 
+@pytest.mark.ci
 def test_ttc_raises_accuracy_under_an_attack_that_ignores_it(accuracy):
     bare, usual, always = (accuracy[kind, "pgd-10_eps32"] for kind in ("none", "tau False", "tau True"))
     assert bare < 25 and usual > bare + 15 and always > usual

@@ -143,6 +143,7 @@ def recalls(clip, pairs, store, names, **settings):
     return rows, sums
 
 
+@pytest.mark.ci
 def test_recall_falls_under_every_attack(shared, tmp_path):
     """On photographs of kinds that the model knows, an image a class."""
     table = pq.read_table(shared / "data/tiny_imagenet-val.parquet")
@@ -161,6 +162,7 @@ def test_recall_falls_under_every_attack(shared, tmp_path):
     assert sums["sga"] < min(sums["sep"], sums["co-attack"]), sums
 
 
+@pytest.mark.ci
 def test_recall_falls_on_captioned_photographs(shared, tmp_path):
     """The model hardly knows such sentences and is near chance; attacks that see the captions bring it below."""
     pairs = open_pairs(str(shared / "data/flickr8k-500.parquet"))

@@ -46,6 +46,7 @@ def test_what_fools_only_the_copy_is_attacked_again(settings):
     assert torch.equal(through.images_BCHW[:3], samples.images_BCHW[:3])
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("settings", "compiled"), [(s, False) for s in STOPPING] + [(s, True) for s in STOPPING[:2]], ids=str
 )

@@ -66,6 +66,7 @@ def test_settings_of_a_defence_are_another_cell():
     assert len(set(ids)) == 6
 
 
+@pytest.mark.ci
 def test_verdicts_of_defended_models_do_not_depend_on_shards_or_batches(tmp_path):
     cells = cells_of("rn:eps=32/255,ttc+tte")
     positions = np.arange(14)
@@ -168,6 +169,7 @@ def test_scorers_judge_and_are_attacked_or_not():
     assert {c.id for c in other_way_round} == {c.id for c in cells}
 
 
+@pytest.mark.ci
 def test_examples_made_against_the_template_are_judged_by_the_others(tmp_path):
     scorers = "template,ensemble:templates=simple,cupl,wca:crops=4"
     cells = scored(scorers, "clean,pgd:steps=10,bert,sep,co-attack:steps=3")

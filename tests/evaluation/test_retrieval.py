@@ -173,6 +173,7 @@ def test_a_model_that_gives_nan_is_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.ci
 def test_real_photographs_against_plain_topk(shared):
     pairs = open_pairs(str(shared / "data/flickr8k-500.parquet"))
     assert len(pairs) == 500 and {len(c) for c in pairs.captions} == {5}

@@ -17,6 +17,8 @@ from rayclip.models import TEMPLATE, load_model
 from rayclip.models.clip import frozen
 from rayclip.rng import sample_keys
 
+pytestmark = pytest.mark.ci
+
 # settings, loss, and norm of its gradient in the image encoder
 GOLDEN = {
     "saft": ({"captions": "templates", "steps": 2}, 2.1538734, 9.466020),

@@ -541,6 +541,7 @@ def test_imports_of_the_command_line_say_what_was_taken(source, base, tmp_path, 
     check(load_model(f"local-dir:{tmp_path / 'out'}"), source, "whole", base)
 
 
+@pytest.mark.ci
 def test_the_real_cases(shared, tmp_path):
     """The script that lies beside the real models makes some thirty files; the six of its command open or say why."""
     script = shared / "inputs" / "import_layouts"

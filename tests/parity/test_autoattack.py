@@ -7,6 +7,8 @@ from parity.inputs import golden
 from rayclip.attacks import make_attack
 from rayclip.units import parse_budget
 
+pytestmark = pytest.mark.ci
+
 RUNS = {run["attack"]: run for run in golden("autoattack")["runs"]}
 
 

@@ -21,6 +21,8 @@ from rayclip.attacks.bert import TextSettings
 from rayclip.models import load_model
 from rayclip.models.zeroshot import class_prompts
 
+pytestmark = pytest.mark.ci
+
 GOLDEN = json.loads((Path(__file__).parent / "golden/bert_words.json").read_text(encoding="utf-8"))
 
 

@@ -7,6 +7,8 @@ from parity.inputs import cifar, equal_share, golden, places
 from rayclip.attacks import make_attack
 from rayclip.units import parse_budget
 
+pytestmark = pytest.mark.ci
+
 GOLDEN = golden("co_attack")
 
 

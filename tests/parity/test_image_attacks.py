@@ -8,6 +8,8 @@ from parity.inputs import Images, cifar, digits, equal_share, golden, places
 from rayclip.attacks import Samples, make_attack
 from rayclip.units import parse_budget
 
+pytestmark = pytest.mark.ci
+
 OTHERS = ("ZSRobust4FoundationModel-pgd-2_255-10-zero", "ZSRobust4FoundationModel-cw-1_255-10-random")
 OF_LIBRARIES = ("torchattacks-fgsm-1_255-1-zero", "foolbox-pgd-l2-63.75_255-10-zero")
 BY_PAPERS, BY_LIBRARIES = golden("pgd")["runs"], golden("libraries")["runs"]

@@ -12,6 +12,8 @@ from rayclip.models import Clip
 from rayclip.models.clip import frozen
 from rayclip.units import parse_budget
 
+pytestmark = pytest.mark.ci
+
 LOSSES = {run["name"]: run for run in golden("losses")["runs"]}
 ATTACKS = {run["name"]: run for run in golden("training_attacks")["runs"]}
 

@@ -4,6 +4,8 @@ import pytest
 
 from parity.test_losses import ATTACKS, LOSSES, check_attack, check_loss, images, moved, ours
 
+pytestmark = pytest.mark.ci
+
 __all__ = ["images", "moved"]  # fixtures
 
 

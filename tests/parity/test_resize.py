@@ -9,6 +9,8 @@ from rayclip.attacks import make_attack
 from rayclip.models.resizing import resized
 from rayclip.units import parse_budget
 
+pytestmark = pytest.mark.ci
+
 GOLDEN = golden("resize")
 
 

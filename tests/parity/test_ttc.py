@@ -8,6 +8,8 @@ from rayclip.attacks import make_attack
 from rayclip.defenses.ttc import TTC
 from rayclip.units import parse_budget
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.fixture(scope="module")
 def images(shared):

@@ -63,6 +63,7 @@ def judge(store: Store, models: Mapping[str, str], data: str, budgets: tuple[flo
                 evaluator.run(shard)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["digits", pytest.param("pocket-clip", marks=pytest.mark.slow)])
 def test_every_figure_is_drawn_from_a_real_run(name, tmp_path, request):
     base, training, test, budgets = "digits", "digits", "digits", (16 / 255, 32 / 255)

@@ -14,10 +14,13 @@ import torch.utils.backend_registration as backends
 HERE = Path(__file__).parent
 TABLE = json.loads((HERE / "waits.json").read_text())
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(backends, "_setup_privateuseone_for_python_backend"),
-    reason="this PyTorch knows no devices that are written in Python",
-)
+pytestmark = [
+    pytest.mark.ci,
+    pytest.mark.skipif(
+        not hasattr(backends, "_setup_privateuseone_for_python_backend"),
+        reason="this PyTorch knows no devices that are written in Python",
+    ),
+]
 
 
 def python(*arguments: str) -> str:

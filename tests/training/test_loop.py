@@ -519,6 +519,7 @@ def test_training_on_native_images_resizes_as_it_was_asked_to(name, tmp_path):
     assert losses["plain"] != pytest.approx(losses["antialias"], rel=1e-4)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", METHODS)
 def test_in_bf16_the_first_loss_is_within_a_percent(name, tmp_path):
     """Attack included, which runs on a copy in reduced precision."""

@@ -79,6 +79,7 @@ def worker(rank, folder, port, queue):
     dist.destroy_process_group()
 
 
+@pytest.mark.ci
 def test_two_workers_give_one_workers_curve(tmp_path, free_port):
     """Every option on the same two processes: starting them is what takes the time."""
     save_resnet(tmp_path)
