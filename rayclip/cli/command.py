@@ -30,7 +30,7 @@ _GROUPS = {
     "Model and data": "method methods model origin target a protocol data test shots limit captions resolution resize "
     "class_names template seed",
     "Attack": "attacks attack eps steps step_size norm start eps_warmup substitutes precision compiled",
-    "Defence and scoring": "defense aim draws scorer made_against",
+    "Defence and scoring": "defense aim draws judgements scorer made_against",
     "Optimiser": "epochs recipe lr batch_size accumulate optimizer momentum betas weight_decay schedule warmup_steps "
     "ema trains",
     "Cluster": "gpus_per_worker shard_size data_workers workers min_workers cluster",

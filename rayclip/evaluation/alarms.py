@@ -28,13 +28,14 @@ def alarms(cells: Sequence[Cell], rows: Sequence[Row], positions: Mapping[str, n
     - more steps that break less;
     - accuracy above chance within a budget that can erase any image;
     - an attack through a defence that breaks less than the same attack that ignores the defence;
+    - verdicts of a random defence that differ between its judgements by more than the interval of their number;
     - an attack through a defence that breaks no more with a budget of 32/255 or more than with a smaller one.
     """
     by_id = {row.cell: row for row in rows}
     found = []
     for members in group_by_subject(cells):
         attacking = [(cell, by_id[cell.id]) for cell in members if cell.attack.needs_eps]
-        found += _aim_loses(attacking)
+        found += _aim_loses(attacking) + _verdicts_change([by_id[cell.id] for cell in members])
         # An attack that ignores the defence, or is made against another scorer, says nothing about gradients
         attacking = [(cell, row) for cell, row in attacking if not cell.defense or cell.aim != IGNORE]
         attacking = [(cell, row) for cell, row in attacking if cell.attacked == cell.scorer]
@@ -119,6 +120,15 @@ def _aim_loses(attacking: Sequence[tuple[Cell, Row]]) -> list[str]:
         f"it ({ignoring[cell.attack].top1:.1f} %): the defence hides its gradients; judge it by the lower number."
         for cell, row in attacking
         if cell.aim != IGNORE and cell.attack in ignoring and row.top1 > ignoring[cell.attack].top1 + _POINTS
+    ]
+
+
+def _verdicts_change(rows: Sequence[Row]) -> list[str]:
+    return [
+        f"{_where(row)}: {row.top1:.1f} % are right in all {row.protocol['judgements']} judgements, {row.mean:.1f} % "
+        "in their mean: a single judgement of this random defence says little."
+        for row in rows
+        if row.mean is not None and row.mean > row.ci_high
     ]
 
 

@@ -1,12 +1,12 @@
 """Sim-CLIP (arXiv 2407.14971): Siamese adversarial training, an image and its adversarial form drawn to each other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayclip.methods.base import Batch, Recipe
+from rayclip.methods.base import SMALL_MODEL, Batch, Recipe
 from rayclip.methods.fare import FARE
 from rayclip.methods.parallel import global_mean
 from rayclip.models import Clip
@@ -21,6 +21,7 @@ class SimCLIP(FARE):
     recipe: ClassVar[Recipe] = Recipe(
         optimizer="adamw", lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-4, warmup_steps=1400, batch_size=128, epochs=2
     )
+    small: ClassVar[Recipe] = replace(SMALL_MODEL, lr=5e-5)  # at the other methods' 1e-3 all features become one
 
     def loss(self, clip: Clip, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.adversarial_BCHW is not None
