@@ -56,20 +56,8 @@ DEFENSES_ABOUT = {
     "hedge": "steps that raise the loss of all classes together (Wu et al. 2021)",
 }
 
-METHODS = (
-    "ft-standard",
-    "tecoa",
-    "pmg-aft",
-    "fare",
-    "tga-zsr",
-    "saft",
-    "mmcoa",
-    "agft",
-    "sim-clip",
-    "lore",
-    "comp-tga",
-    "advpt",
-    "vp",
+METHODS = tuple(
+    "ft-standard tecoa pmg-aft fare tga-zsr saft mmcoa agft sim-clip lore comp-tga advpt vp".split(),
 )
 
 DATASETS = (

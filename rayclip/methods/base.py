@@ -259,10 +259,10 @@ class Method(Configurable, ABC):
         kind."""
         return batch.texts.all()
 
-    def auxiliary(self, clip: Clip, seed: int) -> nn.Module | None:
+    def auxiliary(self, clip: Clip, seed: int) -> nn.Module:
         """Return a network that the optimiser trains beside the model (`Batch.auxiliary`): part of training states, not
-        of checkpoints' models."""
-        return None
+        of checkpoints' models. By default one without parameters."""
+        return nn.Identity()
 
     @property
     def trains_texts(self) -> bool:

@@ -94,9 +94,8 @@ class _Run:
         # Copied before a resume changes the weights, and before any of them is trainable
         base = copy.deepcopy(clip).eval().requires_grad_(False) if self.method.needs_original else None
         self.trainable = choose_trainable(clip, self.method)
-        self.auxiliary = self.method.auxiliary(clip, config.seed)
-        beside = [] if self.auxiliary is None else list(self.auxiliary.to(host.device).parameters())
-        self.optimizer = make_optimizer(self.recipe, [*self.trainable, *beside])
+        self.auxiliary = self.method.auxiliary(clip, config.seed).to(host.device)
+        self.optimizer = make_optimizer(self.recipe, [*self.trainable, *self.auxiliary.parameters()])
         self.sampler = EpochSampler(
             count=len(data),
             batch_size=self.recipe.batch_size,
@@ -248,9 +247,8 @@ class _Run:
         with self.average.in_place() if self.average is not None else contextlib.nullcontext() as last:
             found = lineage(self.config, self.data, self.step, self.total_steps)
             save_checkpoint(self.clip, folder, {**found, **_made_on(self.clip)})
-        state = {"step": self.step, "optimizer": self.optimizer.state_dict(), "last": last}
-        if self.auxiliary is not None:
-            state["auxiliary"] = self.auxiliary.state_dict()
+        parts = {"optimizer": self.optimizer.state_dict(), "auxiliary": self.auxiliary.state_dict()}
+        state = {"step": self.step, "last": last, **parts}
         torch.save(state, folder / STATE_FILE)
 
     def _resume(self) -> list[Tensor] | None:
@@ -264,8 +262,7 @@ class _Run:
             restore(self.clip, folder)
             state = torch.load(folder / STATE_FILE, map_location=self.host.device, weights_only=True)
             self.optimizer.load_state_dict(state["optimizer"])
-            if self.auxiliary is not None:
-                self.auxiliary.load_state_dict(state["auxiliary"])
+            self.auxiliary.load_state_dict(state.get("auxiliary", {}))
             self.step = state["step"]
             return state["last"]
 

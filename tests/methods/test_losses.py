@@ -74,8 +74,7 @@ def example(clip, n=8, chosen=None):
 
 
 def auxiliary(clip, chosen):
-    network = None if chosen is None else chosen.auxiliary(clip, 0)
-    return None if network is None else network.to(clip.mean.dtype)
+    return None if chosen is None else chosen.auxiliary(clip, 0).to(clip.mean.dtype)
 
 
 def method(name, **settings):
