@@ -15,12 +15,12 @@ from rayclip.models.exact import cosine_logits
 
 @dataclass(frozen=True, kw_only=True)
 class AGFT(TeCoA):
-    """`−Σ q log softmax(scale·f(x')·T)` with q = softmax(gamma·scale·f₀(x)·T₀) of the clean image, on images that PGD
-    made by raising the same loss. No labels are used. The paper trains the image encoder, with 2 steps.
+    """`−Σ q log softmax(k·s·f(x')·T)` with q = softmax(gamma·k·s₀·f₀(x)·T₀) of the clean image, on images that PGD made
+    by raising the same loss. No labels are used. The paper trains the image encoder, with 2 steps.
 
     Attributes:
         gamma: how much smoother the targets are than the predictions, in (0, 1].
-        scale: factor of the cosines in place of CLIP's own: the paper's τ = 1/180.
+        sharpness: k, a factor on the model's own scale s: with CLIP's 100, the paper's τ is 1/180.
     """
 
     name: ClassVar[str] = "agft"
@@ -30,10 +30,10 @@ class AGFT(TeCoA):
     needs_original: ClassVar[bool] = True
 
     gamma: float = 0.4
-    scale: float = 180.0
+    sharpness: float = 1.8
 
     def temperature(self, clip: Clip) -> Tensor:
-        return self.scale + 0 * clip.scale  # DDP requires all parameters to take part
+        return self.sharpness * clip.scale
 
     def attack(self, clip: Clip, batch: Batch) -> Batch:
         targets_BK, text_KD = self.targets(batch), batch.texts.all().detach()

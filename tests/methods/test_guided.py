@@ -81,8 +81,8 @@ def agft(clip, original, x, adversarial, y, prompts):
         f = naive.unit(feature(model, image))
         return torch.stack([(f * naive.unit(text(model, p))).sum() for p in prompts])
 
-    q = (0.4 * 180 * cosines(original, x)).exp()
-    p = (180 * cosines(clip, adversarial) + 0 * clip.scale).exp()
+    q = (0.4 * 1.8 * original.scale * cosines(original, x)).exp()
+    p = (1.8 * clip.scale * cosines(clip, adversarial)).exp()
     return -sum(a * b.log() for a, b in zip(q.detach() / q.sum().detach(), p / p.sum(), strict=True))
 
 
