@@ -66,7 +66,7 @@ def test_a_context_on_frozen_encoders_helps_against_weak_attacks_only():
 
 
 def test_what_the_papers_say_of_each_other():
-    """FARE keeps clean features closer than TeCoA does, LORE closer still at no cost; MMCoA holds where texts are attacked."""
+    """FARE keeps clean features closer than TeCoA does, LORE closer still; MMCoA holds where texts are attacked."""
     assert mean("fare", "cosine") > mean("tecoa", "cosine") + 0.1
     assert mean("fare", "clean") >= mean("tecoa", "clean") - 0.5
     assert mean("lore", "cosine") >= mean("fare", "cosine") and mean("lore", "pgd-10") > mean("fare", "pgd-10") - 1
