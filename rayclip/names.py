@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from rayclip.settings import Configurable, FromZero, convert_all, split_chains, split_names, split_one, suggest
 from rayclip.types import UserError
-from rayclip.units import Norm
+from rayclip.units import Norm, parse_budget
 
 ATTACKS_ABOUT = {
     "clean": "no attack",
@@ -56,37 +56,14 @@ DEFENSES_ABOUT = {
     "hedge": "steps that raise the loss of all classes together (Wu et al. 2021)",
 }
 
-METHODS = tuple(
-    "ft-standard tecoa pmg-aft fare tga-zsr saft mmcoa agft sim-clip lore comp-tga advpt vp".split(),
-)
+METHODS = tuple("ft-standard tecoa pmg-aft fare tga-zsr saft mmcoa agft sim-clip lore comp-tga advpt vp".split())
 
-DATASETS = (
-    "digits",
-    "cifar10",
-    "cifar100",
-    "stl10",
-    "imagenet",
-    "caltech101",
-    "caltech256",
-    "oxford_pets",
-    "flowers102",
-    "fgvc_aircraft",
-    "stanford_cars",
-    "food101",
-    "sun397",
-    "country211",
-    "eurosat",
-    "dtd",
-    "pcam",
-    "tiny_imagenet",
-    "imagenet_a",
-    "imagenet_r",
-    "imagenet_v2",
-    "imagenet_sketch",
-    "ucf101",
-    "mscoco_captions",
-    "flickr30k",
-    "flickr8k",
+DATASETS = tuple(
+    (
+        "digits cifar10 cifar100 stl10 imagenet caltech101 caltech256 oxford_pets flowers102 fgvc_aircraft "
+        "stanford_cars food101 sun397 country211 eurosat dtd pcam tiny_imagenet imagenet_a imagenet_r imagenet_v2 "
+        "imagenet_sketch ucf101 mscoco_captions flickr30k flickr8k "
+    ).split()
 )
 
 T = TypeVar("T")
@@ -329,6 +306,12 @@ def check_attacks(text: str, *, has_budget: bool, on_pairs: bool = False) -> Non
             raise not_for_pairs(name, (n for n, s in signatures("attack").items() if s.for_pairs))
         if found.needs_eps and not has_budget and "eps" not in written:
             raise no_budget(name)
+
+
+def attack_defaults(steps: int, step_size: str | float | None, substitutes: str) -> dict[str, Any]:
+    """Return the defaults for settings that attacks do not set; without a step size, each attack has its own."""
+    step = parse_budget(step_size, "step-size") if isinstance(step_size, str) else step_size
+    return {"steps": steps, "substitutes": substitutes, **({} if step is None else {"step": step})}
 
 
 def check_defenses(text: str) -> None:

@@ -13,6 +13,7 @@ ROOMS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
 def test_no_module_imports_itself_by_way_of_others():
     graph = grimp.build_graph("rayclip", cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    del imports["rayclip"]  # offers names of api/, imported when they are asked for
     try:
         TopologicalSorter(imports).prepare()
     except CycleError as error:

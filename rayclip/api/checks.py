@@ -4,6 +4,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -32,10 +33,14 @@ _SILENT_S = 2.0  # shorter checks print no progress
 
 
 class Opened:
-    """Cache of the models and data opened while one call is validated: the trials of a sweep share their base model."""
+    """Cache of the models and data opened while one call is validated: the trials of a sweep share their base model.
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
+    Args:
+        given: models in memory by specification, which are not loaded.
+    """
+
+    def __init__(self, *, quiet: bool = False, given: Mapping[str, Clip] = MappingProxyType({})) -> None:
+        self._quiet, self._given = quiet, given
         self._model: tuple[str, Clip] | None = None
         self._fingerprints: dict[str, str] = {}
         self._data: dict[tuple[str, str, str], ImageSet] = {}
@@ -49,6 +54,8 @@ class Opened:
 
     def model(self, spec: str) -> Clip:
         """Load a model; only the last one stays in memory."""
+        if spec in self._given:
+            return self._given[spec]
         if self._model is None or self._model[0] != spec:
             self._model = spec, load_model(spec)
         return self._model[1]

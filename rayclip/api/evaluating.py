@@ -6,21 +6,23 @@ Bad arguments raise a `UserError` before anything is written.
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from rayclip.api.checks import Opened, plan_all
 from rayclip.api.logbook import Logbook
 from rayclip.api.request import Evaluation, Where
 from rayclip.defenses import chain_label
-from rayclip.distributed.connect import ray_cluster
-from rayclip.distributed.evaluating import calibrate, evaluate
-from rayclip.evaluation import Cell, Store, collect_rows, outstanding
+from rayclip.evaluation import Cell, Evaluator, Shards, Store, collect_rows, outstanding
 from rayclip.evaluation import forecast as forecasts
 from rayclip.evaluation.alarms import alarms, cut_alarms
-from rayclip.evaluation.costs import Costs
+from rayclip.evaluation.costs import Costs, PoolStatistics
 from rayclip.evaluation.forecast import Forecast
+from rayclip.evaluation.here import evaluate_here
+from rayclip.models import Clip
 from rayclip.models.checkpoint import model_record
 from rayclip.progress import Display, say
 from rayclip.reports.results import LINEAGE, JudgedCell
@@ -29,11 +31,17 @@ from rayclip.store import no_room
 from rayclip.types import Row, UserError
 
 
-def evaluate_models(models: Sequence[str], evaluation: Evaluation, where: Where) -> list[Row]:
-    """Evaluate models; write the results to disk, log them to the tracker and return them."""
-    cells, positions = plan_all(models, [evaluation], Opened(quiet=where.quiet))
+def evaluate_models(
+    models: Sequence[str], evaluation: Evaluation, where: Where, given: Mapping[str, Clip] = MappingProxyType({})
+) -> list[Row]:
+    """Evaluate models; write the results to disk, log them to the tracker and return them.
+
+    Args:
+        given: those of the models that are in memory, by specification; for an evaluation in this process.
+    """
+    cells, positions = plan_all(models, [evaluation], Opened(quiet=where.quiet, given=given))
     with where.logbook(Store(where.out)) as logbook:
-        found = _measure(cells, positions, logbook.store, where, {})
+        found = _measure(cells, positions, logbook.store, where, {}, given)
         with logging(logbook.store):
             for model in dict.fromkeys(models):
                 _log_model(logbook, found, model, model, None)
@@ -108,15 +116,19 @@ class _Measured(NamedTuple):
 
 
 def _measure(
-    cells: Sequence[Cell], positions: dict[str, np.ndarray], store: Store, where: Where, labels: Mapping[str, str]
+    cells: Sequence[Cell],
+    positions: dict[str, np.ndarray],
+    store: Store,
+    where: Where,
+    labels: Mapping[str, str],
+    given: Mapping[str, Clip] = MappingProxyType({}),
 ) -> _Measured:
     """Evaluate cells, write the table and each model's record beside them, and print the warnings."""
     work = outstanding(cells, positions, store, where.pool.shard_size)
     if work:
         display = Display(quiet=where.quiet)
         total = sum(len(positions[cell.data]) for cell in {cell.id: cell for cell in cells}.values())
-        with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
-            ran = evaluate(work, store, size=where.pool, display=display, total=total)
+        ran = _evaluate(work, store, where, display, total, given)
         store.write_json(forecasts.RUNS, [*(store.read_json(forecasts.RUNS) or []), dataclasses.asdict(ran)])
     rows = collect_rows(cells, positions, store)
     for spec, fingerprint in {(cell.model, cell.model_fingerprint) for cell in cells}:
@@ -130,6 +142,23 @@ def _measure(
         for sentence in warnings[model]:
             say("warning", sentence)
     return _Measured(cells, rows, warnings)
+
+
+def _evaluate(
+    work: Sequence[Shards], store: Store, where: Where, display: Display, total: int, given: Mapping[str, Clip]
+) -> PoolStatistics:
+    """Compute the outstanding verdicts: on Ray, or in this process."""
+    if where.cluster is not None:
+        from rayclip.distributed.connect import ray_cluster
+        from rayclip.distributed.evaluating import evaluate
+
+        with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
+            return evaluate(work, store, size=where.pool, display=display, total=total)
+    device = torch.device("cuda" if torch.cuda.is_available() and where.pool.gpus != 0 else "cpu")
+    device = next((clip.device for clip in given.values()), device)
+    evaluator = Evaluator(store, device, where.pool.batch_size, compiled=where.pool.compiled, given=given)
+    with display:
+        return evaluate_here(work, evaluator, display, total)
 
 
 def _log_model(
@@ -178,6 +207,9 @@ def plan_evaluation(
     Raises:
         UserError: bad arguments; or there are no earlier measurements and none may be made.
     """
+    from rayclip.distributed.connect import ray_cluster
+    from rayclip.distributed.evaluating import calibrate
+
     cells, positions = plan_all(models, [evaluation], Opened(quiet=where.quiet))
     store, costs, found = Store(where.out), Costs(), None
     work = outstanding(cells, positions, store, where.pool.shard_size)
@@ -186,7 +218,7 @@ def plan_evaluation(
         costs.read({cell.id: cell for cell in cells}.values(), store, hardware)
     if calibrate_s > 0 and any(costs.basis(shards.cell) != "measured" for shards in work):
         costs = Costs()
-        with ray_cluster(cluster=where.cluster, verbose=where.verbose), Display(quiet=where.quiet) as display:
+        with ray_cluster(cluster=bool(where.cluster), verbose=where.verbose), Display(quiet=where.quiet) as display:
             found = calibrate(work, cells, costs, store, where.pool, seconds=calibrate_s, display=display)
         hardware = found.hardware
     if hardware is None or (work and not costs.measured):

@@ -81,7 +81,7 @@ class Where:
     Attributes:
         out: folder of all results; for evaluations also an object-store URI.
         tracking: MLflow store and experiment; None keeps the journal of runs beside the results and sends nothing.
-        cluster: use a running Ray cluster instead of a private Ray.
+        cluster: True uses a running Ray cluster, False a private Ray; None evaluates in this process, without Ray.
         pool: size of the pool of evaluation actors.
         train_workers: Ray Train workers per trial.
         least_workers: minimum to continue a trial with while the cluster has no room for all; None waits for all.
@@ -91,7 +91,7 @@ class Where:
 
     out: str
     tracking: Tracking | None = None
-    cluster: bool = False
+    cluster: bool | None = False
     pool: PoolSize = dataclasses.field(default_factory=PoolSize)
     train_workers: int = 1
     least_workers: int | None = None

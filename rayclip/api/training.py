@@ -40,7 +40,7 @@ def fine_tune(trial: Trial, where: Where) -> bool:
     opened = Opened(quiet=where.quiet)
     trial = dataclasses.replace(trial, config=check_training(trial.config, where.train_workers, opened))
     store = Store(trial.out).child(".rayclip")
-    with resolve_precision([trial], store, cluster=where.cluster, verbose=where.verbose) as (trial,):
+    with resolve_precision([trial], store, cluster=bool(where.cluster), verbose=where.verbose) as (trial,):
         finished = trial.is_finished()
         if finished and not where.has_to_log(store, trial.name):
             return False
@@ -197,7 +197,7 @@ class _Study(NamedTuple):
 
     def connect(self) -> None:
         """Connect to Ray until the study ends."""
-        self.stack.enter_context(ray_cluster(cluster=self.where.cluster, verbose=self.where.verbose))
+        self.stack.enter_context(ray_cluster(cluster=bool(self.where.cluster), verbose=self.where.verbose))
 
     def evaluate(
         self,
@@ -230,7 +230,9 @@ def _open_study(kind: str, name: str, trials: Sequence[Trial], where: Where, ope
     trials = [dataclasses.replace(t, config=check_training(t.config, where.train_workers, opened)) for t in trials]
     store = Store(where.out)
     with contextlib.ExitStack() as stack:
-        trials = stack.enter_context(resolve_precision(trials, store, cluster=where.cluster, verbose=where.verbose))
+        trials = stack.enter_context(
+            resolve_precision(trials, store, cluster=bool(where.cluster), verbose=where.verbose)
+        )
         finished = [trial.name for trial in trials if trial.is_finished()]
         logbook = stack.enter_context(where.logbook(store))
         root = logbook.open(name, tags={"rayclip.kind": kind})
@@ -263,7 +265,7 @@ def _train(
             f"{storage.root}/{run} is an unfinished run of other settings or of an earlier version: it is not gone on "
             "with, and is deleted when this one has ended well.",
         )
-    with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
+    with ray_cluster(cluster=bool(where.cluster), verbose=where.verbose), display:
         return run_trials(
             [trial for trial in trials if trial.name not in skip],
             workers=Workers.for_cluster(where.train_workers, where.least_workers),

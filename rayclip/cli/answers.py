@@ -80,7 +80,7 @@ def _state(places: Sequence[str]) -> dict[str, list[int]] | None:
     """Return size and modification time of every file in the places; None if changes to one could go unnoticed."""
     found: dict[str, list[int]] = {}
     for text in {expand_home(place) for place in places if place}:
-        if "://" in text or text.startswith(("hf-hub:", "prompted:", "mix:")):
+        if "://" in text or text.startswith(("hf-hub:", "zoo:", "prompted:", "mix:")):
             return None
         for path in {Path(text), Path(text.partition(":")[2] or text)}:  # `local-dir:PATH`, `NAME:FILE`
             files = list(itertools.islice(_files(path), _MOST_FILES + 1))

@@ -21,7 +21,8 @@ from rayclip.names import ATTACKS_ABOUT, DATASETS, DEFENSES_ABOUT, METHODS
 Positive = Annotated[int, typer.Option(min=1)]
 FromZero = Annotated[int, typer.Option(min=0)]
 MODELS = (
-    "digits (bundled), local-dir:PATH, hf-hub:ORG/NAME, an open_clip NAME:TAG such as ViT-B-32:openai, "
+    "digits (bundled), local-dir:PATH, hf-hub:ORG/NAME, an open_clip NAME:TAG such as ViT-B-32:openai, zoo:NAME (a "
+    "published robust CLIP: rayclip models list), "
     "NAME-quickgelu:FILE or NAME-gelu:FILE with a file of weights, or prompted:PATH (what advpt and vp learn)."
 )
 WIDTH = {"max_content_width": 160}
@@ -33,7 +34,7 @@ _GROUPS = {
     "Defence and scoring": "defense aim draws judgements scorer made_against",
     "Optimiser": "epochs recipe lr batch_size accumulate optimizer momentum betas weight_decay schedule warmup_steps "
     "ema trains",
-    "Cluster": "gpus_per_worker shard_size data_workers workers min_workers cluster",
+    "Cluster": "gpus_per_worker shard_size data_workers workers min_workers cluster local",
     "Tracking": "tracking_uri no_tracking experiment",
     "Output": "out models json save_every_steps quiet json_logs verbose help",
 }

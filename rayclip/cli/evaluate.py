@@ -9,7 +9,6 @@ import typer
 from rayclip.cli.command import FromZero, Positive
 from rayclip.cli.options import (
     Logging,
-    attack_defaults,
     check_data,
     check_models,
     check_places,
@@ -19,7 +18,7 @@ from rayclip.cli.options import (
     split_models,
 )
 from rayclip.cli.request import Request
-from rayclip.names import check_attacks
+from rayclip.names import attack_defaults, check_attacks
 from rayclip.reports.grid import Cell, number_cell
 from rayclip.reports.notes import heading
 from rayclip.types import UserError
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from rayclip.evaluation.forecast import Forecast, PlanComparison
 
 
-def evaluate(asked: Request, workers: Positive | None = None) -> None:
+def evaluate(asked: Request, workers: Positive | None = None, local: bool = False) -> None:
     """Attack models and print a table of their clean and robust accuracy.
 
     \b
@@ -44,7 +43,10 @@ def evaluate(asked: Request, workers: Positive | None = None) -> None:
     Args:
         workers: Evaluation actors, at most; a cluster's autoscaler is asked for their nodes.
             [default: a GPU, else a core, each, of all that the cluster has or may have]
+        local: Evaluate in this process, without Ray: for small jobs and debuggers.
     """
+    if local and (asked.cluster or workers is not None or asked.gpus_per_worker):
+        raise UserError("--local has no workers: leave --cluster, --workers and --gpus-per-worker away.")
     from rayclip import progress
     from rayclip.cli import answers
 
@@ -55,7 +57,7 @@ def evaluate(asked: Request, workers: Positive | None = None) -> None:
     else:
         from rayclip import api
 
-        evaluation, where = asked.evaluation, asked.where(workers)
+        evaluation, where = asked.evaluation, asked.where(workers, local=local)
         with progress.listening() as said:
             rows = api.evaluate_models(asked.models, evaluation, where)
         answer = answers.Answer(rows, said)

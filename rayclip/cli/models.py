@@ -1,5 +1,5 @@
-"""`rayclip import`, `rayclip interpolate` and `rayclip uap`: convert other codes' checkpoints, evaluate interpolated
-weights, and make a universal perturbation."""
+"""`rayclip models`, `import`, `interpolate` and `uap`: the zoo, other codes' checkpoints, interpolated weights, and
+universal perturbations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,11 +8,50 @@ from typing import Annotated, Literal
 
 import typer
 
-from rayclip.cli.command import MODELS, Positive
-from rayclip.cli.options import check_models, hand_out, split_models
+from rayclip.cli.command import MODELS, Positive, add_command, command_group
+from rayclip.cli.options import check_models, hand_out, print_table, split_models
 from rayclip.cli.request import Request
 from rayclip.paths import check_file, check_folder
 from rayclip.types import UserError
+
+app = command_group("List the published robust CLIPs that zoo:NAME loads, or show one.")
+
+
+def list_(json: str | None = None) -> None:
+    """List the published robust CLIPs, each usable as --model zoo:NAME; accuracies in %, robust within 1, 2, 4/255."""
+    from rayclip.models.zoo import zoo, zoo_json
+
+    columns = "name,architecture,size,method,against,trained on,clean,1,2,4,licence,source"
+    rows = [columns.split(",")] + [
+        [
+            *(m.name, m.architecture, str(m.image_size), m.method, m.trained_against, m.trained_on),
+            *("" if number is None else f"{number:.1f}" for number in (m.clean, m.robust_1, m.robust_2, m.robust_4)),
+            *(m.licence, m.source),
+        ]
+        for m in zoo().values()
+    ]
+
+    def show() -> None:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:  # wider than most terminals, which fold lines and lose nothing
+            print("  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
+        print("\nrayclip models show NAME says where its numbers come from, and how to get it")
+
+    hand_out(json, zoo_json(), show)
+
+
+def show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Show everything that is known of a published robust CLIP, and how to load it."""
+    from dataclasses import asdict
+
+    from rayclip.models.zoo import find_published
+
+    found = find_published(name)
+    print_table(
+        [(key.replace("_", " "), str(value)) for key, value in asdict(found).items() if value not in ("", None)]
+    )
+    is_there = found.is_on_hub or found.own_folder.is_dir()
+    print(f"\n{f'load it: --model {found.spec}' if is_there else found.how_to_get()}")
 
 
 def import_(
@@ -161,3 +200,7 @@ def uap(
     print(
         f"evaluate it: rayclip eval --model {model} --data {data} --attacks clean,uap:file={out} --eps {eps} --out DIR"
     )
+
+
+add_command(app, "list", list_)
+add_command(app, "show", show)

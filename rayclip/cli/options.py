@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from rayclip.paths import check_folder, check_stream, split_places
 from rayclip.types import UserError
-from rayclip.units import parse_budget
 
 if TYPE_CHECKING:
     from rayclip.api import Tracking
@@ -30,12 +29,6 @@ class Logging:
         from rayclip.api import Tracking
 
         return None if self.no_tracking else Tracking.choose(self.tracking_uri, self.experiment)
-
-
-def attack_defaults(steps: int, step_size: str | None, substitutes: str) -> dict[str, Any]:
-    """Return the defaults for settings that attacks do not set; without a step size, each attack has its own."""
-    step = {} if step_size is None else {"step": parse_budget(step_size, "step-size")}
-    return {"steps": steps, "substitutes": substitutes, **step}
 
 
 def split(values: Sequence[str]) -> tuple[str, ...]:
@@ -106,6 +99,10 @@ def check_models(specs: Sequence[str]) -> None:
                 f"unknown model '{spec}'{hint}: use digits, local-dir:PATH, hf-hub:ORG/NAME or an open_clip NAME:TAG "
                 "such as ViT-B-32:openai."
             )
+        if kind == "zoo":
+            from rayclip.models.zoo import check_available
+
+            check_available(spec)
         if kind in ("local-dir", "prompted") and "://" not in place and not Path(place).expanduser().is_dir():
             raise UserError(f"model '{spec}': there is no folder {place}.")
 

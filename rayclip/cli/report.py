@@ -24,16 +24,17 @@ _ADD = (
     "Evaluate this checkpoint as the models of the first DIR were (data, attacks, budgets), and append it; the "
     f"verdicts stay in --out, and later boards there have it too. Repeat for several. {MODELS}"
 )
-Format = Literal["md", "html", "tex", "csv"]
+Format = Literal["md", "html", "tex", "csv", "json"]
 
 
 def report(
     places: Places,
     form: Annotated[Format | None, typer.Option("--format")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE")] = None,
-    against: Annotated[Sequence[str], typer.Option(metavar="PAPER:TABLE")] = (),
+    against: Annotated[Sequence[str], typer.Option(metavar="PAPER:TABLE|METHOD|all")] = (),
     baseline: Annotated[str | None, typer.Option(metavar="MODEL")] = None,
     figures: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
+    calibration: bool = False,
     tracking_uri: str | None = None,
     quiet: bool = False,
     json_logs: bool = False,
@@ -43,9 +44,11 @@ def report(
     Args:
         form: [default: what --out ends in, else md]
         out: [default: -, standard output]
-        against: Published numbers beside ours: mmcoa:II,mmcoa:III, or repeat; a paper alone is all its tables.
+        against: Published numbers beside ours: doc:1,tgazsr:3, or repeat; a paper alone is all its tables, a method
+            (ttc) all papers that measured it, and all every published number, or why it has no match here.
         baseline: Compare the others with this one (McNemar). [default: the best]
         figures: Write the figures there, as SVG, PDF and PNG; html has them inside anyway.
+        calibration: Also how far confidence is from accuracy (expected calibration error), with reliability diagrams.
     """
     out = None if out == Path("-") else out
     form = form or _form(out)
@@ -63,6 +66,7 @@ def report(
             form,
             against=split(against),
             baseline=baseline,
+            calibration=calibration,
             figures=figures,
             beside=out.absolute().parent if out is not None else Path.cwd(),
             tell=lambda figure, done, total: display.update(f"drawing {figure}", done, total),
@@ -89,7 +93,7 @@ def leaderboard(
     To add an external checkpoint: rayclip leaderboard DIR --out BOARD --add local-dir:CHECKPOINT
 
     Args:
-        out: Folder of the page, index.html, and of what --add finds.
+        out: Folder of the page, index.html, of its numbers as CSV and JSON, and of what --add finds.
         title: Of the page.
     """
     check_folder("--out", str(out))
@@ -114,13 +118,14 @@ def leaderboard(
     print(f"leaderboard: {out / 'index.html'}")
 
 
-_ENDINGS: dict[str, Format] = {"": "md", ".md": "md", ".html": "html", ".htm": "html", ".tex": "tex", ".csv": "csv"}
+_ENDINGS: dict[str, Format] = {"": "md", ".md": "md", ".html": "html", ".htm": "html", ".tex": "tex"}
+_ENDINGS |= {".csv": "csv", ".json": "json"}
 
 
 def _form(out: Path | None) -> Format:
     ending = "" if out is None else out.suffix.lower()
     if ending not in _ENDINGS:
-        raise UserError(f"--out {out}: a report ends in .md, .html, .tex or .csv; or name its --format.")
+        raise UserError(f"--out {out}: a report ends in .md, .html, .tex, .csv or .json; or name its --format.")
     return _ENDINGS[ending]
 
 

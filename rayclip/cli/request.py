@@ -4,14 +4,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rayclip.cli.command import FromZero, Positive
 from rayclip.cli.options import (
     Logging,
-    attack_defaults,
     check_data,
     check_models,
     check_places,
@@ -24,7 +23,7 @@ from rayclip.units import parse_budgets
 
 if TYPE_CHECKING:
     from rayclip.api import Evaluation, Where
-    from rayclip.data import Names, Resolution
+    from rayclip.data import Names
 
 
 def _follow(context: typer.Context, name: str | None) -> str | None:
@@ -96,6 +95,8 @@ class Request(Logging):
     verbose: bool = False
 
     def __post_init__(self) -> None:
+        from rayclip.data.spec import split_resolution
+
         check_places(self.out, self.json)
         super().__post_init__()
         check_attacks(",".join(self.attacks), has_budget=bool(self.budgets))
@@ -103,7 +104,7 @@ class Request(Logging):
         check_scorers(",".join(self.scorer))
         check_models(self.models)
         check_data(split_places(self.data))
-        self._native  # noqa: B018 - refuses what cannot be read
+        split_resolution(self.resolution)
         if self.template is not None and "{}" not in self.template:
             raise UserError(f"--template '{self.template}' has no place for the class: write {{}} for it.")
 
@@ -114,18 +115,6 @@ class Request(Logging):
     @property
     def budgets(self) -> tuple[float, ...]:
         return parse_budgets(self.eps)
-
-    @property
-    def _native(self) -> list[str] | None:
-        """The data sets that `--resolution native:NAMES` names; None if it is one for all."""
-        kind, colon, names = self.resolution.partition(":")
-        listed = [name for name in names.split("+") if name]
-        if kind not in ("native", "model") or bool(colon) != bool(listed) or (kind == "model" and listed):
-            raise UserError(
-                f"--resolution {self.resolution} means nothing: write native, model, or native:cifar10+stl10 for some "
-                "data sets at their own size and the others at the model's."
-            )
-        return listed if colon else None
 
     @property
     def differences(self) -> list[str]:
@@ -175,52 +164,41 @@ class Request(Logging):
 
     @cached_property
     def evaluation(self) -> "Evaluation":
-        from rayclip.api import Evaluation
-        from rayclip.attacks import parse_attacks
-        from rayclip.data.spec import parse_spec
-        from rayclip.defenses import DRAWS, parse_aims, parse_defenses
-        from rayclip.evaluation import Protocol
-        from rayclip.models import TEMPLATE
-        from rayclip.models.scorers import parse_scorers
+        from rayclip.api.choosing import choose_evaluation
 
         names, data = self._named
-        native = self._native
-        places = [parse_spec(spec).place for spec in data]
-        if self.protocol is None and not set(native or ()) <= set(places):
-            missing = next(name for name in native or () if name not in places)
-            raise UserError(f"--resolution {self.resolution} names {missing}, which --data does not.")
-        defaults = attack_defaults(self.steps, self.step_size, self.substitutes)
-        return Evaluation(
-            data=data,
-            attacks=parse_attacks(",".join(self.attacks), defaults),
-            protocol=Protocol(
-                eps=self.budgets,
-                seed=self.seed,
-                judgements=self.judgements,
-                resolution="model" if native is not None else cast("Resolution", self.resolution),
-                resize=self.resize if native is None else "antialias",
-                names=names,
-                template=self.template or TEMPLATE,
-                precision=self.precision,
-            ),
+        return choose_evaluation(
+            data,
+            attacks=",".join(self.attacks),
+            defense=",".join(self.defense),
+            aim=",".join(self.aim),
+            draws=self.draws,
+            judgements=self.judgements,
+            scorer=",".join(self.scorer),
+            made_against=",".join(self.made_against),
+            eps=self.budgets,
+            steps=self.steps,
+            step_size=self.step_size,
             limit=self.limit,
-            native=[spec for spec, place in zip(data, places, strict=True) if native and place in native],
-            native_resize=self.resize,
-            defenses=parse_defenses(",".join(self.defense)),
-            aims=parse_aims(",".join(self.aim), self.draws or DRAWS),
-            scorers=parse_scorers(",".join(self.scorer)),
-            made_against=_made_against(",".join(self.made_against)),
+            substitutes=self.substitutes,
+            resolution=self.resolution,
+            resize=self.resize,
+            names=names,
+            template=self.template,
+            seed=self.seed,
+            precision=self.precision,
+            all_named=self.protocol is None,
         )
 
-    def where(self, workers: int | None = None) -> "Where":
-        """Return where the evaluation runs, on so many workers."""
+    def where(self, workers: int | None = None, *, local: bool = False) -> "Where":
+        """Return where the evaluation runs, on so many workers, or `local`ly in this process."""
         from rayclip.api import Where
         from rayclip.distributed.resources import PoolSize
 
         return Where(
             out=self.out,
             tracking=self.tracking,
-            cluster=self.cluster,
+            cluster=None if local else self.cluster,
             pool=PoolSize(
                 workers=workers,
                 gpus=self.gpus_per_worker,
@@ -235,11 +213,3 @@ class Request(Logging):
 
 def _plain(value: Any) -> str:
     return ",".join(value) if isinstance(value, list | tuple) else str(value)
-
-
-def _made_against(text: str) -> list[Any]:
-    words = [word.strip() for word in text.split(",")]
-    for word in words:
-        if word not in ("own", "template"):
-            raise UserError(f"--made-against '{word}' is none: use own, template, or both with a comma between.")
-    return words

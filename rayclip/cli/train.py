@@ -147,38 +147,28 @@ def train(
     check_data([data])
 
     from rayclip import api
-    from rayclip.api import checks
-    from rayclip.data.spec import choose_names
-    from rayclip.distributed.trials import Trial
-    from rayclip.methods import make_method
+    from rayclip.api.choosing import choose_trial
     from rayclip.store import Store
-    from rayclip.training import TrainConfig
 
-    class_source, (data,) = choose_names(class_names, [data])
-    asked: dict[str, Any] = {
-        "against": attack,
-        "eps": budget,
-        "steps": steps,
-        "step": parse_budget(step_size, "step-size") if step_size else None,
-        "norm": norm,
-        "start": start,
-        "trains": trains,
-    }
-    small = recipe == "small" or (recipe is None and checks.is_small(model))
-    chosen = make_method(method, published=not small, defaults={"substitutes": substitutes}, **asked)
-    config = TrainConfig(
+    trial = choose_trial(
+        method=method,
         model=model,
         data=data,
-        method=chosen,
+        out=out,
         shots=parse_shots(shots),
-        names=class_source,
-        recipe=checks.choose_recipe(
-            chosen, model, small=small, whole_warmup=recipe == "paper", overrides=changes.given()
-        ),
-        **vars(settings),
+        attack=attack,
+        eps=budget,
+        steps=steps,
+        step_size=parse_budget(step_size, "step-size") if step_size else None,
+        norm=norm,
+        start=start,
+        recipe=recipe,
+        trains=trains,
+        substitutes=substitutes,
+        class_names=class_names,
+        changes=changes.given(),
+        settings=vars(settings),
     )
-    place = Store(out)
-    trial = Trial(name=place.name, config=config, out=place.root)
     did_something = api.fine_tune(
         trial,
         api.Where(
@@ -197,7 +187,7 @@ def train(
     test = "TEST.parquet" if data.endswith(".parquet") else data
     print(f"checkpoint: {out}")
     same = "" if settings.resize == "antialias" else f" --resize {settings.resize}"
-    written, results = format_budget(chosen.eps), place.child("eval").root
+    written, results = format_budget(trial.config.method.eps), Store(out).child("eval").root
     print(f"evaluate it: rayclip eval --model {trial.model} --data {test} --eps {written}{same} --out {results}")
 
 

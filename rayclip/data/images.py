@@ -111,7 +111,7 @@ def batch_pixels(data: Images, positions: Sequence[int], resolution: Resolution,
 
     images = data.images(positions)
     if resolution == "model":
-        images = [_to_model_size(image, image_size, data.resize) for image in images]
+        images = [to_model_size(image, image_size, data.resize) for image in images]
     elif len({image.size for image in images}) > 1:
         raise mixed_sizes(data)
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
@@ -124,7 +124,7 @@ def mixed_sizes(data: Images) -> UserError:
     )
 
 
-def _to_model_size(image: Image.Image, size: int, rule: Resize = "auto") -> Image.Image:
+def to_model_size(image: Image.Image, size: int, rule: Resize = "auto") -> Image.Image:
     """Resize by SAFT's and TTC's rule: at 224, small squares by `Resize(224)`, others `Resize(256)` and crop."""
     width, height = image.size
     if rule == "square" or (rule == "auto" and width == height <= size):

@@ -81,6 +81,19 @@ def choose_names(written: str, data: Sequence[str]) -> tuple[Names, list[str]]:
     return "curated", [str(dataclasses.replace(s, reading=dataclasses.replace(s.reading, names=path))) for s in specs]
 
 
+def split_resolution(text: str) -> list[str] | None:
+    """Return the data sets that `--resolution native:NAMES` names; None for `native` and `model`, which hold for all.
+    Raises `UserError` if it is neither."""
+    kind, colon, names = text.partition(":")
+    listed = [name for name in names.split("+") if name]
+    if kind not in ("native", "model") or bool(colon) != bool(listed) or (kind == "model" and listed):
+        raise UserError(
+            f"--resolution {text} means nothing: write native, model, or native:cifar10+stl10 for some data sets at "
+            "their own size and the others at the model's."
+        )
+    return listed if colon else None
+
+
 def _exists(text: str) -> bool:
     try:
         return Path(text).exists()

@@ -13,8 +13,8 @@ from rayclip.distributed.faults import explain
 from rayclip.distributed.pool import Pool, start_actor, use_device
 from rayclip.distributed.resources import PoolSize, Share, check_shared
 from rayclip.evaluation import Cell, Evaluator, Shard, Shards, Store, chosen_positions
-from rayclip.evaluation.costs import Costs, Hardware
-from rayclip.evaluation.plan import cut
+from rayclip.evaluation.costs import Costs, Hardware, PoolStatistics
+from rayclip.evaluation.plan import cut, record_name
 from rayclip.evaluation.schedule import Schedule, ShardId
 from rayclip.evaluation.shard import Done
 from rayclip.progress import Display
@@ -50,20 +50,6 @@ class EvaluationActor:
         return self._evaluator.run(shard, batch_size, keep=keep)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PoolStatistics:
-    """The resources and times of an evaluation; times in seconds."""
-
-    hardware: Hardware  # of its first worker
-    workers: int  # maximum number of workers busy at once
-    wall: float  # from submission to the last shard's end
-    waited: float  # from submission to the first shard's start
-    busy: float  # of all workers on shards, without loading
-    loading: float  # of all workers: models, class embeddings and data
-    copies: int  # second copies started because a shard was late
-    lost: int  # shards that were started again because their worker failed
-
-
 def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: Display, total: int) -> PoolStatistics:
     """Compute the verdicts of all shards. Raises a `UserError` as `Pool.run` does.
 
@@ -72,7 +58,7 @@ def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: D
         total: samples of the whole evaluation, including those that have results already.
     """
     for cell in (shards.cell for shards in work):
-        store.write_json(_record(cell), cell.record())
+        store.write_json(record_name(cell), cell.record())
     pool = _EvaluationPool(work, store, size, display, total)
     pool.run()
     assert pool.schedule is not None and pool.hardware is not None
@@ -118,7 +104,7 @@ class _EvaluationPool(Pool):
     def make_actor(self) -> tuple[Any, Any]:
         share = self._share
         actor = start_actor(EvaluationActor, share.cpus, share.gpus, self._store, self._size, share)
-        return actor, actor.hello.remote(_record(self._work[0].cell))
+        return actor, actor.hello.remote(record_name(self._work[0].cell))
 
     def join(self, about: Hardware) -> None:
         if self.schedule is None:
@@ -234,8 +220,3 @@ def _get(ref: Any, seconds: float, node: str | None = None) -> Any:
         return None
     except RayError as error:
         raise explain(error, node) from error
-
-
-def _record(cell: Cell) -> str:
-    """Return the name of the file that describes a cell."""
-    return f"cells/{cell.id}/cell.json"

@@ -5,8 +5,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import ray
-
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -100,11 +98,15 @@ def within_reach() -> dict[str, float]:
 
 
 def _nodes() -> list[Mapping[str, float]]:
+    import ray  # PoolSize is of use without it, too
+
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _autoscaled() -> Mapping[str, float]:
     """Return the resources that the cluster may grow to, by its head's labels; empty without labels."""
+    import ray
+
     found: dict[str, float] = {}
     for labels in (node.get("Labels", {}) for node in ray.nodes() if node["Alive"]):
         for name in (name for name in labels if name.startswith(_MOST)):
@@ -116,6 +118,8 @@ def _autoscaled() -> Mapping[str, float]:
 
 def check_shared(store: Store, written: str) -> None:
     """Raise a `UserError` if this process does not see the driver's storage, in which the driver has written a file."""
+    import ray
+
     began = time.monotonic()
     while store.size(written) is None:
         if time.monotonic() - began > _SEEN_S:

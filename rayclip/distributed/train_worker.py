@@ -1,4 +1,8 @@
-"""Run the train loop in a worker of Ray Train."""
+"""Run the train loop in Ray Train: in a worker, or, of a trial with one worker, in Tune's own process.
+
+Train's local mode (`num_workers=0`) spares such a trial the start of five processes beside Tune's. It keeps no
+checkpoints and takes no reports for Tune: `_HostInTune` does.
+"""
 
 import contextlib
 import dataclasses
@@ -7,13 +11,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
 import torch
+from ray import tune
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
+from rayclip.distributed.checkpoints import KeptCheckpoint, export
 from rayclip.distributed.resources import check_shared
 from rayclip.distributed.train_faults import fit_into_memory
 from rayclip.distributed.trials import MetricLog, Notes, Trial
@@ -35,6 +42,7 @@ class WorkerSettings:
     threads: int  # CPU threads of a worker without a GPU
     notes: Notes
     measure: Measure | None  # measures each checkpoint; its metrics are added to the report
+    in_tune: bool  # whether the only worker is Tune's own process
 
 
 def train_worker(args: dict[str, WorkerSettings]) -> None:
@@ -43,14 +51,14 @@ def train_worker(args: dict[str, WorkerSettings]) -> None:
     An error that another attempt would not fix is reported as `failure`; others are raised, for Train to try again.
     """
     settings = args["settings"]
-    notes, host = settings.notes, _RayHost(settings)
+    notes, host = settings.notes, (_HostInTune if settings.in_tune else _RayHost)(settings)
     if host.device.type == "cpu":  # Ray sets one thread for a worker with fewer than two CPUs
         torch.set_num_threads(min(settings.threads, os.cpu_count() or 1))
     try:
         check_shared(notes.storage, STARTED)
         failure = notes.read("failure")
         if failure is not None:  # a rank of an earlier attempt met an error that another attempt would not fix
-            ray.train.report({"failure": failure})
+            host.send({"failure": failure})
             return
         config = fit_into_memory(settings.trial.config, notes, host.rank, host.world_size)
         if config.data_workers is None:
@@ -66,7 +74,7 @@ def train_worker(args: dict[str, WorkerSettings]) -> None:
             with contextlib.suppress(OSError):
                 notes.write("failure", str(shown))
             raise shown from error
-        ray.train.report({"failure": str(shown)})
+        host.send({"failure": str(shown)})
 
 
 def count_decoders(*, on_gpu: bool) -> int:
@@ -83,15 +91,15 @@ class _RayHost:
     """The `Host` of a Ray Train worker, for the train loop."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        context = ray.train.get_context()
-        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.rank, self.world_size = self._rank()
         self.device = torch.device(get_device())
-        self._measure, self._notes = settings.measure, settings.notes
+        self._trial, self._measure, self._notes = settings.trial, settings.measure, settings.notes
+        self._kept = KeptCheckpoint(settings.trial, settings.notes.storage)
         self._log, self._run = (settings.log, settings.trial.run) if self.rank == 0 else (None, None)
 
     @contextlib.contextmanager
     def resume_from(self) -> Iterator[Path | None]:
-        checkpoint = ray.train.get_checkpoint()
+        checkpoint = self._last()
         if checkpoint is None:
             yield None
             return
@@ -106,15 +114,44 @@ class _RayHost:
         metrics = {k: v for k, v in dataclasses.asdict(progress).items() if k != "curve"}
         metrics["workers"] = self.world_size
         with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
-            checkpoint, place = None, Path(folder) / "checkpoint"
+            place = Path(folder) / "checkpoint"
             if save is not None:
                 save(place)
-                checkpoint = ray.train.Checkpoint.from_directory(str(place))
                 metrics |= {} if self._measure is None else self._measure(place, self.device)
-            ray.train.report(metrics, checkpoint=checkpoint)
+            self.send(metrics, None if save is None else place)
         # All ranks stop at once if the trial was asked to
         if self._measure is not None and broadcast_from_rank_zero(self._notes.read("stop") is not None):
             raise _StopError
+
+    def _rank(self) -> tuple[int, int]:
+        context = ray.train.get_context()
+        return context.get_world_rank(), context.get_world_size()
+
+    def _last(self) -> ray.train.Checkpoint | None:
+        return ray.train.get_checkpoint() or self._kept.last()
+
+    def send(self, metrics: dict[str, Any], checkpoint: Path | None = None) -> None:
+        """Report metrics, and a checkpoint's folder if there is one."""
+        ray.train.report(metrics, checkpoint=checkpoint and ray.train.Checkpoint.from_directory(str(checkpoint)))
+
+
+class _HostInTune(_RayHost):
+    """The `Host` of Tune's own process, where Train answers neither of the two."""
+
+    def _rank(self) -> tuple[int, int]:
+        return 0, 1
+
+    def _last(self) -> ray.train.Checkpoint | None:
+        return self._kept.last()
+
+    def send(self, metrics: dict[str, Any], checkpoint: Path | None = None) -> None:
+        if checkpoint is not None:
+            metrics |= {"checkpoint_path": self._kept.keep(checkpoint, metrics["step"])}
+            epoch, epochs = metrics["epoch"], metrics["epochs"]
+            at_end_of_epoch = metrics["step"] * epochs == epoch * metrics["total_steps"]
+            if at_end_of_epoch and epoch < epochs and epoch in self._trial.keep_epochs:
+                export(checkpoint, self._trial.at_epoch(epoch))
+        tune.report(metrics)
 
 
 class _StopError(Exception):

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -21,11 +20,12 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rayclip.distributed.checkpoints import KeptCheckpoint, export_finished
+from rayclip.distributed.faults import ran_out_of_memory
 from rayclip.distributed.resources import check_shared
 from rayclip.distributed.train_faults import MemoryCallback, explain_failure, is_lost_controller, note_pressure
 from rayclip.distributed.train_worker import STARTED, Measure, WorkerSettings, train_worker
 from rayclip.distributed.trials import TUNE_CPUS, MetricLog, Trial, Workers
-from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -88,24 +88,38 @@ def run_trials(
         may_stop=scheduler is not None,
     )
 
-    with tempfile.TemporaryDirectory(prefix="rayclip-tune-") as notes:  # for Tune's own files; ours are in `storage`
-        tuner = tune.Tuner(
-            # Closures, not parameters: Tune would try to write the trials into its own JSON.
-            tune.with_resources(_driver(todo, workers, storage, log, measure), {"CPU": TUNE_CPUS}),
-            param_space={"index": tune.grid_search(list(range(len(todo))))},
-            tune_config=tune.TuneConfig(
-                max_concurrent_trials=workers.trials_at_once(), scheduler=scheduler and scheduler(watcher.ask_to_stop)
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=notes,
-                verbose=0,
-                callbacks=[watcher],
-                stop=_StopAtFailure(watcher),
-                failure_config=tune.FailureConfig(max_failures=_RETRIES),
-            ),
-        )
-        tuner.fit()
+    def tune_trials(in_tune: bool) -> None:
+        left = [n for n, trial in enumerate(todo) if trial.name not in watcher.errors and not trial.is_finished()]
+        reserved = {"CPU": TUNE_CPUS}
+        if in_tune:
+            reserved = {"CPU": TUNE_CPUS + workers.cpus, "GPU": workers.gpus}
+        with tempfile.TemporaryDirectory(prefix="rayclip-tune-") as folder:  # for Tune's files; ours are in `storage`
+            tune.Tuner(
+                # Closures, not parameters: Tune would try to write the trials into its own JSON.
+                tune.with_resources(_driver(todo, workers, storage, log, measure, in_tune), reserved),
+                param_space={"index": tune.grid_search(left)},
+                tune_config=tune.TuneConfig(
+                    max_concurrent_trials=workers.trials_at_once(),
+                    scheduler=scheduler and scheduler(watcher.ask_to_stop),
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=folder,
+                    verbose=0,
+                    callbacks=[watcher],
+                    stop=_StopAtFailure(watcher),
+                    failure_config=tune.FailureConfig(max_failures=_RETRIES),
+                ),
+            ).fit()
+
+    try:
+        tune_trials(in_tune=workers.count == 1)
+    except Exception as error:
+        if workers.count > 1 or not ran_out_of_memory(error):
+            raise
+        # Tune ends when Ray's memory monitor kills one of its own processes; Train goes on after a killed worker
+        tune_trials(in_tune=False)
     if watcher.failure is not None:
         raise watcher.failure
     if not watcher.errors:
@@ -157,9 +171,17 @@ def _cpus(workers: Workers, index: int) -> float:
 
 
 def _driver(
-    trials: Sequence[Trial], workers: Workers, storage: Store, log: MetricLog | None, measure: Measure | None
+    trials: Sequence[Trial],
+    workers: Workers,
+    storage: Store,
+    log: MetricLog | None,
+    measure: Measure | None,
+    in_tune: bool,
 ) -> Callable[[dict], None]:
-    """Return the function that Tune runs for each trial: it drives a Train run and exports its last checkpoint."""
+    """Return the function that Tune runs for each trial: it drives a Train run and exports its last checkpoint.
+
+    With `in_tune` the Train run is this process itself (`train_worker`).
+    """
     threads = workers.threads(len(trials))
 
     def drive(params: dict[str, Any]) -> None:
@@ -171,6 +193,13 @@ def _driver(
             return
         notes = trial.notes(storage)
         notes.clear("failure", "starved")
+        settings = WorkerSettings(trial=trial, log=log, threads=threads, notes=notes, measure=measure, in_tune=in_tune)
+        if in_tune:
+            here = ray.train.ScalingConfig(num_workers=0)
+            TorchTrainer(train_worker, train_loop_config={"settings": settings}, scaling_config=here).fit()
+            if export_finished(trial, KeptCheckpoint(trial, storage).last()):
+                storage.delete_folder(trial.train_run)
+            return
         cpus = _cpus(workers, params["index"])
         release(cpus)  # resources of an earlier driver that was lost
         filesystem, place = storage.filesystem()
@@ -178,9 +207,7 @@ def _driver(
         def fit(reports: ReportCallback) -> ray.train.Result:
             return TorchTrainer(
                 train_worker,
-                train_loop_config={
-                    "settings": WorkerSettings(trial=trial, log=log, threads=threads, notes=notes, measure=measure)
-                },
+                train_loop_config={"settings": settings},
                 scaling_config=ray.train.ScalingConfig(
                     num_workers=(workers.least, workers.count) if workers.elastic else workers.count,
                     use_gpu=bool(workers.gpus),
@@ -205,18 +232,8 @@ def _driver(
                 raise
             tune.report({"failure": explain_failure(error, notes, trial.config, workers.count)})
             return
-        if result.checkpoint is None:
-            return
-        with result.checkpoint.as_directory() as folder:
-            lineage = read_lineage(Path(folder)) or {}
-            if lineage.get("step") != lineage.get("total_steps"):  # the worker stopped early and has reported why
-                return
-            for saved, metrics in result.best_checkpoints or []:
-                if metrics["epoch"] in trial.keep_epochs and saved != result.checkpoint:
-                    with saved.as_directory() as earlier:  # an epoch's last checkpoint is the one at its end
-                        _export(Path(earlier), trial.at_epoch(metrics["epoch"]))
-            _export(Path(folder), Store(trial.out))
-        storage.delete_folder(trial.train_run)
+        if export_finished(trial, result.checkpoint, result.best_checkpoints or []):
+            storage.delete_folder(trial.train_run)
 
     return drive
 
@@ -253,12 +270,6 @@ def report_to_tune(fit: Callable[[ReportCallback], _Result]) -> _Result:
         return result.result()
     finally:
         queue.shutdown(force=True)
-
-
-def _export(checkpoint: Path, out: Store) -> None:
-    """Copy a checkpoint's files to `out`, the lineage last, so that a folder with `rayclip.json` is complete."""
-    for name in (name for name in FILES if (checkpoint / name).exists()):
-        out.copy_in(checkpoint / name, name)
 
 
 def _keep_failure(method: Callable[..., None]) -> Callable[..., None]:

@@ -44,6 +44,20 @@ class Hardware:
         return f"{share}{self.name}" if self.gpus else f"cpu, {self.cores} thread{'s' if self.cores > 1 else ''}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class PoolStatistics:
+    """The resources and times of an evaluation; times in seconds."""
+
+    hardware: Hardware  # of its first worker
+    workers: int  # maximum number of workers busy at once
+    wall: float  # from submission to the last shard's end
+    waited: float  # from submission to the first shard's start
+    busy: float  # of all workers on shards, without loading
+    loading: float  # of all workers: models, class embeddings and data
+    copies: int  # second copies started because a shard was late
+    lost: int  # shards that were started again because their worker failed
+
+
 def timing(seconds: float, hardware: Hardware) -> dict[str, Any]:
     """Return the metadata on timing that a result file carries beside its rows (see `read_timings`)."""
     return {"seconds": round(seconds, 6), "hardware": asdict(hardware)}

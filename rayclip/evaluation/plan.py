@@ -64,6 +64,11 @@ class Shards:
         )
 
 
+def record_name(cell: Cell) -> str:
+    """Return the name of the file that describes a cell."""
+    return f"cells/{cell.id}/cell.json"
+
+
 def chosen_positions(count: int, limit: int | None) -> np.ndarray:
     """Return all positions, or `limit` evenly spaced ones, so that a file sorted by class is sampled throughout."""
     if limit is None or limit >= count:

@@ -6,8 +6,9 @@ Shapes: B batch, K classes.
 import gc
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -67,6 +68,7 @@ class Evaluator:
         batch_size: images per forward; halved for a model if memory is short.
         compiled: whether to attack a compiled copy of the model (`models.fast`).
         hardware: to record in the results; None is this process's.
+        given: models in memory by specification, on this device, which are not loaded.
     """
 
     def __init__(
@@ -77,9 +79,10 @@ class Evaluator:
         *,
         compiled: bool = False,
         hardware: Hardware | None = None,
+        given: Mapping[str, Clip] = MappingProxyType({}),
     ) -> None:
         self.store, self.device, self.batch_size, self._compiled = store, torch.device(device), batch_size, compiled
-        self.hardware = hardware or Hardware.here(self.device)
+        self.hardware, self._given = hardware or Hardware.here(self.device), given
         self._fits: dict[str, int] = {}  # batch sizes by model, for models whose batches had to be halved
         use_exact_fp32()
         self._models, self._fast_models = Cache[str, Clip](), Cache[tuple[str, str], Clip]()
@@ -187,6 +190,8 @@ class Evaluator:
             "adv_pred": adv_logits.argmax(1),
             "clean_margin": margin(clean_logits, labels),
             "adv_margin": margin(adv_logits, labels),
+            "clean_confidence": clean_logits.softmax(1).amax(1),
+            "adv_confidence": adv_logits.softmax(1).amax(1),
             "steps": result.steps_B,
             "queries": result.queries_B,
             "linf": delta.abs().amax(1),
@@ -251,7 +256,7 @@ class Evaluator:
 
     def _victim(self, cell: Cell, scorer: Scorer) -> ZeroShot:
         def load() -> Clip:
-            clip = load_model(cell.model, self.device)
+            clip = self._given[cell.model] if cell.model in self._given else load_model(cell.model, self.device)
             check_same("model", cell.model, clip.fingerprint(), cell.model_fingerprint)
             return clip
 

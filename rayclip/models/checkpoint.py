@@ -17,6 +17,7 @@ from rayclip.models.clip import Clip
 from rayclip.models.loading import CONFIG_FILE, WEIGHTS_FILE
 from rayclip.models.prompts import Prompted
 from rayclip.models.weights import check_finite
+from rayclip.models.zoo import find_published
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -87,4 +88,5 @@ def model_record(spec: str, label: str | None = None) -> dict[str, Any]:
     known."""
     kind, _, path = spec.partition(":")
     lineage = read_lineage(path) if kind in ("local-dir", "prompted") else None
+    lineage = find_published(spec).lineage() if kind == "zoo" else lineage
     return {"model": spec, "label": label, "lineage": lineage}

@@ -63,12 +63,14 @@ class Clip(nn.Module):
         resize: how images of another size are resized to `image_size` (`models.resizing`).
         appends_tokens: whether its image tower reads learned tokens besides its patches.
         normalizes: whether `tower_input` normalises; if not, the image tower does (`models.fast`).
+        own_forward: whether only the module's own forward passes may be used (`models.wrapped`).
     """
 
     template: str | None = None
     resize: Resize = "antialias"
     appends_tokens: bool = False
     normalizes: bool = True
+    own_forward: bool = False
     mean: Tensor
     std: Tensor
 
@@ -292,8 +294,8 @@ class Clip(nn.Module):
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Set eval mode and turn off the parameters' gradients, as attacks need; restores both afterwards."""
-    was_training = model.training
+    """Set eval mode and turn off the parameters' gradients, as attacks need; restores both of every part afterwards."""
+    trained = [module for module in model.modules() if module.training]
     wanted = [p for p in model.parameters() if p.requires_grad]
     model.eval()
     for p in wanted:
@@ -303,4 +305,5 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for p in wanted:
             p.requires_grad_(True)
-        model.train(was_training)
+        for module in trained:
+            module.training = True

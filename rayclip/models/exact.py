@@ -1,5 +1,8 @@
 """Exact fp32 arithmetic (no TF32), in training and in evaluation alike."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +18,20 @@ def use_exact_fp32() -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """Switch TF32 off in the block, for code that runs in a caller's process."""
+    precision, matmul = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
+    convolutions = torch.backends.cudnn.allow_tf32
+    use_exact_fp32()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def widened(x: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def fast_copy(clip: Clip, precision: Precision = "fp32", *, compiled: bool = Fal
     try:
         tower = _Tower(cast(nn.Module, clip.model.visual), scaling, is_stock, _DTYPES[precision], compiled, backend)
         model.visual, copied.model = tower, model
-        fits = is_stock or _near(clip, tower)
+        fits = not clip.own_forward and (is_stock or _near(clip, tower))
     except (RuntimeError, TypeError, ValueError, AttributeError):  # from hooks that get unexpected tensors
         fits = False
     if not fits:

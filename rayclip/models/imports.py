@@ -5,8 +5,9 @@ from typing import Any
 
 from rayclip import __version__
 from rayclip.models.clip import Clip
+from rayclip.models.loading import put_matching
 from rayclip.models.opening import load_model
-from rayclip.models.weights import check_finite, match, misfits, put, read_weights
+from rayclip.models.weights import read_weights, sha256
 from rayclip.types import UserError
 
 
@@ -35,23 +36,19 @@ def import_model(source: str, base: str | None, *, allow_gelu: bool = False) -> 
         )
     clip = load_model(base)
     _check_activation(source, base, bool(clip.config["model_cfg"].get("quick_gelu")), found.quick_gelu, allow_gelu)
-    fitting = match(found, clip.model)
+    base_fingerprint = clip.fingerprint()
+    fitting = put_matching(found, clip.model, f"--base {base}")
     lineage = {
         "source": Path(source).name,
-        "sha256": found.sha256(),
+        "sha256": sha256(found.path),
         "layout": fitting.layout,
         "prefix": fitting.prefix,
         "part": fitting.part,
         "keys": len(fitting.weights),
         "left": list(fitting.left),
         "base": base,
-        "base_fingerprint": clip.fingerprint(),
+        "base_fingerprint": base_fingerprint,
     }
-    tower = clip.model if fitting.part == "whole" else clip.get_submodule("model.visual")
-    if wrong := misfits(tower, fitting.weights):
-        raise UserError(f"{source} does not fit --base {base}: {wrong}; name the model that it was fine-tuned from.")
-    check_finite(fitting.weights, source)
-    put(tower, fitting.weights)
     return clip, {"rayclip": __version__, "imported": lineage}
 
 

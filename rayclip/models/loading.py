@@ -15,13 +15,16 @@ from safetensors import SafetensorError
 from torch import nn
 
 from rayclip.models.named import check_towers
-from rayclip.models.weights import WeightsFile, about_folder, check_finite, match, misfits, put, read_weights
+from rayclip.models.weights import Fitting, WeightsFile, about_folder, check_finite, match, misfits, put, read_weights
+from rayclip.models.zoo import PREFIX as ZOO
+from rayclip.models.zoo import PublishedModel, find_published
 from rayclip.store import Store
 from rayclip.types import UserError
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 _WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.bin")  # that a folder may have, in order of preference
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")  # any of them makes a tokenizer's folder
 _GELU, _QUICK_GELU = "-gelu", "-quickgelu"  # suffixes of names, which state the activation of a file of weights
 BUNDLED = {"digits": Path(__file__).parent / "digits"}
 
@@ -46,12 +49,14 @@ class Source(NamedTuple):
         tag: of published weights.
         file: weights that are read here.
         gelu: the user states that the weights of `file` were trained with GELU.
+        published: the row of the zoo that overrules a folder's configuration.
     """
 
     name: str
     tag: str | None = None
     file: Path | None = None
     gelu: bool = False
+    published: PublishedModel | None = None
 
 
 def parse(spec: str) -> Source:
@@ -61,7 +66,7 @@ def parse(spec: str) -> Source:
     if spec.startswith("local-dir:"):
         place = spec.removeprefix("local-dir:")
         folder = Store(place).node_copy((CONFIG_FILE, *_WEIGHTS_FILES))
-        file = next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
+        file = find_weights(folder)
         if not (folder / CONFIG_FILE).is_file() or file is None:
             missing = CONFIG_FILE if file is not None or not (folder / CONFIG_FILE).is_file() else WEIGHTS_FILE
             if (folder / "config.json").is_file():
@@ -98,13 +103,19 @@ def parse(spec: str) -> Source:
     return Source(said, tag, gelu=gelu) if tag.endswith(".npz") else Source(said, file=Path(tag), gelu=gelu)
 
 
+def find_weights(folder: Path) -> Path | None:
+    """Return the file of weights in an open_clip folder."""
+    return next((folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()), None)
+
+
 def patch_size(spec: str) -> int | None:
     """Return the side of the image tower's patches in pixels, from the model's configuration alone; None if it does not
     say or is not available."""
     import open_clip
 
     with suppress(UserError, OSError, ValueError, RuntimeError, KeyError), silence():
-        found = (open_clip.get_model_config(parse(spec).name) or {}).get("vision_cfg", {}).get("patch_size")
+        name = find_published(spec).architecture if spec.startswith(ZOO) else parse(spec).name
+        found = (open_clip.get_model_config(name) or {}).get("vision_cfg", {}).get("patch_size")
         return found if isinstance(found, int) else None
     return None
 
@@ -114,14 +125,14 @@ def build(spec: str, source: Source, device: torch.device) -> tuple[nn.Module, d
     tokenizer."""
     import open_clip
 
-    name, tag, file, _ = source
+    name, tag, file = source[:3]
     is_folder, found = name.startswith("local-dir:"), None if file is None else read_weights(file)
     quick_gelu = False
     if tag is not None:
         quick_gelu = bool(open_clip.get_pretrained_cfg(name.replace("/", "-"), tag).get("quick_gelu"))
     elif found is not None and not is_folder:
         quick_gelu = _has_quick_gelu(source, found)
-    with silence(), _without_byte_order_mark(name) as readable:
+    with silence(), _readable(name, source.published) as readable:
         model = open_clip.create_model(
             readable,
             pretrained=tag,
@@ -146,6 +157,17 @@ def _tokenizer_of(name: str, text_cfg: dict[str, Any]) -> Any:
     import open_clip
 
     if text_cfg.get("hf_tokenizer_name") or "siglip" in name.lower():
+        folder = Path(name.removeprefix("local-dir:"))
+        if name.startswith("local-dir:") and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+            # open_clip would look into the folder alone, where neither it nor save_checkpoint puts a tokenizer
+            from open_clip.tokenizer import HFTokenizer
+
+            return HFTokenizer(
+                text_cfg["hf_tokenizer_name"],
+                context_length=text_cfg.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
+                tokenizer_mode=text_cfg.get("tokenizer_mode"),
+                **text_cfg.get("tokenizer_kwargs", {}),
+            )
         return open_clip.get_tokenizer(name)
     length = {"context_length": text_cfg["context_length"]} if "context_length" in text_cfg else {}
     return _clip_tokenizer(json.dumps(text_cfg.get("tokenizer_kwargs", {}) | length, sort_keys=True))
@@ -180,6 +202,21 @@ def _has_quick_gelu(source: Source, found: WeightsFile) -> bool:
     return named_quick or bool(found.quick_gelu)
 
 
+def put_matching(found: WeightsFile, model: nn.Module, what: str) -> Fitting:
+    """Put the weights of a file, of a whole CLIP or its image tower, into a model; return what fitted.
+
+    Raises:
+        UserError: what `match` raises; they do not fit `what` the model is, or contain NaN.
+    """
+    fitting = match(found, model)
+    tower = model if fitting.part == "whole" else model.get_submodule("visual")
+    if wrong := misfits(tower, fitting.weights):
+        raise UserError(f"{found.path} does not fit {what}: {wrong}; name the model that it was fine-tuned from.")
+    check_finite(fitting.weights, str(found.path))
+    put(tower, fitting.weights)
+    return fitting
+
+
 def _fill(model: nn.Module, found: WeightsFile, spec: str, name: str, is_folder: bool) -> None:
     """Load the weights of a file into a model, if they are those of a whole CLIP and fit."""
     from open_clip.model import resize_pos_embed, resize_text_pos_embed
@@ -204,18 +241,22 @@ def _fill(model: nn.Module, found: WeightsFile, spec: str, name: str, is_folder:
 
 
 @contextmanager
-def _without_byte_order_mark(source: str) -> Iterator[str]:
-    """Yield a source whose configuration has no byte order mark, which some editors add and open_clip does not read: a
-    temporary folder without it if needed."""
+def _readable(source: str, published: PublishedModel | None) -> Iterator[str]:
+    """Yield a source whose configuration open_clip reads: a temporary folder if the file begins with a byte order mark,
+    which some editors add, or if a row of the zoo overrules it."""
     folder = Path(source.removeprefix("local-dir:"))
-    if not source.startswith("local-dir:") or not (folder / CONFIG_FILE).read_bytes().startswith(codecs.BOM_UTF8):
+    written = (folder / CONFIG_FILE).read_bytes() if source.startswith("local-dir:") else b""
+    wanted = written.removeprefix(codecs.BOM_UTF8)
+    if published is not None:
+        wanted = json.dumps(published.adapt(json.loads(wanted))).encode()
+    if wanted == written:
         yield source
         return
     with tempfile.TemporaryDirectory() as place:
         for file in folder.absolute().iterdir():
             (Path(place) / file.name).symlink_to(file)
         (Path(place) / CONFIG_FILE).unlink()
-        (Path(place) / CONFIG_FILE).write_bytes((folder / CONFIG_FILE).read_bytes().removeprefix(codecs.BOM_UTF8))
+        (Path(place) / CONFIG_FILE).write_bytes(wanted)
         yield f"local-dir:{place}"
 
 

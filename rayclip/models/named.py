@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 
 from rayclip.models.specs import parse_mix
+from rayclip.models.zoo import PREFIX as ZOO
+from rayclip.models.zoo import zoo
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -23,7 +25,7 @@ _TAGGED = re.compile(r"[\w-][\w./-]*:(?P<tag>[\w.-]+)")  # an open_clip model wi
 
 def check_named(spec: str, folder: str | Path) -> None:
     """Raise a `UserError` unless the checkpoint in `folder` (or at that URI) may name the model `spec`."""
-    if spec == "digits" or _HUB.fullmatch(spec):
+    if spec == "digits" or _HUB.fullmatch(spec) or (spec.startswith(ZOO) and spec.removeprefix(ZOO) in zoo()):
         return
     if spec.startswith("mix:"):
         for end in parse_mix(spec)[:2]:

@@ -2,6 +2,7 @@
 
 import warnings
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -9,12 +10,14 @@ from safetensors.torch import load_file
 
 from rayclip.models.checkpoint import PROMPT_FILE, read_lineage
 from rayclip.models.clip import Clip
-from rayclip.models.loading import build, explain, parse
+from rayclip.models.loading import Source, build, explain, parse, put_matching
 from rayclip.models.mixing import mix
 from rayclip.models.named import check_named
 from rayclip.models.prompts import KINDS
 from rayclip.models.specs import parse_mix
-from rayclip.models.weights import check_finite
+from rayclip.models.weights import check_finite, read_weights, sha256
+from rayclip.models.zoo import PREFIX as ZOO
+from rayclip.models.zoo import WEIGHTS, PublishedModel, find_published
 from rayclip.store import Store
 from rayclip.types import UserError, check_same
 
@@ -26,7 +29,8 @@ def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
         spec: `digits` (bundled), `local-dir:PLACE` (a folder or a URI), `hf-hub:ORG/NAME`, or an open_clip `NAME:TAG`
             such as `ViT-B-32:openai`. TAG may be a file of weights (`weights`); the name then has to state its
             activation, since the file does not: `ViT-B-32-quickgelu:FILE` (OpenAI's) or `ViT-B-32-gelu:FILE`. Also
-            `prompted:DIR` with a learned prompt (`prompts`), or `mix:START+END@a` between two of these (`mixing`).
+            `zoo:NAME`, a published robust CLIP (`zoo`), `prompted:DIR` with a learned prompt (`prompts`), or
+            `mix:START+END@a` between two of these (`mixing`).
 
     Raises:
         UserError: no such model, files missing or unreachable, weights of another shape, with NaN or infinity, or of an
@@ -37,7 +41,12 @@ def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
     if spec.startswith("mix:"):
         start, end, a = parse_mix(spec)
         return mix(load_model(start, device), load_model(end, device), a, spec)
-    source = parse(spec)
+    if spec.startswith(ZOO):
+        return load_published(find_published(spec), device)
+    return _load(spec, parse(spec), device)
+
+
+def _load(spec: str, source: Source, device: torch.device | str) -> Clip:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -60,6 +69,40 @@ def load_once(spec: str, fingerprint: str = "", device: str = "cpu") -> Clip:
     if fingerprint:
         check_same("model", spec, clip.fingerprint(), fingerprint)
     return clip
+
+
+def load_published(published: PublishedModel, device: torch.device | str = "cpu") -> Clip:
+    """Load a model of the zoo as its row states it, and check its hash if the row has one.
+
+    Raises:
+        UserError: it cannot be downloaded (with where to get it), is not what the row says, or what `load_model`
+            raises.
+    """
+    place = published.fetch()
+    if published.sha256:
+        _check_hash(published, place)
+    if place.is_file():
+        clip = load_model(published.base, device)
+        put_matching(read_weights(place), clip.model, published.base)
+    else:
+        clip = _load(published.spec, parse(f"local-dir:{place}")._replace(published=published), device)
+    clip.spec = published.spec
+    return clip
+
+
+def _check_hash(published: PublishedModel, place: Path) -> None:
+    """Raise a `UserError` if a file of weights, or the one that a folder was imported from, is not the row's."""
+    inside = (place / name for names in WEIGHTS.values() for name in names)
+    file = place if place.is_file() else next(filter(Path.is_file, inside), place)
+    if file.is_dir():  # without weights, which reading it reports
+        return
+    imported = None if place.is_file() else (read_lineage(place) or {}).get("imported")
+    found = (imported or {}).get("sha256") or sha256(file)
+    if found != published.sha256:
+        raise UserError(
+            f"{file} is not the file of {published.spec}: its SHA-256 is {found[:12]}… and not "
+            f"{published.sha256[:12]}…; it is damaged or another model: download it again from {published.link}."
+        )
 
 
 def load_prompted(spec: str, device: torch.device | str = "cpu") -> Clip:

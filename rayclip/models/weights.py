@@ -70,10 +70,6 @@ class WeightsFile:
     entries: tuple[str, ...]
     quick_gelu: bool | None
 
-    def sha256(self) -> str:
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
 
 class Fitting(NamedTuple):
     """The weights of a file that belong to a model.
@@ -91,6 +87,11 @@ class Fitting(NamedTuple):
     part: Literal["image", "whole"]
     weights: dict[str, Tensor]
     left: tuple[str, ...]
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_weights(file: Path) -> WeightsFile:

@@ -16,10 +16,11 @@ __all__ = ["make_leaderboard", "make_report"]
 
 def make_report(
     results: "Results",
-    form: Literal["md", "html", "tex", "csv"],
+    form: Literal["md", "html", "tex", "csv", "json"],
     *,
     against: Sequence[str] = (),
     baseline: str | None = None,
+    calibration: bool = False,
     figures: Path | None = None,
     beside: Path,
     tell: Callable[[str, int, int], None] = lambda figure, done, total: None,
@@ -27,7 +28,7 @@ def make_report(
     """Return a report as text; if `figures` is given, write its figures there first.
 
     Args:
-        against, baseline: as in `build.build`.
+        against, baseline, calibration: as in `build.build`.
         beside: the folder that the text will be saved in; links to figures are relative to it.
         tell: progress callback, called with each figure's name, how many are drawn, and how many there are.
 
@@ -36,7 +37,9 @@ def make_report(
     """
     from rayclip.reports.build import build  # these imports take seconds
     from rayclip.reports.figures import as_svg, section_figures, write_figure
+    from rayclip.reports.figures.reliability import reliability_figure
     from rayclip.reports.formats import document_csv, document_html, document_latex, document_markdown
+    from rayclip.reports.submission import document_json
 
     draws = figures is not None or form == "html"
     document = build(
@@ -44,7 +47,9 @@ def make_report(
         baseline=baseline,
         against=against,
         figures=lambda section: section_figures(results, section) if draws else (),
+        reliability_figures=lambda section, found: reliability_figure(section, found) if draws else (),
         pairs=form == "html",
+        calibration=calibration,
     )
     places: dict[str, str] = {}
     drawings: dict[str, str] = {}
@@ -57,13 +62,15 @@ def make_report(
             drawings[figure.name] = as_svg(figure)
     if form == "csv":
         return document_csv(document)
+    if form == "json":
+        return document_json(results, document)
     if form == "html":
         return document_html(document, drawings)
     return (document_latex if form == "tex" else document_markdown)(document, places)
 
 
 def make_leaderboard(results: "Results", title: str) -> dict[str, str]:
-    """Return a leaderboard's files by name: the page, and its numbers as CSV.
+    """Return a leaderboard's files by name: the page, and its numbers as CSV and as JSON.
 
     Raises:
         UserError: there are no accuracies to rank.
@@ -72,10 +79,13 @@ def make_leaderboard(results: "Results", title: str) -> dict[str, str]:
     from rayclip.reports.formats import document_csv
     from rayclip.reports.leaderboard import leaderboard
     from rayclip.reports.numbers import sections
+    from rayclip.reports.submission import document_json
 
     if not results.cells:
         raise UserError("a leaderboard ranks accuracies, and here are recalls only: use rayclip report.")
+    document = build(replace(results, pairs=[]))
     return {
-        "leaderboard.csv": document_csv(build(replace(results, pairs=[]))),
+        "leaderboard.csv": document_csv(document),
+        "leaderboard.json": document_json(results, document),
         "index.html": leaderboard(sections(results), title),
     }

@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from rayclip.reports.accuracy import report_grids, significance_grid
+from rayclip.reports.beside import compare_with_published
+from rayclip.reports.calibration import Calibrations, calibrate, calibration_part
 from rayclip.reports.choosing import choose_examples
 from rayclip.reports.formats import number_line
 from rayclip.reports.grid import Cell, Document, Figure, Grid, Part
 from rayclip.reports.model import Model
 from rayclip.reports.notes import heading, merge_protocols, shared_note
 from rayclip.reports.numbers import sections
-from rayclip.reports.published import compare_with_published
 from rayclip.reports.recalls import RecallTable, recall_lines, recall_part, recall_tables
 from rayclip.reports.results import Results, texts
 from rayclip.reports.section import Attack, Section, Subject, natural
@@ -30,15 +31,18 @@ def build(
     baseline: str | None = None,
     against: Sequence[str] = (),
     figures: Callable[[Section], Sequence[Figure]] = lambda section: (),
+    reliability_figures: Callable[[Section, Calibrations], Sequence[Figure]] = lambda section, found: (),
     pairs: bool = False,
+    calibration: bool = False,
 ) -> Document:
     """Return the report of everything in `results`.
 
     Args:
         baseline: the model that others are compared with; None is the best one.
-        against: published tables to compare with, such as `mmcoa:II` (`published.compare_with_published`).
-        figures: returns a section's figures.
+        against: published tables to compare with, such as `mmcoa:II` (`beside.compare_with_published`).
+        figures, reliability_figures: return a section's figures.
         pairs: also compute the counts that a page needs to compare any two models.
+        calibration: also read confidences: expected calibration errors, and reliability diagrams if there are figures.
 
     Raises:
         UserError: an unknown paper, table or baseline.
@@ -49,13 +53,20 @@ def build(
         names = sorted({s.name for s in subjects}, key=natural)
         raise UserError(f"there is no model '{baseline}' in these results: they have {', '.join(names[:12])}.")
     parts: list[Part] = []
+    errors: dict[tuple[Subject, str, str], float] = {}
     for i, section in enumerate(found, 1):
         title = "Results" if len(found) == 1 else f"Results: {shared_note(section)}"
         parts.append(Part(title=title, grids=tuple(report_grids(section))))
         other = _baseline(section, baseline)
         if other is not None and len(section.subjects) > 1:
             parts.append(Part(title=f"Compared with {other.name}", grids=(significance_grid(section, other),)))
-        drawn = [f if i == 1 else replace(f, name=f"{f.name}-section{i}") for f in figures(section)]
+        drawn = list(figures(section))
+        if calibration:
+            made = calibrate(section)
+            errors |= {key: each.ece for key, each in made.items()}
+            parts.append(calibration_part(section, made))
+            drawn += reliability_figures(section, made)
+        drawn = [f if i == 1 else replace(f, name=f"{f.name}-section{i}") for f in drawn]
         parts.append(Part(title="Figures", figures=drawn))
         parts.append(prompt_part(section))
     parts += [recall_part(tables), *compare_with_published(found, against, tables), provenance(results)]
@@ -64,7 +75,7 @@ def build(
         summary=(*_summary(found, tables), *results.notes),
         parts=parts,
         lines=(
-            *(line for section in found for line in _lines(section, _baseline(section, baseline))),
+            *(line for section in found for line in _lines(section, _baseline(section, baseline), errors)),
             *recall_lines(tables),
             *(line for part in parts for line in part.lines),
         ),
@@ -96,8 +107,10 @@ def _summary(found: Sequence[Section], tables: Sequence[RecallTable]) -> list[st
     return [accuracies] * bool(found) + [searched] * bool(tables)
 
 
-def _lines(section: Section, baseline: Subject | None) -> Iterator[dict[str, Any]]:
-    """Yield one line of CSV per number, averages and worst cases included."""
+def _lines(
+    section: Section, baseline: Subject | None, errors: Mapping[tuple[Subject, str, str], float]
+) -> Iterator[dict[str, Any]]:
+    """Yield one line of CSV per number, averages and worst cases included; `errors` of calibration have a column."""
     places = [(s, a, d) for s in section.subjects for a in section.attacks for d in section.columns]
     for subject, attack, dataset in places:
         number, entry = section.number(subject, dataset, attack), section.get(subject, dataset, attack)
@@ -109,6 +122,11 @@ def _lines(section: Section, baseline: Subject | None) -> Iterator[dict[str, Any
             versus = section.compare(subject, baseline, dataset, attack)
         yield {
             **number_line(subject, dataset, attack, number),
+            **(
+                {"ece": f"{errors[key]:.4f}" if (key := (subject, dataset, attack.label)) in errors else ""}
+                if errors
+                else {}
+            ),
             "baseline": "" if versus is None or baseline is None else baseline.name,
             "only_this_right": "" if versus is None else versus.first,
             "only_baseline_right": "" if versus is None else versus.second,

@@ -21,12 +21,14 @@ class Cell:
         note: the interval, printed smaller beside or below the number.
         value: sort key of a number; None for text.
         emphasis: printed in bold: the best of its column, or a significant difference upwards or downwards.
+        link: address that a text leads to, on pages.
     """
 
     text: str = ""
     note: str = ""
     value: float | None = None
     emphasis: Emphasis = ""
+    link: str = ""
 
 
 def accuracy(number: Number | None, *, best: bool = False, mark: str = "") -> Cell:

@@ -1,5 +1,6 @@
 """The leaderboard: every model's clean and robust accuracy under each threat model, as one static HTML page."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,9 +8,13 @@ from typing import NamedTuple
 from rayclip.evaluation.aggregate import ball_of, worst_cases
 from rayclip.reports.formats import render
 from rayclip.reports.grid import Cell, Grid, accuracy, number_cell
+from rayclip.reports.model import Model
 from rayclip.reports.notes import attack_notes, heading, shared_note
 from rayclip.reports.numbers import worst_over
 from rayclip.reports.section import AVERAGE, Attack, Number, Section, Subject, average, natural
+
+_COLUMNS = tuple("model,clean,robust,n,method,trained on,defence,attacks,threat model,data set".split(","))
+_KNOWN = ("architecture", "paper", "weights")  # further columns, of models that say it
 
 
 class Threat(NamedTuple):
@@ -87,10 +92,16 @@ def leaderboard(sections: Sequence[Section], title: str = "Robustness leaderboar
     held = {name: list(dict.fromkeys(row[name] for row in attributes)) for name in filters}
     datasets = dict.fromkeys(d for section in sections for d in reversed(section.columns))
     partial = any(place.partial for place, _ in rows)
+    known = [[_cells(place), _known(place.subject.model)] for place, _ in rows]
+    # A column of links or architectures that no model has only takes room
+    held_of = [any(cell.text for cell in column) for column in zip(*(more for _, more in known), strict=True)]
     grid = Grid(
         title="Models by accuracy in %",
-        header=tuple("model,clean,robust,n,method,trained on,defence,attacks,threat model,data set".split(",")),
-        rows=[(place.subject.name, _cells(place)) for place, _ in rows],
+        header=(*_COLUMNS, *itertools.compress(_KNOWN, held_of)),
+        rows=[
+            (place.subject.name, [*cells, *itertools.compress(more, held_of)])
+            for (place, _), (cells, more) in zip(rows, known, strict=True)
+        ],
         notes=(
             "The average gives every data set the same weight, and is there for models with all of them",
             *(["† over fewer attacks than others under this threat model, and below them"] if partial else []),
@@ -125,6 +136,12 @@ def _cells(place: Place) -> list[Cell]:
         number_cell(place.robust.n, ","),
         *(Cell(text=text) for text in (*texts, place.threat.name, place.dataset)),
     ]
+
+
+def _known(model: Model) -> list[Cell]:
+    links = [str(model.published.get(key, "")) for key in ("paper", "link")]
+    named = zip(("paper", "checkpoint"), links, strict=True)
+    return [Cell(text=model.architecture), *(Cell(text=name * bool(link), link=link) for name, link in named)]
 
 
 def _attributes(place: Place, protocol: str) -> dict[str, str]:

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from rayclip.units import format_budget
+
+_PLACES = ("local-dir", "prompted", "hf-hub", "hf", "zoo", "mix")  # specifications that name no architecture
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
@@ -23,6 +27,29 @@ class Model:
     @property
     def method(self) -> str | None:
         return (self.config.get("method") or {}).get("name")
+
+    @property
+    def base(self) -> str:
+        """Specification of the model that it was fine-tuned from; its own if nobody did."""
+        return str(self.config.get("model") or self.spec)
+
+    @property
+    def train_eps(self) -> str | None:
+        """Budget of the training attack as a fraction; None if there was none or it is not known."""
+        eps = (self.config.get("method") or {}).get("eps")
+        return format_budget(eps) if eps else None
+
+    @property
+    def published(self) -> Mapping[str, Any]:
+        """Row of the zoo that the model is, empty for others: architecture, paper, link, licence."""
+        return (self.lineage or {}).get("zoo") or {}
+
+    @property
+    def architecture(self) -> str:
+        """open_clip's name of the architecture, empty if the specifications do not say it."""
+        name, colon, _ = self.base.partition(":")
+        named = name if colon and name not in _PLACES else ""
+        return str(self.published.get("architecture") or named.removesuffix("-quickgelu").removesuffix("-gelu"))
 
     @property
     def is_mix(self) -> bool:

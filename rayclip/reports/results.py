@@ -266,6 +266,21 @@ def _label(protocol: Mapping[str, Any]) -> str:
     return f"{protocol['attack']}{steps}{eps}"
 
 
+def confidences(cell: JudgedCell) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the confidence of each attacked sample's prediction, 0..1, and whether it is right; None if the cell, or a
+    part of it, is older than confidences in result files."""
+    names = ["adv_confidence", "position", "label", "adv_pred"]
+    try:
+        table = cell.store.read_tables(cell.store.names(f"cells/{cell.id}", ".parquet"), names)
+    except UserError:  # no such column: files that are damaged have been refused when they were read first
+        return None
+    if table is None:
+        return None
+    confidence, position, label, predicted = (table[name].to_numpy() for name in names)
+    _, first = np.unique(position, return_index=True)
+    return confidence[first], (label == predicted)[first]
+
+
 def examples(cell: JudgedCell, kind: str) -> pa.Table:
     """Return the `images`, `features` or `attention` kept of a cell's first samples."""
     return cell.store.read_tables([f"cells/{cell.id}/examples/{kind}.parquet"])

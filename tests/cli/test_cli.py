@@ -193,6 +193,7 @@ def test_import_writes_a_checkpoint_once(here, monkeypatch, capsys):
 def test_plan_takes_whatever_eval_takes(monkeypatch, capsys):
     helps = [call(monkeypatch, capsys, command, "--help")[1] for command in ("eval", "plan")]
     options = [set(re.findall(r"--[a-z-]+", text)) for text in helps]
+    options[0].remove("--local")  # which has nothing to plan
     assert {"--gpus-per-worker", "--defense", "--cluster", "--workers"} < options[0] < options[1]
     assert options[1] - options[0] == {"--price", "--calibrate"}
 

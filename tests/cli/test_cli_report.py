@@ -97,9 +97,9 @@ def test_the_leaderboard_is_a_folder_with_a_page(monkeypatch, capsys, results):
         (["report", "results", "--out", "no/folder/r.html"], "there is no folder"),
         (["report", "results", "--out", "results"], "is a folder"),
         (["report", "results", "--format", "pdf"], "pdf"),
-        (["report", "results", "--out", "r.pdf"], "ends in .md, .html, .tex or .csv"),
+        (["report", "results", "--out", "r.pdf"], "ends in .md"),
         (["report", "results", "--baseline", "nobody", "--out", "r.html"], "there is no model 'nobody'"),
-        (["report", "results", "--against", "nobody:I", "--out", "r.html"], "only mmcoa"),
+        (["report", "results", "--against", "nobody:I", "--out", "r.html"], "no paper"),
         (["report", "results", "--against", "mmcoa:IX", "--out", "r.html"], "only I, II"),
         (["report", "results", "--figures", "file", "--out", "r.html"], "is a file"),
         (["report"], "DIR"),
@@ -160,7 +160,7 @@ def test_a_model_whose_verdicts_are_there_is_added_without_computing_them(monkey
         for shard in missing_shards(cell, chosen_positions(len(data), 10), store, 10):
             Evaluator(store).run(shard)
     with monkeypatch.context() as patch:
-        patch.setattr("rayclip.api.evaluating.evaluate", lambda *args, **settings: pytest.fail("it is there"))
+        patch.setattr("rayclip.distributed.evaluating.evaluate", lambda *args, **settings: pytest.fail("it is there"))
         code, _, err = call(monkeypatch, capsys, "leaderboard", "results", "--out", "board", "--add", "digits")
     assert code == 0, err
     lines = list(csv.DictReader(Path("board/leaderboard.csv").read_text().splitlines()))

@@ -115,13 +115,13 @@ def test_images_of_one_size_are_native_and_others_need_the_models_size(tmp_path)
 
 def test_the_papers_resize_rule():
     """Small squares to the input size; others shorter side to 8/7 of it (256 for 224), then the centre."""
-    from rayclip.data.images import _to_model_size
+    from rayclip.data.images import to_model_size
 
     stripes = Image.new("RGB", (448, 256))
     stripes.paste("white", (112, 0, 336, 256))
-    out = _to_model_size(stripes, 224)
+    out = to_model_size(stripes, 224)
     assert out.size == (224, 224) and out.getpixel((5, 100)) == (255, 255, 255)
-    assert _to_model_size(Image.new("RGB", (32, 32)), 224).size == (224, 224)
+    assert to_model_size(Image.new("RGB", (32, 32)), 224).size == (224, 224)
 
 
 @pytest.mark.parametrize(

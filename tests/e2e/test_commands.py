@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,40 @@ def test_a_killed_evaluation_on_two_workers_in_other_shards_goes_on_to_the_same_
     run_here(tmp_path, *command, "--cluster", **NO_RAY)  # a finished evaluation does not even ask for Ray
 
 
+@pytest.fixture
+def without_ray(tmp_path):
+    """An environment in which importing Ray or MLflow is an error."""
+    for name in ("ray", "mlflow"):
+        (tmp_path / "none" / name).mkdir(parents=True)
+        (tmp_path / "none" / name / "__init__.py").write_text("raise ImportError('not here')\n")
+    return {"PYTHONPATH": f"{tmp_path / 'none'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+
+
+def test_verdicts_without_ray_are_those_of_actors_and_each_goes_on_with_the_others(
+    reference,
+    tmp_path,
+    without_ray,
+):
+    wanted, place = verdicts(reference / "r"), tmp_path / "r"
+    shutil.copytree(reference / "r", place)
+    by_actors = sorted(place.glob("cells/*/*.parquet"))
+    for path in by_actors[::2]:
+        path.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in by_actors[1::2]}
+    shutil.rmtree(place / "answers", ignore_errors=True)
+    command = ["eval", "--model", "digits", *ATTACK, "--out", "r", "--no-tracking", "--quiet"]
+    run(tmp_path, *command, "--local", "--shard-size", 50, **without_ray)
+    assert verdicts(place) == wanted
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what actors have done is not done again"
+    for path in kept:
+        path.unlink()
+    here = {path: path.stat().st_mtime_ns for path in place.glob("cells/*/*.parquet")}
+    shutil.rmtree(place / "answers", ignore_errors=True)
+    run(tmp_path, *command, "--workers", 1)
+    assert verdicts(place) == wanted
+    assert {path: path.stat().st_mtime_ns for path in here} == here, "nor what this process has"
+
+
 TRAIN = [
     "train",
     "--method",
@@ -172,9 +207,7 @@ def test_a_killed_training_resumes_on_the_same_curve(trained, tmp_path):
     command = [*TRAIN, "--epochs", "12", "--out", "model", "--precision", "fp32"]
     process = subprocess.Popen([*RAYCLIP, *command], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
     unfinished = tmp_path / "model" / ".rayclip" / "unfinished"
-    # Ray lists a checkpoint once it is whole
-    listed = "train-*/checkpoint_manager_snapshot.json"
-    wait_for(lambda: any("checkpoint_" in f.read_text() for f in unfinished.glob(listed)))
+    wait_for(lambda: any(unfinished.glob("train-*/checkpoint_*/rayclip.json")))  # written last
     kill_tree(process)
     assert not (tmp_path / "model" / "rayclip.json").exists(), "it must be killed before the end"
     time.sleep(2)

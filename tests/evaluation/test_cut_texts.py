@@ -143,7 +143,9 @@ def test_an_evaluation_warns_of_it(saved_clip, data, tmp_path, monkeypatch, caps
     store = Store(str(tmp_path / "out"))
     for shard in missing_shards(cells[0], positions[data], store, 20):
         Evaluator(store).run(shard)
-    monkeypatch.setattr("rayclip.api.evaluating.ray_cluster", lambda **_: pytest.fail("nothing is left to compute"))
+    monkeypatch.setattr(
+        "rayclip.distributed.connect.ray_cluster", lambda **_: pytest.fail("nothing is left to compute")
+    )
     evaluation = Evaluation(data=[data], attacks=parse_attacks("clean", {}), protocol=Protocol(eps=1 / 255))
     rows = api.evaluate_models([saved_clip], evaluation, Where(out=store.root, quiet=True))
     assert rows[0].cut_texts == 2

@@ -63,8 +63,16 @@ def test_verdicts_do_not_depend_on_shards_or_batches(cells, tmp_path):
         a, b = (verdicts(s, cell) for s in stores)
         for exact in ("position", "sample_id", "label", "clean_pred", "adv_pred", "steps", "queries"):
             assert np.array_equal(a[exact], b[exact]), exact
-        for close in ("clean_margin", "adv_margin", "linf", "l2"):
+        for close in ("clean_margin", "adv_margin", "clean_confidence", "adv_confidence", "linf", "l2"):
             assert np.allclose(a[close], b[close], atol=1e-3), close
+    clean, data = verdicts(stores[0], cells[0]), open_data("digits", "test")
+    judge = cells[0].scorer.classifier(load_model("digits"), cells[0].class_names, cells[0].protocol.template)
+    pixels = batch_pixels(data, clean["position"].tolist(), cells[0].protocol.resolution, judge.clip.image_size)
+    with torch.no_grad():
+        probabilities = torch.softmax(judge(pixels.float() / 255), 1).numpy()
+    for when in ("clean", "adv"):
+        confidence = probabilities[np.arange(150), clean[f"{when}_pred"]]
+        assert np.allclose(clean[f"{when}_confidence"], confidence, atol=1e-5)
 
 
 def test_what_is_on_disk_is_not_computed_again(cells, tmp_path):

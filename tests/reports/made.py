@@ -33,8 +33,11 @@ def fingerprint(name):
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def put(root, model, attack, right, *, dataset="set", positions=None, defense="none", shard=7, **changes):
-    """Write a cell in shards of `shard` samples; `right` are bools in the order of `positions`."""
+def put(
+    root, model, attack, right, *, dataset="set", positions=None, defense="none", shard=7, confidence=None, **changes
+):
+    """Write a cell in shards of `shard` samples; `right` are bools in the order of `positions`, `confidence` numbers,
+    or None as in results of older versions."""
     store = Store(str(root))
     label, settings = attack
     right = np.asarray(right)
@@ -64,6 +67,8 @@ def put(root, model, attack, right, *, dataset="set", positions=None, defense="n
             "adv_pred": np.where(right[part], labels[part], labels[part] + 1),
             "linf": np.zeros(len(labels[part]), np.float32),
         }
+        if confidence is not None:
+            columns["adv_confidence"] = np.asarray(confidence, np.float32)[part]
         store.write_table(f"cells/{cell}/{first:08d}.parquet", columns)
     return cell
 

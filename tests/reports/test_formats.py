@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from importlib import resources
 
+import jsonschema
 import pytest
 
 from rayclip.reports import make_leaderboard, make_report
@@ -18,8 +20,9 @@ from rayclip.reports.grid import Cell, Document, Grid, Part
 from rayclip.reports.numbers import sections
 from rayclip.reports.results import read_results
 from rayclip.reports.rows import markdown_tables
+from rayclip.store import Store
 from rayclip.types import Row, UserError
-from reports.made import BERT, CLEAN, SEP, bits, describe, pgd, put
+from reports.made import BERT, CLEAN, SEP, bits, describe, fingerprint, pgd, put
 
 WORDS = Part(
     title="Words",
@@ -204,7 +207,7 @@ def test_pages_are_self_contained(results, tmp_path):
         for tag, attrs in page.tags:
             for name in ("src", "href", "xlink:href", "action"):
                 target = attrs.get(name) or ""
-                assert re.match(r"(#|data:|leaderboard\.csv$|$)", target), (tag, target)
+                assert re.match(r"(#|data:|leaderboard\.(csv|json)$|$)", target), (tag, target)
         styles = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
         assert "@import" not in styles and not re.search(r"url\((?!#)", styles)
         assert "<script>alert" not in text
@@ -249,6 +252,29 @@ def test_the_leaderboard_ranks_by_the_worst_case_within_a_threat(results):
         "l∞ 1/255, images and texts at once",
         "texts",
     }
+
+
+def test_results_to_hand_in_follow_their_schema_and_link_to_the_zoo(results, tmp_path):
+    from rayclip.models.checkpoint import model_record
+
+    spec = "zoo:fare4-vit-l-14"
+    put(tmp_path, spec, pgd(), bits(1), dataset="one")
+    Store(str(tmp_path)).write_json(f"lineage/{fingerprint(spec)}.json", model_record(spec))
+    results = read_results([str(tmp_path)])
+    board, schema = (
+        make_leaderboard(results, "Board"),
+        resources.files("rayclip.reports") / "static/results.schema.json",
+    )
+    for text in (board["leaderboard.json"], make_report(results, "json", against=["mmcoa:I"], beside=tmp_path)):
+        jsonschema.validate(json.loads(text), json.loads(schema.read_text()))
+    found = json.loads(board["leaderboard.json"])
+    assert len(found["numbers"]) == len(list(csv.DictReader(io.StringIO(board["leaderboard.csv"]))))
+    (model,) = (model for model in found["models"] if model["spec"] == spec)
+    links = ["https://arxiv.org/abs/2402.12336", "https://huggingface.co/chs20/fare4-clip"]
+    assert [model["paper"], model["checkpoint"]] == links
+    assert (model["method"], model["architecture"], model["trained_from"]) == ("fare", "ViT-L-14", "ViT-L-14:openai")
+    row = next(row for row in re.findall(r"<tr data-id=.*?</tr>", board["index.html"]) if spec in row)
+    assert all(f'<a href="{link}">' in row for link in links) and ">ViT-L-14<" in row
 
 
 def test_a_model_without_all_data_sets_has_no_average_on_the_leaderboard(results, tmp_path):
