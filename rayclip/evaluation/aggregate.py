@@ -192,7 +192,8 @@ def mean_of_judgements(cell: Cell, positions: np.ndarray, store: Store) -> float
     assert table is not None  # `right_after_attack` has read it
     position, label, clean, share = (table[name].to_numpy() for name in columns)
     counted = np.isin(position, positions)
-    return 100 * float(np.where(clean == label, share, 0)[counted].mean())
+    times = np.where(clean == label, np.rint(share * cell.judgements), 0)[counted]
+    return 100 * float(times.mean()) / cell.judgements
 
 
 def _row(cell: Cell, label: str, right: np.ndarray, positions: np.ndarray, store: Store) -> Row:

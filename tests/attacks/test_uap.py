@@ -63,6 +63,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, held, says):
         make_attack("uap")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("objective", ["embedding", "labels"])
 def test_one_that_was_made_fools_more_than_noise(tmp_path, monkeypatch, capsys, objective):
     """Made on 200 train digits, added to 100 test digits; noise of the same size changes next to nothing."""

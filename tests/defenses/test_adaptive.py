@@ -82,6 +82,7 @@ def test_blind_and_adaptive_agree_on_a_defence_that_does_nothing(digits):
 QUICK = {"rtpt": {"count": 4}, "hedge": {"steps": 2}, "doc": {"tau": 0.02}, "clipure-cos": {"length": 0.1}}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", list(DEFENSES))
 def test_the_suite_goes_through_every_defence(digits, name):
     """It breaks images that the blind attack of one step leaves, at any rate no fewer than none."""
