@@ -62,7 +62,8 @@ DATASETS = tuple(
     (
         "digits cifar10 cifar100 stl10 imagenet caltech101 caltech256 oxford_pets flowers102 fgvc_aircraft "
         "stanford_cars food101 sun397 country211 eurosat dtd pcam tiny_imagenet imagenet_a imagenet_r imagenet_v2 "
-        "imagenet_sketch ucf101 mscoco_captions flickr30k flickr8k "
+        "imagenet_sketch ucf101 mscoco_captions flickr30k flickr8k caltech101-coop oxford_pets-coop flowers102-coop "
+        "stanford_cars-coop food101-coop sun397-coop eurosat-coop dtd-coop"
     ).split()
 )
 

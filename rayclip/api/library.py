@@ -6,7 +6,7 @@ The command line calls these functions or what they are made of: its checks and 
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,11 +22,21 @@ from rayclip.models.clip import frozen
 from rayclip.models.exact import exact_fp32
 from rayclip.models.resizing import Resize
 from rayclip.models.wrapped import WrappedClip
+from rayclip.names import find_protocol
 from rayclip.types import Row, UserError
 from rayclip.units import parse_budgets
 
 if TYPE_CHECKING:
     import pandas
+
+_DEFAULTS = {
+    "attacks": "clean,pgd",
+    "scorer": "template",
+    "steps": 10,
+    "resolution": "native",
+    "resize": "antialias",
+    "class_names": "curated",
+}
 
 Budgets = str | float | Sequence[str | float] | None
 
@@ -79,23 +89,24 @@ def wrap(module: nn.Module, preprocess: Any, tokenizer: Any, name: str | None = 
 
 def evaluate(
     models: "str | Model | Sequence[str | Model]",
-    data: str | Sequence[str],
+    data: str | Sequence[str] | None = None,
     *,
-    attacks: str = "clean,pgd",
+    protocol: str | None = None,
+    attacks: str | None = None,
     defense: str = "none",
     aim: str = "ignore,bpda",
     draws: int | None = None,
     judgements: int = 1,
-    scorer: str = "template",
+    scorer: str | None = None,
     made_against: str = "own",
     eps: Budgets = None,
-    steps: int = 10,
+    steps: int | None = None,
     step_size: str | float | None = None,
     limit: int | None = None,
     substitutes: str = "default",
-    resolution: str = "native",
-    resize: Resize = "antialias",
-    class_names: str = "curated",
+    resolution: str | None = None,
+    resize: Resize | None = None,
+    class_names: str | None = None,
     template: str | None = None,
     seed: int = 0,
     precision: Precision = "fp32",
@@ -111,6 +122,7 @@ def evaluate(
     Args:
         models: specifications, or models in memory, which are evaluated as they are.
         data: names of data sets, or files.
+        protocol: of the field, `tecoa`, `robustvlm` or `coop`: data, attacks, budgets, … that are not given are its.
         eps: budgets in pixel units, `"1/255,2/255"` or numbers below 1.
         out: folder or URI of the results; what is there is not computed again. None keeps nothing.
         cluster: None evaluates in this process, without Ray; False on a private Ray of this machine, True on the
@@ -122,25 +134,36 @@ def evaluate(
         UserError: bad arguments, before anything is written.
     """
     specs, given = _named([models] if isinstance(models, str | Model) else models, cluster)
-    names, sources = choose_names(class_names, [data] if isinstance(data, str) else list(data))
+    options = {
+        "data": data,
+        "attacks": attacks,
+        "scorer": scorer,
+        "eps": eps,
+        "steps": steps,
+        "step_size": step_size,
+        "limit": limit,
+        "resolution": resolution,
+        "resize": resize,
+        "class_names": class_names,
+        "template": template,
+    }
+    chosen = _follow(protocol, options)
+    data = chosen.pop("data")
+    if data is None:
+        raise UserError("evaluate needs data: name a data set, a file, or a protocol.")
+    names, sources = choose_names(chosen.pop("class_names"), [data] if isinstance(data, str) else list(data))
     evaluation = choose_evaluation(
         sources,
-        attacks=attacks,
         defense=defense,
         aim=aim,
         draws=draws,
         judgements=judgements,
-        scorer=scorer,
         made_against=made_against,
-        eps=_budgets(eps),
-        steps=steps,
-        step_size=step_size,
-        limit=limit,
+        eps=_budgets(chosen.pop("eps")),
         substitutes=substitutes,
-        resolution=resolution,
-        resize=resize,
         names=names,
-        template=template,
+        all_named=protocol is None,
+        **chosen,
         seed=seed,
         precision=precision,
     )
@@ -281,6 +304,16 @@ def _as_they_were(models: Iterable[Clip]) -> Iterator[None]:
         for clip in models:
             stack.enter_context(frozen(clip))
         yield
+
+
+def _follow(protocol: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are given, else the protocol's, else the defaults of `rayclip eval`."""
+    named = {} if protocol is None else find_protocol(protocol)
+    named = {name: ",".join(value) if isinstance(value, list) else value for name, value in named.items()}
+    if "data" in named:
+        named["data"] = named["data"].split(",")
+    defaults = _DEFAULTS | named
+    return {name: defaults.get(name) if value is None else value for name, value in options.items()}
 
 
 def _budgets(eps: Budgets) -> tuple[float, ...]:

@@ -42,7 +42,7 @@ class WorkerSettings:
     threads: int  # CPU threads of a worker without a GPU
     notes: Notes
     measure: Measure | None  # measures each checkpoint; its metrics are added to the report
-    in_tune: bool  # whether the only worker is Tune's own process
+    in_tune: str | None  # the device, if the only worker is Tune's own process
 
 
 def train_worker(args: dict[str, WorkerSettings]) -> None:
@@ -91,8 +91,7 @@ class _RayHost:
     """The `Host` of a Ray Train worker, for the train loop."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self.rank, self.world_size = self._rank()
-        self.device = torch.device(get_device())
+        self.rank, self.world_size, self.device = self._place(settings)
         self._trial, self._measure, self._notes = settings.trial, settings.measure, settings.notes
         self._kept = KeptCheckpoint(settings.trial, settings.notes.storage)
         self._log, self._run = (settings.log, settings.trial.run) if self.rank == 0 else (None, None)
@@ -123,9 +122,10 @@ class _RayHost:
         if self._measure is not None and broadcast_from_rank_zero(self._notes.read("stop") is not None):
             raise _StopError
 
-    def _rank(self) -> tuple[int, int]:
+    def _place(self, settings: WorkerSettings) -> tuple[int, int, torch.device]:
+        """Return rank, number of ranks and device."""
         context = ray.train.get_context()
-        return context.get_world_rank(), context.get_world_size()
+        return context.get_world_rank(), context.get_world_size(), torch.device(get_device())
 
     def _last(self) -> ray.train.Checkpoint | None:
         return ray.train.get_checkpoint() or self._kept.last()
@@ -136,10 +136,10 @@ class _RayHost:
 
 
 class _HostInTune(_RayHost):
-    """The `Host` of Tune's own process, where Train answers neither of the two."""
+    """The `Host` of Tune's own process, where Train answers none of these; its device would be a GPU not reserved."""
 
-    def _rank(self) -> tuple[int, int]:
-        return 0, 1
+    def _place(self, settings: WorkerSettings) -> tuple[int, int, torch.device]:
+        return 0, 1, torch.device(settings.in_tune or "cpu")
 
     def _last(self) -> ray.train.Checkpoint | None:
         return self._kept.last()

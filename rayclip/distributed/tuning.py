@@ -183,6 +183,7 @@ def _driver(
     With `in_tune` the Train run is this process itself (`train_worker`).
     """
     threads = workers.threads(len(trials))
+    device = ("cuda" if workers.gpus else "cpu") if in_tune else None
 
     def drive(params: dict[str, Any]) -> None:
         trial = trials[params["index"]]
@@ -193,7 +194,7 @@ def _driver(
             return
         notes = trial.notes(storage)
         notes.clear("failure", "starved")
-        settings = WorkerSettings(trial=trial, log=log, threads=threads, notes=notes, measure=measure, in_tune=in_tune)
+        settings = WorkerSettings(trial=trial, log=log, threads=threads, notes=notes, measure=measure, in_tune=device)
         if in_tune:
             here = ray.train.ScalingConfig(num_workers=0)
             TorchTrainer(train_worker, train_loop_config={"settings": settings}, scaling_config=here).fit()

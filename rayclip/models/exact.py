@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +24,21 @@ def use_exact_fp32() -> None:
 @contextmanager
 def exact_fp32() -> Iterator[None]:
     """Switch TF32 off in the block, for code that runs in a caller's process."""
-    precision, matmul = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
-    convolutions = torch.backends.cudnn.allow_tf32
+    matmul, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
+    try:
+        kept = torch.get_float32_matmul_precision(), matmul.allow_tf32, cudnn.allow_tf32
+        newer = None
+    except RuntimeError:  # the caller has set torch's newer names, beside which the older ones cannot be read
+        newer = matmul.fp32_precision, cudnn.conv.fp32_precision
     use_exact_fp32()
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cuda.matmul.allow_tf32 = matmul
-        torch.backends.cudnn.allow_tf32 = convolutions
+        if newer is None:
+            torch.set_float32_matmul_precision(kept[0])
+            matmul.allow_tf32, cudnn.allow_tf32 = kept[1:]
+        else:
+            matmul.fp32_precision, cudnn.conv.fp32_precision = newer
 
 
 def widened(x: Tensor) -> Tensor:

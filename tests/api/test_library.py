@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 import rayclip
 from conftest import TINY, tiny_clip
-from rayclip.api import library
+from rayclip.api import evaluating, library
 from rayclip.cli import evaluate as cli_evaluate
 from rayclip.cli import request, train
 from rayclip.data import batch_pixels, open_data
@@ -69,7 +70,7 @@ def test_defaults_are_those_of_the_command_line():
     def defaults(function):
         return {name: p.default for name, p in inspect.signature(function).parameters.items()}
 
-    ours, theirs = defaults(library.evaluate), defaults(request.Request)
+    ours, theirs = defaults(library.evaluate) | library._DEFAULTS, defaults(request.Request)
     shared = ours.keys() & theirs.keys() - {"cluster", "out", "eps", "data"}
     assert {"attacks", "defense", "aim", "steps", "resolution", "precision"} <= shared
     for name in shared:
@@ -110,17 +111,7 @@ def test_images_that_are_wrong_already_are_left_alone_to_the_bit(classifier, lab
 
 def test_pictures_tensors_and_loaders_are_the_same(classifier):
     pictures = [Image.effect_noise((8, 8), 90).convert("RGB") for _ in range(5)]
-    (bare,) = (
-        torch.stack(
-            [
-                torch.as_tensor(list(p.get_flattened_data() if hasattr(p, "get_flattened_data") else p.getdata()))
-                .view(8, 8, 3)
-                .permute(2, 0, 1)
-                / 255
-                for p in pictures
-            ]
-        ),
-    )
+    bare = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures]) / 255
     labels = classifier(bare).argmax(1)
     wanted = rayclip.attack(classifier, bare, labels, "pgd:steps=3", eps=EPS)
     for given in (
@@ -358,6 +349,21 @@ def test_a_model_in_memory_is_evaluated_as_it_is(tmp_path):
     assert turned[0].top1 < 50
     frame = turned.to_pandas()
     assert len(frame) == len(turned) and frame["protocol.attack"][1] == "fgsm" and frame["top1"][0] == turned[0].top1
+
+
+def test_a_protocol_sets_what_is_not_given(monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluating, "evaluate_models", lambda models, evaluation, *_: asked.append(evaluation) or [])
+    rayclip.evaluate("digits", protocol="robustvlm")
+    rayclip.evaluate("digits", "digits", protocol="robustvlm", limit=9, eps="1/255", resolution="native")
+    whole, mine = asked
+    assert len(whole.data) == 14 and whole.limit == 1000 and whole.protocol.eps == (2 / 255, 4 / 255)
+    assert (mine.data, mine.limit, mine.protocol.eps) == (["digits"], 9, (1 / 255,))
+    assert [a.label for a in mine.attacks] == [a.label for a in whole.attacks] and not mine.native
+    with pytest.raises(rayclip.UserError, match="robustvlm"):
+        rayclip.evaluate("digits", protocol="robustvml")
+    with pytest.raises(rayclip.UserError, match="data"):
+        rayclip.evaluate("digits")
 
 
 def test_an_interrupted_evaluation_goes_on(tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ class Family:
                 except psutil.Error:
                     continue
                 named = title if title.startswith("ray::") else self._seen.get(process.pid, ("another",))[0]
-                self._seen[process.pid] = named.partition(".")[0], times.user + times.system
+                self._seen[process.pid] = named.split()[0].partition(".")[0], times.user + times.system
 
     def seconds(self) -> Counter[str]:
         found: Counter[str] = Counter()

@@ -49,7 +49,7 @@ OFFERED = {
     "rayclip train --method ": list(METHODS),
     "rayclip data show ": list(DATASETS),
     "rayclip data prepare cifar10 ": list(DATASETS),
-    "rayclip captions filter x.json --data fl": ["flickr30k", "flickr8k", "flowers102"],
+    "rayclip captions filter x.json --data fl": ["flickr30k", "flickr8k", "flowers102", "flowers102-coop"],
 }
 
 

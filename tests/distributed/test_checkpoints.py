@@ -28,7 +28,7 @@ def test_a_trial_that_broke_off_resumes_and_keeps_the_epochs_asked_for(tmp_path,
 
     def run(trial):
         settings = WorkerSettings(
-            trial=trial, log=None, threads=1, notes=trial.notes(store), measure=break_off_once, in_tune=True
+            trial=trial, log=None, threads=1, notes=trial.notes(store), measure=break_off_once, in_tune="cpu"
         )
         here = ray.train.ScalingConfig(num_workers=0)
         TorchTrainer(train_worker, train_loop_config={"settings": settings}, scaling_config=here).fit()
