@@ -35,6 +35,7 @@ ATTACKS_ABOUT = {
     "feature": "moves the image's embedding away from the clean one (FARE, TTC; AdvPT)",
     "semantic": "against several captions per class at once (SAFT)",
     "transfer": "made on another model, judged on this one",
+    "uap": "one perturbation from a file, added to every image (X-Transfer, ICML 2025)",
     "bert": "BERT-Attack: changes words of the class prompts (Li et al. 2020)",
     "co-attack": "prompts first, then the image away from itself and from them (Zhang et al. 2022)",
     "sga": "prompts and image guided by each other, over scales (Lu et al. 2023)",
@@ -43,13 +44,19 @@ ATTACKS_ABOUT = {
 
 DEFENSES_ABOUT = {
     "ttc": "counterattacks images that an attack made falsely stable (Xing et al. 2025)",
+    "nac": "TTC with Nesterov momentum",
+    "doc": "TTC with random orthogonal steps and a soft gate (AAAI 2026)",
+    "csr": "moves images toward their low-pass form where that differs much (2026)",
+    "et3": "two steps to lower energy, surer predictions (CVPR 2026)",
+    "clipure-cos": "moves the embedding toward that of templates without a class (CLIPure, ICLR 2025)",
+    "rtpt": "tunes the prompts' context on random views of each image (R-TPT, CVPR 2025)",
     "rn": "uniform noise",
     "tte": "mean prediction over the image, four crops and their mirror images (Pérez et al. 2021)",
     "anti-adversary": "two steps that make the predicted class surer (Alfarra et al. 2022)",
     "hedge": "steps that raise the loss of all classes together (Wu et al. 2021)",
 }
 
-METHODS = ("ft-standard", "tecoa", "pmg-aft", "fare", "tga-zsr", "saft", "mmcoa", "advpt", "vp")
+METHODS = tuple("ft-standard tecoa pmg-aft fare tga-zsr saft mmcoa agft sim-clip lore comp-tga advpt vp".split())
 
 DATASETS = tuple(
     (

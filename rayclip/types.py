@@ -68,7 +68,12 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One number of a result table together with its protocol. Accuracies are in percent."""
+    """One number of a result table together with its protocol. Accuracies are in percent.
+
+    Attributes:
+        top1: of images that are right before and after the attack, in all judgements.
+        mean: the same, averaged over repeated judgements by a random defence; None for a single judgement.
+    """
 
     model: str
     dataset: str
@@ -85,6 +90,7 @@ class Row:
     scorer: str = "template"
     cut_texts: int = 0
     cut_for_substitutes: int = 0
+    mean: float | None = None
 
     @property
     def is_worst(self) -> bool:

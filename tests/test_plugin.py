@@ -10,7 +10,7 @@ import pytest
 from calling import call
 
 MODULE = '''
-"""Somebody's own: an attack with captions, a method with two settings, a defence of logits, a scorer, a data set."""
+"""Somebody's own: an attack with captions, a method with two settings, a defence, a scorer, a data set."""
 
 from __future__ import annotations
 
@@ -95,12 +95,18 @@ class Sharpened(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class LeastFirst(Defense):
-    """turns the order of the classes around"""
+    """turns the order of the classes around, three times"""
 
     name: ClassVar[str] = "least-first"
     smooth: ClassVar[bool] = True
 
     factor: float = 1.0
+
+    def embeddings(self, victim, image_BVD, keys_B):
+        return -image_BVD
+
+    def class_weights(self, victim, image_BVD, text_KD):
+        return -text_KD.expand(len(image_BVD), -1, -1)
 
     def logits(self, logits_BK):
         return -self.factor * logits_BK

@@ -32,6 +32,7 @@ def choose_evaluation(
     defense: str,
     aim: str,
     draws: int | None,
+    judgements: int,
     scorer: str,
     made_against: str,
     eps: tuple[float, ...],
@@ -63,6 +64,7 @@ def choose_evaluation(
         protocol=Protocol(
             eps=eps,
             seed=seed,
+            judgements=judgements,
             resolution="model" if native is not None else cast(Resolution, resolution),
             resize=resize if native is None else "antialias",
             names=names,

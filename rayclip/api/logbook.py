@@ -39,7 +39,7 @@ from rayclip.units import format_budget
 TABLE = "results_table.json"
 # Settings of an evaluation, not of its attacks
 _SHARED = (
-    "seed resolution resize class_names template scorer attacked_scorer defense aim draws precision protocol"
+    "seed resolution resize class_names template scorer attacked_scorer defense aim draws judgements precision protocol"
 ).split()
 HOW_TO_READ = """
 **Runs**: a sweep is the parent of its trials, a trial the parent of the evaluations of its checkpoint. Tags:

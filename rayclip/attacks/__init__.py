@@ -17,6 +17,7 @@ from rayclip.attacks.sep import SepAttack
 from rayclip.attacks.sga import SGA
 from rayclip.attacks.square import Square
 from rayclip.attacks.transfer import Transfer
+from rayclip.attacks.uap import UniversalPerturbation
 
 __all__ = ["ATTACKS", "Adversarial", "Attack", "Samples", "attack_as_described", "make_attack", "parse_attacks"]
 
@@ -37,6 +38,7 @@ for _kind in (
     FeatureAttack,
     SemanticEnsemble,
     Transfer,
+    UniversalPerturbation,
     BertAttack,
     SepAttack,
     CoAttack,

@@ -74,6 +74,7 @@ add_command(app, "retrieval", evaluate.retrieval, experiment="rayclip-retrieval"
 add_command(app, "interpolate", models.interpolate, experiment="rayclip-interpolate")
 add_command(app, "import", models.import_)
 add_command(app, "export", models.export)
+add_command(app, "uap", models.uap)
 for listing in (lists.attacks, lists.methods, lists.defenses, lists.scorers):
     add_command(app, listing.__name__, listing)
 add_command(app, "ui", ui)

@@ -33,7 +33,7 @@ _GROUPS = {
     "class_names template seed seeds",
     "Search": "search samples by reduction",
     "Attack": "attacks test_eps attack eps steps step_size norm start eps_warmup substitutes precision compiled",
-    "Defence and scoring": "defense aim draws scorer made_against",
+    "Defence and scoring": "defense aim draws judgements scorer made_against",
     "Optimiser": "epochs recipe lr batch_size accumulate optimizer momentum betas weight_decay schedule warmup_steps "
     "ema trains validate",
     "Cluster": "gpus_per_worker shard_size data_workers workers min_workers cluster local",

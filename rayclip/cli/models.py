@@ -1,18 +1,18 @@
-"""`rayclip models`, `import`, `export` and `interpolate`: the zoo, checkpoints from and to other codes, interpolated
-weights."""
+"""`rayclip models`, `import`, `export`, `interpolate` and `uap`: the zoo, checkpoints from and to other codes,
+interpolated weights, universal perturbations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from rayclip.cli.command import MODELS, add_command, command_group
+from rayclip.cli.command import MODELS, Positive, add_command, command_group
 from rayclip.cli.options import check_models, hand_out, print_table, split_models
 from rayclip.cli.request import Request
-from rayclip.paths import check_folder
+from rayclip.paths import check_file, check_folder
 from rayclip.types import UserError
 
 app = command_group("List the published robust CLIPs that zoo:NAME loads, or show one.")
@@ -177,6 +177,66 @@ def mixes(start: str, end: str, a: str, label: str = "") -> dict[str, str]:
     if not all(0 <= value <= 1 for value in values):
         raise UserError(f"--a {a} holds something else than numbers from 0 to 1: write 0,0.25,0.5,0.75,1.")
     return {mix_spec(start, end, value): f"{label} a = {value:g}".strip() for value in values}
+
+
+def uap(
+    model: Annotated[str, typer.Option(help=MODELS)],
+    data: str,
+    out: Path,
+    eps: str = "8/255",
+    step_size: str | None = None,
+    epochs: Positive = 2,
+    batch: Positive = 64,
+    limit: Positive | None = None,
+    template: str | None = None,
+    objective: Literal["embedding", "labels"] = "embedding",
+    seed: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Make one perturbation for all images of a model and data set; `--attacks uap:file=OUT` adds it.
+
+    Args:
+        data: Data set whose train images are used.
+        out: File to write, .safetensors.
+        eps: Budget in l_inf, as a fraction.
+        step_size: Length of a step, as a fraction. [default: a quarter of eps]
+        epochs: Passes over the images.
+        batch: Images per step.
+        limit: Use at most this many images.
+        template: Template of the class prompts, for --objective labels. [default: the papers']
+        objective: Away from the clean embedding (embedding), or from the true class (labels).
+        seed: Of the start and of the order of images.
+        device: Where the model runs; auto is the GPU if there is one.
+    """
+    from rayclip.units import parse_budget
+
+    budget = parse_budget(eps, "--eps")
+    length = budget / 4 if step_size is None else parse_budget(step_size, "--step-size")
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out {out}: write a file that ends in .safetensors.")
+    check_file("--out", out)
+    check_models([model])
+
+    from rayclip.api.uap import make_perturbation
+
+    shown = make_perturbation(
+        model,
+        data,
+        out,
+        eps=budget,
+        step=length,
+        epochs=epochs,
+        batch=batch,
+        limit=limit,
+        template=template,
+        objective=objective,
+        seed=seed,
+        device=device,
+    )
+    print(f"{out}: {shown}")
+    print(
+        f"evaluate it: rayclip eval --model {model} --data {data} --attacks clean,uap:file={out} --eps {eps} --out DIR"
+    )
 
 
 add_command(app, "list", list_)

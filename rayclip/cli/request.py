@@ -51,8 +51,9 @@ class Request(Logging):
         compiled: Attack a compiled model: minutes of compilation first, which pays for long attacks on GPUs.
         defense: Wrap each model in these test-time defences: none,ttc:eps=4/255,rn+tte (+ makes a chain).
         aim: Attack a defended model without seeing the defence (ignore), by differentiating it (straight), or with the
-            identity in its place on the backward pass (bpda).
+            identity in its place on the backward pass (bpda), also through its own decision (gate).
         draws: Average this many draws of a random defence at each query of an attack through it (EOT). [default: 4]
+        judgements: Judge each attacked image with this many draws of a random defence; right only if all are right.
         scorer: Score images by template, ensemble, cupl:captions=FILE, wca:captions=FILE,crops=60. For several data
             sets FILE is a folder of NAME.parquet.
         made_against: Make images against the scorer itself (own), against the template, or both.
@@ -73,6 +74,7 @@ class Request(Logging):
     defense: Annotated[Sequence[str], typer.Option(metavar="DEFENSES")] = ("none",)
     aim: Annotated[Sequence[str], typer.Option(metavar="AIMS")] = ("ignore,bpda",)
     draws: Positive | None = None
+    judgements: Positive = 1
     scorer: Annotated[Sequence[str], typer.Option(metavar="SCORERS")] = ("template",)
     made_against: Annotated[Sequence[str], typer.Option(metavar="SCORER")] = ("own",)
     eps: Annotated[Sequence[str], typer.Option(metavar="N/255,…")] = ()
@@ -150,6 +152,7 @@ class Request(Logging):
             "data": [locate(spec) for spec in data],
             "with": [",".join(values) for values in listed],
             "attack": [list(self.budgets), self.steps, self.step_size, self.substitutes, self.draws, self.seed],
+            **({} if self.judgements == 1 else {"judgements": self.judgements}),
             "protocol": [self.limit, self.resolution, self.resize, names, self.precision, self.compiled, self.template],
             "followed": self.protocol,
             "tracking": None if self.no_tracking else [self.tracking_uri or default_uri(), self.experiment],
@@ -176,6 +179,7 @@ class Request(Logging):
             defense=",".join(self.defense),
             aim=",".join(self.aim),
             draws=self.draws,
+            judgements=self.judgements,
             scorer=",".join(self.scorer),
             made_against=",".join(self.made_against),
             eps=self.budgets,

@@ -1,7 +1,9 @@
 """Defences by name, and chains of them as users write them: `ttc:eps=4/255,steps=2+tte`."""
 
+from typing import get_args
+
 from rayclip.defenses.base import Defense
-from rayclip.defenses.defended import Aim, Chain
+from rayclip.defenses.defended import Aim, Chain, Gradient
 from rayclip.names import DEFENSES_ABOUT, Configurables
 from rayclip.settings import split_chains
 from rayclip.types import UserError
@@ -46,7 +48,7 @@ def parse_aims(text: str, draws: int) -> list[Aim]:
     """
     aims: list[Aim] = []
     for word in (w.strip() for w in text.split(",")):
-        if word not in ("ignore", "straight", "bpda"):
-            raise UserError(f"--aim '{word}' is none: use ignore, straight or bpda, commas between.")
+        if word not in get_args(Gradient):
+            raise UserError(f"--aim '{word}' is none: use one or more of {', '.join(get_args(Gradient))}.")
         aims.append(Aim() if word == "ignore" else Aim(gradient=word, draws=draws))  # type: ignore[arg-type]
     return list(dict.fromkeys(aims))

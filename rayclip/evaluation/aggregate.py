@@ -109,7 +109,10 @@ def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store:
     for members in group_by_subject(cells):
         data = members[0].data
         verdicts = [right_after_attack(cell, positions[data], store) for cell in members]
-        found = [_row(cell, labels[cell], right, store) for cell, right in zip(members, verdicts, strict=True)]
+        found = [
+            _row(cell, labels[cell], right, positions[data], store)
+            for cell, right in zip(members, verdicts, strict=True)
+        ]
         rows += found
         for case in cases:
             within = case.of([row.protocol for row in found])
@@ -124,6 +127,7 @@ def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store:
                     protocol={"worst_of": [row.attack for row in parts], "per": "sample", **case.described()},
                     cell="+".join(row.cell for row in parts),
                     **_accuracy(right),
+                    mean=None,
                     cut_texts=0,
                     cut_for_substitutes=0,
                 )
@@ -181,8 +185,20 @@ def right_after_attack(cell: Cell, positions: np.ndarray, store: Store) -> np.nd
     return np.array([verdict[int(p)] for p in positions])
 
 
-def _row(cell: Cell, label: str, right: np.ndarray, store: Store) -> Row:
+def mean_of_judgements(cell: Cell, positions: np.ndarray, store: Store) -> float:
+    """Return the accuracy in percent, averaged over the judgements of each sample."""
+    columns = ["position", "label", "clean_pred", "right_share"]
+    table = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), columns)
+    assert table is not None  # `right_after_attack` has read it
+    position, label, clean, share = (table[name].to_numpy() for name in columns)
+    counted = np.isin(position, positions)
+    times = np.where(clean == label, np.rint(share * cell.judgements), 0)[counted]
+    return 100 * float(times.mean()) / cell.judgements
+
+
+def _row(cell: Cell, label: str, right: np.ndarray, positions: np.ndarray, store: Store) -> Row:
     cut = cell.cut if cell.cut is not None else Cut.read(store.read_json(f"cells/{cell.id}/cell.json") or {})
+    mean = None if cell.judgements == 1 else mean_of_judgements(cell, positions, store)
     return Row(
         model=cell.model,
         dataset=cell.dataset,
@@ -193,6 +209,7 @@ def _row(cell: Cell, label: str, right: np.ndarray, store: Store) -> Row:
         cell=cell.id,
         defense=chain_label(cell.defense),
         scorer=cell.scorer.label,
+        mean=mean,
         **_accuracy(right),
         **cut.recorded(),
     )

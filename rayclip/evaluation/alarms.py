@@ -1,9 +1,12 @@
 """Signs that an attack failed rather than that a model is robust (Athalye et al. 2018; Carlini et al. 2019)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from rayclip.attacks import Attack
 from rayclip.defenses import IGNORE
 from rayclip.evaluation.aggregate import group_by_subject
 from rayclip.evaluation.cell import Cell
@@ -14,6 +17,7 @@ from rayclip.types import Cut, Row
 _POINTS = 0.5  # percentage points of accuracy: a smaller difference may be chance
 _MARGIN_DROP = 0.01  # share of the clean margin: the attack's random start alone lowers it by less
 _HUGE_EPS = 0.5  # l_inf: any image can be turned plain grey
+_LARGE_EPS = 32 / 255  # l_inf: no defence holds images that can change this much
 
 
 def alarms(cells: Sequence[Cell], rows: Sequence[Row], positions: Mapping[str, np.ndarray], store: Store) -> list[str]:
@@ -23,18 +27,21 @@ def alarms(cells: Sequence[Cell], rows: Sequence[Row], positions: Mapping[str, n
     - an attack without gradients that breaks more than every attack with gradients;
     - more steps that break less;
     - accuracy above chance within a budget that can erase any image;
-    - an attack through a defence that breaks less than the same attack that ignores the defence.
+    - an attack through a defence that breaks less than the same attack that ignores the defence;
+    - verdicts of a random defence that differ between its judgements by more than the interval of their number;
+    - an attack through a defence that breaks no more with a budget of 32/255 or more than with a smaller one.
     """
     by_id = {row.cell: row for row in rows}
     found = []
     for members in group_by_subject(cells):
         attacking = [(cell, by_id[cell.id]) for cell in members if cell.attack.needs_eps]
-        found += _aim_loses(attacking)
+        found += _aim_loses(attacking) + _verdicts_change([by_id[cell.id] for cell in members])
         # An attack that ignores the defence, or is made against another scorer, says nothing about gradients
         attacking = [(cell, row) for cell, row in attacking if not cell.defense or cell.aim != IGNORE]
         attacking = [(cell, row) for cell, row in attacking if cell.attacked == cell.scorer]
         for cell, row in attacking:
             found += _flat_loss(cell, row, positions[cell.data], store) + _survives_all(cell, row)
+        found += _budget_is_no_use(attacking)
         balls = dict.fromkeys((cell.attack.ball, cell.eps) for cell, _ in attacking)
         for ball in balls:  # accuracies within different balls cannot be compared
             alike = [(cell, row) for cell, row in attacking if (cell.attack.ball, cell.eps) == ball]
@@ -114,6 +121,39 @@ def _aim_loses(attacking: Sequence[tuple[Cell, Row]]) -> list[str]:
         for cell, row in attacking
         if cell.aim != IGNORE and cell.attack in ignoring and row.top1 > ignoring[cell.attack].top1 + _POINTS
     ]
+
+
+def _verdicts_change(rows: Sequence[Row]) -> list[str]:
+    return [
+        f"{_where(row)}: {row.top1:.1f} % are right in all {row.protocol['judgements']} judgements, {row.mean:.1f} % "
+        "in their mean: a single judgement of this random defence says little."
+        for row in rows
+        if row.mean is not None and row.mean > row.ci_high
+    ]
+
+
+def _budget_is_no_use(attacking: Sequence[tuple[Cell, Row]]) -> list[str]:
+    """An attack through a defence, at its smallest budget and at its largest, if that is large."""
+    alike: dict[Any, list[tuple[float, Row]]] = {}
+    for cell, row in attacking:
+        if cell.defense and cell.eps and cell.attack.ball == "linf":
+            alike.setdefault((replace(cell.attack, eps=None, **_no_step(cell.attack)), cell.aim), []).append(
+                (cell.eps, row)
+            )
+    found = []
+    for rows in alike.values():
+        (small, low), (large, high) = (pick(rows, key=lambda one: one[0]) for pick in (min, max))
+        if small < large and large >= _LARGE_EPS - 1e-9 and high.top1 > low.top1 - _POINTS and high.top1 > 0:
+            found.append(
+                f"{_where(high)} leaves {high.top1:.1f} %, no less than {low.attack} with the smaller budget "
+                f"({low.top1:.1f} %): the attack does not get through the defence."
+            )
+    return found
+
+
+def _no_step(attack: Attack) -> dict[str, None]:
+    """The length of a step follows from the budget."""
+    return {"step": None} if "step" in attack.settings() else {}
 
 
 def _steps_lose(attacking: Sequence[tuple[Cell, Row]]) -> list[str]:

@@ -14,7 +14,7 @@ from rayclip.attacks import Attack
 from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
 from rayclip.data.captions import bind_captions
-from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, is_random
+from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, fitting, is_random
 from rayclip.models import TEMPLATE, Clip, Precision
 from rayclip.models.resizing import Resize, check_resize
 from rayclip.models.scorers import DEFAULT, Scorer
@@ -42,6 +42,8 @@ class Protocol:
         resize: how `native` images are resized inside the model's forward: `antialias` or `plain` (`models.resizing`).
         names: spelling of the classes: CLIP's curated one, or the data's own (as the reference code).
         template: template of the class prompts.
+        judgements: number of draws of a random defence or scorer that judge each adversarial example, which counts as
+            right only if all of them are right.
         precision: precision of the attacked model; verdicts always come from the fp32 model (`evaluation.confirm`).
     """
 
@@ -51,6 +53,7 @@ class Protocol:
     resize: Resize = "antialias"
     names: Names = "curated"
     template: str = TEMPLATE
+    judgements: int = 1
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
@@ -129,6 +132,11 @@ class Cell(Subject):
         return self.protocol.precision if self.attack.needs_eps else "fp32"
 
     @property
+    def judgements(self) -> int:
+        """Return how often an adversarial example is judged: once if nothing that judges is random."""
+        return self.protocol.judgements if is_random(self.defense) or self.scorer.random else 1
+
+    @property
     def attack_label(self) -> str:
         """Return the attack's name in metrics; `pgd-100_eps1_bpda` through a defence."""
         elsewhere = "" if self.attacked == self.scorer else f"_on-{self.attacked.name}"
@@ -155,6 +163,7 @@ class Cell(Subject):
             **({} if self.attacked == self.scorer else {"attacked_scorer": self.attacked.describe()}),
             "defense": describe_chain(self.defense),
             **(self.aim.describe() if self.defense else {}),
+            **({} if self.judgements == 1 else {"judgements": self.judgements}),
             "precision": self.precision,
             "protocol": PROTOCOL,
         }
@@ -290,8 +299,7 @@ def _runs(
     made_against: Sequence[MadeAgainst],
 ) -> list[tuple[Attack, Aim, Scorer]]:
     """Return (attack, aim, attacked scorer) of every run against a model behind a chain of defences."""
-    if not is_random(chain):
-        aims = [replace(aim, draws=1) for aim in aims]
+    aims = list(dict.fromkeys(fitting(aim, chain) for aim in aims))
     runs: list[tuple[Attack, Aim, Scorer]] = []
     for attack in attacks:
         if attack.gives_own_texts and not scorer.takes_own_texts:

@@ -30,7 +30,7 @@ from rayclip.evaluation.schedule import KEPT
 from rayclip.models import Clip, ZeroShot, fast_copy, load_model
 from rayclip.models.exact import use_exact_fp32
 from rayclip.models.scorers import Scorer
-from rayclip.rng import sample_keys
+from rayclip.rng import sample_keys, subkeys
 from rayclip.store import Store
 from rayclip.types import UserError, check_same
 
@@ -197,6 +197,13 @@ class Evaluator:
             known_BD = image_BD if result.images_BCHW is images else None  # an attack on texts alone
             with torch.no_grad():
                 adv_logits = result.logits(judge, labels, known_BD)
+        if cell.judgements > 1:
+            with torch.no_grad():
+                judges = [self._classifiers(cell, victim, ids, number)[0] for number in range(1, cell.judgements)]
+                each = torch.stack([adv_logits, *(result.logits(other, labels) for other in judges)])
+                right_share = each.argmax(2).eq(labels).float().mean(0)
+                lowest = torch.stack([margin(logits, labels) for logits in each]).argmin(0)
+                adv_logits = each[lowest, torch.arange(len(labels), device=labels.device)]
         self._check_logits(cell, ids, clean_logits, adv_logits)
         delta = (result.images_BCHW - images).flatten(1)
         columns = {
@@ -214,6 +221,7 @@ class Evaluator:
             "linf": delta.abs().amax(1),
             "l2": delta.norm(dim=1),
             **({} if result.part_B is None else {"part": result.part_B}),
+            **({} if cell.judgements == 1 else {"right_share": right_share}),
         }
         verdicts = {name: column.cpu().numpy() for name, column in columns.items()}
         if keep and 0 in positions:
@@ -235,9 +243,13 @@ class Evaluator:
             )
         return verdicts
 
-    def _classifiers(self, cell: Cell, victim: ZeroShot, ids: np.ndarray) -> tuple[ZeroShot, ZeroShot, ZeroShot | None]:
-        """Return for these samples the judging classifier, the attacked one, and a fast copy of the latter or None."""
+    def _classifiers(
+        self, cell: Cell, victim: ZeroShot, ids: np.ndarray, judgement: int = 0
+    ) -> tuple[ZeroShot, ZeroShot, ZeroShot | None]:
+        """Return for these samples the judging classifier, the attacked one, and a fast copy of the latter or None.
+        Each `judgement` has draws of its own."""
         drawn = sample_keys(ids.tolist(), cell.protocol.seed, cell.data_fingerprint, "defense")
+        drawn = subkeys(drawn, f"judgement {judgement}") if judgement else drawn
         judge = cell.scorer.bind(victim, drawn, attacked=False)
         attacked = self._victim(cell, cell.attacked)
 

@@ -1,15 +1,18 @@
 """Training methods: one file per method, with its loss and the attack it trains against."""
 
 from rayclip.methods.advpt import AdvPT
+from rayclip.methods.agft import AGFT
 from rayclip.methods.base import SMALL_BELOW, SMALL_MODEL, Batch, ClassTexts, Method, Original, Recipe
 from rayclip.methods.fare import FARE
 from rayclip.methods.ft_standard import FTStandard
+from rayclip.methods.lore import LORE
 from rayclip.methods.mmcoa import MMCoA
 from rayclip.methods.pmg_aft import PMGAFT
 from rayclip.methods.registry import METHODS, make_method
 from rayclip.methods.saft import SAFT
+from rayclip.methods.sim_clip import SimCLIP
 from rayclip.methods.tecoa import TeCoA
-from rayclip.methods.tga_zsr import TGAZSR
+from rayclip.methods.tga_zsr import TGAZSR, CompTGA
 from rayclip.methods.vp import VP
 
 __all__ = [
@@ -24,5 +27,5 @@ __all__ = [
     "make_method",
 ]
 
-for _kind in (FTStandard, TeCoA, PMGAFT, FARE, TGAZSR, SAFT, MMCoA, AdvPT, VP):
+for _kind in (FTStandard, TeCoA, PMGAFT, FARE, TGAZSR, SAFT, MMCoA, AGFT, SimCLIP, LORE, CompTGA, AdvPT, VP):
     METHODS.register(_kind)

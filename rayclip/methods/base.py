@@ -5,6 +5,7 @@ statistics and dropout is off (`training.loop.attack_and_backward`). A method se
 class prompts; it never sees an optimiser, a device or a cluster.
 """
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -108,6 +109,7 @@ class Batch:
         present: the classes of the samples, if the attack looked at them.
         adversarial_prompts: adversarial prompts that it made for the classes present, by label.
         original_BD: the original model's un-normalised embeddings of the clean images, if the attack computed them.
+        auxiliary: the network that is trained beside the model, for methods that have one (`Method.auxiliary`).
     """
 
     pixels_BCHW: Tensor
@@ -121,6 +123,7 @@ class Batch:
     present: Present | None = None
     adversarial_prompts: dict[int, str] | None = None
     original_BD: Tensor | None = None
+    auxiliary: nn.Module | None = None
 
     def split(self, parts: int) -> list["Batch"]:
         """Split a batch that has not been attacked yet into `parts` of nearly equal size, fewer if it has fewer
@@ -265,6 +268,16 @@ class Method(Configurable, ABC):
         """Number of `prompts` per class."""
         return 1
 
+    def class_texts(self, batch: Batch) -> Tensor:
+        """Return those of the prompts' embeddings that classes are told apart by: all, unless it has prompts of another
+        kind."""
+        return batch.texts.all()
+
+    def auxiliary(self, clip: Clip, seed: int) -> nn.Module:
+        """Return a network that the optimiser trains beside the model (`Batch.auxiliary`): part of training states, not
+        of checkpoints' models. By default one without parameters."""
+        return nn.Identity()
+
     @property
     def trains_texts(self) -> bool:
         """True if the class prompts' embeddings change during training."""
@@ -315,7 +328,8 @@ class Method(Configurable, ABC):
         """
         objective = own
         if self.against != OWN:
-            given = clip, batch.pixels_BCHW, batch.labels_B, batch.texts.all, self.texts_per_class
+            texts = functools.partial(self.class_texts, batch)
+            given = clip, batch.pixels_BCHW, batch.labels_B, texts, self.texts_per_class
             objective = self._other_attack().training_objective(*given)
 
         def forward(pixels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ class _MomentumPGD(PGD):
 class FARE(Method):
     """`‖f(x') − f₀(x)‖²` on un-normalised features, on images that PGD made by maximising the same distance.
 
-    The paper trains with 10 steps at 2/255 or 4/255, for 2 epochs of ImageNet: 20,000 steps.
+    The paper trains with 10 steps at 2/255 or 4/255, for 2 epochs of ImageNet: 20,000 steps, 1400 of them warm-up.
 
     Attributes:
         attack_momentum: of PGD: `v <- u(momentum·v + u(gradient))` with u the steepest direction of the ball, which is
@@ -47,7 +47,7 @@ class FARE(Method):
 
     def __post_init__(self) -> None:
         if self.part == "all":
-            raise UserError("fare knows no texts and cannot train the text encoder: use --trains image.")
+            raise UserError(f"{self.name} knows no texts and cannot train the text encoder: use --trains image.")
 
     def image_attack(self) -> GradientAttack:
         plain = super().image_attack()

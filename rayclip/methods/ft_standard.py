@@ -17,7 +17,7 @@ class FTStandard(Method):
     """CE of clean images over all class prompts.
 
     Trains both encoders (MMCoA's FT-standard), or the image encoder only with `trains=image` (TTC's CLIP-FT), which has
-    a recipe of its own.
+    a recipe of its own; the code of SAFT's and TTC's line has the contrastive loss there, `diagonal`.
     """
 
     name: ClassVar[str] = "ft-standard"

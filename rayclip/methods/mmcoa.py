@@ -23,6 +23,9 @@ class MMCoA(Method):
     """`λ_img · L(f(x'), t) + λ_txt · L(f(x), t')` with L contrastive inside the batch, in both directions; of a SigLIP,
     its sigmoid loss, whose bias is trained too (`losses.contrastive`).
 
+    The image attack raises the contrastive loss, as the paper has it (`against=own`); the published code raises CE over
+    the class prompts (`against=pgd`).
+
     Attributes:
         lambda_img, lambda_txt: the two weights; the ablations set one to 0 and skip its attack.
         targets: `diagonal` (reference code) or `class` (equation 7); see `losses.contrastive`.

@@ -99,15 +99,23 @@ class ZeroShot:
     def logits(self, image_BD: Tensor, text_KD: Tensor | None = None) -> Tensor:
         """Return `s · <f(x), t_c>`, `(B, K)`, against the clean class prompts unless other text weights are given. For
         several views, return the logarithm of their mean probabilities."""
-        return merge_views(self._scale * image_BD @ (self.text_KD if text_KD is None else text_KD).T)
+        return self.decide(image_BD, self.scores(image_BD, text_KD))
 
     def logits_with_own(self, image_BD: Tensor, own_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Return logits `(B, K)` in which each image's true class has its own text weights, the other classes their
         clean ones."""
         own = self._scale * (image_BD * per_view(own_BD, image_BD)).sum(-1)
-        others = self._scale * image_BD @ self.text_KD.T
+        others = self.scores(image_BD)
         labels = per_view(labels_B[:, None], image_BD).expand(*own.shape, 1)
-        return merge_views(others.scatter(-1, labels, own[..., None]))
+        return self.decide(image_BD, others.scatter(-1, labels, own[..., None]))
+
+    def scores(self, image_BD: Tensor, text_KD: Tensor | None = None) -> Tensor:
+        """Return the logits of each view, `(B, K)` or `(B, V, K)`."""
+        return self._scale * image_BD @ (self.text_KD if text_KD is None else text_KD).T
+
+    def decide(self, image_BD: Tensor, scores: Tensor) -> Tensor:
+        """Return the logits `(B, K)` of images, given those of their views."""
+        return merge_views(scores)
 
     def __call__(self, pixels_BCHW: Tensor, index: Tensor | None = None) -> Tensor:
         return self.logits(self.embed(pixels_BCHW, index))

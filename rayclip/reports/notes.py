@@ -126,15 +126,19 @@ def _settings_of(section: Section, attack: Attack, datasets: Sequence[str]) -> l
 
 def defense_notes(section: Section) -> list[str]:
     """Return notes on the defences, and on how attacks treat them; none without a defence."""
-    described, draws = {}, 1
+    described, draws, judgements = {}, 1, 1
     for (subject, _, _), entry in section.entries.items():
         if subject.defense != "none" and entry.protocol:
             described[subject.defense] = str(entry.protocol.get("defense"))
             draws = max(draws, entry.protocol.get("draws", 1))
+            judgements = max(judgements, entry.protocol.get("judgements", 1))
     notes = [f"{label}: {whole}" for label, whole in described.items() if whole != label]
     if described:
         notes.append("Attacks ignore the defence unless a column says how they go through it")
-    return notes + ([f"Through a random defence each query averages {draws} draws"] if draws > 1 else [])
+    notes += [f"Through a random defence each query averages {draws} draws"] * (draws > 1)
+    return notes + [f"Behind a random defence an image is right if all of {judgements} judgements are"] * (
+        judgements > 1
+    )
 
 
 def cut_notes(found: Iterable[tuple[str, Cut]]) -> list[str]:

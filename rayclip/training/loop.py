@@ -113,7 +113,8 @@ class _Run:
         self.lora = None if self.method.lora is None else Lora(clip, self.method.lora, config.seed)
         if self.lora is not None:
             self.trainable = self.lora.factors
-        self.optimizer = make_optimizer(self.recipe, self.trainable)
+        self.auxiliary = self.method.auxiliary(clip, config.seed).to(host.device)
+        self.optimizer = make_optimizer(self.recipe, [*self.trainable, *self.auxiliary.parameters()])
         self.sampler = EpochSampler(
             count=len(data),
             batch_size=self.recipe.batch_size,
@@ -138,7 +139,7 @@ class _Run:
             texts = ClassTexts(base, prompts, trainable=False)
             self.original = Original(clip=base, texts=texts, copied=copied(base))
         self.prepared_ND = self._prepare() if self.method.prepares else None
-        self.module: nn.Module = LossOf(clip, self.method)
+        self.module: nn.Module = LossOf(clip, self.method, self.auxiliary)
         if host.world_size > 1:
             on_gpu = host.device.type == "cuda"
             self.module = DistributedDataParallel(self.module, device_ids=[host.device] if on_gpu else None)
@@ -309,6 +310,7 @@ class _Run:
                     save_checkpoint(self.clip, folder / BEST, {**found, "weights": "best epoch by validation"})
         with self._averaged() as state["last"]:
             save_checkpoint(self.clip, folder, found)
+            state["auxiliary"] = self.auxiliary.state_dict()
             state["lora"] = None if self.lora is None else [p.detach().clone() for p in self.lora.factors]
         torch.save(state, folder / STATE_FILE)
 
@@ -326,6 +328,7 @@ class _Run:
             else:
                 self._set(state["lora"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.auxiliary.load_state_dict(state.get("auxiliary", {}))
             self.step = state["step"]
             if self.validator is not None:
                 self.validator.restore(state["validation"])

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -91,12 +92,12 @@ def copy_to_attack(clip: Clip, precision: str, *, compiled: bool = False) -> Cli
 class LossOf(nn.Module):
     """A method's loss as a module, since DDP prepares its gradient reduction in the module's forward."""
 
-    def __init__(self, clip: Clip, method: Method) -> None:
+    def __init__(self, clip: Clip, method: Method, auxiliary: nn.Module | None = None) -> None:
         super().__init__()
-        self.clip, self.method = clip, method
+        self.clip, self.method, self.auxiliary = clip, method, auxiliary
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.method.loss(self.clip, batch)
+        return self.method.loss(self.clip, replace(batch, auxiliary=self.auxiliary))
 
 
 def autocast_to(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

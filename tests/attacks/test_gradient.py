@@ -1,7 +1,11 @@
 """Every registered attack keeps its promises; PGD agrees with the formula written out sample by sample."""
 
+import atexit
 import copy
 import dataclasses
+import functools
+import shutil
+import tempfile
 
 import pytest
 import torch
@@ -28,6 +32,7 @@ SETTINGS = [
     {"name": "feature", "objective": "kl"},
     {"name": "semantic", "objective": "mean_similarity"},
     {"name": "transfer", "attack": "feature"},
+    {"name": "uap", "fit": "scale"},
 ]
 
 
@@ -56,6 +61,16 @@ def balanced(dtype=torch.float32, size=8):
     return victim
 
 
+@functools.cache
+def universal():
+    """The file of a universal perturbation larger than any budget here."""
+    folder = tempfile.mkdtemp(prefix="uap")
+    atexit.register(shutil.rmtree, folder)
+    drawn = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(5)) - 0.5
+    torch.save(drawn, f"{folder}/universal.pt")
+    return f"{folder}/universal.pt"
+
+
 def build(settings):
     settings = dict(settings)
     kind = ATTACKS[settings.pop("name")]
@@ -67,6 +82,7 @@ def build(settings):
         "iterations": 5,
         "queries": 30,
         "source": "digits",
+        "file": universal(),
     }
     return kind(**{k: v for k, v in (defaults | settings).items() if k in known})
 

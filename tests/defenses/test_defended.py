@@ -1,13 +1,17 @@
 """Attacks on a defended classifier: what they see, what they draw, and that the batch has no say."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from attacks.test_gradient import SETTINGS, balanced, batch, build
+from rayclip import rng
 from rayclip.attacks import Samples, make_attack
-from rayclip.defenses import DEFENSES, Aim, Defended, Purifier, is_random, parse_aims, parse_defenses
+from rayclip.defenses import DEFENSES, Aim, Defended, Defense, Purifier, fitting, is_random, parse_aims, parse_defenses
 from rayclip.defenses.defended import chain_label, describe_chain
+from rayclip.models.zeroshot import merge_views
 from rayclip.rng import sample_keys
 from rayclip.types import UserError
 
@@ -191,3 +195,131 @@ def test_keys_of_samples_alone_decide(victim):
     with torch.no_grad():
         one, other = (Defended(victim, chain, sample_keys(range(3), seed))(images) for seed in (0, 1))
     assert not torch.allclose(one, other)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Everything(Defense):
+    """Uses each hook: two views, noisy embeddings, class weights of each sample, a vote, and bounded logits."""
+
+    name = "everything"
+    random = True
+
+    def views(self, victim, pixels_BCHW, keys_B):
+        return torch.stack([pixels_BCHW, pixels_BCHW.flip(-1)], 1)
+
+    def embeddings(self, victim, image_BVD, keys_B):
+        return F.normalize(
+            image_BVD + 0.1 * rng.gaussian(keys_B, (1, image_BVD.shape[2]), dtype=image_BVD.dtype), dim=-1
+        )
+
+    def class_weights(self, victim, image_BVD, text_KD):
+        return F.normalize(text_KD + 0.3 * image_BVD.detach().mean(1, keepdim=True), dim=-1)
+
+    def ensemble(self, victim, logits_BVK, image_BVD):
+        return 0.7 * logits_BVK[:, 0] + 0.3 * logits_BVK[:, 1]
+
+    def logits(self, logits_BK):
+        return logits_BK.tanh()
+
+
+HOOKS = {"all": Everything(), "rn": DEFENSES["rn"](eps=0.1), "tte": DEFENSES["tte"]()}
+
+
+def by_hand(victim, chain, image, keys):
+    """One image behind `all` or `rn+all`, the mean of its draws' probabilities."""
+    scale, probabilities = victim.clip.scale, []
+    for key in keys:
+        place = len(chain) - 1
+        moved = HOOKS["rn"].purify(victim, image[None], rng.subkeys(key[None], "rn 0 0"))[0] if place else image
+        noise = rng.gaussian(rng.subkeys(key[None], f"everything {place} 0"), (16,), dtype=image.dtype)[0]
+        views = [victim.embed(view[None])[0] for view in (moved, moved.flip(-1))]
+        f = [F.normalize(view + 0.1 * noise, dim=0) for view in views]
+        texts = [F.normalize(text + 0.3 * (f[0] + f[1]) / 2, dim=0) for text in victim.text_KD]
+        scores = [torch.stack([scale * view @ text for text in texts]) for view in f]
+        probabilities.append((0.7 * scores[0] + 0.3 * scores[1]).tanh().softmax(0))
+    return (sum(probabilities) / len(probabilities)).log()
+
+
+@pytest.mark.parametrize("chain", ["all", "rn+all", "all+tte", "all+all"])
+def test_all_hooks_work_alone_and_in_chains(victim, chain):
+    images, _, _, keys = batch(victim, n=4)
+    links, aim = chain.split("+"), Aim(gradient="straight", draws=2)
+    defenses, rows = tuple(HOOKS[link] for link in links), torch.tensor([2, 0])
+    with torch.no_grad():
+        drawn = rng.Draws(keys, attacked=True, count=2).of(None, 4)
+        attacked = Defended(victim, defenses, keys, aim)(images)
+        fewer = Defended(victim, defenses, keys[rows], aim)(images[rows])
+        judged = Defended(victim, defenses, keys)(images)
+        alone = torch.cat([Defended(victim, defenses, keys[i : i + 1])(images[i : i + 1]) for i in range(4)])
+        if links[-1] == "all" and len(set(links)) == len(links):
+            wanted = torch.stack([by_hand(victim, links, *each) for each in zip(images, drawn, strict=True)])
+            assert torch.allclose(attacked, wanted, rtol=0, atol=1e-9)
+    assert torch.allclose(attacked[rows], fewer, rtol=0, atol=1e-9) and torch.allclose(judged, alone, rtol=0, atol=1e-9)
+
+
+def test_bpda_stands_in_for_each_hook(victim):
+    """On the way back embeddings are those of the image, and the vote is the mean of the views."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Broken(Everything):
+        def embeddings(self, victim, image_BVD, keys_B):
+            return (super().embeddings(victim, image_BVD, keys_B) * 8).round() / 8
+
+        def class_weights(self, victim, image_BVD, text_KD):
+            return text_KD
+
+        def ensemble(self, victim, logits_BVK, image_BVD):
+            return super().ensemble(victim, logits_BVK, image_BVD).round()
+
+        def logits(self, logits_BK):
+            return logits_BK.round()
+
+    images, _, _, keys = batch(victim, n=4)
+    x, plain = images.clone().requires_grad_(), images.clone().requires_grad_()
+    bpda = Defended(victim, (Broken(),), keys, Aim(gradient="bpda"))(x)
+    straight = Defended(victim, (Broken(),), keys, Aim(gradient="straight"))(images.clone().requires_grad_())
+    assert torch.equal(bpda, straight), "the way there is the same"
+    coefficients = torch.rand(bpda.shape, dtype=bpda.dtype)
+    (found,) = torch.autograd.grad((coefficients * bpda).sum(), x)
+    keys_ = rng.subkeys(rng.Draws(keys, attacked=True).of(None, 4)[:, 0], "everything 0 0")
+    there = Broken().views(victim, images, keys_)
+    f = [victim.embed(plain + (view - images)) for view in there.unbind(1)]
+    moved = Broken().embeddings(victim, torch.stack(f, 1).detach(), keys_)
+    f = [own + (to - own).detach() for own, to in zip(f, moved.unbind(1), strict=True)]
+    mean = merge_views(victim.clip.scale * torch.stack(f, 1) @ victim.text_KD.T)
+    (wanted,) = torch.autograd.grad((coefficients * mean).sum(), plain)
+    assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name, settings", [("ttc", {"tau": 0.05}), ("csr", {"radius": 0.1, "threshold": 0.97}), ("doc", {"tau": 0.01})]
+)
+def test_attacks_at_the_gate_see_the_same_image_and_the_gates_gradient(victim, name, settings):
+    images, _, _, keys = batch(victim, n=6)
+    images = images.clamp(0.02, 0.98)  # nothing is clipped to the range, where the gradient has no say
+    defense, keys = DEFENSES[name](**settings), rng.subkeys(keys, "gate")
+    x = images.clone().requires_grad_()
+    relaxed = defense.relaxed()
+    found = relaxed.purify(victim, x, keys)
+    assert torch.equal(found, defense.purify(victim, images, keys)) and relaxed.label == defense.label
+    kept, purified, _ = defense.candidates(victim, images, keys)
+    coefficients = (purified - kept).sign()
+    (gradient,) = torch.autograd.grad((coefficients * found).sum(), x)
+    slope, step = torch.rand(images.shape, dtype=images.dtype), 1e-5
+
+    def value(pixels):
+        """The soft gate with both outcomes held."""
+        margin = relaxed.candidates(victim, pixels, keys).margin_B
+        share = (20 * margin).sigmoid()[:, None, None, None]
+        return float((coefficients * share * (purified - kept)).sum())
+
+    wanted = (value(images + step * slope) - value(images - step * slope)) / (2 * step)
+    assert float((gradient * slope).sum()) == pytest.approx(wanted, rel=1e-4) and abs(wanted) > 1e-7
+    through = Defended(victim, (defense,), keys, Aim(gradient="gate"))
+    y = images.clone().requires_grad_()
+    (both,) = torch.autograd.grad((through(y) * torch.rand(6, 5, dtype=y.dtype)).sum(), y)
+    assert both.isfinite().all() and both.abs().sum() > 0
+    assert [fitting(Aim(gradient="gate", draws=3), chain).label for chain in ((defense,), (HOOKS["tte"],))] == [
+        "_gate",
+        "_bpda",
+    ]

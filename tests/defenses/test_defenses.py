@@ -129,9 +129,9 @@ def test_tte_averages_the_softmax_of_ten_views(victim, images, keys):
 
 
 @pytest.mark.parametrize("settings", [{}, {"preset": "ttc"}, {"eps": 0.02, "steps": 3, "step": 0.01}], ids=str)
-@pytest.mark.parametrize("name", ["anti-adversary", "hedge"])
+@pytest.mark.parametrize("name", ["anti-adversary", "hedge", "et3"])
 def test_signed_steps_are_the_papers(victim, images, keys, name, settings):
-    paper = {"anti-adversary": (0.3, 2, 0.15), "hedge": (8 / 255, 20, 4 / 255)}[name]
+    paper = {"anti-adversary": (0.3, 2, 0.15), "hedge": (8 / 255, 20, 4 / 255), "et3": (5 / 255, 2, 2.5 / 255)}[name]
     eps, steps, step = paper
     if settings:
         eps, steps, step = settings.get("eps", 4 / 255), settings.get("steps", steps), settings.get("step", step)
@@ -140,8 +140,9 @@ def test_signed_steps_are_the_papers(victim, images, keys, name, settings):
         predicted = int(victim(x[None])[0].argmax())
 
         def loss(pixels, predicted=predicted):
-            logs = torch.stack([z - victim(pixels)[0].logsumexp(0) for z in victim(pixels)[0]])
-            return logs[predicted] if name == "anti-adversary" else -logs.sum()
+            logits = victim(pixels)[0]
+            logs = torch.stack([z - logits.logsumexp(0) for z in logits])
+            return {"anti-adversary": logs[predicted], "hedge": -logs.sum(), "et3": logits.exp().sum().log()}[name]
 
         d = torch.zeros_like(x)
         for _ in range(steps):
@@ -149,13 +150,20 @@ def test_signed_steps_are_the_papers(victim, images, keys, name, settings):
         assert (found[i] - x - d).abs().max() < 1e-12
 
 
+QUICK = {"rtpt": {"count": 6, "selected": 0.4}}
+
+
 @pytest.mark.parametrize("name", list(DEFENSES))
 def test_every_defence_stays_in_range_and_is_the_same_in_any_batch(victim, images, keys, name):
-    defense = DEFENSES[name]()
+    defense = DEFENSES[name](**QUICK.get(name, {}))
+
+    def predicted(rows, seeds=keys):
+        return Defended(victim, (defense,), seeds[rows])(images[rows])
+
     with torch.no_grad():
-        whole = defense.views(victim, images, keys)
-        apart = torch.cat([defense.views(victim, images[i : i + 1], keys[i : i + 1]) for i in range(N)])
-    assert whole.min() >= 0 and whole.max() <= 1
+        views = defense.views(victim, images, keys)
+        whole, apart = predicted(slice(None)), torch.cat([predicted(slice(i, i + 1)) for i in range(N)])
+        again = predicted(slice(None), rng.subkeys(keys, "another"))
+    assert views.min() >= 0 and views.max() <= 1
     assert (whole - apart).abs().max() < 1e-9
-    again = defense.views(victim, images, rng.subkeys(keys, "another"))
     assert defense.random == bool((again - whole).abs().max() > 1e-6)

@@ -111,6 +111,48 @@ def test_an_attack_through_the_defence_that_does_worse_is_noticed(tmp_path):
     assert said.startswith("digits + tte on digits, pgd-4_eps32_bpda goes through the defence and leaves 90.0 %")
 
 
+def test_repeated_judgements_count_an_image_only_if_all_are_right(tmp_path):
+    """By hand from the cells of one judgement each; what does not draw is judged once and keeps its name."""
+    cells = cells_of("rn:eps=48/255,tte", "clean,pgd", "ignore")
+    several = [dataclasses.replace(c, protocol=dataclasses.replace(c.protocol, judgements=4)) for c in cells]
+    assert [a.id == b.id for a, b in zip(cells, several, strict=True)] == [False, False, True, True]
+    positions, stores = np.arange(40), [Store(str(tmp_path / name)) for name in "abc"]
+    run_all(several, positions, stores[0], 40)
+    run_all(several, positions, stores[1], shard_size=7, batch_size=3)
+    run_all(cells, positions, stores[2], 40)
+    for cell, single in zip(several[:2], cells[:2], strict=True):
+        found, again, once = (verdicts(s, c) for s, c in ((stores[0], cell), (stores[1], cell), (stores[2], single)))
+        assert np.array_equal(found["adv_pred"], again["adv_pred"])
+        assert np.array_equal(found["right_share"], again["right_share"])
+        assert np.array_equal(found["clean_pred"], once["clean_pred"]) and "right_share" not in once
+        all_right = found["adv_pred"] == found["label"]
+        assert np.array_equal(all_right, found["right_share"] == 1) and (found["right_share"] * 4 % 1 == 0).all()
+        assert (found["right_share"] > 0)[once["adv_pred"] == once["label"]].all()
+        assert (found["adv_margin"] <= once["adv_margin"] + 1e-5).all() and 0 < all_right.mean() < 1
+    rows = collect_rows(several, {"digits": positions}, stores[0])
+    by_name = {(r.defense.partition(":")[0], r.attack): r for r in rows}
+    noisy = by_name["rn", "pgd-4_eps32"]
+    share = verdicts(stores[0], several[1])
+    right = np.where(share["clean_pred"] == share["label"], share["right_share"], 0)
+    assert noisy.mean == pytest.approx(100 * right.mean()) and noisy.mean > noisy.top1
+    assert by_name["tte", "pgd-4_eps32"].mean is None
+    said = [s for s in alarms(several, rows, {"digits": positions}, stores[0]) if "judgements" in s]
+    assert len(said) == sum(r.mean is not None and r.mean > r.ci_high for r in rows)
+    unsure = [dataclasses.replace(r, mean=r.mean and 100.0) for r in rows]
+    assert sum("4 judgements" in s for s in alarms(several, unsure, {"digits": positions}, stores[0])) == 2
+
+
+def test_a_budget_that_is_no_use_is_noticed(tmp_path):
+    cells = cells_of("tte", "apgd-ce:iterations=3", eps=(8 / 255, 32 / 255))
+    positions, store = np.arange(30), Store(str(tmp_path))
+    run_all(cells, positions, store, 30)
+    rows = collect_rows(cells, {"digits": positions}, store)
+    assert not any("no less than" in said for said in alarms(cells, rows, {"digits": positions}, store))
+    level = [dataclasses.replace(r, top1=80.0) for r in rows]
+    (said,) = (s for s in alarms(cells, level, {"digits": positions}, store) if "no less than" in s)
+    assert said.startswith("digits + tte on digits, apgd-ce-3_eps32_bpda leaves 80.0 %")
+
+
 @pytest.mark.parametrize(
     "attack", ["feature", "semantic", "cw", "sep", "co-attack", "sga", "square:queries=20", "fgsm"]
 )

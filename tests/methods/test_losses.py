@@ -86,7 +86,12 @@ def example(clip, n=8, chosen=None):
         texts=ClassTexts(clip, prompts, trainable=True),
         total=n,
         original=Original(clip=base, texts=ClassTexts(base, prompts, trainable=False)),
+        auxiliary=auxiliary(clip, chosen),
     )
+
+
+def auxiliary(clip, chosen):
+    return None if chosen is None else chosen.auxiliary(clip, 0).to(clip.mean.dtype)
 
 
 def method(name, **settings):
@@ -224,7 +229,7 @@ def test_an_unknown_method_is_explained():
 def one_step(name, targets, parts=1, **model):
     """The loss of one step on this rank's share of the batch, averaged over ranks, and all trained gradients."""
     chosen = method(name, **({"targets": targets} if name == "mmcoa" else {}))
-    if chosen.trains != "prompt" and name != "fare":
+    if chosen.trains != "prompt" and name not in ("fare", "sim-clip", "lore"):
         chosen = replace(chosen, trains="all")
     clip = chosen.wrap_model(tiny_clip(dtype=torch.float64, **model), seed=0).train()
     trained = choose_trainable(clip, chosen)
@@ -241,7 +246,7 @@ def one_step(name, targets, parts=1, **model):
         prepared_BD=None if whole.prepared_BD is None else whole.prepared_BD[rank::size],
     )
     assert len(batch.labels_B) == local_count(7, rank, size)
-    module = LossOf(clip, chosen)
+    module = LossOf(clip, chosen, auxiliary(clip, chosen))
     if size > 1:
         module = DistributedDataParallel(module)
     widest = []

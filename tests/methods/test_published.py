@@ -27,6 +27,10 @@ RECIPES = {
     "tga-zsr": ("sgd", 1e-4, "cosine", 1000, 0, 128, 10),
     "saft": ("sgd", 1e-4, "cosine", 1000, 0, 128, 10),
     "mmcoa": ("adam", 1e-6, "constant", 0, 0, 256, 30),
+    "agft": ("sgd", 4e-4, "cosine", 1000, 0, 256, 10),
+    "sim-clip": ("adamw", 1e-3, "cosine", 1400, 0, 128, 2),
+    "lore": ("adamw", 1e-5, "cosine", 1400, 0, 128, 2),
+    "comp-tga": ("sgd", 1e-4, "cosine", 1000, 0, 128, 10),
     "advpt": ("sgd", 2e-3, "cosine", 0, 1, 32, 200),
     "vp": ("sgd", 40.0, "cosine", 1000, 0, 256, 10),
 }

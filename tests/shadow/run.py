@@ -19,6 +19,7 @@ warnings.simplefilter("ignore")
 import torch  # noqa: E402
 from torch.utils._pytree import tree_map  # noqa: E402
 
+from attacks.test_gradient import universal  # noqa: E402
 from rayclip.attacks import ATTACKS, Samples, make_attack, parse_attacks  # noqa: E402
 from rayclip.attacks.bert import TextSettings  # noqa: E402
 from rayclip.attacks.pairs import PairAttack, PairVictim  # noqa: E402
@@ -45,6 +46,7 @@ SHORT: dict[str, list[dict[str, Any]]] = {
     "sga": [{"steps": 2, "substitutes": "clip-table"}],
     "bert": [{"substitutes": "clip-table"}],
     "transfer": [{"steps": 2, "source": "digits"}],
+    "uap": [{"file": universal()}],
     "apgd-ce": [{"iterations": 5}],
     "apgd-dlr": [{"iterations": 2}],
     "apgd-t": [{"iterations": 2, "targets": 2}],
@@ -57,6 +59,10 @@ SHORT: dict[str, list[dict[str, Any]]] = {
 CELLS: dict[str, dict[str, str]] = {
     "pgd:steps=2": {"precision": "bf16"},
     "clean": {"defenses": "rn,tte,ttc:steps=1+anti-adversary:steps=1+hedge:steps=1", "aims": "ignore"},
+    "fgsm": {
+        "defenses": "nac:steps=1+doc:steps=1,csr:steps=1+et3:steps=1+clipure-cos:length=0.1,rtpt:count=4",
+        "aims": "gate",
+    },
     "pgd:steps=1": {"defenses": "ttc:steps=1", "aims": "straight"},
     "sga:steps=1": {},
 }
@@ -99,8 +105,8 @@ def attack_case(name: str, settings: dict[str, Any], device: str) -> Callable[[]
         made = attack.run(victim, Samples(images, labels, keys, right), eps=eps, prompts=attack.prepare(victim))
         return [made.logits(victim, labels).argmax(1), made.steps_B, made.queries_B]
 
-    if name == "transfer":
-        run()  # loads the source
+    if name in ("transfer", "uap"):
+        run()  # loads the source or the file
     return run
 
 
@@ -166,7 +172,7 @@ def cases() -> Iterator[tuple[str, Case]]:
     for name in ATTACKS:
         for settings in SHORT.get(name, [{}]):
             yield (
-                f"attack {name} {json.dumps(settings)}",
+                f"attack {name} {json.dumps({k: v for k, v in settings.items() if k != 'file'})}",
                 lambda device, name=name, settings=settings: attack_case(name, settings, device),
             )
     yield "attack on pairs: sga", pairs_case

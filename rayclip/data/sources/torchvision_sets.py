@@ -107,7 +107,7 @@ def _list(dataset: Any, cls: str, folder: Path, split: str, classes: int) -> Seq
 
 def _open(info: DatasetInfo, known: Torchvision, folder: Path, split: str, download: bool, instead: str) -> Any:
     """Create torchvision's data set object. Any error inside torchvision becomes a `UserError` of one sentence."""
-    import torchvision.datasets  # type: ignore[import-untyped]
+    import torchvision.datasets
 
     if split not in known.splits:
         raise UserError(f"torchvision's {info.title} has no split '{split}': it has {', '.join(known.splits)}.")
