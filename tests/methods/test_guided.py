@@ -128,7 +128,7 @@ def same_loss_and_gradient(chosen, plain):
     ours, theirs = (torch.autograd.grad(v, wanted) for v in (loss, expected))
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, b, atol=1e-9)
-    assert any(g.abs().max() > 1e-4 for g in ours)
+    assert any(g.abs().max() > 1e-5 for g in ours), "far above what the gradients may differ by"
 
 
 @pytest.mark.parametrize(
