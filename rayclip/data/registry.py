@@ -174,7 +174,8 @@ def find(name: str) -> DatasetInfo:
     """Return the data set of that name, ours or another package's. Raises `UserError`, which suggests the nearest."""
     if name in DATASETS:
         return DATASETS[name]
-    by_plain = {fold_name(text): one.name for one in DATASETS.values() for text in (one.name, one.title)}
+    offered = [one for one in DATASETS.values() if "coop" in name or not one.name.endswith(COOP)]
+    by_plain = {fold_name(text): one.name for one in offered for text in (one.name, one.title)}
     asked = fold_name(name)
     near = [by_plain[asked]] if asked in by_plain else []
     near += [known for text, known in by_plain.items() if len(asked) > 2 and (asked in text or text in asked)]

@@ -10,7 +10,7 @@ from rayclip.models import ZeroShot, load_model
 from rayclip.rng import sample_keys
 
 N = 24
-OTHERS = ("sep", "co-attack", "sga", "transfer")  # which need texts, or another model
+OTHERS = ("sep", "co-attack", "sga", "transfer", "uap")  # which need texts, another model, or a file
 ON_IMAGES = [name for name, kind in ATTACKS.items() if kind.needs_eps and name not in OTHERS]
 
 

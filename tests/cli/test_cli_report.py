@@ -4,6 +4,7 @@ import csv
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from calling import call
@@ -118,9 +119,11 @@ def test_what_cannot_work_is_one_sentence_and_leaves_nothing(monkeypatch, capsys
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
-def test_an_attack_is_made_again_from_its_protocol(name):
+def test_an_attack_is_made_again_from_its_protocol(name, tmp_path):
     kind = ATTACKS[name]
+    np.save(tmp_path / "uap.npy", np.zeros((3, 8, 8), np.float32))
     of_files = {"semantic": {"captions": "digits", "texts": (("a", "b"),)}, "transfer": {"source": "digits"}}
+    of_files["uap"] = {"file": str(tmp_path / "uap.npy")}
     attack = kind(**of_files.get(name, {})).pinned().within(1 / 255)
     described = {"attack": name, **described_budget(attack), **attack.describe()}
     if name in of_files:

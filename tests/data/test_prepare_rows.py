@@ -61,7 +61,7 @@ def published(name: str) -> list[tuple[str, str]]:
     if name in _OWN_NAMES:
         raw, meant = _OWN_NAMES[name]
         return [(n, meant(n)) for n in raw]
-    names = NAMES[name]
+    names = NAMES[DATASETS[name].curated or name]
     return list(names.items()) if isinstance(names, dict) else [(n.replace(" ", "_"), n) for n in names]
 
 
@@ -123,6 +123,20 @@ def tiny_folder(name, folder, monkeypatch, hub) -> Made:
     wanted = forms.make("tiny_imagenet_folder", folder, monkeypatch)
     raw = tuple(f"word {wnid}, synonym" for wnid in NAMES["tiny_imagenet"])
     return Made(["folder", str(folder)], raw, tuple(NAMES["tiny_imagenet"].values()), wanted)
+
+
+def coop_folder(name, folder, monkeypatch, hub) -> Made:
+    """CoOp's list beside the folder of images; its class names have underscores."""
+    raw = tuple(f"some_class_{i}" for i in range(DATASETS[name].classes))
+    wanted: Wanted = {}
+    rows = {}
+    for split, labels in (("train", (0, 3)), ("val", (1,)), ("test", range(len(raw)))):
+        files = [f"{raw[i]}/{split}.jpg" for i in labels]
+        images = [forms.put(folder / "images" / file, forms.jpeg()) for file in files]
+        wanted[split] = list(zip(labels, images, strict=True))
+        rows[split] = [[file, i, raw[i]] for file, i in zip(files, labels, strict=True)]
+    dump(folder / "split_zhou_Any.json", rows)
+    return Made(["folder", str(folder)], raw, tuple(name.replace("_", " ") for name in raw), wanted)
 
 
 def own_parquet(name, folder, monkeypatch, hub) -> Made:
@@ -233,7 +247,8 @@ def flickr30k_tokens(name, folder, monkeypatch, hub) -> Made:
 Writer = Callable[..., Made]
 CLASS_FOLDERS = ("caltech101", "caltech256", "country211", "dtd", "eurosat", "food101", "oxford_pets", "stanford_cars")
 CAPTIONS = tuple(name for name, row in DATASETS.items() if row.classes == 0)
-PREPARABLE = tuple(name for name in DATASETS if name != "digits")
+BY_COOP = tuple(name for name, row in DATASETS.items() if row.folder == "coop")
+PREPARABLE = tuple(name for name in DATASETS if name not in ("digits", *BY_COOP))
 CASES: list[tuple[str, Writer]] = [
     *((name, torchvision_folder) for name, row in DATASETS.items() if row.torchvision),
     ("eurosat", torchvision_download),
@@ -246,6 +261,7 @@ CASES: list[tuple[str, Writer]] = [
     ("imagenet", imagenet_folder),
     ("imagenet", imagenet_kaggle),
     ("tiny_imagenet", tiny_folder),
+    *((name, coop_folder) for name in BY_COOP),
     *((name, karpathy_folder) for name in CAPTIONS),
     ("flickr30k", flickr30k_tokens),
     ("flickr8k", flickr8k_tokens),
@@ -255,6 +271,7 @@ CASES: list[tuple[str, Writer]] = [
 # Own files in whose reading nothing depends on the row but its class names: these differ, the others repeat them
 DIFFER = {
     own_parquet: ("cifar10", "caltech101", "caltech256", "imagenet", "flickr8k"),
+    coop_folder: ("ucf101", "dtd-coop"),
     local_webdataset: ("dtd", "sun397", "mscoco_captions"),
 }
 
@@ -282,7 +299,7 @@ def test_every_source_of_every_row_is_here():
         always = {"own", "local"} if name in PREPARABLE else set()
         assert kinds[name] >= places | always
         if row.folder != "imagefolder":
-            assert kinds[name] & {"imagenet", "tiny", "karpathy"}
+            assert kinds[name] & {"imagenet", "tiny", "karpathy", "coop"}
 
 
 # The checks
@@ -426,7 +443,9 @@ def test_a_row_is_prepared_from_a_source(name, make, tmp_path, monkeypatch, caps
     assert counts == {n: {} for n in DATASETS} | {name: {s: len(w) for s, w in made.wanted.items()}}
 
 
-@pytest.mark.parametrize("name", [n for n, row in DATASETS.items() if row.hub and row.curated and n != "imagenet"])
+@pytest.mark.parametrize(
+    "name", [n for n, row in DATASETS.items() if row.hub and row.curated not in (None, "imagenet")]
+)
 def test_an_upload_that_spells_classes_as_we_do_is_followed_in_its_own_order(name, hub, tmp_path, monkeypatch, capsys):
     """Two classes called alike, as ImageNet has, cannot be told apart by name: there the order counts."""
     row = DATASETS[name]

@@ -53,6 +53,7 @@ def test_pocket_clip_has_its_published_accuracy_on_prepared_cifar10(shared, tmp_
     assert row.n == 1000 and row.ci_low < 63.7 < row.ci_high  # its README: 63.7 % of all 10,000
 
 
+@pytest.mark.ci
 def test_flickr_pairs_are_verified_prepared_and_retrieved(shared, tmp_path, monkeypatch, capsys):
     path = shared / "data" / "flickr8k-500.parquet"
     code, out, _ = call(monkeypatch, capsys, "data", "verify", str(path), "--quiet")

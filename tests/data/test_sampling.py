@@ -76,6 +76,7 @@ class Greys(Dataset):
         return [image.getpixel((0, 0))[0] for image in self.data.images(positions.tolist())]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_loader_processes_read_any_image_of_any_shard(prepared, context):
     data = open_data(prepared, "train")

@@ -39,6 +39,7 @@ def test_ttc_raises_accuracy_under_an_attack_that_ignores_it(accuracy):
     assert accuracy["tau False", "clean"] > 80
 
 
+@pytest.mark.ci
 def test_what_attacks_through_it_leave_of_that(accuracy):
     """Per sample over the blind attack and the one through the defence: lower than the blind column alone."""
     bare = accuracy["none", "pgd-10_eps32"]

@@ -301,6 +301,7 @@ def together(tmp_path_factory):
     return on_two_processes(worker, f"file://{tmp_path_factory.mktemp('ranks') / 'store'}")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("case", CASES)
 def test_two_unequal_workers_give_one_workers_loss_and_gradient(case, together):
     """Seven samples on two ranks: contrastive negatives come from both, and the mean is over all seven."""

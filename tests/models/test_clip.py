@@ -184,6 +184,7 @@ def test_the_bundled_model_is_small_and_good():
     assert accuracy(load_model("digits")) >= 95
 
 
+@pytest.mark.ci
 def test_two_rebuilds_of_the_bundled_model_are_the_same_bytes():
     from rayclip.training.pretrain_digits import pretrain
 

@@ -482,6 +482,7 @@ def read(data, batches, workers):
     return read_batches(data, batches, resolution="native", image_size=8, workers=workers)
 
 
+@pytest.mark.ci
 def test_images_are_decoded_by_the_same_processes_all_the_time():
     """They are no forks of this one, and batches are asked for a few at a time."""
     asked = []
