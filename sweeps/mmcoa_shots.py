@@ -4,7 +4,7 @@
     python sweeps/mmcoa_shots.py --scale pocket --model local-dir:PATH --data TRAIN.parquet --test TEST.parquet
     ray job submit --working-dir . -- python sweeps/mmcoa_shots.py --scale paper
 
-Cost: `digits` 3 to 4 minutes on two CPU cores. `paper` has not been run by us; by operation count about 30 A100-hours
+Cost: `digits` 1.5 minutes on two CPU cores. `paper` has not been run by us; by operation count about 30 A100-hours
 to train (bf16; nearly all of it the full-shot rows) and up to 200 to attack 13 models on 15 data sets (PGD-100, fp32).
 
 Numbers to expect at the scale `paper` (MMCoA, averages over 15 data sets, top-1 in percent):
