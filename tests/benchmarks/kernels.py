@@ -5,11 +5,15 @@
 Fake tensors on a fake GPU go the way of real ones: each operation that is no view is a kernel, which reads its inputs
 and writes its outputs; a chain that is compiled (`rng.fused`) is one kernel. A step's own part is what it adds to the
 pass of the model: pixels, normalisation, cast and back, sign, projection.
+
+What decides by values cannot be faked: an iteration of FAB and a step of MMCoA run on the bundled model on the CPU,
+where compiled chains count as their parts, with the model's own passes.
 """
 
 import argparse
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from unittest import mock
 
@@ -21,8 +25,14 @@ from torch.utils._pytree import tree_leaves
 
 from rayclip import rng
 from rayclip.attacks import Samples, make_attack
-from rayclip.models import fast
+from rayclip.attacks.bert import TextSettings
+from rayclip.data import batch_pixels, open_data
+from rayclip.methods import METHODS
+from rayclip.methods.base import Recipe
+from rayclip.models import ZeroShot, fast, load_model
 from rayclip.models.resizing import resized
+from rayclip.rng import sample_keys
+from rayclip.training import TrainConfig, train
 
 IMAGES, SIDE = 256, 224
 VOLUME = IMAGES * 3 * SIDE**2 * 4  # bytes of a batch in fp32
@@ -99,6 +109,49 @@ def a_step(norm: str, stop: str) -> tuple[int, float]:
     return both[0][0] - both[1][0], both[0][1] - both[1][1]
 
 
+def an_iteration_of_fab() -> tuple[int, float]:
+    """What a run of four iterations has more than one of three, towards one class, on 64 digits; in MB."""
+    data = open_data("digits", "test")
+    victim = ZeroShot(load_model("digits"), data.class_names)
+    images = batch_pixels(data, range(64), "native", 8).float() / 255
+    samples = Samples(images, torch.from_numpy(data.labels[:64]), sample_keys(range(64), 0, "x"))
+    both = [
+        counted(
+            lambda n=n: make_attack("fab-t", iterations=n, targets=1, stop="final").run(victim, samples, eps=24 / 255)
+        )
+        for n in (4, 3)
+    ]
+    return both[0][0] - both[1][0], (both[0][1] - both[1][1]) * VOLUME / 1e6
+
+
+def a_step_of_mmcoa() -> tuple[int, float]:
+    """What a run of three epochs of one step has more than one of two: 50 digits, 10 PGD steps, text attack; in MB."""
+    text = TextSettings(substitutes="clip-table")
+    method = METHODS.find("mmcoa")(eps=16 / 255, steps=10, step=4 / 255, text=text)
+    both = []
+    for epochs in (3, 2):
+        recipe = Recipe(optimizer="adamw", lr=1e-3, batch_size=50, epochs=epochs)
+        config = TrainConfig(model="digits", data="digits", method=method, recipe=recipe, shots=5, precision="fp32")
+        counts.append(Count())
+        with counts[-1]:
+            train(config, Host())
+        both.append((counts[-1].kernels, counts[-1].bytes / 1e6))
+    return both[0][0] - both[1][0], both[0][1] - both[1][1]
+
+
+class Host:
+    """What `training.train` needs of its surroundings."""
+
+    rank, world_size, device = 0, 1, torch.device("cpu")
+
+    @contextlib.contextmanager
+    def resume_from(self) -> Iterator[None]:
+        yield None
+
+    def report(self, progress: object, save: object) -> None:
+        pass
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     warnings.filterwarnings("ignore", message=".*CUDA is not available")
@@ -113,6 +166,11 @@ def main() -> None:
         }
     for name, (kernels, volumes) in rows.items():
         print(f"{name:20} {kernels:4d} kernels {volumes:7.1f} volumes of {VOLUME / 1e6:.0f} MB")
+    for name, (kernels, megabytes) in {
+        "an iteration of FAB": an_iteration_of_fab(),
+        "a step of MMCoA": a_step_of_mmcoa(),
+    }.items():
+        print(f"{name:20} {kernels:4d} operators {megabytes:7.1f} MB")
 
 
 if __name__ == "__main__":
