@@ -422,6 +422,7 @@ def bucket(s3):
     return s3, fs.FileSystem.from_uri(s3)[0]
 
 
+@pytest.mark.ci
 def test_an_object_store_holds_the_same_as_a_folder(bucket, whole, tmp_path, monkeypatch, capsys):
     uri, system = bucket
     monkeypatch.setenv("TMPDIR", str(tmp_path))

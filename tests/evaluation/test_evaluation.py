@@ -255,6 +255,7 @@ class Short(Evaluator):
         return super()._batch(cell, data, victim, prompts, positions, pixels, **options)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "error",
     [

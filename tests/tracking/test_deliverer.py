@@ -148,6 +148,7 @@ def test_a_journal_on_an_object_store_is_delivered(server, s3, tmp_path):
         assert what_is_there(server, "from an object store", tmp_path) == WHOLE
 
 
+@pytest.mark.ci
 def test_a_server_that_dies_in_the_middle_loses_nothing(server, journal, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     deliverer, worker = make(server, journal, "interrupted"), Journal(journal.store)
@@ -260,6 +261,7 @@ def deliver_and_be_killed(server, store, study, calls):
     assert Deliverer(Journal(store), Experiment(server.uri, study)).deliver() == 0
 
 
+@pytest.mark.ci
 def test_a_command_that_is_killed_after_any_call_leaves_everything_once(server, journal, tmp_path):
     log_everything(journal)
     context, codes = multiprocessing.get_context("fork"), []

@@ -144,6 +144,7 @@ def test_a_resumed_run_continues_the_same_curve(tmp_path, name, option, until):
     assert resumed.fingerprint() == reference.fingerprint()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("name", "stops"), [("tecoa", [1, 4]), ("mmcoa", [3])])
 def test_all_options_together_survive_an_interruption_at_any_step(tmp_path, name, stops):
     settings = config(name, save_every_steps=1, ema=0.9, eps_warmup=1.5, accumulate=2)
@@ -221,6 +222,7 @@ class Remembering(FTStandard):
         return super().loss(clip, batch)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("until", [1, 2, 3])
 def test_a_run_that_is_resumed_within_an_epoch_reads_every_image_once(tmp_path, until):
     images = [png((i, i, i)) for i in range(50)]
