@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks import plain_bert, two_hundred_names, vit_b_32
-from rayclip.attacks.bert import TextSettings
 from rayclip.attacks.substitutes import substitute_source
 from rayclip.methods import METHODS, Batch, ClassTexts, Method, Original, make_method
 from rayclip.models import TEMPLATE, Clip
@@ -221,8 +220,8 @@ def timed(step: Callable[[], float], args: argparse.Namespace) -> tuple[float, f
 
 
 def compare(name: str, base: Clip, original: Clip, args: argparse.Namespace, names: list[str]) -> None:
-    settings = {"captions": "templates", "text": TextSettings(substitutes="clip-table")}
-    method = make_method(name, eps=1 / 255, step=1 / 255, **settings)
+    defaults = {"captions": "templates", "substitutes": "clip-table"}  # of methods that have them
+    method = make_method(name, defaults=defaults, eps=1 / 255, step=1 / 255)
 
     def once(kind: type[Plain] | type[Ours]) -> tuple[float, float]:
         clip = copy.deepcopy(base)
