@@ -21,7 +21,7 @@ from rayclip.distributed.search import Scores, Validation, make_asha
 from rayclip.distributed.trials import Trial, Workers, find_abandoned_runs, resolve_precision, save_precision
 from rayclip.distributed.tuning import run_trials
 from rayclip.evaluation import Store
-from rayclip.evaluation.cell import at_budgets, label_with_eps
+from rayclip.evaluation.cell import at_budgets
 from rayclip.evaluation.front import Score, pareto_front
 from rayclip.models.checkpoint import FILES, read_lineage
 from rayclip.progress import Display, say
@@ -215,7 +215,7 @@ def search(
         front.sort(key=lambda trial: -scores[trial.name].clean)
         rows, labels = study.evaluate(bases, front, itself, evaluations)
     attacks = at_budgets(validation.attacks, validation.protocol.budgets)
-    withstood = [label_with_eps(a, a.eps if a.needs_eps else None) for a in attacks if a.name != "clean"]
+    withstood = [a.label_with_budget for a in attacks if a.name != "clean"]
     return Found(
         scores=scores,
         front=[trial.name for trial in front],

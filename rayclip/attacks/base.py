@@ -16,7 +16,7 @@ from rayclip.attacks.variants import Forward, Variant, accumulate, views
 from rayclip.models import Clip, ZeroShot
 from rayclip.names import no_budget
 from rayclip.settings import Configurable, format_value
-from rayclip.units import Norm, check_budget, default_step
+from rayclip.units import Norm, check_budget, default_step, in_255ths
 
 Start = Literal["random", "zero"]
 Stop = Literal["first_success", "final"]
@@ -108,6 +108,11 @@ class Attack(Configurable, ABC):
     def label(self) -> str:
         """Short name for tables and metrics, such as `pgd-100`."""
         return self.name
+
+    @property
+    def label_with_budget(self) -> str:
+        """Name in metrics, with the budget in units of 1/255 if it has one: `pgd-100_eps1`, `bert`."""
+        return self.label if self.eps is None or not self.needs_eps else f"{self.label}_eps{in_255ths(self.eps)}"
 
     @property
     def cost(self) -> int:

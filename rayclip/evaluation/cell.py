@@ -19,7 +19,7 @@ from rayclip.models import TEMPLATE, Clip, Precision
 from rayclip.models.resizing import Resize, check_resize
 from rayclip.models.scorers import DEFAULT, Scorer
 from rayclip.types import Cut, UserError
-from rayclip.units import format_budget, in_255ths
+from rayclip.units import format_budget
 
 MadeAgainst = Literal["own", "template"]
 
@@ -83,7 +83,7 @@ class Subject(ABC):
     @property
     def attack_label(self) -> str:
         """Return the attack's name in metrics: `pgd-100_eps1`, `bert`."""
-        return label_with_eps(self.attack, self.eps)
+        return self.attack.label_with_budget
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -206,10 +206,6 @@ def counted(cells: Sequence[Cell], clip: Clip) -> list[Cell]:
         return Cut(once(lambda: len(clip.cut_texts(texts)), texts), unread)
 
     return [replace(cell, cut=cut(cell)) for cell in cells]
-
-
-def label_with_eps(attack: Attack, eps: float | None) -> str:
-    return attack.label if eps is None else f"{attack.label}_eps{in_255ths(eps)}"
 
 
 def described_budget(attack: Attack) -> dict[str, Any]:

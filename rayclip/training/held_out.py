@@ -9,7 +9,7 @@ import numpy as np
 from rayclip.attacks import Attack, parse_attacks
 from rayclip.data import ImageSet, few_shot
 from rayclip.types import UserError
-from rayclip.units import in_255ths, parse_budget
+from rayclip.units import parse_budget
 
 _SHARE, _MOST = 0.1, 1000  # held out by default: this share of the images, at most so many
 _STREAM = 2**32  # beside the random numbers of few-shot draws, whose streams are the classes
@@ -43,7 +43,7 @@ class HeldOut:
         for attack in self.attacks:
             if attack.changes_texts or attack.gives_own_texts:
                 raise UserError(f"validate: {attack.name} changes texts; name attacks on images, such as pgd.")
-        names = [attack_name(attack) for attack in self.attacks]
+        names = [attack.label_with_budget for attack in self.attacks]
         if len(set(names)) < len(names):
             raise UserError(
                 "validate: two of the attacks have the same name and steps, as their curves would: drop one."
@@ -81,7 +81,7 @@ class HeldOut:
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as plain values."""
-        attacks = [attack_name(a) + "".join(f" {k}={v}" for k, v in a.describe().items()) for a in self.attacks]
+        attacks = [a.label_with_budget + "".join(f" {k}={v}" for k, v in a.describe().items()) for a in self.attacks]
         return {"every": self.every, "size": self.size, "attacks": "; ".join(attacks)}
 
     def count(self, images: int) -> int:
@@ -109,8 +109,3 @@ def split(whole: ImageSet, shots: int | None, seed: int, held_out: HeldOut | Non
         raise UserError(f"no class of '{whole.name}' has images to hold out: leave --validate away.")
     rest = drawn if drawn is not whole else whole.subset(np.setdiff1d(np.arange(len(whole)), chosen))
     return rest, whole.subset(chosen)
-
-
-def attack_name(attack: Attack) -> str:
-    """Return an attack's name in metrics, as in those of evaluations: `pgd-10_eps1`."""
-    return attack.label if attack.eps is None or not attack.needs_eps else f"{attack.label}_eps{in_255ths(attack.eps)}"

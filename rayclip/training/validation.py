@@ -17,7 +17,7 @@ from rayclip.models import Clip, ZeroShot
 from rayclip.models.clip import frozen
 from rayclip.rng import sample_keys
 from rayclip.training.config import TrainConfig
-from rayclip.training.held_out import HeldOut, attack_name
+from rayclip.training.held_out import HeldOut
 from rayclip.types import WORST
 
 BEST = "best"  # folder of the best checkpoint, in that of the last
@@ -63,7 +63,7 @@ class Validator:
 
     def best_of(self) -> dict[str, float] | None:
         """Return the best result so far; None if there is none."""
-        first = attack_name(self.attacks[0]) if self.attacks else "clean"
+        first = self.attacks[0].label_with_budget if self.attacks else "clean"
         return max(self.history, key=lambda each: (each[first], each["clean"], -each["epoch"]), default=None)
 
     def record(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Validator:
         self.history, self.best = state["history"], [x.cpu() for x in state["best"]] if self.rank == 0 else []
 
     def _measure(self, clip: Clip) -> dict[str, float]:
-        config, names = self.config, ["clean", *map(attack_name, self.attacks)]
+        config, names = self.config, ["clean", *(attack.label_with_budget for attack in self.attacks)]
         mine = np.arange(len(self.held))[self.rank :: self.world_size]
         right = torch.zeros(len(names) + 1, dtype=torch.float64, device=clip.device)  # the last: under all attacks
         at_once = max(1, config.recipe.batch_size // (self.world_size * config.accumulate))
