@@ -359,6 +359,15 @@ def find_protocol(name: str) -> dict[str, Any]:
     return {key: value for key, value in protocols()[name].items() if key != "about"}
 
 
+def check_template(template: str) -> None:
+    """Raise a `UserError` unless a template of class prompts has one place for the class's name."""
+    if template.count("{}") != 1:
+        fault = "several" if "{}" in template else "no"
+        raise UserError(
+            f"template '{template}' has {fault} {{}} where the class's name goes: write 'a photo of a {{}}', {{}} once."
+        )
+
+
 def no_budget(name: str) -> UserError:
     """Return the error for an attack that needs a budget and has none."""
     return UserError(f"attack '{name}' needs a budget: give --eps, for example --eps 1/255, or {name}:eps=1/255.")

@@ -25,7 +25,7 @@ from rayclip.models.clip import frozen
 from rayclip.models.exact import exact_fp32
 from rayclip.models.function import FunctionClassifier
 from rayclip.models.scorers import DEFAULT, Scorer, parse_scorers
-from rayclip.names import attack_defaults
+from rayclip.names import attack_defaults, check_template
 from rayclip.rng import sample_keys
 from rayclip.types import UserError
 from rayclip.units import Norm, parse_budget
@@ -69,8 +69,7 @@ class Model:
         names = (class_names,) if isinstance(class_names, str) else tuple(class_names)
         if len(names) < 2 or not all(isinstance(name, str) for name in names):
             raise UserError("zero_shot needs the names of two classes or more: zero_shot(['cat', 'dog']).")
-        if template.count("{}") != 1:
-            raise UserError(f"template '{template}' needs {{}} once, where the class's name goes: 'a photo of a {{}}.'")
+        check_template(template)
         chosen = _only(parse_scorers(scorer), "scorer", scorer) if isinstance(scorer, str) else scorer
         chosen = bind_captions(chosen, "", names)
         with working(self.clip), torch.no_grad():

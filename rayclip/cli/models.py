@@ -12,6 +12,7 @@ import typer
 from rayclip.cli.command import MODELS, Positive, add_command, command_group
 from rayclip.cli.options import check_models, hand_out, print_table, split_models
 from rayclip.cli.request import Request
+from rayclip.names import check_template
 from rayclip.paths import check_file, check_folder
 from rayclip.types import UserError
 
@@ -215,6 +216,8 @@ def uap(
     if out.suffix != ".safetensors":
         raise UserError(f"--out {out}: write a file that ends in .safetensors.")
     check_file("--out", out)
+    if template is not None:
+        check_template(template)
     check_models([model])
 
     from rayclip.api.uap import make_perturbation

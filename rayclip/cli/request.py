@@ -16,9 +16,8 @@ from rayclip.cli.options import (
     check_places,
     split_models,
 )
-from rayclip.names import check_attacks, check_defenses, check_scorers, find_protocol
+from rayclip.names import check_attacks, check_defenses, check_scorers, check_template, find_protocol
 from rayclip.paths import split_places
-from rayclip.types import UserError
 from rayclip.units import parse_budgets
 
 if TYPE_CHECKING:
@@ -111,8 +110,8 @@ class Request(Logging):
         check_models(self.models)
         check_data(split_places(self.data))
         split_resolution(self.resolution)
-        if self.template is not None and "{}" not in self.template:
-            raise UserError(f"--template '{self.template}' has no place for the class: write {{}} for it.")
+        if self.template is not None:
+            check_template(self.template)
 
     @property
     def models(self) -> list[str]:

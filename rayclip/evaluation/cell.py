@@ -18,6 +18,7 @@ from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, fi
 from rayclip.models import TEMPLATE, Clip, Precision
 from rayclip.models.resizing import Resize, check_resize
 from rayclip.models.scorers import DEFAULT, Scorer
+from rayclip.names import check_template
 from rayclip.types import Cut, UserError
 from rayclip.units import format_budget
 
@@ -58,6 +59,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         check_resize(self.resize, self.resolution)
+        check_template(self.template)
 
     @property
     def budgets(self) -> tuple[float, ...]:

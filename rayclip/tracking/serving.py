@@ -18,6 +18,7 @@ from rayclip.models import ZeroShot, load_model
 from rayclip.models.checkpoint import PROMPT_FILE, read_lineage
 from rayclip.models.exact import use_exact_fp32
 from rayclip.models.zeroshot import TEMPLATE
+from rayclip.names import check_template
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
@@ -59,8 +60,7 @@ class ServedModel:
         template = str(params.get("template") or self.template)
         if not names:
             raise UserError("this checkpoint does not know its classes: send the parameter 'class_names'.")
-        if "{}" not in template:
-            raise UserError(f"the template '{template}' has no {{}} where the class name goes.")
+        check_template(template)
         classifier = self._classifier(names, template)
         files = _Files(model_input["image"].tolist())
         found = [torch.empty(0, len(names))]

@@ -63,6 +63,26 @@ def test_a_file_of_something_else_is_refused(tmp_path, held, says):
         make_attack("uap")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--eps", "8", "8/255"),
+        ("--step-size", "x", "--step-size"),
+        ("--template", "a cat", "a cat"),
+        ("--template", "{} and {}", "once"),
+        ("--data", "nope", "nope"),
+        ("--model", "nope", "nope"),
+        ("--out", "made.pt", ".safetensors"),
+        ("--out", "/nowhere/made.safetensors", "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, capsys, option, value, says):
+    monkeypatch.chdir(tmp_path)
+    given = {"--model": "digits", "--data": "digits", "--out": "made.safetensors", option: value}
+    code, _, err = call(monkeypatch, capsys, "uap", *(word for pair in given.items() for word in pair))
+    assert code == 2 and err.count("\n") == 1 and says in err and not list(tmp_path.iterdir())
+
+
 @pytest.mark.ci
 @pytest.mark.parametrize("objective", ["embedding", "labels"])
 def test_one_that_was_made_fools_more_than_noise(tmp_path, monkeypatch, capsys, objective):
