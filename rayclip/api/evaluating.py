@@ -43,6 +43,7 @@ def evaluate_models(
         given: those of the models that are in memory, by specification; for an evaluation in this process.
     """
     cells, positions = plan_all(models, [evaluation], Opened(quiet=where.quiet, given=given))
+    _check_saving(cells, where)
     with where.logbook(Store(where.out)) as logbook:
         found = _measure(cells, positions, logbook.store, where, {}, given)
         with logging(logbook.store):
@@ -67,6 +68,7 @@ def compare(
     """
     opened = Opened(quiet=where.quiet)
     cells, _ = plan_all(list(models), evaluations, opened)
+    _check_saving(cells, where)
     store, planned = Store(where.out), {cell.id for cell in cells}
     for cell in (cell for cell in known if cell.id in planned):
         folder = f"cells/{cell.id}"
@@ -119,6 +121,14 @@ class _Measured(NamedTuple):
     saved: dict[str, SavedSet]
 
 
+def _check_saving(cells: Sequence[Cell], where: Where) -> None:
+    """Raise a `UserError` if adversarial images are asked for and no attack makes any."""
+    if where.save_adversarial and not any(map(can_save, cells)):
+        raise UserError(
+            "none of the attacks changes images, so that there are none to save: name one that does, as pgd."
+        )
+
+
 def _measure(
     cells: Sequence[Cell],
     positions: dict[str, np.ndarray],
@@ -129,10 +139,6 @@ def _measure(
 ) -> _Measured:
     """Evaluate cells, write the table and each model's record beside them, and print the warnings."""
     images = [cell for cell in {cell.id: cell for cell in cells}.values() if where.save_adversarial and can_save(cell)]
-    if where.save_adversarial and not images:
-        raise UserError(
-            "none of the attacks changes images, so that there are none to save: name one that does, as pgd."
-        )
     work = outstanding(cells, positions, store, where.pool.largest_shard(0), save_images=where.save_adversarial)
     again = sum(len(shards.positions) for shards in work if shards.writes == "images")
     if again:

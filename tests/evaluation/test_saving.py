@@ -130,7 +130,10 @@ def test_an_evaluation_says_what_survives_and_keeps_the_texts(tmp_path, capsys):
     assert logged[1][1] == pytest.approx(write_set(cells[3], store).accuracy)
     assert sep.read_json("texts.json") == store.read_json(f"texts/{cells[3].texts_id}.json") != None  # noqa: E711
     with pytest.raises(UserError, match="none of the attacks changes images"):
-        api.evaluate_models(["digits"], replace(asked, attacks=asked.attacks[:1]), where)
+        api.evaluate_models(
+            ["digits"], replace(asked, attacks=asked.attacks[:1]), replace(where, out=f"{tmp_path}/new")
+        )
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_an_attack_in_memory_found_is_saved(tmp_path):
