@@ -3,7 +3,6 @@
 Shapes: B batch, C H W image, D embedding.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -14,13 +13,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from rayclip.attacks.base import Adversarial, Attack, Prompts, Samples
 from rayclip.attacks.geometry import margin, per_image
 from rayclip.models import ZeroShot
+from rayclip.models.weights import sha256
 from rayclip.settings import FILLED_IN
+from rayclip.store import Store
 from rayclip.types import UserError, check_same
 
 Objective = Literal["embedding", "labels"]
@@ -111,13 +112,13 @@ def ascend_together(
 
 
 def save_perturbation(delta_CHW: Tensor, place: Path) -> None:
-    """Write a perturbation as .safetensors."""
-    save_file({"delta": delta_CHW[None].cpu().contiguous()}, place)
+    """Write a perturbation as .safetensors, atomically."""
+    Store(str(place.parent.absolute())).write(place.name, save({"delta": delta_CHW[None].cpu().contiguous()}))
 
 
 def _digest(file: str) -> str:
     try:
-        return hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()[:16]
+        return sha256(Path(file).expanduser())[:16]
     except OSError as error:
         raise UserError(f"uap:file={file} cannot be read ({error.strerror or error}): name a file.") from None
 
