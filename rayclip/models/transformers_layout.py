@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rayclip.models.weights import WeightsFile, misfits, put, read_weights
+from rayclip.models.zoo import CLIPS_OWN
 from rayclip.types import UserError
 
 IMAGE_TOWER = "clip_vision_model"  # a CLIPVisionModel's model_type
@@ -31,7 +32,6 @@ _SMALL = ("config.json", "preprocessor_config.json", "processor_config.json", *T
 FILES = (*_SMALL, *_WEIGHTS)
 END, START = 49407, 49406  # rows of CLIP's own vocabulary
 MARKS = {START: ("<start_of_text>", "<|startoftext|>"), END: ("<end_of_text>", "<|endoftext|>")}  # open_clip's, theirs
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # PIL's numbers
 # Whether they are QuickGELU, and open_clip's `act_kwargs`
 ACTIVATIONS: dict[str, tuple[bool, dict[str, str] | None]] = {
@@ -201,8 +201,8 @@ def _pixels(folder: Path, size: int, spec: str) -> dict[str, Any]:
     return {
         "size": [size, size],
         "mode": "RGB",
-        "mean": list(said.get("image_mean", MEAN)) if scales else [0.0] * 3,
-        "std": list(said.get("image_std", STD)) if scales else [1.0] * 3,
+        "mean": list(said.get("image_mean", CLIPS_OWN[0])) if scales else [0.0] * 3,
+        "std": list(said.get("image_std", CLIPS_OWN[1])) if scales else [1.0] * 3,
         "interpolation": {number: name for name, number in RESAMPLE.items()}.get(said.get("resample", 3), "bicubic"),
         "resize_mode": "squash" if isinstance(whole, dict) and "height" in whole else "shortest",
         "fill_color": 0,

@@ -35,8 +35,9 @@ WEIGHTS = {
     "transformers": ("model.safetensors", "pytorch_model.bin"),
 }
 _TEXTS = ("*.json", "*.txt")  # configurations and tokenizers
+CLIPS_OWN = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # mean and std
 _NORMALIZATIONS = {
-    "openai": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
+    "openai": CLIPS_OWN,
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
 }
 _NOT_OPEN_CLIPS = ("vocab_path",)  # settings of a fork's text tower, which open_clip refuses; of its tokenizer only
