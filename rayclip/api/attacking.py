@@ -25,6 +25,7 @@ from rayclip.models.clip import frozen
 from rayclip.models.exact import exact_fp32
 from rayclip.models.function import FunctionClassifier
 from rayclip.models.scorers import DEFAULT, Scorer, parse_scorers
+from rayclip.models.zeroshot import find_faults
 from rayclip.names import attack_defaults, check_template
 from rayclip.rng import sample_keys
 from rayclip.types import UserError
@@ -370,12 +371,10 @@ def _classifier_of(function: Callable[[Tensor], Tensor], batch: Labelled) -> Cla
 
 
 def _check_logits(*logits_BK: Tensor) -> None:
-    """Raise if logits are not finite or all equal: a model without predictions must not count as robust."""
-    for z in logits_BK:
-        if not z.isfinite().all():
-            raise UserError("the classifier gives logits that are not finite: that is no prediction.")
-        if (z.amax(1) == z.amin(1)).any():
-            raise UserError("the classifier gives every class the same logit: that is no prediction.")
+    """Raise if logits are no prediction."""
+    for what, bad_B in find_faults(*logits_BK):
+        if bad_B.any():
+            raise UserError(f"the classifier gives {what}: that is no prediction.")
 
 
 def _only(found: Sequence[T], noun: str, text: str) -> T:

@@ -30,6 +30,7 @@ from rayclip.evaluation.schedule import KEPT
 from rayclip.models import Clip, ZeroShot, fast_copy, load_model
 from rayclip.models.exact import use_exact_fp32
 from rayclip.models.scorers import Scorer
+from rayclip.models.zeroshot import find_faults
 from rayclip.rng import sample_keys, subkeys
 from rayclip.store import Store
 from rayclip.types import UserError, check_same
@@ -264,12 +265,8 @@ class Evaluator:
 
     @staticmethod
     def _check_logits(cell: Cell, ids: np.ndarray, *logits_BK: Tensor) -> None:
-        """Raise if logits are not finite or all equal: a model without predictions must not count as robust."""
-        for what, bad in (
-            ("logits that are not finite", [~z.isfinite().all(1) for z in logits_BK]),
-            ("every class the same logit", [z.amax(1) == z.amin(1) for z in logits_BK]),
-        ):
-            bad_B = torch.stack(bad).any(0)
+        """Raise if logits are no prediction."""
+        for what, bad_B in find_faults(*logits_BK):
             if bad_B.any():
                 raise FloatingPointError(
                     f"model '{cell.model}' gives {what} on '{cell.dataset}' under {cell.attack_label}, first for "

@@ -6,7 +6,7 @@ Shapes: B batch, V views of an image, K classes, D embedding.
 import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import torch
@@ -22,6 +22,13 @@ def clean_name(name: str) -> str:
     """Return the name in lower case, with `_`, `-` and `/` as blanks: the papers' code does this to every class
     name."""
     return " ".join(name.lower().translate(str.maketrans("_-/", "   ")).split())
+
+
+def find_faults(*logits_BK: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield each way in which logits are no prediction, and of which samples any of them are so, bool `(B,)`: a model
+    without predictions must not count as robust."""
+    yield "logits that are not finite", torch.stack([~z.isfinite().all(1) for z in logits_BK]).any(0)
+    yield "every class the same logit", torch.stack([z.amax(1) == z.amin(1) for z in logits_BK]).any(0)
 
 
 def class_prompts(class_names: Sequence[str], template: str = TEMPLATE) -> list[str]:
