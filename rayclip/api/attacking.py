@@ -122,7 +122,7 @@ class Classifier:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What attacks compute in: that of the weights, or of the pixels that a function takes, but at least fp32."""
+        """Precision that attacks compute in: that of the weights, or of a function's pixels, but at least fp32."""
         dtype = self._dtype if self.model is None else next(self.model.clip.model.parameters()).dtype
         return torch.promote_types(dtype, torch.float32)
 
@@ -148,7 +148,7 @@ class Classifier:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackResult:
-    """What an attack has made, on the caller's device and in the dtype of the caller's images.
+    """Result of an attack, on the caller's device and in the dtype of the caller's images.
 
     Attributes:
         images: adversarial images `(B, C, H, W)`; images that were wrong before the attack are unchanged.

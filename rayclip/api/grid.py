@@ -55,7 +55,7 @@ _TRIES = 100  # draws per sample until a search gives up looking for new ones
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """What the trials of a sweep share, and what their results are tested on.
+    """Settings that the trials of a sweep share, and the tests of their results.
 
     Attributes:
         test: Test data, commas between. [default: the test part of --data; of a .parquet file a fifth is held out]

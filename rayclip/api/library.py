@@ -1,4 +1,4 @@
-"""What `import rayclip` offers besides attacks: load and wrap models, evaluate them, fine-tune one.
+"""Load and wrap models, evaluate them, fine-tune one: what `import rayclip` offers besides attacks.
 
 The command line calls these functions or what they are made of: its checks and defaults are theirs.
 """

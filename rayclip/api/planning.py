@@ -35,7 +35,7 @@ class PlannedTrial(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """What a sweep takes.
+    """Time that a sweep takes, and what it consists of.
 
     Attributes:
         models: how many are tested, untouched ones included.

@@ -112,7 +112,7 @@ class Purifier(Defense, ABC):
 
 
 class Candidates(NamedTuple):
-    """What a gate chooses from.
+    """Both outcomes of a gate, of which it chooses one for each image.
 
     Attributes:
         kept_BCHW: the images that pass, in [0, 1].

@@ -88,7 +88,7 @@ def read_timings(cell: str, store: Store, files: int | None = _FILES) -> list[Ti
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """What decoding a cell's images takes.
+    """Speed of decoding a cell's images, and the threads that it takes.
 
     Attributes:
         rate: images per second that one thread decodes.

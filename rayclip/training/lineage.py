@@ -1,4 +1,4 @@
-"""What a checkpoint says of the run that made it: `rayclip.json`."""
+"""Describe in a checkpoint, in `rayclip.json`, the run that made it."""
 
 from typing import Any
 
