@@ -29,7 +29,8 @@ from rayclip.models import Clip
 from rayclip.models.checkpoint import model_record
 from rayclip.progress import Display, say
 from rayclip.reports.results import LINEAGE, JudgedCell
-from rayclip.reports.rows import markdown_tables, rows_json
+from rayclip.reports.rows import rows_json
+from rayclip.reports.seeds import tables_of_seeds
 from rayclip.store import no_room
 from rayclip.types import Row, UserError
 
@@ -91,14 +92,16 @@ def compare_all(
     *,
     runs: Mapping[str, str] = {},
     untouched: Mapping[str, Mapping[str, Any]] = {},
+    groups: Mapping[str, str] = {},
 ) -> list[Row]:
     """Evaluate models; log each in its run and the table of all in `root`, and return the rows.
 
     Args:
         runs: of the trained models; the others get a run below `root`.
         untouched: parameters of those of the others that stand beside trials.
+        groups: display names without the seed, of models that differ in it.
     """
-    found = _measure(*plan_all(list(labels), evaluations, opened), logbook.store, where, labels)
+    found = _measure(*plan_all(list(labels), evaluations, opened), logbook.store, where, labels, groups=groups)
     last = {run: model for model, run in runs.items()}  # of a run's several models: the trained one comes last
     with logging(logbook.store):
         for model, label in labels.items():
@@ -108,7 +111,7 @@ def compare_all(
                 run = logbook.open(label, parent=root, params=params, tags={"rayclip.kind": kind})
             _log_model(logbook, found, model, label, run, is_last=last.get(run, model) == model)
             logbook.finish(run)
-        logbook.summary(root, found.rows, labels)
+        logbook.summary(root, found.rows, labels, groups)
     return found.rows
 
 
@@ -136,6 +139,7 @@ def _measure(
     where: Where,
     labels: Mapping[str, str],
     given: Mapping[str, Clip] = MappingProxyType({}),
+    groups: Mapping[str, str] = {},
 ) -> _Measured:
     """Evaluate cells, write the table and each model's record beside them, and print the warnings."""
     images = [cell for cell in {cell.id: cell for cell in cells}.values() if where.save_adversarial and can_save(cell)]
@@ -160,7 +164,7 @@ def _measure(
     for spec, fingerprint in {(cell.model, cell.model_fingerprint) for cell in cells}:
         store.write_json(f"{LINEAGE}/{fingerprint}.json", model_record(spec, labels.get(spec)))
     store.write("results.json", rows_json(rows).encode())
-    store.write("table.md", markdown_tables(rows, labels).encode("utf-8", "backslashreplace"))
+    store.write("table.md", tables_of_seeds(rows, labels, groups).encode("utf-8", "backslashreplace"))
     warnings = {}
     for model in dict.fromkeys(cell.model for cell in cells):
         warnings[model] = cut_alarms([row for row in rows if row.model == model])

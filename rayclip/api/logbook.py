@@ -26,7 +26,7 @@ from rayclip.reports.examples import example_grid
 from rayclip.reports.formats import grid_markdown
 from rayclip.reports.notes import Varying, merge_protocols
 from rayclip.reports.rows import markdown_tables, rows_json
-from rayclip.reports.seeds import spread, training_grid
+from rayclip.reports.seeds import spread, tables_of_seeds, training_grid
 from rayclip.settings import BUDGETS
 from rayclip.store import Store
 from rayclip.tracking.deliverer import Deliverer
@@ -265,11 +265,12 @@ class Logbook:
         self._numbers(run, recall_names(rows), rows)
         self.end(key)
 
-    def summary(self, run: str, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
-        """Log a sweep's table in the sweep's own run, and finish it."""
+    def summary(self, run: str, rows: Sequence[Row], labels: Mapping[str, str], groups: Mapping[str, str] = {}) -> None:
+        """Log a sweep's table in the sweep's own run, and finish it; `groups` as in `tables_of_seeds`."""
+        tables = tables_of_seeds(rows, labels, groups)
         self._numbers(run, {}, rows, labels)
-        self._add("describe", run, text=markdown_tables(rows, labels), study=False)
-        self._files(run, {"table.md": markdown_tables(rows, labels), "results.json": rows_json(rows)})
+        self._add("describe", run, text=tables, study=False)
+        self._files(run, {"table.md": tables, "results.json": rows_json(rows)})
         self.finish(run)
 
     def seeds(self, run: str, numbers: Mapping[str, Mapping[str, float]]) -> None:

@@ -65,13 +65,12 @@ class GridSweep:
         """Train and test, or go on with that; `Found` is a search's result."""
         name = Store(where.out).name
         if self.validation is None:
-            found = run_sweep(name, self.trials, self.evaluations, self.models, where)
-        else:
-            found = search(
-                name, self.trials, self.validation, self.evaluations, self.models, where, reduction=self.reduction
-            )
-        several = len(set(self.groups.values())) < len(self.groups)
-        return dataclasses.replace(found, groups=self.groups if several else {})
+            several = len(set(self.groups.values())) < len(self.groups)
+            groups = self.groups if several else {}
+            return run_sweep(name, self.trials, self.evaluations, self.models, where, groups=groups)
+        return search(
+            name, self.trials, self.validation, self.evaluations, self.models, where, reduction=self.reduction
+        )
 
 
 def prepare(grid: Grid, asked: SweepSettings, out: str) -> GridSweep:

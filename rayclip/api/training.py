@@ -122,6 +122,7 @@ def sweep(
     base: str | Sequence[str],
     where: Where,
     results: Callable[[Trial], Mapping[str, str]] = itself,
+    groups: Mapping[str, str] = {},
 ) -> SweepResult:
     """Train all trials, then evaluate the untouched model or models and every result.
 
@@ -129,6 +130,7 @@ def sweep(
         name: of the tracker's parent run.
         base: the untouched models that the trials start from.
         results: returns the models to evaluate of a finished trial, as {specification: label}.
+        groups: display names without the seed, by model specification, if there are several seeds.
     """
     opened, bases = Opened(quiet=where.quiet), _as_list(base)
     plan_all(bases, evaluations, opened)
@@ -138,8 +140,8 @@ def sweep(
             study.connect()  # for the evaluation, too
             errors = _train(study.trials, where, study.logbook)
         trained = [trial for trial in study.trials if trial.name not in errors]
-        rows, labels = study.evaluate(bases, trained, results, evaluations)
-    return SweepResult(rows=rows, labels=labels, errors=errors)
+        rows, labels = study.evaluate(bases, trained, results, evaluations, groups)
+    return SweepResult(rows=rows, labels=labels, errors=errors, groups=groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +255,7 @@ class _Study(NamedTuple):
         trained: Sequence[Trial],
         results: Callable[[Trial], Mapping[str, str]],
         evaluations: Sequence[Evaluation],
+        groups: Mapping[str, str] = {},
     ) -> tuple[list[Row], dict[str, str]]:
         """Evaluate the untouched models and the trained ones; return the rows, and labels by model specification."""
         labels, runs = {base: f"untouched {model_name(base)}" for base in bases}, dict[str, str]()
@@ -269,6 +272,7 @@ class _Study(NamedTuple):
             self.where,
             runs=runs,
             untouched={base: untouched_params(base, configs) for base in bases},
+            groups=groups,
         )
         return rows, labels
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rayclip.reports.formats import grid_markdown
 from rayclip.reports.grid import Cell, Grid, number_cell
 from rayclip.reports.notes import heading
-from rayclip.reports.rows import result_grids
+from rayclip.reports.rows import markdown_tables, result_grids
 from rayclip.types import Row
 
 _PARTIAL = "†"  # marks a worst case over fewer attacks (`accuracy.dataset_grid`)
@@ -23,6 +24,12 @@ def seed_grids(rows: Sequence[Row], labels: Mapping[str, str], groups: Mapping[s
     shared = {**labels, **groups}
     names = {row.who(labels): row.who(shared) for row in rows}
     return [merge_rows(grid, names) for grid in result_grids(rows, labels)]
+
+
+def tables_of_seeds(rows: Sequence[Row], labels: Mapping[str, str], groups: Mapping[str, str]) -> str:
+    """Return the tables in Markdown: if models differ in their seed, those of `seed_grids`, then those of each seed."""
+    means = [grid_markdown(grid) for grid in seed_grids(rows, labels, groups)] if groups else []
+    return "\n\n".join([*means, markdown_tables(rows, labels)])
 
 
 def merge_rows(grid: Grid, names: Mapping[str, str]) -> Grid:

@@ -1,4 +1,4 @@
-"""What is trained, by which optimiser, and with which learning rate and budget at each step."""
+"""Choose the parameters to train, the optimiser, and the learning rate and budget of each step."""
 
 import math
 from typing import Any

@@ -27,6 +27,8 @@ def test_a_killed_grid_goes_on_and_reports_seeds_together(tmp_path):
     assert all(name in done.stdout for name in ("ft-standard, lr 0.0001", "tecoa, lr 0.001", "untouched digits"))
     assert "over 2 seeds" in done.stdout and "seed 1" not in done.stdout and done.stdout.count("±") == 9
     assert len(json.loads((tmp_path / "s" / "results.json").read_text())) == 2 * 9
+    kept = (tmp_path / "s" / "table.md").read_text()
+    assert kept.count("±") == 9 and "seed 1" in kept, "means, and the numbers of each seed below them"
     assert done.stdout.endswith(run_here(tmp_path, *grid, "--cluster", **NO_RAY).stdout), "and nothing is left to do"
 
 
