@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rayclip.api.pictures import Labelled, Reader, check_labels
+from rayclip.api.pictures import Labelled, PictureReader, check_labels
 from rayclip.attacks import Attack, Samples, parse_attacks
 from rayclip.data import Resolution
 from rayclip.data.captions import bind_captions
@@ -236,8 +236,8 @@ def attack(
     Args:
         model: a classifier (`Model.zero_shot`, `Classifier.behind`), or any function from pixels `(B, C, H, W)` in
             [0, 1] to logits `(B, K)`; a `torch.nn.Module` runs in eval mode.
-        images, labels: see `rayclip.api.pictures.Reader.read`: tensors, PIL images, lists of these, or a DataLoader of
-            `(images, labels)`, whose results are all held in memory.
+        images, labels: tensors, PIL images, lists of these (see `rayclip.api.pictures.PictureReader.read`), or a
+            DataLoader of `(images, labels)`, whose results are all held in memory.
         attack: one attack with its settings, as `--attacks` names it: `pgd:steps=100`, `autoattack`, `bert`.
         eps: budget in pixel units, `"4/255"` or a number below 1 (in l_2 any length).
         steps, step_size, substitutes: of attacks that do not set their own.
@@ -261,7 +261,7 @@ def attack(
         raise UserError(f"aim '{aim}' goes through a defence, and there is none: give classifier.behind('ttc').")
     clip = model.victim.clip if isinstance(model, Classifier) else None
     device, size = (None, None) if clip is None else (clip.device, clip.image_size)
-    batches = Reader(device, size, resolution, batch_size).read(images, labels)
+    batches = PictureReader(device, size, resolution, batch_size).read(images, labels)
     with working(model if isinstance(model, nn.Module) else clip), torch.enable_grad():
         first = next(batches, None)
         if first is None:

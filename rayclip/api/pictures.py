@@ -31,7 +31,7 @@ class Labelled(NamedTuple):
     home: torch.device
 
 
-class Reader:
+class PictureReader:
     """Reads what callers give as images and labels.
 
     Args:
