@@ -1,7 +1,7 @@
 """The interface of training methods, and the inputs they get.
 
 The train loop calls `attack` (gradients of the weights off) and then `loss`, both in eval mode: BatchNorm keeps its
-statistics and dropout is off (`training.loop.attack_and_backward`). A method sees pixels in [0, 1], labels, and the
+statistics and dropout is off (`training.step.attack_and_backward`). A method sees pixels in [0, 1], labels, and the
 class prompts; it never sees an optimiser, a device or a cluster.
 """
 
