@@ -100,7 +100,9 @@ def plan_study(
     planned = []
     for trial, images in zip(trials, sizes, strict=True):
         epochs, finished = trial.config.recipe.epochs, trial not in left
-        seconds = 0.0 if finished else epochs * images / max(rate_of[_kind(trial.config, images)], 1e-9)
+        steps = -(-images // trial.config.recipe.batch_size)
+        passes = images * trial.config.length(steps) / steps
+        seconds = 0.0 if finished else passes / max(rate_of[_kind(trial.config, images)], 1e-9)
         planned.append(PlannedTrial(trial.name, epochs, images, seconds, finished))
     assert hardware is not None
     each = len({(cell.data, cell.attack_label, cell.defense, cell.scorer) for cell in cells})

@@ -24,6 +24,7 @@ class TrainConfig:
         model, data: as on the command line (`load_model`, `open_data`).
         method: the loss, its settings and the attack it trains against.
         recipe: optimiser and schedule, the method's own unless overridden.
+        total_steps: number of steps after which the run ends, if that is within its epochs; None runs all of them.
         eps_warmup: epochs in which the training attack's budget rises from 0 to `method.eps`, linearly in steps; its
             step size rises in the same way. 0 uses the full budget from the start.
         ema: decay of the weights' moving average, 0..1 (see `training.average`); 0 keeps the last step's weights.
@@ -51,6 +52,7 @@ class TrainConfig:
     data: str
     method: Method
     recipe: Recipe
+    total_steps: int | None = None
     eps_warmup: float = 0.0
     ema: float = 0.0
     shots: int | None = None
@@ -80,6 +82,8 @@ class TrainConfig:
             raise UserError(
                 f"{self.method.name} makes its adversarial images once, before training: leave --eps-warmup away."
             )
+        if self.total_steps is not None and self.total_steps < 1:
+            raise UserError(f"total-steps {self.total_steps} is no length of a run: write a number from 1.")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema {self.ema:g} is no decay: write a number from 0 (off) to below 1, such as 0.999.")
 
@@ -91,10 +95,17 @@ class TrainConfig:
         """Return the configuration as nested plain values, with the method's name, for lineage files."""
         described = asdict(replace(self, validate=None))
         del described["validate"]
+        if self.total_steps is None:  # as before there was this setting
+            del described["total_steps"]
         if self.validate is not None:
             described["validate"] = self.validate.describe()
         described["method"] = {"name": self.method.name, **self.method.describe()}
         return described
+
+    def length(self, steps_per_epoch: int) -> int:
+        """Return the number of steps of the run."""
+        whole = self.recipe.epochs * steps_per_epoch
+        return whole if self.total_steps is None else min(self.total_steps, whole)
 
     def flat(self) -> dict[str, Any]:
         """Return the configuration as a flat dict with keys such as `method.eps`, for MLflow's params."""

@@ -8,6 +8,7 @@ several workers divides the same global batches among them.
 import contextlib
 import copy
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -123,8 +124,8 @@ class _Run:
             world_size=host.world_size,
         )
         self.steps_per_epoch = self.sampler.steps_per_epoch
-        self.total_steps = self.steps_per_epoch * self.recipe.epochs
-        self.step = 0
+        self.total_steps = config.length(self.steps_per_epoch)
+        self.step, self._seconds = 0, 0.0
         self.validator = None if held is None else Validator(config, held, host.rank, host.world_size)
         last = self._resume()
         self.average = Average(self.trainable, config.ema) if config.ema else None
@@ -184,8 +185,9 @@ class _Run:
     def _rest(self) -> Iterator[np.ndarray]:
         """Yield the global batches of all epochs, from the current step on."""
         begun, done = divmod(self.step, self.steps_per_epoch)
-        for epoch in range(begun, self.recipe.epochs):
-            yield from self.sampler.global_batches(epoch, done=done if epoch == begun else 0)
+        epochs = range(begun, self.recipe.epochs)
+        batches = (self.sampler.global_batches(epoch, done=done if epoch == begun else 0) for epoch in epochs)
+        yield from itertools.islice(itertools.chain.from_iterable(batches), self.total_steps - self.step)
 
     def _load(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield pixels (uint8) and positions of the batches, which hold this rank's own positions."""
@@ -234,8 +236,10 @@ class _Run:
         return at_epoch or self.step == self.total_steps or bool(every and self.step % every == 0)
 
     def _validation_due(self) -> bool:
+        if self.validator is None or self.step == self.total_steps:
+            return self.validator is not None
         epoch, in_epoch = divmod(self.step, self.steps_per_epoch)
-        return in_epoch == 0 and self.validator is not None and self.validator.is_due(epoch, self.recipe.epochs)
+        return in_epoch == 0 and self.validator.is_due(epoch, self.recipe.epochs)
 
     def _pending_due(self) -> bool:
         return self._checkpoint_due() or self._validation_due() or self.step >= self._report_at
@@ -278,6 +282,7 @@ class _Run:
                     "learning rate, or use precision fp32."
                 )
         rate, self._loss = self._images / seconds, curve[-1][1]["loss"]
+        self._seconds += seconds
         validated: dict[str, float] = {}
         if self.validator is not None and self._validation_due():
             with self._averaged():
@@ -302,7 +307,8 @@ class _Run:
     def _save(self, folder: Path) -> None:
         found = lineage(self.config, self.data, self.clip, self.step, self.total_steps)
         state: dict[str, Any] = {"step": self.step, "optimizer": self.optimizer.state_dict()}
-        found["loss"] = self._loss
+        found |= {"loss": self._loss, "seconds": round(self._seconds, 3)}
+        state["seconds"] = self._seconds
         if self.validator is not None:
             found["validation"], state["validation"] = self.validator.record(), self.validator.state()
             if self.step == self.total_steps:
@@ -329,7 +335,7 @@ class _Run:
                 self._set(state["lora"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.auxiliary.load_state_dict(state.get("auxiliary", {}))
-            self.step = state["step"]
+            self.step, self._seconds = state["step"], state.get("seconds", 0.0)
             if self.validator is not None:
                 self.validator.restore(state["validation"])
             return state["last"]

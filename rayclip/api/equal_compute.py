@@ -1,0 +1,124 @@
+"""Trainings of equal compute: their steps, counted; and the table of their results, kept beside them and logged."""
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from rayclip.api.checks import Opened, check_training
+from rayclip.api.evaluating import logging
+from rayclip.api.request import Where
+from rayclip.distributed.trials import Trial
+from rayclip.evaluation import Store
+from rayclip.models.checkpoint import read_lineage
+from rayclip.reports.equal_compute import Spent, equal_compute_grid
+from rayclip.reports.figures import write_figure
+from rayclip.reports.figures.tradeoff import tradeoff
+from rayclip.reports.formats import document_markdown
+from rayclip.reports.grid import Document, Grid, Part
+from rayclip.reports.numbers import sections
+from rayclip.reports.results import read_results
+from rayclip.training import TrainConfig
+from rayclip.training.compute import count_compute
+from rayclip.types import UserError
+
+_NAME = "methods_board"  # of the files
+
+
+class Share(NamedTuple):
+    """A training's share of the budget.
+
+    Attributes:
+        steps: number of steps that it pays.
+        epochs: number of epochs that the last of them is in.
+        per_image: passes of an image, for each image of a step.
+        total: of all steps, in the same unit.
+    """
+
+    steps: int
+    epochs: int
+    per_image: float
+    total: float
+
+
+def share_compute(
+    configs: Sequence[TrainConfig], reference: TrainConfig, budget: float | None, where: Where
+) -> list[Share]:
+    """Return for each training how many steps the budget pays.
+
+    Two steps of each are counted in this process (`training.compute`).
+
+    Args:
+        reference: the training whose whole length is the budget if that is None.
+        budget: forward passes of an image.
+
+    Raises:
+        UserError: a configuration that cannot be trained, or a budget of less than a step.
+    """
+    opened = Opened(quiet=where.quiet)
+    device = torch.device("cuda" if torch.cuda.is_available() and where.pool.gpus != 0 else "cpu")
+    checked = [check_training(config, where.train_workers, opened) for config in (reference, *configs)]
+    whole, *counted = [count_compute(config, device) for config in checked]
+    budget = whole.of(reference.length(whole.steps_per_epoch)) if budget is None else budget
+    found = []
+    for config, compute in zip(configs, counted, strict=True):
+        if compute.of(1) > budget:
+            raise UserError(
+                f"one step of {config.method.name} takes {compute.of(1):,.0f} image passes, and {budget:,.0f} is the "
+                "budget: raise --passes."
+            )
+        steps = compute.steps_within(budget)
+        epochs = -(-steps // compute.steps_per_epoch)
+        found.append(Share(steps, epochs, compute.per_image, compute.of(steps)))
+    return found
+
+
+def report_equal_compute(
+    name: str, trials: Mapping[str, Sequence[Trial]], shares: Mapping[str, Share], baseline: str, where: Where
+) -> list[Grid]:
+    """Return the tables of finished trainings, and keep and log them: `methods_board.md`, and the figure
+    `methods_board.svg`, `.pdf` and `.png`, clean against robust accuracy, in `where.out` and in the run of this name.
+
+    Args:
+        trials: of each method, one per seed.
+        shares: of each method.
+        baseline: the method that others are compared with.
+    """
+    store, spent = Store(where.out), {}
+    for method, seeds in trials.items():
+        _, _, per_image, total = shares[method]
+        for trial in seeds:
+            seconds = (read_lineage(trial.out) or {}).get("seconds")
+            spent[trial.model] = Spent(
+                method=method,
+                seed=trial.config.seed,
+                per_image=per_image,
+                steps=shares[method].steps,
+                total=total,
+                seconds=seconds,
+            )
+    found = sections(read_results([store.root]))
+    grids = [equal_compute_grid(section, spent, baseline) for section in found]
+    figures = [
+        dataclasses.replace(figure, name=_NAME if i == 1 else f"{_NAME}-section{i}")
+        for i, section in enumerate(found, 1)
+        for figure in tradeoff(section)
+    ]
+    files: dict[str, bytes] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for figure in figures:
+            files |= {path.name: path.read_bytes() for path in write_figure(figure, Path(folder)).values()}
+    part = Part(title="Methods at equal compute", grids=grids, figures=figures)
+    text = document_markdown(
+        Document(title=name, summary=(), parts=[part]), {figure.name: f"{figure.name}.svg" for figure in figures}
+    )
+    files[f"{_NAME}.md"] = text.encode()
+    for file, content in files.items():
+        store.write(file, content)
+    with where.logbook(store) as logbook, logging(store):
+        run = logbook.open(name, tags={"rayclip.kind": "sweep"})
+        logbook.page(run, text, files)
+    return grids
