@@ -151,7 +151,7 @@ def _measure(
         display = Display(quiet=where.quiet)
         total = sum(len(positions[cell.data]) for cell in {cell.id: cell for cell in cells}.values())
         ran = _evaluate(work, store, where, display, total, given)
-        store.write_json(forecasts.RUNS, [*(store.read_json(forecasts.RUNS) or []), dataclasses.asdict(ran)])
+        store.write_json(forecasts.RUNS, [*(store.read_json(forecasts.RUNS, list) or []), dataclasses.asdict(ran)])
     saved = {cell.id: write_set(cell, store) for cell in images}
     for cell in images:
         own = (
@@ -278,4 +278,8 @@ def spent(out: str) -> tuple[Forecast | None, list[forecasts.PlanComparison], li
     """Return a results folder's plan, its cells' actual beside planned cost, and the record of each evaluation."""
     store = Store(out)
     plan = forecasts.read_plan(store)
-    return plan, [] if plan is None else forecasts.compare_with_plan(plan, store), store.read_json(forecasts.RUNS) or []
+    return (
+        plan,
+        [] if plan is None else forecasts.compare_with_plan(plan, store),
+        store.read_json(forecasts.RUNS, list) or [],
+    )

@@ -33,6 +33,7 @@ C = TypeVar("C", bound=Configurable)
 BUNDLED = {"digits": Path(__file__).with_name("digits_captions.csv")}
 
 _METADATA = b"rayclip_captions"
+_SHOWN = 60  # characters of a wrong value that an error shows
 _SCHEMA = pa.schema(
     [
         ("class_index", pa.int64()),
@@ -196,7 +197,7 @@ def _row(where: str, record: Mapping[str, Any]) -> Caption:
         column, missing = first["loc"][0], first["type"] == "missing"
         if missing and column == "caption":
             raise UserError(f"{where} has no caption: write one or delete the row.") from None
-        said = "is missing" if missing else f"'{first['input']}': {first['msg']}"
+        said = "is missing" if missing else f"'{str(first['input'])[:_SHOWN]}': {first['msg']}"
         raise UserError(f"{where}: {column} {said}.") from None
 
 
@@ -212,7 +213,11 @@ def _read_csv(path: Path) -> tuple[Sequence[str], Iterable[tuple[int, dict[str, 
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)  # spreadsheets use the delimiter of their locale
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    filled = ((n, r) for n, r in enumerate(reader, 2) if any(isinstance(v, str) and v.strip() for v in r.values()))
+    try:
+        rows = list(enumerate(reader, 2))
+    except csv.Error as error:
+        raise UserError(f"{path} is no table in CSV ({error}): write it again.") from None
+    filled = ((n, r) for n, r in rows if any(isinstance(v, str) and v.strip() for v in r.values()))
     return reader.fieldnames or [], filled, made_from
 
 

@@ -171,7 +171,7 @@ def distinct_labels(attacks: Sequence[tuple[Hashable, str, Mapping[str, Any]]]) 
 def right_after_attack(cell: Cell, positions: np.ndarray, store: Store) -> np.ndarray:
     """Return for each position whether the prediction was right before and after the attack (bool); raise a `UserError`
     if one has no result yet."""
-    columns = ["position", "label", "clean_pred", "adv_pred"]
+    columns = dict.fromkeys(("position", "label", "clean_pred", "adv_pred"), int)
     table = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), columns)
     verdict: dict[int, bool] = {}
     if table is not None:
@@ -187,7 +187,7 @@ def right_after_attack(cell: Cell, positions: np.ndarray, store: Store) -> np.nd
 
 def mean_of_judgements(cell: Cell, positions: np.ndarray, store: Store) -> float:
     """Return the accuracy in percent, averaged over the judgements of each sample."""
-    columns = ["position", "label", "clean_pred", "right_share"]
+    columns = {**dict.fromkeys(("position", "label", "clean_pred"), int), "right_share": float}
     table = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), columns)
     assert table is not None  # `right_after_attack` has read it
     position, label, clean, share = (table[name].to_numpy() for name in columns)
@@ -197,7 +197,7 @@ def mean_of_judgements(cell: Cell, positions: np.ndarray, store: Store) -> float
 
 
 def _row(cell: Cell, label: str, right: np.ndarray, positions: np.ndarray, store: Store) -> Row:
-    cut = cell.cut if cell.cut is not None else Cut.read(store.read_json(f"cells/{cell.id}/cell.json") or {})
+    cut = cell.cut if cell.cut is not None else Cut.read(store.read_json(f"cells/{cell.id}/cell.json", dict) or {})
     mean = None if cell.judgements == 1 else mean_of_judgements(cell, positions, store)
     return Row(
         model=cell.model,

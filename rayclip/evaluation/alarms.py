@@ -76,7 +76,8 @@ def _where(row: Row) -> str:
 def _flat_loss(cell: Cell, row: Row, positions: np.ndarray, store: Store) -> list[str]:
     if cell.attack.black_box or not row.eps:
         return []
-    columns = ["position", "label", "clean_pred", "clean_margin", "adv_margin"]
+    whole, real = ("position", "label", "clean_pred"), ("clean_margin", "adv_margin")
+    columns = {**dict.fromkeys(whole, int), **dict.fromkeys(real, float)}
     table = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), columns)
     if table is None:
         return []

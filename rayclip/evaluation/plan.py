@@ -93,7 +93,7 @@ def chosen_positions(count: int, limit: int | None) -> np.ndarray:
 
 def missing_shards(cell: Cell, positions: Sequence[int] | np.ndarray, store: Store, shard_size: int) -> Shards:
     """Return shards of the positions that no result file of the cell holds, of whatever shard size."""
-    done = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), ["position"])
+    done = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), {"position": int})
     left = np.asarray(positions)
     if done is not None:
         left = left[~np.isin(left, done["position"].to_numpy())].astype(np.int32)

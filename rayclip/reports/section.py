@@ -207,4 +207,4 @@ def kind_of(protocol: Mapping[str, Any]) -> Kind:
 
 def natural(text: str) -> list[Any]:
     """Return a natural sort key: `5-shot` sorts before `50-shot`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
