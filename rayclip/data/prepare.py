@@ -26,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 from rayclip import __version__
 from rayclip.data.intake import BadImageError, CheckedImage, check_image, in_order
 from rayclip.data.labels import notes_on_classes
-from rayclip.data.manifest import MANIFEST, RECIPE, File, Manifest, ShardFile, Split, read_manifest
+from rayclip.data.manifest import MANIFEST, RECIPE, SUM, File, Manifest, ShardFile, Split, checksum, read_manifest
 from rayclip.data.shardwriter import Layout, ShardWriter, WrittenShard, npy_bytes, part_name
 from rayclip.data.sources.base import Record, Source
 from rayclip.store import Store
@@ -186,7 +186,8 @@ class _Journal(BaseModel):
                 journal = cls.model_validate_json(text)
                 shards = [shard for split in journal.splits.values() for shard in split.shards]
                 there = (store.size(s.file) == s.bytes and _has_part(store, s) for s in shards)
-                if journal.identity == identity and all(there):
+                raw = json.loads(text)
+                if journal.identity == identity and raw.get(SUM) == checksum(raw) and all(there):
                     return journal
             before = read_manifest(store)
             kept = {f.file for s in before.splits.values() for f in s.files} if before is not None else set()
@@ -198,7 +199,8 @@ class _Journal(BaseModel):
         return journal
 
     def write(self, store: Store) -> None:
-        store.write(JOURNAL, self.model_dump_json().encode())
+        raw = self.model_dump(mode="json")
+        store.write(JOURNAL, json.dumps({**raw, SUM: checksum(raw)}).encode())
 
 
 def _has_part(store: Store, shard: WrittenShard) -> bool:

@@ -120,8 +120,8 @@ def read_results(
             tell(done, len(todo))
     for store, models in stores:
         printed = store.read_json("results.json", list) or []
-        named = (row.get("model") for row in printed if isinstance(row, dict))
-        reader.results.order += dict.fromkeys(name for name in named if isinstance(name, str))
+        models_printed = (row.get("model") for row in printed if isinstance(row, dict))
+        reader.results.order += dict.fromkeys(name for name in models_printed if isinstance(name, str))
         for name in store.names(_PAIRS, ".json"):
             reader.add_pairs(store, name, models)
     results = reader.results

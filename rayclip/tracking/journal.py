@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 from rayclip.store import Store
 from rayclip.types import UserError, redacted
@@ -51,11 +51,8 @@ class OlderRuns(BaseModel):
     cells: dict[str, str] = {}
 
 
-class OlderIds(BaseModel):
+class OlderIds(RootModel[dict[str, str]]):
     """`mlflow_ids.json` of an earlier version: MLflow's id of each run."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-    __pydantic_extra__: dict[str, str]
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -211,7 +208,7 @@ def logged_runs(store: Store) -> tuple[str, dict[str, str]]:
     MLflow id of the run that logged it."""
     if (older := read_state(store, "runs.json", OlderRuns)) is not None:
         address, cells = older.tracker, older.cells
-        ids = (read_state(store, "mlflow_ids.json", OlderIds) or OlderIds()).model_dump()
+        ids = (read_state(store, "mlflow_ids.json", OlderIds) or OlderIds({})).root
     else:
         states = [state for name in store.names(_FOLDER, ".json") if (state := read_state(store, name, _State))]
         if not states:

@@ -40,10 +40,15 @@ def convert(journal: Journal) -> None:
     experiment = address.partition(" ")[2]
     for run, key in keys.items():
         if run not in starts:
-            known = {"key": key, "address": address, "experiment": experiment, "cells": cells.get(run, [])}
+            known: dict[str, Any] = {
+                "key": key,
+                "address": address,
+                "experiment": experiment,
+                "cells": cells.get(run, []),
+            }
             journal.add("known", run, complete=key in saved.logged, **known)
     if address and journal.delivered(address) is None:
-        ids = (read_state(store, _IDS, OlderIds) or OlderIds()).model_dump()
+        ids = (read_state(store, _IDS, OlderIds) or OlderIds({})).root
         journal.note_delivered(address, {"runs": ids, "positions": {}, "refused": []})
     for name, entry in zip(waiting, entries, strict=True):
         run, key = entry.run, keys.get(entry.run, entry.run)
