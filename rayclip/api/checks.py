@@ -14,6 +14,7 @@ from rayclip.attacks import Attack, attack_as_described
 from rayclip.data import ImageSet, Names, PairSet, Resolution, locate, open_data
 from rayclip.data.captions import bind_captions
 from rayclip.data.images import mixed_sizes
+from rayclip.data.sampling import webdataset_draw
 from rayclip.evaluation import Cell, Protocol, chosen_positions, make_cells
 from rayclip.evaluation.cell import counted, default_substitutes
 from rayclip.methods import SMALL_BELOW, Method, Recipe
@@ -211,7 +212,21 @@ def plan_cells(
         for defense in {d for chain in evaluation.defenses for d in chain}:
             defense.check(opened.model(spec))
         cells += counted(new, opened.model(spec))
-    return cells, {spec: chosen_positions(len(data), evaluation.limit) for spec, data in datasets}
+    return cells, {spec: _positions(data, evaluation, opened) for spec, data in datasets}
+
+
+def _positions(data: ImageSet, evaluation: Evaluation, opened: Opened) -> np.ndarray:
+    """Return the positions of the samples that an evaluation uses."""
+    limit = evaluation.limit
+    if evaluation.subset == "even" or limit is None or limit >= len(data):
+        return chosen_positions(len(data), limit)
+    archives = data.archives()
+    if not archives:
+        opened.note(
+            f"{data.name}: not prepared from a WebDataset, whose archives decide which images RobustVLM draws; the "
+            "same draw from its own order takes others."
+        )
+    return webdataset_draw(archives or (len(data),), limit)
 
 
 def evaluations_of(results: Results) -> list[Evaluation]:

@@ -14,6 +14,7 @@ from rayclip.attacks import Attack
 from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
 from rayclip.data.captions import bind_captions
+from rayclip.data.spec import published_name
 from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, fitting, is_random
 from rayclip.models import TEMPLATE, Clip, Precision
 from rayclip.models.resizing import Resize, check_resize
@@ -284,7 +285,7 @@ def make_cells(
         for scorer in scorers
         for chain in defenses
         for source, data in datasets
-        for judging in [bind_captions(scorer, source, data.class_names)]
+        for judging in [bind_captions(scorer.for_dataset(published_name(data.name)), source, data.class_names)]
         for attack, aim, attacked in _runs(attacks, chain, aims, judging, made_against)
     ]
 

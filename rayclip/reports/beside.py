@@ -7,11 +7,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from rayclip.data.registry import DATASETS
+from rayclip.paths import plain_dataset
 from rayclip.reports.formats import number_line
 from rayclip.reports.grid import Cell, Grid, Part, accuracy, format_signed, number_cell
 from rayclip.reports.model import Model
 from rayclip.reports.notes import heading
-from rayclip.reports.published import Published, letters, numbers_of, papers, plain_dataset, sources
+from rayclip.reports.published import Published, letters, numbers_of, papers, sources
 from rayclip.reports.recalls import RecallTable, recalls_of
 from rayclip.reports.section import Attack, Number, Section, Subject, average
 from rayclip.types import UserError

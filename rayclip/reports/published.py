@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import PurePosixPath
 
 from rayclip.types import UserError
 
@@ -119,12 +118,6 @@ def read_paper(text: str, name: str) -> list[Published]:
         ]
     except ValueError as error:
         raise UserError(f"published numbers '{name}', line {rows.line_num}: {error}.") from None
-
-
-def plain_dataset(name: str) -> str:
-    """Return a data set's name without file ending, split or part: `cifar10-test` becomes `cifar10`."""
-    stem = PurePosixPath(name.partition("#")[0]).name.removesuffix(".parquet")
-    return re.sub(r"[-_](train|test|val|validation)$", "", stem)
 
 
 def letters(text: str) -> str:

@@ -39,6 +39,7 @@ def test_a_protocol_sets_what_it_names_and_every_data_set_is_known(evaluation, n
     found, settings = evaluation("--protocol", name), find_protocol(name)
     places = [parse_spec(spec).place.rpartition("/")[2] for spec in found.data]
     assert places and set(places) <= set(DATASETS) and len(set(places)) == len(places)
+    assert found.subset == settings.get("subset", "even")
     budgets = {a.eps for a in at_budgets(found.attacks, found.protocol.budgets) if a.needs_eps}
     assert len(budgets) == len(settings["eps"][0].split(",")) and max(budgets) <= 4 / 255
     assert found.limit == settings.get("limit")
@@ -52,7 +53,7 @@ def test_robustvlm_attacks_small_images_at_their_own_size(evaluation):
     native, others = found.by_resolution()
     assert {parse_spec(spec).place.rpartition("/")[2] for spec in native.data} == {"cifar10", "cifar100", "stl10"}
     assert (native.protocol.resolution, native.protocol.resize) == ("native", "plain")
-    assert (others.protocol.resolution, len(others.data)) == ("model", 11)
+    assert (others.protocol.resolution, len(others.data)) == ("clip", 11)
 
 
 def test_what_is_given_counts_and_is_said(evaluation, monkeypatch, tmp_path):
@@ -67,7 +68,13 @@ def test_what_is_given_counts_and_is_said(evaluation, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("protocol", "cop"), ("resolution", "native:"), ("resolution", "model:x"), ("template", "a photo")],
+    [
+        ("protocol", "cop"),
+        ("resolution", "native:"),
+        ("resolution", "model:x"),
+        ("resolution", "native:a,b"),
+        ("template", "a photo"),
+    ],
 )
 def test_nonsense_is_one_sentence(monkeypatch, capsys, tmp_path, option, value):
     words = ["eval", "--model", "digits", "--data", "digits", "--out", tmp_path / "r", "--eps", "1/255"]

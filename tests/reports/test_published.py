@@ -5,11 +5,12 @@ from importlib import resources
 
 import pytest
 
+from rayclip.paths import plain_dataset
 from rayclip.reports.beside import compare_with_published
 from rayclip.reports.build import build
 from rayclip.reports.formats import document_csv
 from rayclip.reports.numbers import sections
-from rayclip.reports.published import numbers_of, papers, plain_dataset, read_paper, sources
+from rayclip.reports.published import numbers_of, papers, read_paper, sources
 from rayclip.reports.results import read_results
 from rayclip.types import UserError
 from reports.made import BERT, CLEAN, bits, describe, fingerprint, pgd, put
