@@ -47,6 +47,17 @@ class Published:
         return self.protocol.get("defense", "none")
 
     @property
+    def field_protocol(self) -> str:
+        """The field's protocol that the paper is of; empty if of none."""
+        return sources().get(self.paper, {}).get("protocol", "")
+
+    @property
+    def link(self) -> str:
+        """Address of the paper, if it is on arXiv; else empty."""
+        found = re.search(r"arXiv (\d{4}\.\d{5})", sources().get(self.paper, {}).get("source", ""))
+        return f"https://arxiv.org/abs/{found[1]}" if found else ""
+
+    @property
     def place(self) -> str:
         """Paper and table, as `--against` names them."""
         return f"{self.paper}:{self.table}"
@@ -84,7 +95,8 @@ def papers() -> list[str]:
 
 @cache
 def sources() -> Mapping[str, Mapping[str, str]]:
-    """Return by paper the `source` of its numbers, and what the file `has` of it."""
+    """Return by paper the `source` of its numbers, what the file `has` of it, and the field's `protocol` that it is
+    of, if it is of one."""
     return tomllib.loads((resources.files("rayclip.reports") / "published" / "sources.toml").read_text("utf-8"))
 
 
