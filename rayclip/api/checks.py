@@ -16,7 +16,7 @@ from rayclip.data.captions import bind_captions
 from rayclip.data.images import mixed_sizes
 from rayclip.data.sampling import webdataset_draw
 from rayclip.evaluation import Cell, Protocol, chosen_positions, make_cells
-from rayclip.evaluation.cell import counted, default_substitutes
+from rayclip.evaluation.cell import counted, default_substitutes, positions_of
 from rayclip.methods import SMALL_BELOW, Method, Recipe
 from rayclip.models import Clip, load_model
 from rayclip.models.exact import has_batch_norm
@@ -164,13 +164,21 @@ def _warn_of_cut(config: TrainConfig, method: Method, data: ImageSet, opened: Op
 def plan_all(
     models: Sequence[str], evaluations: Sequence[Evaluation], opened: Opened
 ) -> tuple[list[Cell], dict[str, np.ndarray]]:
-    """Return `plan_cells` of several evaluations merged, without duplicates, model by model."""
+    """Return `plan_cells` of several evaluations merged, without duplicates, model by model. Where they use different
+    samples of the same data, positions are by cell (`evaluation.cell.positions_of`); what several ask for is one cell
+    with the samples of all."""
     cells: dict[tuple[str, ...], Cell] = {}
     positions: dict[str, np.ndarray] = {}
     for evaluation in [part for each in evaluations for part in each.by_resolution()]:
         found, where = plan_cells(models, evaluation, opened)
+        known = {cell.id for cell in cells.values()}
+        for cell in found:
+            wanted, before = where[cell.data], positions.get(cell.data)
+            if before is not None and not np.array_equal(before, wanted):
+                both = np.union1d(positions_of(cell, positions), wanted) if cell.id in known else wanted
+                positions[cell.id] = both
         cells |= {(cell.model, cell.dataset, cell.id): cell for cell in found}  # two data sets may have equal files
-        positions |= where
+        positions = where | positions
     return sorted(cells.values(), key=lambda cell: list(models).index(cell.model)), positions
 
 

@@ -4,10 +4,12 @@ import hashlib
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
+
+import numpy as np
 
 from rayclip import PROTOCOL, code_version
 from rayclip.attacks import Attack
@@ -209,6 +211,12 @@ def counted(cells: Sequence[Cell], clip: Clip) -> list[Cell]:
         return Cut(once(lambda: len(clip.cut_texts(texts)), texts), unread)
 
     return [replace(cell, cut=cut(cell)) for cell in cells]
+
+
+def positions_of(cell: Cell, positions: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the positions of a cell's samples among those by data specification, or by cell id where several
+    evaluations use different samples of the data."""
+    return positions[cell.id if cell.id in positions else cell.data]
 
 
 def described_budget(attack: Attack) -> dict[str, Any]:

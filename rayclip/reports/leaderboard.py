@@ -10,6 +10,7 @@ from rayclip.defenses import parse_defenses
 from rayclip.evaluation.aggregate import ball_of, worst_cases
 from rayclip.evaluation.costs import Timing, read_timings
 from rayclip.models.scorers import parse_scorers
+from rayclip.names import protocols
 from rayclip.reports.formats import render
 from rayclip.reports.grid import Cell, Grid, accuracy, number_cell
 from rayclip.reports.matching import Quoted, quote
@@ -21,8 +22,8 @@ from rayclip.reports.section import AVERAGE, SHARED, Attack, Number, Section, Su
 from rayclip.types import UserError
 
 _COLUMNS = (
-    "clean,robust,blind,adaptive,n,method,trained on,defence,attacks,ms per image,forwards,threat model,data set,"
-    "protocol,numbers,architecture,paper,weights"
+    "clean,robust,blind,adaptive,n,numbers,ms per image,forwards,method,trained on,defence,attacks,threat model,"
+    "data set,protocol,architecture,paper,weights"
 ).split(",")
 _ALWAYS = "clean,robust,n,method,trained on,defence,attacks,threat model,data set,protocol".split(",")
 _FILTERS = ("protocol", "threat", "dataset", "defense", "method", "source")
@@ -82,6 +83,11 @@ class Board:
     protocol: str
     differs: str
     section: Section
+
+    def name(self, subject: Subject) -> str:
+        """Return a model's name; what scores it is part of a protocol of the field."""
+        own = self.protocol.startswith(OWN)
+        return subject.name if own else subject.name.replace(f", {subject.scorer}", "", 1)
 
 
 def boards(results: Results) -> list[Board]:
@@ -248,7 +254,7 @@ def _measured_row(board: Board, place: Place) -> Row:
         **({} if cost.forwards is None else {"forwards": cost.forwards}),
     }
     words = [model.spec, model.trained_on or ""]
-    return _row(board, subject.name, cells, place.threat, place.dataset, "measured", record, words)
+    return _row(board, board.name(subject), cells, place.threat, place.dataset, "measured", record, words)
 
 
 def _quoted_row(board: Board, quoted: Quoted, threat: Threat, subject: Subject | None) -> Row:
@@ -283,7 +289,7 @@ def _quoted_row(board: Board, quoted: Quoted, threat: Threat, subject: Subject |
         "published": theirs.place,
         **({"doubt": theirs.doubt} if theirs.doubt else {}),
     }
-    name = theirs.who if subject is None else subject.name
+    name = theirs.who.removesuffix(f", {theirs.protocol.get('model')}") if subject is None else board.name(subject)
     return _row(board, name, cells, threat, quoted.dataset, "published", record, [theirs.place, theirs.who])
 
 
@@ -309,7 +315,7 @@ def _row(
             "protocol": Cell(text=protocol),
         },
         attributes={
-            "id": " ".join([name, threat.name, dataset, board.protocol, record.get("published", "")]).strip(),
+            "id": " ".join([name, *words, threat.name, dataset, board.protocol]),
             "text": " ".join([name, *words, method, defense]),
             **shared,
             "protocol": board.protocol,
@@ -349,6 +355,7 @@ def leaderboard(found: Sequence[Board], rows: Sequence[Row], title: str = "Robus
         notes=(
             "The average gives every data set the same weight, and is there for models with all of them",
             *(["Milliseconds and forwards are those of a prediction"] if "forwards" in shown else []),
+            *(["In italics: published numbers of the same protocol"] if "numbers" in shown else []),
             *(note for note, mark in marks.items() if mark in texts),
         ),
     )
@@ -372,5 +379,6 @@ def leaderboard(found: Sequence[Board], rows: Sequence[Row], title: str = "Robus
 def _note(board: Board) -> str:
     section = board.section
     own = board.protocol.startswith(OWN)
-    begins = ([board.differs] if board.differs else []) if own else [board.protocol]
-    return ". ".join([*begins, *attack_notes(section, section.attacks, section.datasets), shared_note(section)]) + "."
+    begins = board.differs if own else f"{board.protocol}: {protocols()[board.protocol]['about'].rstrip('.')}"
+    said = [begins, *attack_notes(section, section.attacks, section.datasets), shared_note(section)]
+    return ". ".join(filter(None, said)) + "."

@@ -1,6 +1,5 @@
 """Match our numbers with published ones: of the same model, under the same attack, and how their protocols differ."""
 
-import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -121,29 +120,38 @@ class Quoted:
 
 def quote(section: Section) -> list[Quoted]:
     """Return the published robust accuracies that stand beside a section's, or among them if nobody measured the model:
-    those whose stated settings do not differ."""
+    those whose stated settings do not differ. What a paper has in several tables counts once."""
     ours, by_name = Ours(sections=[section], tables=()), {plain_dataset(d): d for d in section.datasets}
     blind = [a for a in section.attacks if a.kind == "image" and a.settings.get("aim", "ignore") == "ignore"]
-    found: list[Quoted] = []
+    found: dict[tuple[Any, ...], Quoted] = {}
     for paper in papers():
         rows = [row for row in numbers_of(paper) if row.metric == "top1"]
-        clean = {_model_of(row): row for row in rows if row.attack == "clean"}
+        clean = {(row.place, *_model_of(row)): row for row in rows if row.attack == "clean"}
         for row in (row for row in rows if row.attack == "image"):
             names = names_here(row)
             if not all(name in by_name for name in names) or (len(names) > 1 and len(names) < len(by_name)):
                 continue
-            column, theirs_clean = AVERAGE if len(names) > 1 else by_name[names[0]], clean.get(_model_of(row))
-            for_row = functools.partial(Quoted, theirs=row, dataset=column, clean=theirs_clean)
-            same = [for_row(attack=m.attack, subject=m.subject) for m in find_matches(ours, row) if not m.differs]
+            same: Sequence[tuple[Attack, Subject | None]]
+            same = [(m.attack, m.subject) for m in find_matches(ours, row) if not m.differs]
             alike = (a for a in blind if same_kind(row, a) and not _differs_here(section, row, names, a))
-            found += same or [for_row(attack=attack, subject=None) for attack in itertools.islice(alike, 1)]
-    return found
+            for attack, subject in same or [(attack, None) for attack in itertools.islice(alike, 1)]:
+                quoted = Quoted(
+                    theirs=row,
+                    attack=attack,
+                    dataset=AVERAGE if len(names) > 1 else by_name[names[0]],
+                    subject=subject,
+                    clean=clean.get((row.place, *_model_of(row))),
+                )
+                key = paper, *_model_of(row), row.value, attack, subject
+                if key not in found or found[key].clean is None:
+                    found[key] = quoted
+    return list(found.values())
 
 
 def _model_of(row: Published) -> tuple[str, ...]:
-    """Return what the rows of one model and data set in a table share."""
+    """Return what a paper's rows of one model and data set share."""
     settings = (row.protocol.get(key, "") for key in ("model", "train_eps", "defense", "defense_steps", "defense_step"))
-    return row.place, row.method, row.train_dataset, row.shots, row.dataset, *settings
+    return row.method, row.train_dataset, row.shots, row.dataset, *settings
 
 
 def _differs_here(section: Section, row: Published, names: Sequence[str], attack: Attack) -> list[str]:

@@ -21,7 +21,6 @@ from rayclip.store import Store
 from reports.made import bits, fingerprint, put
 
 SPEC, N = "zoo:fare4-vit-l-14", 1_000
-NAME = f"{SPEC}, ensemble:templates=clip"
 HARDWARE = Hardware(name="cpu", gpus=0.0, cores=1)
 
 
@@ -70,13 +69,13 @@ def only(rows, **wanted):
 
 def test_a_defended_model_has_blind_adaptive_and_worst_case(board):
     _, rows, right = board
-    row = only(rows, model=f"{NAME} + ttc", threat="l∞ 4/255, images")
+    row = only(rows, model=f"{SPEC} + ttc", threat="l∞ 4/255, images")
     (blind,) = (v for k, v in right.items() if k[0] == "ttc" and k[1].endswith("eps4"))
     (adaptive,) = (v for k, v in right.items() if k[0] == "ttc" and k[1].endswith("eps4_bpda"))
     clean = right["ttc", "clean"]
     wanted = {"blind": blind, "adaptive": adaptive, "robust": blind & adaptive}
     assert {key: row[key] for key in wanted} == {k: pytest.approx(100 * (v & clean).mean()) for k, v in wanted.items()}
-    plain = only(rows, model=NAME, threat="l∞ 4/255, images", n=N)
+    plain = only(rows, model=SPEC, threat="l∞ 4/255, images", n=N)
     assert not {"blind", "adaptive"} & plain.keys()
 
 
@@ -88,11 +87,11 @@ def test_the_published_number_of_the_same_protocol_stands_below_the_measured_one
         if (r.table, r.method, r.dataset, r.protocol.get("train_eps")) == ("4", "FARE", "cifar10", "4/255")
     }
     for eps in ("2/255", "4/255"):
-        row = only(rows, model=NAME, threat=f"l∞ {eps}, images", published="fare:4")
+        row = only(rows, model=SPEC, threat=f"l∞ {eps}, images", published="fare:4")
         assert (row["clean"], row["robust"]) == (theirs["clean", None], theirs["image", eps])
         place = [r for r in rows if (r["threat"], r["protocol"]) == (f"l∞ {eps}, images", "robustvlm")].index(row)
-        assert rows[rows.index(row) - 1]["model"] == NAME and place > 0
-    unmeasured = [r for r in rows if r.get("published") and r["model"] != NAME]
+        assert rows[rows.index(row) - 1]["model"] == SPEC and place > 0
+    unmeasured = [r for r in rows if r.get("published") and r["model"] != SPEC]
     assert {r["published"] for r in unmeasured} == {"fare:4"} and {r["protocol"] for r in unmeasured} == {"robustvlm"}
     assert {r["model"].partition(" ")[0].partition(",")[0] for r in unmeasured} == {"CLIP", "TeCoA", "FARE"}
     assert all(r["threat"].startswith(("l∞ 2/255", "l∞ 4/255")) for r in unmeasured)
@@ -109,7 +108,7 @@ def test_numbers_of_no_protocol_say_how_they_differ(board):
 
 def test_costs_are_those_of_a_prediction(board):
     page, rows, _ = board
-    plain, defended = (only(rows, model=m, threat="l∞ 4/255, images", n=N) for m in (NAME, f"{NAME} + ttc"))
+    plain, defended = (only(rows, model=m, threat="l∞ 4/255, images", n=N) for m in (SPEC, f"{SPEC} + ttc"))
     assert plain["ms"] == pytest.approx(4.0) and plain["hardware"] == "cpu, 1 thread"
     assert plain["forwards"] == 1 < defended["forwards"]
     assert '<span class="ci">cpu, 1 thread</span>' in page
