@@ -4,10 +4,16 @@ import pytest
 
 from calling import call
 from rayclip import api
+from rayclip.api.checks import Opened, plan_all
+from rayclip.attacks import parse_attacks
 from rayclip.cli.request import Request
+from rayclip.data import open_data
 from rayclip.data.registry import DATASETS
+from rayclip.data.sampling import webdataset_draw
 from rayclip.data.spec import parse_spec
-from rayclip.evaluation.cell import at_budgets
+from rayclip.evaluation import Evaluator, Protocol, Store, collect_rows, outstanding
+from rayclip.evaluation.cell import at_budgets, positions_of
+from rayclip.evaluation.plan import chosen_positions
 from rayclip.names import find_protocol, protocols
 from rayclip.types import UserError
 
@@ -86,3 +92,38 @@ def test_a_name_that_is_no_data_set_of_the_evaluation_cannot_stay_native(tmp_pat
     asked = Request(model=["digits"], data=["digits"], out=str(tmp_path), eps=["1/255"], resolution="native:cifar10")
     with pytest.raises(UserError, match="cifar10"):
         _ = asked.evaluation
+
+
+def test_protocols_that_use_different_images_of_the_same_data_are_one_plan(tmp_path):
+    """Each cell has its evaluation's images, and what two evaluations ask for has those of both."""
+    asked = [
+        ("even", 6, "clean,fgsm", "a {}"),
+        ("robustvlm", 6, "clean,pgd:steps=1", "a {}"),
+        ("even", 4, "clean", "the {}"),
+    ]
+    evaluations = [
+        api.Evaluation(
+            data=["digits"],
+            attacks=parse_attacks(attacks, {}),
+            protocol=Protocol(eps=32 / 255, template=template),
+            limit=limit,
+            subset=subset,
+        )
+        for subset, limit, attacks, template in asked
+    ]
+    cells, positions = plan_all(["digits"], evaluations, Opened(quiet=True))
+    found = {(c.attack.name, c.protocol.template): positions_of(c, positions).tolist() for c in cells}
+    size = len(open_data("digits", "test"))
+    even, drawn = chosen_positions(size, 6).tolist(), webdataset_draw((size,), 6).tolist()
+    assert found == {
+        ("clean", "a {}"): sorted({*even, *drawn}),
+        ("fgsm", "a {}"): even,
+        ("pgd", "a {}"): drawn,
+        ("clean", "the {}"): chosen_positions(size, 4).tolist(),
+    }
+    store = Store(str(tmp_path))
+    for shards in outstanding(cells, positions, store, 50):
+        for shard in shards:
+            Evaluator(store).run(shard)
+    rows = collect_rows(cells, positions, store)
+    assert {(r.protocol["attack"], r.protocol["template"]): r.n for r in rows} == {k: len(v) for k, v in found.items()}
