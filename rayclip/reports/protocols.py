@@ -70,7 +70,7 @@ class FieldProtocol:
                 found.append(f"{key.replace('_', ' ')} {own} ({wanted})")
         if cell.scorer != self.scorer:
             found.append(f"scorer {cell.scorer} ({self.scorer})")
-        if not any(_is_attack(cell, attack.for_classes(classes)) for attack in self.attacks):
+        if not any(_is_attack(cell, attack, classes) for attack in self.attacks):
             found.append(f"attack {heading(cell.attack)}")
         return found + self._images(name, cell.verdicts.positions_N)
 
@@ -116,13 +116,17 @@ def _read(name: str) -> FieldProtocol:
     )
 
 
-def _is_attack(cell: JudgedCell, attack: Attack) -> bool:
-    """Return whether a cell's attack has these settings; through a defence every attack runs to its last step."""
-    wanted: dict[str, Any] = {"attack": attack.name, **described_budget(attack), **attack.describe()}
-    if cell.defense != "none":
-        wanted.pop("stop", None)
-    wanted = json.loads(json.dumps(wanted))
-    return all(cell.protocol.get(key) == value for key, value in wanted.items())
+def _is_attack(cell: JudgedCell, attack: Attack, classes: int) -> bool:
+    """Return whether a cell's attack has these settings; on a defended model every attack runs to its last step."""
+    left_out = "stop" if cell.defense != "none" else ""
+    return all(cell.protocol.get(key) == value for key, value in _described(attack, classes).items() if key != left_out)
+
+
+@cache
+def _described(attack: Attack, classes: int) -> Mapping[str, Any]:
+    """Return an attack's settings on data with so many classes, as result files state them."""
+    own = attack.for_classes(classes)
+    return dict(json.loads(json.dumps({"attack": own.name, **described_budget(own), **own.describe()})))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ SMALL = {
     "robustvlm": {"attacks": ["clean,apgd-ce+apgd-t:iterations=2"], "resolution": "native:digits,clip"},
     "coop": {"steps": 5},
 }
-ALL = {"data": ["digits"], "limit": 12, "eps": ["16/255,32/255"], "defense": ["none,rn"]}
+ALL = {"data": ["digits"], "limit": 12, "eps": ["32/255"], "defense": ["none,rn"]}
 
 
 def evaluate(out: str, cluster: bool | None) -> None:
