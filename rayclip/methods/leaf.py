@@ -10,24 +10,26 @@ from torch import Tensor
 from rayclip import rng
 from rayclip.attacks.charmer import CHARACTERS, Search, known_words
 from rayclip.attacks.feature import feature_distance
-from rayclip.methods.base import OWN, Batch, Method, Present, Recipe, Trains
+from rayclip.methods.base import OWN, SMALL_MODEL, Batch, Recipe, Trains
+from rayclip.methods.captioned import CaptionedMethod
 from rayclip.methods.parallel import global_mean
-from rayclip.models import Clip
+from rayclip.models import Clip, class_prompts
 from rayclip.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class LEAF(Method):
-    """`‖g(S') − g₀(S)‖²` on un-normalised text embeddings, batch mean; S is the class prompt of each image, S' the text
-    within k edits that a random search found to maximise the same (algorithm 1). The image encoder stays as it is.
+class LEAF(CaptionedMethod):
+    """`‖g(S') − g₀(S)‖²` on un-normalised text embeddings, batch mean; S' is the text within k edits of S that a random
+    search finds to maximise the same (algorithm 1). The image encoder stays as it is.
 
-    An edit: a blank is tried at rho random places of S, and where it moves the embedding farthest, rho random
-    characters; S itself stays if none moves it farther. Every image draws for its own, so that a batch holds many edits
-    of few prompts. The papers' data are 80,000 captions; with class prompts the model learns to read these alone.
+    S is each image's class prompt, or with `captions` one of its class's, drawn anew every time. The paper trains on
+    80,000 captions; of ten prompts the model learns to read these and their edits alone. An edit: a blank is tried at
+    rho random places, and where it moves the embedding farthest, rho random characters; if none does, S stays. Each
+    image draws for its own, so that a batch holds many edits of few prompts.
 
     Attributes:
         k: edits, one after the other.
-        rho: places, and characters, tried per edit; if S has fewer places, all are.
+        rho: places, and characters, tried per edit; all places if there are fewer.
         constrain: see `attacks.charmer.Charmer`; the published models were trained so.
     """
 
@@ -36,6 +38,8 @@ class LEAF(Method):
         optimizer="adamw", lr=1e-5, betas=(0.9, 0.999), weight_decay=1e-4, warmup_steps=1400, batch_size=128, epochs=30
     )
     published: ClassVar[Mapping[str, Any]] = {"constrain": True}
+    # Chosen as SMALL_MODEL was: with few prompts, steps count and not the images of each
+    small: ClassVar[Recipe] = replace(SMALL_MODEL, batch_size=32, epochs=30)
     needs_original: ClassVar[bool] = True
 
     k: int = 1
@@ -46,6 +50,13 @@ class LEAF(Method):
     @classmethod
     def uses_attack(cls) -> bool:
         return False
+
+    @property
+    def texts_per_class(self) -> int:
+        return self.sets if self.has_captions else 1
+
+    def prompts(self, class_names: Sequence[str], template: str) -> list[str]:
+        return super().prompts(class_names, template) if self.has_captions else class_prompts(class_names, template)
 
     def check(self, clip: Clip) -> None:
         if self.part != "text":
@@ -59,13 +70,14 @@ class LEAF(Method):
 
     def attack(self, clip: Clip, batch: Batch) -> Batch:
         assert batch.original is not None
-        present = Present.among(batch.labels_B)
-        prompts = [batch.texts.prompts[c] for c in present.labels]
+        keys_B, prompts, several = batch.keys_B.cpu(), batch.texts.prompts, self.texts_per_class
+        sets_B = (rng.uniform(keys_B, (), stream=2 * self.k) * several).long()
+        chosen_B = sets_B * (len(prompts) // several) + batch.labels_B.cpu()
+        texts = [prompts[i] for i in chosen_B.tolist()]
         with torch.no_grad(), torch.autocast(clip.device.type, enabled=False):
-            original_BD = batch.original.clip.embed_texts(prompts, normalize=False)[present.places_B]
+            original_BD = batch.original.clip.embed_texts(texts, normalize=False)
         words = known_words(clip, self.constrain)
         search = Search(clip=clip, anchor_PD=original_BD, objective="squared", words=words)
-        keys_B, texts = batch.keys_B.cpu(), [prompts[i] for i in present.places_B.tolist()]
         for turn in range(self.k):
             places = self._draw(keys_B, [2 * len(text) + 1 for text in texts], 2 * turn)
             characters = self._draw(keys_B, [len(CHARACTERS)] * len(texts), 2 * turn + 1)
