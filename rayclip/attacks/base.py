@@ -373,7 +373,7 @@ class TextOnlyAttack(Attack):
     def describe_text(self) -> dict[str, Any]:
         return {"attack": self.name, **self.describe()}
 
-    def describe_prepared(self) -> dict[str, Any]:
+    def describe_prepared(self) -> dict[str, Any] | None:
         return self.describe_text()
 
     def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:

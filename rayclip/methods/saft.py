@@ -16,7 +16,7 @@ from rayclip.types import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAFT(CaptionedMethod, TGAZSR):
+class SAFT(TGAZSR, CaptionedMethod):
     """TGA-ZSR's three terms with CE averaged over M captions per class, on images made by the semantic-ensemble attack.
     The attention is that of the true class's captions: the mean of their cosine maps, then scaled (`models.attention`).
     Each image costs one forward pass for all captions.
