@@ -19,13 +19,15 @@ from rayclip.types import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class LEAF(CaptionedMethod):
-    """`‖g(S') − g₀(S)‖²` on un-normalised text embeddings, batch mean; S' is the text within k edits of S that a random
-    search finds to maximise the same (algorithm 1). The image encoder stays as it is.
+    """`‖g(S') − g₀(S)‖²` on un-normalised embeddings of texts S and of S', S with changed characters; batch mean.
 
-    S is each image's class prompt, or with `captions` one of its class's, drawn anew every time. The paper trains on
-    80,000 captions; of ten prompts the model learns to read these and their edits alone. An edit: a blank is tried at
-    rho random places, and where it moves the embedding farthest, rho random characters; if none does, S stays. Each
-    image draws for its own, so that a batch holds many edits of few prompts.
+    The image encoder stays as it is. S' is the text within k edits that a random search finds to maximise the same
+    (algorithm 1): a blank is tried at rho random places, and where it moves the embedding farthest, rho random
+    characters; if none moves it farther, S stays.
+
+    S is each image's class prompt, or with `captions` one of its class's, drawn anew every time. Each image draws its
+    own edits, so that a batch holds many edits of few texts. The paper trains on 80,000 captions; from ten prompts the
+    model learns to read these and their edits alone.
 
     Attributes:
         k: edits, one after the other.
