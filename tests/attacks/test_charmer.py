@@ -44,9 +44,7 @@ LONG = (
 )
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"k": 2}, {"k": 3, "objective": "squared"}, {"k": 2, "constrain": True}], ids=str
-)
+@pytest.mark.parametrize("settings", [{"k": 2}, {"k": 2, "objective": "squared", "constrain": True}], ids=str)
 def test_what_it_promises(settings):
     """At most k characters change, whatever else is attacked beside a text; more edits move it farther; nothing changes
     where the model does not read."""
@@ -66,7 +64,7 @@ def test_what_it_promises(settings):
             before, after = (len(words.intersection(re.findall("[a-z]+", t.lower()))) for t in (text, changed))
             assert after < before or changed == text
         assert "x" in made, "which has no word to lose"
-    elif attack.k > 1:
+    else:
         assert max(map(naive.edit_distance, texts, made)) == attack.k
 
 
