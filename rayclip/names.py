@@ -56,7 +56,9 @@ DEFENSES_ABOUT = {
     "hedge": "steps that raise the loss of all classes together (Wu et al. 2021)",
 }
 
-METHODS = tuple("ft-standard tecoa pmg-aft fare tga-zsr saft mmcoa agft sim-clip lore comp-tga advpt vp".split())
+METHODS = tuple(
+    "ft-standard tecoa pmg-aft fare tga-zsr saft mmcoa agft sim-clip lore comp-tga advpt apt fap vp".split()
+)
 
 DATASETS = tuple(
     (

@@ -2,7 +2,9 @@
 
 from rayclip.methods.advpt import AdvPT
 from rayclip.methods.agft import AGFT
+from rayclip.methods.apt import APT
 from rayclip.methods.base import SMALL_BELOW, SMALL_MODEL, Batch, ClassTexts, Method, Original, Recipe
+from rayclip.methods.fap import FAP
 from rayclip.methods.fare import FARE
 from rayclip.methods.ft_standard import FTStandard
 from rayclip.methods.lore import LORE
@@ -27,5 +29,5 @@ __all__ = [
     "make_method",
 ]
 
-for _kind in (FTStandard, TeCoA, PMGAFT, FARE, TGAZSR, SAFT, MMCoA, AGFT, SimCLIP, LORE, CompTGA, AdvPT, VP):
+for _kind in (FTStandard, TeCoA, PMGAFT, FARE, TGAZSR, SAFT, MMCoA, AGFT, SimCLIP, LORE, CompTGA, AdvPT, APT, FAP, VP):
     METHODS.register(_kind)

@@ -264,6 +264,7 @@ CASES = [
     *(("mmcoa", "class", parts) for parts in (1, 2)),
     ("tecoa", None, 3),
     *((n, None, 1) for n in METHODS if n != "mmcoa"),
+    ("apt:prompting=perturbed", None, 2),
 ]
 
 
@@ -281,7 +282,7 @@ def worker(rank, meeting, queue):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, "apt:prompting=perturbed"])
 def test_a_batch_in_parts_gives_the_whole_batchs_gradient(name):
     whole = one_step(name, "class")
     assert all(torch.allclose(one_step(name, "class", parts), whole, atol=1e-9) for parts in (3, 7))
