@@ -97,6 +97,8 @@ def auxiliary(clip, chosen):
 def method(name, **settings):
     if name == "saft":
         settings = {"captions": "templates", "sets": 3, **settings}
+    if name.startswith("apt"):
+        settings = {"context": 5, **settings}  # a longer one would leave no room for the class
     return make_method(
         name, eps=8 / 255, steps=3, step=4 / 255, defaults={"substitutes": "clip-table", "k": 4}, **settings
     )

@@ -17,7 +17,7 @@ from rayclip.types import UserError
 
 def dressed(name, **settings):
     """The method, a model with a prompt that is not at its beginning, and a batch."""
-    chosen = method(name, **({"context": 5} if name in ("advpt", "apt") else {}), **settings)
+    chosen = method(name, **({"context": 5} if name == "advpt" else {}), **settings)
     clip = chosen.wrap_model(tiny_clip(dtype=torch.float64), seed=0)
     clip.requires_grad_(False)
     clip.learned.requires_grad_(True)
