@@ -266,7 +266,7 @@ CASES = [
     *(("mmcoa", "class", parts) for parts in (1, 2)),
     ("tecoa", None, 3),
     *((n, None, 1) for n in METHODS if n != "mmcoa"),
-    ("apt:prompting=perturbed", None, 2),
+    ("apt:prompting=perturbed,context_step=30", None, 2),
 ]
 
 
@@ -284,7 +284,7 @@ def worker(rank, meeting, queue):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", [*METHODS, "apt:prompting=perturbed"])
+@pytest.mark.parametrize("name", [*METHODS, "apt:prompting=perturbed,context_step=30"])
 def test_a_batch_in_parts_gives_the_whole_batchs_gradient(name):
     whole = one_step(name, "class")
     assert all(torch.allclose(one_step(name, "class", parts), whole, atol=1e-9) for parts in (3, 7))
