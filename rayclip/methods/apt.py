@@ -21,13 +21,15 @@ TEMPLATE = "a photo of a {}"
 @dataclass(frozen=True, kw_only=True)
 class APT(PromptMethod, TeCoA):
     """TeCoA with a learned context v in front of each class name: CE(s·f(x')·T(v), y), on images that PGD made by
-    raising the same loss. Class names have no full stop behind them; in the code they have.
+    raising the same loss. All classes share the context (the paper's unified one); the names have no full stop behind
+    them, which in the code they have. The paper tunes models that TeCoA has hardened before.
 
     Attributes:
         context: M, the number of learned tokens; at most half of what the text tower reads.
         prompting: texts that PGD raises the loss of: `on-the-fly`, with the context of now; `constant`,
             "a photo of a CLASS"; `perturbed`, with a context that itself climbs the batch's loss with PGD, from the one
             of now in steps of `context_step` times the gradient.
+        context_step: for `perturbed`; the code has no default.
     """
 
     name: ClassVar[str] = "apt"
