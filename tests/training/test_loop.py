@@ -119,7 +119,12 @@ OPTIONS = {
 RESUMED = [
     ("mmcoa", "none", 1),
     *(("tecoa", option, 1 + number % 2) for number, option in enumerate(OPTIONS) if option != "none"),
-    *((name, "none", 2) for name in METHODS if METHODS[name].needs_original),
+    ("fare", "none", 2),
+    *(
+        pytest.param(name, "none", 2, marks=pytest.mark.ci)
+        for name in METHODS
+        if METHODS[name].needs_original and name != "fare"
+    ),
     ("advpt", "ema", 1),
     ("vp", "accumulate", 1),
 ]
@@ -172,7 +177,7 @@ def test_what_is_made_before_training_is_made_once(tmp_path, monkeypatch):
         config("advpt", eps_warmup=1)
 
 
-@pytest.mark.parametrize("name", ["mmcoa", "pmg-aft", "vp"])
+@pytest.mark.parametrize("name", [pytest.param("mmcoa", marks=pytest.mark.ci), "pmg-aft", "vp"])
 def test_a_run_in_parts_has_the_curve_of_whole_batches(tmp_path, name):
     """Up to fp32 rounding, which the attack's signs magnify from step to step; every method's gradient is compared in
     `tests/methods`."""
