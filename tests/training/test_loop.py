@@ -65,7 +65,15 @@ def config(name="mmcoa", **changes):
     return TrainConfig(model="digits", data="digits", method=method, recipe=recipe, **{"shots": 3, **changes})
 
 
-@pytest.mark.parametrize("name", METHODS)
+# Methods that differ in what they train and look at; the others, which take seconds together, are tried in CI
+KINDS = ("tecoa", "fare", "mmcoa", "advpt", "vp")
+
+
+def by_kind(names):
+    return [name if name in KINDS else pytest.param(name, marks=pytest.mark.ci) for name in names]
+
+
+@pytest.mark.parametrize("name", by_kind(METHODS))
 def test_every_method_lowers_its_loss_and_touches_what_it_trains(name, tmp_path):
     host = LocalHost(tmp_path)
     base = config(name)
@@ -86,7 +94,7 @@ def test_every_method_lowers_its_loss_and_touches_what_it_trains(name, tmp_path)
     assert any(n.startswith("transformer") for n in changed) == (base.method.trains == "all")
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].trains != "prompt"])
+@pytest.mark.parametrize("name", by_kind(n for n in METHODS if METHODS[n].trains != "prompt"))
 def test_the_last_blocks_alone_are_trained(name, tmp_path):
     settings = config(name)
     settings = replace(settings, method=replace(settings.method, trains="last-2"))
