@@ -111,9 +111,10 @@ class WithCoupledTokens(Prompted):
             handle.remove()
         return F.normalize(widened(raw_BD), dim=-1) if normalize else raw_BD
 
-    def embed_texts(self, texts: Sequence[str], *, chunk: int = 256) -> Tensor:
+    def embed_texts(self, texts: Sequence[str], *, chunk: int = 256, normalize: bool = True) -> Tensor:
         """Return the same as `Clip.embed_texts`, with each text in a row of its own."""
-        return torch.cat([self.encode_text(part) for part in self.tokenize(texts).split(chunk)])
+        rows = self.tokenize(texts).split(chunk)
+        return torch.cat([self.encode_text(part, normalize=normalize) for part in rows])
 
 
 def _for_rows(tokens_NE: Tensor, x_BTE: Tensor) -> Tensor:
