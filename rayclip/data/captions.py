@@ -144,7 +144,9 @@ def read_captions(path: str | Path, class_names: Sequence[str] | None = None) ->
         UserError: see `read_table`; or a class has no caption, or the file is for other classes.
     """
     table = read_table(path)
-    names = table.made_from.get("class_names") if class_names is None else class_names
+    made_for = table.made_from.get("class_names")
+    is_list = isinstance(made_for, list) and all(isinstance(name, str) for name in made_for)
+    names = (made_for if is_list else None) if class_names is None else class_names
     by_label: dict[int, list[str]] = {}
     for row in table.rows:
         by_label.setdefault(row.class_index, []).append(row.caption)
@@ -155,7 +157,8 @@ def read_captions(path: str | Path, class_names: Sequence[str] | None = None) ->
         expected = names[row.class_index]
         if row.class_name and normal_name(row.class_name) != normal_name(expected):
             raise UserError(
-                f"{path} has captions of '{row.class_name}' as class {row.class_index}, which is '{expected}': "
+                f"{path} has captions of '{row.class_name[:_SHOWN]}' as class {row.class_index}, which is "
+                f"'{expected[:_SHOWN]}': "
                 "it is of another data set, or the row's class_index is wrong."
             )
     count = max(by_label) + 1 if names is None else len(names)
@@ -208,7 +211,7 @@ def _read_csv(path: Path) -> tuple[Sequence[str], Iterable[tuple[int, dict[str, 
         made_from = json.loads(_beside(path).read_bytes()) if _beside(path).exists() else {}
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8: save it from your editor as 'CSV UTF-8'.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{_beside(path)} is damaged: delete it or write {path} again.") from None
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)  # spreadsheets use the delimiter of their locale
@@ -225,9 +228,10 @@ def _read_parquet(path: Path) -> tuple[Sequence[str], Iterable[tuple[int, dict[s
     try:
         table = pq.read_table(path)
         made_from = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        rows = table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}") from None
-    return table.column_names, enumerate(table.to_pylist(), start=1), made_from
+    return table.column_names, enumerate(rows, start=1), made_from
 
 
 def _beside(path: Path) -> Path:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+import unicodedata
 import warnings
 import zlib
 from collections import Counter
@@ -33,6 +34,7 @@ CORPUS = Path(__file__).with_name("corpus.jsonl")
 GROWTH = 1 << 30  # bytes that reading may take
 ROOM = 3 << 30  # bytes of address space beyond what the imports take, so that the machine survives a fault
 SLOW_S = 20  # seconds for a file of a few kilobytes
+BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 SECRET = b"nobody may read this"
 
 
@@ -148,7 +150,12 @@ class Feeder:
         except UserError as refusal:
             self.counts["refused"] += 1
             said = str(refusal)
-            if not said.strip() or "\n" in said or len(said) > 1000 or not said.isprintable():
+            if (
+                not said.strip()
+                or "\n" in said
+                or len(said) > 1000
+                or any(unicodedata.category(c) == "Cc" or c in BIDI for c in said)
+            ):
                 error = FaultError(f"no sentence: {said[:300]!r}").with_traceback(refusal.__traceback__)
         except Exception as other:
             error = other
