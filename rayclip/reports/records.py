@@ -3,7 +3,16 @@
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -66,6 +75,12 @@ class _Recall(_Record):
     k: PositiveInt
     right: NonNegativeInt
     n: PositiveInt
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "_Recall":
+        if self.right > self.n:
+            raise ValueError("more are right than there are")
+        return self
 
 
 class _PairsProtocol(_Protocol):

@@ -261,10 +261,12 @@ def confidences(cell: JudgedCell) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the confidence of each attacked sample's prediction, 0..1, and whether it is right; None if the cell, or a
     part of it, is older than confidences in result files."""
     names = {"adv_confidence": float, **dict.fromkeys(("position", "label", "adv_pred"), int)}
+    files = cell.store.names(f"cells/{cell.id}", ".parquet")
     try:
-        table = cell.store.read_tables(cell.store.names(f"cells/{cell.id}", ".parquet"), names)
-    except UserError:  # no such column: files that are damaged have been refused when they were read first
+        cell.store.read_tables(files, ["adv_confidence"])
+    except UserError:  # no such column
         return None
+    table = cell.store.read_tables(files, names)
     if table is None:
         return None
     confidence, position, label, predicted = (table[name].to_numpy() for name in names)
