@@ -1,6 +1,6 @@
 """Miniatures of what the papers' scale needs: data sets, a CLIP, a masked language model, captions of all classes.
 
-    python -m rehearsal.miniatures FOLDER      # to run a sweep by hand: see `command` in test_sweeps.py
+python -m rehearsal.miniatures FOLDER      # to run a sweep by hand: see `command` in test_sweeps.py
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from PIL import Image
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer

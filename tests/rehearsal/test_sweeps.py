@@ -11,29 +11,57 @@ import importlib.util
 import inspect
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
 from calling import run_here
 from rayclip.data.registry import MMCOA_15, ZERO_SHOT_16
 from rayclip.distributed.connect import ray_cluster
+from rayclip.methods import METHODS
 from rehearsal import miniatures
 
 SWEEPS = sorted((Path(__file__).resolve().parents[2] / "sweeps").glob("*.py"))
+STEMS = {
+    *("joint_search", "mmcoa_co_attack", "mmcoa_eps", "mmcoa_in_distribution", "mmcoa_interpolation"),
+    *("mmcoa_iterations", "mmcoa_losses", "mmcoa_partial", "mmcoa_prompts", "mmcoa_retrieval", "mmcoa_shots"),
+    *("saft_captions", "saft_methods", "saft_scorers", "saft_sources", "ttc_defenses", "ttc_settings"),
+}  # whose settings are written here; of others only what holds for all is checked
 TODAY = int(os.environ.get("RAYCLIP_REHEARSAL", datetime.date.today().timetuple().tm_yday)) % 3
-LIMIT = 2
-# Shots that miniatures have where the papers' scale has others; other options that are expensive
+LIMIT = 1
+# Shots that the miniatures have where the papers' scale has more, and fewer models and crops
 SMALL = {
-    "mmcoa_shots": ["--shots", "1,2,full"],
-    "mmcoa_co_attack": ["--shots", "1,2"],
-    "mmcoa_partial": ["--shots", "1,full"],
+    "joint_search": ["--shots", "1,full", "--samples", "3"],
+    "mmcoa_co_attack": ["--shots", "1"],
     "mmcoa_iterations": ["--shots", "2"],
-    "joint_search": ["--shots", "1,full", "--samples", "4"],
+    "mmcoa_partial": ["--shots", "1", "--methods", "tecoa,mmcoa"],
+    "mmcoa_shots": ["--shots", "1,2,full", "--methods", "tecoa,mmcoa"],
     "saft_scorers": ["--crops", "4"],
+    "ttc_defenses": ["--methods", "tecoa"],
+}
+OWN = {"cifar10", "cifar100", "tiny_imagenet", "imagenet"}
+SEVERAL = {"clean", "pgd-100_eps1", "bert", "sep_pgd-100_eps1"}
+# Of the sweeps that are there: data sets and attacks of the papers' scale
+DATA = {
+    "mmcoa_co_attack": set(MMCOA_15),  # its own data sets are among them
+    "mmcoa_in_distribution": OWN,
+    "mmcoa_losses": OWN,
+    "mmcoa_prompts": {"cifar10", "cifar100"},
+}
+ATTACKS = {
+    "mmcoa_co_attack": {"clean", "co-attack-100_eps1"},
+    "mmcoa_eps": {"clean", *(f"{a}pgd-100_eps{e}" for a in ("", "sep_") for e in (1, 2, 4))},
+    "mmcoa_retrieval": {"clean"},
+    "saft_methods": {"clean", "pgd-100_eps1", "cw-100_eps1", "autoattack-seeds_eps1"},
+    "saft_scorers": {"clean", "pgd-100_eps1"},
+    "saft_captions": {"clean", "pgd-100_eps1", "cw-100_eps1"},
+    "saft_sources": {"clean", "pgd-100_eps1", "cw-100_eps1"},
+    "ttc_defenses": {"clean", "pgd-10_eps1", "pgd-10_eps1_bpda"},
+    "ttc_settings": {"clean", "pgd-10_eps1", "pgd-10_eps1_bpda"},
 }
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -41,7 +69,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[miniatures.Miniatures]:
-    """The miniatures, and a Ray that all sweeps share, with the checkpoints that they have in common."""
+    """The miniatures, and a Ray that all sweeps share, as they do their checkpoints."""
     made = miniatures.make(tmp_path_factory.mktemp("miniatures"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYCLIP_DATA", str(made.data))
@@ -49,8 +77,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[miniatures.Miniat
             yield made
 
 
-def own_options(sweep: Path, made: miniatures.Miniatures) -> list[str]:
-    """The options without which a sweep cannot begin at the papers' scale."""
+def options(sweep: Path, made: miniatures.Miniatures, mlflow_uri: str) -> list[object]:
+    """The options that make a sweep small, and those without which it cannot begin at the papers' scale."""
     spec = importlib.util.spec_from_file_location(sweep.stem, sweep)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -58,11 +86,14 @@ def own_options(sweep: Path, made: miniatures.Miniatures) -> list[str]:
     given = {
         "captions": made.captions,
         "sources": f"{made.captions}/tiny_imagenet.parquet,templates",
-        "epochs": "1",
+        "epochs": 1,
         "substitutes": made.language_model,
     }
-    options = inspect.signature(module.main).parameters
-    return [text for name, value in given.items() if name in options for text in (f"--{name}", value)]
+    has = inspect.signature(module.main).parameters
+    found: list[object] = [text for name, value in given.items() if name in has for text in (f"--{name}", value)]
+    found += ["--scale", "paper", "--model", made.model, "--limit", LIMIT, "--out", made.folder / sweep.stem]
+    found += ["--models", made.folder / "models", "--tracking-uri", mlflow_uri, "--quiet"]
+    return found + list(SMALL.get(sweep.stem, []))
 
 
 @pytest.mark.parametrize(
@@ -70,11 +101,76 @@ def own_options(sweep: Path, made: miniatures.Miniatures) -> list[str]:
     [pytest.param(f, marks=[pytest.mark.today] * (i % 3 == TODAY), id=f.stem) for i, f in enumerate(SWEEPS)],
 )
 def test_a_sweep_of_the_papers_scale_reaches_its_end(sweep: Path, made: miniatures.Miniatures, mlflow_uri: str) -> None:
-    out = made.folder / sweep.stem
-    options = ["--scale", "paper", "--model", made.model, "--limit", LIMIT, "--out", out, "--quiet"]
-    options += ["--models", made.folder / "models", "--tracking-uri", mlflow_uri]
-    options += [*own_options(sweep, made), *SMALL.get(sweep.stem, [])]
-    began = time.perf_counter()
-    done = run_here(made.folder, *options, program=sweep)
-    print(f"{sweep.stem}: {time.perf_counter() - began:.0f} s")
-    print(done.stdout[-3000:], done.stderr[-3000:])
+    out, name = made.folder / sweep.stem, sweep.stem
+    done = run_here(made.folder, *options(sweep, made, mlflow_uri), program=sweep)
+    assert "untouched" in done.stdout and f"results: {out}" in done.stdout and "failed" not in done.stderr
+    rows = [row for file in out.rglob("results.json") for row in json.loads(file.read_text())]
+    attacked = [row for row in rows if "worst_of" not in row["protocol"]]
+    _check_cells(name, attacked)
+    _check_verdicts(out)
+    trained = _check_runs(name, mlflow_uri, {row["dataset"] for row in rows})
+    run_here(made.folder, "report", out, "--out", out / "report.html", "--quiet")
+    page = (out / "report.html").read_text()
+    assert all(label in done.stdout and label in page for label in trained if "epoch" not in label)
+
+
+def _check_cells(name: str, rows: list[dict[str, Any]]) -> None:
+    """What the scale decides, as results say it."""
+    mmcoa = name.startswith("mmcoa") or name == "joint_search"
+    found = {row["dataset"] for row in rows}
+    known = [DATA[name]] if name in DATA else [set(MMCOA_15)] if mmcoa else [set(ZERO_SHOT_16)]
+    assert found in (known if name in STEMS else [set(MMCOA_15), set(ZERO_SHOT_16)]), "all of a paper's data sets"
+    assert {row["attack"] for row in rows} == ATTACKS.get(name, SEVERAL if mmcoa else None) or name not in STEMS
+    assert {row["n"] for row in rows} == {LIMIT}
+    for row in rows:
+        protocol, data = row["protocol"], row["dataset"]
+        native = mmcoa and data in miniatures.NATIVE
+        if "resolution" in protocol and name in STEMS:
+            expected = ("native", "plain") if native else ("model", "antialias")
+            assert (protocol["resolution"], protocol["resize"]) == expected, row
+        assert protocol["class_names"] == "raw"
+        if "stop" in protocol:
+            assert protocol["stop"] == "final" and row["steps"] == (10 if "pgd-10_" in row["attack"] else 100)
+        if row["attack"] == "bert":
+            assert protocol["offset"] == "reference" and protocol["substitutes"].endswith("/bert")
+    untouched = [row["top1"] for row in rows if row["attack"] == "clean" and row["defense"] == "none"]
+    assert sum(untouched) / len(untouched) > 50, "there is something to attack"
+
+
+def _check_verdicts(out: Path) -> None:
+    """Attacks that are judged by their last iterate have taken all their steps."""
+    taken = set()
+    for file in out.rglob("cell.json"):
+        cell = json.loads(file.read_text())
+        steps = cell["protocol"].get("steps")
+        if cell["protocol"].get("stop") == "final" and cell["protocol"]["attack"] in ("pgd", "cw"):
+            for verdicts in file.parent.glob("*.parquet"):
+                read = pq.read_table(verdicts, columns=["label", "clean_pred", "steps"]).to_pylist()
+                taken |= {row["steps"] == steps for row in read if row["label"] == row["clean_pred"]}
+    assert taken <= {True}
+
+
+def _check_runs(name: str, mlflow_uri: str, data: set[str]) -> set[str]:
+    """The runs in MLflow; return the names of the trainings."""
+    client = MlflowClient(mlflow_uri)
+    experiment = client.get_experiment_by_name(name.replace("_", "-"))
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    kinds = {kind: [run for run in runs if run.data.tags["rayclip.kind"] == kind] for kind in ("train", "eval")}
+    measured = {key.partition("/")[2] for run in kinds["eval"] for key in run.data.metrics if key.startswith("clean/")}
+    assert measured == data
+    trained = [run for run in kinds["train"] if run.data.params["method.name"] != "untouched"]
+    for run in trained:
+        params = run.data.params
+        method = METHODS.find(params["method.name"])
+        assert params["names"] == "raw" and params["recipe.epochs"] == "1" and params["recipe.warmup_whole"] == "True"
+        if name in STEMS and name != "joint_search":
+            recipe = method.recipe if method.name not in ("advpt", "vp") else None
+            assert params["method.eps"] == ("8/255" if method.name == "advpt" else "1/255"), params
+            assert params["method.steps"] == ("10" if name.startswith("mmcoa") else "2")
+            assert recipe is None or (params["recipe.lr"], params["recipe.batch_size"]) == (
+                str(recipe.lr),
+                str(recipe.batch_size),
+            )
+            assert params["data"].split("/")[-1] in (OWN if name.startswith("mmcoa") else {"tiny_imagenet"})
+    return {run.info.run_name for run in trained}
