@@ -268,6 +268,7 @@ def plan_evaluation(
         loading=found.loading if found else None,
         start=found.start if found else 0.0,
         price=price,
+        memory=found.memory if found else 0.0,
         store=store,
     )
     forecasts.keep_plan(plan, store)
