@@ -74,15 +74,18 @@ def needs_of_tests(cells: Sequence[Cell], counts: Mapping[str, int], clip: Clip,
         largest_shard: images whose verdicts are one file.
     """
     side = clip.image_size
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
-        width = clip.encode_image(torch.zeros(1, 3, side, side, device=clip.device)).shape[1]
+    pixels = torch.zeros(1, 3, side, side, device=clip.device, requires_grad=True)
+    with FlopCounterMode(display=False) as step:  # as one of an attack: `Cell.cost` counts both passes
+        embedding = clip.encode_image(pixels)
+        torch.autograd.grad(embedding.sum(), pixels)
+    width, each = embedding.shape[1], step.get_total_flops() / 2
     pictures = 3 * EXAMPLES * 3 * side * side + 4 * EMBEDDED * width  # before, after and difference; embeddings
     found = Needs()
     for cell in cells:
         images, changes = counts[cell.id], can_save(cell)
         files = 1 + -(-images // largest_shard) + 3 * changes
         found += Needs(
-            testing=images * cell.cost * forward.get_total_flops(),
+            testing=images * cell.cost * each,
             disk=images * _ROW + files * _FILE + pictures * changes,
             files=files,
         )

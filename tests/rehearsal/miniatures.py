@@ -123,6 +123,7 @@ def write_source(info: DatasetInfo, folder: Path, clip: Clip) -> str:
             labels = predictions(clip, names, images, info.resize)  # attacks leave alone what is wrong before
         else:
             labels = list(range(len(names))) * (PER_CLASS if info.name in TRAINED_ON else 1)
+            labels += [0] * 5 * (info.name in TRAINED_ON)  # `#validation` keeps one in five of a class
             images = list(pictures(info, len(labels)))
         write_parquet(
             folder / f"{split}.parquet", {"image": image_structs(images), "label": labels}, names, row_group=500
