@@ -154,7 +154,8 @@ def show_needs(needs: "Needs", upto: str = "about") -> None:
 
     print(
         f"{upto} {_on_cards(needs)}: {needs.training + needs.testing:.2g} operations at {SHARE_BF16:.0%} of the cards' "
-        f"peak in bf16 (training) and {SHARE_FP32:.0%} in fp32 (tests), as an H100 had with ViT-B/32"
+        f"peak in bf16 (training) and {SHARE_FP32:.0%} in fp32 (tests), as an H100 had with ViT-B/32, if "
+        "every image is attacked"
     )
     print(
         f"{needs.disk / 1e9:.2g} GB of results and checkpoints in {needs.files:,} files, and the checkpoints once more "
