@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -188,6 +189,12 @@ class Cell(Subject):
         defended = sum(defense.cost for defense in self.defense)
         query = self.attacked.cost + (0 if self.aim == IGNORE else defended)
         return self.scorer.cost + defended + self.attack.cost * query * self.aim.draws
+
+    @property
+    def images_at_once(self) -> int:
+        """Return how many images go through the model at once for one sample: views, crops, an attack's draws."""
+        views = math.prod(defense.view_count for defense in self.defense)
+        return max(self.scorer.cost, self.attacked.cost) * views * self.aim.draws
 
 
 def counted(cells: Sequence[Cell], clip: Clip) -> list[Cell]:
