@@ -280,6 +280,7 @@ def make_cells(
                 ),
                 source,
                 data.class_names,
+                data.other_names,
             ),
             protocol=protocol,
             defense=chain,
@@ -291,7 +292,7 @@ def make_cells(
         for scorer in scorers
         for chain in defenses
         for source, data in datasets
-        for judging in [bind_captions(scorer, source, data.class_names)]
+        for judging in [bind_captions(scorer, source, data.class_names, data.other_names)]
         for attack, aim, attacked in _runs(attacks, chain, aims, judging, made_against)
     ]
 

@@ -181,7 +181,8 @@ def _check_runs(name: str, mlflow_uri: str, data: set[str]) -> set[str]:
         method = METHODS.find(params["method.name"])
         assert params["names"] == "raw" and params["recipe.epochs"] == "1" and params["recipe.warmup_whole"] == "True"
         if name in KNOWN and name != "joint_search":
-            recipe = method.recipe if method.name not in ("advpt", "vp") else None
+            by_paper = ("advpt", "vp") if name.startswith("mmcoa") else ("ft-standard",)  # CLIP-FT there
+            recipe = None if method.name in by_paper else method.recipe
             assert params["method.eps"] == ("8/255" if method.name == "advpt" else "1/255"), params
             assert params["method.steps"] == ("10" if name.startswith("mmcoa") else "2")
             assert recipe is None or (params["recipe.lr"], params["recipe.batch_size"]) == (
