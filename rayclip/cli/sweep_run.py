@@ -16,6 +16,7 @@ from rayclip.units import default_step, parse_budget
 
 if TYPE_CHECKING:  # keeps `--help` fast
     from rayclip.api import Found, SweepResult
+    from rayclip.api.planning import StudyPlan
     from rayclip.api.request import Evaluation, Where
     from rayclip.attacks import Attack
     from rayclip.data import Resolution
@@ -75,6 +76,7 @@ class Run:
 
         self.out = Store(out)
         self._errors: dict[str, str] = {}
+        self._planned: list[StudyPlan] = []
         self.tracking = api.Tracking.choose(options.tracking_uri, name, about)
 
     @property
@@ -320,7 +322,7 @@ class Run:
 
         title = f"{self.name} {self.options.scale}"
         if self.options.plan:
-            self._plan(title, trials, evaluations)
+            self._plan(title, trials, evaluations, at_most=True)
             return
         found = api.search(title, trials, validation, evaluations, self.model, self.where(), reduction=reduction)
         api.show_search(found)
@@ -333,6 +335,8 @@ class Run:
         evaluations: Sequence["Evaluation"],
         part: str = "",
         results: Callable[["Trial"], Mapping[str, str]] | None = None,
+        *,
+        at_most: bool = False,
     ) -> "SweepResult":
         """Print what a part of the sweep takes; return a result without rows."""
         from rayclip import api
@@ -340,7 +344,9 @@ class Run:
         from rayclip.cli.grid import show_plan
 
         print(f"{title}:")
-        show_plan(plan_study(trials, evaluations, [self.model], self.where(part), results or api.itself))
+        plan = plan_study(trials, evaluations, [self.model], self.where(part), results or api.itself)
+        show_plan(dataclasses.replace(plan, at_most=at_most))
+        self._planned.append(plan)
         return api.SweepResult(rows=[], labels={}, errors={})
 
     def show(self, found: "SweepResult | Found") -> None:
@@ -355,6 +361,12 @@ class Run:
         from rayclip.progress import say
 
         if self.options.plan:
+            if len(self._planned) > 1:
+                from rayclip.api.needs import Needs
+                from rayclip.cli.grid import show_needs
+
+                print(f"{self.name} {self.options.scale}, all {len(self._planned)} parts:")
+                show_needs(sum((plan.needs for plan in self._planned), Needs()))
             return
         print(f"results: {self.out.root}")
         print(f"MLflow:  rayclip ui --experiment {self.name} --tracking-uri {self.tracking.uri}")

@@ -289,6 +289,7 @@ def make_cells(
                 ),
                 source,
                 data.class_names,
+                data.other_names,
             ),
             protocol=protocol,
             defense=chain,
@@ -300,7 +301,9 @@ def make_cells(
         for scorer in scorers
         for chain in defenses
         for source, data in datasets
-        for judging in [bind_captions(scorer.for_dataset(published_name(data.name)), source, data.class_names)]
+        for judging in [
+            bind_captions(scorer.for_dataset(published_name(data.name)), source, data.class_names, data.other_names)
+        ]
         for attack, aim, attacked in _runs(attacks, chain, aims, judging, made_against)
     ]
 
