@@ -37,7 +37,7 @@ SETTINGS: dict[str, dict[str, str]] = {
         "rn": "rn:eps=64/255",
         "hedge": "hedge:steps=5,step=8/255",
     },
-    "pocket": {},
+    "pocket": {"doc": "doc:eps=2/255,step=1/255", "rtpt": "rtpt:count=8", "hedge": "hedge:steps=5"},
     "paper": {},
 }
 ATTACKS = {
@@ -47,7 +47,7 @@ ATTACKS = {
 }
 
 
-@sweep("referee", methods="tecoa,fare", every={"shots": "full"}, paper=robustvlm_protocol)
+@sweep("referee", methods="tecoa,fare", every={"shots": "full"}, paper=robustvlm_protocol, small={"limit": 120})
 def main(
     run: Run,
     defenses: Annotated[str, typer.Option(help="In the syntax of rayclip eval --defense.")] = DEFENSES,

@@ -1,6 +1,6 @@
 """The referee's golden file from the results of its sweep on the digits, three seeds.
 
-python sweeps/referee.py --limit 120 --seeds 3 --out runs/referee
+python sweeps/referee.py --limit 60 --seeds 3 --out runs/referee
 python tests/benchmarks/referee.py runs/referee --out tests/golden/referee_digits.json
 """
 
@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from rayclip.reports.results import read_results
+from rayclip.reports.verdicts import align
 
 
 def golden(place: str) -> dict[str, dict[str, dict[str, list[str]]]]:
     """Verdicts of the untouched model: defence -> attack -> a hexadecimal number per seed, a bit per image, the first
     image its highest."""
+    cells = [cell for cell in read_results([place]).cells if cell.model.spec == "digits"]
+    _, rights = align([cell.verdicts for cell in cells])
     found: dict[str, dict[str, dict[int, str]]] = {}
-    for cell in read_results([place]).cells:
-        if cell.model.spec == "digits":
-            attacks = found.setdefault(cell.defense, {}).setdefault(cell.attack, {})
-            attacks[cell.protocol["seed"]] = np.packbits(cell.verdicts.right_N).tobytes().hex()
+    for cell, right_N in zip(cells, rights, strict=True):
+        attacks = found.setdefault(cell.defense, {}).setdefault(cell.attack, {})
+        attacks[cell.protocol["seed"]] = np.packbits(right_N).tobytes().hex()
     return {d: {a: [s[seed] for seed in sorted(s)] for a, s in sorted(at.items())} for d, at in sorted(found.items())}
 
 

@@ -32,7 +32,7 @@ def _figure(hearing: Hearing, suffix: str) -> Figure:
     low, high = min(0.0, *(x.low for x in numbers)) - _PAD, max(0.0, *(x.high for x in numbers)) + _PAD
 
     def draw(columns: int) -> Canvas:
-        canvas, axes = panels(len(models), min(columns, 2), width=4.3, height=4.0)
+        canvas, axes = panels(len(models), min(columns, 2), width=4.3, height=4.0, share_x=False, share_y=False)
         for ax, (model, points) in zip(axes, models.items(), strict=True):
             ax.plot([low, high], [low, high], color=MUTED, linestyle="--", linewidth=1.0, zorder=1)
             ax.axhline(0, color=INK, linewidth=0.8, zorder=1)
@@ -63,8 +63,9 @@ def _figure(hearing: Hearing, suffix: str) -> Figure:
     return Figure(
         name=f"referee{suffix}",
         title=f"Claimed gain against what is left: {hearing.title}",
-        caption="A point per defence, with 95 % intervals. On the dashed line all of the gain is left; on "
-        f"the level one nothing. Something is left for sure of: {', '.join(dict.fromkeys(kept)) or 'none'}.",
+        caption="A point per defence, with 95 % intervals. On the dashed line all of the gain is left; on the level "
+        f"one nothing. The interval is above it for: {', '.join(dict.fromkeys(kept)) or 'none'}; a stronger attack may "
+        "lower any point.",
         alt=f"{sum(map(len, models.values()))} defended models as points: their gain under attacks that ignore the "
         f"defence to the right, at most {format_signed(_claimed(most))} points, and under all attacks upward.",
         draw=draw,
