@@ -308,7 +308,7 @@ class Run:
 
         title = f"{self.name} {self.options.scale}{f' {part}' if part else ''}"
         if self.options.plan:
-            return self._plan(title, trials, evaluations, part, results)
+            return self._plan(title, trials, evaluations, part, results, others)
         where, models = self.where(part), results or api.itself
         found = api.sweep(title, trials, evaluations, self.model, where, models, others=others)
         if show:
@@ -349,6 +349,7 @@ class Run:
         evaluations: Sequence["Evaluation"],
         part: str = "",
         results: Callable[["Trial"], Mapping[str, str]] | None = None,
+        others: Mapping[str, str] = {},
     ) -> "SweepResult":
         """Print what a part of the sweep takes; return a result without rows."""
         from rayclip import api
@@ -356,7 +357,8 @@ class Run:
         from rayclip.cli.grid import show_plan
 
         print(f"{title}:")
-        show_plan(plan_study(trials, evaluations, [self.model], self.where(part), results or api.itself))
+        models = [self.model, *others]
+        show_plan(plan_study(trials, evaluations, models, self.where(part), results or api.itself))
         return api.SweepResult(rows=[], labels={}, errors={})
 
     def show(self, found: "SweepResult | Found") -> None:

@@ -1,13 +1,16 @@
 """The cost of judging an image behind a defence: time, computation and memory, measured on a few images."""
 
+import contextlib
+import os
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from rayclip.data import batch_pixels, open_data
 from rayclip.defenses import Defended
@@ -55,19 +58,13 @@ def measure_overhead(cell: Cell, device: torch.device | str = "cpu") -> Overhead
         with torch.no_grad():
             classifier()(pixels)
 
-    def flops(run: Callable[[], object]) -> int:
-        with FlopCounterMode(display=False) as counter:
-            run()
-        return counter.get_total_flops()
-
     seconds = [_timed(judge, pixels.device) for _ in range(_RUNS + 1)][1:]
-    count = len(pixels)
-    with torch.no_grad():
-        bare = flops(lambda: victim(pixels))
+    count, bare = len(pixels), _profiled(lambda: victim(pixels), pixels.device)
+    found = _profiled(judge, pixels.device)
     return Overhead(
         milliseconds=1000 * statistics.median(seconds) / count,
-        forwards=flops(judge) / bare,
-        mebibytes=_peak(judge, pixels.device) / count / 2**20,
+        forwards=found.operations / bare.operations,
+        mebibytes=found.peak / count / 2**20,
         images=count,
         hardware=str(Hardware.here(pixels.device)),
     )
@@ -97,18 +94,43 @@ def _timed(run: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def _peak(run: Callable[[], None], device: torch.device) -> float:
-    """Return the most bytes that a run holds at a time beyond those before it. On CPUs they are added up from one
-    operation to the next."""
-    if device.type == "cuda":
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what libraries write to the error stream, as the profiler does whenever it starts and stops."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+class _Profile(NamedTuple):
+    """Floating-point operations of a run, of matrix products and convolutions, and the most bytes held at a time."""
+
+    operations: int
+    peak: int
+
+
+def _profiled(run: Callable[[], object], device: torch.device) -> _Profile:
+    """Profile a run. On CPUs, memory is added up from one operation to the next."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    before = torch.cuda.memory_allocated(device) if on_gpu else 0
+    with (
+        torch.no_grad(),
+        _silent_stderr(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=not on_gpu, with_flops=True) as profiler,
+    ):
         run()
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
+    events = sorted(profiler.events() or (), key=lambda event: event.time_range.end)
     held = most = 0
-    for event in sorted(profiler.events() or (), key=lambda event: event.time_range.end):
+    for event in events:
         held += event.self_cpu_memory_usage
         most = max(most, held)
-    return most
+    peak = torch.cuda.max_memory_allocated(device) - before if on_gpu else most
+    return _Profile(sum(event.flops or 0 for event in events), peak)

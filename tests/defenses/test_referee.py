@@ -20,7 +20,7 @@ IMAGES, SEEDS = 60, 3
 ATTACKS = "clean,apgd-ce:iterations=10,apgd-t:iterations=5,targets=2"
 RN = "rn:eps=64/255"
 CLAIMS = ("ttc", "nac", "doc", "csr", "clipure-cos", "rtpt", "rn", "tte")
-LITTLE = ("et3", "anti-adversary")
+LITTLE = ("et3", "anti-adversary", "hedge")
 
 
 def right(defense, attack):
