@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -189,6 +190,12 @@ class Cell(Subject):
         through = () if self.aim == IGNORE else self.aim.source or self.defense
         query = self.attacked.cost + sum(defense.cost for defense in through)
         return self.scorer.cost + defended + self.attack.cost * query * self.aim.draws
+
+    @property
+    def images_at_once(self) -> int:
+        """Return how many images go through the model at once for one sample: views, crops, an attack's draws."""
+        views = math.prod(defense.view_count for defense in self.defense)
+        return max(self.scorer.cost, self.attacked.cost) * views * self.aim.draws
 
 
 def counted(cells: Sequence[Cell], clip: Clip) -> list[Cell]:

@@ -119,17 +119,18 @@ class Evaluator:
         began = time.perf_counter()
         data, victim, prompts = self._load(cell)
         loaded = time.perf_counter()
-        parts, start, most, kind = [], 0, batch_size or len(positions), _kind_of_work(cell)
+        parts, start, kind, each = [], 0, _kind_of_work(cell), cell.images_at_once
         read = self._reader(cell, data, victim.clip.image_size)
         while start < len(positions):
-            size = min(self._sizes.begin(kind), most)
+            images = min(self._sizes.begin(kind), batch_size or each * len(positions))
+            size = max(1, images // each)
             now = positions[start : start + size]
             try:
                 pixels = read(now, then=positions[start + size : start + 2 * size])
                 save = shard.writes != "verdicts"
                 parts.append(self._batch(cell, data, victim, prompts, now, pixels, keep=keep, save=save))
                 start += size
-                self._sizes.fitted(kind, len(now))
+                self._sizes.fitted(kind, images if len(now) == size else each * len(now))
                 continue
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
@@ -140,7 +141,7 @@ class Evaluator:
                         f"beside model '{cell.model}': {_ROOM}."
                     ) from error
             # Outside the except block: its error keeps the batch's tensors alive
-            self._sizes.halve(kind, len(now))
+            self._sizes.halve(kind, min(images, each * len(now)))
             _free_memory(self._compiled)
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         right = (columns["clean_pred"] == columns["label"]) & (columns["adv_pred"] == columns["label"])
