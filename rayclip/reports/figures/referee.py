@@ -84,6 +84,8 @@ def _name(ax: Axes, points: Sequence[tuple[str, float, float, int]], low: float,
     places: list[float] = []
     for _, _, y, _ in ordered:
         places.append(max(y, places[-1] + gap) if places else y)
+    lifted = sum(place - point[2] for place, point in zip(places, ordered, strict=True)) / len(places)
+    places = [max(place - lifted, low + gap * (i + 0.5)) for i, place in enumerate(places)]
     over = max(0.0, places[-1] - (high - gap / 2))
     for i in reversed(range(len(places))):
         most = high - gap / 2 if i == len(places) - 1 else places[i + 1] - gap
