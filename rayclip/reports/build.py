@@ -54,7 +54,7 @@ def build(
     if baseline is not None and not any(baseline in (s.name, s.model.spec) for s in subjects):
         names = sorted({s.name for s in subjects}, key=natural)
         raise UserError(f"there is no model '{baseline}' in these results: they have {', '.join(names[:12])}.")
-    parts: list[Part] = [referee_part(found, referee_figures)]
+    parts: list[Part] = []
     errors: dict[tuple[Subject, str, str], float] = {}
     for i, section in enumerate(found, 1):
         title = "Results" if len(found) == 1 else f"Results: {shared_note(section)}"
@@ -71,7 +71,12 @@ def build(
         drawn = [f if i == 1 else replace(f, name=f"{f.name}-section{i}") for f in drawn]
         parts.append(Part(title="Figures", figures=drawn))
         parts.append(prompt_part(section))
-    parts += [recall_part(tables), *compare_with_published(found, against, tables), provenance(results)]
+    parts += [
+        referee_part(found, referee_figures),
+        recall_part(tables),
+        *compare_with_published(found, against, tables),
+        provenance(results),
+    ]
     return Document(
         title="Robustness report",
         summary=(*_summary(found, tables), *results.notes),
