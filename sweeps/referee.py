@@ -7,9 +7,9 @@
 One table and one figure, `referee.md`, `.csv` and `.svg` in the results: the gain under attacks that ignore the defence
 against what is left under all, with the cost per image. `rayclip report` on the results has both, too.
 
-Cost: `digits` about 10 minutes of processor time a seed, trainings included, on 120 of its test images. `paper` has not
-been run by us: twelve classifiers of each model under APGD-CE and APGD-T with 100 iterations, as RobustVLM has them, on
-1,000 images of 13 data sets and ImageNet.
+Cost: `digits` about 10 minutes of processor time a seed, trainings included, on 120 of its test images.
+`paper` has not been run by us: twelve classifiers of each model under APGD-CE and APGD-T with 100 iterations, as
+RobustVLM has them, on 1,000 images of 13 data sets and ImageNet.
 
 Settings: at `paper` the published ones. At the small scales `SETTINGS`, chosen on a fifth of the training images by the
 sum of clean accuracy and that under PGD-10 that ignores the defence, gates left at work, among a few multiples of the

@@ -20,6 +20,7 @@ from rayclip.defenses import chain_label
 from rayclip.evaluation import Cell, Evaluator, Shards, Store, collect_rows, outstanding
 from rayclip.evaluation import forecast as forecasts
 from rayclip.evaluation.alarms import alarms, cut_alarms
+from rayclip.evaluation.cell import positions_of
 from rayclip.evaluation.costs import Costs, PoolStatistics
 from rayclip.evaluation.forecast import Forecast
 from rayclip.evaluation.here import evaluate_here
@@ -149,7 +150,7 @@ def _measure(
         say("note", f"{again:,} images were evaluated without being saved: they are attacked again; verdicts stay.")
     if work:
         display = Display(quiet=where.quiet)
-        total = sum(len(positions[cell.data]) for cell in {cell.id: cell for cell in cells}.values())
+        total = sum(len(positions_of(cell, positions)) for cell in {cell.id: cell for cell in cells}.values())
         ran = _evaluate(work, store, where, display, total, given)
         store.write_json(forecasts.RUNS, [*(store.read_json(forecasts.RUNS) or []), dataclasses.asdict(ran)])
     saved = {cell.id: write_set(cell, store) for cell in images}

@@ -29,8 +29,8 @@ MODELS = (
 WIDTH = {"max_content_width": 160}
 
 _GROUPS = {
-    "Model and data": "method methods model origin target a protocol data test shots limit captions resolution resize "
-    "class_names template seed seeds",
+    "Model and data": "method methods model origin target a protocol data test shots limit subset captions resolution "
+    "resize class_names template seed seeds",
     "Search": "search samples by reduction",
     "Attack": "attacks test_eps attack eps steps step_size norm start eps_warmup substitutes precision compiled",
     "Defence and scoring": "defense aim draws judgements scorer made_against",

@@ -9,7 +9,7 @@ import numpy as np
 from rayclip.attacks import Attack
 from rayclip.defenses import IGNORE
 from rayclip.evaluation.aggregate import group_by_subject
-from rayclip.evaluation.cell import Cell
+from rayclip.evaluation.cell import Cell, positions_of
 from rayclip.evaluation.retrieval import RecallRow
 from rayclip.store import Store
 from rayclip.types import Cut, Row
@@ -33,14 +33,14 @@ def alarms(cells: Sequence[Cell], rows: Sequence[Row], positions: Mapping[str, n
     """
     by_id = {row.cell: row for row in rows}
     found = []
-    for members in group_by_subject(cells):
+    for members in group_by_subject(cells, positions):
         attacking = [(cell, by_id[cell.id]) for cell in members if cell.attack.needs_eps]
         found += _aim_loses(attacking) + _verdicts_change([by_id[cell.id] for cell in members])
         # An attack that ignores the defence, or is made against another scorer, says nothing about gradients
         attacking = [(cell, row) for cell, row in attacking if not cell.defense or cell.aim.is_adaptive]
         attacking = [(cell, row) for cell, row in attacking if cell.attacked == cell.scorer]
         for cell, row in attacking:
-            found += _flat_loss(cell, row, positions[cell.data], store) + _survives_all(cell, row)
+            found += _flat_loss(cell, row, positions_of(cell, positions), store) + _survives_all(cell, row)
         found += _budget_is_no_use(attacking)
         balls = dict.fromkeys((cell.attack.ball, cell.eps) for cell, _ in attacking)
         for ball in balls:  # accuracies within different balls cannot be compared

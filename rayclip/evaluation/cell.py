@@ -5,16 +5,19 @@ import itertools
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
+
+import numpy as np
 
 from rayclip import PROTOCOL, code_version
 from rayclip.attacks import Attack
 from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
 from rayclip.data.captions import bind_captions
+from rayclip.data.spec import published_name
 from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, fitting, is_random, pinned
 from rayclip.models import TEMPLATE, Clip, Precision
 from rayclip.models.resizing import Resize, check_resize
@@ -218,6 +221,12 @@ def counted(cells: Sequence[Cell], clip: Clip) -> list[Cell]:
     return [replace(cell, cut=cut(cell)) for cell in cells]
 
 
+def positions_of(cell: Cell, positions: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the positions of a cell's samples among those by data specification, or by cell id where several
+    evaluations use different samples of the data."""
+    return positions[cell.id if cell.id in positions else cell.data]
+
+
 def described_budget(attack: Attack) -> dict[str, Any]:
     """Return the protocol's entries on an attack's budget; none if it needs no budget."""
     if attack.eps is None or not attack.needs_eps:
@@ -293,7 +302,7 @@ def make_cells(
         for scorer in scorers
         for chain in defenses
         for source, data in datasets
-        for judging in [bind_captions(scorer, source, data.class_names)]
+        for judging in [bind_captions(scorer.for_dataset(published_name(data.name)), source, data.class_names)]
         for attack, aim, attacked in _runs(attacks, chain, aims, judging, made_against)
     ]
 

@@ -5,6 +5,7 @@ from rayclip.methods.agft import AGFT
 from rayclip.methods.base import SMALL_BELOW, SMALL_MODEL, Batch, ClassTexts, Method, Original, Recipe
 from rayclip.methods.fare import FARE
 from rayclip.methods.ft_standard import FTStandard
+from rayclip.methods.leaf import LEAF
 from rayclip.methods.lore import LORE
 from rayclip.methods.mmcoa import MMCoA
 from rayclip.methods.pmg_aft import PMGAFT
@@ -27,5 +28,5 @@ __all__ = [
     "make_method",
 ]
 
-for _kind in (FTStandard, TeCoA, PMGAFT, FARE, TGAZSR, SAFT, MMCoA, AGFT, SimCLIP, LORE, CompTGA, AdvPT, VP):
+for _kind in (FTStandard, TeCoA, PMGAFT, FARE, TGAZSR, SAFT, MMCoA, AGFT, SimCLIP, LORE, CompTGA, LEAF, AdvPT, VP):
     METHODS.register(_kind)

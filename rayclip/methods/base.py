@@ -108,7 +108,9 @@ class Batch:
         adversarial_BCHW: adversarial images that `Method.attack` made.
         present: the classes of the samples, if the attack looked at them.
         adversarial_prompts: adversarial prompts that it made for the classes present, by label.
-        original_BD: the original model's un-normalised embeddings of the clean images, if the attack computed them.
+        adversarial_texts: adversarial texts that it made for the samples, one each.
+        original_BD: the original model's un-normalised embeddings of the clean images, or of the samples' clean texts,
+            if the attack computed them.
         auxiliary: the network that is trained beside the model, for methods that have one (`Method.auxiliary`).
     """
 
@@ -122,6 +124,7 @@ class Batch:
     adversarial_BCHW: Tensor | None = None
     present: Present | None = None
     adversarial_prompts: dict[int, str] | None = None
+    adversarial_texts: list[str] | None = None
     original_BD: Tensor | None = None
     auxiliary: nn.Module | None = None
 
@@ -181,8 +184,8 @@ class Method(Configurable, ABC):
         eps, steps, step: budget, number and length of the image attack's steps, in pixel units; a step of None is
             `units.default_step`.
         norm, start: of the image attack, see `attacks.base.GradientAttack`.
-        trains: `all` parameters, the `image` encoder's, or those of its `last-N` blocks (`Clip.parameters_of`); or
-            `lora:rank=8,part=image`, low-rank changes of a part's layers (`models.lora`).
+        trains: `all` parameters, the `image` or the `text` encoder's, or those of the image encoder's `last-N` blocks
+            (`Clip.parameters_of`); or `lora:rank=8,part=image`, low-rank changes of a part's layers (`models.lora`).
     """
 
     noun: ClassVar[str] = "method"
@@ -281,7 +284,7 @@ class Method(Configurable, ABC):
     @property
     def trains_texts(self) -> bool:
         """True if the class prompts' embeddings change during training."""
-        return self.part == "all"
+        return self.part in ("all", "text")
 
     @property
     def lora(self) -> LoraSettings | None:

@@ -139,9 +139,9 @@ class WithContext(Prompted):
         finally:
             handle.remove()
 
-    def embed_texts(self, texts: Sequence[str], *, chunk: int = 256) -> Tensor:
+    def embed_texts(self, texts: Sequence[str], *, chunk: int = 256, normalize: bool = True) -> Tensor:
         """Return the same as `Clip.embed_texts`, with each text in a row of its own."""
-        return torch.cat([self.encode_text(part) for part in self.tokenize(texts).split(chunk)])
+        return torch.cat([self.encode_text(part, normalize=normalize) for part in self.tokenize(texts).split(chunk)])
 
 
 class WithFrame(Prompted):

@@ -79,15 +79,15 @@ def make_leaderboard(results: "Results", title: str) -> dict[str, str]:
     """
     from rayclip.reports.build import build
     from rayclip.reports.formats import document_csv
-    from rayclip.reports.leaderboard import leaderboard
-    from rayclip.reports.numbers import sections
+    from rayclip.reports.leaderboard import boards, leaderboard, rows_of
     from rayclip.reports.submission import document_json
 
     if not results.cells:
         raise UserError("a leaderboard ranks accuracies, and here are recalls only: use rayclip report.")
-    document = build(replace(results, pairs=[]))
+    document, found = build(replace(results, pairs=[])), boards(results)
+    rows = [row for board in found for row in rows_of(board)]
     return {
         "leaderboard.csv": document_csv(document),
-        "leaderboard.json": document_json(results, document),
-        "index.html": leaderboard(sections(results), title),
+        "leaderboard.json": document_json(results, document, [row.record for row in rows]),
+        "index.html": leaderboard(found, rows, title),
     }

@@ -199,10 +199,9 @@ def kind_of(protocol: Mapping[str, Any]) -> Kind:
     """Return whether an attack changes nothing, images, texts or both."""
     if protocol["attack"] == "clean":
         return "clean"
-    changes_text = "substitutes" in protocol
-    if "eps" in protocol:
-        return "multimodal" if changes_text else "image"
-    return "text" if changes_text else "image"
+    if "eps" not in protocol:
+        return "text"
+    return "multimodal" if "substitutes" in protocol else "image"
 
 
 def natural(text: str) -> list[Any]:

@@ -21,6 +21,7 @@ from e2e.mlflow_server import mlflow_server
 from e2e.test_commands import RAYCLIP, curve, run, verdicts
 from e2e.test_data import save_digits
 from e2e.test_models import changed_digits
+from e2e.three_protocols import evaluate as evaluate_protocols
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.store import Store
 from servers import wait_for
@@ -96,6 +97,21 @@ def runs_of(sweep):
     mine = [run for run in found if run.info.run_id in family]
     assert {run.info.status for run in mine} == {"FINISHED"}
     return {run.info.run_name: run for run in mine}
+
+
+def test_three_protocols_are_one_plan(two_nodes, tmp_path):
+    script = Path(__file__).with_name("three_protocols.py")
+    subprocess.run([sys.executable, script, tmp_path / "there", "cluster"], env=two_nodes.env, check=True)
+    (ran,) = json.loads((tmp_path / "there" / "evaluations.json").read_text())
+    assert ran["workers"] == 2
+    evaluate_protocols(str(tmp_path / "here"), None)
+    mine = verdicts(tmp_path / "here")
+    cells = [json.loads(file.read_text()) for file in (tmp_path / "here").glob("cells/*/cell.json")]
+    assert {cell["scorer_label"] for cell in cells} == {
+        "template",
+        *(f"ensemble:templates={t}" for t in ("clip", "coop")),
+    }
+    assert len(mine) == 12 * len(cells) and verdicts(tmp_path / "there") == mine
 
 
 def test_training_goes_on_with_fewer_workers(server, two_nodes, tmp_path):

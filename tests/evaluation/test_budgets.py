@@ -17,7 +17,7 @@ from rayclip.evaluation.aggregate import Ball, worst_accuracy, worst_cases
 from rayclip.evaluation.alarms import alarms
 from rayclip.reports.build import build
 from rayclip.reports.formats import document_csv, document_markdown
-from rayclip.reports.leaderboard import places, threats
+from rayclip.reports.leaderboard import Board, rows_of, threats
 from rayclip.reports.numbers import sections
 from rayclip.reports.results import read_results
 from rayclip.reports.rows import result_grids
@@ -157,7 +157,8 @@ def test_reports_tables_the_leaderboard_and_mlflow_say_the_same(tmp_path):
     assert header[-3:] == ("worst case 1/255", "worst case 4/255", "worst case l2 128/255")
     boards = {threat.name: threat for threat in threats(section)}
     assert {"l∞ 1/255, images", "l∞ 4/255, images", "l2 128/255, images", "texts"} <= set(boards)
-    robust = {place.threat.name: place.robust.top1 for place in places(section)}
+    rows = rows_of(Board(protocol="own", differs="", section=section))
+    robust = {row.attributes["threat"]: row.cells["robust"].value for row in rows}
     assert robust["l2 128/255, all attacks"] == pytest.approx(worst["worst_l2_eps128"])
     assert robust["l∞ 4/255, images"] == survives(rights, "clean", "pgd-10_eps4", "cw-10_eps4")
 

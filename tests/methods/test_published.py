@@ -31,6 +31,7 @@ RECIPES = {
     "sim-clip": ("adamw", 1e-3, "cosine", 1400, 0, 128, 2),
     "lore": ("adamw", 1e-5, "cosine", 1400, 0, 128, 2),
     "comp-tga": ("sgd", 1e-4, "cosine", 1000, 0, 128, 10),
+    "leaf": ("adamw", 1e-5, "cosine", 1400, 0, 128, 30),
     "advpt": ("sgd", 2e-3, "cosine", 0, 1, 32, 200),
     "vp": ("sgd", 40.0, "cosine", 1000, 0, 256, 10),
 }
