@@ -57,7 +57,9 @@ DEFENSES_ABOUT = {
     "hedge": "steps that raise the loss of all classes together (Wu et al. 2021)",
 }
 
-METHODS = tuple("ft-standard tecoa pmg-aft fare tga-zsr saft mmcoa agft sim-clip lore comp-tga leaf advpt vp".split())
+METHODS = tuple(
+    "ft-standard tecoa pmg-aft fare tga-zsr saft mmcoa agft sim-clip lore comp-tga leaf advpt apt fap vp".split()
+)
 
 DATASETS = tuple(
     (

@@ -23,8 +23,8 @@ FromZero = Annotated[int, typer.Option(min=0)]
 MODELS = (
     "digits (bundled), local-dir:PATH (layout of open_clip or transformers), hf:ORG/NAME (transformers), "
     "hf-hub:ORG/NAME (open_clip), an open_clip NAME:TAG such as ViT-B-32:openai, zoo:NAME (a published robust CLIP: "
-    "rayclip models list), "
-    "NAME-quickgelu:FILE or NAME-gelu:FILE with a file of weights, or prompted:PATH (what advpt and vp learn)."
+    "rayclip models list), NAME-quickgelu:FILE or NAME-gelu:FILE with a file of weights, or prompted:PATH (what advpt, "
+    "apt, fap and vp learn)."
 )
 WIDTH = {"max_content_width": 160}
 

@@ -59,6 +59,7 @@ class ClassTexts:
 
     def __init__(self, clip: Clip, prompts: Sequence[str], *, trainable: bool) -> None:
         self._clip, self.prompts = clip, list(prompts)
+        self._frozen_KD: dict[str, Tensor] = {}
         self._tokens_KL = clip.tokenize(self.prompts)
         with torch.no_grad():
             self._fixed_KD = None if trainable else clip.embed_texts(self.prompts)
@@ -66,6 +67,15 @@ class ClassTexts:
     def all(self) -> Tensor:
         """Return `(K, D)`, one row per class."""
         return self._clip.encode_text(self._tokens_KL) if self._fixed_KD is None else self._fixed_KD
+
+    @torch.no_grad()
+    def without_learned(self, template: str) -> Tensor:
+        """Return the embeddings of the prompts in `template` by the frozen model alone, without a learned context,
+        `(K, D)`; computed once."""
+        if template not in self._frozen_KD:
+            tokens_KL = self._clip.tokenize([template.format(prompt) for prompt in self.prompts])
+            self._frozen_KD[template] = Clip.encode_text(self._clip, tokens_KL)
+        return self._frozen_KD[template]
 
     def of(self, present: Present) -> Tensor:
         """Return `(B, D)`, the embedding of each sample's own class; each class present is encoded once."""
@@ -195,7 +205,6 @@ class Method(Configurable, ABC):
     small: ClassVar[Recipe] = SMALL_MODEL  # for small models
     prepares: ClassVar[bool] = False  # whether `prepare` must be called
     learns_prompt: ClassVar[bool] = False  # whether it learns a part around a frozen model instead of weights
-    compares_samples: ClassVar[bool] = False  # whether a sample's loss or attack depends on the rest of its batch
 
     against: str = OWN
     eps: float = 1 / 255
@@ -219,6 +228,11 @@ class Method(Configurable, ABC):
     def step_length(self) -> float:
         """Length of the image attack's steps, in pixel units."""
         return default_step(self.eps, self.steps, self.norm) if self.step is None else self.step
+
+    @property
+    def compares_samples(self) -> bool:
+        """True if a sample's loss or attack depends on the rest of its batch."""
+        return False
 
     def with_default_substitutes(self, substitutes: str) -> Self:
         """Return the method with `substitutes` as the source for its text attack, if it has a text attack and names no

@@ -64,6 +64,7 @@ class Clip(nn.Module):
         template: class-prompt template, for a model that was trained on one of its own.
         resize: how images of another size are resized to `image_size` (`models.resizing`).
         appends_tokens: whether its image tower reads learned tokens besides its patches.
+        enters_blocks: whether it puts learned tokens between the blocks of its image tower.
         normalizes: whether `tower_input` normalises; if not, the image tower does (`models.fast`).
         own_forward: whether only the module's own forward passes may be used (`models.wrapped`).
     """
@@ -71,6 +72,7 @@ class Clip(nn.Module):
     template: str | None = None
     resize: Resize = "antialias"
     appends_tokens: bool = False
+    enters_blocks: bool = False
     normalizes: bool = True
     own_forward: bool = False
     mean: Tensor

@@ -889,10 +889,9 @@ def test_a_file_with_bad_images_is_refused_and_the_advice_works(here, saved_clip
     )
 
 
-@pytest.mark.e2e
 def test_an_evaluation_counts_the_images_that_are_left(here, saved_clip, rayclip):
     command = ["eval", "--model", saved_clip, "--out", "out", "--eps", "1/255", "--no-tracking", "--json", "rows.json"]
-    command += ["--workers", "1", "--steps", "1"]
+    command += ["--local", "--steps", "1"]
     code, _, err = rayclip(*command, "--data", bad_parquet(here / "bad.parquet"))
     assert code == 2 and err.startswith("error: 3 of the 9 images of 'bad' cannot be read (row 2: empty file)")
     assert rayclip(*advised(err))[0] == 0

@@ -46,7 +46,7 @@ def made(tmp_path_factory):
             "clean,pgd:steps=3,bert,sep:steps=3",
             "--quiet",
         ),
-        *("--eps", "32/255", "--limit", "60", "--no-tracking", "--out", root / "real"),
+        *("--eps", "32/255", "--limit", "60", "--no-tracking", "--local", "--out", root / "real"),
     )
     for m in range(5):
         model, method = f"local-dir:/m{m}", ("tecoa", "mmcoa")[m % 2]

@@ -189,7 +189,17 @@ def test_a_budget_that_is_no_use_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "attack", ["feature", "semantic", "cw", "sep", "co-attack", "sga", "square:queries=20", "fgsm"]
+    "attack",
+    [
+        "feature",
+        "semantic",
+        "cw",
+        "sep",
+        "co-attack",
+        pytest.param("sga", marks=pytest.mark.ci),
+        "square:queries=20",
+        "fgsm",
+    ],
 )
 def test_every_kind_of_attack_goes_through_views(tmp_path, attack):
     cells = cells_of("tte", attack, "bpda")

@@ -100,6 +100,8 @@ def auxiliary(clip, chosen):
 def method(name, **settings):
     if name == "saft":
         settings = {"captions": "templates", "sets": 3, **settings}
+    if name.startswith("apt"):
+        settings = {"context": 5, **settings}  # a longer one would leave no room for the class
     return make_method(
         name, eps=8 / 255, steps=3, step=4 / 255, defaults={"substitutes": "clip-table", "k": 4}, **settings
     )
@@ -269,6 +271,7 @@ CASES = [
     *(("mmcoa", "class", parts) for parts in (1, 2)),
     ("tecoa", None, 3),
     *((n, None, 1) for n in METHODS if n != "mmcoa"),
+    ("apt:prompting=perturbed,context_step=30", None, 2),
 ]
 
 
@@ -286,7 +289,7 @@ def worker(rank, meeting, queue):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, "apt:prompting=perturbed,context_step=30"])
 def test_a_batch_in_parts_gives_the_whole_batchs_gradient(name):
     whole = one_step(name, "class")
     assert all(torch.allclose(one_step(name, "class", parts), whole, atol=1e-9) for parts in (3, 7))

@@ -48,7 +48,7 @@ def test_it_is_the_named_attacks(name, objective):
         assert torch.allclose(made[i], expected, atol=1e-9)
     own = attacked(clip, replace(chosen, against="own"), batch).adversarial_BCHW
     same = torch.equal(made, own)
-    others = ("fare", "sim-clip", "lore", "mmcoa", "agft")
+    others = ("fare", "sim-clip", "lore", "mmcoa", "agft", "fap")
     assert same == (objective == "pgd" and name not in others), "the rest's own is the cross-entropy"
 
 

@@ -65,7 +65,15 @@ def config(name="mmcoa", **changes):
     return TrainConfig(model="digits", data="digits", method=method, recipe=recipe, **{"shots": 3, **changes})
 
 
-@pytest.mark.parametrize("name", METHODS)
+# Methods that differ in what they train and look at; the others, which take seconds together, are tried in CI
+KINDS = ("tecoa", "fare", "mmcoa", "advpt", "vp")
+
+
+def by_kind(names):
+    return [name if name in KINDS else pytest.param(name, marks=pytest.mark.ci) for name in names]
+
+
+@pytest.mark.parametrize("name", by_kind(METHODS))
 def test_every_method_lowers_its_loss_and_touches_what_it_trains(name, tmp_path):
     host = LocalHost(tmp_path)
     base = config(name)
@@ -86,7 +94,7 @@ def test_every_method_lowers_its_loss_and_touches_what_it_trains(name, tmp_path)
     assert any(n.startswith("transformer") for n in changed) == base.method.trains_texts
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].trains not in ("prompt", "text")])
+@pytest.mark.parametrize("name", by_kind(n for n in METHODS if METHODS[n].trains not in ("prompt", "text")))
 def test_the_last_blocks_alone_are_trained(name, tmp_path):
     settings = config(name)
     settings = replace(settings, method=replace(settings.method, trains="last-2"))
@@ -119,7 +127,12 @@ OPTIONS = {
 RESUMED = [
     ("mmcoa", "none", 1),
     *(("tecoa", option, 1 + number % 2) for number, option in enumerate(OPTIONS) if option != "none"),
-    *((name, "none", 2) for name in METHODS if METHODS[name].needs_original),
+    ("fare", "none", 2),
+    *(
+        pytest.param(name, "none", 2, marks=pytest.mark.ci)
+        for name in METHODS
+        if METHODS[name].needs_original and name != "fare"
+    ),
     ("advpt", "ema", 1),
     ("vp", "accumulate", 1),
 ]
@@ -172,7 +185,7 @@ def test_what_is_made_before_training_is_made_once(tmp_path, monkeypatch):
         config("advpt", eps_warmup=1)
 
 
-@pytest.mark.parametrize("name", ["mmcoa", "pmg-aft", "vp"])
+@pytest.mark.parametrize("name", [pytest.param("mmcoa", marks=pytest.mark.ci), "pmg-aft", "vp"])
 def test_a_run_in_parts_has_the_curve_of_whole_batches(tmp_path, name):
     """Up to fp32 rounding, which the attack's signs magnify from step to step; every method's gradient is compared in
     `tests/methods`."""
