@@ -217,7 +217,7 @@ def plan_cells(
         if not cells:  # a source of substitutes that opens for one model opens for all
             for attack in {c.attack for c in new}:
                 attack.check(opened.model(spec))
-        for defense in {d for chain in evaluation.defenses for d in chain}:
+        for defense in {d for chain in (*evaluation.defenses, *(a.source for a in evaluation.aims)) for d in chain}:
             defense.check(opened.model(spec))
         cells += counted(new, opened.model(spec))
     return cells, {spec: _positions(data, evaluation, opened) for spec, data in datasets}

@@ -18,7 +18,7 @@ from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
 from rayclip.data.captions import bind_captions
 from rayclip.data.spec import published_name
-from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, fitting, is_random
+from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, fitting, is_random, pinned
 from rayclip.models import TEMPLATE, Clip, Precision
 from rayclip.models.resizing import Resize, check_resize
 from rayclip.models.scorers import DEFAULT, Scorer
@@ -190,7 +190,8 @@ class Cell(Subject):
     def cost(self) -> int:
         """Return roughly how many forwards one image takes; the plan sorts by it."""
         defended = sum(defense.cost for defense in self.defense)
-        query = self.attacked.cost + (0 if self.aim == IGNORE else defended)
+        through = () if self.aim == IGNORE else self.aim.source or self.defense
+        query = self.attacked.cost + sum(defense.cost for defense in through)
         return self.scorer.cost + defended + self.attack.cost * query * self.aim.draws
 
     @property
@@ -274,7 +275,8 @@ def make_cells(
             file that cannot be used.
     """
     attacks = [attack.pinned() for attack in at_budgets(attacks, protocol.budgets)]
-    defenses = [tuple(defense.pinned() for defense in chain) for chain in defenses]
+    defenses = [pinned(chain) for chain in defenses]
+    aims = [replace(aim, source=pinned(aim.source)) for aim in aims]
     return [
         Cell(
             model=spec,
