@@ -189,16 +189,21 @@ class Cell(Subject):
     @property
     def cost(self) -> int:
         """Return roughly how many forwards one image takes; the plan sorts by it."""
-        defended = sum(defense.cost for defense in self.defense)
-        through = () if self.aim == IGNORE else self.aim.source or self.defense
-        query = self.attacked.cost + sum(defense.cost for defense in through)
-        return self.scorer.cost + defended + self.attack.cost * query * self.aim.draws
+        query = self.attacked.cost + sum(defense.cost for defense in self._attacked_chain)
+        judging = self.scorer.cost + sum(defense.cost for defense in self.defense)
+        return judging + self.attack.cost * query * self.aim.draws
 
     @property
     def images_at_once(self) -> int:
         """Return how many images go through the model at once for one sample: views, crops, an attack's draws."""
-        views = math.prod(defense.view_count for defense in self.defense)
-        return max(self.scorer.cost, self.attacked.cost) * views * self.aim.draws
+        judged, attacked = (
+            math.prod(defense.view_count for defense in chain) for chain in (self.defense, self._attacked_chain)
+        )
+        return max(self.scorer.cost * judged, self.attacked.cost * attacked * self.aim.draws)
+
+    @property
+    def _attacked_chain(self) -> Chain:
+        return () if self.aim == IGNORE else self.aim.source or self.defense
 
 
 def counted(cells: Sequence[Cell], clip: Clip) -> list[Cell]:
