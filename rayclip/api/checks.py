@@ -116,12 +116,12 @@ def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainCo
     data = opened.data(config.data, "train", config.resolution, config.names)
     trained, _ = split(data, config.shots, config.seed, config.validate)
     check_shares(len(trained), config.recipe.batch_size, workers)
-    method = bind_captions(method, config.data, data.class_names)
+    method = bind_captions(method, config.data, data.class_names, data.other_names)
     clip = opened.model(config.model)
     method.check(clip)
     if config.validate is not None:
         attacks = [a.pinned().for_classes(len(data.class_names)) for a in config.validate.attacks]
-        attacks = [bind_captions(attack, config.data, data.class_names) for attack in attacks]
+        attacks = [bind_captions(attack, config.data, data.class_names, data.other_names) for attack in attacks]
         for attack in attacks:
             attack.check(clip)
         config = dataclasses.replace(config, validate=dataclasses.replace(config.validate, attacks=tuple(attacks)))
@@ -217,7 +217,7 @@ def plan_cells(
         if not cells:  # a source of substitutes that opens for one model opens for all
             for attack in {c.attack for c in new}:
                 attack.check(opened.model(spec))
-        for defense in {d for chain in evaluation.defenses for d in chain}:
+        for defense in {d for chain in (*evaluation.defenses, *(a.source for a in evaluation.aims)) for d in chain}:
             defense.check(opened.model(spec))
         cells += counted(new, opened.model(spec))
     return cells, {spec: _positions(data, evaluation, opened) for spec, data in datasets}

@@ -162,8 +162,12 @@ def _measure(
         )
         say("note", f"{cell.title}: {saved[cell.id]}{own}.")
     rows = collect_rows(cells, positions, store)
-    for spec, fingerprint in {(cell.model, cell.model_fingerprint) for cell in cells}:
-        store.write_json(f"{LINEAGE}/{fingerprint}.json", model_record(spec, labels.get(spec)))
+    alike: dict[str, list[str]] = {}
+    for spec, fingerprint in dict.fromkeys((cell.model, cell.model_fingerprint) for cell in cells):
+        alike.setdefault(fingerprint, []).append(spec)
+    for fingerprint, specs in alike.items():  # models of equal weights are one row of a report, which names them all
+        label = " = ".join(labels[spec] for spec in specs if spec in labels)
+        store.write_json(f"{LINEAGE}/{fingerprint}.json", model_record(specs[0], label or None))
     store.write("results.json", rows_json(rows).encode())
     store.write("table.md", tables_of_seeds(rows, labels, groups).encode("utf-8", "backslashreplace"))
     warnings = {}
@@ -269,6 +273,7 @@ def plan_evaluation(
         loading=found.loading if found else None,
         start=found.start if found else 0.0,
         price=price,
+        memory=found.memory if found else 0.0,
         store=store,
     )
     forecasts.keep_plan(plan, store)

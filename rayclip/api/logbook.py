@@ -273,6 +273,12 @@ class Logbook:
         self._files(run, {"table.md": tables, "results.json": rows_json(rows)})
         self.finish(run)
 
+    def page(self, run: str, text: str, files: Mapping[str, bytes]) -> None:
+        """Log a text in Markdown and files in a run, and finish it."""
+        self._add("describe", run, text=text, study=False)
+        self._files(run, files)
+        self.finish(run)
+
     def seeds(self, run: str, numbers: Mapping[str, Mapping[str, float]]) -> None:
         """Log trainings that differ in their seed in the run above them, and finish it: `train/loss_mean`,
         `train/loss_sd`, and the table."""
@@ -289,8 +295,9 @@ class Logbook:
             self.journal.metrics(run, [(name, value, 0) for name, value in metrics.items()])
         self._add("table", run, name=TABLE, rows=[flat_row(row, labels) for row in rows])
 
-    def _files(self, run: str, files: Mapping[str, str]) -> None:
-        kept = {name: self.journal.keep(text.encode("utf-8", "backslashreplace")) for name, text in files.items()}
+    def _files(self, run: str, files: Mapping[str, str] | Mapping[str, bytes]) -> None:
+        contents = {n: c if isinstance(c, bytes) else c.encode("utf-8", "backslashreplace") for n, c in files.items()}
+        kept = {name: self.journal.keep(content) for name, content in contents.items()}
         self._add("artifact", run, folder="", files=kept)
 
 

@@ -53,7 +53,8 @@ class Request(Logging):
         compiled: Attack a compiled model: minutes of compilation first, which pays for long attacks on GPUs.
         defense: Wrap each model in these test-time defences: none,ttc:eps=4/255,rn+tte (+ makes a chain).
         aim: Attack a defended model without seeing the defence (ignore), by differentiating it (straight), or with the
-            identity in its place on the backward pass (bpda), also through its own decision (gate).
+            identity in its place on the backward pass (bpda), also through its own decision (gate); or through another
+            defence than its own, named as in --defense.
         draws: Average this many draws of a random defence at each query of an attack through it (EOT). [default: 4]
         judgements: Judge each attacked image with this many draws of a random defence; right only if all are right.
         scorer: Score images by template, ensemble, ensemble:templates=clip (each data set's own; or coop),

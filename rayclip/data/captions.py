@@ -116,11 +116,12 @@ def table_for(captions: str, data: str) -> str:
     raise UserError(f"folder {captions} has no captions of '{name}': it needs {name}.parquet or {name}.csv.")
 
 
-def bind_captions(owner: C, data: str, class_names: Sequence[str]) -> C:
+def bind_captions(owner: C, data: str, class_names: Sequence[str], other_names: Sequence[str] = ()) -> C:
     """Return an attack, a method, a defence or a scorer with the captions that it needs (`captions_needed`) read in.
 
     Args:
         data: the data set, as on the command line; `digits#holdout` has the captions of `digits`.
+        other_names: another spelling of the classes (`ImageSet.other_names`), in which a table may name them.
 
     Raises:
         UserError: there are no captions, too few for a class, or a table that does not fit the classes.
@@ -130,15 +131,18 @@ def bind_captions(owner: C, data: str, class_names: Sequence[str]) -> C:
     if not captions:
         return owner
     table = table_for(captions, data)
-    return owner.with_texts(read_captions(table, class_names), class_names, table)
+    return owner.with_texts(read_captions(table, class_names, other_names), class_names, table)
 
 
-def read_captions(path: str | Path, class_names: Sequence[str] | None = None) -> list[list[str]]:
+def read_captions(
+    path: str | Path, class_names: Sequence[str] | None = None, other_names: Sequence[str] = ()
+) -> list[list[str]]:
     """Read the captions of each class, in label order, best first.
 
     Args:
         path: a table, edited or not, or the name of a bundled one.
         class_names: the classes that the table must match; None for those that the file was made for.
+        other_names: another spelling of them, which the table may have instead; empty for none.
 
     Raises:
         UserError: see `read_table`; or a class has no caption, or the file is for other classes.
@@ -155,7 +159,8 @@ def read_captions(path: str | Path, class_names: Sequence[str] | None = None) ->
         if row.class_index >= len(names):
             raise UserError(f"{path} has class {row.class_index}, but there are {len(names)} classes, 0 first.")
         expected = names[row.class_index]
-        if row.class_name and normal_name(row.class_name) != normal_name(expected):
+        known = {normal_name(name) for name in (expected, *other_names[row.class_index : row.class_index + 1])}
+        if row.class_name and normal_name(row.class_name) not in known:
             raise UserError(
                 f"{path} has captions of '{row.class_name[:_SHOWN]}' as class {row.class_index}, which is "
                 f"'{expected[:_SHOWN]}': "

@@ -38,6 +38,7 @@ class ImageSet(ABC):
         ids: `(N,)` int64, each sample's row in its source: unchanged in subsets, and the key of its noise.
         fingerprint: a hash of the content; part of every evaluation cell's id.
         raw_names: the class names as the data's source spells them.
+        other_names: the class names in the spelling that `class_names` does not have, if there are two.
         resize: how images are resized to the model's input: `square`, `crop` (shorter side, then the centre), or
             chosen by their own shape (`auto`).
         native_size: (width, height) of all images; None if unknown or if sizes differ.
@@ -47,6 +48,7 @@ class ImageSet(ABC):
     name: str
     class_names: tuple[str, ...]
     raw_names: tuple[str, ...]
+    other_names: tuple[str, ...] = ()
     resize: Resize = "auto"
     native_size: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
@@ -83,7 +85,16 @@ class ImageSet(ABC):
 
 class _Subset(ImageSet):
     def __init__(self, whole: ImageSet, positions: np.ndarray) -> None:
-        for attribute in ("name", "class_names", "raw_names", "fingerprint", "resize", "native_size", "notes"):
+        for attribute in (
+            "name",
+            "class_names",
+            "raw_names",
+            "other_names",
+            "fingerprint",
+            "resize",
+            "native_size",
+            "notes",
+        ):
             setattr(self, attribute, getattr(whole, attribute))
         self.labels, self.ids = whole.labels[positions], whole.ids[positions]
         self._whole, self._positions = whole, positions

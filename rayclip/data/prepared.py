@@ -38,7 +38,8 @@ class PreparedImages(EncodedImages, ImageSet):
     def __init__(self, store: Store, manifest: Manifest, split: str, names: Names = "curated") -> None:
         self.manifest, self.split, self._store = manifest, split, store
         self.name = manifest.name
-        self.class_names = manifest.class_names if names == "curated" else manifest.raw_names
+        spelled = (manifest.class_names, manifest.raw_names)
+        self.class_names, self.other_names = spelled if names == "curated" else spelled[::-1]
         self.raw_names = manifest.raw_names
         found = manifest.splits[split]
         self.shards, self.native_size = found.shards, found.size

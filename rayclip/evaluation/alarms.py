@@ -37,7 +37,7 @@ def alarms(cells: Sequence[Cell], rows: Sequence[Row], positions: Mapping[str, n
         attacking = [(cell, by_id[cell.id]) for cell in members if cell.attack.needs_eps]
         found += _aim_loses(attacking) + _verdicts_change([by_id[cell.id] for cell in members])
         # An attack that ignores the defence, or is made against another scorer, says nothing about gradients
-        attacking = [(cell, row) for cell, row in attacking if not cell.defense or cell.aim != IGNORE]
+        attacking = [(cell, row) for cell, row in attacking if not cell.defense or cell.aim.is_adaptive]
         attacking = [(cell, row) for cell, row in attacking if cell.attacked == cell.scorer]
         for cell, row in attacking:
             found += _flat_loss(cell, row, positions_of(cell, positions), store) + _survives_all(cell, row)
@@ -120,7 +120,7 @@ def _aim_loses(attacking: Sequence[tuple[Cell, Row]]) -> list[str]:
         f"{_where(row)} goes through the defence and leaves {row.top1:.1f} %, more than the same attack that ignores "
         f"it ({ignoring[cell.attack].top1:.1f} %): the defence hides its gradients; judge it by the lower number."
         for cell, row in attacking
-        if cell.aim != IGNORE and cell.attack in ignoring and row.top1 > ignoring[cell.attack].top1 + _POINTS
+        if cell.aim.is_adaptive and cell.attack in ignoring and row.top1 > ignoring[cell.attack].top1 + _POINTS
     ]
 
 

@@ -37,6 +37,7 @@ def make_report(
     """
     from rayclip.reports.build import build  # these imports take seconds
     from rayclip.reports.figures import as_svg, section_figures, write_figure
+    from rayclip.reports.figures.referee import referee
     from rayclip.reports.figures.reliability import reliability_figure
     from rayclip.reports.formats import document_csv, document_html, document_latex, document_markdown
     from rayclip.reports.submission import document_json
@@ -48,6 +49,7 @@ def make_report(
         against=against,
         figures=lambda section: section_figures(results, section) if draws else (),
         reliability_figures=lambda section, found: reliability_figure(section, found) if draws else (),
+        referee_figures=lambda hearings: referee(hearings) if draws else (),
         pairs=form == "html",
         calibration=calibration,
     )

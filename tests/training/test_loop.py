@@ -321,6 +321,9 @@ def test_the_digest_counts_captions_and_not_where_they_are_from(tmp_path):
     bundled = replace(base, method=bind_captions(make_method("saft"), "digits#holdout", CLASS_NAMES))
     in_folder = bind_captions(make_method("saft", captions=str(tmp_path)), "mine.parquet", CLASS_NAMES)
     assert replace(base, method=in_folder).digest() == bundled.digest()
+    raw = [f"{number:03d}.{name}" for number, name in enumerate(CLASS_NAMES)]
+    spelled = bind_captions(make_method("saft", captions=str(table)), "mine.parquet", raw, CLASS_NAMES)
+    assert spelled.texts == copied.texts, "a table of the classes' other spelling"
     assert replace(base, method=copied).digest() == bundled.digest()
     assert len({replace(base, method=m).digest() for m in (copied, other, templates)}) == 3
     table.write_text(table.read_text().replace("closed loop", "open loop"))
