@@ -61,13 +61,15 @@ def main(
     adaptive_limit: Annotated[
         int | None, typer.Option(min=1, help="Attack through defences on fewer images.  [default: on all]")
     ] = None,
-    add: Annotated[str, typer.Option(help="Further models, commas between, as --model names them.")] = "",
+    add: Annotated[
+        list[str], typer.Option(metavar="MODEL", help="Further models as --model names them, commas between.")
+    ] = [],  # noqa: B006
 ) -> None:
     """Attack the untouched, the fine-tuned and other models behind every defence, ignoring it and through it."""
     chains, scale = settled(defenses, run.options.scale), run.options.scale
     attacks, scorers = attacks or ATTACKS[scale], "ensemble" if run.is_paper else "template"
     aims = split([settled(aim, scale)])
-    trials, others = run.image_trials(), {spec: spec for spec in split([add])}
+    trials, others = run.image_trials(), {spec: spec for spec in split(add)}
     parts, labels = {}, {}
     for seed in range(run.options.seed, run.options.seed + (1 if run.options.plan else seeds)):
         halves = {"": (aims, None)}

@@ -14,6 +14,7 @@ _PACKED = 20  # times that an archive may unpack to its size: weights hardly com
 _TOKENS = 100_000  # of an image or a text: 4096 pixels in patches of 14 are 85,000
 _FREE = ("image_size", "context_length")  # may be other than those that the weights were made for
 _COUNTS = ("layers",)
+_CLIPS_VOCABULARY = 49_408  # also of a configuration beside weights of the image tower alone, which are told as that
 
 
 def check_unpacked(file: Path) -> None:
@@ -38,6 +39,7 @@ def check_sizes(model_cfg: Any, weights: Iterable[Tensor], where: object) -> Non
     for path, value in _numbers(model_cfg):
         key = path[-1]
         most = len(shapes) if key in _COUNTS else _TOKENS if key in _FREE else largest
+        most = max(most, _CLIPS_VOCABULARY) if key == "vocab_size" else most
         if abs(value) > most:
             raise UserError(
                 f"{where}: its {'.'.join(path)} of {value:.6g} does not fit the weights beside it: put the right "

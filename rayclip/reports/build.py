@@ -72,8 +72,8 @@ def build(
         parts.append(Part(title="Figures", figures=drawn))
         parts.append(prompt_part(section))
     parts += [
-        referee_part(found, referee_figures),
         recall_part(tables),
+        referee_part(found, referee_figures),
         *compare_with_published(found, against, tables),
         provenance(results),
     ]

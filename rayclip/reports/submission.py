@@ -22,7 +22,8 @@ def document_json(results: Results, document: Document, board: Sequence[Mapping[
         "schema": SCHEMA,
         "rayclip": __version__,
         "models": [_describe(names[fingerprint], model) for fingerprint, model in results.models.items()],
-        "numbers": [_number(line) for line in document.lines],
+        # Without those that are derived from others, of no attack of their own
+        "numbers": [_number(line) for line in document.lines if line.get("attack")],
         **({"board": list(board)} if board else {}),
     }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

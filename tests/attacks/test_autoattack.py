@@ -114,7 +114,7 @@ def test_few_classes_run(name, classes):
 
 def test_a_cell_names_what_runs_on_its_classes():
     def images(name, classes):
-        return name, SimpleNamespace(name=name, fingerprint=name, class_names=tuple("abcdef"[:classes]))
+        return name, SimpleNamespace(name=name, fingerprint=name, other_names=(), class_names=tuple("abcdef"[:classes]))
 
     cells = make_cells(
         [("m", "m")],

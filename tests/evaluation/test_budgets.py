@@ -29,7 +29,12 @@ N = 40
 
 def cells_of(attacks, *eps, datasets=(("set", 10),)):
     named = [
-        (name, SimpleNamespace(name=name, fingerprint=name, class_names=tuple(f"class {i}" for i in range(classes))))
+        (
+            name,
+            SimpleNamespace(
+                name=name, fingerprint=name, other_names=(), class_names=tuple(f"class {i}" for i in range(classes))
+            ),
+        )
         for name, classes in datasets
     ]
     parsed = parse_attacks(attacks, {"substitutes": "clip-table"})
@@ -111,7 +116,7 @@ def test_described_attacks_come_back_with_their_budget(attack):
     again = attack_as_described(cell.describe())
     (same,) = make_cells(
         [("m", "m")],
-        [("set", SimpleNamespace(name="set", fingerprint="set", class_names=cell.class_names))],
+        [("set", SimpleNamespace(name="set", fingerprint="set", other_names=(), class_names=cell.class_names))],
         [again],
         Protocol(),
     )
@@ -199,7 +204,7 @@ def test_other_models_are_evaluated_at_the_budgets_of_a_leaderboards_first_folde
     cells = cells_of("clean,pgd,pgd-l2:eps=128/255", 1 / 255, 2 / 255)
     judged(Store(str(tmp_path)), cells)
     (again,) = evaluations_of(read_results([str(tmp_path)]))
-    data = SimpleNamespace(name="set", fingerprint="set", class_names=cells[0].class_names)
+    data = SimpleNamespace(name="set", fingerprint="set", other_names=(), class_names=cells[0].class_names)
     repeated = make_cells([("m", "m")], [("set", data)], again.attacks, again.protocol)
     assert {cell.id for cell in repeated} == {cell.id for cell in cells}
 

@@ -115,7 +115,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(here, monkeypatch, capsy
         ("mmcoa_iterations", ["--every", "0"], "Invalid value for '--every'"),
         ("mmcoa_retrieval", ["--pairs", "nowhere.parquet"], "nowhere.parquet"),
         ("joint_search", ["--reduction", "1"], "--reduction 1 must be more than 1"),
-        ("mmcoa_partial", ["--parts", "text"], "all, image, or last-N"),
+        ("mmcoa_partial", ["--parts", "words"], "all, image, text, or last-N"),
         ("saft_captions", ["--sets", "1,0"], "--sets 1,0 holds something else"),
         ("saft_captions", ["--captions", "templates", "--sets", "99"], "fewer sets"),
         ("saft_captions", ["--sets", "99"], "has 8 of 99 captions"),
