@@ -37,6 +37,7 @@ ATTACKS_ABOUT = {
     "transfer": "made on another model, judged on this one",
     "uap": "one perturbation from a file, added to every image (X-Transfer, ICML 2025)",
     "bert": "BERT-Attack: changes words of the class prompts (Li et al. 2020)",
+    "charmer": "changes characters of the class prompts (Abad Rocamora et al. 2024)",
     "co-attack": "prompts first, then the image away from itself and from them (Zhang et al. 2022)",
     "sga": "prompts and image guided by each other, over scales (Lu et al. 2023)",
     "sep": "image and prompts attacked on their own, judged together (MMCoA's multimodal attack)",
@@ -56,7 +57,9 @@ DEFENSES_ABOUT = {
     "hedge": "steps that raise the loss of all classes together (Wu et al. 2021)",
 }
 
-METHODS = tuple("ft-standard tecoa pmg-aft fare tga-zsr saft mmcoa agft sim-clip lore comp-tga advpt vp".split())
+METHODS = tuple(
+    "ft-standard tecoa pmg-aft fare tga-zsr saft mmcoa agft sim-clip lore comp-tga leaf advpt apt fap vp".split()
+)
 
 DATASETS = tuple(
     (

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rayclip.types import UserError
 
@@ -45,6 +45,12 @@ def split_places(values: str | Iterable[str], exists: Callable[[Path], bool] = P
             found.append(",".join(parts[:count]).strip())
             parts = parts[count:]
     return [place for place in found if place]
+
+
+def plain_dataset(name: str) -> str:
+    """Return a data set's name without file ending, split or part: `cifar10-test` becomes `cifar10`."""
+    stem = PurePosixPath(name.partition("#")[0]).name.removesuffix(".parquet")
+    return re.sub(r"[-_](train|test|val|validation)$", "", stem)
 
 
 def _is_path(text: str, exists: Callable[[Path], bool]) -> bool:

@@ -142,6 +142,12 @@ def format_value(key: str, value: Any) -> Any:
     return format_budget(value) if key in BUDGETS and value is not None else value
 
 
+def leave_out(described: Mapping[str, Any], **usual: Any) -> dict[str, Any]:
+    """Return a description without settings that have these values, so that results from before they existed keep their
+    ids."""
+    return {key: value for key, value in described.items() if key not in usual or value != usual[key]}
+
+
 def format_changes(owner: Configurable) -> str:
     """Return the name with the settings that differ from the defaults: `ttc:eps=2/255,steps=3`."""
     changed = [f for f in fields(owner) if f.name in settable(type(owner)) and getattr(owner, f.name) != f.default]

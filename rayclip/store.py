@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ _CHUNK = 8 << 20
 _PARTIAL = ".partial"  # ends the names of files that are not finished
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _NOTE = b"rayclip"
+_SUMS = b"rayclip_crc32"  # of columns of numbers, by name
 
 
 def no_room(error: BaseException) -> UserError | None:
@@ -247,9 +249,17 @@ class Store:
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, (json.dumps(value, indent=1) + "\n").encode())
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str, kind: type = object) -> Any:
+        """Return a JSON file's value, None if there is no such file. Raises `UserError` if it is no JSON, or of another
+        kind (`dict`, `list`)."""
         data = self.read(name)
-        return None if data is None else json.loads(data)
+        try:
+            found = None if data is None else json.loads(data)
+            if data is not None and not isinstance(found, kind):
+                raise ValueError(f"no {kind.__name__}")
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.root}/{name} is damaged: delete it and run again.") from error
+        return found
 
     def write_table(
         self, name: str, table: pa.Table | Mapping[str, Any], note: Mapping[str, Any] | None = None
@@ -259,7 +269,8 @@ class Store:
         table = table if isinstance(table, pa.Table) else pa.table(dict(table))
         if note is not None:
             table = table.replace_schema_metadata({**(table.schema.metadata or {}), _NOTE: json.dumps(note)})
-        pq.write_table(table, sink)
+        sums = json.dumps({name: _sum(table[name]) for name in table.column_names if _holds_numbers(table[name])})
+        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), _SUMS: sums}), sink)
         self.write(name, sink.getvalue().to_pybytes())
 
     def read_note(self, name: str) -> tuple[int, dict[str, Any]]:
@@ -271,33 +282,68 @@ class Store:
         except (pa.ArrowException, ValueError) as error:
             raise UserError(f"result file {self.root}/{name} is damaged: delete it and run again.") from error
 
-    def read_tables(self, names: list[str], columns: list[str] | None = None) -> pa.Table | None:
+    def read_tables(
+        self, names: list[str], columns: Sequence[str] | Mapping[str, type] | None = None
+    ) -> pa.Table | None:
         """Return the rows of several files, None for no files.
 
         Cheap enough for hundreds of thousands of small files: the store is opened once, and each file is read in one
         go.
 
+        Args:
+            columns: names; or names and what they hold, `int` or `float`, without gaps.
+
         Raises:
-            UserError: a file is damaged or missing.
+            UserError: a file is damaged or missing, or a column is not there or holds something else.
         """
         system, base = self._open()
         is_local = isinstance(system, fs.LocalFileSystem)
-        tables = []
+        tables: list[pa.Table] = []
         for name in names:
             _check(name, self.root)
             try:
                 if is_local:
-                    with open(f"{base}/{name}", "rb") as file:
-                        data = file.read()
+                    with open(f"{base}/{name}", "rb") as local:
+                        data = local.read()
                 else:
                     with system.open_input_stream(f"{base}/{name}") as stream:
                         data = stream.read()
-                tables.append(pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False))
-                if columns is not None and tables[-1].num_columns < len(columns):
-                    raise ValueError("columns are missing")
+                file = pq.ParquetFile(pa.BufferReader(data))
+                table = file.read(columns=None if columns is None else list(columns), use_threads=False)
+                if columns is not None and sorted(table.column_names) != sorted(columns):
+                    raise ValueError("columns are missing, or there twice")
+                if isinstance(columns, Mapping):
+                    table = _numbers(table, columns)
+                tables.append(table)
+                if not tables[0].schema.equals(table.schema):
+                    raise ValueError("its columns are not those of the other files")
             except (pa.ArrowException, TypeError, ValueError, OSError) as error:
                 raise UserError(f"result file {self.root}/{name} is damaged: delete it and run again.") from error
         return pa.concat_tables(tables) if tables else None
+
+
+def _numbers(table: pa.Table, columns: Mapping[str, type]) -> pa.Table:
+    """Return a table of whole (int64) and real numbers. Raises `ValueError` if it holds anything else."""
+    sums = json.loads((table.schema.metadata or {}).get(_SUMS, b"{}"))
+    for name, kind in columns.items():
+        column = table[name]
+        is_kind = pa.types.is_integer if kind is int else pa.types.is_floating
+        if not is_kind(column.type) or column.null_count:
+            raise ValueError(f"{name} holds no numbers, or not everywhere")
+        if sums.get(name, _sum(column)) != _sum(column):
+            raise ValueError(f"{name} has changed since it was written")
+        if kind is int:
+            table = table.set_column(table.column_names.index(name), name, column.cast(pa.int64()))
+    return table
+
+
+def _holds_numbers(column: pa.ChunkedArray) -> bool:
+    return (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)) and not column.null_count
+
+
+def _sum(column: pa.ChunkedArray) -> int:
+    """Return the CRC-32 of a column's numbers. Parquet's own sums of pages leave their headers and the footer out."""
+    return zlib.crc32(column.to_numpy().tobytes())
 
 
 class _WholeFiles(fs.LocalFileSystem):

@@ -16,6 +16,10 @@ _KEY = re.compile(
 )
 
 
+# Characters that steer a terminal or turn the writing direction: file names and contents may hold them
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
 def redacted(text: str) -> str:
     """Return the text with passwords, keys and tokens removed from the addresses in it."""
     return _KEY.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
@@ -29,11 +33,12 @@ def has_secret(address: str) -> bool:
 class UserError(Exception):
     """An error the user can fix; its message is one clear sentence that says what to do. The command line exits with 2.
 
-    Secrets in addresses within the message are removed.
+    Secrets in addresses within the message are removed; line ends become blanks, control characters are escaped.
     """
 
     def __init__(self, sentence: str = "") -> None:
-        super().__init__(redacted(sentence))
+        line = " ".join(redacted(sentence).splitlines())
+        super().__init__(_STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), line))
 
 
 def check_same(what: str, spec: str, found: str, planned: str) -> None:

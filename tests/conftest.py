@@ -76,18 +76,34 @@ def text_rows(clip: Clip) -> Iterator[list[tuple[int, int]]]:
         yield inputs.seen
 
 
-# Their files begin first, so that two processes end together
-LONGEST = ("test_cluster.py", "test_faults.py", "test_ray_surroundings.py", "test_loop.py", "test_workers.py")
+# Their files begin first, so that all processes end together
+LONGEST = (
+    "test_cluster.py",
+    "test_faults.py",
+    "test_ray_surroundings.py",
+    "test_commands.py",
+    "test_sweep.py",
+    "test_captions.py",
+    "test_failures.py",
+    "test_waits.py",
+    "test_loop.py",
+    "test_workers.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
+def pytest_collection() -> None:
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """What the imports have left stays to the end: no garbage collection need look through it again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:

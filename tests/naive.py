@@ -241,6 +241,52 @@ def bert_attack(
     return " ".join(current)
 
 
+CHARACTERS = [chr(code) for code in range(32, 127)]
+
+
+def edits(text: str, characters: list[str]) -> set[str]:
+    """Every text that one insertion, replacement or deletion makes of a text."""
+    cuts = [(text[:i], text[i:]) for i in range(len(text) + 1)]
+    inserted = {a + c + b for a, b in cuts for c in characters}
+    replaced = {a + c + b[1:] for a, b in cuts if b for c in characters if c != b[0]}
+    return inserted | replaced | {a + b[1:] for a, b in cuts if b}
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Levenshtein's, by its recursion."""
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        before, row = row, [i]
+        for j, b in enumerate(other, 1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (a != b)))
+    return row[-1]
+
+
+def leaf_step(gain, text: str, places: list[int], characters: list[str], allowed) -> str:
+    """One edit: the blank's best of these places, and there the best of these characters; "" deletes."""
+
+    def at(place: int, c: str) -> str:
+        letters = list(text)
+        if place % 2:
+            letters[place // 2] = "" if c == letters[place // 2] else c
+        else:
+            letters.insert(place // 2, c)
+        made = "".join(letters)
+        return made if allowed(text, made) else text
+
+    best, most = places[0], -math.inf
+    for place in places:
+        value = gain(at(place, " "))
+        if value > most:
+            best, most = place, value
+    found, most = text, gain(text)
+    for c in characters:
+        value = gain(at(best, c))
+        if value > most:
+            found, most = at(best, c), value
+    return found
+
+
 def published_bert_attack(
     embed, read, text: str, substitutes, stop_words, changes: int = 1, guide: torch.Tensor | None = None
 ) -> str:

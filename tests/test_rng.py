@@ -43,6 +43,7 @@ def test_distributions_have_their_moments():
     assert g.mean().item() == pytest.approx(0, abs=0.01) and g.var().item() == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_whole_for_any_size_draws_and_steps_have_the_same_bits(backend):
     options = {"backend": backend, "dynamic": True, "fullgraph": True}

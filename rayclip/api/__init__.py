@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rayclip.api.evaluating import compare, evaluate_models, plan_evaluation, spent
+    from rayclip.api.refereeing import referee
     from rayclip.api.request import Evaluation, Tracking, Where
     from rayclip.api.retrieval import evaluate_retrieval, show_retrieval
     from rayclip.api.training import Found, SweepResult, fine_tune, fine_tune_seeds, itself, search, show_search, sweep
 
 _PLACES = {
     "evaluating": ("compare", "evaluate_models", "plan_evaluation", "spent"),
+    "refereeing": ("referee",),
     "request": ("Evaluation", "Tracking", "Where"),
     "retrieval": ("evaluate_retrieval", "show_retrieval"),
     "training": ("Found", "SweepResult", "fine_tune", "fine_tune_seeds", "itself", "search", "show_search", "sweep"),
@@ -34,6 +36,7 @@ __all__ = [
     "fine_tune_seeds",
     "itself",
     "plan_evaluation",
+    "referee",
     "search",
     "show_retrieval",
     "show_search",

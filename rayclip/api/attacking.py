@@ -17,7 +17,18 @@ from rayclip.api.pictures import Labelled, PictureReader, check_labels
 from rayclip.attacks import Attack, Samples, parse_attacks
 from rayclip.data import Resolution
 from rayclip.data.captions import bind_captions
-from rayclip.defenses import DRAWS, IGNORE, Aim, Chain, Defended, chain_label, is_random, parse_aims, parse_defenses
+from rayclip.defenses import (
+    DRAWS,
+    IGNORE,
+    Aim,
+    Chain,
+    Defended,
+    chain_label,
+    is_random,
+    parse_aims,
+    parse_defenses,
+    pinned,
+)
 from rayclip.evaluation.cell import default_substitutes
 from rayclip.evaluation.saving import SavedSet, save_adversarial
 from rayclip.models import TEMPLATE, Clip, ZeroShot
@@ -113,7 +124,7 @@ class Classifier:
             seed: of random defences; an image's draw depends on it and on the image's place alone.
         """
         added = _only(parse_defenses(defense), "defence", defense) if isinstance(defense, str) else defense
-        chain = (*self.chain, *(link.pinned() for link in added))
+        chain = (*self.chain, *pinned(added))
         return Classifier(self.model, self.victim, self.scorer, chain, seed, self._dtype)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -140,7 +151,8 @@ class Classifier:
         """Return the classifier that an attack sees."""
         keys = self._drawn(places)
         target = self.scorer.bind(self.victim, keys, attacked=True)
-        return target if not self.chain or aim == IGNORE else Defended(target, self.chain, keys, aim)
+        through = aim.source or self.chain
+        return target if not self.chain or aim == IGNORE else Defended(target, through, keys, aim)
 
     def _drawn(self, places: Sequence[int]) -> Tensor:
         return sample_keys(places, self.seed, "defense")
@@ -241,7 +253,8 @@ def attack(
         attack: one attack with its settings, as `--attacks` names it: `pgd:steps=100`, `autoattack`, `bert`.
         eps: budget in pixel units, `"4/255"` or a number below 1 (in l_2 any length).
         steps, step_size, substitutes: of attacks that do not set their own.
-        aim: how to attack a defended classifier: `ignore` (blindly), or through the defence: `straight`, `bpda`, ….
+        aim: how to attack a defended classifier: `ignore` (blindly), through the defence (`straight`, `bpda`, …), or
+            through another defence, as `behind` names it.
         draws: of a random defence, averaged at each query of an attack through it.
         seed: of random starts; an image's start depends on it, on the attack and on the image's place alone.
         resolution: perturb images at their own size (`native`), or make PIL images as large as the model's input first.
@@ -306,7 +319,8 @@ class _Run:
     def __init__(self, classifier: Classifier, attack: Attack, aim: Aim, seed: int) -> None:
         self.classifier, self._seed, self._done = classifier, seed, 0
         victim, scorer, names = classifier.victim, classifier.scorer, classifier.class_names
-        self._aim = aim if classifier.is_random else dataclasses.replace(aim, draws=1)
+        several = scorer.random or is_random(aim.source or classifier.chain)
+        self._aim = dataclasses.replace(aim, source=pinned(aim.source), draws=aim.draws if several else 1)
         if attack.gives_own_texts and not scorer.takes_own_texts:
             raise UserError(
                 f"{attack.name} gives every image texts of its own, which scorer {scorer.name} cannot weigh."

@@ -36,6 +36,7 @@ from rayclip.evaluation.costs import Hardware
 from rayclip.methods import Batch, ClassTexts, Method, Original
 from rayclip.methods.tecoa import TeCoA
 from rayclip.models import TEMPLATE, Clip, ZeroShot, fast_copy, load_model
+from rayclip.models.clip import frozen
 from rayclip.models.exact import use_exact_fp32
 from rayclip.rng import sample_keys, uniform
 from rayclip.training.loop import choose_trainable, make_optimizer
@@ -307,7 +308,7 @@ def _method_rate(
         original=base,
     )
     if method.prepares:
-        with torch.no_grad():
+        with frozen(own):
             batch = replace(batch, prepared_BD=method.prepare(own, batch).float())
     module, attacked = LossOf(own, method), copied(own)
 

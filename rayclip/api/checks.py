@@ -14,8 +14,9 @@ from rayclip.attacks import Attack, attack_as_described
 from rayclip.data import ImageSet, Names, PairSet, Resolution, locate, open_data
 from rayclip.data.captions import bind_captions
 from rayclip.data.images import mixed_sizes
+from rayclip.data.sampling import webdataset_draw
 from rayclip.evaluation import Cell, Protocol, chosen_positions, make_cells
-from rayclip.evaluation.cell import counted, default_substitutes
+from rayclip.evaluation.cell import counted, default_substitutes, positions_of
 from rayclip.methods import SMALL_BELOW, Method, Recipe
 from rayclip.models import Clip, load_model
 from rayclip.models.exact import has_batch_norm
@@ -115,12 +116,12 @@ def check_training(config: TrainConfig, workers: int, opened: Opened) -> TrainCo
     data = opened.data(config.data, "train", config.resolution, config.names)
     trained, _ = split(data, config.shots, config.seed, config.validate)
     check_shares(len(trained), config.recipe.batch_size, workers)
-    method = bind_captions(method, config.data, data.class_names)
+    method = bind_captions(method, config.data, data.class_names, data.other_names)
     clip = opened.model(config.model)
     method.check(clip)
     if config.validate is not None:
         attacks = [a.pinned().for_classes(len(data.class_names)) for a in config.validate.attacks]
-        attacks = [bind_captions(attack, config.data, data.class_names) for attack in attacks]
+        attacks = [bind_captions(attack, config.data, data.class_names, data.other_names) for attack in attacks]
         for attack in attacks:
             attack.check(clip)
         config = dataclasses.replace(config, validate=dataclasses.replace(config.validate, attacks=tuple(attacks)))
@@ -163,13 +164,21 @@ def _warn_of_cut(config: TrainConfig, method: Method, data: ImageSet, opened: Op
 def plan_all(
     models: Sequence[str], evaluations: Sequence[Evaluation], opened: Opened
 ) -> tuple[list[Cell], dict[str, np.ndarray]]:
-    """Return `plan_cells` of several evaluations merged, without duplicates, model by model."""
+    """Return `plan_cells` of several evaluations merged, without duplicates, model by model. Where they use different
+    samples of the same data, positions are by cell (`evaluation.cell.positions_of`); what several ask for is one cell
+    with the samples of all."""
     cells: dict[tuple[str, ...], Cell] = {}
     positions: dict[str, np.ndarray] = {}
     for evaluation in [part for each in evaluations for part in each.by_resolution()]:
         found, where = plan_cells(models, evaluation, opened)
+        known = {cell.id for cell in cells.values()}
+        for cell in found:
+            wanted, before = where[cell.data], positions.get(cell.data)
+            if before is not None and not np.array_equal(before, wanted):
+                both = np.union1d(positions_of(cell, positions), wanted) if cell.id in known else wanted
+                positions[cell.id] = both
         cells |= {(cell.model, cell.dataset, cell.id): cell for cell in found}  # two data sets may have equal files
-        positions |= where
+        positions = where | positions
     return sorted(cells.values(), key=lambda cell: list(models).index(cell.model)), positions
 
 
@@ -208,10 +217,24 @@ def plan_cells(
         if not cells:  # a source of substitutes that opens for one model opens for all
             for attack in {c.attack for c in new}:
                 attack.check(opened.model(spec))
-        for defense in {d for chain in evaluation.defenses for d in chain}:
+        for defense in {d for chain in (*evaluation.defenses, *(a.source for a in evaluation.aims)) for d in chain}:
             defense.check(opened.model(spec))
         cells += counted(new, opened.model(spec))
-    return cells, {spec: chosen_positions(len(data), evaluation.limit) for spec, data in datasets}
+    return cells, {spec: _positions(data, evaluation, opened) for spec, data in datasets}
+
+
+def _positions(data: ImageSet, evaluation: Evaluation, opened: Opened) -> np.ndarray:
+    """Return the positions of the samples that an evaluation uses."""
+    limit = evaluation.limit
+    if evaluation.subset == "even" or limit is None or limit >= len(data):
+        return chosen_positions(len(data), limit)
+    archives = data.archives()
+    if not archives:
+        opened.note(
+            f"{data.name}: not prepared from a WebDataset, whose archives decide which images RobustVLM draws; the "
+            "same draw from its own order takes others."
+        )
+    return webdataset_draw(archives or (len(data),), limit)
 
 
 def evaluations_of(results: Results) -> list[Evaluation]:

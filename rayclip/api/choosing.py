@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from rayclip.api.checks import choose_recipe, is_small
 from rayclip.api.request import Evaluation
 from rayclip.attacks import parse_attacks
-from rayclip.data import Names, Resolution
+from rayclip.data import Names
+from rayclip.data.sampling import Subset
 from rayclip.data.spec import choose_names, parse_spec, split_resolution
 from rayclip.defenses import DRAWS, parse_aims, parse_defenses
 from rayclip.evaluation import Protocol
@@ -39,6 +40,7 @@ def choose_evaluation(
     steps: int,
     step_size: str | float | None,
     limit: int | None,
+    subset: Subset,
     substitutes: str,
     resolution: str,
     resize: Resize,
@@ -53,7 +55,7 @@ def choose_evaluation(
     Args:
         all_named: whether `resolution` may name only data sets that are evaluated.
     """
-    native = split_resolution(resolution)
+    chosen, native = split_resolution(resolution)
     places = [parse_spec(spec).place for spec in data]
     missing = [name for name in native or () if name not in places]
     if missing and all_named:
@@ -65,13 +67,14 @@ def choose_evaluation(
             eps=eps,
             seed=seed,
             judgements=judgements,
-            resolution="model" if native is not None else cast(Resolution, resolution),
+            resolution=chosen,
             resize=resize if native is None else "antialias",
             names=names,
             template=template or TEMPLATE,
             precision=precision,
         ),
         limit=limit,
+        subset=subset,
         native=[spec for spec, place in zip(data, places, strict=True) if native and place in native],
         native_resize=resize,
         defenses=parse_defenses(defense),

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from rayclip.api.checks import Opened, check_training
 from rayclip.api.evaluating import logging
+from rayclip.api.planning import count_images
 from rayclip.api.request import Where
 from rayclip.distributed.trials import Trial
 from rayclip.evaluation import Store
@@ -22,7 +21,7 @@ from rayclip.reports.grid import Document, Grid, Part
 from rayclip.reports.numbers import sections
 from rayclip.reports.results import read_results
 from rayclip.training import TrainConfig
-from rayclip.training.compute import count_compute
+from rayclip.training.operations import count_forward, count_operations
 from rayclip.types import UserError
 
 _NAME = "methods_board"  # of the files
@@ -49,7 +48,7 @@ def share_compute(
 ) -> list[Share]:
     """Return for each training how many steps the budget pays.
 
-    Two steps of each are counted in this process (`training.compute`).
+    Steps are counted, and divided by the forward pass of an image of the model (`training.operations`).
 
     Args:
         reference: the training whose whole length is the budget if that is None.
@@ -59,9 +58,8 @@ def share_compute(
         UserError: a configuration that cannot be trained, or a budget of less than a step.
     """
     opened = Opened(quiet=where.quiet)
-    device = torch.device("cuda" if torch.cuda.is_available() and where.pool.gpus != 0 else "cpu")
     checked = [check_training(config, where.train_workers, opened) for config in (reference, *configs)]
-    whole, *counted = [count_compute(config, device) for config in checked]
+    whole, *counted = [_count(config, opened) for config in checked]
     budget = whole.of(reference.length(whole.steps_per_epoch)) if budget is None else budget
     found = []
     for config, compute in zip(configs, counted, strict=True):
@@ -70,10 +68,34 @@ def share_compute(
                 f"one step of {config.method.name} takes {compute.of(1):,.0f} image passes, and {budget:,.0f} is the "
                 "budget: raise --passes."
             )
-        steps = compute.steps_within(budget)
+        steps = round((budget - compute.before) / compute.step)
         epochs = -(-steps // compute.steps_per_epoch)
-        found.append(Share(steps, epochs, compute.per_image, compute.of(steps)))
+        found.append(Share(steps, epochs, compute.step / compute.batch, compute.of(steps)))
     return found
+
+
+class _Compute(NamedTuple):
+    """Forward passes of an image that a training takes before its first step and in each, of `batch` images."""
+
+    before: float
+    step: float
+    batch: float
+    steps_per_epoch: int
+
+    def of(self, steps: int) -> float:
+        return self.before + steps * self.step
+
+
+def _count(config: TrainConfig, opened: Opened) -> _Compute:
+    clip, images, size = opened.model(config.model), count_images(config, opened), config.recipe.batch_size
+    classes = len(opened.data(config.data, "train", config.resolution, config.names).class_names)
+    operations, unit, steps = count_operations(config.method, clip), count_forward(clip), -(-images // size)
+    return _Compute(
+        before=images * operations.before / unit,
+        step=operations.step(images, classes, size) / unit,
+        batch=images / steps,
+        steps_per_epoch=steps,
+    )
 
 
 def report_equal_compute(

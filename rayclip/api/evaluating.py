@@ -20,6 +20,7 @@ from rayclip.defenses import chain_label
 from rayclip.evaluation import Cell, Evaluator, Shards, Store, collect_rows, outstanding
 from rayclip.evaluation import forecast as forecasts
 from rayclip.evaluation.alarms import alarms, cut_alarms
+from rayclip.evaluation.cell import positions_of
 from rayclip.evaluation.costs import Costs, PoolStatistics
 from rayclip.evaluation.forecast import Forecast
 from rayclip.evaluation.here import evaluate_here
@@ -149,9 +150,9 @@ def _measure(
         say("note", f"{again:,} images were evaluated without being saved: they are attacked again; verdicts stay.")
     if work:
         display = Display(quiet=where.quiet)
-        total = sum(len(positions[cell.data]) for cell in {cell.id: cell for cell in cells}.values())
+        total = sum(len(positions_of(cell, positions)) for cell in {cell.id: cell for cell in cells}.values())
         ran = _evaluate(work, store, where, display, total, given)
-        store.write_json(forecasts.RUNS, [*(store.read_json(forecasts.RUNS) or []), dataclasses.asdict(ran)])
+        store.write_json(forecasts.RUNS, [*(store.read_json(forecasts.RUNS, list) or []), dataclasses.asdict(ran)])
     saved = {cell.id: write_set(cell, store) for cell in images}
     for cell in images:
         own = (
@@ -161,8 +162,12 @@ def _measure(
         )
         say("note", f"{cell.title}: {saved[cell.id]}{own}.")
     rows = collect_rows(cells, positions, store)
-    for spec, fingerprint in {(cell.model, cell.model_fingerprint) for cell in cells}:
-        store.write_json(f"{LINEAGE}/{fingerprint}.json", model_record(spec, labels.get(spec)))
+    alike: dict[str, list[str]] = {}
+    for spec, fingerprint in dict.fromkeys((cell.model, cell.model_fingerprint) for cell in cells):
+        alike.setdefault(fingerprint, []).append(spec)
+    for fingerprint, specs in alike.items():  # models of equal weights are one row of a report, which names them all
+        label = " = ".join(labels[spec] for spec in specs if spec in labels)
+        store.write_json(f"{LINEAGE}/{fingerprint}.json", model_record(specs[0], label or None))
     store.write("results.json", rows_json(rows).encode())
     store.write("table.md", tables_of_seeds(rows, labels, groups).encode("utf-8", "backslashreplace"))
     warnings = {}
@@ -268,6 +273,7 @@ def plan_evaluation(
         loading=found.loading if found else None,
         start=found.start if found else 0.0,
         price=price,
+        memory=found.memory if found else 0.0,
         store=store,
     )
     forecasts.keep_plan(plan, store)
@@ -278,4 +284,8 @@ def spent(out: str) -> tuple[Forecast | None, list[forecasts.PlanComparison], li
     """Return a results folder's plan, its cells' actual beside planned cost, and the record of each evaluation."""
     store = Store(out)
     plan = forecasts.read_plan(store)
-    return plan, [] if plan is None else forecasts.compare_with_plan(plan, store), store.read_json(forecasts.RUNS) or []
+    return (
+        plan,
+        [] if plan is None else forecasts.compare_with_plan(plan, store),
+        store.read_json(forecasts.RUNS, list) or [],
+    )

@@ -15,6 +15,7 @@ from torch import nn
 from rayclip.api.attacking import Model, read_budget
 from rayclip.api.choosing import choose_evaluation, choose_trial, fields_of
 from rayclip.api.request import Tracking, Where
+from rayclip.data.sampling import Subset
 from rayclip.data.spec import choose_names
 from rayclip.methods import Recipe
 from rayclip.models import Clip, Precision, load_model
@@ -33,6 +34,7 @@ _DEFAULTS = {
     "attacks": "clean,pgd",
     "scorer": "template",
     "steps": 10,
+    "subset": "even",
     "resolution": "native",
     "resize": "antialias",
     "class_names": "curated",
@@ -103,6 +105,7 @@ def evaluate(
     steps: int | None = None,
     step_size: str | float | None = None,
     limit: int | None = None,
+    subset: Subset | None = None,
     substitutes: str = "default",
     resolution: str | None = None,
     resize: Resize | None = None,
@@ -142,6 +145,7 @@ def evaluate(
         "steps": steps,
         "step_size": step_size,
         "limit": limit,
+        "subset": subset,
         "resolution": resolution,
         "resize": resize,
         "class_names": class_names,

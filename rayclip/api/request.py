@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from rayclip.api.logbook import Logbook
 from rayclip.attacks import Attack
+from rayclip.data.sampling import Subset
 from rayclip.defenses import DRAWS, Aim, Chain
 from rayclip.distributed.resources import PoolSize
 from rayclip.evaluation import Protocol, Store
@@ -34,7 +35,8 @@ class Evaluation:
         made_against: what image attacks optimise against where the scorer is not the template: the scorer itself, or
             the template.
         limit: maximum number of samples per data set.
-        native: data sets that are attacked at their own resolution where the protocol says `model`.
+        subset: the samples that `limit` keeps.
+        native: data sets that are attacked at their own resolution where the protocol has another.
         native_resize: how these are resized inside the model's forward.
     """
 
@@ -42,6 +44,7 @@ class Evaluation:
     attacks: Sequence[Attack]
     protocol: Protocol
     limit: int | None = None
+    subset: Subset = "even"
     defenses: Sequence[Chain] = ((),)
     aims: Sequence[Aim] = (Aim(), Aim(gradient="bpda", draws=DRAWS))
     scorers: Sequence[Scorer] = (DEFAULT,)

@@ -123,24 +123,26 @@ def sweep(
     where: Where,
     results: Callable[[Trial], Mapping[str, str]] = itself,
     groups: Mapping[str, str] = {},
+    others: Mapping[str, str] = {},
 ) -> SweepResult:
-    """Train all trials, then evaluate the untouched model or models and every result.
+    """Train all trials, then evaluate the untouched model or models, every result and the others.
 
     Args:
         name: of the tracker's parent run.
         base: the untouched models that the trials start from.
         results: returns the models to evaluate of a finished trial, as {specification: label}.
         groups: display names without the seed, by model specification, if there are several seeds.
+        others: further models to evaluate, as {specification: label}.
     """
     opened, bases = Opened(quiet=where.quiet), _as_list(base)
-    plan_all(bases, evaluations, opened)
+    plan_all([*bases, *others], evaluations, opened)
     with _open_study("sweep", name, trials, where, opened) as study:
         errors: dict[str, str] = {}
         if not all(trial.is_finished() for trial in study.trials):
             study.connect()  # for the evaluation, too
             errors = _train(study.trials, where, study.logbook)
         trained = [trial for trial in study.trials if trial.name not in errors]
-        rows, labels = study.evaluate(bases, trained, results, evaluations, groups)
+        rows, labels = study.evaluate(bases, trained, results, evaluations, groups, others)
     return SweepResult(rows=rows, labels=labels, errors=errors, groups=groups)
 
 
@@ -256,9 +258,10 @@ class _Study(NamedTuple):
         results: Callable[[Trial], Mapping[str, str]],
         evaluations: Sequence[Evaluation],
         groups: Mapping[str, str] = {},
+        others: Mapping[str, str] = {},
     ) -> tuple[list[Row], dict[str, str]]:
-        """Evaluate the untouched models and the trained ones; return the rows, and labels by model specification."""
-        labels, runs = {base: f"untouched {model_name(base)}" for base in bases}, dict[str, str]()
+        """Evaluate the untouched models, others and the trained ones; return the rows, and labels by specification."""
+        labels, runs = {base: f"untouched {model_name(base)}" for base in bases} | dict(others), dict[str, str]()
         configs = [trial.config for trial in self.trials]
         for trial in trained:
             labels |= results(trial)

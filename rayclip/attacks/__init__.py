@@ -4,6 +4,7 @@ from rayclip.attacks.apgd import APGDCE, APGDDLR, APGDT
 from rayclip.attacks.autoattack import APGDPair, AutoAttack, AutoAttackSeeds
 from rayclip.attacks.base import Adversarial, Attack, Samples
 from rayclip.attacks.bert import BertAttack
+from rayclip.attacks.charmer import Charmer
 from rayclip.attacks.clean import Clean
 from rayclip.attacks.co_attack import CoAttack
 from rayclip.attacks.cw import CW
@@ -40,6 +41,7 @@ for _kind in (
     Transfer,
     UniversalPerturbation,
     BertAttack,
+    Charmer,
     SepAttack,
     CoAttack,
     SGA,

@@ -7,15 +7,16 @@ Shapes: B batch, A samples of it that are not broken yet, C H W image, K classes
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples
+from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, Stop
 from rayclip.attacks.geometry import margin, per_image, project, random_start, steepest
 from rayclip.models import ZeroShot
+from rayclip.settings import leave_out
 from rayclip.types import UserError
 
 ALPHA = 0.75  # weight of the gradient step; the rest is momentum
@@ -106,11 +107,14 @@ class APGD(Attack):
         iterations: N, steps of each restart; a sample that is not broken costs N + 1 queries.
         restarts: number of runs, each from a random start of its own.
         norm: `linf`, or `l2` over all pixels and channels of an image. The first step is 2·eps long.
+        stop: with `final` a sample stays to the end of the run that breaks it, and ends at the adversarial point of the
+            highest loss, for classifiers that are not the one that judges.
     """
 
     iterations: int = 100
     restarts: int = 1
     norm: Norm = "linf"
+    stop: Stop = "first_success"
 
     @property
     def label(self) -> str:
@@ -120,6 +124,16 @@ class APGD(Attack):
     @property
     def cost(self) -> int:
         return 2 * self.iterations * self.restarts
+
+    @property
+    def stops_early(self) -> bool:
+        return self.stop == "first_success"
+
+    def to_last_step(self) -> Self:
+        return replace(self, stop="final")
+
+    def describe(self) -> dict[str, Any]:
+        return leave_out(super().describe(), stop="first_success")
 
     @abstractmethod
     def losses(self, victim: ZeroShot, samples: Samples) -> list[Loss]:
@@ -158,14 +172,20 @@ class APGD(Attack):
     ) -> State:
         """Run Algorithm 1 once. Writes adversarial images, steps and queries to `made`; returns the samples that are
         not broken."""
+        highest_B = torch.full_like(samples.images_BCHW[:, 0, 0, 0], -torch.inf)  # of adversarial points
 
         def visit(index: Tensor, pixels: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
             """Return the rows that are not broken, and their losses and gradients. The last point needs no gradient."""
             with torch.set_grad_enabled(not last):
                 f, broken = forward(pixels.requires_grad_(not last), index)
             made.queries_B[index] += 1
-            rows = (~broken).nonzero().squeeze(1)  # the only wait for the device in a step
-            if len(rows) < len(index):
+            if self.stops_early:
+                rows = (~broken).nonzero().squeeze(1)  # the only wait for the device in a step
+            else:
+                rows = torch.arange(len(index), device=index.device)
+                broken = broken & (f.detach() > highest_B[index])
+                highest_B[index] = torch.where(broken, f.detach(), highest_B[index])
+            if len(rows) < len(index) or not self.stops_early:
                 kept = made.images_BCHW[index]
                 made.images_BCHW[index] = torch.where(per_image(broken), pixels.detach(), kept)
             if last or not len(rows):
@@ -211,7 +231,7 @@ class APGD(Attack):
                 gradient_max=gradient_max,
                 rises=s.rises + (f > s.f),
             )
-        return s
+        return s if self.stops_early else s.of((highest_B[s.at] == -torch.inf).nonzero().squeeze(1))
 
 
 @dataclass(frozen=True, kw_only=True)

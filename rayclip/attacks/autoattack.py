@@ -6,12 +6,12 @@ from typing import Any, ClassVar, Self
 import torch
 
 from rayclip import rng
-from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples
+from rayclip.attacks.base import Adversarial, Attack, Norm, Prompts, Samples, Stop
 from rayclip.attacks.geometry import per_image
 from rayclip.attacks.registry import ATTACKS
 from rayclip.attacks.square import Schedule
 from rayclip.models import ZeroShot
-from rayclip.settings import FILLED_IN
+from rayclip.settings import FILLED_IN, leave_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,8 @@ class InTurn(Attack):
     Attributes:
         iterations: for every part with such a setting; other settings are the parts' own defaults.
         norm: for every part.
+        restarts: for every part with such a setting: random starts of each APGD.
+        stop: for every part with such a setting: `final` where the attacked classifier is not the one that judges.
         classes: number of classes of the data.
     """
 
@@ -35,15 +37,25 @@ class InTurn(Attack):
 
     iterations: int = 100
     norm: Norm = "linf"
+    restarts: int = 1
+    stop: Stop = "first_success"
     classes: int | None = field(default=None, metadata=FILLED_IN)
 
     @property
     def label(self) -> str:
-        return self.name + ("" if self.norm == "linf" else f"_{self.norm}")
+        restarts = "" if self.restarts == 1 else f"-x{self.restarts}"
+        return self.name + restarts + ("" if self.norm == "linf" else f"_{self.norm}")
 
     @property
     def cost(self) -> int:
         return sum(part.cost for part in self.parts())
+
+    @property
+    def stops_early(self) -> bool:
+        return self.stop == "first_success"
+
+    def to_last_step(self) -> Self:
+        return replace(self, stop="final")
 
     def for_classes(self, count: int) -> Self:
         return replace(self, classes=count)
@@ -65,7 +77,7 @@ class InTurn(Attack):
     def describe(self) -> dict[str, Any]:
         """Return own settings, the parts in order with their numbers of targets, and each part's settings as
         `part.setting`."""
-        own, parts = super().describe(), self.parts()
+        own, parts = leave_out(super().describe(), restarts=1, stop="first_success"), self.parts()
         names = []
         for part in parts:
             targets = part.describe().get("targets")

@@ -361,6 +361,26 @@ class GradientAttack(Attack):
         return adversarial, steps_B, queries_B
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextOnlyAttack(Attack):
+    """Base of the attacks on texts alone: clean images against the adversarial class prompts (captions) that `prepare`
+    makes, for which all settings count unless `describe_text` says otherwise."""
+
+    needs_eps: ClassVar[bool] = False
+    asks_victim: ClassVar[bool] = False
+    for_pairs: ClassVar[bool] = True
+
+    def describe_text(self) -> dict[str, Any]:
+        return {"attack": self.name, **self.describe()}
+
+    def describe_prepared(self) -> dict[str, Any] | None:
+        return self.describe_text()
+
+    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
+        assert prompts is not None, "call prepare first"
+        return Adversarial.untouched(samples.images_BCHW, victim.embed_prompts(prompts))
+
+
 def mean_embeddings(victim: ZeroShot, texts: Sequence[Sequence[str]]) -> Tensor:
     """Return text weights `(B, D)` for each image, computed from the mean of the normalised embeddings of its own
     texts."""

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from rayclip.attacks.base import Adversarial, Attack, Prompts, Samples
+from rayclip.attacks.base import Attack, Prompts, TextOnlyAttack
 from rayclip.attacks.substitutes import TOKEN_TABLE, Offset, SubstituteSource, substitute_source
 from rayclip.models import Clip, ZeroShot
 
@@ -226,13 +226,7 @@ class TextAttack(TextSettings, Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BertAttack(TextAttack):
+class BertAttack(TextAttack, TextOnlyAttack):
     """Clean images against adversarial class prompts (captions)."""
 
     name: ClassVar[str] = "bert"
-    needs_eps: ClassVar[bool] = False
-    asks_victim: ClassVar[bool] = False
-
-    def craft(self, victim: ZeroShot, samples: Samples, *, eps: float, prompts: Prompts = None) -> Adversarial:
-        assert prompts is not None, "call prepare first"
-        return Adversarial.untouched(samples.images_BCHW, victim.embed_prompts(prompts))

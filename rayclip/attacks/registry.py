@@ -39,6 +39,7 @@ def attack_as_described(protocol: Mapping[str, Any]) -> Attack:
     types = kind.settings()
     spelled = {k: v for k in types if k != "attack" and (v := protocol.get(k)) not in (None, "")}
     written = {k: "+".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for k, v in spelled.items()}
+    written |= {k: str(v).lower() for k, v in spelled.items() if isinstance(v, bool)}
     try:
         attack = kind.with_settings(convert_all("attack", name, written, types, kind.default_norm()))
         described = attack.describe()

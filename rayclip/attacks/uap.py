@@ -12,14 +12,14 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from rayclip.attacks.base import Adversarial, Attack, Prompts, Samples
 from rayclip.attacks.geometry import margin, per_image
 from rayclip.models import ZeroShot
-from rayclip.models.weights import sha256
+from rayclip.models.sizes import is_whole
+from rayclip.models.weights import read_pickle, read_safetensors, sha256
 from rayclip.settings import FILLED_IN
 from rayclip.store import Store
 from rayclip.types import UserError, check_same
@@ -131,16 +131,15 @@ def _load(file: str, fingerprint: str) -> Tensor:
         check_same("perturbation", file, _digest(file), fingerprint)
     try:
         if path.suffix == ".npy":
-            found: Any = torch.from_numpy(np.load(path, allow_pickle=False))
-        elif path.suffix == ".safetensors":
-            found = load_file(path)
+            # Mapped, since the size that a header claims is otherwise believed
+            found: Any = torch.from_numpy(np.array(np.load(path, mmap_mode="r", allow_pickle=False)))
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError, EOFError) as error:
+            found = (read_safetensors if path.suffix == ".safetensors" else read_pickle)(path)
+    except (OSError, ValueError, TypeError, OverflowError, EOFError, UserError) as error:
         raise UserError(f"uap:file={file} holds no perturbation ({error}): give .npy, .pt or .safetensors.") from None
     if isinstance(found, dict):
         found = found.get("delta", next(iter(found.values())) if len(found) == 1 else None)
-    whole = isinstance(found, Tensor) and found.ndim in (3, 4) and found.shape[-3] == 3
+    whole = isinstance(found, Tensor) and is_whole(found) and found.ndim in (3, 4) and found.shape[-3] == 3
     if not whole or (found.ndim == 4 and len(found) != 1):
         raise UserError(f"uap:file={file} holds no perturbation: it has to be one tensor (3, H, W) or (1, 3, H, W).")
     delta = found.float().reshape(found.shape[-3:])

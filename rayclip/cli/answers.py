@@ -20,9 +20,10 @@ from rayclip.progress import Level
 from rayclip.store import Store
 from rayclip.tracking.address import join_address
 from rayclip.tracking.journal import waits
-from rayclip.types import Row
+from rayclip.types import Row, UserError
 
 _MOST_FILES = 10_000  # below a folder; for larger folders the state is not recorded and no answer is kept
+_DAMAGED = (UserError, ValueError, KeyError, TypeError, AttributeError, OSError)
 
 
 class Answer(NamedTuple):
@@ -44,13 +45,13 @@ def find(words: Mapping[str, Any], places: Sequence[str], out: str) -> Answer | 
     if not store.is_local or _waits(words, store):
         return None
     try:
-        kept = store.read_json(_name(words))
+        kept = store.read_json(_name(words), dict)
         if kept is None or kept["files"] != _state(places):
             return None
         if any(store.names(f"cells/{cell}", ".parquet") != names for cell, names in kept["cells"].items()):
             return None
         return Answer([Row(**row) for row in kept["rows"]], [(level, text) for level, text in kept["said"]])
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):  # damaged: the results themselves are there
+    except _DAMAGED:  # the results themselves are there
         return None
 
 

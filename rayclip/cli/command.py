@@ -23,14 +23,14 @@ FromZero = Annotated[int, typer.Option(min=0)]
 MODELS = (
     "digits (bundled), local-dir:PATH (layout of open_clip or transformers), hf:ORG/NAME (transformers), "
     "hf-hub:ORG/NAME (open_clip), an open_clip NAME:TAG such as ViT-B-32:openai, zoo:NAME (a published robust CLIP: "
-    "rayclip models list), "
-    "NAME-quickgelu:FILE or NAME-gelu:FILE with a file of weights, or prompted:PATH (what advpt and vp learn)."
+    "rayclip models list), NAME-quickgelu:FILE or NAME-gelu:FILE with a file of weights, or prompted:PATH (what advpt, "
+    "apt, fap and vp learn)."
 )
 WIDTH = {"max_content_width": 160}
 
 _GROUPS = {
-    "Model and data": "method methods model origin target a protocol data test shots limit captions resolution resize "
-    "class_names template seed seeds",
+    "Model and data": "method methods model origin target a protocol data test shots limit subset captions resolution "
+    "resize class_names template seed seeds",
     "Search": "search samples by reduction",
     "Attack": "attacks test_eps attack eps steps step_size norm start eps_warmup substitutes precision compiled",
     "Defence and scoring": "defense aim draws judgements scorer made_against",

@@ -14,6 +14,7 @@ from rayclip.paths import check_folder, split_places
 from rayclip.types import UserError
 
 if TYPE_CHECKING:
+    from rayclip.api.needs import Needs
     from rayclip.api.planning import StudyPlan
 
 _LEAST = 0.01  # GPU hours that a plan still tells apart from nothing
@@ -122,6 +123,8 @@ def show_plan(plan: "StudyPlan") -> None:
         found = seconds * plan.hardware.units / 3600
         return f"{found:.3g}" if found >= _LEAST else f"<{_LEAST:g}"
 
+    from rayclip.api.needs import FIRST_IMAGES
+
     rows = []
     for name in dict.fromkeys(trial.name for trial in plan.trials):
         alike = [trial for trial in plan.trials if trial.name == name]
@@ -130,12 +133,41 @@ def show_plan(plan: "StudyPlan") -> None:
         rows.append((name, len(alike), alike[0].epochs, alike[0].images, cost))
     if rows:
         print_grid(("", "trials", "epochs", "images", f"{unit} hours"), rows)
-    done = sum(trial.finished for trial in plan.trials)
+    done, upto = sum(trial.finished for trial in plan.trials), "at most" if plan.at_most else "about"
     print(f"{len(plan.trials)} trials, {done} of them finished; {plan.models} models to test, {plan.cells} cells each")
     print(
-        f"{'at most' if plan.at_most else 'about'} {hours(plan.training + plan.testing)} {unit} hours on "
+        f"{upto} {hours(plan.training + plan.testing)} {unit} hours on "
         f"{plan.hardware}: {hours(plan.training)} of training, {hours(plan.testing)} of tests"
     )
+    show_needs(plan.needs, upto)
+    trial, first = plan.first
+    trained = f"{trial.name} and " if trial is not None else ""
+    print(
+        f"first milestone, {trained}the untouched model on {FIRST_IMAGES} images of each data set (--limit): about "
+        f"{hours(first.training + first.testing)} {unit} hours here; {_on_cards(first.needs)}"
+    )
+
+
+def show_needs(needs: "Needs", upto: str = "about") -> None:
+    """Print GPU hours by kind of card, disk, memory and number of files."""
+    from rayclip.api.needs import SHARE_BF16, SHARE_FP32
+
+    print(
+        f"{upto} {_on_cards(needs)}: {needs.training + needs.testing:.2g} operations at {SHARE_BF16:.0%} of the cards' "
+        f"peak in bf16 (training) and {SHARE_FP32:.0%} in fp32 (tests), as an H100 had with ViT-B/32, if "
+        "every image is attacked"
+    )
+    print(
+        f"{needs.disk / 1e9:.2g} GB of results and checkpoints in {needs.files:,} files, and the checkpoints once more "
+        f"in MLflow's store; {needs.memory / 1e9:.2g} GB of memory a worker"
+    )
+
+
+def _on_cards(needs: "Needs") -> str:
+    from rayclip.api.needs import CARDS
+
+    hours = [(card.name, card.hours(needs.training, needs.testing)) for card in CARDS]
+    return ", ".join(f"{found:.3g} h on {name}" for name, found in hours)
 
 
 def _described(name: str) -> str:

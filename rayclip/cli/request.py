@@ -41,20 +41,24 @@ class Request(Logging):
             and what else is given from here: tecoa, robustvlm, coop. The table's foot says what differs from it.
         data: Data set names or Parquet files (Hugging Face layout); repeat for several, or commas between.
         template: Class prompts, with {} for the class.  [default: This is a photo of a {}]
-        resolution: Perturb images at their own size (native), or resize them to the model's input first (model), or
-            take these data sets at their own size and the others at the model's (native:cifar10+stl10).
+        resolution: Perturb images at their own size (native), or resize them to the model's input first (model, as SAFT
+            and TTC do; clip, as CLIP does), or take these data sets at their own size and the others at the model's
+            (native:cifar10+stl10; native:cifar10+stl10,clip).
         limit: Use at most this many images of each data set.
+        subset: The images that --limit keeps: evenly spaced, or drawn as RobustVLM's code does (of data prepared from
+            a WebDataset the same ones).
         attacks: Names with settings: clean,pgd:steps=100,step=1/255,pgd-l2:eps=128/255,bert.
         precision: Attack a copy of the model in this precision; what breaks the copy counts only if it breaks the fp32
             model. bf16 pays on GPUs with bf16 matrix units, not on most CPUs.
         compiled: Attack a compiled model: minutes of compilation first, which pays for long attacks on GPUs.
         defense: Wrap each model in these test-time defences: none,ttc:eps=4/255,rn+tte (+ makes a chain).
         aim: Attack a defended model without seeing the defence (ignore), by differentiating it (straight), or with the
-            identity in its place on the backward pass (bpda), also through its own decision (gate).
+            identity in its place on the backward pass (bpda), also through its own decision (gate); or through another
+            defence than its own, named as in --defense.
         draws: Average this many draws of a random defence at each query of an attack through it (EOT). [default: 4]
         judgements: Judge each attacked image with this many draws of a random defence; right only if all are right.
-        scorer: Score images by template, ensemble, cupl:captions=FILE, wca:captions=FILE,crops=60. For several data
-            sets FILE is a folder of NAME.parquet.
+        scorer: Score images by template, ensemble, ensemble:templates=clip (each data set's own; or coop),
+            cupl:captions=FILE, wca:captions=FILE,crops=60. For several data sets FILE is a folder of NAME.parquet.
         made_against: Make images against the scorer itself (own), against the template, or both.
         gpus_per_worker: GPUs per worker; may be a fraction, such as 0.25.
         save_adversarial: Also save adversarial images as a data set for each attack, OUT/adversarial/NAME, which --data
@@ -81,7 +85,8 @@ class Request(Logging):
     step_size: str | None = None
     limit: Positive | None = None
     substitutes: str = "default"
-    resolution: Annotated[str, typer.Option(metavar="native|model|native:NAMES")] = "native"
+    subset: Literal["even", "robustvlm"] = "even"
+    resolution: Annotated[str, typer.Option(metavar="native|model|clip|native:NAMES[,clip]")] = "native"
     resize: Literal["antialias", "plain"] = "antialias"
     class_names: Annotated[str, typer.Option(metavar="curated|raw|FILE")] = "curated"
     template: str | None = None
@@ -152,6 +157,7 @@ class Request(Logging):
             "with": [",".join(values) for values in listed],
             "attack": [list(self.budgets), self.steps, self.step_size, self.substitutes, self.draws, self.seed],
             **({} if self.judgements == 1 else {"judgements": self.judgements}),
+            **({} if self.subset == "even" else {"subset": self.subset}),
             "protocol": [self.limit, self.resolution, self.resize, names, self.precision, self.compiled, self.template],
             "followed": self.protocol,
             "tracking": None if self.no_tracking else [self.tracking_uri or default_uri(), self.experiment],
@@ -185,6 +191,7 @@ class Request(Logging):
             steps=self.steps,
             step_size=self.step_size,
             limit=self.limit,
+            subset=self.subset,
             substitutes=self.substitutes,
             resolution=self.resolution,
             resize=self.resize,

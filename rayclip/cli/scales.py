@@ -102,6 +102,14 @@ def ttc_protocol() -> dict[str, Any]:
     return zero_shot() | {"test_steps": 10}
 
 
+def robustvlm_protocol() -> dict[str, Any]:
+    """Return the settings that RobustVLM's protocol (`--protocol robustvlm`) changes at the scale `paper`."""
+    from rayclip.names import protocols
+
+    known = protocols()["robustvlm"]
+    return {"test": tuple(known["data"][0].split(",")), "eps": 4 / 255, "limit": known["limit"], "names": "curated"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The options of every sweep.

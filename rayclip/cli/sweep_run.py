@@ -16,6 +16,7 @@ from rayclip.units import default_step, parse_budget
 
 if TYPE_CHECKING:  # keeps `--help` fast
     from rayclip.api import Found, SweepResult
+    from rayclip.api.planning import StudyPlan
     from rayclip.api.request import Evaluation, Where
     from rayclip.attacks import Attack
     from rayclip.data import Resolution
@@ -75,6 +76,7 @@ class Run:
 
         self.out = Store(out)
         self._errors: dict[str, str] = {}
+        self._planned: list[StudyPlan] = []
         self.tracking = api.Tracking.choose(options.tracking_uri, name, about)
 
     @property
@@ -227,15 +229,19 @@ class Run:
         defenses: str = "none",
         scorers: str = "template",
         made_against: Sequence["MadeAgainst"] = ("own",),
+        aim: str = "ignore,bpda",
+        draws: int | None = None,
+        limit: int | None = None,
+        seed: int | None = None,
     ) -> list["Evaluation"]:
-        """Return one evaluation per resolution; test data and budget default to the sweep's.
+        """Return one evaluation per resolution; test data, budget, limit and seed default to the sweep's.
 
         Args:
-            defenses, scorers: in the syntax of `rayclip eval`.
+            defenses, scorers, aim, draws: in the syntax of `rayclip eval`.
             made_against: what image attacks optimise against where the scorer is not the template.
         """
         from rayclip.api.request import Evaluation
-        from rayclip.defenses import parse_defenses
+        from rayclip.defenses import DRAWS, parse_aims, parse_defenses
         from rayclip.evaluation import Protocol
         from rayclip.models.scorers import parse_scorers
 
@@ -246,13 +252,14 @@ class Run:
             Evaluation(
                 data=alike,
                 attacks=self.attacks(attacks),
-                limit=self.options.limit or self.setting.limit,
+                limit=limit or self.options.limit or self.setting.limit,
                 defenses=parse_defenses(defenses),
+                aims=parse_aims(aim, draws or DRAWS),
                 scorers=parse_scorers(scorers),
                 made_against=made_against,
                 protocol=Protocol(
                     eps=eps or self.setting.eps,
-                    seed=self.options.seed,
+                    seed=self.options.seed if seed is None else seed,
                     resolution=resolution,
                     resize=self.resize(alike[0]),
                     names=self.setting.names,
@@ -287,6 +294,7 @@ class Run:
         evaluations: Sequence["Evaluation"],
         *,
         results: Callable[["Trial"], Mapping[str, str]] | None = None,
+        others: Mapping[str, str] = {},
         part: str = "",
         show: bool = True,
     ) -> "SweepResult":
@@ -294,6 +302,7 @@ class Run:
 
         Args:
             results: returns the models to evaluate of a finished trial (`api.sweep`).
+            others: further models to evaluate, as {specification: label}.
             part: name of a part of the sweep: a subfolder of the results and a tracker run of its own.
             show: print the table; False leaves that to the caller (method `show`).
         """
@@ -301,11 +310,20 @@ class Run:
 
         title = f"{self.name} {self.options.scale}{f' {part}' if part else ''}"
         if self.options.plan:
-            return self._plan(title, trials, evaluations, part, results)
-        found = api.sweep(title, trials, evaluations, self.model, self.where(part), results or api.itself)
+            return self._plan(title, trials, evaluations, part, results, others)
+        where, models = self.where(part), results or api.itself
+        found = api.sweep(title, trials, evaluations, self.model, where, models, others=others)
         if show:
             self.show(found)
         return found
+
+    def referee(self, labels: Mapping[str, str], parts: Mapping[str, Sequence["Evaluation"]]) -> None:
+        """Print, keep and log what evaluations of these models, by part, say of defences (`api.referee`)."""
+        from rayclip import api
+        from rayclip.reports.to_terminal import show
+
+        places = {self.results(part).root: evaluations for part, evaluations in parts.items()}
+        show(api.referee(f"{self.name} {self.options.scale}", labels, places, self.where()))
 
     def search(
         self,
@@ -320,7 +338,7 @@ class Run:
 
         title = f"{self.name} {self.options.scale}"
         if self.options.plan:
-            self._plan(title, trials, evaluations)
+            self._plan(title, trials, evaluations, at_most=True)
             return
         found = api.search(title, trials, validation, evaluations, self.model, self.where(), reduction=reduction)
         api.show_search(found)
@@ -333,6 +351,9 @@ class Run:
         evaluations: Sequence["Evaluation"],
         part: str = "",
         results: Callable[["Trial"], Mapping[str, str]] | None = None,
+        others: Mapping[str, str] = {},
+        *,
+        at_most: bool = False,
     ) -> "SweepResult":
         """Print what a part of the sweep takes; return a result without rows."""
         from rayclip import api
@@ -340,7 +361,10 @@ class Run:
         from rayclip.cli.grid import show_plan
 
         print(f"{title}:")
-        show_plan(plan_study(trials, evaluations, [self.model], self.where(part), results or api.itself))
+        models = [self.model, *others]
+        plan = plan_study(trials, evaluations, models, self.where(part), results or api.itself)
+        show_plan(dataclasses.replace(plan, at_most=at_most))
+        self._planned.append(plan)
         return api.SweepResult(rows=[], labels={}, errors={})
 
     def show(self, found: "SweepResult | Found") -> None:
@@ -355,6 +379,12 @@ class Run:
         from rayclip.progress import say
 
         if self.options.plan:
+            if len(self._planned) > 1:
+                from rayclip.api.needs import Needs
+                from rayclip.cli.grid import show_needs
+
+                print(f"{self.name} {self.options.scale}, all {len(self._planned)} parts:")
+                show_needs(sum((plan.needs for plan in self._planned), Needs()))
             return
         print(f"results: {self.out.root}")
         print(f"MLflow:  rayclip ui --experiment {self.name} --tracking-uri {self.tracking.uri}")

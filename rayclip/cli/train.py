@@ -148,8 +148,8 @@ def train(
         recipe: Use the published code's settings, its whole warm-up included (paper), or settings for models of a few
             million parameters (small). [default: small below 20 million parameters, else paper with a warm-up of at
             most a tenth of the run]
-        trains: Train all parameters, the image encoder (image), or its last N blocks and what follows (last-N); or
-            lora:rank=8,alpha=16,part=image, low-rank changes of a part's layers. [default: the method's]
+        trains: Train all parameters, an encoder (image, text), or the image encoder's last N blocks and what follows
+            (last-N); or lora:rank=8,alpha=16,part=image, low-rank changes of a part's layers. [default: the method's]
         seed: Seed of all random numbers; of several, each trains a model, OUT/seed-N, and the table has mean ± standard
             deviation.
         workers: Train workers (one GPU each where there are GPUs).

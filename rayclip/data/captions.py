@@ -33,6 +33,7 @@ C = TypeVar("C", bound=Configurable)
 BUNDLED = {"digits": Path(__file__).with_name("digits_captions.csv")}
 
 _METADATA = b"rayclip_captions"
+_SHOWN = 60  # characters of a wrong value that an error shows
 _SCHEMA = pa.schema(
     [
         ("class_index", pa.int64()),
@@ -115,11 +116,12 @@ def table_for(captions: str, data: str) -> str:
     raise UserError(f"folder {captions} has no captions of '{name}': it needs {name}.parquet or {name}.csv.")
 
 
-def bind_captions(owner: C, data: str, class_names: Sequence[str]) -> C:
+def bind_captions(owner: C, data: str, class_names: Sequence[str], other_names: Sequence[str] = ()) -> C:
     """Return an attack, a method, a defence or a scorer with the captions that it needs (`captions_needed`) read in.
 
     Args:
         data: the data set, as on the command line; `digits#holdout` has the captions of `digits`.
+        other_names: another spelling of the classes (`ImageSet.other_names`), in which a table may name them.
 
     Raises:
         UserError: there are no captions, too few for a class, or a table that does not fit the classes.
@@ -129,21 +131,26 @@ def bind_captions(owner: C, data: str, class_names: Sequence[str]) -> C:
     if not captions:
         return owner
     table = table_for(captions, data)
-    return owner.with_texts(read_captions(table, class_names), class_names, table)
+    return owner.with_texts(read_captions(table, class_names, other_names), class_names, table)
 
 
-def read_captions(path: str | Path, class_names: Sequence[str] | None = None) -> list[list[str]]:
+def read_captions(
+    path: str | Path, class_names: Sequence[str] | None = None, other_names: Sequence[str] = ()
+) -> list[list[str]]:
     """Read the captions of each class, in label order, best first.
 
     Args:
         path: a table, edited or not, or the name of a bundled one.
         class_names: the classes that the table must match; None for those that the file was made for.
+        other_names: another spelling of them, which the table may have instead; empty for none.
 
     Raises:
         UserError: see `read_table`; or a class has no caption, or the file is for other classes.
     """
     table = read_table(path)
-    names = table.made_from.get("class_names") if class_names is None else class_names
+    made_for = table.made_from.get("class_names")
+    is_list = isinstance(made_for, list) and all(isinstance(name, str) for name in made_for)
+    names = (made_for if is_list else None) if class_names is None else class_names
     by_label: dict[int, list[str]] = {}
     for row in table.rows:
         by_label.setdefault(row.class_index, []).append(row.caption)
@@ -152,9 +159,11 @@ def read_captions(path: str | Path, class_names: Sequence[str] | None = None) ->
         if row.class_index >= len(names):
             raise UserError(f"{path} has class {row.class_index}, but there are {len(names)} classes, 0 first.")
         expected = names[row.class_index]
-        if row.class_name and normal_name(row.class_name) != normal_name(expected):
+        known = {normal_name(name) for name in (expected, *other_names[row.class_index : row.class_index + 1])}
+        if row.class_name and normal_name(row.class_name) not in known:
             raise UserError(
-                f"{path} has captions of '{row.class_name}' as class {row.class_index}, which is '{expected}': "
+                f"{path} has captions of '{row.class_name[:_SHOWN]}' as class {row.class_index}, which is "
+                f"'{expected[:_SHOWN]}': "
                 "it is of another data set, or the row's class_index is wrong."
             )
     count = max(by_label) + 1 if names is None else len(names)
@@ -196,7 +205,7 @@ def _row(where: str, record: Mapping[str, Any]) -> Caption:
         column, missing = first["loc"][0], first["type"] == "missing"
         if missing and column == "caption":
             raise UserError(f"{where} has no caption: write one or delete the row.") from None
-        said = "is missing" if missing else f"'{first['input']}': {first['msg']}"
+        said = "is missing" if missing else f"'{str(first['input'])[:_SHOWN]}': {first['msg']}"
         raise UserError(f"{where}: {column} {said}.") from None
 
 
@@ -207,12 +216,16 @@ def _read_csv(path: Path) -> tuple[Sequence[str], Iterable[tuple[int, dict[str, 
         made_from = json.loads(_beside(path).read_bytes()) if _beside(path).exists() else {}
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8: save it from your editor as 'CSV UTF-8'.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{_beside(path)} is damaged: delete it or write {path} again.") from None
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)  # spreadsheets use the delimiter of their locale
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    filled = ((n, r) for n, r in enumerate(reader, 2) if any(isinstance(v, str) and v.strip() for v in r.values()))
+    try:
+        rows = list(enumerate(reader, 2))
+    except csv.Error as error:
+        raise UserError(f"{path} is no table in CSV ({error}): write it again.") from None
+    filled = ((n, r) for n, r in rows if any(isinstance(v, str) and v.strip() for v in r.values()))
     return reader.fieldnames or [], filled, made_from
 
 
@@ -220,9 +233,10 @@ def _read_parquet(path: Path) -> tuple[Sequence[str], Iterable[tuple[int, dict[s
     try:
         table = pq.read_table(path)
         made_from = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        rows = table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}") from None
-    return table.column_names, enumerate(table.to_pylist(), start=1), made_from
+    return table.column_names, enumerate(rows, start=1), made_from
 
 
 def _beside(path: Path) -> Path:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 # `native`: perturb at the data set's own size, resize inside the model (TeCoA, MMCoA).
 # `model`: resize first, perturb at the model's input size (SAFT, TTC).
-Resolution = Literal["native", "model"]
+# `clip`: as `model`, the shorter side to the input's and its centre, for every image (CLIP; RobustVLM, CoOp).
+Resolution = Literal["native", "model", "clip"]
 Resize = Literal["auto", "square", "crop"]
 
 
@@ -37,6 +38,7 @@ class ImageSet(ABC):
         ids: `(N,)` int64, each sample's row in its source: unchanged in subsets, and the key of its noise.
         fingerprint: a hash of the content; part of every evaluation cell's id.
         raw_names: the class names as the data's source spells them.
+        other_names: the class names in the spelling that `class_names` does not have, if there are two.
         resize: how images are resized to the model's input: `square`, `crop` (shorter side, then the centre), or
             chosen by their own shape (`auto`).
         native_size: (width, height) of all images; None if unknown or if sizes differ.
@@ -46,6 +48,7 @@ class ImageSet(ABC):
     name: str
     class_names: tuple[str, ...]
     raw_names: tuple[str, ...]
+    other_names: tuple[str, ...] = ()
     resize: Resize = "auto"
     native_size: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
@@ -70,6 +73,11 @@ class ImageSet(ABC):
             UserError: an image cannot be read.
         """
 
+    def archives(self) -> tuple[int, ...]:
+        """Return the number of images in each archive of the WebDataset that the data come from, in order; nothing for
+        other sources."""
+        return ()
+
     def subset(self, positions: Sequence[int] | np.ndarray) -> "ImageSet":
         """Return the data restricted to some positions; ids and fingerprint are kept."""
         return _Subset(self, np.asarray(positions, dtype=np.int64))
@@ -77,7 +85,16 @@ class ImageSet(ABC):
 
 class _Subset(ImageSet):
     def __init__(self, whole: ImageSet, positions: np.ndarray) -> None:
-        for attribute in ("name", "class_names", "raw_names", "fingerprint", "resize", "native_size", "notes"):
+        for attribute in (
+            "name",
+            "class_names",
+            "raw_names",
+            "other_names",
+            "fingerprint",
+            "resize",
+            "native_size",
+            "notes",
+        ):
             setattr(self, attribute, getattr(whole, attribute))
         self.labels, self.ids = whole.labels[positions], whole.ids[positions]
         self._whole, self._positions = whole, positions
@@ -102,7 +119,7 @@ def batch_pixels(data: Images, positions: Sequence[int], resolution: Resolution,
     """Stack images into one uint8 tensor `(B, 3, H, W)`; divide by 255 for pixels.
 
     Args:
-        resolution: `native` keeps the images' size, which must be the same for all; `model` resizes to `image_size`.
+        resolution: `native` keeps the images' size, which must be the same for all; the others resize to `image_size`.
 
     Raises:
         UserError: `native` images of different sizes.
@@ -110,8 +127,9 @@ def batch_pixels(data: Images, positions: Sequence[int], resolution: Resolution,
     import torch  # imported here, so that commands that only move files start quickly
 
     images = data.images(positions)
-    if resolution == "model":
-        images = [to_model_size(image, image_size, data.resize) for image in images]
+    if resolution != "native":
+        rule = "clip" if resolution == "clip" else data.resize
+        images = [to_model_size(image, image_size, rule) for image in images]
     elif len({image.size for image in images}) > 1:
         raise mixed_sizes(data)
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
@@ -124,12 +142,13 @@ def mixed_sizes(data: Images) -> UserError:
     )
 
 
-def to_model_size(image: Image.Image, size: int, rule: Resize = "auto") -> Image.Image:
-    """Resize by SAFT's and TTC's rule: at 224, small squares by `Resize(224)`, others `Resize(256)` and crop."""
+def to_model_size(image: Image.Image, size: int, rule: Resize | Literal["clip"] = "auto") -> Image.Image:
+    """Resize by SAFT's and TTC's rule: at 224, small squares by `Resize(224)`, others `Resize(256)` and crop. CLIP's is
+    `Resize(224)` and crop."""
     width, height = image.size
     if rule == "square" or (rule == "auto" and width == height <= size):
         return image.resize((size, size), Image.Resampling.BICUBIC)
-    ratio = size * 8 / 7 / min(width, height)
+    ratio = size * (1 if rule == "clip" else 8 / 7) / min(width, height)
     width, height = max(size, round(width * ratio)), max(size, round(height * ratio))
     left, top = (width - size) // 2, (height - size) // 2
     return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))

@@ -21,6 +21,8 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"
 _KEPT_MODES = ("RGB", "L")
 _KINDS = {"I": "16-bit", "P": "palette", "1": "1-bit"}  # of other modes
 _ANIMATED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")
+_PIXELS = 61_000_000  # of the largest image, as cameras make them; decoding takes up to 0.9 GB (WebP with alpha)
+_ROWS = 256
 _WINDOW = 8  # items in flight per thread
 
 _Item = TypeVar("_Item")
@@ -77,10 +79,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise BadImageError("32-bit pixels of unknown range")
-        return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
+        scaled = np.empty((image.height, image.width), np.uint8)
+        for top in range(0, image.height, _ROWS):  # a few rows at a time: large images have hundreds of MB
+            rows = image.crop((0, top, image.width, min(top + _ROWS, image.height)))
+            grey = np.asarray(rows).astype(np.int64)
+            if grey.min() < 0 or grey.max() > 65535:
+                raise BadImageError("32-bit pixels of unknown range")
+            scaled[top : top + _ROWS] = np.round(grey / 257)
+        return Image.fromarray(scaled).convert("RGB")
     if image.mode == "F":
         raise BadImageError("floating-point pixels of unknown range")
     if image.mode == "P":
@@ -95,6 +101,8 @@ def _opened(data: bytes | memoryview) -> Iterator[Image.Image]:
         raise BadImageError("empty file")
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            if image.width * image.height > _PIXELS:
+                raise BadImageError(f"{image.width}×{image.height} pixels, more than {_PIXELS:,}")
             yield image
     except BadImageError:
         raise

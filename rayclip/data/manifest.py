@@ -20,7 +20,7 @@ Names = Literal["curated", "raw"]
 _Name = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
 _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_SUM = "sha256"
+SUM = "sha256"
 
 
 class _Model(BaseModel):
@@ -119,7 +119,7 @@ class Manifest(_Model):
 
     def to_json(self) -> str:
         raw = self.model_dump(mode="json")
-        return json.dumps({**raw, _SUM: _sum(raw)}, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps({**raw, SUM: checksum(raw)}, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> "Manifest":
@@ -127,7 +127,7 @@ class Manifest(_Model):
         try:
             manifest, raw = cls.model_validate_json(text), json.loads(text)
             # A changed class name, shard order or split name is not inconsistent: only the hash detects it.
-            if raw.get(_SUM) != _sum(raw):
+            if raw.get(SUM) != checksum(raw):
                 raise ValueError("it was changed after it was written")
         except (ValidationError, ValueError, RecursionError) as error:
             raise UserError(
@@ -153,9 +153,9 @@ def open_manifest(store: Store) -> Manifest:
     return manifest
 
 
-def _sum(raw: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the content, independent of spacing and key order in the file."""
-    return hashlib.sha256(json.dumps({k: v for k, v in raw.items() if k != _SUM}, sort_keys=True).encode()).hexdigest()
+def checksum(raw: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a file's content but for its entry `sha256`, independent of spacing and key order."""
+    return hashlib.sha256(json.dumps({k: v for k, v in raw.items() if k != SUM}, sort_keys=True).encode()).hexdigest()
 
 
 def _reason(error: Exception) -> str:

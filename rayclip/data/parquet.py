@@ -111,7 +111,7 @@ class EncodedImages:
         state = f"{self.fingerprint}{[(s.st_size, s.st_mtime_ns) for s in stats]}"
         memory = Store(str(cache_root() / "checked"))
         name = f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.json"
-        found = None if again else memory.read_json(name)
+        found = None if again else memory.read_json(name, dict)
         if found is None:
             found = self._check_all(on_progress)
             with contextlib.suppress(OSError):  # if the cache cannot be written, the check is only repeated

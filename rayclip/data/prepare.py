@@ -26,14 +26,15 @@ from pydantic import BaseModel, ValidationError
 from rayclip import __version__
 from rayclip.data.intake import BadImageError, CheckedImage, check_image, in_order
 from rayclip.data.labels import notes_on_classes
-from rayclip.data.manifest import MANIFEST, RECIPE, File, Manifest, ShardFile, Split, read_manifest
-from rayclip.data.shardwriter import Layout, ShardWriter, npy_bytes, part_name
+from rayclip.data.manifest import MANIFEST, RECIPE, SUM, File, Manifest, ShardFile, Split, checksum, read_manifest
+from rayclip.data.shardwriter import Layout, ShardWriter, WrittenShard, npy_bytes, part_name
 from rayclip.data.sources.base import Record, Source
 from rayclip.store import Store
 from rayclip.types import UserError
 
 JOURNAL = "unfinished.json"
 REJECTED = "rejected.parquet"
+_SHOWN = 100  # characters of a path or a reason that an error shows
 _WRITTEN = re.compile(r".+-\d{5,}(\.parquet|\.part\.npy)|index-.+\.npy")  # shards and their indexes
 _REJECTED_SCHEMA = pa.schema(
     [("split", pa.string()), ("path", pa.string()), ("row", pa.int64()), ("label", pa.int64()), ("reason", pa.string())]
@@ -155,7 +156,7 @@ class _Progress(BaseModel):
     converted: dict[str, int] = {}
     size: tuple[int, int] | None = None
     sizes_differ: bool = False
-    shards: list[ShardFile] = []
+    shards: list[WrittenShard] = []
     rejected: list[dict[str, Any]] = []
 
     def count(self, taken: CheckedImage) -> None:
@@ -184,8 +185,9 @@ class _Journal(BaseModel):
             with contextlib.suppress(ValidationError, UserError):
                 journal = cls.model_validate_json(text)
                 shards = [shard for split in journal.splits.values() for shard in split.shards]
-                there = (store.size(s.file) == s.bytes and store.size(part_name(s.file)) is not None for s in shards)
-                if journal.identity == identity and all(there):
+                there = (store.size(s.file) == s.bytes and _has_part(store, s) for s in shards)
+                raw = json.loads(text)
+                if journal.identity == identity and raw.get(SUM) == checksum(raw) and all(there):
                     return journal
             before = read_manifest(store)
             kept = {f.file for s in before.splits.values() for f in s.files} if before is not None else set()
@@ -197,7 +199,13 @@ class _Journal(BaseModel):
         return journal
 
     def write(self, store: Store) -> None:
-        store.write(JOURNAL, self.model_dump_json().encode())
+        raw = self.model_dump(mode="json")
+        store.write(JOURNAL, json.dumps({**raw, SUM: checksum(raw)}).encode())
+
+
+def _has_part(store: Store, shard: WrittenShard) -> bool:
+    part = store.read(part_name(shard.file))
+    return part is not None and shard.part in ("", hashlib.sha256(part).hexdigest())
 
 
 def _prepare_split(
@@ -239,7 +247,8 @@ def _prepare_split(
         if writer is not None:
             progress.shards.append(writer.commit())
     if not progress.shards:
-        first = f": {progress.rejected[0]['path']}: {progress.rejected[0]['reason']}" if progress.rejected else ""
+        shown = [str(progress.rejected[0][key])[:_SHOWN] for key in ("path", "reason")] if progress.rejected else []
+        first = "".join(f": {text}" for text in shown)
         raise UserError(
             f"none of the {progress.consumed} {split} images of '{request.name}' can be used{first or ' (none found)'}."
         )
@@ -324,6 +333,6 @@ def _describe(request: Request, split: str, progress: _Progress, store: Store) -
         converted=progress.converted,
         per_class=tuple(np.bincount(index["label"], minlength=classes).tolist()) if classes else (),
         size=None if progress.sizes_differ else progress.size,
-        shards=tuple(progress.shards),
+        shards=tuple(ShardFile(**shard.model_dump(exclude={"part"})) for shard in progress.shards),
         index=file,
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from filelock import FileLock
 
 from rayclip.data.images import ImageSet
@@ -37,7 +38,8 @@ class PreparedImages(EncodedImages, ImageSet):
     def __init__(self, store: Store, manifest: Manifest, split: str, names: Names = "curated") -> None:
         self.manifest, self.split, self._store = manifest, split, store
         self.name = manifest.name
-        self.class_names = manifest.class_names if names == "curated" else manifest.raw_names
+        spelled = (manifest.class_names, manifest.raw_names)
+        self.class_names, self.other_names = spelled if names == "curated" else spelled[::-1]
         self.raw_names = manifest.raw_names
         found = manifest.splits[split]
         self.shards, self.native_size = found.shards, found.size
@@ -52,6 +54,19 @@ class PreparedImages(EncodedImages, ImageSet):
 
     def _locate(self, number: int) -> Path:
         return local_path(self._store, self.shards[number])
+
+    def archives(self) -> tuple[int, ...]:
+        source = self.manifest.source
+        if "webdataset" not in (source.get("kind"), source.get("form")):
+            return ()
+        system, place = self._store.filesystem()
+        of_each: list[str] = []  # the archive begins the path of each image
+        for shard in self.shards:
+            with system.open_input_file(f"{place}/{shard.file}") as file:
+                table = pq.ParquetFile(file).read(columns=["image.path"])
+            paths = table["image"].combine_chunks().field("path").to_pylist()
+            of_each += [path.partition(".tar/")[0] for path in paths]
+        return tuple(len(list(members)) for _, members in itertools.groupby(of_each))
 
 
 def prepared_pairs(store: Store, manifest: Manifest, split: str) -> PairSet:

@@ -1,15 +1,53 @@
-"""Which images are trained on, and in which order: k-shot subsets, and epochs of shuffled batches.
+"""Which images are used, and in which order: k-shot subsets and epochs of shuffled batches, to train; draws, to test.
 
-Both are fixed by the seed and independent of the cluster.
+All are fixed by the seed and independent of the cluster.
 """
 
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rayclip.data.images import ImageSet
 from rayclip.types import UserError
+
+Subset = Literal["even", "robustvlm"]  # the images that a limit keeps: evenly spaced, or RobustVLM's draw
+_READERS, _BUFFER, _BATCH = 4, 10_000, 50  # of RobustVLM's code
+
+
+def webdataset_draw(archives: Sequence[int], count: int, seed: int = 0) -> np.ndarray:
+    """Return the positions, ascending, of the `count` images that RobustVLM's code draws from a WebDataset.
+
+    Four readers share the archives in turn. Each shuffles its images in a buffer of 10,000, with Python's generator of
+    this seed, and gives batches of 50, which are taken in turn (`CLIP_benchmark/clip_benchmark/cli.py` of
+    chs20/RobustVLM, with webdataset 0.2.48).
+
+    Args:
+        archives: images in each archive, in order.
+    """
+    ends = list(itertools.accumulate(archives))
+    parts = [range(end - size, end) for end, size in zip(ends, archives, strict=True)]
+    readers = [_shuffle(itertools.chain(*parts[i::_READERS]), random.Random(seed)) for i in range(_READERS)]
+    drawn: list[int] = []
+    while readers and len(drawn) < count:
+        batches = [list(itertools.islice(reader, _BATCH)) for reader in readers]
+        readers = [reader for reader, batch in zip(readers, batches, strict=True) if batch]
+        drawn += itertools.chain(*batches)
+    return np.sort(np.array(drawn[:count], dtype=np.int64))
+
+
+def _shuffle(numbers: Iterable[int], generator: random.Random) -> Iterator[int]:
+    """Yield numbers in the order of webdataset's shuffle: one of a buffer, in whose place the last goes."""
+    coming = iter(numbers)
+    buffer = list(itertools.islice(coming, _BUFFER))
+    while buffer:
+        chosen = generator.randint(0, len(buffer) - 1)
+        buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+        yield buffer.pop()
+        buffer += itertools.islice(coming, 1)
 
 
 def few_shot(data: ImageSet, shots: int | None, seed: int) -> ImageSet:

@@ -37,6 +37,12 @@ class Layout:
     group: int = 1 << 20
 
 
+class WrittenShard(ShardFile):
+    """A shard with the SHA-256 of its part of the index; empty if an earlier version wrote it."""
+
+    part: str = ""
+
+
 class ShardWriter:
     """Writer of one Parquet shard to a temporary place; `commit` moves it to its final place."""
 
@@ -88,19 +94,21 @@ class ShardWriter:
             self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema), row_group_size=len(self._rows))
         self._rows, self._pending = [], 0
 
-    def commit(self) -> ShardFile:
+    def commit(self) -> WrittenShard:
         self._flush()
         self._writer.close()
         with self._path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        written = ShardFile(
+        part = npy_bytes(_index(self._path, self._labels))
+        written = WrittenShard(
             file=self._file,
             bytes=self._path.stat().st_size,
             sha256=sha256,
             rows=len(self._labels),
             content=self._content.hexdigest(),
+            part=hashlib.sha256(part).hexdigest(),
         )
-        self._store.write(part_name(self._file), npy_bytes(_index(self._path, self._labels)))
+        self._store.write(part_name(self._file), part)
         self._store.upload(self._path, self._file)
         return written
 

@@ -7,11 +7,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
+from rayclip.data.images import Resolution
 from rayclip.data.labels import Reading, read_class_names
 from rayclip.data.manifest import Names
-from rayclip.paths import expand_home
+from rayclip.paths import expand_home, plain_dataset
 from rayclip.types import UserError
 
 COOP = "-coop"  # what `NAME#coop`, a data set in CoOp's split, is called on disk
@@ -81,17 +82,26 @@ def choose_names(written: str, data: Sequence[str]) -> tuple[Names, list[str]]:
     return "curated", [str(dataclasses.replace(s, reading=dataclasses.replace(s.reading, names=path))) for s in specs]
 
 
-def split_resolution(text: str) -> list[str] | None:
-    """Return the data sets that `--resolution native:NAMES` names; None for `native` and `model`, which hold for all.
-    Raises `UserError` if it is neither."""
-    kind, colon, names = text.partition(":")
+def split_resolution(text: str) -> tuple[Resolution, list[str] | None]:
+    """Parse `--resolution native|model|clip`, or `native:NAMES` and `native:NAMES,clip`: return the resolution, and the
+    data sets that are attacked at their own in place of it, None if none are named. Raises `UserError` if it is
+    nothing of these."""
+    kind, colon, rest = text.partition(":")
+    names, comma, others = rest.partition(",")
     listed = [name for name in names.split("+") if name]
-    if kind not in ("native", "model") or bool(colon) != bool(listed) or (kind == "model" and listed):
+    chosen = (others if comma else "model") if colon else kind
+    if chosen not in get_args(Resolution) or (colon and (kind != "native" or not listed or chosen == "native")):
         raise UserError(
-            f"--resolution {text} means nothing: write native, model, or native:cifar10+stl10 for some data sets at "
-            "their own size and the others at the model's."
+            f"--resolution {text} means nothing: write native, model, clip, or native:cifar10+stl10 for some data sets "
+            "at their own size and the others at the model's (native:cifar10+stl10,clip for these in CLIP's way)."
         )
-    return listed if colon else None
+    return cast(Resolution, chosen), listed if colon else None
+
+
+def published_name(dataset: str) -> str:
+    """Return the name of a data set without split, part and form: `caltech101-coop`, `caltech101-test` are
+    `caltech101`."""
+    return plain_dataset(dataset).removesuffix(COOP)
 
 
 def _exists(text: str) -> bool:

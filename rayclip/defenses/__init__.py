@@ -3,7 +3,17 @@
 from rayclip.defenses.base import Defense, Purifier
 from rayclip.defenses.clipure import CLIPureCos
 from rayclip.defenses.csr import CSR
-from rayclip.defenses.defended import IGNORE, Aim, Chain, Defended, chain_label, describe_chain, fitting, is_random
+from rayclip.defenses.defended import (
+    IGNORE,
+    Aim,
+    Chain,
+    Defended,
+    chain_label,
+    describe_chain,
+    fitting,
+    is_random,
+    pinned,
+)
 from rayclip.defenses.et3 import ET3
 from rayclip.defenses.registry import DEFENSES, DRAWS, parse_aims, parse_defenses
 from rayclip.defenses.rn import RandomNoise
@@ -27,6 +37,7 @@ __all__ = [
     "is_random",
     "parse_aims",
     "parse_defenses",
+    "pinned",
 ]
 
 for _kind in (TTC, NAC, DOC, CSR, ET3, CLIPureCos, RTPT, RandomNoise, TTE, AntiAdversary, Hedge):

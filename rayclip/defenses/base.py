@@ -51,9 +51,14 @@ class Defense(Configurable):
         return format_changes(self)
 
     @property
+    def view_count(self) -> int:
+        """Number of images that `views` makes of one, V."""
+        return 1
+
+    @property
     def cost(self) -> int:
         """Approximate number of forward and backward passes per image beyond the prediction's own."""
-        return 0
+        return self.view_count - 1
 
     def views(self, victim: ZeroShot, pixels_BCHW: Tensor, keys_B: Tensor) -> Tensor:
         """Return the images that the classifier gets instead, `(B, V, C, H, W)` in [0, 1]; by default the images.

@@ -31,30 +31,43 @@ class Aim:
             identity. `gate`: the same, and the gradient of the defence's own decision is added (`Defense.relaxed`).
         draws: number of draws of a random defence that are averaged at every query of the attack (EOT); the attack gets
             the logarithm of their mean probabilities. Each query draws anew.
+        source: the defence that the attack goes through in place of the one that judges (transfer from another defended
+            classifier); empty for that itself.
     """
 
     gradient: Gradient = "ignore"
     draws: int = 1
+    source: Chain = ()
+
+    @property
+    def name(self) -> str:
+        return f"from-{'-'.join(defense.name for defense in self.source)}" if self.source else self.gradient
 
     @property
     def label(self) -> str:
         """Suffix of the attack in metric names; empty if the attack ignores the defence."""
-        if self.gradient == "ignore":
-            return ""
-        return f"_{self.gradient}"
+        return "" if self.gradient == "ignore" else f"_{self.name}"
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Return whether the attack goes through the defence that judges."""
+        return self.gradient != "ignore" and not self.source
 
     def describe(self) -> dict[str, Any]:
-        return {"aim": self.gradient} | ({} if self.gradient == "ignore" else {"draws": self.draws})
+        draws = {} if self.gradient == "ignore" else {"draws": self.draws}
+        return {"aim": self.name} | draws | ({"source_defense": describe_chain(self.source)} if self.source else {})
 
 
 IGNORE = Aim()
 
 
 def fitting(aim: Aim, chain: Chain) -> Aim:
-    """Return the aim without what makes no difference for this chain: draws of a chain that is not random, and the gate
-    of one that has none."""
-    gradient = "bpda" if aim.gradient == "gate" and all(d.relaxed() is d for d in chain) else aim.gradient
-    return Aim(gradient=gradient, draws=aim.draws if is_random(chain) else 1)
+    """Return the aim without what makes no difference for this chain: draws of a chain that is not random, the gate of
+    one that has none, and a source that is the chain itself."""
+    source = () if aim.source == chain else aim.source
+    attacked = source or chain
+    gradient = "bpda" if aim.gradient == "gate" and all(d.relaxed() is d for d in attacked) else aim.gradient
+    return Aim(gradient=gradient, draws=aim.draws if is_random(attacked) else 1, source=source)
 
 
 class Defended(ImageViewWrapper):
@@ -155,6 +168,11 @@ class Defended(ImageViewWrapper):
         if self._through_gate[place]:
             return old + (new - old.detach())
         return old + (new - old).detach()
+
+
+def pinned(chain: Chain) -> Chain:
+    """Return the chain with the fingerprints of the files that its predictions depend on filled in."""
+    return tuple(defense.pinned() for defense in chain)
 
 
 def is_random(chain: Chain) -> bool:

@@ -41,14 +41,20 @@ def parse_defenses(text: str) -> list[Chain]:
 
 
 def parse_aims(text: str, draws: int) -> list[Aim]:
-    """Parse `"ignore,bpda"` into aims, with `draws` for those that attack through the defence.
+    """Parse `"ignore,bpda,rn:eps=8/255"` into aims, with `draws` for those that attack through a defence; a chain of
+    defences, written as for `parse_defenses`, attacks through that one with BPDA, whichever judges.
 
     Raises:
-        UserError: an unknown aim.
+        UserError: an unknown aim, or no defence of that name.
     """
     aims: list[Aim] = []
-    for word in (w.strip() for w in text.split(",")):
-        if word not in get_args(Gradient):
-            raise UserError(f"--aim '{word}' is none: use one or more of {', '.join(get_args(Gradient))}.")
-        aims.append(Aim() if word == "ignore" else Aim(gradient=word, draws=draws))  # type: ignore[arg-type]
+    for links in split_chains(text):
+        if len(links) == 1 and links[0] in get_args(Gradient):
+            aims.append(Aim() if links == ["ignore"] else Aim(gradient=links[0], draws=draws))  # type: ignore[arg-type]
+        elif all(link.partition(":")[0] in DEFENSES for link in links):
+            source = tuple(DEFENSES.make(link) for link in links)
+            aims.append(Aim(gradient="bpda", draws=draws, source=source))
+        else:
+            known = f"use one or more of {', '.join(get_args(Gradient))}, or a defence to attack through"
+            raise UserError(f"--aim '{'+'.join(links)}' is none: {known}.")
     return list(dict.fromkeys(aims))

@@ -63,8 +63,8 @@ class RTPT(Defense):
             raise UserError("rtpt:context has no words to tune: give some, such as 'a photo of a'.")
 
     @property
-    def cost(self) -> int:
-        return self.count - 1
+    def view_count(self) -> int:
+        return self.count
 
     def check(self, clip: Clip) -> None:
         if causal_tower(clip.model) is None:

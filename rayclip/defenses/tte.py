@@ -31,8 +31,8 @@ class TTE(Defense):
             raise UserError(f"tte:crop={self.crop} is a share of the image's side: give one in (0, 1], such as 0.875.")
 
     @property
-    def cost(self) -> int:
-        return 9
+    def view_count(self) -> int:
+        return 10
 
     def views(self, victim: ZeroShot, pixels_BCHW: Tensor, keys_B: Tensor) -> Tensor:
         size = tuple(pixels_BCHW.shape[-2:])

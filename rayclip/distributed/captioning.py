@@ -47,7 +47,7 @@ class CaptionJob:
 def open_parts(job: CaptionJob, folder: Path) -> None:
     """Make a job's folder of parts. Raise a `UserError` if it exists and belongs to another job."""
     described, parts = json.loads(json.dumps(asdict(job))), Store(str(folder))
-    before = parts.read_json("job.json")
+    before = parts.read_json("job.json", dict)
     if before is None:
         parts.write_json("job.json", described)
         return
@@ -76,7 +76,7 @@ def generate_captions(
         _CaptionPool(job, todo, parts, data, display, workers).run()
     captions: dict[str, list[str]] = {}
     for number in range(count):
-        captions |= parts.read_json(_part(number))
+        captions |= parts.read_json(_part(number), dict)
     return captions
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -14,7 +14,7 @@ from rayclip.distributed.pool import Pool, start_actor, use_device
 from rayclip.distributed.resources import PoolSize, Share, check_shared
 from rayclip.evaluation import Cell, Evaluator, Shard, Shards, Store, chosen_positions
 from rayclip.evaluation.batching import GPU_BATCHES
-from rayclip.evaluation.costs import Costs, Hardware, PoolStatistics
+from rayclip.evaluation.costs import Costs, Hardware, PoolStatistics, peak_memory
 from rayclip.evaluation.plan import cut, missing_samples, record_name, resized
 from rayclip.evaluation.schedule import Schedule, ShardId
 from rayclip.evaluation.shard import Done
@@ -53,6 +53,9 @@ class EvaluationActor:
 
     def run(self, shard: Shard, batch_size: int | None, *, keep: bool = True) -> Done:
         return self._evaluator.run(shard, batch_size, keep=keep)
+
+    def peak_memory(self) -> float:
+        return peak_memory()
 
 
 def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: Display, total: int) -> PoolStatistics:
@@ -162,6 +165,7 @@ class Calibration:
     start: float  # seconds until a worker has started
     wanted: int  # number of workers that fit in the cluster
     loading: dict[str, float] = field(default_factory=dict)  # seconds to load each model, by fingerprint
+    memory: float = 0.0  # most bytes that the worker held
 
 
 def calibrate(
@@ -215,7 +219,7 @@ def calibrate(
                         return found
                     found.loading.setdefault(cell.model_fingerprint, done.loading)
                 costs.add(cell, done.samples, done.seconds, done.reading)  # not the first forwards, which are slower
-        return found
+        return replace(found, memory=_get(actor.peak_memory.remote(), _NODE_S, node) or 0.0)
     finally:
         ray.kill(actor)
 

@@ -9,7 +9,7 @@ from ray.exceptions import RayError
 from rayclip.distributed.faults import explain
 from rayclip.distributed.pool import use_device
 from rayclip.distributed.trials import Workers
-from rayclip.evaluation.costs import Hardware
+from rayclip.evaluation.costs import Hardware, peak_memory
 from rayclip.progress import Display
 from rayclip.training import TrainConfig
 from rayclip.training.rate import measure_rate
@@ -17,20 +17,22 @@ from rayclip.training.rate import measure_rate
 
 def measure_rates(
     configs: Sequence[TrainConfig], workers: Workers, display: Display
-) -> tuple[list[float], Hardware | None]:
-    """Return the images per second of each configuration on one of the workers, and that worker's hardware."""
+) -> tuple[list[float], Hardware | None, float]:
+    """Return the images per second of each configuration on one of the workers, that worker's hardware, and the most
+    bytes of memory that it held."""
     measure = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=0)(_measure)
-    rates, hardware = [], None
+    rates, hardware, memory = [], None, 0.0
     for number, config in enumerate(configs):
         display.update("measuring trainings", number, len(configs), config.method.name)
         try:
-            rate, hardware = ray.get(measure.remote(config, workers.cpus))
+            rate, hardware, held = ray.get(measure.remote(config, workers.cpus))
         except RayError as error:
             raise explain(error) from error
         rates.append(rate)
-    return rates, hardware
+        memory = max(memory, held)
+    return rates, hardware, memory
 
 
-def _measure(config: TrainConfig, cpus: float) -> tuple[float, Hardware]:
+def _measure(config: TrainConfig, cpus: float) -> tuple[float, Hardware, float]:
     device = torch.device(use_device(cpus))
-    return measure_rate(config, device), Hardware.here(device)
+    return measure_rate(config, device), Hardware.here(device), peak_memory()

@@ -94,7 +94,7 @@ class Scores(dict[str, Score]):
 
     def __init__(self, trials: Sequence[Trial], store: Store) -> None:
         self._digests = {trial.name: trial.config.digest() for trial in trials}
-        self._saved, self._store = store.read_json(SCORES) or {}, store
+        self._saved, self._store = store.read_json(SCORES, dict) or {}, store
         found = ((name, digest) for name, digest in self._digests.items() if digest in self._saved)
         super().__init__({name: Score(**self._saved[digest]) for name, digest in found})
 

@@ -163,7 +163,7 @@ def resolve_precision(
     """
     with contextlib.ExitStack() as stack:
         if any(trial.config.precision == "auto" for trial in trials):
-            decided = (store.read_json(_PRECISION) or {}).get("auto")
+            decided = (store.read_json(_PRECISION, dict) or {}).get("auto")
             if decided not in ("fp32", "bf16"):
                 if running := cluster or in_submitted_job() or ray.is_initialized():
                     stack.enter_context(ray_cluster(cluster=cluster, verbose=verbose))

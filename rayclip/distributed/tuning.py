@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rayclip.distributed.checkpoints import KeptCheckpoint, export_finished
 from rayclip.distributed.faults import ran_out_of_memory
 from rayclip.distributed.resources import check_shared
+from rayclip.distributed.session import environment
 from rayclip.distributed.train_faults import MemoryCallback, explain_failure, is_lost_controller, note_pressure
 from rayclip.distributed.train_worker import STARTED, Measure, WorkerSettings, train_worker
 from rayclip.distributed.trials import TUNE_CPUS, MetricLog, Trial, Workers
@@ -34,6 +36,8 @@ from rayclip.types import UserError
 _RETRIES = 3  # retries of a Train run whose worker or node was lost
 _UNIT = 1e-4  # Ray's smallest difference of a resource
 _MOST = 0.1  # maximum part of `cpus` by which an amount differs
+# Seconds until elastic training counts its workers again; a lost node is counted for a while, and waited for
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _PER_NODE = 32  # workers of a trial on one node, for which amounts are checked
 _Result = TypeVar("_Result")
 
@@ -207,7 +211,7 @@ def _driver(
         filesystem, place = storage.filesystem()
 
         def fit(reports: ReportCallback) -> ray.train.Result:
-            return TorchTrainer(
+            trainer = TorchTrainer(
                 train_worker,
                 train_loop_config={"settings": settings},
                 scaling_config=ray.train.ScalingConfig(
@@ -223,7 +227,9 @@ def _driver(
                     failure_config=ray.train.FailureConfig(max_failures=_RETRIES),
                     checkpoint_config=ray.train.CheckpointConfig(num_to_keep=None if trial.keep_epochs else 1),
                 ),
-            ).fit()
+            )
+            with environment({_START_TIMEOUT: os.environ.get(_START_TIMEOUT, "10")} if workers.elastic else {}):
+                return trainer.fit()
 
         try:
             result = report_to_tune(fit)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rayclip.defenses import chain_label
-from rayclip.evaluation.cell import Cell
+from rayclip.evaluation.cell import Cell, positions_of
 from rayclip.store import Store
 from rayclip.types import WORST, Cut, Row, UserError
 
@@ -96,7 +96,7 @@ def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store:
     """Return one row per cell, and one per worst case: where a model met several attacks within a ball on a data set.
 
     Args:
-        positions: positions of the samples to count, by data specification.
+        positions: of the samples to count (`positions_of`).
 
     Raises:
         UserError: results are missing.
@@ -106,13 +106,10 @@ def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store:
     cases = worst_cases(protocols)
     asked = [(subject_of(cell), cell.attack_label, p) for cell, p in zip(cells, protocols, strict=True)]
     labels = dict(zip(cells, distinct_labels(asked), strict=True))
-    for members in group_by_subject(cells):
-        data = members[0].data
-        verdicts = [right_after_attack(cell, positions[data], store) for cell in members]
-        found = [
-            _row(cell, labels[cell], right, positions[data], store)
-            for cell, right in zip(members, verdicts, strict=True)
-        ]
+    for members in group_by_subject(cells, positions):
+        at = positions_of(members[0], positions)
+        verdicts = [right_after_attack(cell, at, store) for cell in members]
+        found = [_row(cell, labels[cell], right, at, store) for cell, right in zip(members, verdicts, strict=True)]
         rows += found
         for case in cases:
             within = case.of([row.protocol for row in found])
@@ -135,11 +132,16 @@ def collect_rows(cells: Sequence[Cell], positions: dict[str, np.ndarray], store:
     return rows
 
 
-def group_by_subject(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Return the cells grouped by model, scorer, defence and data set."""
-    groups: dict[tuple[str, ...], list[Cell]] = {}
+def group_by_subject(cells: Sequence[Cell], positions: Mapping[str, np.ndarray]) -> list[list[Cell]]:
+    """Return the cells grouped by model, scorer, defence, data set with the samples of it, and the settings without
+    which numbers cannot be compared."""
+    contents = {id(samples): samples.tobytes() for samples in positions.values()}  # most cells share theirs
+    groups: dict[tuple[Hashable, ...], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(subject_of(cell), []).append(cell)
+        said = cell.protocol
+        shared = said.seed, said.resolution, said.resize, said.names, said.template
+        samples = contents[id(positions_of(cell, positions))]
+        groups.setdefault((*subject_of(cell), *shared, samples), []).append(cell)
     return list(groups.values())
 
 
@@ -171,7 +173,7 @@ def distinct_labels(attacks: Sequence[tuple[Hashable, str, Mapping[str, Any]]]) 
 def right_after_attack(cell: Cell, positions: np.ndarray, store: Store) -> np.ndarray:
     """Return for each position whether the prediction was right before and after the attack (bool); raise a `UserError`
     if one has no result yet."""
-    columns = ["position", "label", "clean_pred", "adv_pred"]
+    columns = dict.fromkeys(("position", "label", "clean_pred", "adv_pred"), int)
     table = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), columns)
     verdict: dict[int, bool] = {}
     if table is not None:
@@ -187,7 +189,7 @@ def right_after_attack(cell: Cell, positions: np.ndarray, store: Store) -> np.nd
 
 def mean_of_judgements(cell: Cell, positions: np.ndarray, store: Store) -> float:
     """Return the accuracy in percent, averaged over the judgements of each sample."""
-    columns = ["position", "label", "clean_pred", "right_share"]
+    columns = {**dict.fromkeys(("position", "label", "clean_pred"), int), "right_share": float}
     table = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), columns)
     assert table is not None  # `right_after_attack` has read it
     position, label, clean, share = (table[name].to_numpy() for name in columns)
@@ -197,7 +199,7 @@ def mean_of_judgements(cell: Cell, positions: np.ndarray, store: Store) -> float
 
 
 def _row(cell: Cell, label: str, right: np.ndarray, positions: np.ndarray, store: Store) -> Row:
-    cut = cell.cut if cell.cut is not None else Cut.read(store.read_json(f"cells/{cell.id}/cell.json") or {})
+    cut = cell.cut if cell.cut is not None else Cut.read(store.read_json(f"cells/{cell.id}/cell.json", dict) or {})
     mean = None if cell.judgements == 1 else mean_of_judgements(cell, positions, store)
     return Row(
         model=cell.model,

@@ -9,7 +9,7 @@ import numpy as np
 from rayclip.attacks import Attack
 from rayclip.defenses import IGNORE
 from rayclip.evaluation.aggregate import group_by_subject
-from rayclip.evaluation.cell import Cell
+from rayclip.evaluation.cell import Cell, positions_of
 from rayclip.evaluation.retrieval import RecallRow
 from rayclip.store import Store
 from rayclip.types import Cut, Row
@@ -33,14 +33,14 @@ def alarms(cells: Sequence[Cell], rows: Sequence[Row], positions: Mapping[str, n
     """
     by_id = {row.cell: row for row in rows}
     found = []
-    for members in group_by_subject(cells):
+    for members in group_by_subject(cells, positions):
         attacking = [(cell, by_id[cell.id]) for cell in members if cell.attack.needs_eps]
         found += _aim_loses(attacking) + _verdicts_change([by_id[cell.id] for cell in members])
         # An attack that ignores the defence, or is made against another scorer, says nothing about gradients
-        attacking = [(cell, row) for cell, row in attacking if not cell.defense or cell.aim != IGNORE]
+        attacking = [(cell, row) for cell, row in attacking if not cell.defense or cell.aim.is_adaptive]
         attacking = [(cell, row) for cell, row in attacking if cell.attacked == cell.scorer]
         for cell, row in attacking:
-            found += _flat_loss(cell, row, positions[cell.data], store) + _survives_all(cell, row)
+            found += _flat_loss(cell, row, positions_of(cell, positions), store) + _survives_all(cell, row)
         found += _budget_is_no_use(attacking)
         balls = dict.fromkeys((cell.attack.ball, cell.eps) for cell, _ in attacking)
         for ball in balls:  # accuracies within different balls cannot be compared
@@ -76,7 +76,8 @@ def _where(row: Row) -> str:
 def _flat_loss(cell: Cell, row: Row, positions: np.ndarray, store: Store) -> list[str]:
     if cell.attack.black_box or not row.eps:
         return []
-    columns = ["position", "label", "clean_pred", "clean_margin", "adv_margin"]
+    whole, real = ("position", "label", "clean_pred"), ("clean_margin", "adv_margin")
+    columns = {**dict.fromkeys(whole, int), **dict.fromkeys(real, float)}
     table = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), columns)
     if table is None:
         return []
@@ -119,7 +120,7 @@ def _aim_loses(attacking: Sequence[tuple[Cell, Row]]) -> list[str]:
         f"{_where(row)} goes through the defence and leaves {row.top1:.1f} %, more than the same attack that ignores "
         f"it ({ignoring[cell.attack].top1:.1f} %): the defence hides its gradients; judge it by the lower number."
         for cell, row in attacking
-        if cell.aim != IGNORE and cell.attack in ignoring and row.top1 > ignoring[cell.attack].top1 + _POINTS
+        if cell.aim.is_adaptive and cell.attack in ignoring and row.top1 > ignoring[cell.attack].top1 + _POINTS
     ]
 
 

@@ -3,18 +3,22 @@
 import hashlib
 import itertools
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
+
+import numpy as np
 
 from rayclip import PROTOCOL, code_version
 from rayclip.attacks import Attack
 from rayclip.attacks.substitutes import TOKEN_TABLE
 from rayclip.data import ImageSet, Names, Resolution
 from rayclip.data.captions import bind_captions
-from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, fitting, is_random
+from rayclip.data.spec import published_name
+from rayclip.defenses import IGNORE, Aim, Chain, chain_label, describe_chain, fitting, is_random, pinned
 from rayclip.models import TEMPLATE, Clip, Precision
 from rayclip.models.resizing import Resize, check_resize
 from rayclip.models.scorers import DEFAULT, Scorer
@@ -185,9 +189,21 @@ class Cell(Subject):
     @property
     def cost(self) -> int:
         """Return roughly how many forwards one image takes; the plan sorts by it."""
-        defended = sum(defense.cost for defense in self.defense)
-        query = self.attacked.cost + (0 if self.aim == IGNORE else defended)
-        return self.scorer.cost + defended + self.attack.cost * query * self.aim.draws
+        query = self.attacked.cost + sum(defense.cost for defense in self._attacked_chain)
+        judging = self.scorer.cost + sum(defense.cost for defense in self.defense)
+        return judging + self.attack.cost * query * self.aim.draws
+
+    @property
+    def images_at_once(self) -> int:
+        """Return how many images go through the model at once for one sample: views, crops, an attack's draws."""
+        judged, attacked = (
+            math.prod(defense.view_count for defense in chain) for chain in (self.defense, self._attacked_chain)
+        )
+        return max(self.scorer.cost * judged, self.attacked.cost * attacked * self.aim.draws)
+
+    @property
+    def _attacked_chain(self) -> Chain:
+        return () if self.aim == IGNORE else self.aim.source or self.defense
 
 
 def counted(cells: Sequence[Cell], clip: Clip) -> list[Cell]:
@@ -208,6 +224,12 @@ def counted(cells: Sequence[Cell], clip: Clip) -> list[Cell]:
         return Cut(once(lambda: len(clip.cut_texts(texts)), texts), unread)
 
     return [replace(cell, cut=cut(cell)) for cell in cells]
+
+
+def positions_of(cell: Cell, positions: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the positions of a cell's samples among those by data specification, or by cell id where several
+    evaluations use different samples of the data."""
+    return positions[cell.id if cell.id in positions else cell.data]
 
 
 def described_budget(attack: Attack) -> dict[str, Any]:
@@ -258,7 +280,8 @@ def make_cells(
             file that cannot be used.
     """
     attacks = [attack.pinned() for attack in at_budgets(attacks, protocol.budgets)]
-    defenses = [tuple(defense.pinned() for defense in chain) for chain in defenses]
+    defenses = [pinned(chain) for chain in defenses]
+    aims = [replace(aim, source=pinned(aim.source)) for aim in aims]
     return [
         Cell(
             model=spec,
@@ -273,6 +296,7 @@ def make_cells(
                 ),
                 source,
                 data.class_names,
+                data.other_names,
             ),
             protocol=protocol,
             defense=chain,
@@ -284,7 +308,9 @@ def make_cells(
         for scorer in scorers
         for chain in defenses
         for source, data in datasets
-        for judging in [bind_captions(scorer, source, data.class_names)]
+        for judging in [
+            bind_captions(scorer.for_dataset(published_name(data.name)), source, data.class_names, data.other_names)
+        ]
         for attack, aim, attacked in _runs(attacks, chain, aims, judging, made_against)
     ]
 

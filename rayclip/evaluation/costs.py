@@ -1,6 +1,8 @@
 """Estimate the seconds that a sample takes: from measurements of its cell if there are any, else of similar cells."""
 
 import json
+import resource
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -43,6 +45,12 @@ class Hardware:
     def __str__(self) -> str:
         share = "" if self.gpus in (0.0, 1.0) else f"{self.gpus:g} of "
         return f"{share}{self.name}" if self.gpus else f"cpu, {self.cores} thread{'s' if self.cores > 1 else ''}"
+
+
+def peak_memory() -> float:
+    """Return the most bytes of memory that this process has held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 @dataclass(frozen=True, kw_only=True)

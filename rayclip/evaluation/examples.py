@@ -77,7 +77,7 @@ def prepare_texts(
     Args:
         owners: class of each text, which the file then also holds.
     """
-    stored = store.read_json(name)
+    stored = store.read_json(name, list)
     if stored is None:
         made = attack.prepare(victim)
         assert made is not None

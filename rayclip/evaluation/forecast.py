@@ -55,6 +55,7 @@ class Forecast:
     loading: Mapping[str, float] = field(default_factory=dict)  # seconds to load each model, by fingerprint
     workers: Sequence[OnWorkers] = ()  # for each number that was asked for
     price: float | None = None  # of an hour of one GPU (core)
+    memory: float = 0.0  # most bytes that a worker held while it was measured
 
     @property
     def shards(self) -> int:
@@ -95,6 +96,7 @@ def forecast(
     loading: Mapping[str, float] | None = None,
     start: float = 0.0,
     price: float | None = None,
+    memory: float = 0.0,
     store: Store | None = None,
 ) -> Forecast:
     """Estimate the work's time and price by running it on simulated workers.
@@ -108,6 +110,7 @@ def forecast(
         loading: seconds to load each model, by fingerprint.
         start: seconds until a worker has started.
         price: of an hour of one GPU (core).
+        memory: most bytes that a worker held while it was measured.
         store: the results so far; None if there are none.
     """
     loads = dict(loading or {})
@@ -134,7 +137,15 @@ def forecast(
         for shards in work
         for cell in [shards.cell]
     }
-    return Forecast(hardware=hardware, cells=cells, finished=finished, loading=loads, workers=found, price=price)
+    return Forecast(
+        hardware=hardware,
+        cells=cells,
+        finished=finished,
+        loading=loads,
+        workers=found,
+        price=price,
+        memory=memory,
+    )
 
 
 def simulate(queues: Sequence[Queue], workers: int, load: Callable[[Hashable], float]) -> float:

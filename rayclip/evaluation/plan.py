@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from rayclip.evaluation.cell import Cell
+from rayclip.evaluation.cell import Cell, positions_of
 from rayclip.evaluation.costs import Costs
 from rayclip.evaluation.saving import can_save, parts_of, saved_positions
 from rayclip.evaluation.schedule import Queue
@@ -93,7 +93,7 @@ def chosen_positions(count: int, limit: int | None) -> np.ndarray:
 
 def missing_shards(cell: Cell, positions: Sequence[int] | np.ndarray, store: Store, shard_size: int) -> Shards:
     """Return shards of the positions that no result file of the cell holds, of whatever shard size."""
-    done = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), ["position"])
+    done = store.read_tables(store.names(f"cells/{cell.id}", ".parquet"), {"position": int})
     left = np.asarray(positions)
     if done is not None:
         left = left[~np.isin(left, done["position"].to_numpy())].astype(np.int32)
@@ -108,17 +108,18 @@ def outstanding(
     *,
     save_images: bool = False,
 ) -> list[Shards]:
-    """Return the missing shards of each unfinished cell, at these positions by data specification; two names of one
-    model are one cell.
+    """Return the missing shards of each unfinished cell, at its positions (`positions_of`); two names of one model are
+    one cell.
 
     Args:
         save_images: whether a cell is unfinished, too, as long as adversarial images have not been saved.
     """
     found = []
     for cell in {cell.id: cell for cell in cells}.values():
-        judging = missing_shards(cell, positions[cell.data], store, shard_size)
+        wanted = positions_of(cell, positions)
+        judging = missing_shards(cell, wanted, store, shard_size)
         if save_images and can_save(cell):
-            saved, judged = saved_positions(cell, store), np.setdiff1d(positions[cell.data], judging.positions)
+            saved, judged = saved_positions(cell, store), np.setdiff1d(wanted, judging.positions)
             left = judged[:0] if saved is None else judged[~np.isin(judged, saved)].astype(np.int32)
             found.append(Shards(cell=cell, positions=left, size=shard_size, writes="images"))
             judging = replace(judging, writes="both")

@@ -239,7 +239,7 @@ def _bind(task: Task, clip: Clip, pairs: PairSet, positions: Sequence[int], stor
 def read_recalls(task: Task, store: Store) -> list[RecallRow] | None:
     """Return a task's rows from its result on disk; None if there is none. Raise a `UserError` if it is damaged."""
     try:
-        stored = store.read_json(task.file)
+        stored = store.read_json(task.file, dict)
         if stored is None:
             return None
         found, cut = [Recall(**recall) for recall in stored["recalls"]], Cut.read(stored)

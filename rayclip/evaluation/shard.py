@@ -20,11 +20,12 @@ from rayclip.data import ImageSet, open_data
 from rayclip.defenses import IGNORE, Defended, describe_chain
 from rayclip.evaluation.batching import BatchSizes, CudaMemory, Memory
 from rayclip.evaluation.cell import Cell
-from rayclip.evaluation.confirm import run_confirmed
+from rayclip.evaluation.confirm import Confirmed, run_confirmed
 from rayclip.evaluation.costs import Hardware, timing
 from rayclip.evaluation.examples import keep_examples, prepare_texts
 from rayclip.evaluation.plan import Shard
 from rayclip.evaluation.reading import Reader, Reading
+from rayclip.evaluation.reuse import Reuse, reuse_key
 from rayclip.evaluation.saving import SAVED_COLUMNS, saved_columns, write_part
 from rayclip.evaluation.schedule import KEPT
 from rayclip.models import Clip, ZeroShot, fast_copy, load_model
@@ -100,6 +101,7 @@ class Evaluator:
         self._models, self._fast_models = Cache[str, Clip](), Cache[tuple[str, str], Clip]()
         self._victims, self._fast_victims = Cache[tuple[str, ...], ZeroShot](), Cache[tuple[str, ...], ZeroShot]()
         self._data, self._prompts = Cache[str, ImageSet](), Cache[str, tuple[str, ...]]()
+        self._reuse = Reuse()
         self._readers = Cache[tuple[str, str, int], Reader]()
 
     def run(self, shard: Shard, batch_size: int | None = None, *, keep: bool = True) -> Done:
@@ -117,17 +119,18 @@ class Evaluator:
         began = time.perf_counter()
         data, victim, prompts = self._load(cell)
         loaded = time.perf_counter()
-        parts, start, most, kind = [], 0, batch_size or len(positions), _kind_of_work(cell)
+        parts, start, kind, each = [], 0, _kind_of_work(cell), cell.images_at_once
         read = self._reader(cell, data, victim.clip.image_size)
         while start < len(positions):
-            size = min(self._sizes.begin(kind), most)
+            images = min(self._sizes.begin(kind), batch_size or each * len(positions))
+            size = max(1, images // each)
             now = positions[start : start + size]
             try:
                 pixels = read(now, then=positions[start + size : start + 2 * size])
                 save = shard.writes != "verdicts"
                 parts.append(self._batch(cell, data, victim, prompts, now, pixels, keep=keep, save=save))
                 start += size
-                self._sizes.fitted(kind, len(now))
+                self._sizes.fitted(kind, images if len(now) == size else each * len(now))
                 continue
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
@@ -138,7 +141,7 @@ class Evaluator:
                         f"beside model '{cell.model}': {_ROOM}."
                     ) from error
             # Outside the except block: its error keeps the batch's tensors alive
-            self._sizes.halve(kind, len(now))
+            self._sizes.halve(kind, min(images, each * len(now)))
             _free_memory(self._compiled)
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         right = (columns["clean_pred"] == columns["label"]) & (columns["adv_pred"] == columns["label"])
@@ -188,12 +191,18 @@ class Evaluator:
             image_BD = judge.embed(images)
             clean_logits = judge.logits(image_BD)
         samples = Samples(images, labels, keys, todo_B=clean_logits.argmax(1) == labels)
-        adv_logits = None
-        if fast is None:
-            result = cell.attack.run(target, samples, eps=cell.eps or 0.0, prompts=prompts)
-        else:
-            result, logits = run_confirmed(cell.attack, target, fast, samples, eps=cell.eps or 0.0, prompts=prompts)
+
+        def attack(samples: Samples) -> Confirmed:
+            if fast is None:
+                return Confirmed(cell.attack.run(target, samples, eps=cell.eps or 0.0, prompts=prompts), None)
+            return run_confirmed(cell.attack, target, fast, samples, eps=cell.eps or 0.0, prompts=prompts)
+
+        key = reuse_key(cell, tuple(positions))
+        if key is None:
+            result, logits = attack(samples)
             adv_logits = logits if target is judge else None
+        else:
+            result, adv_logits = self._reuse.run(key, samples, lambda samples: attack(samples).found), None
         if adv_logits is None:
             known_BD = image_BD if result.images_BCHW is images else None  # an attack on texts alone
             with torch.no_grad():
@@ -257,7 +266,7 @@ class Evaluator:
         def aimed(classifier: ZeroShot) -> ZeroShot:
             target = cell.attacked.bind(classifier, drawn, attacked=True)
             ignored = not cell.defense or cell.aim == IGNORE
-            return target if ignored else Defended(target, cell.defense, drawn, cell.aim)
+            return target if ignored else Defended(target, cell.aim.source or cell.defense, drawn, cell.aim)
 
         fast = self._fast(cell, attacked)
         judge = Defended(judge, cell.defense, drawn) if cell.defense else judge

@@ -2,9 +2,12 @@
 
 from rayclip.methods.advpt import AdvPT
 from rayclip.methods.agft import AGFT
+from rayclip.methods.apt import APT
 from rayclip.methods.base import SMALL_BELOW, SMALL_MODEL, Batch, ClassTexts, Method, Original, Recipe
+from rayclip.methods.fap import FAP
 from rayclip.methods.fare import FARE
 from rayclip.methods.ft_standard import FTStandard
+from rayclip.methods.leaf import LEAF
 from rayclip.methods.lore import LORE
 from rayclip.methods.mmcoa import MMCoA
 from rayclip.methods.pmg_aft import PMGAFT
@@ -27,5 +30,6 @@ __all__ = [
     "make_method",
 ]
 
-for _kind in (FTStandard, TeCoA, PMGAFT, FARE, TGAZSR, SAFT, MMCoA, AGFT, SimCLIP, LORE, CompTGA, AdvPT, VP):
+_WEIGHTS = (FTStandard, TeCoA, PMGAFT, FARE, TGAZSR, SAFT, MMCoA, AGFT, SimCLIP, LORE, CompTGA, LEAF)
+for _kind in (*_WEIGHTS, AdvPT, APT, FAP, VP):
     METHODS.register(_kind)

@@ -59,6 +59,7 @@ class ClassTexts:
 
     def __init__(self, clip: Clip, prompts: Sequence[str], *, trainable: bool) -> None:
         self._clip, self.prompts = clip, list(prompts)
+        self._frozen_KD: dict[str, Tensor] = {}
         self._tokens_KL = clip.tokenize(self.prompts)
         with torch.no_grad():
             self._fixed_KD = None if trainable else clip.embed_texts(self.prompts)
@@ -66,6 +67,15 @@ class ClassTexts:
     def all(self) -> Tensor:
         """Return `(K, D)`, one row per class."""
         return self._clip.encode_text(self._tokens_KL) if self._fixed_KD is None else self._fixed_KD
+
+    @torch.no_grad()
+    def without_learned(self, template: str) -> Tensor:
+        """Return the embeddings of the prompts in `template` by the frozen model alone, without a learned context,
+        `(K, D)`; computed once."""
+        if template not in self._frozen_KD:
+            tokens_KL = self._clip.tokenize([template.format(prompt) for prompt in self.prompts])
+            self._frozen_KD[template] = Clip.encode_text(self._clip, tokens_KL)
+        return self._frozen_KD[template]
 
     def of(self, present: Present) -> Tensor:
         """Return `(B, D)`, the embedding of each sample's own class; each class present is encoded once."""
@@ -108,7 +118,9 @@ class Batch:
         adversarial_BCHW: adversarial images that `Method.attack` made.
         present: the classes of the samples, if the attack looked at them.
         adversarial_prompts: adversarial prompts that it made for the classes present, by label.
-        original_BD: the original model's un-normalised embeddings of the clean images, if the attack computed them.
+        adversarial_texts: adversarial texts that it made for the samples, one each.
+        original_BD: the original model's un-normalised embeddings of the clean images, or of the samples' clean texts,
+            if the attack computed them.
         auxiliary: the network that is trained beside the model, for methods that have one (`Method.auxiliary`).
     """
 
@@ -122,6 +134,7 @@ class Batch:
     adversarial_BCHW: Tensor | None = None
     present: Present | None = None
     adversarial_prompts: dict[int, str] | None = None
+    adversarial_texts: list[str] | None = None
     original_BD: Tensor | None = None
     auxiliary: nn.Module | None = None
 
@@ -181,8 +194,8 @@ class Method(Configurable, ABC):
         eps, steps, step: budget, number and length of the image attack's steps, in pixel units; a step of None is
             `units.default_step`.
         norm, start: of the image attack, see `attacks.base.GradientAttack`.
-        trains: `all` parameters, the `image` encoder's, or those of its `last-N` blocks (`Clip.parameters_of`); or
-            `lora:rank=8,part=image`, low-rank changes of a part's layers (`models.lora`).
+        trains: `all` parameters, the `image` or the `text` encoder's, or those of the image encoder's `last-N` blocks
+            (`Clip.parameters_of`); or `lora:rank=8,part=image`, low-rank changes of a part's layers (`models.lora`).
     """
 
     noun: ClassVar[str] = "method"
@@ -192,7 +205,6 @@ class Method(Configurable, ABC):
     small: ClassVar[Recipe] = SMALL_MODEL  # for small models
     prepares: ClassVar[bool] = False  # whether `prepare` must be called
     learns_prompt: ClassVar[bool] = False  # whether it learns a part around a frozen model instead of weights
-    compares_samples: ClassVar[bool] = False  # whether a sample's loss or attack depends on the rest of its batch
 
     against: str = OWN
     eps: float = 1 / 255
@@ -216,6 +228,11 @@ class Method(Configurable, ABC):
     def step_length(self) -> float:
         """Length of the image attack's steps, in pixel units."""
         return default_step(self.eps, self.steps, self.norm) if self.step is None else self.step
+
+    @property
+    def compares_samples(self) -> bool:
+        """True if a sample's loss or attack depends on the rest of its batch."""
+        return False
 
     def with_default_substitutes(self, substitutes: str) -> Self:
         """Return the method with `substitutes` as the source for its text attack, if it has a text attack and names no
@@ -281,7 +298,7 @@ class Method(Configurable, ABC):
     @property
     def trains_texts(self) -> bool:
         """True if the class prompts' embeddings change during training."""
-        return self.part == "all"
+        return self.part in ("all", "text")
 
     @property
     def lora(self) -> LoraSettings | None:

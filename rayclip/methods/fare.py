@@ -46,7 +46,7 @@ class FARE(Method):
     trains: Trains = "image"
 
     def __post_init__(self) -> None:
-        if self.part == "all":
+        if self.trains_texts:
             raise UserError(f"{self.name} knows no texts and cannot train the text encoder: use --trains image.")
 
     def image_attack(self) -> GradientAttack:

@@ -37,7 +37,6 @@ class MMCoA(Method):
         optimizer="adam", lr=1e-6, betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.2, schedule="constant", epochs=30
     )
     published: ClassVar[Mapping[str, Any]] = {"against": "pgd"}
-    compares_samples: ClassVar[bool] = True
 
     lambda_img: float = 0.5
     lambda_txt: float = 0.5
@@ -47,6 +46,10 @@ class MMCoA(Method):
     def __post_init__(self) -> None:
         if not (self.lambda_img or self.lambda_txt):
             raise UserError("mmcoa with lambda_img and lambda_txt 0 has no loss: make one of them positive.")
+
+    @property
+    def compares_samples(self) -> bool:
+        return True
 
     def with_default_substitutes(self, substitutes: str) -> Self:
         if self.text.substitutes != DEFAULT:

@@ -108,12 +108,9 @@ def read_lineage(folder: Path | str) -> dict[str, Any] | None:
     """
     store = Store(str(folder))
     try:
-        found = store.read_json(LINEAGE_FILE)
-    except (ValueError, RecursionError) as error:
+        return store.read_json(LINEAGE_FILE, dict)
+    except UserError as error:
         raise UserError(f"{store.root}/{LINEAGE_FILE} is damaged: copy it again.") from error
-    if found is not None and not isinstance(found, dict):
-        raise UserError(f"{store.root}/{LINEAGE_FILE} is no lineage of a checkpoint: copy it again.")
-    return found
 
 
 def model_record(spec: str, label: str | None = None) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class Clip(nn.Module):
         template: class-prompt template, for a model that was trained on one of its own.
         resize: how images of another size are resized to `image_size` (`models.resizing`).
         appends_tokens: whether its image tower reads learned tokens besides its patches.
+        enters_blocks: whether it puts learned tokens between the blocks of its image tower.
         normalizes: whether `tower_input` normalises; if not, the image tower does (`models.fast`).
         own_forward: whether only the module's own forward passes may be used (`models.wrapped`).
     """
@@ -71,6 +72,7 @@ class Clip(nn.Module):
     template: str | None = None
     resize: Resize = "antialias"
     appends_tokens: bool = False
+    enters_blocks: bool = False
     normalizes: bool = True
     own_forward: bool = False
     mean: Tensor
@@ -206,8 +208,8 @@ class Clip(nn.Module):
         """Return the distinct texts that are longer than `room` and therefore truncated."""
         return find_cut(self._tokenizer, texts, self.room)
 
-    def embed_texts(self, texts: Sequence[str], *, chunk: int = 256) -> Tensor:
-        """Return normalised embeddings of any number of texts, `(len(texts), D)`.
+    def embed_texts(self, texts: Sequence[str], *, chunk: int = 256, normalize: bool = True) -> Tensor:
+        """Return embeddings of any number of texts, `(len(texts), D)`.
 
         Equal texts are encoded once, `chunk` rows at a time; with a causal text tower, common beginnings of texts are
         encoded once, too (`models.text`).
@@ -216,18 +218,20 @@ class Clip(nn.Module):
         tokens_TL, tower = self.token_rows(list(place)), causal_tower(self.model)
         found = np.arange(len(place))
         if tower is None or not place:
-            parts = [self.encode_text(part.to(self.device, non_blocking=True)) for part in tokens_TL.split(chunk)]
+            rows = [part.to(self.device, non_blocking=True) for part in tokens_TL.split(chunk)]
+            parts = [self.encode_text(part, normalize=normalize) for part in rows]
         else:
             ends_T = end_marks(tower, tokens_TL) + 1
             packed = pack(tokens_TL.numpy(), ends_T.numpy(), tokens_TL.shape[1], min(chunk, self._chunk or chunk))
             found[np.concatenate([part.texts_B for part in packed])] = np.arange(len(place))
-            parts = [self._encode_packed(tower, part.to(self.device)) for part in packed]
+            parts = [self._encode_packed(tower, part.to(self.device), normalize) for part in packed]
         index = torch.from_numpy(found[[place[text] for text in texts]])
         return torch.cat(parts)[index.to(self.device, non_blocking=True)]
 
-    def _encode_packed(self, tower: Any, packed: Packed) -> Tensor:
+    def _encode_packed(self, tower: Any, packed: Packed, normalize: bool) -> Tensor:
         def encode(part: Packed) -> Tensor:
-            return F.normalize(widened(encode_packed(tower, part)), dim=-1)
+            raw_BD = encode_packed(tower, part)
+            return F.normalize(widened(raw_BD), dim=-1) if normalize else raw_BD
 
         return checkpoint(encode, packed, use_reentrant=False) if self._chunk else encode(packed)
 
@@ -237,8 +241,8 @@ class Clip(nn.Module):
         encoder = getattr(self._tokenizer, "encoder", None)
         if encoder is None:
             raise UserError(
-                f"model '{self.spec}' does not use CLIP's own tokenizer: take substitutes from a masked language "
-                "model instead (substitutes=bert-base-uncased)."
+                f"model '{self.spec}' does not use CLIP's own tokenizer and its words: take substitutes from a masked "
+                "language model instead (substitutes=bert-base-uncased), and leave constrain away."
             )
         return encoder
 
@@ -264,19 +268,20 @@ class Clip(nn.Module):
 
         Args:
             part: `all` that the embeddings and their temperature depend on, hence neither SigLIP's bias nor CoCa's
-                decoder of texts; `image`, the image encoder; or `last-N`, its last N transformer blocks and what comes
-                after them (final norm, pooling, projection).
+                decoder of texts; `image` or `text`, an encoder; or `last-N`, the image encoder's last N transformer
+                blocks and what comes after them (final norm, pooling, projection).
 
         Raises:
             UserError: an unknown part, a tower without transformer blocks, or one with fewer than N.
         """
-        if part == "all":
-            return [p for name, p in self.model.named_parameters() if _BESIDE.isdisjoint(name.split("."))]
+        if part in ("all", "text"):
+            others = _BESIDE | {"visual", "logit_scale"} if part == "text" else _BESIDE
+            return [p for name, p in self.model.named_parameters() if others.isdisjoint(name.split("."))]
         visual = cast(nn.Module, self.model.visual)
         if part == "image":
             return list(visual.parameters())
         if not re.fullmatch(r"last-[1-9]\d*", part):
-            raise UserError(f"trains '{part}' is no part of a model: write all, image, or last-N such as last-2.")
+            raise UserError(f"trains '{part}' is no part of a model: write all, image, text, or last-N such as last-2.")
         blocks, count = self._image_blocks(), int(part.removeprefix("last-"))
         if count > len(blocks):
             raise UserError(

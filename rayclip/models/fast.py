@@ -46,7 +46,7 @@ def fast_copy(clip: Clip, precision: Precision = "fp32", *, compiled: bool = Fal
         UserError: the image tower has custom parts that do not compute in `precision` what they do in fp32.
     """
     copied, model = _shallow(clip), _shallow(clip.model)
-    is_stock = class_token_tower(clip.model) is not None
+    is_stock = class_token_tower(clip.model) is not None and not clip.enters_blocks
     copied.normalizes = type(clip).tower_input is not Clip.tower_input  # else the tower casts in the same pass
     scaling = None if copied.normalizes else (clip.mean, clip.std)
     try:

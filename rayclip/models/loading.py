@@ -16,6 +16,7 @@ from torch import nn
 
 from rayclip.models import transformers_layout
 from rayclip.models.named import check_towers
+from rayclip.models.sizes import check_sizes
 from rayclip.models.weights import Fitting, WeightsFile, check_finite, match, misfits, put, read_weights
 from rayclip.models.zoo import PREFIX as ZOO
 from rayclip.models.zoo import PublishedModel, find_published
@@ -78,7 +79,7 @@ def parse(spec: str) -> Source:
                 f"model '{spec}': no file {missing} in {place}; give a folder that holds {CONFIG_FILE} "
                 f"and {WEIGHTS_FILE}."
             )
-        with suppress(ValueError):  # open_clip reports what is wrong with it
+        with suppress(ValueError, RecursionError):  # open_clip reports what is wrong with it
             check_towers(json.loads((folder / CONFIG_FILE).read_text("utf-8-sig")), place)
         return Source(f"local-dir:{folder}", file=file)
     if spec.startswith(transformers_layout.HUB):
@@ -141,6 +142,11 @@ def build(spec: str, source: Source, device: torch.device) -> tuple[nn.Module, d
         with silence():
             return _build_from_transformers(folder or transformers_layout.download(name), spec)
     is_folder, found = name.startswith("local-dir:"), None if file is None else read_weights(file)
+    if is_folder and found is not None:
+        place = Path(name.removeprefix("local-dir:")) / CONFIG_FILE
+        described = json.loads(place.read_text("utf-8-sig"))
+        model_cfg = described.get("model_cfg") if isinstance(described, dict) else None
+        check_sizes(model_cfg, (x for group in found.groups.values() for x in group.values()), place)
     quick_gelu = False
     if tag is not None:
         quick_gelu = bool(open_clip.get_pretrained_cfg(name.replace("/", "-"), tag).get("quick_gelu"))

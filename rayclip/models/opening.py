@@ -10,16 +10,21 @@ from safetensors.torch import load_file
 
 from rayclip.models.checkpoint import PROMPT_FILE, read_lineage
 from rayclip.models.clip import Clip
+from rayclip.models.coupled import WithCoupledTokens
 from rayclip.models.loading import Source, build, explain, parse, put_matching
 from rayclip.models.mixing import mix
 from rayclip.models.named import check_named
-from rayclip.models.prompts import KINDS
+from rayclip.models.prompts import Prompted, WithContext, WithFrame, WithFrameAndTokens
 from rayclip.models.specs import parse_mix
 from rayclip.models.weights import check_finite, read_weights, sha256
 from rayclip.models.zoo import PREFIX as ZOO
 from rayclip.models.zoo import WEIGHTS, PublishedModel, find_published
 from rayclip.store import Store
 from rayclip.types import UserError, check_same
+
+KINDS: dict[str, type[Prompted]] = {
+    kind.kind: kind for kind in (WithContext, WithFrame, WithFrameAndTokens, WithCoupledTokens)
+}
 
 
 def load_model(spec: str, device: torch.device | str = "cpu") -> Clip:
@@ -116,7 +121,7 @@ def load_prompted(spec: str, device: torch.device | str = "cpu") -> Clip:
     folder = spec.removeprefix("prompted:")
     about = (read_lineage(folder) or {}).get("prompt")
     if not isinstance(about, dict) or about.get("kind") not in KINDS or not isinstance(about.get("base"), str):
-        raise UserError(f"model '{spec}': {folder} holds no learned prompt; give a folder that advpt or vp wrote.")
+        raise UserError(f"model '{spec}': {folder} holds no learned prompt; give a folder of a run that learned one.")
     check_named(about["base"], folder)
     try:
         base = load_model(about["base"], device)

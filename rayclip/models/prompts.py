@@ -119,7 +119,11 @@ class WithContext(Prompted):
     def encode_text(self, tokens_BL: Tensor, *, normalize: bool = True) -> Tensor:
         if 0 < self._chunk < len(tokens_BL):
             return self._by_chunk(WithContext.encode_text, tokens_BL, normalize)
-        count, tower = len(self.learned), self.text_tower
+        return self.encode_behind(self.learned, tokens_BL, normalize=normalize)
+
+    def encode_behind(self, context_NW: Tensor, tokens_BL: Tensor, *, normalize: bool = True) -> Tensor:
+        """Return `encode_text` with another context in place of the learned one."""
+        count, tower = len(context_NW), self.text_tower
         start_B1 = tokens_BL[:, :1]
         # Start marks hold the context's positions: they are not padding, and lower than the end mark.
         longer_BL = torch.cat([start_B1, start_B1.expand(-1, count), tokens_BL[:, 1:]], 1)
@@ -127,7 +131,7 @@ class WithContext(Prompted):
         cut_BL[:, -1] = torch.where(cut_BL.amax(1) < end_B, end_B, cut_BL[:, -1])
 
         def insert(words_BLW: Tensor) -> Tensor:
-            context_BNW = self.learned.to(words_BLW.dtype).expand(len(words_BLW), -1, -1)
+            context_BNW = context_NW.to(words_BLW.dtype).expand(len(words_BLW), -1, -1)
             return torch.cat([words_BLW[:, :1], context_BNW, words_BLW[:, 1 + count :]], 1)
 
         if causal_tower(self.model) is not None:
@@ -139,9 +143,9 @@ class WithContext(Prompted):
         finally:
             handle.remove()
 
-    def embed_texts(self, texts: Sequence[str], *, chunk: int = 256) -> Tensor:
+    def embed_texts(self, texts: Sequence[str], *, chunk: int = 256, normalize: bool = True) -> Tensor:
         """Return the same as `Clip.embed_texts`, with each text in a row of its own."""
-        return torch.cat([self.encode_text(part) for part in self.tokenize(texts).split(chunk)])
+        return torch.cat([self.encode_text(part, normalize=normalize) for part in self.tokenize(texts).split(chunk)])
 
 
 class WithFrame(Prompted):
@@ -202,14 +206,13 @@ class WithFrameAndTokens(WithFrame):
         return self.learned[: 3 * int(frame_mask(self.image_size).sum())].view(3, -1)
 
     def encode_image(self, pixels_BCHW: Tensor, *, normalize: bool = True) -> Tensor:
-        entrance = _entrance(self)
 
         def append(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
             x_BTE = inputs[0]
             tokens_TE = self.learned[self.frame.numel() :].view(-1, x_BTE.shape[2]).to(x_BTE.dtype)
             return (torch.cat([x_BTE, tokens_TE.expand(len(x_BTE), -1, -1)], 1),)
 
-        handle = entrance.register_forward_pre_hook(append)
+        handle = entrance(self).register_forward_pre_hook(append)
         try:
             return super().encode_image(pixels_BCHW, normalize=normalize)
         finally:
@@ -225,12 +228,12 @@ def token_width(clip: Clip) -> int:
     if class_token_tower(clip.model) is None:
         raise UserError(
             f"the image encoder of '{clip.spec}' takes no tokens besides its patches: use a ViT of open_clip's own, "
-            "such as ViT-B-32, or vp without tokens."
+            "such as ViT-B-32, or a method without them."
         )
     return int(cast(nn.Module, clip.model.visual).class_embedding.shape[0])  # type: ignore[index]
 
 
-def _entrance(clip: Clip) -> nn.Module:
+def entrance(clip: Clip) -> nn.Module:
     """Return the module that all tokens of the image tower pass first, also in a copy for attacks (`fast`)."""
     modules = cast(nn.Module, clip.model.visual).named_modules()
     return next(module for name, module in modules if name.rpartition(".")[2] == "ln_pre")
@@ -252,6 +255,3 @@ def frame_mask(side: int) -> Tensor:
     mask = torch.ones(side, side, dtype=torch.bool)
     mask[width : side - width, width : side - width] = False
     return mask
-
-
-KINDS: dict[str, type[Prompted]] = {kind.kind: kind for kind in (WithContext, WithFrame, WithFrameAndTokens)}

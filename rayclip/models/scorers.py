@@ -8,9 +8,12 @@ Shapes: B batch, N crops, C H W image, P texts of all classes in a row, K classe
 import hashlib
 import json
 import math
+import tomllib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import resources
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -26,7 +29,7 @@ from rayclip.settings import FILLED_IN, Configurable, format_changes
 from rayclip.types import UserError
 
 Texts = tuple[tuple[str, ...], ...]
-Templates = Literal["openai", "simple"]
+Templates = Literal["openai", "simple", "clip", "coop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,10 @@ class Scorer(Configurable, ABC):
     def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
         """Return the classifier; made once per model and class set."""
 
+    def for_dataset(self, name: str) -> Self:
+        """Return the scorer for a data set of this name (`oxford_pets`), if it depends on that."""
+        return self
+
     def bind(self, classifier: ZeroShot, keys_B: Tensor, *, attacked: bool) -> ZeroShot:
         """Return the classifier for one batch.
 
@@ -89,18 +96,33 @@ class Ensemble(Scorer):
     """The normalised mean of the embeddings of many templates (Radford et al. 2021, section 3.1.4).
 
     Attributes:
-        templates: `openai` for the 80 for ImageNet, `simple` for the 7 best of them; open_clip's lists.
+        templates: `openai` for the 80 for ImageNet, `simple` for the 7 best of them; or each data set's own
+            (`templates.toml`, else those for ImageNet): `clip` for CLIP's, `coop` for the one of CoOp. These two keep
+            hyphens and slashes in the names of classes, as CLIP_benchmark and CoOp do.
+        own: those of the data set.
     """
 
     name: ClassVar[str] = "ensemble"
 
     templates: Templates = "openai"
+    own: tuple[str, ...] = field(default=(), repr=False, metadata=FILLED_IN)
+
+    def for_dataset(self, name: str) -> Self:
+        return replace(self, own=templates_of(self.templates, name)) if self.templates in ("clip", "coop") else self
+
+    def describe(self) -> str:
+        """Return name and settings; a data set's own templates are a hash of them."""
+        if not self.own:
+            return super().describe()
+        return (
+            f"{self.name} (templates {self.templates} {hashlib.sha256(json.dumps(self.own).encode()).hexdigest()[:8]})"
+        )
 
     def prompts(self, class_names: Sequence[str], template: str) -> list[list[str]]:
-        import open_clip
-
-        found = {"openai": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
-        return [[make(clean_name(name)) for make in found[self.templates]] for name in class_names]
+        if self.templates in ("clip", "coop"):
+            own = self.own or templates_of(self.templates, "")
+            return [[text.format(name.replace("_", " ")) for text in own] for name in class_names]
+        return [[make(clean_name(name)) for make in _imagenet(self.templates)] for name in class_names]
 
     def classifier(self, clip: Clip, class_names: Sequence[str], template: str) -> ZeroShot:
         return SeveralPrompts(clip, class_names, self.prompts(class_names, template), template)
@@ -258,6 +280,25 @@ def random_crops(
     grid = F.affine_grid(matrix, [len(images), images.shape[1], size, size], align_corners=False)
     warped = F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
     return warped.clamp(0, 1).unflatten(0, (-1, crops))
+
+
+def templates_of(kind: Literal["clip", "coop"], dataset: str) -> tuple[str, ...]:
+    """Return the templates that CLIP or CoOp has for a data set: those for ImageNet if it has none of its own."""
+    found = _templates()[kind].get(dataset)
+    if kind == "coop":
+        return (str(found or "a photo of a {}."),)
+    return tuple(found or (make("{}") for make in _imagenet("openai")))
+
+
+@cache
+def _templates() -> Mapping[str, Mapping[str, str | list[str]]]:
+    return tomllib.loads((resources.files("rayclip.models") / "templates.toml").read_text("utf-8"))
+
+
+def _imagenet(kind: str) -> Sequence[Callable[[str], str]]:
+    import open_clip
+
+    return open_clip.SIMPLE_IMAGENET_TEMPLATES if kind == "simple" else open_clip.OPENAI_IMAGENET_TEMPLATES
 
 
 SCORERS: Configurables[Scorer] = Configurables(

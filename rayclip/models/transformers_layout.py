@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rayclip.models.sizes import check_sizes
 from rayclip.models.weights import WeightsFile, misfits, put, read_weights
 from rayclip.models.zoo import CLIPS_OWN
 from rayclip.types import UserError
@@ -279,8 +280,8 @@ def read_folder(folder: Path, spec: str) -> dict[str, Tensor]:
 
 def _parts(index: Path) -> list[str]:
     try:
-        parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        parts = sorted(map(str, set(json.loads(index.read_text())["weight_map"].values())))
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{index} is damaged: copy it again.") from error
     if any(Path(part).name != part for part in parts):
         raise UserError(f"{index} names files outside of its folder.")
@@ -297,6 +298,7 @@ def build(folder: Path, vocabulary: Mapping[str, int], spec: str) -> tuple[nn.Mo
     import open_clip
 
     config, weights = read_config(folder, spec), read_folder(folder, spec)
+    check_sizes(config["model_cfg"], weights.values(), folder / "config.json")
     model = open_clip.CLIP(**config["model_cfg"])
     own = to_open_clip(weights, model.state_dict())
     used = {other for name in own for other in names_there(name)[0]}

@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rayclip.models.sizes import check_unpacked, is_whole
 from rayclip.types import UserError
 
 _SHOWN = 3  # keys that an error names
@@ -105,13 +106,15 @@ def read_weights(file: Path) -> WeightsFile:
         head = opened.read(9)
     quick_gelu = None
     if head[8:] == b"{":
-        content: Any = _read_safetensors(file)
+        content: Any = read_safetensors(file)
     elif head.startswith(b"PK") and _is_archive(file):
         content, quick_gelu = _read_archive(file)
     else:
-        content = _read_pickle(file)
+        content = read_pickle(file)
     groups: dict[str, dict[str, Tensor]] = {}
     for place, name, tensor in _tensors(content, ()):
+        if not is_whole(tensor):
+            raise _damaged(file)
         groups.setdefault(place, {})[name] = tensor
     is_openai = any(_OPENAI[0] in name.split(".") for group in groups.values() for name in group)
     return WeightsFile(
@@ -261,8 +264,13 @@ def _check(file: Path) -> None:
             f"{file} is a web page and not weights: its download asked for a confirmation or a login; open the "
             "address in a browser and save what it offers."
         )
-    if head.startswith(b"PK") and not zipfile.is_zipfile(file):
-        raise UserError(f"{file} is damaged: its end is missing; copy or download it again.")
+    if head.startswith(b"PK"):
+        if not zipfile.is_zipfile(file):
+            raise UserError(f"{file} is damaged: its end is missing; copy or download it again.")
+        try:
+            check_unpacked(file)
+        except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+            raise _damaged(file) from error
 
 
 def about_folder(folder: Path) -> str:
@@ -276,7 +284,8 @@ def _damaged(file: Path) -> UserError:
     return UserError(f"{file} is damaged, or no file of weights that torch.save wrote; copy it again.")
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises `UserError` if it is damaged."""
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
@@ -285,8 +294,8 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_pickle(file: Path, opened: io.BytesIO | None = None, harmless: Sequence[Any] = ()) -> Any:
-    """Return what torch's own reader accepts as weights only."""
+def read_pickle(file: Path, opened: io.BytesIO | None = None, harmless: Sequence[Any] = ()) -> Any:
+    """Return what torch's own reader accepts as weights only. Raises `UserError` if it does not."""
     try:
         with torch.serialization.safe_globals([*_HARMLESS, *harmless]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unknown protocols; they raise an error anyway
@@ -371,7 +380,7 @@ def _read_archive(file: Path) -> tuple[dict[str, Tensor], bool | None]:
         elif module == "torch.jit._pickle":
             stand_ins.append((_same, f"{module}.{kind}"))
     tensors, kinds = dict[str, Tensor](), set[str]()
-    _collect(_read_pickle(file, plain, stand_ins), "", tensors, kinds)
+    _collect(read_pickle(file, plain, stand_ins), "", tensors, kinds)
     activations = {"QuickGELU", "GELU"} & kinds
     return tensors, "QuickGELU" in activations if len(activations) == 1 else None
 

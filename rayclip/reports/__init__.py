@@ -37,6 +37,7 @@ def make_report(
     """
     from rayclip.reports.build import build  # these imports take seconds
     from rayclip.reports.figures import as_svg, section_figures, write_figure
+    from rayclip.reports.figures.referee import referee
     from rayclip.reports.figures.reliability import reliability_figure
     from rayclip.reports.formats import document_csv, document_html, document_latex, document_markdown
     from rayclip.reports.submission import document_json
@@ -48,6 +49,7 @@ def make_report(
         against=against,
         figures=lambda section: section_figures(results, section) if draws else (),
         reliability_figures=lambda section, found: reliability_figure(section, found) if draws else (),
+        referee_figures=lambda hearings: referee(hearings) if draws else (),
         pairs=form == "html",
         calibration=calibration,
     )
@@ -77,15 +79,15 @@ def make_leaderboard(results: "Results", title: str) -> dict[str, str]:
     """
     from rayclip.reports.build import build
     from rayclip.reports.formats import document_csv
-    from rayclip.reports.leaderboard import leaderboard
-    from rayclip.reports.numbers import sections
+    from rayclip.reports.leaderboard import boards, leaderboard, rows_of
     from rayclip.reports.submission import document_json
 
     if not results.cells:
         raise UserError("a leaderboard ranks accuracies, and here are recalls only: use rayclip report.")
-    document = build(replace(results, pairs=[]))
+    document, found = build(replace(results, pairs=[])), boards(results)
+    rows = [row for board in found for row in rows_of(board)]
     return {
         "leaderboard.csv": document_csv(document),
-        "leaderboard.json": document_json(results, document),
-        "index.html": leaderboard(sections(results), title),
+        "leaderboard.json": document_json(results, document, [row.record for row in rows]),
+        "index.html": leaderboard(found, rows, title),
     }

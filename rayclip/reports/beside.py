@@ -1,58 +1,18 @@
 """Compare our numbers with published ones: a table of a paper, a method in all papers, or everything there is."""
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rayclip.data.registry import DATASETS
 from rayclip.reports.formats import number_line
 from rayclip.reports.grid import Cell, Grid, Part, accuracy, format_signed, number_cell
-from rayclip.reports.model import Model
+from rayclip.reports.matching import Match, Ours, find_matches, is_about, same_kind
 from rayclip.reports.notes import heading
-from rayclip.reports.published import Published, letters, numbers_of, papers, plain_dataset, sources
-from rayclip.reports.recalls import RecallTable, recalls_of
-from rayclip.reports.section import Attack, Number, Section, Subject, average
+from rayclip.reports.published import Published, letters, numbers_of, papers, sources
+from rayclip.reports.recalls import RecallTable
+from rayclip.reports.section import Section
 from rayclip.types import UserError
 
 EVERYTHING = "all"
-# Keys of a protocol that are compared separately
-_NOT_OURS = ("datasets", "attack", "model", "images", "train_eps", "defense", "defense_steps", "defense_step")
-
-_OPENAI = {  # in transformers' layout
-    f"hf:openai/clip-vit-{size}": f"{name}:openai"
-    for size, name in {"base-patch32": "ViT-B-32", "base-patch16": "ViT-B-16", "large-patch14": "ViT-L-14"}.items()
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ours:
-    """All our numbers."""
-
-    sections: Sequence[Section]
-    tables: Sequence[RecallTable]
-
-    @property
-    def datasets(self) -> set[str]:
-        named = {d for section in self.sections for d in section.datasets} | {table.dataset for table in self.tables}
-        return {plain_dataset(name).removesuffix("_captions") for name in named}
-
-    @property
-    def subjects(self) -> list[Subject]:
-        searched = (subject for table in self.tables for subject, _ in table.rows)
-        return [*(subject for section in self.sections for subject in section.subjects), *searched]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Match:
-    """A published number beside one of ours; `differs`: how their protocols differ."""
-
-    subject: Subject
-    attack: Attack
-    ours: Number
-    theirs: Published
-    differs: tuple[str, ...]
 
 
 def compare_with_published(
@@ -69,11 +29,11 @@ def compare_with_published(
     Raises:
         UserError: there is no such paper, table or method.
     """
-    ours = _Ours(sections=sections, tables=tables)
+    ours = Ours(sections=sections, tables=tables)
     return [part for choice in wanted for part in _compare(ours, choice)]
 
 
-def _compare(ours: _Ours, choice: str) -> Iterator[Part]:
+def _compare(ours: Ours, choice: str) -> Iterator[Part]:
     if choice == EVERYTHING:
         yield from _everything(ours, [row for paper in papers() for row in numbers_of(paper)])
         return
@@ -100,8 +60,8 @@ def _is_of(row: Published, method: str) -> bool:
     return bool(letters(method)) and letters(method) in (letters(row.method), letters(row.protocol.get("defense", "")))
 
 
-def _part(ours: _Ours, paper: str, table: str, rows: Sequence[Published]) -> Part:
-    found = [match for row in rows for match in _matches(ours, row)]
+def _part(ours: Ours, paper: str, table: str, rows: Sequence[Published]) -> Part:
+    found = [match for row in rows for match in find_matches(ours, row)]
     title = f"Beside {paper}, table {table}"
     if not found:
         return Part(title=title, text=(_why_nothing(ours, rows),))
@@ -111,12 +71,12 @@ def _part(ours: _Ours, paper: str, table: str, rows: Sequence[Published]) -> Par
     return Part(title=title, grids=(grid,), lines=[_line(match) for match in found])
 
 
-def _everything(ours: _Ours, rows: Sequence[Published]) -> Iterator[Part]:
+def _everything(ours: Ours, rows: Sequence[Published]) -> Iterator[Part]:
     """Yield the numbers with a protocol match and their difference, and all others with the reason."""
-    alike: list[_Match] = []
+    alike: list[Match] = []
     others: dict[tuple[str, str, str, str], list[str]] = {}
     for row in rows:
-        found = list(_matches(ours, row))
+        found = list(find_matches(ours, row))
         same = [match for match in found if not match.differs]
         alike += same
         if not same:
@@ -146,7 +106,7 @@ def _source_notes(rows: Sequence[Published]) -> list[str]:
     return [f"{name}: {about['source']} ({about['has']})" for name, about in known.items()]
 
 
-def _side_by_side(ours: _Ours, method: str, rows: Sequence[Published]) -> Part:
+def _side_by_side(ours: Ours, method: str, rows: Sequence[Published]) -> Part:
     """Return a method's numbers with a column per table of a paper: a row per data set and protocol."""
     names = list(dict.fromkeys(row.place for row in rows))
     keys = ("model", "train_eps", "defense_steps", "defense_step", "attack", "eps", "steps", "iterations")
@@ -155,7 +115,7 @@ def _side_by_side(ours: _Ours, method: str, rows: Sequence[Published]) -> Part:
         protocol = [row.protocol.get(key, "") for key in keys]
         lines.setdefault((row.dataset, row.train_dataset, *protocol), {})[row.place] = row
     many = sorted(lines.items(), key=lambda line: (-len(line[1]), line[0]))
-    matched = {id(row): [m for m in _matches(ours, row) if not m.differs] for row in rows}
+    matched = {id(row): [m for m in find_matches(ours, row) if not m.differs] for row in rows}
     cells = []
     for (dataset, *_), by_place in many:
         first = next(iter(by_place.values()))
@@ -177,7 +137,7 @@ def _side_by_side(ours: _Ours, method: str, rows: Sequence[Published]) -> Part:
     return Part(title=f"Published: {method}", grids=(grid,), lines=[_line(match) for match in found])
 
 
-def _match_grid(title: str, found: Sequence[_Match], note: str) -> Grid:
+def _match_grid(title: str, found: Sequence[Match], note: str) -> Grid:
     differences = list(dict.fromkeys(what for match in found for what in match.differs))
     measures = sorted({"recall" if match.theirs.recall else "accuracy" for match in found})
     several = len({match.theirs.place for match in found}) > 1
@@ -202,7 +162,7 @@ def _match_grid(title: str, found: Sequence[_Match], note: str) -> Grid:
     )
 
 
-def _numbered(match: _Match, differences: Sequence[str]) -> str:
+def _numbered(match: Match, differences: Sequence[str]) -> str:
     return " ".join(str(i) for i, what in enumerate(differences, 1) if what in match.differs)
 
 
@@ -215,7 +175,7 @@ def _their_cell(row: Published) -> Cell:
     return Cell(text=f"{row.value:.2f}{'?' if row.doubt else ''}", value=row.value)
 
 
-def _cells(match: _Match) -> list[Cell]:
+def _cells(match: Match) -> list[Cell]:
     recall = match.theirs.recall
     metric = f", {recall[0].upper()}@{recall[1]}" if recall else ""
     gap = match.ours.top1 - match.theirs.value
@@ -228,7 +188,7 @@ def _cells(match: _Match) -> list[Cell]:
     ]
 
 
-def _line(match: _Match) -> Mapping[str, Any]:
+def _line(match: Match) -> Mapping[str, Any]:
     """Return a comparison as a line of CSV."""
     ours, theirs = match.ours, match.theirs
     return {
@@ -241,129 +201,7 @@ def _line(match: _Match) -> Mapping[str, Any]:
     }
 
 
-def _matches(ours: _Ours, row: Published) -> Iterator[_Match]:
-    """Yield, for each model that the row is about, the number with the fewest differences from the paper's protocol."""
-    found: dict[Any, list[_Match]] = {}
-    candidates = [
-        ((i, own[0].key), own) for i, section in enumerate(ours.sections) for own in _accuracies(section, row)
-    ]
-    candidates += [((-1, own[0].key), own) for table in ours.tables for own in _recalls(table, row)]
-    for key, (subject, attack, number, protocol, sizes) in candidates:
-        differs = _differences(row, subject, protocol, sizes)
-        match = _Match(subject=subject, attack=attack, ours=number, theirs=row, differs=differs)
-        found.setdefault(key, []).append(match)
-    for of_one_model in found.values():
-        yield min(of_one_model, key=lambda match: len(match.differs))
-
-
-# A model, an attack, our number, its protocol, and the images behind it by data set
-_Candidate = tuple[Subject, Attack, Number, Mapping[str, Any], list[tuple[str, int]]]
-
-
-def _accuracies(section: Section, row: Published) -> Iterator[_Candidate]:
-    by_name = {plain_dataset(d): d for d in section.datasets}
-    if row.metric != "top1" or not all(d in by_name for d in row.datasets):
-        return
-    attacks = [attack for attack in section.attacks if _same_kind(row, attack)]
-    for subject in (s for s in section.subjects if s.scorer == "template" and _is_about(row, s)):
-        for attack in attacks:
-            entries = [section.get(subject, by_name[d], attack) for d in row.datasets]
-            numbers = [entry.number for entry in entries if entry is not None]
-            if entries[0] and len(numbers) == len(entries):
-                ours = average(numbers) if "datasets" in row.protocol else numbers[0]
-                protocol = {**section.shared, **attack.settings, **entries[0].protocol}
-                yield subject, attack, ours, protocol, [*zip(row.datasets, (x.n for x in numbers), strict=True)]
-
-
-def _recalls(table: RecallTable, row: Published) -> Iterator[_Candidate]:
-    if (
-        row.recall
-        and _same_kind(row, table.attack)
-        and plain_dataset(table.dataset).removesuffix("_captions") == row.dataset
-    ):
-        settings = table.attack.settings
-        for subject, pairs in table.rows:
-            number = recalls_of(pairs).get(row.recall)
-            if number is not None and _is_about(row, subject):
-                yield subject, table.attack, number, settings, [(row.dataset, settings["images"])]
-
-
-def _is_about(row: Published, subject: Subject) -> bool:
-    """Return whether a published number is of the same model: method, data, shots, training budget and defence."""
-    model, defense = subject.model, subject.defense
-    name = defense if "+" in defense else defense.partition(":")[0]
-    if letters(name) != letters(row.defense) or model.is_mix:
-        return False
-    if model.method is None:
-        return row.train_dataset == "none" and model.lineage is None
-    shots = "full" if model.shots is None else str(model.shots)
-    trained_on = plain_dataset(model.trained_on or "")
-    is_same = (letters(row.method), row.shots, row.train_dataset) == (letters(_method(model)), shots, trained_on)
-    return is_same and row.protocol.get("train_eps", model.train_eps) == model.train_eps
-
-
-def _method(model: Model) -> str:
-    """Return the method's name as papers write it: an ablation of MMCoA's losses is not MMCoA."""
-    settings = model.config.get("method") or {}
-    if settings.get("lambda_txt") == 0:
-        return f"{model.method} (image loss only)"
-    return f"{model.method} (text loss only)" if settings.get("lambda_img") == 0 else str(model.method)
-
-
-def _same_kind(row: Published, attack: Attack) -> bool:
-    wanted = row.protocol.get("attack")
-    return attack.settings["attack"] == wanted if wanted else attack.kind == row.attack
-
-
-def _differences(
-    row: Published, subject: Subject, ours: Mapping[str, Any], sizes: Iterable[tuple[str, int]]
-) -> tuple[str, ...]:
-    """Return what differs from the published protocol; `sizes` are the images behind our number, by data set."""
-    found, base, theirs = [], subject.model.base, row.protocol
-    if "model" in theirs and _plain_model(base) != _plain_model(theirs["model"]):
-        found.append(f"model {PurePosixPath(base).name if '/' in base else base}, theirs {theirs['model']}")
-    if row.defense != "none":
-        found += _defense_differences(row, subject.defense, ours)
-    for key, wanted in theirs.items():
-        if key not in _NOT_OURS and str(ours.get(key, "none")) != wanted:
-            found.append(f"{key.replace('_', ' ')} {ours.get(key, 'none')}, theirs {wanted}")
-    for name, images in sizes:
-        size = int(theirs["images"]) if "images" in theirs else _evaluated(name) or _evaluated(f"{name}_captions")
-        if size is not None and images != size:
-            found.append(f"{images:,} of the {size:,} images of {name}")
-    return tuple(found)
-
-
-def _defense_differences(row: Published, label: str, ours: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how our defence and its attack differ: papers attack a model that does not know of its defence."""
-    stated = {key: row.protocol[f"defense_{key}"] for key in ("steps", "step") if f"defense_{key}" in row.protocol}
-    described = str(ours.get("defense", ""))
-    for key, wanted in stated.items():
-        own = re.search(rf"\b{key} ([^,)]+)", described)
-        if own is None or own[1] != wanted:
-            yield f"defence's {key} {own[1] if own else 'not stated'}, theirs {wanted}"
-    changed = [s for s in label.partition(":")[2].split(",") if s and s.partition("=")[0] not in stated]
-    if changed:
-        yield f"defence with {', '.join(changed)}"
-    aim = ours.get("aim", "ignore")
-    if aim != row.protocol.get("aim", "ignore"):
-        yield f"attacked through the defence ({aim}), theirs without"
-
-
-def _plain_model(spec: str) -> str:
-    """Return a specification under its shortest name: `ViT-B-32-quickgelu:openai` is `ViT-B-32:openai`."""
-    spec = _OPENAI.get(spec, spec)
-    name, colon, tag = spec.partition(":")
-    return f"{name.replace('/', '-').removesuffix('-quickgelu')}{colon}{tag}"
-
-
-def _evaluated(dataset: str) -> int | None:
-    """Return the number of images that the papers evaluate of a data set; None if the data set is unknown."""
-    known = DATASETS.get(dataset)
-    return None if known is None else known.splits.get(known.evaluated)
-
-
-def _why_not(ours: _Ours, row: Published) -> str:
+def _why_not(ours: Ours, row: Published) -> str:
     """Return why no number of ours stands beside a published one."""
     missing = [name for name in row.datasets if name not in ours.datasets]
     if row.datasets == ("average",):
@@ -371,7 +209,7 @@ def _why_not(ours: _Ours, row: Published) -> str:
     if missing:
         some = f"{len(missing)} of its {len(row.datasets)} data sets" if len(row.datasets) > 1 else "these data"
         return f"no results on {some}"
-    if not any(_is_about(row, subject) for subject in ours.subjects):
+    if not any(is_about(row, subject) for subject in ours.subjects):
         return "no such model here" if row.defense == "none" else f"no untouched model behind {row.defense} here"
     tried = any(
         section.get(subject, dataset, attack) is not None
@@ -379,14 +217,14 @@ def _why_not(ours: _Ours, row: Published) -> str:
         for attack in section.attacks
         for subject in section.subjects
         for dataset in section.datasets
-        if _same_kind(row, attack) and _is_about(row, subject)
+        if same_kind(row, attack) and is_about(row, subject)
     )
     if not (tried or row.recall):
         return "not evaluated under this attack"
     return "this model was not evaluated so on these data"
 
 
-def _why_nothing(ours: _Ours, rows: Sequence[Published]) -> str:
+def _why_nothing(ours: Ours, rows: Sequence[Published]) -> str:
     theirs = sorted({d for row in rows for d in row.datasets})
     if not ours.datasets & set(theirs):
         about = ", ".join(sorted(ours.datasets))

@@ -17,6 +17,7 @@ from rayclip.reports.model import Model
 from rayclip.reports.notes import heading, merge_protocols, shared_note
 from rayclip.reports.numbers import sections
 from rayclip.reports.recalls import RecallTable, recall_lines, recall_part, recall_tables
+from rayclip.reports.referee import Hearing, hear, referee_grid, referee_lines
 from rayclip.reports.results import Results, texts
 from rayclip.reports.section import Attack, Section, Subject, natural
 from rayclip.types import UserError
@@ -32,6 +33,7 @@ def build(
     against: Sequence[str] = (),
     figures: Callable[[Section], Sequence[Figure]] = lambda section: (),
     reliability_figures: Callable[[Section, Calibrations], Sequence[Figure]] = lambda section, found: (),
+    referee_figures: Callable[[Sequence[Hearing]], Sequence[Figure]] = lambda hearings: (),
     pairs: bool = False,
     calibration: bool = False,
 ) -> Document:
@@ -40,7 +42,7 @@ def build(
     Args:
         baseline: the model that others are compared with; None is the best one.
         against: published tables to compare with, such as `mmcoa:II` (`beside.compare_with_published`).
-        figures, reliability_figures: return a section's figures.
+        figures, reliability_figures, referee_figures: return a section's figures, and those of the referee's tables.
         pairs: also compute the counts that a page needs to compare any two models.
         calibration: also read confidences: expected calibration errors, and reliability diagrams if there are figures.
 
@@ -69,7 +71,12 @@ def build(
         drawn = [f if i == 1 else replace(f, name=f"{f.name}-section{i}") for f in drawn]
         parts.append(Part(title="Figures", figures=drawn))
         parts.append(prompt_part(section))
-    parts += [recall_part(tables), *compare_with_published(found, against, tables), provenance(results)]
+    parts += [
+        recall_part(tables),
+        referee_part(found, referee_figures),
+        *compare_with_published(found, against, tables),
+        provenance(results),
+    ]
     return Document(
         title="Robustness report",
         summary=(*_summary(found, tables), *results.notes),
@@ -80,6 +87,19 @@ def build(
             *(line for part in parts for line in part.lines),
         ),
         pairs=[_pairs(section, _baseline(section, baseline)) for section in found] if pairs else (),
+    )
+
+
+def referee_part(
+    found: Sequence[Section], figures: Callable[[Sequence[Hearing]], Sequence[Figure]] = lambda hearings: ()
+) -> Part:
+    """Return a part on models that were attacked both ignoring their defence and through it; empty without any."""
+    hearings = hear(found)
+    return Part(
+        title="What defences claim, and what is left",
+        grids=[referee_grid(hearing) for hearing in hearings],
+        figures=figures(hearings),
+        lines=[line for hearing in hearings for line in referee_lines(hearing)],
     )
 
 

@@ -8,8 +8,8 @@ from rayclip.types import WORST, Cut
 
 # Settings of an attack that are listed below a table; others are in its label, and all are in the result files
 SHOWN = (
-    "parts iterations restarts targets queries steps step norm start stop substitutes k changes offset objective sets "
-    "captions source scales noise"
+    "parts iterations restarts targets queries steps step norm start stop substitutes k n constrain changes offset "
+    "objective sets captions source scales noise"
 ).split()
 
 

@@ -28,13 +28,20 @@ def sections(results: Results) -> list[Section]:
     for cell in results.cells:
         groups.setdefault(json.dumps({k: cell.protocol.get(k) for k in SHARED}), []).append(cell)
     names = results.names
-    found = [_section(json.loads(key), cells, names, results.order) for key, cells in groups.items()]
+    found = [make_section(json.loads(key), cells, names, results.order) for key, cells in groups.items()]
     return sorted(found, key=lambda s: -len(s.entries))
 
 
-def _section(
+def make_section(
     common: Mapping[str, Any], cells: Sequence[JudgedCell], names: Mapping[str, str], order: Sequence[str]
 ) -> Section:
+    """Return the numbers of cells that can be compared.
+
+    Args:
+        common: the settings that they share.
+        names: of models, by fingerprint.
+        order: of printed tables.
+    """
     datasets = dataset_names(cells)
     asked = [((c.model.fingerprint, c.scorer, c.defense, c.data_fingerprint), c.attack, c.protocol) for c in cells]
     subjects: dict[tuple[str, str, str], Subject] = {}

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import PurePosixPath
 
 from rayclip.types import UserError
 
@@ -46,6 +45,17 @@ class Published:
     @property
     def defense(self) -> str:
         return self.protocol.get("defense", "none")
+
+    @property
+    def field_protocol(self) -> str:
+        """The field's protocol that the paper is of; empty if of none."""
+        return sources().get(self.paper, {}).get("protocol", "")
+
+    @property
+    def link(self) -> str:
+        """Address of the paper, if it is on arXiv; else empty."""
+        found = re.search(r"arXiv (\d{4}\.\d{5})", sources().get(self.paper, {}).get("source", ""))
+        return f"https://arxiv.org/abs/{found[1]}" if found else ""
 
     @property
     def place(self) -> str:
@@ -85,7 +95,8 @@ def papers() -> list[str]:
 
 @cache
 def sources() -> Mapping[str, Mapping[str, str]]:
-    """Return by paper the `source` of its numbers, and what the file `has` of it."""
+    """Return by paper the `source` of its numbers, what the file `has` of it, and the field's `protocol` that it is
+    of, if it is of one."""
     return tomllib.loads((resources.files("rayclip.reports") / "published" / "sources.toml").read_text("utf-8"))
 
 
@@ -119,12 +130,6 @@ def read_paper(text: str, name: str) -> list[Published]:
         ]
     except ValueError as error:
         raise UserError(f"published numbers '{name}', line {rows.line_num}: {error}.") from None
-
-
-def plain_dataset(name: str) -> str:
-    """Return a data set's name without file ending, split or part: `cifar10-test` becomes `cifar10`."""
-    stem = PurePosixPath(name.partition("#")[0]).name.removesuffix(".parquet")
-    return re.sub(r"[-_](train|test|val|validation)$", "", stem)
 
 
 def letters(text: str) -> str:

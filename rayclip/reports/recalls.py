@@ -20,7 +20,7 @@ from rayclip.types import Cut
 
 _SETTINGS = (
     ("steps", "step", "norm", "start", "stop", "seed", "classes"),
-    ("substitutes", "k", "changes", "threshold", "offset", "combinations", "max_length"),
+    ("substitutes", "k", "n", "constrain", "objective", "changes", "threshold", "offset", "combinations", "max_length"),
     ("text_weight", "scales", "noise"),
 )
 Recalls = Mapping[tuple[str, int], Number]  # by direction (TR before IR) and k

@@ -1,10 +1,9 @@
 """Read result folders cell by cell: records as they were written, verdicts sample by sample."""
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -13,12 +12,12 @@ import pyarrow as pa
 
 from rayclip.evaluation.recall import Recall
 from rayclip.reports.model import Model, short_names
+from rayclip.reports.records import CellRecord, ModelRecord, PairsRecord, check
 from rayclip.reports.verdicts import Verdicts
 from rayclip.store import Store
 from rayclip.types import Cut, UserError
 
-_COLUMNS = ["position", "label", "clean_pred", "adv_pred"]
-_RECORD = ("model", "model_fingerprint", "dataset", "data_fingerprint", "class_names", "protocol")
+_COLUMNS = dict.fromkeys(("position", "label", "clean_pred", "adv_pred"), int)
 _UNSAID = {"resize": "antialias"}  # defaults for older results without the setting
 _AT_ONCE = 16  # cells read at once; on an object store every file is a request
 LINEAGE = "lineage"  # folder with the records of models, beside `cells`
@@ -120,8 +119,9 @@ def read_results(
             reader.add_cell(found)
             tell(done, len(todo))
     for store, models in stores:
-        printed = _json(store, "results.json") or []
-        reader.results.order += dict.fromkeys(row["model"] for row in printed if "model" in row)
+        printed = store.read_json("results.json", list) or []
+        models_printed = (row.get("model") for row in printed if isinstance(row, dict))
+        reader.results.order += dict.fromkeys(name for name in models_printed if isinstance(name, str))
         for name in store.names(_PAIRS, ".json"):
             reader.add_pairs(store, name, models)
     results = reader.results
@@ -158,12 +158,10 @@ class _ReadCell(NamedTuple):
 
 def _read_cell(store: Store, cell: str, models: set[str] | None) -> _ReadCell | str | None:
     """Return a cell, a remark why it cannot be shown, or None if it is of another model than `models`."""
-    record = _json(store, f"cells/{cell}/cell.json")
+    record = store.read_json(f"cells/{cell}/cell.json")
     if record is None:
         return f"{store.root}/cells/{cell} has no cell.json and is left out"
-    absent = [key for key in _RECORD if key not in record]
-    if absent:
-        raise UserError(f"{store.root}/cells/{cell}/cell.json is damaged (no {absent[0]}): delete it and run again.")
+    check(record, CellRecord, store, f"cells/{cell}/cell.json")
     if models is not None and record["model_fingerprint"] not in models:
         return None
     table = store.read_tables(store.names(f"cells/{cell}", ".parquet"), _COLUMNS)
@@ -215,14 +213,12 @@ class _Reader:
         )
 
     def add_pairs(self, store: Store, name: str, models: set[str] | None) -> None:
-        record, id_, known = _json(store, name), PurePosixPath(name).stem, {pairs.id for pairs in self.results.pairs}
-        try:
-            if (models is None or record["model_fingerprint"] in models) and id_ not in known:
-                recalls = tuple(Recall(**recall) for recall in record["recalls"])
-                judged = self._judged(store, id_, record)
-                self.results.pairs.append(JudgedPairs(**judged, attack=record["attack_label"], recalls=recalls))
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{store.root}/{name} is damaged ({error}): delete it and run again.") from None
+        record, id_, known = store.read_json(name), PurePosixPath(name).stem, {pairs.id for pairs in self.results.pairs}
+        check(record, PairsRecord, store, name)
+        if (models is None or record["model_fingerprint"] in models) and id_ not in known:
+            recalls = tuple(Recall(**{f.name: recall[f.name] for f in fields(Recall)}) for recall in record["recalls"])
+            judged = self._judged(store, id_, record)
+            self.results.pairs.append(JudgedPairs(**judged, attack=record["attack_label"], recalls=recalls))
 
     def _judged(self, store: Store, id_: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return what cells and retrieval results have in common."""
@@ -244,19 +240,14 @@ class _Reader:
         known = self._models.get(fingerprint)
         if (store.root, fingerprint) not in self._asked and (known is None or known.label == known.spec):
             self._asked.add((store.root, fingerprint))
-            record = _json(store, f"{LINEAGE}/{fingerprint}.json") or {}
+            name = f"{LINEAGE}/{fingerprint}.json"
+            record = store.read_json(name) or {}
+            check(record, ModelRecord, store, name)
             spec = known.spec if known is not None else spec
             lineage = record.get("lineage") or (known.lineage if known is not None else None)
             known = Model(fingerprint=fingerprint, spec=spec, label=record.get("label") or spec, lineage=lineage)
             self._models[fingerprint] = known
         return self._models[fingerprint]
-
-
-def _json(store: Store, name: str) -> Any:
-    try:
-        return store.read_json(name)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{store.root}/{name} is damaged: delete it and run again.") from error
 
 
 def _label(protocol: Mapping[str, Any]) -> str:
@@ -269,11 +260,13 @@ def _label(protocol: Mapping[str, Any]) -> str:
 def confidences(cell: JudgedCell) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the confidence of each attacked sample's prediction, 0..1, and whether it is right; None if the cell, or a
     part of it, is older than confidences in result files."""
-    names = ["adv_confidence", "position", "label", "adv_pred"]
+    names = {"adv_confidence": float, **dict.fromkeys(("position", "label", "adv_pred"), int)}
+    files = cell.store.names(f"cells/{cell.id}", ".parquet")
     try:
-        table = cell.store.read_tables(cell.store.names(f"cells/{cell.id}", ".parquet"), names)
-    except UserError:  # no such column: files that are damaged have been refused when they were read first
+        cell.store.read_tables(files, ["adv_confidence"])
+    except UserError:  # no such column
         return None
+    table = cell.store.read_tables(files, names)
     if table is None:
         return None
     confidence, position, label, predicted = (table[name].to_numpy() for name in names)
@@ -292,4 +285,4 @@ def has_examples(cell: JudgedCell, kind: str) -> bool:
 
 def texts(cell: JudgedCell) -> list[dict[str, str]]:
     """Return the kept prompts before and after a text attack (`class`, `clean`, `adversarial`)."""
-    return _json(cell.store, f"cells/{cell.id}/examples/texts.json") or []
+    return cell.store.read_json(f"cells/{cell.id}/examples/texts.json", list) or []

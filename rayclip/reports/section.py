@@ -199,12 +199,11 @@ def kind_of(protocol: Mapping[str, Any]) -> Kind:
     """Return whether an attack changes nothing, images, texts or both."""
     if protocol["attack"] == "clean":
         return "clean"
-    changes_text = "substitutes" in protocol
-    if "eps" in protocol:
-        return "multimodal" if changes_text else "image"
-    return "text" if changes_text else "image"
+    if "eps" not in protocol:
+        return "text"
+    return "multimodal" if "substitutes" in protocol else "image"
 
 
 def natural(text: str) -> list[Any]:
     """Return a natural sort key: `5-shot` sorts before `50-shot`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]

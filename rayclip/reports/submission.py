@@ -1,7 +1,7 @@
 """Results as JSON to hand in, to a leaderboard or beside a paper; `static/results.schema.json` describes the form."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rayclip import __version__
@@ -14,14 +14,17 @@ _WHOLE = ("n", "only_this_right", "only_baseline_right")
 _REAL = ("top1", "recall", "ci_low", "ci_high", "ece", "p", "theirs", "difference")
 
 
-def document_json(results: Results, document: Document) -> str:
-    """Return a report's numbers with what is known of the models; what is empty in CSV is left out."""
+def document_json(results: Results, document: Document, board: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return a report's numbers with what is known of the models; what is empty in CSV is left out. `board`: the rows
+    of a leaderboard."""
     names = results.names
     content = {
         "schema": SCHEMA,
         "rayclip": __version__,
         "models": [_describe(names[fingerprint], model) for fingerprint, model in results.models.items()],
-        "numbers": [_number(line) for line in document.lines],
+        # Without those that are derived from others, of no attack of their own
+        "numbers": [_number(line) for line in document.lines if line.get("attack")],
+        **({"board": list(board)} if board else {}),
     }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 

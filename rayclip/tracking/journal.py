@@ -14,13 +14,48 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 from rayclip.store import Store
 from rayclip.types import UserError, redacted
 
 _FOLDER = "journal"
 _OBJECT = 64 << 10  # bytes of a file on an object store, which is written anew for each event
+
+
+# Entries of events that readers rely on, whatever the kind
+_ENTRIES = {"key": str, "name": str, "address": str, "experiment": str, "complete": bool, "cells": list, "files": dict}
+
+
+class _State(BaseModel):
+    """What one MLflow experiment has taken of a journal: MLflow's id of each run, bytes read of each file, and events
+    that it refused."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    address: str
+    time_ms: int
+    runs: dict[str, str] = {}
+    positions: dict[str, int] = {}
+    refused: list[dict[str, str]] = []
+
+
+class OlderRuns(BaseModel):
+    """`runs.json` of an earlier version: its runs by key, those to which all was logged, and the run of each cell."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    tracker: str = ""
+    runs: dict[str, str] = {}
+    logged: list[str] = []
+    cells: dict[str, str] = {}
+
+
+class OlderIds(RootModel[dict[str, str]]):
+    """`mlflow_ids.json` of an earlier version: MLflow's id of each run."""
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Event(NamedTuple):
@@ -92,10 +127,11 @@ class Journal:
                 lines = file.read().split(b"\n")
             for line in lines[:-1]:  # behind the last end of a line there is nothing, or an incomplete one
                 try:
-                    content = json.loads(line)
+                    content = _clean(json.loads(line))
                     kind, run, time_ms = (content.pop(key) for key in ("event", "run", "time_ms"))
-                    found.append(Event(str(kind), str(run), int(time_ms), content, name, begin))
-                except (ValueError, KeyError, TypeError, AttributeError):
+                    if _is_whole(kind, content):
+                        found.append(Event(str(kind), str(run), int(time_ms), content, name, begin))
+                except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                     pass
                 begin += len(line) + 1
             positions[name] = begin
@@ -111,7 +147,8 @@ class Journal:
 
     def delivered(self, address: str) -> dict[str, Any] | None:
         """Return what the MLflow experiment at an address has taken; None if it has never been delivered to."""
-        return self.store.read_json(_delivered(address))
+        found = read_state(self.store, _delivered(address), _State)
+        return None if found is None else found.model_dump()
 
     def note_delivered(self, address: str, state: Mapping[str, Any]) -> None:
         self.store.write_json(
@@ -169,16 +206,34 @@ def waits(store: Store, address: str) -> bool:
 def logged_runs(store: Store) -> tuple[str, dict[str, str]]:
     """Return the MLflow address that the results in a folder were logged to last ("" for none), and by cell id the
     MLflow id of the run that logged it."""
-    older, ids = store.read_json("runs.json"), store.read_json("mlflow_ids.json") or {}
-    if older is not None:  # of an earlier version
-        address, cells = older["tracker"], older["cells"]
+    if (older := read_state(store, "runs.json", OlderRuns)) is not None:
+        address, cells = older.tracker, older.cells
+        ids = (read_state(store, "mlflow_ids.json", OlderIds) or OlderIds({})).root
     else:
-        states: list[dict[str, Any]] = [store.read_json(name) for name in store.names(_FOLDER, ".json")]
+        states = [state for name in store.names(_FOLDER, ".json") if (state := read_state(store, name, _State))]
         if not states:
             return "", {}
-        last = max(states, key=lambda state: state["time_ms"])
-        address, ids, cells = last["address"], last["runs"], Journal(store).history(last["address"]).cells
+        last = max(states, key=lambda state: state.time_ms)
+        address, ids, cells = last.address, last.runs, Journal(store).history(last.address).cells
     return address, {cell: ids[run] for cell, run in cells.items() if run in ids}
+
+
+def read_state(store: Store, name: str, kind: type[_Model]) -> _Model | None:
+    """Read a file about what MLflow has; None if there is none. Raises `UserError` if it is damaged."""
+    text = store.read(name)
+    try:
+        return None if text is None else kind.model_validate_json(text)
+    except ValidationError as error:
+        raise UserError(
+            f"{store.root}/{name} is damaged: delete it and run again; what MLflow has is not logged twice."
+        ) from error
+
+
+def _is_whole(kind: object, content: Mapping[str, Any]) -> bool:
+    """Return whether an event has the entries that readers rely on."""
+    right = all(isinstance(content.get(key, one_of()), one_of) for key, one_of in _ENTRIES.items())
+    named = right and all(isinstance(cell, str) for cell in content.get("cells", ()))
+    return named and (kind != "known" or "address" in content)
 
 
 def _delivered(address: str) -> str:

@@ -10,6 +10,7 @@ import typer
 import rayclip
 from calling import call
 from rayclip.api.grid import OPTIONS, Grid, Range, SweepSettings, name_points
+from rayclip.api.needs import SHARE_BF16, SHARE_FP32, Needs
 from rayclip.api.planning import PlannedTrial, StudyPlan
 from rayclip.api.sweeping import GridSweep, prepare
 from rayclip.cli.app import app
@@ -185,14 +186,23 @@ def test_trials_of_a_search_are_ranked_by_what_is_asked_for():
 
 def test_a_plan_says_trials_and_hours(capsys):
     trials = [PlannedTrial("tecoa", 2, 100, 1800.0, False)] * 3 + [PlannedTrial("fare", 2, 100, 0.0, True)]
+    hour = 3600e12  # operations at 10¹² in a second
     plan = StudyPlan(
-        trials=trials, models=5, cells=2, testing=7200.0, hardware=Hardware(name="H100", gpus=1.0, cores=1)
+        trials=trials,
+        models=5,
+        cells=2,
+        testing=7200.0,
+        hardware=Hardware(name="H100", gpus=1.0, cores=1),
+        needs=Needs(training=SHARE_BF16 * 312 * hour, testing=SHARE_FP32 * 19.5 * 2 * hour, disk=3e9, files=1200),
+        few=0.5,
     )
     show_plan(plan)
     said = capsys.readouterr().out
     assert "4 trials, 1 of them finished; 5 models to test, 2 cells each" in said
     assert "about 3.5 GPU hours on H100: 1.5 of training, 2 of tests" in said
-    assert said.count("tecoa") == 1 and "finished" in said
+    assert said.count("tecoa") == 2 and "finished" in said
+    assert "about 3 h on A100, " in said and "3 GB of results and checkpoints in 1,200 files" in said
+    assert "tecoa and the untouched model on 500 images of each data set (--limit): about 0.9 GPU hours here" in said
 
 
 def test_a_training_is_measured_by_its_first_seconds(saved_clip, tmp_path, monkeypatch):

@@ -214,4 +214,37 @@ def test_labels_and_protocol():
     assert make_attack("apgd-dlr", iterations=20, restarts=5, norm="l2").label == "apgd-dlr-20x5_l2"
     assert make_attack("apgd-t").describe() == {"iterations": 100, "restarts": 1, "norm": "linf", "targets": 9}
     assert make_attack("apgd-t").for_classes(5).targets == 4
-    assert {f.name for f in dataclasses.fields(make_attack("apgd-ce"))} == {"eps", "iterations", "restarts", "norm"}
+    assert {f.name for f in dataclasses.fields(make_attack("apgd-ce"))} == {
+        *("eps", "iterations", "restarts", "norm", "stop")
+    }
+
+
+def test_to_the_last_step_it_ends_at_the_surest_adversarial_point(victim):
+    """It breaks the images that it breaks if it stops there, and goes on to the highest loss of points that do."""
+    n, eps = 8, 3 / 255
+    images, labels, todo, keys = batch(victim, n, SIZE)
+    attack = make_attack("apgd-ce", iterations=8, restarts=2)
+    seen = []
+
+    class Watched:
+        text_KD = victim.text_KD
+
+        def __call__(self, pixels, index=None):
+            logits = victim(pixels, index)
+            seen.append((index, F.cross_entropy(logits, labels[index], reduction="none"), logits.argmax(1)))
+            return logits
+
+    samples = Samples(images, labels, keys, todo)
+    first = attack.run(victim, samples, eps=eps)
+    final = attack.to_last_step().run(Watched(), samples, eps=eps)
+    with torch.no_grad():
+        broken, before = (victim(made.images_BCHW).argmax(1) != labels for made in (final, first))
+        ends = F.cross_entropy(victim(final.images_BCHW), labels, reduction="none")
+    assert torch.equal(broken, before) and broken.any()
+    for i in broken.nonzero().squeeze(1).tolist():
+        rows = [(f[index == i], said[index == i]) for index, f, said in seen if (index == i).any()]
+        losses = [f.item() for f, said in rows if said != labels[i]]
+        assert ends[i].item() == pytest.approx(max(losses), abs=1e-9)
+        assert final.steps_B[i] % 8 == 0
+    assert (final.images_BCHW - images).abs().max() <= eps + 1e-9
+    assert "stop" not in attack.describe() and attack.to_last_step().describe()["stop"] == "final"

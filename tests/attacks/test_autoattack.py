@@ -114,7 +114,7 @@ def test_few_classes_run(name, classes):
 
 def test_a_cell_names_what_runs_on_its_classes():
     def images(name, classes):
-        return name, SimpleNamespace(name=name, fingerprint=name, class_names=tuple("abcdef"[:classes]))
+        return name, SimpleNamespace(name=name, fingerprint=name, other_names=(), class_names=tuple("abcdef"[:classes]))
 
     cells = make_cells(
         [("m", "m")],
@@ -195,3 +195,14 @@ def test_the_pair_is_apgd_ce_and_then_apgd_t_on_what_stands():
         assert torch.equal(found.part_B == place, broken)
         stands &= ~broken
     assert [part.name for part in pair.for_classes(2).parts()] == ["apgd-ce"]
+
+
+def test_restarts_and_the_stop_rule_are_those_of_its_parts():
+    usual, pair = (make_attack("apgd-ce+apgd-t", **settings) for settings in ({}, {"restarts": 2}))
+    assert (usual.label, pair.label) == ("apgd-ce_apgd-t", "apgd-ce_apgd-t-x2")
+    assert usual.describe()["apgd-ce.restarts"] == 1 and not {"restarts", "stop"} & usual.describe().keys()
+    assert {part.restarts for part in pair.parts()} == {2} and pair.cost == 2 * usual.cost
+    last = make_attack("autoattack").to_last_step()
+    assert [getattr(part, "stop", None) for part in last.parts()] == ["final", "final", "final", None]
+    assert last.describe()["stop"] == "final" and not last.stops_early
+    assert make_attack("autoattack").describe()["fab-t.stop"] == "first_success"

@@ -81,6 +81,7 @@ def build(settings):
         "substitutes": "clip-table",
         "iterations": 5,
         "queries": 30,
+        "n": 2,
         "source": "digits",
         "file": universal(),
     }

@@ -116,13 +116,13 @@ class Plain:
         tower: Any = clip.model.visual
         tokens = tower.ln_post(tower.transformer(tower._embeds((pixels - clip.mean) / clip.std)))[:, 1:] @ tower.proj
         side = int(tokens.shape[1] ** 0.5)
-        maps = []
-        for own in texts.chunk(sets):
-            score = (F.normalize(tokens, dim=-1) * own[self.y][:, None]).sum(-1)
-            low, high = score.amin(1, keepdim=True), score.amax(1, keepdim=True)
-            grid = ((score - low) / (high - low)).view(-1, 1, side, side)
-            maps.append(F.interpolate(grid, size=(224, 224), mode="bilinear").flatten(1))
-        return torch.stack(maps).mean(0)
+        # The cosines of all captions are averaged before they are scaled, as in SAFT's code
+        score = torch.stack(
+            [(F.normalize(tokens, dim=-1) * t[self.y][:, None]).sum(-1) for t in texts.chunk(sets)]
+        ).mean(0)
+        low, high = score.amin(1, keepdim=True), score.amax(1, keepdim=True)
+        grid = ((score - low) / (high - low)).view(-1, 1, side, side)
+        return F.interpolate(grid, size=(224, 224), mode="bilinear").flatten(1)
 
     def guided(self, adversarial: Tensor, texts: Tensor, sets: int) -> Tensor:
         with torch.no_grad():

@@ -138,7 +138,7 @@ IMPORT = {"--allow-gelu": "{i}/tower.pt", "--base": "local-dir:{i}/model", "--ou
         ("train", {"--method": "advpt", "--eps-warmup": "1"}, "leave --eps-warmup away"),
         ("train", {"--optimizer": "lion"}, "'sgd', 'adam', 'adamw'"),
         ("train", {"--trains": "last-3"}, "has 2 transformer blocks"),
-        ("train", {"--trains": "text"}, "all, image, or last-N"),
+        ("train", {"--trains": "words"}, "all, image, text, or last-N"),
         ("train", {"--workers": "12"}, "9 training images cannot be dealt out to 12 workers"),
         ("train", {"--out": "{i}/good.parquet"}, "is a file"),
         ("train", {"--out": "{i}/good.parquet/below"}, "is a file"),

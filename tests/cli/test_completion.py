@@ -53,6 +53,7 @@ OFFERED = {
 }
 
 
+@pytest.mark.ci
 def test_bash_completes():
     for (line, offered), found in zip(OFFERED.items(), completions(list(OFFERED)), strict=True):
         assert sorted(found) == sorted(offered), line

@@ -4,10 +4,16 @@ import pytest
 
 from calling import call
 from rayclip import api
+from rayclip.api.checks import Opened, plan_all
+from rayclip.attacks import parse_attacks
 from rayclip.cli.request import Request
+from rayclip.data import open_data
 from rayclip.data.registry import DATASETS
+from rayclip.data.sampling import webdataset_draw
 from rayclip.data.spec import parse_spec
-from rayclip.evaluation.cell import at_budgets
+from rayclip.evaluation import Evaluator, Protocol, Store, collect_rows, outstanding
+from rayclip.evaluation.cell import at_budgets, positions_of
+from rayclip.evaluation.plan import chosen_positions
 from rayclip.names import find_protocol, protocols
 from rayclip.types import UserError
 
@@ -39,6 +45,7 @@ def test_a_protocol_sets_what_it_names_and_every_data_set_is_known(evaluation, n
     found, settings = evaluation("--protocol", name), find_protocol(name)
     places = [parse_spec(spec).place.rpartition("/")[2] for spec in found.data]
     assert places and set(places) <= set(DATASETS) and len(set(places)) == len(places)
+    assert found.subset == settings.get("subset", "even")
     budgets = {a.eps for a in at_budgets(found.attacks, found.protocol.budgets) if a.needs_eps}
     assert len(budgets) == len(settings["eps"][0].split(",")) and max(budgets) <= 4 / 255
     assert found.limit == settings.get("limit")
@@ -52,7 +59,7 @@ def test_robustvlm_attacks_small_images_at_their_own_size(evaluation):
     native, others = found.by_resolution()
     assert {parse_spec(spec).place.rpartition("/")[2] for spec in native.data} == {"cifar10", "cifar100", "stl10"}
     assert (native.protocol.resolution, native.protocol.resize) == ("native", "plain")
-    assert (others.protocol.resolution, len(others.data)) == ("model", 11)
+    assert (others.protocol.resolution, len(others.data)) == ("clip", 11)
 
 
 def test_what_is_given_counts_and_is_said(evaluation, monkeypatch, tmp_path):
@@ -67,7 +74,13 @@ def test_what_is_given_counts_and_is_said(evaluation, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("protocol", "cop"), ("resolution", "native:"), ("resolution", "model:x"), ("template", "a photo")],
+    [
+        ("protocol", "cop"),
+        ("resolution", "native:"),
+        ("resolution", "model:x"),
+        ("resolution", "native:a,b"),
+        ("template", "a photo"),
+    ],
 )
 def test_nonsense_is_one_sentence(monkeypatch, capsys, tmp_path, option, value):
     words = ["eval", "--model", "digits", "--data", "digits", "--out", tmp_path / "r", "--eps", "1/255"]
@@ -79,3 +92,38 @@ def test_a_name_that_is_no_data_set_of_the_evaluation_cannot_stay_native(tmp_pat
     asked = Request(model=["digits"], data=["digits"], out=str(tmp_path), eps=["1/255"], resolution="native:cifar10")
     with pytest.raises(UserError, match="cifar10"):
         _ = asked.evaluation
+
+
+def test_protocols_that_use_different_images_of_the_same_data_are_one_plan(tmp_path):
+    """Each cell has its evaluation's images, and what two evaluations ask for has those of both."""
+    asked = [
+        ("even", 6, "clean,fgsm", "a {}"),
+        ("robustvlm", 6, "clean,pgd:steps=1", "a {}"),
+        ("even", 4, "clean", "the {}"),
+    ]
+    evaluations = [
+        api.Evaluation(
+            data=["digits"],
+            attacks=parse_attacks(attacks, {}),
+            protocol=Protocol(eps=32 / 255, template=template),
+            limit=limit,
+            subset=subset,
+        )
+        for subset, limit, attacks, template in asked
+    ]
+    cells, positions = plan_all(["digits"], evaluations, Opened(quiet=True))
+    found = {(c.attack.name, c.protocol.template): positions_of(c, positions).tolist() for c in cells}
+    size = len(open_data("digits", "test"))
+    even, drawn = chosen_positions(size, 6).tolist(), webdataset_draw((size,), 6).tolist()
+    assert found == {
+        ("clean", "a {}"): sorted({*even, *drawn}),
+        ("fgsm", "a {}"): even,
+        ("pgd", "a {}"): drawn,
+        ("clean", "the {}"): chosen_positions(size, 4).tolist(),
+    }
+    store = Store(str(tmp_path))
+    for shards in outstanding(cells, positions, store, 50):
+        for shard in shards:
+            Evaluator(store).run(shard)
+    rows = collect_rows(cells, positions, store)
+    assert {(r.protocol["attack"], r.protocol["template"]): r.n for r in rows} == {k: len(v) for k, v in found.items()}

@@ -122,6 +122,9 @@ def test_the_papers_resize_rule():
     out = to_model_size(stripes, 224)
     assert out.size == (224, 224) and out.getpixel((5, 100)) == (255, 255, 255)
     assert to_model_size(Image.new("RGB", (32, 32)), 224).size == (224, 224)
+    for rule, left in (("crop", 16), ("clip", 0)):  # which part of a square is seen
+        ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (256, 1, 3)))
+        assert abs(np.asarray(to_model_size(ramp, 224, rule))[0, 0, 0] - left) <= 1
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,10 @@ def test_a_label_that_comes_late_stops_a_webdataset_too(tmp_path):
     with pytest.raises(UserError, match=r"test-000000.tar/2 has labels from 3 to 3 .*--labels-from 1"):
         prepare(tmp_path, "webdataset", tmp_path / "wds")
     assert not list((tmp_path / "root").rglob(MANIFEST))
+    write_tar(tmp_path / "wds/test-000001.tar", members[:4])
     manifest, data = prepare(tmp_path, "webdataset", tmp_path / "wds", labels_from=1)
-    assert data.labels.tolist() == [0, 1, 2] and manifest.splits["test"].rejected == 0
+    assert data.labels.tolist() == [0, 1, 2, 0, 1] and manifest.splits["test"].rejected == 0
+    assert data.archives() == (3, 2)
 
 
 def test_a_class_without_images_is_told(tmp_path):

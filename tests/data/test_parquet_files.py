@@ -3,8 +3,6 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from data.hub_forms import image_structs, make_parquet, picture, write_parquet
 from rayclip.data.labels import Reading
@@ -188,24 +186,6 @@ def test_row_groups_before_the_start_are_not_read(tmp_path, monkeypatch):
     assert next(records).read() == picture(7) and asked == [[2]]  # and no further than the record asked for
     assert len(list(records)) == 2 and asked == [[2], [3]]
     assert list(source.records("test", 10)) == [] and asked == [[2], [3]]
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_a_damaged_file_is_an_error_that_names_it_and_no_crash(tmp_path_factory, data):
-    folder = tmp_path_factory.getbasetemp() / "damaged"
-    if not folder.is_dir():
-        make_parquet(folder, {"test": 6}, layout="whole/{split}.parquet", per_file=6)
-    content = bytearray((folder / "whole/test.parquet").read_bytes())
-    if data.draw(st.booleans()):
-        del content[data.draw(st.integers(0, len(content) - 1)) :]
-    else:
-        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
-    (folder / "test.parquet").write_bytes(content)
-    try:
-        list(open_parquet(folder / "test.parquet", "x").records("test"))
-    except UserError as error:
-        assert "test.parquet" in str(error) and "\n" not in str(error)
 
 
 def test_the_images_of_a_row_group_or_so_are_in_memory(tmp_path):

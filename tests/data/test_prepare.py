@@ -626,6 +626,7 @@ def test_own_sets_of_each_kind_by_the_command(here, monkeypatch, capsys):
     assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.ci
 def test_ctrl_c_stops_the_command_and_the_same_command_goes_on(tmp_path):
     for number in range(1200):
         folder = tmp_path / "pets" / NAMES[number % 2]

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.test_data import png, write
 from rayclip.data import few_shot, open_data
 from rayclip.data.prepare import Request, prepare
-from rayclip.data.sampling import EpochSampler, draw_record
+from rayclip.data.sampling import EpochSampler, draw_record, webdataset_draw
 from rayclip.data.shardwriter import Layout
 from rayclip.data.sources.parquet_files import open_parquet
 from rayclip.store import Store
@@ -100,3 +100,20 @@ def test_a_draw_is_recorded_by_class(prepared):
     for label, of_class in enumerate(record["ids"]):
         assert all(data.labels[np.flatnonzero(data.ids == i)[0]] == label for i in of_class["ids"])
     assert record == draw_record(few_shot(open_data(prepared, "train"), 4, 7), 4, 7)
+
+
+@pytest.mark.parametrize(
+    ("archives", "total", "first"),
+    [
+        ((10_300,), 5_042_768, {6311, 6890, 663, 4242, 8376}),
+        ((3_000,), 1_493_818, {1577, 1722, 165, 1060, 2094}),
+        ((700, 650), 685_938, {394, 430, 41, 265, 523}),
+        ((90, 400, 350, 60, 500, 30), 693_491, {1204, 1240, 41, 1075, 1333}),
+    ],
+)
+def test_the_draw_from_a_webdataset_is_that_of_robustvlms_code(archives, total, first):
+    """Of the thousand that webdataset 0.2.48 and torch's DataLoader gave with its settings: sum, first five."""
+    drawn = webdataset_draw(archives, 1_000)
+    assert len(set(drawn.tolist())) == 1_000 and (np.diff(drawn) > 0).all()
+    assert drawn.sum() == total and first <= set(drawn.tolist())
+    assert len(webdataset_draw((30, 20), 1_000)) == 50

@@ -117,7 +117,7 @@ def test_links_and_strange_names_are_only_names(tmp_path):
     assert (strange.read(), strange.label, long.read(), long.label) == (b"image", 1, b"image", 2)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(cut=st.integers(0, 12 * 1024))
 def test_a_tar_cut_off_anywhere_gives_what_is_before_and_says_to_fetch_it_again(tmp_path_factory, cut):
     folder = tmp_path_factory.getbasetemp() / "cut"
@@ -138,28 +138,6 @@ def test_a_tar_cut_off_anywhere_gives_what_is_before_and_says_to_fetch_it_again(
         assert got == expected and whole[:cut].rstrip(b"\0") == whole.rstrip(b"\0")
     else:
         assert "test/0.tar is cut off or damaged" in failed and "fetch " in failed and "\n" not in failed
-
-
-@settings(max_examples=200, deadline=None)
-@given(at=st.integers(0, 7 * 1024), flip=st.integers(1, 255))
-def test_a_damaged_tar_is_no_crash(tmp_path_factory, at, flip):
-    folder = tmp_path_factory.getbasetemp() / "flipped"
-    if not folder.is_dir():
-        make_wds(folder, {"test": 3})
-        (folder / "whole.tar").write_bytes((folder / "test/0.tar").read_bytes())
-    content = bytearray((folder / "whole.tar").read_bytes())
-    content[at % len(content)] ^= flip
-    (folder / "test/0.tar").write_bytes(content)
-    source, count = open_webdataset(folder), 0
-    try:
-        for record in source.records("test"):
-            count += 1
-            if not record.problem:
-                record.read()
-    except UserError as error:
-        assert "test/0.tar" in str(error)
-    else:
-        assert count >= 3  # a damaged name may split a sample in two
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ def trial(folder, **changes):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("gpus", "precision"), [(0, "fp32"), (2, "bf16")])
+@pytest.mark.parametrize(("gpus", "precision"), [(0, "fp32"), (1, "bf16")])
 def test_a_running_ray_is_asked_what_workers_will_have(tmp_path, gpus, precision):
-    ray.init(address="local", num_cpus=8, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=3, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
     try:
-        assert count_decoders(on_gpu=bool(gpus)) == (3 if gpus else 0)
+        assert count_decoders(on_gpu=bool(gpus)) == (2 if gpus else 0)
         open_, fixed = trial(tmp_path), trial(tmp_path, precision="fp32")
         with resolve_precision([open_, fixed], Store(str(tmp_path)), cluster=False) as (decided, same):
             assert decided.config.precision == precision and same == fixed

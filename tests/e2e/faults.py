@@ -149,7 +149,7 @@ class Faults:
                 self._kill_one("ray::ImplicitFunc")
             case "raylet" | "train-raylet":
                 self.cluster.kill_node(self._random.randrange(len(self.cluster.nodes)))
-                self.cluster.add_node()
+                self.cluster.add_nodes(1)
             case "client" | "train-client":
                 with contextlib.suppress(ProcessLookupError):  # it may just have ended
                     os.killpg(process.pid, signal.SIGKILL)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,10 +59,14 @@ class Cluster:
         options = ["--dashboard-host", "127.0.0.1", "--dashboard-port", dashboard, "--ray-client-server-port", client]
         options += self._growing(grows_to) if grows_to else []
         self.head = self._start("--head", "--port", self._port, "--num-cpus", 0, *options)
-        for _ in range(nodes):
-            self.add_node()
+        self.add_nodes(nodes)
 
     def _start(self, *options: object, apart: bool = False) -> subprocess.Popen[bytes]:
+        process, is_up = self._begin(*options, apart=apart)
+        wait_for(is_up)
+        return process
+
+    def _begin(self, *options: object, apart: bool) -> tuple[subprocess.Popen[bytes], Callable[[], bool]]:
         command = [Path(sys.executable).with_name("ray"), "start", "--block", "--node-ip-address", "127.0.0.1"]
         command += ["--object-store-memory", _OBJECT_STORE, "--disable-usage-stats"]
         # A folder of its own, as on a machine of its own: what one node clears away another may be using
@@ -82,8 +86,7 @@ class Cluster:
             assert process.poll() is None, said[-2000:]
             return "Ray runtime started" in said
 
-        wait_for(is_up)
-        return process
+        return process, is_up
 
     def _growing(self, nodes: int) -> list[str]:
         """Options of a head with Ray's own autoscaler, which starts and ends up to so many nodes on this machine. Each
@@ -128,10 +131,14 @@ class Cluster:
         labels = f"autoscales-to-GPU={nodes},autoscales-to-CPU={nodes}"
         return [f"--autoscaling-config={self._folder / 'autoscaler.json'}", "--labels", labels]
 
-    def add_node(self, *, apart: bool = False) -> None:
-        """One more; `apart` with temporary files and a cache that no other sees, as on a machine of its own (if root
-        runs the tests)."""
-        self.nodes.append(self._start("--address", f"127.0.0.1:{self._port}", "--num-cpus", 1, apart=apart))
+    def add_nodes(self, count: int, *, apart: bool = False) -> None:
+        """So many more, which start at the same time; `apart` with temporary files and a cache that no other sees, as
+        on a machine of its own (if root runs the tests)."""
+        options = ("--address", f"127.0.0.1:{self._port}", "--num-cpus", 1)
+        begun = [self._begin(*options, apart=apart) for _ in range(count)]
+        self.nodes += [process for process, _ in begun]
+        for _, is_up in begun:
+            wait_for(is_up)
 
     def kill_node(self, number: int) -> None:
         """SIGKILL a node's raylet; what it carried dies with it."""
@@ -161,18 +168,17 @@ class Cluster:
         return found
 
     def stop(self) -> None:
+        """End all at once, without a farewell: a node that ends in order takes seconds."""
         for node in [*self.nodes, self.head]:
             _end(node)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process of ours and all below it."""
+    """Kill a process of ours and all below it."""
     with contextlib.suppress(psutil.Error):
         family = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+        process.kill()  # first, or it would end what it has started, one after the other
         for member in family:
             with contextlib.suppress(psutil.Error):
                 member.kill()

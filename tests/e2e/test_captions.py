@@ -1,5 +1,6 @@
 """Captions from a generator on a real Ray: interrupted, killed, gone on with, and chosen from."""
 
+import functools
 import json
 import os
 import signal
@@ -35,15 +36,19 @@ def generate(model, out, *more):
 
 @pytest.fixture(scope="module")
 def whole(models, tmp_path_factory):
-    """What undisturbed runs write, on as many workers as there is room for."""
-    cwd, found = tmp_path_factory.mktemp("whole"), {}
-    for kind, model in models.items():
-        done = run_here(cwd, *generate(model, f"{kind}.json", "--workers", "9"))
+    """What an undisturbed run of a kind writes, on as many workers as there is room for."""
+    cwd = tmp_path_factory.mktemp("whole")
+
+    @functools.cache
+    def written(kind):
+        done = run_here(cwd, *generate(models[kind], f"{kind}.json", "--workers", "9"))
         assert done.stdout.startswith(f"captions: {kind}.json (40 sentences of 10 classes)\n") and done.stderr == ""
-        found[kind] = json.loads((cwd / f"{kind}.json").read_text())
-        assert list(found[kind]) == list(open_data("digits", "train").class_names)
-        assert all(len(set(own)) == 4 for own in found[kind].values())
-    return found
+        found = json.loads((cwd / f"{kind}.json").read_text())
+        assert list(found) == list(open_data("digits", "train").class_names)
+        assert all(len(set(own)) == 4 for own in found.values())
+        return found
+
+    return written
 
 
 @pytest.mark.parametrize(
@@ -64,7 +69,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(models, whole
     assert 0 < len(before) < 10 and not (tmp_path / "c.json").exists()
 
     run_here(tmp_path, *generate(models[kind], "c.json"))
-    assert json.loads((tmp_path / "c.json").read_text()) == whole[kind]
+    assert json.loads((tmp_path / "c.json").read_text()) == whole(kind)
     after = {part.name: part.stat().st_mtime_ns for part in parts.glob("part-*.json")}
     assert len(after) == 10 and before.items() <= after.items(), "what was there is not written again"
 
@@ -86,11 +91,11 @@ def test_a_lost_worker_is_replaced_and_what_was_written_can_be_chosen_from(model
     assert len(actors) == 1
     os.kill(actors[0], signal.SIGKILL)
     assert process.wait(timeout=300) == 0
-    assert json.loads((tmp_path / "c.json").read_text()) == whole["text"]
+    assert json.loads((tmp_path / "c.json").read_text()) == whole("text")
 
     again = run_here(tmp_path, *generate(models["text"], "c.json"), **NO_RAY)
     assert "already holds these captions; nothing to do" in again.stdout
     options = ["--data", "digits", "--model", "digits", "--keep", "3", "--out", "c.csv"]
     run_here(tmp_path, "captions", "filter", "c.json", *options)
     chosen = read_captions(tmp_path / "c.csv", open_data("digits", "test").class_names)
-    assert all(set(own) <= set(whole["text"][name]) for own, name in zip(chosen, whole["text"], strict=True))
+    assert all(set(own) <= set(whole("text")[name]) for own, name in zip(chosen, whole("text"), strict=True))

@@ -21,6 +21,7 @@ from e2e.mlflow_server import mlflow_server
 from e2e.test_commands import RAYCLIP, curve, run, verdicts
 from e2e.test_data import save_digits
 from e2e.test_models import changed_digits
+from e2e.three_protocols import evaluate as evaluate_protocols
 from rayclip.models.checkpoint import save_checkpoint
 from rayclip.store import Store
 from servers import wait_for
@@ -60,8 +61,7 @@ def three_nodes(two_nodes):
     """Three others, each with files of its own: what they share is on the object store."""
     while two_nodes.nodes:
         two_nodes.kill_node(0)
-    for _ in range(3):
-        two_nodes.add_node(apart=True)
+    two_nodes.add_nodes(3, apart=True)
     return two_nodes
 
 
@@ -98,10 +98,25 @@ def runs_of(sweep):
     return {run.info.run_name: run for run in mine}
 
 
+def test_three_protocols_are_one_plan(two_nodes, tmp_path):
+    script = Path(__file__).with_name("three_protocols.py")
+    subprocess.run([sys.executable, script, tmp_path / "there", "cluster"], env=two_nodes.env, check=True)
+    (ran,) = json.loads((tmp_path / "there" / "evaluations.json").read_text())
+    assert ran["workers"] == 2
+    evaluate_protocols(str(tmp_path / "here"), None)
+    mine = verdicts(tmp_path / "here")
+    cells = [json.loads(file.read_text()) for file in (tmp_path / "here").glob("cells/*/cell.json")]
+    assert {cell["scorer_label"] for cell in cells} == {
+        "template",
+        *(f"ensemble:templates={t}" for t in ("clip", "coop")),
+    }
+    assert len(mine) == 12 * len(cells) and verdicts(tmp_path / "there") == mine
+
+
 def test_training_goes_on_with_fewer_workers(server, two_nodes, tmp_path):
     """One of two nodes is lost for good: the run ends all the same, with every step once."""
     train = [
-        "20" if part == "5" and before == "--epochs" else part
+        "10" if part == "5" and before == "--epochs" else part
         for before, part in zip(["", *TRAIN], TRAIN, strict=False)
     ]
     command = [*RAYCLIP, *train, "--min-workers", "1", "--tracking-uri", "sqlite:///mlflow.db"]
@@ -113,7 +128,7 @@ def test_training_goes_on_with_fewer_workers(server, two_nodes, tmp_path):
     assert process.returncode == 0, said[-3000:]
     assert "1 of 2 workers" in said
     lost, losses = curve(tmp_path, "m")
-    assert lost.info.status == "FINISHED" and sorted(losses) == list(range(1, 101))
+    assert lost.info.status == "FINISHED" and sorted(losses) == list(range(1, 51))
     assert two_nodes.workers("ray::RayTrainWorker") == [], "and nothing is left of it"
 
 
@@ -131,7 +146,7 @@ def swept(server, object_store, three_nodes, data):
     """Where a sweep has left everything that lost first the client that submitted it, and later its driver."""
     out = Store(object_store.place("sweep"))
     sweep = ["--scale", "pocket", "--model", "digits", "--data", "own", "--test", "own", "--shots", 1]
-    sweep += ["--methods", "ft-standard,tecoa", "--epochs", 25, "--workers", 2, "--limit", 10, "--eps", "32/255"]
+    sweep += ["--methods", "ft-standard,tecoa", "--epochs", 12, "--workers", 2, "--limit", 10, "--eps", "32/255"]
     sweep += ["--substitutes", "clip-table", "--out", out.root]
     first, second = (out.child("models").child(name) for name in ("ft-standard", "tecoa"))
 
@@ -165,7 +180,7 @@ def test_a_sweep_whose_client_and_driver_were_lost_repeats_no_finished_trial(ser
     assert len(runs) == 7, "of the sweep, its two trials, the untouched model, and an evaluation of each"
     for name in ("ft-standard", "tecoa"):
         steps = [m.step for m in MlflowClient().get_metric_history(runs[name].info.run_id, "train/loss")]
-        assert sorted(steps) == list(range(1, max(steps) + 1)) and len(steps) == 25, "every step once"
+        assert sorted(steps) == list(range(1, max(steps) + 1)) and len(steps) == 12, "every step once"
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ from servers import wait_for
 pytestmark = pytest.mark.e2e
 NO_RAY = {"RAY_ADDRESS": "127.0.0.1:9"}  # nobody listens there
 RAYCLIP = [sys.executable, "-m", "rayclip"]
+IMAGES = 160  # of each attack
 ATTACK = ["--data", "digits", "--attacks", "clean,pgd,bert,sep", "--eps", "32/255", "--steps", "5"]
+ATTACK += ["--limit", str(IMAGES)]
 
 
 def run(cwd, *args, check=True, program=RAYCLIP, **env):
@@ -73,7 +75,7 @@ def test_rows_have_what_readers_need(reference):
     assert [r["attack"] for r in rows] == ["clean", "pgd-5_eps32", "bert", "sep_pgd-5_eps32", "worst"]
     for r in rows:
         assert {"model", "dataset", "attack", "eps", "steps", "n", "top1", "ci_low", "ci_high", "protocol"} <= set(r)
-        assert r["n"] == 445 and 0 <= r["ci_low"] <= r["top1"] <= r["ci_high"] <= 100
+        assert r["n"] == IMAGES and 0 <= r["ci_low"] <= r["top1"] <= r["ci_high"] <= 100
     assert rows[0]["top1"] >= 95 and rows[1]["top1"] <= 20
     assert rows[2]["protocol"]["substitutes"] == "clip-table"
 
@@ -85,7 +87,7 @@ def test_a_killed_evaluation_on_two_workers_in_other_shards_goes_on_to_the_same_
     wait_for(lambda: len(list(tmp_path.glob("r/cells/*/*.parquet"))) >= 12)
     kill_tree(process)
     kept = {f: f.stat().st_mtime_ns for f in tmp_path.glob("r/cells/*/*.parquet")}
-    assert 12 <= len(kept) < 4 * 45
+    assert 12 <= len(kept) < 4 * IMAGES / 10
     run_here(tmp_path, *command)
     assert all(f.stat().st_mtime_ns == t for f, t in kept.items()), "what was done is not done again"
     assert verdicts(tmp_path / "r") == verdicts(reference / "r")
@@ -272,6 +274,6 @@ def test_the_doctor_starts_a_ray_and_changes_nothing(tmp_path):
 
 def test_json_logs_are_all_that_a_command_writes_to_standard_error(evaluated, training):
     last = [each for each in logged(evaluated[1]) if each["level"] == "progress"][-1]
-    assert (last["completed"], last["total"], last["seconds_left"]) == (4 * 445, 4 * 445, 0)
+    assert (last["completed"], last["total"], last["seconds_left"]) == (4 * IMAGES, 4 * IMAGES, 0)
     last = [each for each in logged(training[1]) if each["level"] == "progress"][-1]
     assert (last["task"], last["completed"]) == ("model", 48)

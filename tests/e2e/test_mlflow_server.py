@@ -102,7 +102,7 @@ def test_a_command_logs_to_it_and_keeps_the_password_to_itself(server, login, tm
     done = run(
         tmp_path,
         *("eval", "--model", "digits", "--data", "digits", "--attacks", "clean", "--limit", 20, "--eps", "1/255"),
-        *("--out", "r", "--experiment", "command"),
+        *("--out", "r", "--experiment", "command", "--local"),
     )
     client = MlflowClient(server.uri)
     (found,) = client.search_runs([client.get_experiment_by_name("command").experiment_id])

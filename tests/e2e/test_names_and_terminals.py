@@ -26,7 +26,7 @@ def test_names_with_brackets_and_accents_are_whole_on_a_latin_terminal_and_in_ml
         write(tmp_path / f"{name}.parquet", [0, 1, 2, 0], [png(c, (8, 8)) for c in ("red", "green", "blue", "white")])
     command = [*RAYCLIP, "eval", "--attacks", "clean,pgd", "--steps", "1", "--eps", "8/255", "--out", "out"]
     command += [part for name in MODELS for part in ("--model", f"local-dir:{name}")]
-    command += ["--data", "té st.parquet,tè st.parquet", "--json", "rows.json"]
+    command += ["--data", "té st.parquet,tè st.parquet", "--local", "--json", "rows.json"]
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
     environment |= {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0", "COLUMNS": "100"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)

@@ -304,10 +304,9 @@ def something_else(talks):
 def test_an_address_where_no_ray_answers_is_one_sentence(tmp_path):
     """Asked at the same time: most of it is waiting."""
     command = ["eval", "--cluster", *SMALL, "--out", "r"]
-    assert "no Ray cluster answers" in refused(tmp_path, "127.0.0.1:9", *command, program=RAYCLIP)
-    assert not (tmp_path / "r" / "cells").exists()
     with something_else(talks=False) as silent, something_else(talks=True) as page, ThreadPoolExecutor() as pool:
         places = {"no Ray cluster answers": f"127.0.0.1:{free_port()}", "says nothing": silent, "something else": page}
+        whole = pool.submit(refused, tmp_path, "127.0.0.1:9", *command, program=RAYCLIP)
         said = {
             (expected, scheme): pool.submit(refused, tmp_path, scheme + address)
             for expected, address in places.items()
@@ -315,6 +314,7 @@ def test_an_address_where_no_ray_answers_is_one_sentence(tmp_path):
         }
         for (expected, _), sentence in said.items():
             assert "no Ray cluster answers" in sentence.result() and expected in sentence.result()
+        assert "no Ray cluster answers" in whole.result() and not (tmp_path / "r" / "cells").exists()
 
 
 def test_a_cluster_of_another_version_is_one_sentence_that_says_so(tmp_path):

@@ -1,5 +1,6 @@
 """The Slurm script on this machine: two "nodes" of it; stand-ins for `srun` and `scontrol` only start things."""
 
+import contextlib
 import os
 import secrets
 import signal
@@ -106,9 +107,12 @@ def job(tmp_path):
 
     yield run
     for process in started:
-        if steps_run(process.pid):
-            os.killpg(process.pid, signal.SIGTERM)  # `ray start --block` takes its own processes along
-            wait_for(lambda group=process.pid: not steps_run(group))
+        # As Slurm ends them, but for its patience: a Ray node without its head gives up after half a minute
+        for end, seconds in ((signal.SIGTERM, 3), (signal.SIGKILL, 60)):
+            with contextlib.suppress(AssertionError, ProcessLookupError):
+                os.killpg(process.pid, end)
+                wait_for(lambda group=process.pid: not steps_run(group), seconds)
+        assert not steps_run(process.pid)
     subprocess.run(["rm", "-rf", f"/tmp/ray-{number}"], check=True)
 
 

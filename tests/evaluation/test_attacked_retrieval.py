@@ -21,7 +21,7 @@ from rayclip.reports.recalls import recall_grids
 from rayclip.types import UserError
 
 ON_PAIRS = [name for name, kind in ATTACKS.items() if kind.for_pairs]
-KNOWN = {"steps": 3, "step": 4 / 255, "stop": "final", "substitutes": "clip-table"}
+KNOWN = {"steps": 3, "step": 4 / 255, "stop": "final", "substitutes": "clip-table", "n": 2}
 
 
 def attack_of(name, **more):
@@ -74,6 +74,7 @@ def test_a_result_stands_on_its_attack(clip, tiny_pairs, tmp_path):
         task_of(clip, tiny_pairs, "pgd", seed=1),
         task_of(clip, tiny_pairs, "pgd", steps=4),
         task_of(clip, tiny_pairs, "bert", k=3),
+        task_of(clip, tiny_pairs, "charmer", k=2),
         task_of(clip, tiny_pairs, "sga", noise=0.1),
     ]
     assert len({t.id for t in tasks}) == len(tasks)

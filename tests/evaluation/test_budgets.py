@@ -17,7 +17,7 @@ from rayclip.evaluation.aggregate import Ball, worst_accuracy, worst_cases
 from rayclip.evaluation.alarms import alarms
 from rayclip.reports.build import build
 from rayclip.reports.formats import document_csv, document_markdown
-from rayclip.reports.leaderboard import places, threats
+from rayclip.reports.leaderboard import Board, rows_of, threats
 from rayclip.reports.numbers import sections
 from rayclip.reports.results import read_results
 from rayclip.reports.rows import result_grids
@@ -29,7 +29,12 @@ N = 40
 
 def cells_of(attacks, *eps, datasets=(("set", 10),)):
     named = [
-        (name, SimpleNamespace(name=name, fingerprint=name, class_names=tuple(f"class {i}" for i in range(classes))))
+        (
+            name,
+            SimpleNamespace(
+                name=name, fingerprint=name, other_names=(), class_names=tuple(f"class {i}" for i in range(classes))
+            ),
+        )
         for name, classes in datasets
     ]
     parsed = parse_attacks(attacks, {"substitutes": "clip-table"})
@@ -111,7 +116,7 @@ def test_described_attacks_come_back_with_their_budget(attack):
     again = attack_as_described(cell.describe())
     (same,) = make_cells(
         [("m", "m")],
-        [("set", SimpleNamespace(name="set", fingerprint="set", class_names=cell.class_names))],
+        [("set", SimpleNamespace(name="set", fingerprint="set", other_names=(), class_names=cell.class_names))],
         [again],
         Protocol(),
     )
@@ -157,7 +162,8 @@ def test_reports_tables_the_leaderboard_and_mlflow_say_the_same(tmp_path):
     assert header[-3:] == ("worst case 1/255", "worst case 4/255", "worst case l2 128/255")
     boards = {threat.name: threat for threat in threats(section)}
     assert {"l∞ 1/255, images", "l∞ 4/255, images", "l2 128/255, images", "texts"} <= set(boards)
-    robust = {place.threat.name: place.robust.top1 for place in places(section)}
+    rows = rows_of(Board(protocol="own", differs="", section=section))
+    robust = {row.attributes["threat"]: row.cells["robust"].value for row in rows}
     assert robust["l2 128/255, all attacks"] == pytest.approx(worst["worst_l2_eps128"])
     assert robust["l∞ 4/255, images"] == survives(rights, "clean", "pgd-10_eps4", "cw-10_eps4")
 
@@ -198,7 +204,7 @@ def test_other_models_are_evaluated_at_the_budgets_of_a_leaderboards_first_folde
     cells = cells_of("clean,pgd,pgd-l2:eps=128/255", 1 / 255, 2 / 255)
     judged(Store(str(tmp_path)), cells)
     (again,) = evaluations_of(read_results([str(tmp_path)]))
-    data = SimpleNamespace(name="set", fingerprint="set", class_names=cells[0].class_names)
+    data = SimpleNamespace(name="set", fingerprint="set", other_names=(), class_names=cells[0].class_names)
     repeated = make_cells([("m", "m")], [("set", data)], again.attacks, again.protocol)
     assert {cell.id for cell in repeated} == {cell.id for cell in cells}
 

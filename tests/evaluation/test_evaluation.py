@@ -55,7 +55,7 @@ def verdicts(store, cell):
 
 
 def test_verdicts_do_not_depend_on_shards_or_batches(cells, tmp_path):
-    positions = chosen_positions(445, 150)
+    positions = chosen_positions(445, 70)
     stores = [Store(str(tmp_path / name)) for name in "ab"]
     run_all(cells, positions, stores[0], shard_size=64)
     run_all(cells, positions, stores[1], shard_size=17, batch_size=5)
@@ -71,7 +71,7 @@ def test_verdicts_do_not_depend_on_shards_or_batches(cells, tmp_path):
     with torch.no_grad():
         probabilities = torch.softmax(judge(pixels.float() / 255), 1).numpy()
     for when in ("clean", "adv"):
-        confidence = probabilities[np.arange(150), clean[f"{when}_pred"]]
+        confidence = probabilities[np.arange(70), clean[f"{when}_pred"]]
         assert np.allclose(clean[f"{when}_confidence"], confidence, atol=1e-5)
 
 

@@ -1,5 +1,7 @@
 """Results on an object store: a real S3 protocol against a server on this machine."""
 
+import numpy as np
+
 from rayclip.attacks import parse_attacks
 from rayclip.data import open_data
 from rayclip.evaluation import Evaluator, Protocol, Store, collect_rows, make_cells, missing_shards
@@ -15,7 +17,7 @@ def test_an_evaluation_resumes_on_s3(s3, tmp_path):
         parse_attacks("clean,bert", {"substitutes": "clip-table"}),
         Protocol(),
     )
-    positions = {"digits": range(40)}
+    positions = {"digits": np.arange(40)}
     for place in (store, local):
         for cell in cells:
             for shard in missing_shards(cell, range(20), place, 10):

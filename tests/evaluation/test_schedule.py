@@ -129,6 +129,7 @@ def test_a_late_shard_gets_one_copy_and_counts_once():
     assert schedule.lost == 0
 
 
+@pytest.mark.ci
 def test_simulated_workers_reach_the_bound_and_cost_the_driver_little():
     """The benchmark's limits, at a size that takes seconds."""
     for shards, count in [(10_000, 500), (10_000, 2000)]:

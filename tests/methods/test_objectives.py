@@ -7,8 +7,7 @@ import torch
 
 import naive
 from conftest import tiny_clip
-from methods.test_losses import CLASSES, attacked, example, method
-from rayclip.methods import METHODS
+from methods.test_losses import CLASSES, ON_IMAGES, attacked, example, method
 from rayclip.types import UserError
 
 
@@ -35,7 +34,7 @@ def plain(name, clip, prompts, sets, x, y):
 
 
 @pytest.mark.parametrize("objective", ["pgd", "cw", "feature"])
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("ft-standard", "advpt")])
+@pytest.mark.parametrize("name", ON_IMAGES)
 def test_it_is_the_named_attacks(name, objective):
     chosen = method(name, against=objective)
     clip = chosen.wrap_model(tiny_clip(dtype=torch.float64), seed=0).requires_grad_(False)
@@ -49,7 +48,7 @@ def test_it_is_the_named_attacks(name, objective):
         assert torch.allclose(made[i], expected, atol=1e-9)
     own = attacked(clip, replace(chosen, against="own"), batch).adversarial_BCHW
     same = torch.equal(made, own)
-    others = ("fare", "sim-clip", "lore", "mmcoa", "agft")
+    others = ("fare", "sim-clip", "lore", "mmcoa", "agft", "fap")
     assert same == (objective == "pgd" and name not in others), "the rest's own is the cross-entropy"
 
 
@@ -61,6 +60,9 @@ def test_it_is_the_named_attacks(name, objective):
         ("mmcoa", {"against": "feature", "start": "zero"}, "start=zero"),
         ("ft-standard", {"against": "pgd"}, "trains on clean images"),
         ("advpt", {"against": "pgd"}, "leave --attack away"),
+        ("leaf", {"against": "pgd"}, "leave --attack away"),
+        ("leaf", {"trains": "image"}, "use --trains text"),
+        ("fare", {"trains": "text"}, "use --trains image"),
         ("vp", {"against": "nothing"}, "'nothing' is no training attack"),
     ],
 )

@@ -31,7 +31,10 @@ RECIPES = {
     "sim-clip": ("adamw", 1e-3, "cosine", 1400, 0, 128, 2),
     "lore": ("adamw", 1e-5, "cosine", 1400, 0, 128, 2),
     "comp-tga": ("sgd", 1e-4, "cosine", 1000, 0, 128, 10),
+    "leaf": ("adamw", 1e-5, "cosine", 1400, 0, 128, 30),
     "advpt": ("sgd", 2e-3, "cosine", 0, 1, 32, 200),
+    "apt": ("sgd", 2e-3, "cosine", 0, 1, 32, 200),
+    "fap": ("sgd", 3.5e-3, "cosine", 0, 1, 4, 10),
     "vp": ("sgd", 40.0, "cosine", 1000, 0, 256, 10),
 }
 
@@ -67,6 +70,10 @@ def test_published_settings_are_defaults_that_give_way():
     advpt = make_method("advpt", published=True)
     assert (advpt.eps, advpt.steps, advpt.context) == (8 / 255, 10, 32)
     assert advpt.step_length == pytest.approx(1.25 * 8 / 255 / 10)
+    apt, fap = make_method("apt", published=True), make_method("fap", published=True)
+    assert (apt.eps, apt.steps, apt.context, apt.prompting) == (1 / 255, 3, 16, "on-the-fly")
+    assert apt.step_length == pytest.approx(2 / 3 / 255) and fap.step_length == 1 / 255
+    assert (fap.eps, fap.steps, fap.weight, fap.tokens, fap.depth) == (1 / 255, 2, 1.5, 2, 9)
     vp = make_method("vp", published=True, tokens=100)
     assert (vp.frame, vp.tokens) == ("normal", 100)
     assert (make_method("fare").eps, make_method("fare").attack_momentum) == (4 / 255, 0.9)

@@ -137,8 +137,7 @@ def test_the_last_blocks_of_a_timm_tower():
     ("part", "changes", "match"),
     [
         ("last-3", {}, "has 2 transformer blocks: write last-2 or less"),
-        ("last-0", {}, "all, image, or last-N"),
-        ("text", {}, "all, image, or last-N"),
+        ("last-0", {}, "all, image, text, or last-N"),
         ("last-1", {"vision_cfg": {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8}}, "no transformer blocks"),
     ],
 )

@@ -21,7 +21,7 @@ def embedding_and_gradient(clip, weight=1.0):
 
 
 @pytest.mark.parametrize("precision", ROUNDING)
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.ci)])
 def test_a_copy_is_the_model_up_to_rounding(precision, compiled):
     """Compiled without code generation: what is tested is the padding and the way through dynamo and autograd."""
     clip = tiny_clip()
@@ -65,6 +65,7 @@ def test_few_batch_sizes_reach_a_compiled_tower():
     assert len(sizes) <= 20
 
 
+@pytest.mark.ci
 def test_a_compiled_tower_is_compiled_for_its_first_batch_size_and_once_for_all_others():
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")

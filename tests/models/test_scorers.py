@@ -1,5 +1,6 @@
 """Each scorer against its formula, written out image by image and text by text in float64."""
 
+import json
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 import naive
 from conftest import tiny_clip
 from rayclip.models import ZeroShot, class_prompts
-from rayclip.models.scorers import SCORERS, parse_scorers, random_crops
+from rayclip.models.scorers import SCORERS, parse_scorers, random_crops, templates_of
 from rayclip.rng import sample_keys
 from rayclip.types import UserError
 
@@ -70,6 +71,38 @@ def test_an_ensemble_is_the_normalised_mean_of_its_templates(clip, images, kind,
             assert float(found[i, c]) == pytest.approx(
                 float(clip.scale * embed_image(clip, images[i]) @ direction), abs=1e-9
             )
+
+
+@pytest.mark.parametrize(
+    ("kind", "dataset", "count", "one"),
+    [
+        ("clip", "oxford_pets", 1, "a photo of a {}, a type of pet."),
+        ("clip", "eurosat", 3, "a centered satellite photo of the {}."),
+        ("clip", "ucf101", 48, "a demonstration of the person practicing {}."),
+        ("clip", "imagenet_r", 80, "the embroidered {}."),
+        ("coop", "dtd", 1, "{} texture."),
+        ("coop", "my-own", 1, "a photo of a {}."),
+    ],
+)
+def test_a_data_sets_own_templates_keep_the_spelling_of_its_classes(kind, dataset, count, one):
+    (scorer,) = parse_scorers(f"ensemble:templates={kind}")
+    scorer = scorer.for_dataset(dataset)
+    (first, second) = scorer.prompts(("shih-tzu", "A/B_c"), "never {}")
+    assert len(first) == len(second) == len(set(first)) == count
+    assert one.format("shih-tzu") in first and one.format("A/B c") in second
+    assert scorer.label == f"ensemble:templates={kind}" and scorer.describe().startswith(f"ensemble (templates {kind} ")
+
+
+def test_clips_templates_are_those_that_were_handed_over(shared):
+    from rayclip.data.registry import DATASETS
+
+    theirs = json.loads((shared / "data" / "templates.json").read_text())
+    renamed = {"oxford_pets": "pets", "flowers102": "flowers", "stanford_cars": "cars", "digits": "mnist"}
+    for name in DATASETS:
+        own = list(templates_of("clip", name))
+        if name != "ucf101":
+            wanted = theirs.get(renamed.get(name, name), theirs["imagenet1k"])
+            assert own == [text.replace("{c}", "{}") for text in wanted], name
 
 
 def test_cupl_is_the_normalised_mean_of_a_classs_descriptions(clip, images):
@@ -187,7 +220,7 @@ def test_captions_are_named_by_what_they_say():
         ("magic", "unknown scorer 'magic'"),
         ("wca:crops=0", "at least 1"),
         ("wca:alpha=1.5", "share of the image's side"),
-        ("ensemble:templates=all", "use one of openai, simple"),
+        ("ensemble:templates=all", "use one of openai, simple, clip, coop"),
         ("template,template", "twice"),
         ("cupl:colour=red", "no setting 'colour'"),
     ],

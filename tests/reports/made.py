@@ -34,10 +34,21 @@ def fingerprint(name):
 
 
 def put(
-    root, model, attack, right, *, dataset="set", positions=None, defense="none", shard=7, confidence=None, **changes
+    root,
+    model,
+    attack,
+    right,
+    *,
+    dataset="set",
+    positions=None,
+    defense="none",
+    shard=7,
+    confidence=None,
+    note=None,
+    **changes,
 ):
     """Write a cell in shards of `shard` samples; `right` are bools in the order of `positions`, `confidence` numbers,
-    or None as in results of older versions."""
+    and `note` the timing of each shard, or None as in results of older versions."""
     store = Store(str(root))
     label, settings = attack
     right = np.asarray(right)
@@ -53,7 +64,7 @@ def put(
         "class_names": ["zero", "one", "two"],
         "attack_label": label,
         "defense_label": defense,
-        "scorer_label": "template",
+        "scorer_label": protocol["scorer"],
         "protocol": protocol,
     }
     store.write_json(f"cells/{cell}/cell.json", record)
@@ -69,7 +80,7 @@ def put(
         }
         if confidence is not None:
             columns["adv_confidence"] = np.asarray(confidence, np.float32)[part]
-        store.write_table(f"cells/{cell}/{first:08d}.parquet", columns)
+        store.write_table(f"cells/{cell}/{first:08d}.parquet", columns, note)
     return cell
 
 

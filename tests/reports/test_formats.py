@@ -161,6 +161,7 @@ def test_latex_compiles(results, tmp_path):
     assert not re.search(r"Overfull \\hbox \((\d{2,})", log), "nothing stands out of its page by 10 points"
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex")
 def test_latex_of_many_models_and_data_sets_compiles(tmp_path):
     for m in range(45):

@@ -5,11 +5,12 @@ from importlib import resources
 
 import pytest
 
+from rayclip.paths import plain_dataset
 from rayclip.reports.beside import compare_with_published
 from rayclip.reports.build import build
 from rayclip.reports.formats import document_csv
 from rayclip.reports.numbers import sections
-from rayclip.reports.published import numbers_of, papers, plain_dataset, read_paper, sources
+from rayclip.reports.published import numbers_of, papers, read_paper, sources
 from rayclip.reports.results import read_results
 from rayclip.types import UserError
 from reports.made import BERT, CLEAN, bits, describe, fingerprint, pgd, put
@@ -229,15 +230,22 @@ def test_training_budgets_and_architectures_count(tmp_path):
         if (r.table, r.method, r.attack, r.dataset) == ("4", "FARE", "clean", "cifar10")
     }
     for spec in ("zoo:fare2-vit-l-14", "zoo:fare4-vit-l-14", "zoo:fare4-vit-b-16-laion2b"):
-        put(tmp_path, spec, CLEAN, [True] * 10_000, dataset="cifar10", shard=10_000)
+        put(tmp_path, spec, CLEAN, [True] * 10_000, dataset="cifar10", shard=10_000, scorer="ensemble:templates=clip")
         Store(str(tmp_path)).write_json(f"lineage/{fingerprint(spec)}.json", model_record(spec))
-    found = dict(compared(tmp_path, "fare:4")[0].grids[0].rows)
+
+    def beside():
+        (part,) = compared(tmp_path, "fare:4")
+        return {name.removesuffix(", ensemble:templates=clip"): cells for name, cells in part.grids[0].rows}
+
+    found = beside()
     assert found["zoo:fare2-vit-l-14"][3].value == theirs["2/255", "ViT-L-14:openai"]
     assert found["zoo:fare4-vit-l-14"][3].value == theirs["4/255", "ViT-L-14:openai"]
     assert {found[f"zoo:fare{eps}-vit-l-14"][5].text for eps in (2, 4)} == {""}
     assert found["zoo:fare4-vit-b-16-laion2b"][5].text == "1", "another architecture: said, and no difference"
     describe(tmp_path, "zoo:fare4-vit-l-14", method="fare", data="imagenet", base="ViT-L-14-quickgelu:openai")
-    assert "zoo:fare4-vit-l-14" not in dict(compared(tmp_path, "fare:4")[0].grids[0].rows), "its budget is not known"
+    assert "zoo:fare4-vit-l-14" not in beside(), "its budget is not known"
+    put(tmp_path, "zoo:fare2-vit-l-14", CLEAN, [True] * 10_000, dataset="cifar10", shard=10_000)
+    assert "scorer template, theirs ensemble:templates=clip" in compared(tmp_path, "fare:4")[0].grids[0].caption
 
 
 def test_a_method_stands_as_all_papers_measured_it(tmp_path):

@@ -45,6 +45,7 @@ SHORT: dict[str, list[dict[str, Any]]] = {
     **{name: [{"steps": 2, "substitutes": "clip-table"}] for name in ("co-attack", "sep")},
     "sga": [{"steps": 2, "substitutes": "clip-table"}],
     "bert": [{"substitutes": "clip-table"}],
+    "charmer": [{"n": 2}],
     "transfer": [{"steps": 2, "source": "digits"}],
     "uap": [{"file": universal()}],
     "apgd-ce": [{"iterations": 5}],

@@ -39,7 +39,7 @@ def plan(monkeypatch, capsys, tmp_path):
     def planned(name, *args):
         parts = []
 
-        def note(run, trials, evaluations, *, results=None, part="", show=True):
+        def note(run, trials, evaluations, *, results=None, others=None, part="", show=True):
             attacks = [
                 f"{a.label} {round(b * 255)}" for e in evaluations for b in e.protocol.budgets for a in e.attacks
             ]
@@ -115,7 +115,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(here, monkeypatch, capsy
         ("mmcoa_iterations", ["--every", "0"], "Invalid value for '--every'"),
         ("mmcoa_retrieval", ["--pairs", "nowhere.parquet"], "nowhere.parquet"),
         ("joint_search", ["--reduction", "1"], "--reduction 1 must be more than 1"),
-        ("mmcoa_partial", ["--parts", "text"], "all, image, or last-N"),
+        ("mmcoa_partial", ["--parts", "words"], "all, image, text, or last-N"),
         ("saft_captions", ["--sets", "1,0"], "--sets 1,0 holds something else"),
         ("saft_captions", ["--captions", "templates", "--sets", "99"], "fewer sets"),
         ("saft_captions", ["--sets", "99"], "has 8 of 99 captions"),
@@ -125,6 +125,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(here, monkeypatch, capsy
         ("saft_scorers", ["--crops", "0"], "Invalid value for '--crops'"),
         ("ttc_defenses", ["--defense-eps", "4"], "4/255"),
         ("ttc_settings", ["--tau", "low"], "tau"),
+        ("referee", ["--defenses", "none,ttcc"], "unknown defence 'ttcc'"),
         ("joint_search", ["--samples", "1"], "Invalid value for '--samples'"),
     ],
 )
@@ -330,6 +331,27 @@ def test_ttc_settings(plan):
     settings = [(c[0].tau, c[0].beta, c[0].steps) for c in part[4].defenses[1:]]
     assert part[0] == [] and part[4].defenses[0] == ()
     assert len(settings) == len(set(settings)) == 9 and (0.2, 2, 2) in settings and (0.2, 2, 4) in settings
+
+
+def test_referee(plan):
+    (part,) = plan("referee")
+    assert [t.name for t in part[0]] == ["tecoa", "fare"]
+    assert part[1] == ["clean 32", "apgd-ce-10 32", "apgd-t-5 32"] and part[4].limit == 120
+    chains = {chain[0].name: chain[0] for chain in part[4].defenses[1:]}
+    assert len(chains) == 11 and chains["ttc"].tau == 0.4 and chains["tte"].crop == 0.875
+    blind, gate, noise = part[4].aims
+    assert (blind.gradient, gate.gradient, gate.draws) == ("ignore", "gate", 2) and noise.source == (chains["rn"],)
+    few = plan(
+        "referee", "--seeds", "2", "--adaptive-limit", "40", "--defenses", "none,ttc,rn:eps=8/255", "--aim", "bpda"
+    )
+    assert [(p[4].protocol.seed, p[4].limit, [a.name for a in p[4].aims]) for p in few] == [
+        *((0, 120, ["ignore"]), (0, 40, ["bpda"]), (1, 120, ["ignore"]), (1, 40, ["bpda"]))
+    ]
+    assert few[0][4].defenses[2][0].eps == pytest.approx(8 / 255), "settings that are given stay"
+    (part,) = plan("referee", "--scale", "paper")
+    assert part[1] == ["clean 4", "apgd-ce_apgd-t 4"] and len(part[2]) == 14 and part[4].limit == 1000
+    assert part[4].scorers[0].name == "ensemble" and part[4].defenses[1][0].tau == 0.2
+    assert part[5]["cifar10"] == "native" and part[5]["imagenet"] == "model"
 
 
 def test_the_joint_search_draws_the_same_settings_for_the_same_seed(monkeypatch, capsys, tmp_path):

@@ -100,6 +100,7 @@ def test_nothing_waits_while_the_server_answers(server, journal, tmp_path):
     assert deliverer.has(child) and not deliverer.has("another run")
 
 
+@pytest.mark.ci
 def test_what_is_logged_while_it_is_away_arrives_once_and_in_order(server, journal, tmp_path, away):
     with pytest.raises(UserError, match="cannot be reached"):
         make(server, journal, "late")

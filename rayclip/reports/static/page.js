@@ -47,7 +47,7 @@ function sayShared(table) {
     const column = head.cellIndex, texts = new Set(rows.map((row) => row.cells[column].textContent.trim()));
     const same = column > 3 && rows.length > 1 && texts.size === 1;
     for (const row of table.rows) row.cells[column].hidden = same;
-    if (same) said.push(`${head.textContent.trim()} ${[...texts][0]}`);
+    if (same && ![...texts].includes("")) said.push(`${head.textContent.trim()} ${[...texts][0]}`);
   }
   document.getElementById("shared").textContent = said.length ? `All rows: ${said.join("; ")}.` : "";
 }
