@@ -7,13 +7,14 @@
 One table and one figure, `methods_board.md` and `.svg` in the results: compute, steps and seconds of each training,
 clean and robust accuracy with intervals, and the difference to TeCoA.
 
-Compute is counted, not estimated: two steps of each training are run, and the floating-point operations of both
-encoders, forward and backward, in attack, loss and original model are added up. Its unit is the forward pass of one
-image. The budget is what TeCoA's recipe takes at that scale: 5 epochs of digits, 4 at `pocket`, the paper's 10 epochs
-of TinyImageNet.
+Compute is counted: small steps of each training are run, and the floating-point operations of both encoders,
+forward and backward, in attack, loss and original model are added up. Its unit is the forward pass of one image.
+The budget is what TeCoA's recipe takes at that scale: 5 epochs of digits, 4 at `pocket`, the paper's 10 epochs of
+TinyImageNet.
 
-Cost: `digits` about 20 minutes of processor time. `paper` has not been run by us: thirteen trainings of the compute
-of ten epochs of TeCoA, attacked by PGD-10 and AutoAttack (APGD-CE and APGD-DLR) on 16 data sets.
+Cost: `digits` perhaps 20 minutes of processor time (not run whole by us). `paper` has not been run by us: a
+training of each method, of the compute of ten epochs of TeCoA, attacked by PGD-10 and AutoAttack (APGD-CE and APGD-
+DLR) on 16 data sets.
 
 To expect at the scale `paper`: no paper compares methods at equal compute. A step of FARE takes 1.1 times that of
 TeCoA, one of PMG-AFT, TGA-ZSR, LORE and Sim-CLIP 1.4 times, and FT-standard's a third.

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rayclip.methods import Batch, ClassTexts, Method, Original
 from rayclip.models import TEMPLATE, Clip
 from rayclip.models.clip import frozen
+from rayclip.models.lora import Lora
 from rayclip.rng import sample_keys
 from rayclip.training.loop import choose_trainable
 from rayclip.training.step import LossOf, attack_and_backward
@@ -74,6 +75,8 @@ def _count(method: Method, clip: Clip, *, images: int, steps: int, present: int 
     own = method.wrap_model(copy.deepcopy(clip), 0)
     prompts = method.prompts(names, own.template or TEMPLATE)
     choose_trainable(own, method)
+    if method.lora is not None:
+        Lora(own, method.lora, 0)
     original = None
     if method.needs_original:
         original = Original(clip=clip, texts=ClassTexts(clip, prompts, trainable=False))

@@ -17,9 +17,12 @@ from rayclip.training.operations import count_operations
 from training.test_loop import LocalHost, config
 
 
-@pytest.mark.parametrize("name", ["ft-standard", "tecoa", "mmcoa", "advpt"])
+@pytest.mark.parametrize("name", ["ft-standard", "tecoa", "mmcoa", "advpt", "tecoa lora:rank=2"])
 def test_a_training_takes_the_operations_that_are_planned(name, tmp_path):
+    name, _, trains = name.partition(" ")
     chosen = config(name)
+    if trains:
+        chosen = replace(chosen, method=replace(chosen.method, trains=trains))
     images = 30
     steps = chosen.recipe.epochs * -(-images // chosen.recipe.batch_size)
     counted = count_operations(chosen.method, load_model("digits"))
