@@ -13,8 +13,8 @@ The budget is what TeCoA's recipe takes at that scale: 5 epochs of digits, 4 at 
 TinyImageNet.
 
 Cost: `digits` perhaps 20 minutes of processor time (not run whole by us). `paper` has not been run by us: a
-training of each method, of the compute of ten epochs of TeCoA, attacked by PGD-10 and AutoAttack (APGD-CE and APGD-
-DLR) on 16 data sets.
+training of each method, of the compute of ten epochs of TeCoA, attacked by PGD-10 and AutoAttack (APGD-CE and
+APGD-DLR) on 16 data sets.
 
 To expect at the scale `paper`: no paper compares methods at equal compute. A step of FARE takes 1.1 times that of
 TeCoA, one of PMG-AFT, TGA-ZSR, LORE and Sim-CLIP 1.4 times, and FT-standard's a third.
