@@ -12,9 +12,9 @@ forward and backward, in attack, loss and original model are added up. Its unit 
 The budget is what TeCoA's recipe takes at that scale: 5 epochs of digits, 4 at `pocket`, the paper's 10 epochs of
 TinyImageNet.
 
-Cost: `digits` perhaps 20 minutes of processor time (not run whole by us). `paper` has not been run by us: a
-training of each method, of the compute of ten epochs of TeCoA, attacked by PGD-10 and AutoAttack (APGD-CE and
-APGD-DLR) on 16 data sets.
+Cost: `digits` about 20 minutes of processor time, by an estimate from some of the methods. `paper` has not been run
+by us: a training of each method, of the compute of ten epochs of TeCoA, attacked by PGD-10 and AutoAttack (APGD-CE
+and APGD-DLR) on 16 data sets.
 
 To expect at the scale `paper`: no paper compares methods at equal compute. A step of FARE takes 1.1 times that of
 TeCoA, one of PMG-AFT, TGA-ZSR, LORE and Sim-CLIP 1.4 times, and FT-standard's a third.
@@ -29,6 +29,7 @@ from rayclip.cli.sweep import Run, start, sweep
 from rayclip.names import METHODS
 
 BASELINE = "tecoa"
+ATTACKS = ["clean,pgd,autoattack-seeds"]
 
 
 @sweep("methods-board", methods=",".join(METHODS), every={"shots": "full"}, paper=ttc_protocol, omit=["shots"])
@@ -38,7 +39,7 @@ def main(
         float | None, typer.Option(min=1, help="Image passes that each training may take.  [default: tecoa's recipe]")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each method, with seeds from --seed on.")] = 1,
-    attacks: Annotated[str, typer.Option(help="As rayclip eval has them.")] = "clean,pgd,autoattack-seeds",
+    attacks: Annotated[list[str], typer.Option(metavar="ATTACKS", help="As rayclip eval has them.")] = ATTACKS,
     captions: Annotated[
         str | None, typer.Option(help="saft's table of captions.  [default: digits' own, else templates]")
     ] = None,
@@ -60,7 +61,7 @@ def main(
             trial = run.trial(label, one.config.method, recipe={"epochs": epochs}, **settings)
             trials.setdefault(one.name, []).append(trial)
     title = f"{run.name} {run.options.scale}"
-    found = run.go([trial for alike in trials.values() for trial in alike], run.evaluations(attacks))
+    found = run.go([trial for alike in trials.values() for trial in alike], run.evaluations(",".join(attacks)))
     if found.rows:
         show(report_equal_compute(title, trials, shares, BASELINE, run.where()))
 

@@ -79,6 +79,7 @@ def text_rows(clip: Clip) -> Iterator[list[tuple[int, int]]]:
 # Their files begin first, so that all processes end together
 LONGEST = (
     "test_cluster.py",
+    "test_rehearsal.py",
     "test_faults.py",
     "test_ray_surroundings.py",
     "test_commands.py",
