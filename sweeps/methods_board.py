@@ -29,7 +29,7 @@ from rayclip.cli.sweep import Run, start, sweep
 from rayclip.names import METHODS
 
 BASELINE = "tecoa"
-ATTACKS = ["clean,pgd,autoattack-seeds"]
+ATTACKS = "clean,pgd,autoattack-seeds"
 
 
 @sweep("methods-board", methods=",".join(METHODS), every={"shots": "full"}, paper=ttc_protocol, omit=["shots"])
@@ -39,7 +39,9 @@ def main(
         float | None, typer.Option(min=1, help="Image passes that each training may take.  [default: tecoa's recipe]")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each method, with seeds from --seed on.")] = 1,
-    attacks: Annotated[list[str], typer.Option(metavar="ATTACKS", help="As rayclip eval has them.")] = ATTACKS,
+    attacks: Annotated[
+        list[str], typer.Option(metavar="ATTACKS", help=f"As rayclip eval has them.  [default: {ATTACKS}]")
+    ] = [],  # noqa: B006
     captions: Annotated[
         str | None, typer.Option(help="saft's table of captions.  [default: digits' own, else templates]")
     ] = None,
@@ -61,7 +63,9 @@ def main(
             trial = run.trial(label, one.config.method, recipe={"epochs": epochs}, **settings)
             trials.setdefault(one.name, []).append(trial)
     title = f"{run.name} {run.options.scale}"
-    found = run.go([trial for alike in trials.values() for trial in alike], run.evaluations(",".join(attacks)))
+    found = run.go(
+        [trial for alike in trials.values() for trial in alike], run.evaluations(",".join(attacks) or ATTACKS)
+    )
     if found.rows:
         show(report_equal_compute(title, trials, shares, BASELINE, run.where()))
 
