@@ -61,7 +61,8 @@ def test_the_given_long_temporary_folder(shared, tmp_path):
     done = given(shared, tmp_path, "long_tmpdir")
     assert "a private one starts" in done.stdout, "doctor too"
     assert (tmp_path / "long_tmpdir" / "o" / "results.json").exists()
-    assert private_folders() <= before
+    new = private_folders() - before  # also those of tests that run beside this one, which go when they end
+    wait_for(lambda: not any(place.exists() for place in new))
 
 
 def test_the_given_module_that_shadows_ours(shared, tmp_path):
@@ -156,7 +157,7 @@ def terminated(started, *, everyone=False):
     assert started.process.returncode == 143, stderr[-3000:]
     assert stderr.endswith("note: stopped; the same command goes on from here.\n"), stderr[-3000:]
     assert "SIGTERM" not in stderr and "Traceback" not in stderr and stderr.count("\n") <= 3, stderr[-3000:]
-    wait_for(lambda: not started.left(), 30)
+    wait_for(lambda: not started.left(), 90)  # on cores that two other Rays keep busy
     return stderr
 
 

@@ -76,6 +76,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[miniatures.Miniat
     made = miniatures.make(tmp_path_factory.mktemp("miniatures"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYCLIP_DATA", str(made.data))
+        patch.setenv("RAYCLIP_MODELS", str(made.folder))  # which learned prompts name; workers get what is set now
         with ray_cluster():
             yield made
 
