@@ -31,7 +31,7 @@ KNOWN = {
     *("mmcoa_iterations", "mmcoa_losses", "mmcoa_partial", "mmcoa_prompts", "mmcoa_retrieval", "mmcoa_shots"),
     *("saft_captions", "saft_methods", "saft_scorers", "saft_sources", "ttc_defenses", "ttc_settings"),
 }
-TODAY = int(os.environ.get("RAYCLIP_REHEARSAL", datetime.date.today().timetuple().tm_yday)) % 3
+TODAY = int(os.environ.get("RAYCLIP_REHEARSAL") or datetime.date.today().timetuple().tm_yday) % 3
 LIMIT = 1
 # Shots that the miniatures have where the papers' scale has more, and fewer models and crops. A new file in sweeps/ is
 # rehearsed without an entry here; one that is known below is checked in more detail.
