@@ -1,4 +1,4 @@
-"""What a study needs besides measured time: operations and the hours that they take on graphics cards, disk, memory."""
+"""Needs of a study besides measured time: operations, the hours that they take on graphics cards, disk, memory."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ SHARE_BF16, SHARE_FP32 = 0.19, 0.58
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What is left to do needs so much.
+    """Operations, disk, files and memory that what is left to do takes.
 
     Attributes:
         training, testing: floating-point operations.

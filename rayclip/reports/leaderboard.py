@@ -38,7 +38,7 @@ class Threat(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a prediction takes: milliseconds per image, on which hardware, and forward and backward passes."""
+    """Cost of a prediction: milliseconds per image, on which hardware, and forward and backward passes."""
 
     ms: float | None
     hardware: str

@@ -30,7 +30,7 @@ _ENTRIES = {"key": str, "name": str, "address": str, "experiment": str, "complet
 
 
 class _State(BaseModel):
-    """What one MLflow experiment has taken of a journal: MLflow's id of each run, bytes read of each file, and events
+    """Record of what one MLflow experiment has taken of a journal: MLflow's id of each run, bytes read of each file, and events
     that it refused."""
 
     model_config = ConfigDict(extra="allow", strict=True)
