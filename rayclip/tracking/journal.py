@@ -30,8 +30,8 @@ _ENTRIES = {"key": str, "name": str, "address": str, "experiment": str, "complet
 
 
 class _State(BaseModel):
-    """Record of what one MLflow experiment has taken of a journal: MLflow's id of each run, bytes read of each file, and events
-    that it refused."""
+    """Record of what one MLflow experiment has taken of a journal: MLflow's id of each run, bytes read of each file,
+    and events that it refused."""
 
     model_config = ConfigDict(extra="allow", strict=True)
     address: str
