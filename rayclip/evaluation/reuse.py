@@ -31,6 +31,11 @@ class Reuse:
         self._kept = OrderedDict[Hashable, Made]()
         self._bytes = 0
 
+    def clear(self) -> None:
+        """Forget all examples."""
+        self._kept.clear()
+        self._bytes = 0
+
     def run(self, key: Hashable, samples: Samples, attack: Callable[[Samples], Adversarial]) -> Adversarial:
         """Return the examples of the samples to attack; `attack` makes those that are not known."""
         todo_B = samples.todo_B

@@ -142,6 +142,7 @@ class Evaluator:
                     ) from error
             # Outside the except block: its error keeps the batch's tensors alive
             self._sizes.halve(kind, min(images, each * len(now)))
+            self._reuse.clear()
             _free_memory(self._compiled)
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         right = (columns["clean_pred"] == columns["label"]) & (columns["adv_pred"] == columns["label"])
