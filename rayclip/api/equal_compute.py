@@ -1,23 +1,18 @@
 """Trainings of equal compute: their steps, counted; and the table of their results, kept beside them and logged."""
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from rayclip.api.checks import Opened, check_training
-from rayclip.api.evaluating import logging
 from rayclip.api.planning import count_images
+from rayclip.api.publishing import publish
 from rayclip.api.request import Where
 from rayclip.distributed.trials import Trial
-from rayclip.evaluation import Store
 from rayclip.models.checkpoint import read_lineage
 from rayclip.reports.equal_compute import Spent, equal_compute_grid
-from rayclip.reports.figures import write_figure
 from rayclip.reports.figures.tradeoff import tradeoff
-from rayclip.reports.formats import document_markdown
-from rayclip.reports.grid import Document, Grid, Part
+from rayclip.reports.grid import Grid, Part
 from rayclip.reports.numbers import sections
 from rayclip.reports.results import read_results
 from rayclip.training import TrainConfig
@@ -109,7 +104,7 @@ def report_equal_compute(
         shares: of each method.
         baseline: the method that others are compared with.
     """
-    store, spent = Store(where.out), {}
+    spent = {}
     for method, seeds in trials.items():
         _, _, per_image, total = shares[method]
         for trial in seeds:
@@ -122,25 +117,12 @@ def report_equal_compute(
                 total=total,
                 seconds=seconds,
             )
-    found = sections(read_results([store.root]))
+    found = sections(read_results([where.out]))
     grids = [equal_compute_grid(section, spent, baseline) for section in found]
     figures = [
         dataclasses.replace(figure, name=_NAME if i == 1 else f"{_NAME}-section{i}")
         for i, section in enumerate(found, 1)
         for figure in tradeoff(section)
     ]
-    files: dict[str, bytes] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for figure in figures:
-            files |= {path.name: path.read_bytes() for path in write_figure(figure, Path(folder)).values()}
     part = Part(title="Methods at equal compute", grids=grids, figures=figures)
-    text = document_markdown(
-        Document(title=name, summary=(), parts=[part]), {figure.name: f"{figure.name}.svg" for figure in figures}
-    )
-    files[f"{_NAME}.md"] = text.encode()
-    for file, content in files.items():
-        store.write(file, content)
-    with where.logbook(store) as logbook, logging(store):
-        run = logbook.open(name, tags={"rayclip.kind": "sweep"})
-        logbook.page(run, text, files)
-    return grids
+    return publish(part, name, _NAME, "sweep", where)
