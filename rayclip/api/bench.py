@@ -38,6 +38,7 @@ from rayclip.methods.tecoa import TeCoA
 from rayclip.models import TEMPLATE, Clip, ZeroShot, fast_copy, load_model
 from rayclip.models.clip import frozen
 from rayclip.models.exact import use_exact_fp32
+from rayclip.models.lora import Lora
 from rayclip.rng import sample_keys, uniform
 from rayclip.training.loop import choose_trainable, make_optimizer
 from rayclip.training.step import LossOf, attack_and_backward, autocast_to, copy_to_attack
@@ -295,7 +296,10 @@ def _method_rate(
     device, count = clip.device, len(samples.labels_B)
     own = method.wrap_model(copy.deepcopy(clip), 0)
     prompts = method.prompts(class_names, own.template or TEMPLATE)
-    optimizer = make_optimizer(method.recipe, choose_trainable(own, method))
+    chosen, lora = choose_trainable(own, method), None if method.lora is None else Lora(own, method.lora, 0)
+    auxiliary = method.auxiliary(own, 0).to(device)
+    trained = [*(chosen if lora is None else lora.factors), *auxiliary.parameters()]
+    optimizer = make_optimizer(method.recipe, trained)
     texts = ClassTexts(clip, prompts, trainable=False)
     copied = functools.partial(copy_to_attack, precision=precision, compiled=asked.compiled)
     base = Original(clip=clip, texts=texts, copied=copied(clip)) if method.needs_original else None
@@ -306,16 +310,21 @@ def _method_rate(
         texts=ClassTexts(own, prompts, trainable=method.trains_texts),
         total=count,
         original=base,
+        auxiliary=auxiliary,
     )
     if method.prepares:
         with frozen(own):
             batch = replace(batch, prepared_BD=method.prepare(own, batch).float())
-    module, attacked = LossOf(own, method), copied(own)
+    module, attacked = LossOf(own, method, auxiliary), copied(own)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         attack_and_backward(module, own, method, batch, 1, lambda: autocast_to(precision, device), attacked)
+        if lora is not None:
+            lora.take_gradients()
         optimizer.step()
+        if lora is not None:
+            lora.apply()
 
     found = _measure(step, count, device, matrix[precision])
     if type(method) is TeCoA:

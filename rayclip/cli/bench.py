@@ -71,15 +71,17 @@ def bench(
     from rayclip.api.bench import Bench
     from rayclip.api.bench import bench as measure
     from rayclip.attacks import parse_attacks
-    from rayclip.methods import make_method
+    from rayclip.methods import METHODS
     from rayclip.progress import say
 
+    usual = {"substitutes": "clip-table", "captions": "templates"}  # of those that have such settings
+    chosen = ",".join(methods)
     found = measure(
         Bench(
             model=model,
             data=data,
-            attacks=parse_attacks(",".join(attacks), {"substitutes": "clip-table"}),
-            methods=[make_method(name, eps=budget) for name in split(methods) if name != "none"],
+            attacks=parse_attacks(",".join(attacks), usual),
+            methods=[] if chosen == "none" else METHODS.parse(chosen, usual | {"eps": budget}),
             eps=budget,
             batch=batch,
             precisions=precisions,

@@ -10,6 +10,8 @@ from calling import call
 HISTORY = Path(__file__).parents[1] / "benchmarks" / "history"
 QUICK = ("bench", "--batch", 8, "--attacks", "pgd:steps=2", "--no-whole", "--quiet")
 
+SEVERAL = "advpt,lore,saft:sets=2,captions=templates,tecoa:trains=last-1,steps=1"
+
 
 @pytest.mark.ci
 def test_rates_beside_plain_loops_and_beside_an_earlier_result(monkeypatch, capsys, tmp_path):
@@ -31,8 +33,9 @@ def test_rates_beside_plain_loops_and_beside_an_earlier_result(monkeypatch, caps
 
     found["about"]["batch"] = 16
     (tmp_path / "before.json").write_text(json.dumps(found))
-    code, out, _ = call(monkeypatch, capsys, *QUICK, "--methods", "advpt", "--against", tmp_path / "before.json")
-    assert code == 0 and "slower" not in out and "another batch" in out and "advpt" in out
+    code, out, _ = call(monkeypatch, capsys, *QUICK, "--methods", SEVERAL, "--against", tmp_path / "before.json")
+    assert code == 0 and "slower" not in out and "another batch" in out
+    assert all(name in out for name in ("advpt", "lore", "saft"))
 
 
 @pytest.mark.parametrize(
