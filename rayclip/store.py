@@ -275,12 +275,22 @@ class Store:
 
     def read_note(self, name: str) -> tuple[int, dict[str, Any]]:
         """Return a Parquet file's number of rows and its note, reading only the footer; without a note, {}."""
+        found = self._footer(name)
+        try:
+            return found.num_rows, json.loads((found.metadata or {}).get(_NOTE, b"{}"))
+        except ValueError as error:
+            raise _damaged_result(f"{self.root}/{name}") from error
+
+    def column_names(self, name: str) -> list[str]:
+        """Return the columns of a Parquet file, reading only the footer."""
+        return self._footer(name).schema.names
+
+    def _footer(self, name: str) -> pq.FileMetaData:
         try:
             with self.open(name) as file:
-                found = pq.read_metadata(file)
-                return found.num_rows, json.loads((found.metadata or {}).get(_NOTE, b"{}"))
+                return pq.read_metadata(file)
         except (pa.ArrowException, ValueError) as error:
-            raise UserError(f"result file {self.root}/{name} is damaged: delete it and run again.") from error
+            raise _damaged_result(f"{self.root}/{name}") from error
 
     def read_tables(
         self, names: list[str], columns: Sequence[str] | Mapping[str, type] | None = None
@@ -318,8 +328,12 @@ class Store:
                 if not tables[0].schema.equals(table.schema):
                     raise ValueError("its columns are not those of the other files")
             except (pa.ArrowException, TypeError, ValueError, OSError) as error:
-                raise UserError(f"result file {self.root}/{name} is damaged: delete it and run again.") from error
+                raise _damaged_result(f"{self.root}/{name}") from error
         return pa.concat_tables(tables) if tables else None
+
+
+def _damaged_result(place: str) -> UserError:
+    return UserError(f"result file {place} is damaged: delete it and run again.")
 
 
 def _numbers(table: pa.Table, columns: Mapping[str, type]) -> pa.Table:

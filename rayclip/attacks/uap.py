@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, ClassVar, Literal, Self
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -123,6 +125,10 @@ def _digest(file: str) -> str:
         raise UserError(f"uap:file={file} cannot be read ({error.strerror or error}): name a file.") from None
 
 
+# Errors that numpy's reader raises for damaged files, whose header is Python's syntax
+_DAMAGE = (OSError, ValueError, TypeError, OverflowError, EOFError, SyntaxError, TokenError, BadZipFile)
+
+
 @lru_cache(maxsize=4)
 def _load(file: str, fingerprint: str) -> Tensor:
     """Return the perturbation, `(3, H, W)`."""
@@ -135,7 +141,7 @@ def _load(file: str, fingerprint: str) -> Tensor:
             found: Any = torch.from_numpy(np.array(np.load(path, mmap_mode="r", allow_pickle=False)))
         else:
             found = (read_safetensors if path.suffix == ".safetensors" else read_pickle)(path)
-    except (OSError, ValueError, TypeError, OverflowError, EOFError, UserError) as error:
+    except (*_DAMAGE, UserError) as error:
         raise UserError(f"uap:file={file} holds no perturbation ({error}): give .npy, .pt or .safetensors.") from None
     if isinstance(found, dict):
         found = found.get("delta", next(iter(found.values())) if len(found) == 1 else None)

@@ -16,7 +16,7 @@ from torch import nn
 
 from rayclip.models import transformers_layout
 from rayclip.models.named import check_towers
-from rayclip.models.sizes import check_sizes
+from rayclip.models.sizes import check_form, check_sizes
 from rayclip.models.weights import Fitting, WeightsFile, check_finite, match, misfits, put, read_weights
 from rayclip.models.zoo import PREFIX as ZOO
 from rayclip.models.zoo import PublishedModel, find_published
@@ -146,6 +146,7 @@ def build(spec: str, source: Source, device: torch.device) -> tuple[nn.Module, d
         place = Path(name.removeprefix("local-dir:")) / CONFIG_FILE
         described = json.loads(place.read_text("utf-8-sig"))
         model_cfg = described.get("model_cfg") if isinstance(described, dict) else None
+        check_form(described, place)
         check_sizes(model_cfg, (x for group in found.groups.values() for x in group.values()), place)
     quick_gelu = False
     if tag is not None:

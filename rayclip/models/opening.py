@@ -120,7 +120,7 @@ def load_prompted(spec: str, device: torch.device | str = "cpu") -> Clip:
     """
     folder = spec.removeprefix("prompted:")
     about = (read_lineage(folder) or {}).get("prompt")
-    if not isinstance(about, dict) or about.get("kind") not in KINDS or not isinstance(about.get("base"), str):
+    if not isinstance(about, dict) or str(about.get("kind")) not in KINDS or not isinstance(about.get("base"), str):
         raise UserError(f"model '{spec}': {folder} holds no learned prompt; give a folder of a run that learned one.")
     check_named(about["base"], folder)
     try:

@@ -14,6 +14,7 @@ _PACKED = 20  # times that an archive may unpack to its size: weights hardly com
 _TOKENS = 100_000  # of an image or a text: 4096 pixels in patches of 14 are 85,000
 _FREE = ("image_size", "context_length")  # may be other than those that the weights were made for
 _COUNTS = ("layers",)
+_PARTS, _TOWERS = ("model_cfg", "preprocess_cfg"), ("vision_cfg", "text_cfg")
 _CLIPS_VOCABULARY = 49_408  # also of a configuration beside weights of the image tower alone, which are told as that
 
 
@@ -30,6 +31,20 @@ def is_whole(tensor: Tensor) -> bool:
     """Return whether a tensor from a file has all its numbers in memory, as files of weights have them."""
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
     return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def check_form(described: Any, where: object) -> None:
+    """Raise a `UserError` if what an open_clip configuration says of its towers and of normalisation is no such thing;
+    the rest open_clip reports itself."""
+    model_cfg, preprocess = ((described.get(key) if isinstance(described, dict) else None) for key in _PARTS)
+    towers = [model_cfg.get(name, {}) for name in _TOWERS] if isinstance(model_cfg, dict) else []
+    usual = preprocess if isinstance(preprocess, dict) else {}
+    numbers = [usual[name] for name in ("mean", "std") if name in usual]
+    right = all(isinstance(tower, dict) for tower in towers) and all(
+        isinstance(each, list) and len(each) == 3 and all(isinstance(x, int | float) for x in each) for each in numbers
+    )
+    if not right:
+        raise UserError(f"{where} is no configuration of open_clip: put the model's own there.")
 
 
 def check_sizes(model_cfg: Any, weights: Iterable[Tensor], where: object) -> None:

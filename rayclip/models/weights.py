@@ -314,7 +314,9 @@ def read_pickle(file: Path, opened: io.BytesIO | None = None, harmless: Sequence
             f"{file} is refused: reading it would call {asked[1]}, and rayclip reads weights only; nothing was run. If "
             "you trust its source, let its own code save the state dict alone."
         ) from error
-    except (RuntimeError, ValueError, EOFError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
+    except MemoryError as error:
+        raise UserError(f"{file} asks for more memory than there is: it is damaged, or too large here.") from error
+    except Exception as error:  # whatever the parts of torch's reader raise for a damaged file
         raise _no_weights(file) from error
 
 
@@ -334,7 +336,7 @@ def _is_other_pickle(file: Path) -> bool:
         with file.open("rb") as opened:
             names = [name for name, _, _ in pickletools.genops(opened) if name.name in ("PROTO", "STOP")]
             return len(names) == 2 and not opened.read(1)
-    except (ValueError, EOFError, OSError, UnicodeDecodeError):
+    except (ValueError, EOFError, OSError, UnicodeDecodeError, MemoryError):  # of lengths that it claims
         return False
 
 

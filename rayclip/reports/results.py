@@ -262,9 +262,7 @@ def confidences(cell: JudgedCell) -> tuple[np.ndarray, np.ndarray] | None:
     part of it, is older than confidences in result files."""
     names = {"adv_confidence": float, **dict.fromkeys(("position", "label", "adv_pred"), int)}
     files = cell.store.names(f"cells/{cell.id}", ".parquet")
-    try:
-        cell.store.read_tables(files, ["adv_confidence"])
-    except UserError:  # no such column
+    if not all("adv_confidence" in cell.store.column_names(file) for file in files):
         return None
     table = cell.store.read_tables(files, names)
     if table is None:

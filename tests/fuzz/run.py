@@ -182,6 +182,7 @@ class Feeder:
         for kept in map(json.loads, CORPUS.read_text().splitlines() if CORPUS.exists() else ()):
             if kept["kind"] == self.name:
                 self.feed(forms[kept["file"]], zlib.decompress(base64.b64decode(kept["data"])))
+        most = self.counts["cases"] + count  # those of the corpus come on top
         one_of = st.sampled_from(self.kind.forms).flatmap(
             lambda form: form.damage(self.sound[form.file]).map(lambda data: (form, data))
         )
@@ -191,7 +192,7 @@ class Feeder:
         @settings(base, max_examples=3 * count // 2, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
         @given(drawn=one_of)
         def feed(drawn: tuple[Any, bytes]) -> None:
-            if self.counts["cases"] < count:
+            if self.counts["cases"] < most:
                 self.feed(*drawn)
 
         feed()
