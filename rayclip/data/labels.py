@@ -56,6 +56,13 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is no readable JSON ({str(error)[:120]}): write or fetch it again.") from error
 
 
+def plain_text(value: Any) -> str:
+    """Return a stripped text; empty if it is no text, or not valid UTF-8 (JSON may hold lone surrogates)."""
+    if not isinstance(value, str) or value.encode(errors="ignore").decode() != value:
+        return ""
+    return value.strip()
+
+
 def read_class_names(place: str | Path, *, plain: bool = False) -> tuple[str, ...]:
     """Read class names in label order from a file.
 
@@ -80,7 +87,7 @@ def read_class_names(place: str | Path, *, plain: bool = False) -> tuple[str, ..
             if all(isinstance(v, int) and not isinstance(v, bool) for v in raw.values()):
                 raw = {str(v): k for k, v in raw.items()}
             raw = [raw.get(str(label)) for label in range(len(raw))]
-        if not all(isinstance(name, str) and name.strip() for name in raw):
+        if not all(map(plain_text, raw)):
             raise UserError(
                 f"{path} is no list of class names: write a JSON list of texts, or an object with every label from 0."
             )

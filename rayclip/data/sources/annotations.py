@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
-from rayclip.data.labels import read_json, read_text
+from rayclip.data.labels import plain_text, read_json, read_text
 from rayclip.data.sources.base import Entry, FileSource, Record
 from rayclip.types import UserError
 
@@ -155,17 +155,10 @@ def _lines(file: Path) -> list[str]:
     return [line.strip() for line in read_text(file).split("\n") if line.strip()]
 
 
-def _text(value: Any) -> str:
-    """Return a stripped text; empty if it is no text, or not valid UTF-8 (JSON may hold lone surrogates)."""
-    if not isinstance(value, str) or value.encode(errors="ignore").decode() != value:
-        return ""
-    return value.strip()
-
-
 def _joined(folder: Any, name: Any) -> str:
     """Join `filepath/filename`, where the first may be absent; return "" if there is no file name."""
-    name = _text(name)
-    return f"{folder}/{name}" if name and _text(folder) else name
+    name = plain_text(name)
+    return f"{folder}/{name}" if name and plain_text(folder) else name
 
 
 def _read_karpathy(files: Sequence[Path]) -> _Annotations:
@@ -177,7 +170,7 @@ def _read_karpathy(files: Sequence[Path]) -> _Annotations:
         if not isinstance(split, str) or split not in _KARPATHY_SPLITS:
             found.left_out["{} entries of " + file.name + " that belong to no known split are left out."] += 1
             continue
-        captions = [_text(sentence.get("raw")) for sentence in _dicts(image.get("sentences"))]
+        captions = [plain_text(sentence.get("raw")) for sentence in _dicts(image.get("sentences"))]
         if empty := captions.count(""):
             found.left_out[_NO_TEXT] += empty
         entry = Entry(_joined(image.get("filepath"), image.get("filename")), captions=tuple(filter(None, captions)))
@@ -195,7 +188,7 @@ def _read_coco(files: Sequence[Path]) -> _Annotations:
         captions: dict[Any, list[str]] = {}
         images, annotations = _lists(file, "images", "annotations")
         for annotation in annotations:
-            key, text = annotation.get("image_id"), _text(annotation.get("caption"))
+            key, text = annotation.get("image_id"), plain_text(annotation.get("caption"))
             if not text:
                 found.left_out[_NO_TEXT] += 1
             elif not isinstance(key, int | str):
