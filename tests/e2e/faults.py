@@ -38,6 +38,7 @@ TRAIN = ["train", "--cluster", "--method", "tecoa", "--model", "digits", "--data
 TRAIN += ["32/255", "--batch-size", "10", "--epochs", "5", "--save-every-steps", "5", "--workers", "2"]
 _LIMIT_S = 420
 _PAUSE_S = 30
+_GIVEN_UP_S = 8  # a node that has not answered for so long is lost
 _MEMORY = 0.85  # of the machine's memory: more, and Ray ends workers
 _TEMPORARY_MB = 64
 _FAKE_CLOCK = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
@@ -263,7 +264,7 @@ class Faults:
                 _send(raylet, signal.SIGSTOP)
                 time.sleep(_PAUSE_S)
                 _send(raylet, signal.SIGCONT)
-                self._replace_if_lost(node)
+                self._replace(node)
             case "stop-client" | "stop-mlflow":
                 who = process if kind == "stop-client" else self.server.process
                 _signal_group(who, signal.SIGSTOP)
@@ -292,18 +293,21 @@ class Faults:
         return chosen
 
     def _cut(self, seconds: int) -> None:
-        """Pull a node's cable for so many seconds. A node that was given up while it was away ends, and is replaced."""
+        """Pull a node's cable for so many seconds."""
         node = self._random.choice(self.cluster.nodes)
         host = self.cluster.hosts[node.pid]
         host.cut()
         time.sleep(seconds)
         host.join()
-        self._replace_if_lost(node)
+        if seconds > _GIVEN_UP_S:
+            self._replace(node)
 
-    def _replace_if_lost(self, node: subprocess.Popen[bytes]) -> None:
+    def _replace(self, node: subprocess.Popen[bytes]) -> None:
+        """Replace a node that was given up while it was away: it ends when it learns of that."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            node.wait(10)
-        self._replace_lost_nodes()
+            node.wait(20)
+        self.cluster.forget_node(self.cluster.nodes.index(node))
+        self.cluster.add_nodes(1)
 
     def _replace_lost_nodes(self) -> None:
         for number, node in reversed([*enumerate(self.cluster.nodes)]):
@@ -409,7 +413,7 @@ def cluster_env(folder: Path) -> Mapping[str, str]:
         "RAY_memory_monitor_refresh_ms": "100",
         # A cable that was pulled for five seconds is no lost node; the default is 15 seconds
         "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_failure_threshold": "8",
+        "RAY_health_check_failure_threshold": str(_GIVEN_UP_S),
     }
 
 

@@ -51,9 +51,8 @@ def whole(models, tmp_path_factory):
     return written
 
 
-@pytest.mark.parametrize(
-    ("kind", "stop"), [("text", signal.SIGTERM), pytest.param("image", signal.SIGKILL, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("kind", "stop"), [("text", signal.SIGTERM), ("image", signal.SIGKILL)])
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(models, whole, tmp_path, kind, stop):
     command = [*RAYCLIP, *generate(models[kind], "c.json")]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)

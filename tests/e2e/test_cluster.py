@@ -85,10 +85,10 @@ def finished(process, server):
 
 
 def runs_of(sweep):
-    """All runs of a sweep, by name."""
+    """All runs of a sweep, the last of this name, by name."""
     client = MlflowClient()
     found = client.search_runs([client.get_experiment_by_name("mmcoa-shots").experiment_id])
-    (root,) = [run for run in found if run.info.run_name == sweep]
+    root = max((run for run in found if run.info.run_name == sweep), key=lambda run: run.info.start_time)
     family, more = {root.info.run_id}, True
     while more:
         more = {r.info.run_id for r in found if r.data.tags.get("mlflow.parentRunId") in family} - family
@@ -141,27 +141,33 @@ def data(object_store, tmp_path_factory):
     run(place, *prepare, "--root", object_store.place("data"))
 
 
-@pytest.fixture(scope="module")
-def swept(server, object_store, three_nodes, data):
-    """Where a sweep has left everything that lost first the client that submitted it, and later its driver."""
-    out = Store(object_store.place("sweep"))
+@pytest.fixture
+def swept(server, object_store, three_nodes, data, request):
+    """Where a sweep has left everything that lost the client that submitted it, and later, if wanted, its driver."""
+    out = Store(object_store.place(f"sweep-{request.param}"))
     sweep = ["--scale", "pocket", "--model", "digits", "--data", "own", "--test", "own", "--shots", 1]
-    sweep += ["--methods", "ft-standard,tecoa", "--epochs", 12, "--workers", 2, "--limit", 10, "--eps", "32/255"]
+    methods = ["tecoa"] if request.param == "client" else ["ft-standard", "tecoa"]
+    sweep += ["--methods", ",".join(methods), "--epochs", 12, "--workers", 2, "--limit", 10, "--eps", "32/255"]
     sweep += ["--substitutes", "clip-table", "--out", out.root]
-    first, second = (out.child("models").child(name) for name in ("ft-standard", "tecoa"))
+    trials = [out.child("models").child(name) for name in methods]
+
+    def finished_trials():
+        return [trial for trial in trials if trial.size("rayclip.json")]
 
     client = submit(three_nodes, server, *sweep)
     wait_for(lambda: any(name.startswith("train-") for name in out.child("unfinished").folders()), every=0.3)
     os.killpg(client.pid, signal.SIGKILL)
-    assert not any(trial.size("rayclip.json") for trial in (first, second)), "it is in the middle of training"
-    wait_for(lambda: any(trial.size("rayclip.json") for trial in (first, second)), every=0.3)
+    assert not finished_trials(), "it is in the middle of training"
+    wait_for(finished_trials, every=0.3)
+    if request.param == "client":  # the job goes on without it
+        wait_for(lambda: not three_nodes.workers("python sweeps/mmcoa_shots.py"), every=0.3)
+        return out, methods, None, True
     (driver,) = three_nodes.workers("python sweeps/mmcoa_shots.py")
     driver.kill()
-    done = first if first.size("rayclip.json") else second
-    assert (first if done is second else second).size("rayclip.json") is None, "there is a trial left"
+    (done,) = finished_trials()  # there is a trial left
     before = written(done)
     said = finished(submit(three_nodes, server, *sweep), server)
-    return out, said, written(done) == before
+    return out, methods, said, written(done) == before
 
 
 def written(store):
@@ -171,14 +177,15 @@ def written(store):
     return {info.base_name: info.mtime_ns for info in system.get_file_info([f"{place}/{name}" for name in names])}
 
 
-def test_a_sweep_whose_client_and_driver_were_lost_repeats_no_finished_trial(server, swept):
-    out, said, untouched = swept
+@pytest.mark.parametrize("swept", ["client", pytest.param("driver", marks=pytest.mark.slow)], indirect=True)
+def test_a_sweep_whose_client_or_driver_was_lost_repeats_no_finished_trial(server, swept):
+    out, methods, said, untouched = swept
     assert untouched, "the first trial's checkpoint is the one of before"
-    assert all(name in said for name in ("untouched digits", "ft-standard", "tecoa"))
+    assert said is None or all(name in said for name in ("untouched digits", *methods))
     assert not out.child("unfinished").folders(), "emptied"
     runs = runs_of("mmcoa-shots pocket")
-    assert len(runs) == 7, "of the sweep, its two trials, the untouched model, and an evaluation of each"
-    for name in ("ft-standard", "tecoa"):
+    assert len(runs) == 3 + 2 * len(methods), "of the sweep, its trials, the untouched model, and an evaluation of each"
+    for name in methods:
         steps = [m.step for m in MlflowClient().get_metric_history(runs[name].info.run_id, "train/loss")]
         assert sorted(steps) == list(range(1, max(steps) + 1)) and len(steps) == 12, "every step once"
 
@@ -249,6 +256,7 @@ def verdicts_of(root):
     return found
 
 
+@pytest.mark.slow
 def test_a_cluster_grows_for_the_work_and_shrinks_after_it(tmp_path):
     """It has scaled to nothing; its autoscaler is Ray's own, with processes for machines and a GPU in name each."""
     attack = "pgd:steps=200,stop=final"  # in many shards, so that there is work left when the second has come

@@ -224,6 +224,7 @@ def test_a_killed_training_resumes_on_the_same_curve(trained, tmp_path):
     assert not list(unfinished.glob("train-*"))
 
 
+@pytest.mark.slow
 def test_two_train_workers_follow_one_workers_curve(trained, tmp_path):
     run_here(tmp_path, *TRAIN, "--epochs", 12, "--out", "model", "--precision", "fp32", "--workers", 2)
     _, losses = curve(tmp_path)

@@ -16,10 +16,10 @@ from e2e.local_cluster import local_cluster
 from e2e.mlflow_server import mlflow_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
-# Every kind once, several in one run where the run can go on; one by one they are in the benchmark. Lost clients are
-# nightly: test_commands.py loses them with all their Ray, test_cluster.py that of a sweep.
-ROUNDS = ("actor+raylet+mlflow", "disk", "train-worker+tune-driver+train-raylet", "train-disk")
-NIGHTLY = ("client", "train-client")
+# Several kinds in one run, as the run can go on; one by one they are in the benchmark. Nightly are lost clients, which
+# test_commands.py loses with all their Ray and test_cluster.py with a sweep, and full disks, as in test_callbacks.py.
+ROUNDS = ("actor+raylet+mlflow", "train-worker+tune-driver+train-raylet")
+NIGHTLY = ("disk", "train-disk", "client", "train-client")
 
 
 @pytest.fixture(scope="module")

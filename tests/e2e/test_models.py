@@ -46,6 +46,7 @@ def test_the_curve_begins_and_ends_with_the_models_themselves(tmp_path):
     assert set(runs["eval a = 0.5"].data.metrics) == {"clean/digits", "robust/pgd-10_eps32/digits"}
 
 
+@pytest.mark.slow
 def test_kept_epochs_are_the_run_s_own_past(tmp_path):
     """What is kept after an epoch is one model of the run, not of a shorter one with its own schedule."""
     settings = ["--methods", "tecoa", "--shots", 2, "--epochs", 3, "--every", 1, "--limit", 20]

@@ -74,6 +74,7 @@ def test_the_given_module_that_shadows_ours(shared, tmp_path):
     assert (tmp_path / "cwd_shadows_workers" / "o" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_modules_beside_the_data_are_imported_by_no_worker(tmp_path):
     """Of training and captioning, under a long temporary folder; the names are packages of ours, of others, and of
     Python itself."""
@@ -181,6 +182,7 @@ def test_sigterm_stops_an_evaluation_and_the_same_command_goes_on(tmp_path, ever
     assert before.items() <= after.items() and len(verdicts(tmp_path / "r")) == 80
 
 
+@pytest.mark.slow
 def test_sigterm_stops_training(tmp_path):
     command = [*TRAIN, "--epochs", "500", "--out", "m", "--no-tracking", "--quiet"]
     with Started(tmp_path, *command) as started:

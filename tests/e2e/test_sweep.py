@@ -32,6 +32,7 @@ def test_a_killed_grid_goes_on_and_reports_seeds_together(tmp_path):
     assert done.stdout.endswith(run_here(tmp_path, *grid, "--cluster", **NO_RAY).stdout), "and nothing is left to do"
 
 
+@pytest.mark.slow
 def test_a_random_search_after_its_plan(tmp_path):
     search = ["sweep", "--method", "tecoa:steps=1", "--lr", "1e-4..1e-2", "--search", "random", "--samples", 3]
     planned = run_here(tmp_path, *search, *TINY, *WHERE, "--plan").stdout

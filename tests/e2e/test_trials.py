@@ -78,6 +78,7 @@ def test_a_killed_process_is_replaced_and_used_again(a_ray, tmp_path):
     assert not (tmp_path / "unfinished").exists()
 
 
+@pytest.mark.slow
 def test_what_several_workers_have_begun_goes_on(a_ray, tmp_path):
     whole = config("tecoa", precision="fp32")
     trial = Trial(name="t", config=replace(whole, model_fingerprint=""), out=str(tmp_path / "t"))
