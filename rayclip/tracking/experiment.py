@@ -142,9 +142,16 @@ class Experiment:
             if found:
                 self._id = found.experiment_id
             else:
+                from mlflow.exceptions import MlflowException
+
                 file = sqlite_file(self.uri)  # whatever directory a command runs in; a server decides itself
                 place = None if file is None else (file.parent / "mlruns").as_uri()
-                self._id = self.client.create_experiment(self.name, artifact_location=place, tags=_KIND)
+                try:
+                    self._id = self.client.create_experiment(self.name, artifact_location=place, tags=_KIND)
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    return self.id  # another command was faster
         assert self._id is not None
         return self._id
 

@@ -1,0 +1,108 @@
+"""Commands that evaluate in one folder at the same time compute each verdict once, and end with the same results."""
+
+import json
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+
+from rayclip.api import Evaluation, Where, evaluate_models
+from rayclip.attacks import parse_attacks
+from rayclip.data.leases import Leases
+from rayclip.distributed.resources import PoolSize
+from rayclip.evaluation import Protocol, Store
+from rayclip.evaluation.schedule import Queue, Schedule
+from rayclip.evaluation.shard import Evaluator
+from rayclip.reports.results import read_results
+
+ATTACKS = "clean,fgsm,pgd:steps=2,cw:steps=2"
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr("rayclip.api.evaluating.Leases", partial(Leases, beat_s=0.02, expires_s=1.0))
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Counts the positions that are computed, by cell; two commands begin their first shards together."""
+    counted, run, lock = Counter(), Evaluator.run, threading.Lock()
+
+    def count(self, shard, *args, **options):
+        with lock:
+            counted.update((shard.cell.attack_label, position) for position in shard.positions)
+        return run(self, shard, *args, **options)
+
+    monkeypatch.setattr(Evaluator, "run", count)
+    return counted
+
+
+def evaluate(place, attacks=ATTACKS, limit=24):
+    evaluation = Evaluation(
+        data=["digits"], attacks=parse_attacks(attacks, {}), protocol=Protocol(eps=16 / 255), limit=limit
+    )
+    return evaluate_models(
+        ["digits"], evaluation, Where(out=str(place), cluster=None, quiet=True, pool=PoolSize(shard_size=8))
+    )
+
+
+def verdicts(place):
+    return {cell.id: cell.verdicts.right_N.tolist() for cell in read_results([str(place)]).cells}
+
+
+def test_equal_commands_share_the_work_and_both_have_the_whole(computed, tmp_path):
+    alone = evaluate(tmp_path / "alone")
+    once = Counter(computed)
+    computed.clear()
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(evaluate, tmp_path / "both") for _ in range(2)]
+        rows = [each.result() for each in found]
+    assert computed == once, "each verdict once"
+    assert rows == [alone, alone]
+    for name in ("results.json", "table.md"):
+        assert (tmp_path / "both" / name).read_text() == (tmp_path / "alone" / name).read_text()
+    assert verdicts(tmp_path / "both") == verdicts(tmp_path / "alone")
+    ran = json.loads((tmp_path / "both" / "evaluations.json").read_text())
+    assert ran and not (tmp_path / "both" / ".leases").exists()
+
+
+def test_different_attacks_go_on_side_by_side_and_no_rows_are_lost(computed, tmp_path):
+    alone = evaluate(tmp_path / "alone")
+    once = Counter(computed)
+    computed.clear()
+    with ThreadPoolExecutor(2) as pool:
+        found = [
+            pool.submit(evaluate, tmp_path / "both", attacks)
+            for attacks in ("clean,fgsm", "clean,pgd:steps=2,cw:steps=2")
+        ]
+        assert {row.attack for each in found for row in each.result()} >= {row.attack for row in alone} - {"worst"}
+    assert computed == once and verdicts(tmp_path / "both") == verdicts(tmp_path / "alone")
+
+
+def test_a_cell_that_another_host_holds_is_awaited_then_taken_over_and_a_report_says_so(computed, tmp_path):
+    evaluate(tmp_path, "clean", limit=8)
+    (cell,) = Store(str(tmp_path / "cells")).folders()
+    far = {"host": "far", "machine": "far", "pid": 1, "holds": [cell]}
+    Store(str(tmp_path)).write_json(".leases/ffffffffffff.json", far)
+    (note,) = read_results([str(tmp_path)]).notes
+    assert "far, process 1" in note and note.startswith("1 of the cells")
+    evaluate(tmp_path, "clean", limit=8)
+    assert Store(str(tmp_path)).size(".leases/ffffffffffff.json"), "what is finished needs no lease"
+    evaluate(tmp_path, "clean", limit=16)
+    assert read_results([str(tmp_path)]).notes == [] and set(computed.values()) == {1} and len(computed) == 16
+
+
+def test_cells_that_have_not_begun_can_be_given_away():
+    schedule = Schedule([Queue(samples=4, size=2, needs=("m",), seconds=1.0 + i) for i in range(3)])
+    schedule.join("w")
+    first = schedule.start("w", 0.0)
+    assert first is not None and [schedule.has_begun(i) for i in range(3)] == [False, False, True]
+    schedule.drop(1)
+    schedule.reprice([5.0, 9.0, 1.0])
+    order = []
+    while not schedule.done:
+        order.append(schedule.finish("w"))
+        schedule.start("w", 1.0)
+    assert {shard.cell for shard in order} == {0, 2} and len(order) == 4
