@@ -78,12 +78,14 @@ def compare(
         there = {cell.id for cell in found if cell.store.root == place.root}
         with Leases(place) as leases:  # what is being computed there is not computed here as well
             leases.wait(there, "evaluating what is compared here", every=True)
-    for cell in found:
-        folder = f"cells/{cell.id}"
-        for file in [f"{folder}/cell.json", *cell.store.names(folder, ".parquet")]:
-            data = cell.store.read(file) if store.size(file) is None else None
-            if data is not None:
-                store.write(file, data)
+    with Leases(store) as leases:
+        mine = leases.claim(cell.id for cell in found)  # the others are being computed here by another command
+        for cell in (cell for cell in found if cell.id in mine):
+            folder = f"cells/{cell.id}"
+            for file in [f"{folder}/cell.json", *cell.store.names(folder, ".parquet")]:
+                data = cell.store.read(file) if store.size(file) is None else None
+                if data is not None:
+                    store.write(file, data)
     with where.logbook(store) as logbook:
         root = logbook.open(name, tags={"rayclip.kind": "comparison"})
         return compare_all(root, models, evaluations, opened, logbook, where)

@@ -25,13 +25,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rayclip.progress import say
 from rayclip.store import Store
+from rayclip.types import UserError
 
 _FOLDER = ".leases"
 _BEAT_S, _EXPIRES_S = 10.0, 60.0
 _FIRST_BEAT_S = 0.5  # until a claim that nobody contested is written down as held
 _LONGEST_LOOK_S = 2.0  # between two looks of one that waits
 _SAY_S = 3.0  # of waiting, before it is said
-_MOST = 1 << 20  # bytes of a file that is read
+_MOST = 16 << 20  # bytes of a file that is read
 _TRIES = 5
 
 
@@ -117,7 +118,7 @@ class Leases:
         with self._lock:
             before = len(self._me.holds)
             self._me.holds -= set(names)
-            if len(self._me.holds) < before and not self._put_away():
+            if not self._put_away() and len(self._me.holds) < before:
                 with contextlib.suppress(OSError):
                     self._write()
 
@@ -126,7 +127,8 @@ class Leases:
         them. It costs no access to the store."""
         asked = [name for name in names if name in self._asked]
         self._asked -= (given := set(asked[::2]))
-        self.release(given)
+        if given:
+            self.release(given)
         return given
 
     def wait(self, names: Iterable[str], what: str, *, every: bool = False) -> None:
@@ -216,7 +218,7 @@ class Leases:
         pause = min(_FIRST_BEAT_S, self._beat_s)
         while not ended.wait(pause):
             pause = self._beat_s
-            with self._lock, contextlib.suppress(OSError):
+            with self._lock, contextlib.suppress(OSError, UserError):  # the next beat tries again
                 if ended.is_set():
                     return
                 others = self.others().values()

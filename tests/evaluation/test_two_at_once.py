@@ -10,12 +10,18 @@ import pytest
 
 from rayclip.api import Evaluation, Where, evaluate_models
 from rayclip.attacks import parse_attacks
+from rayclip.data import open_data
 from rayclip.data.leases import Leases
-from rayclip.distributed.resources import PoolSize
-from rayclip.evaluation import Protocol, Store
+from rayclip.distributed.evaluating import _EvaluationPool
+from rayclip.distributed.resources import PoolSize, Share
+from rayclip.evaluation import Protocol, Store, chosen_positions, make_cells, outstanding
+from rayclip.evaluation.costs import Hardware
 from rayclip.evaluation.schedule import Queue, Schedule
 from rayclip.evaluation.shard import Evaluator
+from rayclip.models import load_model
+from rayclip.progress import Display
 from rayclip.reports.results import read_results
+from servers import wait_for
 
 ATTACKS = "clean,fgsm,pgd:steps=2,cw:steps=2"
 
@@ -92,6 +98,30 @@ def test_a_cell_that_another_host_holds_is_awaited_then_taken_over_and_a_report_
     assert Store(str(tmp_path)).size(".leases/ffffffffffff.json"), "what is finished needs no lease"
     evaluate(tmp_path, "clean", limit=16)
     assert read_results([str(tmp_path)]).notes == [] and set(computed.values()) == {1} and len(computed) == 16
+
+
+def test_a_pool_gives_cells_that_it_has_not_begun_to_a_command_that_waits(monkeypatch, tmp_path):
+    monkeypatch.setattr(Share, "of", lambda size: Share(1, 1.0, 0.0))
+    store, data = Store(str(tmp_path)), open_data("digits", "test")
+    model = [("digits", load_model("digits").fingerprint())]
+    cells = make_cells(model, [("digits", data)], parse_attacks(ATTACKS, {}), Protocol(eps=16 / 255))
+    work = outstanding(cells, {"digits": chosen_positions(445, 40)}, store, 8)
+    with Leases(store, beat_s=0.02) as leases, Leases(store, beat_s=0.02) as other, ThreadPoolExecutor(1) as thread:
+        leases.claim(cell.id for cell in cells)
+        pool = _EvaluationPool(work, store, PoolSize(), Display(quiet=True), 160, leases)
+        pool.join(Hardware(name="cpu", gpus=0.0, cores=1))
+        pool.schedule.join("worker")
+        first = pool.schedule.start("worker", 0.0)
+        waiting = thread.submit(other.wait, [cell.id for cell in cells], "evaluating")
+        wait_for(lambda: pool.count_wanted() and pool.given, seconds=5, every=0.02)
+        waiting.result(5)
+        assert other.claim(cell.id for cell in cells) == pool.given and len(pool.given) == 2
+        ran = [first]
+        while not pool.schedule.done:
+            pool.schedule.finish("worker")
+            ran += [shard] if (shard := pool.schedule.start("worker", 1.0)) else []
+    assert {pool._work[shard.cell].cell.id for shard in ran} == {cell.id for cell in cells} - pool.given
+    assert len(ran) == 10 and pool.total == 80
 
 
 def test_cells_that_have_not_begun_can_be_given_away():

@@ -1,0 +1,86 @@
+"""Commands that work in one folder at the same time, as from several hosts: the outcome is that of one alone."""
+
+import json
+import subprocess
+from collections import Counter
+
+import pytest
+from mlflow import MlflowClient
+
+from calling import run_here
+from e2e.test_commands import RAYCLIP, verdicts
+from rayclip.models.checkpoint import read_lineage
+from rayclip.tracking.deliverer import deliver_results
+
+pytestmark = pytest.mark.e2e
+
+
+def at_once(cwd, *commands):
+    """Run commands together; return what they printed."""
+    begun = [subprocess.Popen([*map(str, [*RAYCLIP, *c])], cwd=cwd, stdout=-1, stderr=-1, text=True) for c in commands]
+    ended = [process.communicate(timeout=600) for process in begun]
+    for process, (_, err) in zip(begun, ended, strict=True):
+        assert process.returncode == 0, err[-3000:]
+    return [out for out, _ in ended]
+
+
+def logged(store):
+    """Runs with their metrics, each with all values that it ever had."""
+    client, found = MlflowClient(store), []
+    for experiment in client.search_experiments():
+        for run in client.search_runs([experiment.experiment_id]):
+            assert run.info.status == "FINISHED", run.info.run_name
+            names = [name for name in run.data.metrics if not name.startswith("train/") or name == "train/loss"]
+            values = {n: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, n)] for n in names}
+            found.append((run.info.run_name, values))
+    assert max(Counter(name for name, _ in found).values()) == 1, "each run once"
+    return dict(found)
+
+
+def test_two_equal_evaluations_and_a_leaderboard(tmp_path, saved_clip):
+    attack = ["--data", "digits", "--attacks", "clean,fgsm,pgd:steps=5,cw:steps=5", "--eps", "32/255", "--limit", 96]
+    alone, both = (f"sqlite:///{tmp_path}/{name}.db" for name in ("alone", "both"))
+
+    def evaluate(out, store, json_file):
+        models = ["--model", "digits", "--model", saved_clip, "--shard-size", 16, "--tracking-uri", store]
+        return ["eval", "--local", *models, *attack, "--experiment", "x", "--out", out, "--json", json_file]
+
+    def board(out):
+        return ["leaderboard", "reference", f"{out}/results", "--out", out, "--add", saved_clip]
+
+    run_here(tmp_path, "eval", "--local", "--model", "digits", *attack, "--no-tracking", "--out", "reference")
+    run_here(tmp_path, *evaluate("alone/results", alone, "rows.json"))
+    run_here(tmp_path, *board("alone"))
+    begun = evaluate("both/results", both, "rows1.json"), evaluate("both/results", both, "rows2.json")
+    (tmp_path / "both" / "results" / "cells").mkdir(parents=True)
+    at_once(tmp_path, *begun, board("both"))
+
+    assert verdicts(tmp_path / "both" / "results") == verdicts(tmp_path / "alone" / "results") != {}, "each once"
+    expected = json.loads((tmp_path / "rows.json").read_text())
+    assert [json.loads((tmp_path / f"rows{i}.json").read_text()) for i in (1, 2)] == [expected, expected]
+    results = json.loads((tmp_path / "both" / "results" / "results.json").read_text())
+    assert results == [row for row in expected if row["model"] in {each["model"] for each in results}] != []
+    for name, store in (("alone", alone), ("both", both)):
+        deliver_results(str(tmp_path / name / "results"), store, "x")  # the leaderboard has no tracker
+    assert logged(both) == logged(alone)
+    boards = [json.loads((tmp_path / name / "leaderboard.json").read_text()) for name in ("alone", "both")]
+    assert "".join(map(str, boards)).count(saved_clip) and not list(tmp_path.rglob(".leases"))
+
+
+@pytest.mark.slow
+def test_two_equal_sweeps(tmp_path):
+    grid = ["sweep", "--method", "tecoa:steps=1", "--lr", "1e-4,1e-3", "--model", "digits", "--data", "digits"]
+    grid += ["--eps", "32/255", "--shots", 1, "--epochs", 2, "--limit", 20, "--experiment", "x", "--quiet"]
+    stores = {name: f"sqlite:///{tmp_path}/{name}.db" for name in ("alone", "both")}
+    alone, both = ([*grid, "--out", name, "--tracking-uri", store] for name, store in stores.items())
+    (expected,) = at_once(tmp_path, alone)
+    tables = at_once(tmp_path, both, both)
+    assert [table.replace("both", "alone") for table in tables] == [expected, expected]
+    places = {file.parent.name: file.parent for file in (tmp_path / "alone").glob("models/*/rayclip.json")}
+    assert len(places) == 2
+    for name, place in places.items():
+        assert read_lineage(tmp_path / "both" / "models" / name) == read_lineage(place)
+    mine, theirs = logged(stores["both"]), logged(stores["alone"])
+    mine["both"], theirs["alone"] = {}, {}
+    assert {name.replace("both", "alone"): values for name, values in mine.items()} == theirs
+    assert not (tmp_path / "both" / "unfinished").exists() and not list(tmp_path.rglob(".leases"))
