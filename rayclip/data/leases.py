@@ -92,25 +92,23 @@ class Leases:
         """Return those of the names that nobody else holds; they are held from now on."""
         with self._lock:
             wanted, is_new, pause = set(names), self._ended is None, 0.05
-            self._me.wants = wanted - self._me.holds
+            self._me.wants = asked = wanted - self._me.holds
             try:
                 while self._me.wants:
                     self._write()
                     others = self.others()
                     # The smaller id goes first; one with a larger id may have looked before this one has asked
                     first = {name for key, other in others.items() if key < self._id for name in other.wants}
-                    self._me.wants -= first.union(*(other.holds for other in others.values()))
+                    self._me.wants = self._me.wants - first.union(*(other.holds for other in others.values()))
                     if self._me.wants.isdisjoint(name for other in others.values() for name in other.wants):
                         break
                     time.sleep(pause)
                     pause = min(2 * pause, _LONGEST_LOOK_S)
                 self._me.holds |= self._me.wants
-                if not is_new and self._me.wants:  # else soon
-                    self._me.wants = set()
-                    self._write()
             finally:
                 self._me.wants = set()
-                self._put_away()
+                if not self._put_away() and asked and not is_new:  # of a new file the first beat does so
+                    self._write()
             return wanted & self._me.holds
 
     def release(self, names: Iterable[str]) -> None:
