@@ -19,7 +19,14 @@ from rayclip.data.leases import Leases
 from rayclip.data.sampling import draw_record
 from rayclip.distributed.connect import ray_cluster
 from rayclip.distributed.search import Scores, Validation, make_asha
-from rayclip.distributed.trials import Trial, Workers, find_abandoned_runs, resolve_precision, save_precision
+from rayclip.distributed.trials import (
+    RUN_PREFIX,
+    Trial,
+    Workers,
+    find_abandoned_runs,
+    resolve_precision,
+    save_precision,
+)
 from rayclip.distributed.tuning import run_trials
 from rayclip.evaluation import Store
 from rayclip.evaluation.cell import at_budgets
@@ -329,7 +336,7 @@ def _train(
     errors: dict[str, str] = {}
     awaited: list[Trial] = []
     with Leases(logbook.store) as leases:
-        if not leases.others():
+        if _is_alone(leases):
             for run in find_abandoned_runs(trials, storage):
                 say(
                     "note",
@@ -349,7 +356,7 @@ def _train(
                         log=logbook.journal,
                         display=display,
                         on_report=logbook.deliver,
-                        is_alone=lambda: not leases.others(),
+                        is_alone=lambda: _is_alone(leases),
                         **options,
                     )
             leases.release(mine)
@@ -357,12 +364,18 @@ def _train(
             awaited = awaited or left
             if left:
                 leases.wait([trial.train_run for trial in left], f"training {len(left)} of the models")
-        if not errors and not leases.others():  # the last one to leave
+        if not errors and _is_alone(leases):  # the last one to leave
             storage.delete_folder("")
         for trial in awaited:
             if trial.name not in errors and logbook.has_begun(trial.run_key):
                 _log_ended(logbook, trial, None)  # the command that trained it was killed before it could
     return errors
+
+
+def _is_alone(leases: Leases) -> bool:
+    """Return whether no other command in the folder trains, or waits for a training."""
+    names = set[str]().union(*(other.holds | other.wants | other.waits for other in leases.others().values()))
+    return not any(name.startswith(RUN_PREFIX) for name in names)
 
 
 def _log_ended(logbook: Logbook, trial: Trial, error: str | None) -> None:

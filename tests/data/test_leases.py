@@ -37,6 +37,18 @@ def test_of_two_each_name_goes_to_one_and_nothing_is_left_behind(store):
     assert list(store.path("").iterdir()) == []
 
 
+@pytest.mark.ci
+def test_an_object_store_is_enough(s3):
+    store = Store(s3).child("leased")
+    with Leases(store) as mine, Leases(store) as other:
+        assert mine.claim("ab") == {"a", "b"} and other.claim("abc") == {"c"}
+        assert len(holders_in(store)) == 2
+        mine.release("a")
+        other.wait("ab", "evaluating")
+        assert other.claim("ab") == {"a"}
+    assert store.names(".leases", "") == [] == holders_in(store)
+
+
 def test_of_many_at_once_never_two_hold_a_name(store):
     held, most, lock = Counter[str](), Counter[str](), threading.Lock()
 

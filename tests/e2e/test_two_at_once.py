@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections import Counter
 
 import pytest
 from mlflow import MlflowClient
@@ -9,7 +10,9 @@ from mlflow import MlflowClient
 from calling import run_here
 from e2e.test_commands import RAYCLIP, verdicts
 from rayclip.models.checkpoint import read_lineage
+from rayclip.store import Store
 from rayclip.tracking.deliverer import deliver_results
+from rayclip.tracking.journal import Journal
 
 pytestmark = pytest.mark.e2e
 
@@ -33,6 +36,13 @@ def logged(store):
             values = {n: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, n)] for n in names}
             found.append((run.info.run_name, values))
     return sorted(found, key=str)
+
+
+def steps(place):
+    """How often each step of each training was reported."""
+    events = Journal(Store(str(place))).read({})
+    told = [(e.run, step) for e in events for name, _, step in e.content.get("values", ()) if name == "train/loss"]
+    return list(Counter(told).values())
 
 
 def test_two_equal_evaluations_and_a_leaderboard(tmp_path, saved_clip):
@@ -79,6 +89,8 @@ def test_two_equal_sweeps(tmp_path):
     places = {file.parent.name: file.parent for file in (tmp_path / "alone").glob("models/*/rayclip.json")}
     assert len(places) == 2
     for name, place in places.items():
-        assert read_lineage(tmp_path / "both" / "models" / name) == read_lineage(place)
+        mine, theirs = (read_lineage(each) | {"seconds": 0} for each in (tmp_path / "both" / "models" / name, place))
+        assert mine == theirs
+    assert steps(tmp_path / "both") == steps(tmp_path / "alone") == [1] * len(steps(tmp_path / "alone"))
     assert str(logged(stores["both"])).replace("both", "alone") == str(logged(stores["alone"]))
     assert not (tmp_path / "both" / "unfinished").exists() and not list(tmp_path.rglob(".leases"))
