@@ -13,6 +13,7 @@ minute and goes on, or a listing that is out of date, costs work that is done tw
 
 import contextlib
 import functools
+import hashlib
 import os
 import platform
 import threading
@@ -246,9 +247,9 @@ def _parse(data: bytes) -> Holder | None:
 
 @functools.cache
 def _machine() -> str:
-    """Return what tells this machine and its process ids from others: host name, boot and container."""
+    """Return what tells this machine and its process ids from others: a hash of host name, boot and container."""
     parts = [platform.node()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
