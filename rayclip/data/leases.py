@@ -28,13 +28,12 @@ from rayclip.progress import say
 from rayclip.store import Store
 from rayclip.types import UserError
 
-_FOLDER = ".leases"
+_FILE = ".lease-"  # begins the names of the files
 _BEAT_S, _EXPIRES_S = 10.0, 60.0
 _FIRST_BEAT_S = 0.5  # until a claim that nobody contested is written down as held
 _LONGEST_LOOK_S = 2.0  # between two looks of one that waits
 _SAY_S = 3.0  # of waiting, before it is said
 _MOST = 16 << 20  # bytes of a file that is read
-_TRIES = 5
 
 
 class Holder(BaseModel):
@@ -76,7 +75,7 @@ class Leases:
 
     def __init__(self, store: Store, *, beat_s: float = _BEAT_S, expires_s: float = _EXPIRES_S) -> None:
         self._store, self._beat_s, self._expires_s = store, beat_s, expires_s
-        self._id = uuid.uuid4().hex[:12]
+        self._name = f"{_FILE}{uuid.uuid4().hex[:12]}.json"
         self._me = Holder(host=platform.node(), machine=_machine(), pid=os.getpid())
         self._seen: dict[str, tuple[bytes, float]] = {}  # contents of others' files, and since when they are so
         self._lock = threading.RLock()
@@ -98,8 +97,8 @@ class Leases:
                 while self._me.wants:
                     self._write()
                     others = self.others()
-                    # The smaller id goes first; one with a larger id may have looked before this one has asked
-                    first = {name for key, other in others.items() if key < self._id for name in other.wants}
+                    # The smaller name goes first; one with a larger name may have looked before this one has asked
+                    first = {name for key, other in others.items() if key < self._name for name in other.wants}
                     self._me.wants = self._me.wants - first.union(*(other.holds for other in others.values()))
                     if self._me.wants.isdisjoint(name for other in others.values() for name in other.wants):
                         break
@@ -176,9 +175,8 @@ class Leases:
     def others(self) -> dict[str, Holder]:
         """Return the other commands in the folder that are alive; delete the files of dead ones."""
         found, now = {}, time.monotonic()
-        for name in self._store.names(_FOLDER, ".json"):
-            key = name.rpartition("/")[2].removesuffix(".json")
-            data = None if key == self._id else _read(self._store, name)
+        for name in _files(self._store):
+            data = None if name == self._name else _read(self._store, name)
             if data is None:
                 continue
             before, since = self._seen.get(name, (b"", now))
@@ -187,15 +185,12 @@ class Leases:
             if now - self._seen[name][1] > self._expires_s or (holder is not None and holder.is_gone()):
                 self._store.delete(name)
             elif holder is not None:
-                found[key] = holder
+                found[name] = holder
         return found
 
     def _write(self) -> None:
         self._me.beat += 1
-        for _ in range(_TRIES):
-            with contextlib.suppress(FileNotFoundError):  # another has just removed the empty folder
-                self._store.write(f"{_FOLDER}/{self._id}.json", self._me.model_dump_json().encode())
-                break
+        self._store.write(self._name, self._me.model_dump_json().encode())
         if self._ended is None:
             self._ended = threading.Event()
             threading.Thread(target=self._keep_alive, args=(self._ended,), daemon=True).start()
@@ -208,9 +203,7 @@ class Leases:
             self._ended.set()
             self._ended = None
             with contextlib.suppress(OSError):
-                self._store.delete(f"{_FOLDER}/{self._id}.json")
-                if self._store.is_local:
-                    self._store.path(_FOLDER).rmdir()  # if it is empty
+                self._store.delete(self._name)
         return True
 
     def _keep_alive(self, ended: threading.Event) -> None:
@@ -228,8 +221,12 @@ class Leases:
 
 def holders_in(store: Store) -> list[Holder]:
     """Return the commands that work in a folder, or did on another host and were killed there."""
-    read = (_parse(_read(store, name) or b"") for name in store.names(_FOLDER, ".json"))
+    read = (_parse(_read(store, name) or b"") for name in _files(store))
     return [holder for holder in read if holder is not None and not holder.is_gone()]
+
+
+def _files(store: Store) -> list[str]:
+    return [name for name in store.names("", ".json") if name.startswith(_FILE)]
 
 
 def _read(store: Store, name: str) -> bytes | None:

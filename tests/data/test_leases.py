@@ -22,8 +22,8 @@ def store(tmp_path):
 def someone(store, **changes):
     """Leave the file of a command of another host, as it was at its last sign of life; its clock is no matter."""
     said = {"host": "far", "machine": "far 1", "pid": 1, "beat": 7, "holds": ["a", "b"], **changes}
-    store.write(".leases/000000000000.json", json.dumps(said).encode())
-    os.utime(store.path(".leases/000000000000.json"), (0, 2**33))  # ten decades off
+    store.write(".lease-000000000000.json", json.dumps(said).encode())
+    os.utime(store.path(".lease-000000000000.json"), (0, 2**33))  # ten decades off
 
 
 def test_of_two_each_name_goes_to_one_and_nothing_is_left_behind(store):
@@ -46,7 +46,7 @@ def test_an_object_store_is_enough(s3):
         mine.release("a")
         other.wait("ab", "evaluating")
         assert other.claim("ab") == {"a"}
-    assert store.names(".leases", "") == [] == holders_in(store)
+    assert store.names("", ".json") == [] == holders_in(store)
 
 
 def test_of_many_at_once_never_two_hold_a_name(store):
@@ -137,6 +137,6 @@ def test_every_second_of_the_awaited_names_is_given_away(store):
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"pid": "1"}', b'{"host": 1}', b"\xff" * 40])
 def test_a_damaged_file_is_no_lease(store, damage):
-    store.write(".leases/000000000000.json", damage)
+    store.write(".lease-000000000000.json", damage)
     with Leases(store) as leases:
         assert holders_in(store) == [] and leases.claim("a") == {"a"}

@@ -74,7 +74,7 @@ def test_two_equal_evaluations_and_a_leaderboard(tmp_path, saved_clip):
         deliver_results(str(tmp_path / name / "results"), store, "x")  # the leaderboard has no tracker
     assert logged(both) == logged(alone)
     boards = [json.loads((tmp_path / name / "leaderboard.json").read_text()) for name in ("alone", "both")]
-    assert "".join(map(str, boards)).count(saved_clip) and not list(tmp_path.rglob(".leases"))
+    assert "".join(map(str, boards)).count(saved_clip) and not list(tmp_path.rglob(".lease-*"))
 
 
 @pytest.mark.slow
@@ -93,4 +93,4 @@ def test_two_equal_sweeps(tmp_path):
         assert mine == theirs
     assert steps(tmp_path / "both") == steps(tmp_path / "alone") == [1] * len(steps(tmp_path / "alone"))
     assert str(logged(stores["both"])).replace("both", "alone") == str(logged(stores["alone"]))
-    assert not (tmp_path / "both" / "unfinished").exists() and not list(tmp_path.rglob(".leases"))
+    assert not (tmp_path / "both" / "unfinished").exists() and not list(tmp_path.rglob(".lease-*"))

@@ -71,7 +71,7 @@ def test_equal_commands_share_the_work_and_both_have_the_whole(computed, tmp_pat
         assert (tmp_path / "both" / name).read_text() == (tmp_path / "alone" / name).read_text()
     assert verdicts(tmp_path / "both") == verdicts(tmp_path / "alone")
     ran = json.loads((tmp_path / "both" / "evaluations.json").read_text())
-    assert ran and not (tmp_path / "both" / ".leases").exists()
+    assert ran and not list(tmp_path.rglob(".lease-*"))
 
 
 def test_different_attacks_go_on_side_by_side_and_no_rows_are_lost(computed, tmp_path):
@@ -91,11 +91,11 @@ def test_a_cell_that_another_host_holds_is_awaited_then_taken_over_and_a_report_
     evaluate(tmp_path, "clean", limit=8)
     (cell,) = Store(str(tmp_path / "cells")).folders()
     far = {"host": "far", "machine": "far", "pid": 1, "holds": [cell]}
-    Store(str(tmp_path)).write_json(".leases/ffffffffffff.json", far)
+    Store(str(tmp_path)).write_json(".lease-ffffffffffff.json", far)
     (note,) = read_results([str(tmp_path)]).notes
     assert "far, process 1" in note and note.startswith("1 of the cells")
     evaluate(tmp_path, "clean", limit=8)
-    assert Store(str(tmp_path)).size(".leases/ffffffffffff.json"), "what is finished needs no lease"
+    assert Store(str(tmp_path)).size(".lease-ffffffffffff.json"), "what is finished needs no lease"
     evaluate(tmp_path, "clean", limit=16)
     assert read_results([str(tmp_path)]).notes == [] and set(computed.values()) == {1} and len(computed) == 16
 
