@@ -29,6 +29,7 @@ PLAN = "plan.json"  # an evaluation's plan, beside its results
 _CHUNK = 8 << 20
 _PARTIAL = ".partial"  # ends the names of files that are not finished
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_AGAIN = "; run again to go on from here."
 _NOTE = b"rayclip"
 _SUMS = b"rayclip_crc32"  # of columns of numbers, by name
 
@@ -38,10 +39,15 @@ def no_room(error: BaseException) -> UserError | None:
     if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
         return None
     where = f", {error.filename}" if error.filename else ""
-    return UserError(
-        f"a file cannot be written or read ({error.strerror or error}{where}): make room or mend the rights; run again "
-        "to go on from here."
-    )
+    what = f"{error.strerror or error}{where}"
+    return UserError(f"a file cannot be written or read ({what}): make room or mend the rights{_AGAIN}")
+
+
+def storage_failure(error: BaseException) -> UserError | None:
+    """Return the error to raise when files cannot be read or written: `no_room`'s, or what an object store says."""
+    if not isinstance(error, OSError) or error.errno is not None:  # which only the operating system's errors have
+        return no_room(error)
+    return UserError(f"a file cannot be read or written ({str(error)[:300]}): mend that{_AGAIN}")
 
 
 def cache_root() -> Path:

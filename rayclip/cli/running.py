@@ -41,9 +41,9 @@ def run(command: Callable[..., Any], program: str) -> None:
     except UserError as error:
         _leave(_complain(str(error)))
     except OSError as error:
-        from rayclip.store import no_room
+        from rayclip.store import storage_failure
 
-        explained = no_room(error)
+        explained = storage_failure(error)
         if explained is None:
             raise
         _leave(_complain(str(explained)))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import ray
+import torch
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from rayclip.types import UserError
@@ -29,9 +30,15 @@ def explain(error: Exception, node: str | None = None) -> Exception:
     return error
 
 
-def out_of_memory(node: str | None, tried: str = "") -> UserError:
-    """Return the error for workers that Ray's memory monitor killed; `tried` says what was tried before."""
+def out_of_memory(node: str | None, tried: str = "", *, on_gpu: bool = False) -> UserError:
+    """Return the error for workers that Ray's memory monitor killed, or whose GPU's memory was full; `tried` says what
+    was tried before."""
     which = f"node {node}" if node else "a node"
+    if on_gpu:
+        return UserError(
+            f"a GPU of {which} has too little memory: CUDA ran out of it{tried}; take smaller batches, a smaller model "
+            f"or a larger GPU, and {AGAIN}."
+        )
     return UserError(
         f"{which} has too little memory: Ray has ended {'a worker' if not tried else 'its workers'} there to keep it "
         f"alive{tried}; free memory on it, take smaller batches or a smaller model, or a larger node, and {AGAIN}."
@@ -41,6 +48,11 @@ def out_of_memory(node: str | None, tried: str = "") -> UserError:
 def ran_out_of_memory(error: BaseException | None) -> bool:
     """Return whether Ray's memory monitor caused the error."""
     return any(isinstance(cause, OutOfMemoryError) for cause in find_causes(error))
+
+
+def filled_gpu(error: BaseException | None) -> bool:
+    """Return whether the error is that a GPU's memory was full."""
+    return any(isinstance(cause, torch.OutOfMemoryError) for cause in find_causes(error))
 
 
 def times_in_words(count: int) -> str:

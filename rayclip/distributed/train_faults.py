@@ -1,4 +1,4 @@
-"""Say why training failed; retry it with smaller parts of a batch if Ray's memory monitor killed a worker."""
+"""Say why training failed; retry it with smaller parts of a batch if memory was short, a node's or a GPU's."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,6 +9,7 @@ from ray.exceptions import RayTaskError
 from ray.train import ControllerError, TrainingFailedError, UserCallback
 
 from rayclip.distributed.faults import (
+    filled_gpu,
     find_causes,
     first_line,
     only_node,
@@ -17,31 +18,31 @@ from rayclip.distributed.faults import (
     times_in_words,
 )
 from rayclip.distributed.trials import Notes
-from rayclip.store import no_room
+from rayclip.store import storage_failure
 from rayclip.training import TrainConfig
 from rayclip.types import UserError
 
 
 class MemoryCallback(UserCallback):
-    """A callback in Train's controller that records which worker was killed, for the workers of the next attempt."""
+    """A callback in Train's controller that records which worker had too little memory, for the next attempt."""
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         for rank, error in worker_exceptions.items():
-            if ran_out_of_memory(error):
+            if ran_out_of_memory(error) or filled_gpu(error):
                 note_pressure(self._notes, self._notes.read(f"node-{rank}"))
                 return
 
 
 def note_pressure(notes: Notes, node: str | None = None) -> None:
-    """Count one more process that Ray's memory monitor killed, for the next attempt."""
+    """Count one more process that Ray's memory monitor killed, or whose GPU was full, for the next attempt."""
     notes.write("pressure", f"{_times(notes) + 1} {node or only_node() or ''}")
 
 
 def fit_into_memory(config: TrainConfig, notes: Notes, rank: int, world_size: int) -> TrainConfig:
-    """Return the configuration with batches in twice as many parts after every kill, which changes results by rounding
+    """Return the configuration with batches in twice as many parts for every time, which changes results by rounding
     only. Every worker calls this; it also notes the worker's node."""
     notes.write(f"node-{rank}", ray.util.get_node_ip_address())
     return replace(config, accumulate=_parts(config, _times(notes), world_size))
@@ -59,12 +60,14 @@ def explain_failure(error: BaseException | None, notes: Notes, config: TrainConf
     Tune's error lacks the cause if one of Train's own processes was killed; the trial's Tune function has left a note
     then.
     """
-    if not ran_out_of_memory(error) and notes.read("starved") is None:
+    on_gpu = filled_gpu(error)
+    if not ran_out_of_memory(error) and not on_gpu and notes.read("starved") is None:
         return _reason(error)
     times = _times(notes)
     parts = _parts(config, max(0, times - 1), world_size)
     tried = f" {times_in_words(times)}, at last with a batch in {parts} part{'s' * (parts > 1)}" if times else ""
-    return str(out_of_memory((notes.read("pressure") or "").partition(" ")[2] or only_node(), tried))
+    node = (notes.read("pressure") or "").partition(" ")[2] or only_node()
+    return str(out_of_memory(node, tried, on_gpu=on_gpu))
 
 
 def _reason(error: BaseException | None) -> str:
@@ -73,8 +76,8 @@ def _reason(error: BaseException | None) -> str:
     for cause in causes:
         if isinstance(cause, UserError | FloatingPointError):
             return str(cause)
-    full = next(filter(None, map(no_room, causes)), None)
-    return str(full) if full else first_line(causes[-1] if causes else error or RuntimeError("unknown"))
+    failure = next(filter(None, map(storage_failure, causes)), None)
+    return str(failure) if failure else first_line(causes[-1] if causes else error or RuntimeError("unknown"))
 
 
 def _times(notes: Notes) -> int:

@@ -22,7 +22,7 @@ from ray.train.torch import get_device
 
 from rayclip.distributed.checkpoints import KeptCheckpoint, export
 from rayclip.distributed.resources import check_shared
-from rayclip.distributed.train_faults import fit_into_memory
+from rayclip.distributed.train_faults import fit_into_memory, note_pressure
 from rayclip.distributed.trials import MetricLog, Notes, Trial
 from rayclip.paths import temporary_folder
 from rayclip.store import Store, no_room
@@ -68,6 +68,10 @@ def train_worker(args: dict[str, WorkerSettings]) -> None:
         train(config, host)
     except _StopError:
         return
+    except torch.OutOfMemoryError:  # of the GPU: the next attempt goes on with a batch in more parts
+        if settings.in_tune:  # elsewhere Train's controller notes it
+            note_pressure(notes, ray.util.get_node_ip_address())
+        raise
     except (UserError, FloatingPointError, OSError) as error:
         shown = no_room(error) if isinstance(error, OSError) else error
         if shown is None:

@@ -291,3 +291,13 @@ def test_train_takes_the_published_settings_with_the_published_recipe(monkeypatc
     assert f"--eps {round(method.eps * 255)}/255" in out
     if method.name == "advpt":
         assert method.context == 32 and recipe.epochs == 200
+
+
+def test_what_an_object_store_says_is_one_sentence(monkeypatch, capsys):
+    def lists() -> None:
+        raise OSError("When listing objects under key 'a' in bucket 'b': AWS Error NO_SUCH_BUCKET")
+
+    app = typer.Typer()
+    app.command()(lists)
+    code, out, err = call(monkeypatch, capsys, app=app)
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ") and "NO_SUCH_BUCKET" in err

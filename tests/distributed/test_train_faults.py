@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+import torch
 from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
@@ -31,8 +32,10 @@ def worker_error(cause):
         (FloatingPointError("the loss is nan at step 3"), "the loss is nan at step 3"),
         (OSError(errno.ENOSPC, "No space left on device"), "make room or mend the rights; run again"),
         (OSError(errno.ENOENT, "no such file"), "no such file"),
+        (OSError("When uploading: AWS Error SLOW_DOWN"), "(When uploading: AWS Error SLOW_DOWN): mend that; run again"),
         (KeyError(), "KeyError"),
         (OutOfMemoryError("50 lines"), "a node has too little memory"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "a GPU of a node has too little memory"),
     ],
 )
 def test_the_cause_is_found_however_ray_wraps_it(tmp_path, wrap, cause, said):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from e2e.hosts import ADDRESS, Host
 from servers import free_port, wait_for
 
 _OBJECT_STORE = 80 << 20  # the least that Ray takes
@@ -29,19 +30,22 @@ class Cluster:
         dashboard: the address for `ray job submit`.
         elsewhere: the address for a machine that is not of the cluster.
         head: its process.
+        hosts: of the nodes, by their process's number, if they have hosts of their own.
     """
 
-    def __init__(self, nodes: int, env: Mapping[str, str], grows_to: int = 0) -> None:
+    def __init__(self, nodes: int, env: Mapping[str, str], grows_to: int = 0, own_hosts: bool = False) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))  # Ray's sockets want a short path
         self._own = self._folder / "own"
         (self._own / "tmp").mkdir(parents=True)
+        self._address, self._own_hosts = ADDRESS if own_hosts else "127.0.0.1", own_hosts
+        self.hosts: dict[int, Host] = {}
         self._port, dashboard, client = free_port(), free_port(), free_port()
         self.dashboard, self.elsewhere = f"http://127.0.0.1:{dashboard}", f"ray://127.0.0.1:{client}"
         self.env = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))},
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_ADDRESS": f"127.0.0.1:{self._port}",
+            "RAY_ADDRESS": f"{self._address}:{self._port}",
             "OMP_NUM_THREADS": "1",
             "TMPDIR": str(self._own / "tmp"),
             "RAYCLIP_CACHE": str(self._own / "cache"),
@@ -61,23 +65,35 @@ class Cluster:
         self.head = self._start("--head", "--port", self._port, "--num-cpus", 0, *options)
         self.add_nodes(nodes)
 
-    def _start(self, *options: object, apart: bool = False) -> subprocess.Popen[bytes]:
-        process, is_up = self._begin(*options, apart=apart)
+    def _start(self, *options: object) -> subprocess.Popen[bytes]:
+        process, is_up = self._begin(*options)
         wait_for(is_up)
         return process
 
-    def _begin(self, *options: object, apart: bool) -> tuple[subprocess.Popen[bytes], Callable[[], bool]]:
-        command = [Path(sys.executable).with_name("ray"), "start", "--block", "--node-ip-address", "127.0.0.1"]
+    def _begin(
+        self,
+        *options: object,
+        host: Host | None = None,
+        apart: bool = False,
+        temporary_mb: int = 0,
+        env: Mapping[str, str] | None = None,
+    ) -> tuple[subprocess.Popen[bytes], Callable[[], bool]]:
+        command = [Path(sys.executable).with_name("ray"), "start", "--block", "--node-ip-address"]
+        command += [host.address if host else self._address]
         command += ["--object-store-memory", _OBJECT_STORE, "--disable-usage-stats"]
         # A folder of its own, as on a machine of its own: what one node clears away another may be using
         place = self._folder / secrets.token_hex(2)
         command += ["--temp-dir", place, "--dashboard-agent-listen-port", free_port(), *options]
         log = place.with_suffix(".log")
-        env = {k: v for k, v in self.env.items() if k != "RAY_ADDRESS"}
+        env = {k: v for k, v in self.env.items() if k != "RAY_ADDRESS"} | dict(env or {})
         env |= self._head_env if "--head" in options else {}
+        # All hosts have this machine's name, which leads each to itself
+        env |= {"GLOO_SOCKET_IFNAME": "eth0"} if host else {}
         if apart and os.geteuid() == 0:
-            hide = 'mount -t tmpfs tmpfs "$0" && mkdir "$TMPDIR" && exec "$@"'
+            size = f"-o size={temporary_mb}m" if temporary_mb else ""
+            hide = f'mount -t tmpfs {size} tmpfs "$0" && mkdir "$TMPDIR" && exec "$@"'
             command = ["unshare", "--mount", "sh", "-c", hide, self._own, *command]
+        command = [*(host.prefix if host else ()), *command]
         with log.open("wb") as out:
             process = subprocess.Popen([str(c) for c in command], env=env, stdout=out, stderr=subprocess.STDOUT)
 
@@ -131,22 +147,40 @@ class Cluster:
         labels = f"autoscales-to-GPU={nodes},autoscales-to-CPU={nodes}"
         return [f"--autoscaling-config={self._folder / 'autoscaler.json'}", "--labels", labels]
 
-    def add_nodes(self, count: int, *, apart: bool = False) -> None:
+    def add_nodes(
+        self, count: int, *, apart: bool = False, temporary_mb: int = 0, env: Mapping[str, str] | None = None
+    ) -> None:
         """So many more, which start at the same time; `apart` with temporary files and a cache that no other sees, as
-        on a machine of its own (if root runs the tests)."""
-        options = ("--address", f"127.0.0.1:{self._port}", "--num-cpus", 1)
-        begun = [self._begin(*options, apart=apart) for _ in range(count)]
+        on a machine of its own (if root runs the tests), and with room for so many MB of them.
+
+        Args:
+            env: that only they know.
+        """
+        options = ("--address", f"{self._address}:{self._port}", "--num-cpus", 1)
+        hosts = [Host() if self._own_hosts else None for _ in range(count)]
+        begun = [self._begin(*options, host=h, apart=apart, temporary_mb=temporary_mb, env=env) for h in hosts]
         self.nodes += [process for process, _ in begun]
+        self.hosts |= {process.pid: host for (process, _), host in zip(begun, hosts, strict=True) if host}
         for _, is_up in begun:
             wait_for(is_up)
 
     def kill_node(self, number: int) -> None:
         """SIGKILL a node's raylet; what it carried dies with it."""
-        node = self.nodes.pop(number)
-        for process in psutil.Process(node.pid).children():
+        for process in psutil.Process(self.nodes[number].pid).children():
             if process.name() == "raylet":
                 process.send_signal(signal.SIGKILL)
+        self.forget_node(number)
+
+    def forget_node(self, number: int) -> None:
+        """End what is left of a node."""
+        node = self.nodes.pop(number)
+        self.hosts.pop(node.pid, None)
         _end(node)
+
+    def temporary(self, node: subprocess.Popen[bytes], script: str) -> None:
+        """Run a shell script in the temporary folder that only a node `apart` sees."""
+        enter = ["nsenter", "--mount", "--target", str(node.pid), "sh", "-c", f'cd "$0" && {script}', self._own]
+        subprocess.run(enter, check=True, stderr=subprocess.DEVNULL)
 
     def workers(self, title: str) -> list[psutil.Process]:
         """Ray's worker processes on all nodes whose title begins so."""
@@ -187,13 +221,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def local_cluster(nodes: int, env: Mapping[str, str] | None = None, grows_to: int = 0) -> Iterator[Cluster]:
+def local_cluster(
+    nodes: int, env: Mapping[str, str] | None = None, grows_to: int = 0, own_hosts: bool = False
+) -> Iterator[Cluster]:
     """A cluster of a head and so many nodes, which know `env`: passwords come with a node, never with a job.
 
     Args:
         grows_to: nodes that an autoscaler may add.
+        own_hosts: each node is on a host of its own (`hosts.enter_network` has been called).
     """
-    cluster = Cluster(nodes, env or {}, grows_to)
+    cluster = Cluster(nodes, env or {}, grows_to, own_hosts)
     try:
         yield cluster
     finally:

@@ -4,10 +4,14 @@
 """
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from e2e.faults import KINDS, Faults
+from e2e.faults import KINDS, NETWORK_KINDS, Faults
+from e2e.hosts import can_have_hosts
 from e2e.local_cluster import local_cluster
 from e2e.mlflow_server import mlflow_server
 
@@ -45,3 +49,16 @@ def test_nothing_is_lost_or_counted_twice(faults, kind):
     outcome = faults.round(kind)
     again = kind.endswith(("client", "disk", "mlflow"))
     assert outcome.again <= again and (outcome.again or not again or outcome.after is None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_nothing_is_lost_when_hosts_networks_memory_or_clocks_fail(tmp_path):
+    """Each kind once, on two nodes with hosts of their own."""
+    if not can_have_hosts():
+        pytest.skip("only root can make network namespaces, with iproute2")
+    program = Path(__file__).parents[1] / "benchmarks" / "faults.py"
+    options = ["--kinds", "network", "--rounds", len(NETWORK_KINDS), "--nodes", 2]
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, program, *map(str, options)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "| train-clock | 1 |" in done.stdout, done.stdout[-5000:] + done.stderr[-3000:]

@@ -246,29 +246,46 @@ class Short(Evaluator):
 
     room = 0
     seen = ()
+    in_backward = False
 
     def _batch(self, cell, data, victim, prompts, positions, pixels, **options):
         assert len(pixels) == len(positions)
         self.seen = (*self.seen, len(positions))
         if len(positions) > self.room:
+            if self.in_backward:
+                with torch.inference_mode(False), torch.enable_grad():
+                    Fails.apply(torch.zeros(1, requires_grad=True), self.error).backward()
             raise self.error
         return super()._batch(cell, data, victim, prompts, positions, pixels, **options)
 
 
+class Fails(torch.autograd.Function):
+    """The identity; its backward raises."""
+
+    @staticmethod
+    def forward(ctx, value, error):
+        ctx.error = error
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise ctx.error
+
+
 @pytest.mark.ci
 @pytest.mark.parametrize(
-    "error",
+    ("error", "in_backward"),
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), False),
     ],
 )
-def test_short_memory_halves_the_batch_and_changes_no_verdict(cells, tmp_path, error):
+def test_short_memory_halves_the_batch_and_changes_no_verdict(cells, tmp_path, error, in_backward):
     positions = chosen_positions(445, 40)
     enough, short = Store(str(tmp_path / "a")), Store(str(tmp_path / "b"))
     run_all(cells[1:2], positions, enough, 40)
     evaluator = Short(short, batch_size=32)
-    evaluator.error, evaluator.room = error, 5
+    evaluator.error, evaluator.room, evaluator.in_backward = error, 5, in_backward
     (shard,) = missing_shards(cells[1], positions, short, 40)
     evaluator.run(shard)
     assert evaluator.seen == (32, 16, 8, *[4] * 10), "what is done stays done"
