@@ -241,12 +241,6 @@ class Store:
         found = (info.base_name for info in system.get_file_info(selector) if info.type == fs.FileType.File)
         return sorted(f"{folder}/{name}".lstrip("/") for name in found if name.endswith(ending))
 
-    def sizes(self, folder: str, ending: str) -> dict[str, int]:
-        """Return the sizes in bytes of the files of a folder with this ending, sorted by name."""
-        system, place = self._at(folder)
-        infos = sorted(system.get_file_info(fs.FileSelector(place, allow_not_found=True)), key=lambda info: info.path)
-        return {f"{folder}/{i.base_name}": i.size for i in infos if i.is_file and i.base_name.endswith(ending)}
-
     def folders(self) -> list[str]:
         """Return the names of the folders directly below the root, sorted."""
         system, base = self._open()

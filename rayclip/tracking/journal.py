@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+from pyarrow.fs import FileSelector
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
 from rayclip.data.leases import Leases
@@ -126,13 +127,16 @@ class Journal:
         A damaged line is no event.
         """
         found = []
-        for name, size in self.store.sizes(_FOLDER, ".jsonl").items():
+        system, root = self.store.filesystem()
+        files = system.get_file_info(FileSelector(f"{root}/{_FOLDER}", allow_not_found=True))  # with their sizes
+        for file in sorted(files, key=lambda file: file.base_name):
+            name = f"{_FOLDER}/{file.base_name}"
             begin = positions.get(name, 0)
-            if size <= begin:
+            if not (file.is_file and name.endswith(".jsonl") and file.size > begin):
                 continue
-            with self.store.open(name) as file:
-                file.seek(begin)
-                lines = file.read().split(b"\n")
+            with self.store.open(name) as opened:
+                opened.seek(begin)
+                lines = opened.read().split(b"\n")
             for line in lines[:-1]:  # behind the last end of a line there is nothing, or an incomplete one
                 try:
                     content = _clean(json.loads(line))
