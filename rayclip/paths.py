@@ -1,18 +1,20 @@
-"""Paths on the command line: parse them, and check that they can be written before any work starts.
+"""Paths on the command line: parse them, and check that they can be written before any work starts; temporary folders.
 
-Standard library only. Checking permissions is not enough: a superuser has them everywhere, but still cannot write to a
-read-only disk or below `/proc`. So the checks write a temporary file.
+At import standard library only. Checking permissions is not enough: a superuser has them everywhere, but still cannot
+write to a read-only disk or below `/proc`. So the checks write a temporary file.
 """
 
 import contextlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from rayclip.types import UserError
 
+_TEMPORARY, _LOCK = "rayclip-", ".lock"  # begin of the names of temporary folders; the file in each that is locked
 # A `~` that the shell does not expand: after `local-dir:`, `captions=` or a comma, in quotes, after `--data=`.
 _HOME = re.compile(r"(?:(?<=^)|(?<=[:=,]))~(?=/|$)")
 # Options after the path of a data set: `#holdout`, `#label=fine_label`
@@ -59,6 +61,32 @@ def _is_path(text: str, exists: Callable[[Path], bool]) -> bool:
         return any(exists(Path(place)) for place in (text, _OPTIONS.sub("", text)) if place)
     except OSError:  # longer than a path can be
         return False
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a new folder, which is deleted after the block; delete those that killed processes of this user have left.
+
+    Each is locked as long as its process lives, in whatever container, and has its name only once it is.
+    """
+    from filelock import FileLock, Timeout
+
+    place = Path(tempfile.gettempdir())
+    for left in place.glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError, Timeout):
+            if left.lstat().st_uid == os.getuid() and (left / _LOCK).is_file():
+                with FileLock(left / _LOCK).acquire(timeout=0):
+                    shutil.rmtree(left)
+    made = Path(tempfile.mkdtemp(prefix=f".{_TEMPORARY}", dir=place))
+    folder = made.with_name(made.name[1:])
+    try:
+        with FileLock(made / _LOCK):
+            made.rename(folder)
+            (folder / "files").mkdir()
+            yield folder / "files"
+    finally:
+        for each in (folder, made):
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def check_folder(option: str, place: str, *, done: str = "") -> None:

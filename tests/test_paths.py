@@ -1,10 +1,13 @@
 """Places on the command line: commas, `~`, several values."""
 
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from rayclip.paths import expand_home, split_places
+from rayclip.paths import expand_home, split_places, temporary_folder
 
 
 @pytest.fixture
@@ -59,3 +62,22 @@ def test_what_exists_is_taken_whole(tmp_path, monkeypatch, values, places):
 def test_home_and_commas_together(home):
     (home / "my, own").mkdir()
     assert split_places("~/my, own,digits") == [f"{home}/my, own", "digits"]
+
+
+def test_a_temporary_folder_of_a_killed_process_is_cleared_away_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "rayclip-of-others").mkdir()
+    hold = (
+        "import sys, rayclip.paths as p; f = p.temporary_folder(); print(f.__enter__(), flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", hold], env={"TMPDIR": str(tmp_path)}, **pipes) as process:
+        theirs = Path(process.stdout.readline().strip())
+        (theirs / "file").write_text("a")
+        with temporary_folder() as mine:
+            assert (theirs / "file").exists() and list(mine.iterdir()) == []
+        process.kill()
+    assert theirs.exists()
+    with temporary_folder() as mine, temporary_folder() as second:
+        assert not theirs.parent.exists() and mine.exists() and second.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["rayclip-of-others"]

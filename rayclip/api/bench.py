@@ -8,7 +8,6 @@ import copy
 import functools
 import io
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +38,7 @@ from rayclip.models import TEMPLATE, Clip, ZeroShot, fast_copy, load_model
 from rayclip.models.clip import frozen
 from rayclip.models.exact import use_exact_fp32
 from rayclip.models.lora import Lora
+from rayclip.paths import temporary_folder
 from rayclip.rng import sample_keys, uniform
 from rayclip.training.loop import choose_trainable, make_optimizer
 from rayclip.training.step import LossOf, attack_and_backward, autocast_to, copy_to_attack
@@ -372,7 +372,7 @@ def _plain_step(clip: Clip, prompts: Sequence[str], samples: Samples, attack: PG
 
 def _whole(asked: Bench) -> dict[str, float]:
     """Return the seconds of a whole evaluation of the attacks, and of its pool of actors."""
-    with tempfile.TemporaryDirectory(prefix="rayclip-bench-") as folder:
+    with temporary_folder() as folder:
         where = Where(out=f"{folder}/results", tracking=Tracking.choose(f"sqlite:///{folder}/mlflow.db", "bench"))
         evaluation = Evaluation(data=[asked.data], attacks=asked.attacks, protocol=Protocol(eps=asked.eps))
         began = time.perf_counter()

@@ -16,6 +16,7 @@ import torch
 from rayclip.api.checks import Opened, plan_all
 from rayclip.api.logbook import Logbook
 from rayclip.api.request import Evaluation, Where
+from rayclip.data.leases import Leases
 from rayclip.defenses import chain_label
 from rayclip.evaluation import Cell, Evaluator, Shards, Store, collect_rows, outstanding
 from rayclip.evaluation import forecast as forecasts
@@ -72,12 +73,19 @@ def compare(
     cells, _ = plan_all(list(models), evaluations, opened)
     _check_saving(cells, where)
     store, planned = Store(where.out), {cell.id for cell in cells}
-    for cell in (cell for cell in known if cell.id in planned):
-        folder = f"cells/{cell.id}"
-        for file in [f"{folder}/cell.json", *cell.store.names(folder, ".parquet")]:
-            data = cell.store.read(file) if store.size(file) is None else None
-            if data is not None:
-                store.write(file, data)
+    found = [cell for cell in known if cell.id in planned]
+    for place in {cell.store.root: cell.store for cell in found if cell.store.root != store.root}.values():
+        there = {cell.id for cell in found if cell.store.root == place.root}
+        with Leases(place) as leases:  # what is being computed there is not computed here as well
+            leases.wait(there, "evaluating what is compared here", every=True)
+    with Leases(store) as leases:
+        mine = leases.claim(cell.id for cell in found)  # the others are being computed here by another command
+        for cell in (cell for cell in found if cell.id in mine):
+            folder = f"cells/{cell.id}"
+            for file in [f"{folder}/cell.json", *cell.store.names(folder, ".parquet")]:
+                data = cell.store.read(file) if store.size(file) is None else None
+                if data is not None:
+                    store.write(file, data)
     with where.logbook(store) as logbook:
         root = logbook.open(name, tags={"rayclip.kind": "comparison"})
         return compare_all(root, models, evaluations, opened, logbook, where)
@@ -144,16 +152,12 @@ def _measure(
 ) -> _Measured:
     """Evaluate cells, write the table and each model's record beside them, and print the warnings."""
     images = [cell for cell in {cell.id: cell for cell in cells}.values() if where.save_adversarial and can_save(cell)]
-    work = outstanding(cells, positions, store, where.pool.largest_shard(0), save_images=where.save_adversarial)
-    again = sum(len(shards.positions) for shards in work if shards.writes == "images")
-    if again:
-        say("note", f"{again:,} images were evaluated without being saved: they are attacked again; verdicts stay.")
-    if work:
-        display = Display(quiet=where.quiet)
-        total = sum(len(positions_of(cell, positions)) for cell in {cell.id: cell for cell in cells}.values())
-        ran = _evaluate(work, store, where, display, total, given)
-        store.write_json(forecasts.RUNS, [*(store.read_json(forecasts.RUNS, list) or []), dataclasses.asdict(ran)])
-    saved = {cell.id: write_set(cell, store) for cell in images}
+    with Leases(store) as leases:
+        _evaluate_missing(cells, positions, store, where, given, leases)
+        saved = {}
+        for cell in images:
+            with leases.hold(f"saved {cell.id}", "saving the images of a cell"):
+                saved[cell.id] = write_set(cell, store)
     for cell in images:
         own = (
             f"; the texts that {cell.attack.name} gives every image are not saved"
@@ -179,8 +183,52 @@ def _measure(
     return _Measured(cells, rows, warnings, saved)
 
 
+def _evaluate_missing(
+    cells: Sequence[Cell],
+    positions: dict[str, np.ndarray],
+    store: Store,
+    where: Where,
+    given: Mapping[str, Clip],
+    leases: Leases,
+) -> None:
+    """Compute the missing verdicts; cells that other commands hold are awaited, and taken over if these die."""
+
+    def missing(cells: Iterable[Cell]) -> list[Shards]:
+        largest = where.pool.largest_shard(0)
+        return outstanding(list(cells), positions, store, largest, save_images=where.save_adversarial)
+
+    work = missing(cells)
+    again = sum(len(shards.positions) for shards in work if shards.writes == "images")
+    if again:
+        say("note", f"{again:,} images were evaluated without being saved: they are attacked again; verdicts stay.")
+    display = Display(quiet=where.quiet)
+    total = sum(len(positions_of(cell, positions)) for cell in {cell.id: cell for cell in cells}.values())
+    while work:
+        left = {shards.cell.id for shards in work}
+        mine = leases.claim(left)
+        # Anew, since another command may have finished them after the first look, and before the claim
+        now = missing(shards.cell for shards in work if shards.cell.id in mine)
+        elsewhere = sum(len(shards.positions) for shards in work if shards.cell.id not in mine)
+        if now:
+            ran = _evaluate(now, store, where, display, total - elsewhere, given, leases)
+            with leases.hold(forecasts.RUNS):
+                before = store.read_json(forecasts.RUNS, list) or []
+                store.write_json(forecasts.RUNS, [*before, dataclasses.asdict(ran)])
+        leases.release(mine)
+        work = missing(shards.cell for shards in work)
+        if work:
+            left = {shards.cell.id for shards in work}
+            leases.wait(left, f"evaluating {len(left)} of the cells")
+
+
 def _evaluate(
-    work: Sequence[Shards], store: Store, where: Where, display: Display, total: int, given: Mapping[str, Clip]
+    work: Sequence[Shards],
+    store: Store,
+    where: Where,
+    display: Display,
+    total: int,
+    given: Mapping[str, Clip],
+    leases: Leases,
 ) -> PoolStatistics:
     """Compute the outstanding verdicts: on Ray, or in this process."""
     if where.cluster is not None:
@@ -188,14 +236,14 @@ def _evaluate(
         from rayclip.distributed.evaluating import evaluate
 
         with ray_cluster(cluster=where.cluster, verbose=where.verbose), display:
-            return evaluate(work, store, size=where.pool, display=display, total=total)
+            return evaluate(work, store, size=where.pool, display=display, total=total, leases=leases)
     device = torch.device("cuda" if torch.cuda.is_available() and where.pool.gpus != 0 else "cpu")
     device = next((clip.device for clip in given.values()), device)
     pool, gpus = where.pool, float(device.type == "cuda")
     threads = pool.threads(os.cpu_count() or 1, gpus)
     evaluator = Evaluator(store, device, pool.batch_size, compiled=pool.compiled, threads=threads, given=given)
     with display:
-        return evaluate_here(resized(work, pool.largest_shard(gpus)), evaluator, display, total)
+        return evaluate_here(resized(work, pool.largest_shard(gpus)), evaluator, display, total, leases)
 
 
 def _log_model(

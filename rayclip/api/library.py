@@ -5,7 +5,6 @@ The command line calls these functions or what they are made of: its checks and 
 
 import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +23,7 @@ from rayclip.models.exact import exact_fp32
 from rayclip.models.resizing import Resize
 from rayclip.models.wrapped import WrappedClip
 from rayclip.names import find_protocol
+from rayclip.paths import temporary_folder
 from rayclip.types import Row, UserError
 from rayclip.units import parse_budgets
 
@@ -293,8 +293,8 @@ def _results(out: str | None) -> Iterator[str]:
     if out is not None:
         yield out
         return
-    with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
-        yield folder
+    with temporary_folder() as folder:
+        yield str(folder)
 
 
 @contextlib.contextmanager

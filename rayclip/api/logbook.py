@@ -4,14 +4,15 @@ Experiment = study; parent run = sweep, child = trial, grandchild = evaluation.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from rayclip import code_version
 from rayclip.data import ImageSet
@@ -36,6 +37,8 @@ from rayclip.training import TrainConfig
 from rayclip.types import Row
 from rayclip.units import format_budget
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 TABLE = "results_table.json"
 # Settings of an evaluation, not of its attacks
 _SHARED = (
@@ -56,6 +59,18 @@ accuracy on images that were saved with 8 bits, `validate/…` accuracy on held-
 - Tables of several runs side by side: *Evaluation*, `results_table.json`. Pictures: *Model metrics*, image grids.
 - Checkpoints: *Models*, a version each; `champion` has the best worst-case accuracy, the mean of several budgets' ones.
 """.strip()
+
+
+def _alone(method: Callable[Concatenate["Logbook", _P], _T]) -> Callable[Concatenate["Logbook", _P], _T]:
+    """Let no other command log meanwhile, and read first what they have logged."""
+
+    @functools.wraps(method)
+    def call(self: "Logbook", *args: _P.args, **options: _P.kwargs) -> _T:
+        with self.journal.alone():
+            self._known.read_on(self.journal)
+            return method(self, *args, **options)
+
+    return call
 
 
 class Logbook:
@@ -99,6 +114,7 @@ class Logbook:
                 "the same command, by the next one with the same results folder, or by `rayclip log`.",
             )
 
+    @_alone
     def open(
         self,
         name: str,
@@ -136,6 +152,7 @@ class Logbook:
 
     def has_begun(self, key: str, *, complete: bool = False) -> bool:
         """Return whether an earlier command opened the run of this key and did not (or did) log everything to it."""
+        self._known.read_on(self.journal)
         return self._knows(key) and (self._known.runs[key] in self._known.complete) == complete
 
     def end(self, key: str) -> None:
@@ -180,6 +197,7 @@ class Logbook:
         }
         self._add("checkpoint", run, place=self.journal.relative(place), folder=folder, about=about)
 
+    @_alone
     def evaluation(
         self,
         name: str,
@@ -248,6 +266,7 @@ class Logbook:
             self._add("metrics", run, values=values)
             self.deliver()
 
+    @_alone
     def retrieval(self, task: Task, rows: Sequence[RecallRow]) -> None:
         """Log one model's retrieval under one attack as a run, once: metrics and the table."""
         name = f"retrieval {task.model}" + ("" if task.attack_label == "clean" else f" {task.attack_label}")

@@ -1,11 +1,9 @@
 """Keep a table with its figures beside the results that it is made of, and log it."""
 
-import tempfile
-from pathlib import Path
-
 from rayclip.api.evaluating import logging
 from rayclip.api.request import Where
 from rayclip.evaluation import Store
+from rayclip.paths import temporary_folder
 from rayclip.reports.figures import write_figure
 from rayclip.reports.formats import document_csv, document_markdown
 from rayclip.reports.grid import Document, Grid, Part
@@ -23,9 +21,9 @@ def publish(part: Part, name: str, stem: str, kind: str, where: Where) -> list[G
     files = {f"{stem}.md": text.encode()}
     if part.lines:
         files[f"{stem}.csv"] = document_csv(document).encode()
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         for figure in part.figures:
-            files |= {path.name: path.read_bytes() for path in write_figure(figure, Path(folder)).values()}
+            files |= {path.name: path.read_bytes() for path in write_figure(figure, folder).values()}
     store = Store(where.out)
     for file, content in files.items():
         store.write(file, content)

@@ -12,6 +12,7 @@ from rayclip.attacks import Attack
 from rayclip.attacks.clean import Clean
 from rayclip.data import Resolution, open_pairs
 from rayclip.data.images import mixed_sizes
+from rayclip.data.leases import Leases
 from rayclip.evaluation import Protocol, Store
 from rayclip.evaluation.alarms import cut_alarms
 from rayclip.evaluation.cell import budgets_for
@@ -78,16 +79,18 @@ def evaluate_retrieval(
     found = [read_recalls(task, store) for task in tasks]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows: list[RecallRow] = []
-    with where.logbook(store) as logbook, Display(quiet=where.quiet) as display:
+    with where.logbook(store) as logbook, Display(quiet=where.quiet) as display, Leases(store) as leases:
         for spec in specs:
             name = f"{LINEAGE}/{opened.fingerprint(spec)}.json"
             if store.size(name) is None:  # keep the label that an evaluation may have written
                 store.write_json(name, model_record(spec, None))
         for task, mine in zip(tasks, found, strict=True):
             if mine is None:
-                clip = opened.model(task.model).to(device)
-                update = functools.partial(display.update, f"{task.model} {task.attack_label}")
-                run_task(task, clip, pairs, store, where.pool.largest_batch(0), update)
+                with leases.hold(task.id, "evaluating the same"):
+                    if read_recalls(task, store) is None:  # else another command has meanwhile
+                        clip = opened.model(task.model).to(device)
+                        update = functools.partial(display.update, f"{task.model} {task.attack_label}")
+                        run_task(task, clip, pairs, store, where.pool.largest_batch(0), update)
                 mine = read_recalls(task, store)
                 assert mine is not None
             with logging(store):

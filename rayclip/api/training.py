@@ -15,10 +15,18 @@ from rayclip.api.evaluating import compare_all
 from rayclip.api.logbook import Logbook, untouched_params
 from rayclip.api.request import Evaluation, Where
 from rayclip.data import few_shot, locate
+from rayclip.data.leases import Leases
 from rayclip.data.sampling import draw_record
 from rayclip.distributed.connect import ray_cluster
 from rayclip.distributed.search import Scores, Validation, make_asha
-from rayclip.distributed.trials import Trial, Workers, find_abandoned_runs, resolve_precision, save_precision
+from rayclip.distributed.trials import (
+    RUN_PREFIX,
+    Trial,
+    Workers,
+    find_abandoned_runs,
+    resolve_precision,
+    save_precision,
+)
 from rayclip.distributed.tuning import run_trials
 from rayclip.evaluation import Store
 from rayclip.evaluation.cell import at_budgets
@@ -188,6 +196,8 @@ def search(
     plan_all(bases, [choice, *evaluations], opened)
     with _open_study("search", name, trials, where, opened) as study:
         logbook = study.logbook
+        # What stops a trial are the scores of the others, so that two searches do not share them
+        study.stack.enter_context(Leases(logbook.store).hold("search", "searching"))
         scores = Scores(study.trials, logbook.store)
 
         def on_measure(trial: Trial, result: dict[str, Any]) -> None:
@@ -316,25 +326,56 @@ def _with_run(trial: Trial, logbook: Logbook, parent: str | None, opened: Opened
 def _train(
     trials: Sequence[Trial], where: Where, logbook: Logbook, *, skip: Container[str] = (), **options: Any
 ) -> dict[str, str]:
-    """Run the unfinished trials, with further options of `run_trials`; return the reasons of failure by trial name."""
+    """Run the unfinished trials, with further options of `run_trials`; return the reasons of failure by trial name.
+
+    Those that another command runs in the same folder are awaited, and taken over if it dies.
+    """
     save_precision(trials, logbook.store)
     display, storage = Display(quiet=where.quiet), logbook.store.child("unfinished")
-    for run in find_abandoned_runs(trials, storage):
-        say(
-            "note",
-            f"{storage.root}/{run} is an unfinished run of other settings or of an earlier version: it is not gone on "
-            "with, and is deleted when this one has ended well.",
-        )
-    with ray_cluster(cluster=bool(where.cluster), verbose=where.verbose), display:
-        return run_trials(
-            [trial for trial in trials if trial.name not in skip],
-            workers=Workers.for_cluster(where.train_workers, where.least_workers),
-            storage=storage,
-            log=logbook.journal,
-            display=display,
-            on_report=logbook.deliver,
-            **{"on_finish": functools.partial(_log_ended, logbook), **options},
-        )
+    options = {"on_finish": functools.partial(_log_ended, logbook), **options}
+    errors: dict[str, str] = {}
+    awaited: list[Trial] = []
+    with Leases(logbook.store) as leases:
+        if _is_alone(leases):
+            for run in find_abandoned_runs(trials, storage):
+                say(
+                    "note",
+                    f"{storage.root}/{run} is an unfinished run of other settings or of an earlier version: it is not "
+                    "gone on with, and is deleted when this one has ended well.",
+                )
+        left = [trial for trial in trials if trial.name not in skip and not trial.is_finished()]
+        while left:
+            mine = leases.claim(trial.train_run for trial in left)
+            now = [trial for trial in left if trial.train_run in mine and not trial.is_finished()]
+            if now:
+                with ray_cluster(cluster=bool(where.cluster), verbose=where.verbose), display:
+                    errors |= run_trials(
+                        now,
+                        workers=Workers.for_cluster(where.train_workers, where.least_workers),
+                        storage=storage,
+                        log=logbook.journal,
+                        display=display,
+                        on_report=logbook.deliver,
+                        is_alone=lambda: _is_alone(leases),
+                        **options,
+                    )
+            leases.release(mine)
+            left = [trial for trial in left if trial not in now and not trial.is_finished()]
+            awaited = awaited or left
+            if left:
+                leases.wait([trial.train_run for trial in left], f"training {len(left)} of the models")
+        if not errors and _is_alone(leases):  # the last one to leave
+            storage.delete_folder("")
+        for trial in awaited:
+            if trial.name not in errors and logbook.has_begun(trial.run_key):
+                _log_ended(logbook, trial, None)  # the command that trained it was killed before it could
+    return errors
+
+
+def _is_alone(leases: Leases) -> bool:
+    """Return whether no other command in the folder trains, or waits for a training."""
+    names = set[str]().union(*(other.holds | other.wants | other.waits for other in leases.others().values()))
+    return not any(name.startswith(RUN_PREFIX) for name in names)
 
 
 def _log_ended(logbook: Logbook, trial: Trial, error: str | None) -> None:

@@ -11,11 +11,9 @@ import io
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from rayclip import __version__
 from rayclip.data.intake import BadImageError, CheckedImage, check_image, in_order
 from rayclip.data.labels import notes_on_classes
+from rayclip.data.leases import Leases
 from rayclip.data.manifest import MANIFEST, RECIPE, SUM, File, Manifest, ShardFile, Split, checksum, read_manifest
 from rayclip.data.shardwriter import Layout, ShardWriter, WrittenShard, npy_bytes, part_name
 from rayclip.data.sources.base import Record, Source
@@ -100,10 +99,13 @@ def prepare(request: Request, source: Source, root: Store, on_progress: OnProgre
 
 @contextmanager
 def _locked(store: Store) -> Iterator[None]:
-    """Lock a data set against other runs on this machine, and delete partial files of a killed run."""
-    path = Path(tempfile.gettempdir()) / f"rayclip-{hashlib.sha256(store.root.encode()).hexdigest()[:16]}.lock"
-    if store.is_local:
-        path = store.path("") / ".lock"
+    """Lock a data set against other runs, and delete partial files of a killed run; at an object store, wait for
+    others."""
+    if not store.is_local:
+        with Leases(store) as leases, leases.hold("data", "preparing data"):
+            yield
+        return
+    path = store.path("") / ".lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path).acquire(timeout=0)
@@ -112,10 +114,9 @@ def _locked(store: Store) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write below {path.parent}: {error.strerror or error}.") from error
     with lock:
-        if store.is_local:
-            for left in path.parent.glob(".partial-*"):
-                shutil.rmtree(left, ignore_errors=True)
-            store.delete_unfinished("")
+        for left in path.parent.glob(".partial-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        store.delete_unfinished("")
         yield
 
 

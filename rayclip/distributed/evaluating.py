@@ -9,6 +9,7 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayError
 
+from rayclip.data.leases import Leases
 from rayclip.distributed.faults import explain
 from rayclip.distributed.pool import Pool, start_actor, use_device
 from rayclip.distributed.resources import PoolSize, Share, check_shared
@@ -58,21 +59,30 @@ class EvaluationActor:
         return peak_memory()
 
 
-def evaluate(work: Sequence[Shards], store: Store, *, size: PoolSize, display: Display, total: int) -> PoolStatistics:
+def evaluate(
+    work: Sequence[Shards],
+    store: Store,
+    *,
+    size: PoolSize,
+    display: Display,
+    total: int,
+    leases: Leases | None = None,
+) -> PoolStatistics:
     """Compute the verdicts of all shards. Raises a `UserError` as `Pool.run` does.
 
     Args:
         work: shards that the store does not hold yet (`evaluation.outstanding`), one entry per cell; not empty.
         total: samples of the whole evaluation, including those that have results already.
+        leases: on the cells; other commands get some of those that they wait for, which are then left out.
     """
     for cell in (shards.cell for shards in work):
         store.write_json(record_name(cell), cell.record())
-    pool = _EvaluationPool(work, store, size, display, total)
+    pool = _EvaluationPool(work, store, size, display, total, leases)
     pool.run()
     assert pool.schedule is not None and pool.hardware is not None
     if pool.has_lost or pool.schedule.copies:  # killed workers may have left half a file
-        for shards in work:
-            store.delete_unfinished(f"cells/{shards.cell.id}")
+        for cell_id in {shards.cell.id for shards in work} - pool.given:
+            store.delete_unfinished(f"cells/{cell_id}")
     return PoolStatistics(
         hardware=pool.hardware,
         workers=pool.most_busy,
@@ -89,7 +99,16 @@ class _EvaluationPool(Pool):
     task = "evaluating"
     last_resort = "with one image at a time and no other beside it"
 
-    def __init__(self, work: Sequence[Shards], store: Store, size: PoolSize, display: Display, total: int) -> None:
+    def __init__(
+        self,
+        work: Sequence[Shards],
+        store: Store,
+        size: PoolSize,
+        display: Display,
+        total: int,
+        leases: Leases | None = None,
+    ) -> None:
+        self._leases, self.given = leases, set[str]()  # cells that were given to other commands
         self._work, self._store, self._size, self._share, self._costs = list(work), store, size, Share.of(size), Costs()
         self._missing = missing_samples(work)
         super().__init__(
@@ -106,7 +125,27 @@ class _EvaluationPool(Pool):
         self._seconds_left = self.busy = self.loading = 0.0
         self.hardware: Hardware | None = None
 
+    def _give(self) -> None:
+        """Give others some of the cells that they wait for and that have not begun."""
+        if self._leases is None or self.schedule is None:
+            return
+        entries: dict[str, list[int]] = {}
+        for number, shards in enumerate(self._work):
+            entries.setdefault(shards.cell.id, []).append(number)
+        waiting = [
+            cell
+            for cell, numbers in entries.items()
+            if cell not in self.given and not any(map(self.schedule.has_begun, numbers))
+        ]
+        for cell in self._leases.give(waiting):
+            self.given.add(cell)
+            for number in entries[cell]:
+                self.schedule.drop(number)
+            self.total -= self._left[cell]
+            self._left[cell] = 0
+
     def count_wanted(self) -> int:
+        self._give()
         self._share.look()
         return self._share.wanted
 
@@ -138,6 +177,8 @@ class _EvaluationPool(Pool):
         self._shards_done += 1
         self.done += answer.samples
         self._left[cell.id] -= answer.samples
+        if self._leases is not None and not (self._left[cell.id] or self.has_lost or self.schedule.copies):
+            self._leases.release([cell.id])
         self._seconds_left -= self._costs.seconds(cell) * answer.samples
         if self._shards_done >= _REPRICE * self._priced_at:
             self._priced_at = self._shards_done

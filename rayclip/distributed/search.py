@@ -4,7 +4,6 @@ ASHA (Li et al. 2020, arXiv 1810.05934) compares the trials that have reached a 
 It needs one number per trial, the mean of the two accuracies or one of them. The front is computed from both.
 """
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from rayclip.evaluation.aggregate import worst_accuracy
 from rayclip.evaluation.front import Score
 from rayclip.models import load_model
 from rayclip.models.loading import WEIGHTS_FILE
+from rayclip.paths import temporary_folder
 from rayclip.types import Ranking
 
 SCORES = "search.json"
@@ -51,8 +51,8 @@ class Validation:
         positions = chosen_positions(len(data), self.limit)
         models = [(spec, load_model(spec).fingerprint())]
         cells = make_cells(models, [(self.data, data)], self.attacks, self.protocol)
-        with tempfile.TemporaryDirectory(prefix="rayclip-") as place:
-            store = Store(place)
+        with temporary_folder() as place:
+            store = Store(str(place))
             evaluator = Evaluator(store, device)
             for cell in cells:
                 evaluator.run(Shard(cell=cell, positions=tuple(positions.tolist())))

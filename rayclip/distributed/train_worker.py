@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from rayclip.distributed.checkpoints import KeptCheckpoint, export
 from rayclip.distributed.resources import check_shared
 from rayclip.distributed.train_faults import fit_into_memory, note_pressure
 from rayclip.distributed.trials import MetricLog, Notes, Trial
+from rayclip.paths import temporary_folder
 from rayclip.store import Store, no_room
 from rayclip.training import Progress, train
 from rayclip.training.validation import BEST
@@ -120,8 +120,8 @@ class _RayHost:
             self._log.metrics(self._run, values)
         metrics = {k: v for k, v in dataclasses.asdict(progress).items() if k not in ("curve", "validated")}
         metrics["workers"] = self.world_size
-        with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
-            place = Path(folder) / "checkpoint"
+        with temporary_folder() as folder:
+            place = folder / "checkpoint"
             if save is not None:
                 save(place)
                 self._export_best(place / BEST)

@@ -20,6 +20,7 @@ from rayclip.training import TrainConfig
 from rayclip.types import UserError
 
 TUNE_CPUS = 0.1  # CPUs of the Tune function that waits for a Train run
+RUN_PREFIX = "train-"  # begins the names of Train runs
 _PRECISION = "precision.json"  # what `auto` was resolved to
 
 
@@ -131,7 +132,7 @@ class Trial:
     @property
     def train_run(self) -> str:
         """Return the name of the trial's Train run."""
-        return f"train-{self.config.digest()}"
+        return f"{RUN_PREFIX}{self.config.digest()}"
 
     def notes(self, storage: Store) -> Notes:
         """Return the notes that the trial's processes write for each other, beside its unfinished run in `storage`."""
@@ -181,4 +182,4 @@ def save_precision(trials: Sequence[Trial], store: Store) -> None:
 def find_abandoned_runs(trials: Sequence[Trial], storage: Store) -> list[str]:
     """Return the names of unfinished Train runs in `storage` that belong to none of the trials."""
     own = {trial.train_run for trial in trials}
-    return [name for name in storage.folders() if name.startswith("train-") and name not in own]
+    return [name for name in storage.folders() if name.startswith(RUN_PREFIX) and name not in own]

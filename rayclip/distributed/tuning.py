@@ -3,7 +3,6 @@
 import functools
 import itertools
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -29,6 +28,7 @@ from rayclip.distributed.train_faults import MemoryCallback, explain_failure, is
 from rayclip.distributed.train_worker import STARTED, Measure, WorkerSettings, train_worker
 from rayclip.distributed.trials import TUNE_CPUS, MetricLog, Trial, Workers
 from rayclip.evaluation.waiting import DataWait
+from rayclip.paths import temporary_folder
 from rayclip.progress import Display
 from rayclip.store import Store
 from rayclip.types import UserError
@@ -54,6 +54,7 @@ def run_trials(
     measure: Measure | None = None,
     on_measure: Callable[[Trial, dict[str, Any]], None] = lambda trial, result: None,
     scheduler: Callable[[Callable[[int], None]], TrialScheduler] | None = None,
+    is_alone: Callable[[], bool] = lambda: True,
 ) -> dict[str, str]:
     """Run the unfinished trials, as many at a time as fit in the cluster; return the errors of failed ones, by name.
 
@@ -66,6 +67,7 @@ def run_trials(
         on_measure: called in the driver with such a report.
         scheduler: makes a scheduler, given a function that asks a trial, by its number, to stop at its next report.
             Tune must not stop trials: it kills the driver only, and Ray keeps what its Train run has reserved.
+        is_alone: tells whether no other command uses `storage`, which is then deleted at the end.
 
     Raises:
         UserError: the cluster is connected through `ray://`; or a trial's precision is still `auto`.
@@ -98,7 +100,7 @@ def run_trials(
         reserved = {"CPU": TUNE_CPUS}
         if in_tune:
             reserved = {"CPU": TUNE_CPUS + workers.cpus, "GPU": workers.gpus}
-        with tempfile.TemporaryDirectory(prefix="rayclip-tune-") as folder:  # for Tune's files; ours are in `storage`
+        with temporary_folder() as folder:  # for Tune's files; ours are in `storage`
             tune.Tuner(
                 # Closures, not parameters: Tune would try to write the trials into its own JSON.
                 tune.with_resources(_driver(todo, workers, storage, log, measure, in_tune), reserved),
@@ -110,7 +112,7 @@ def run_trials(
                 ),
                 run_config=tune.RunConfig(
                     name="tune",
-                    storage_path=folder,
+                    storage_path=str(folder),
                     verbose=0,
                     callbacks=[watcher],
                     stop=_StopAtFailure(watcher),
@@ -127,7 +129,7 @@ def run_trials(
         tune_trials(in_tune=False)
     if watcher.failure is not None:
         raise watcher.failure
-    if not watcher.errors:
+    if not watcher.errors and is_alone():
         storage.delete_folder("")
     return watcher.errors
 

@@ -143,6 +143,18 @@ class Schedule:
         state.recent = [needs, *(other for other in state.recent if other != needs)][:KEPT]
         return shard
 
+    def has_begun(self, cell: int) -> bool:
+        return self._cells[cell].fresh > 0
+
+    def drop(self, cell: int) -> None:
+        """Take out the shards of a cell that has not begun."""
+        mine = self._cells[cell]
+        assert not mine.fresh, "it has begun"
+        self.queued -= len(mine.queue)
+        self._queued_s -= mine.seconds * mine.queue.samples
+        mine.fresh = len(mine.queue)
+        self._enter(cell)
+
     def expected(self, shard: ShardId) -> float:
         """Return the expected duration of a shard."""
         return self._cells[shard.cell].length(shard.number)

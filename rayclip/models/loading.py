@@ -3,7 +3,6 @@
 import codecs
 import json
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -20,6 +19,7 @@ from rayclip.models.sizes import check_form, check_sizes
 from rayclip.models.weights import Fitting, WeightsFile, check_finite, match, misfits, put, read_weights
 from rayclip.models.zoo import PREFIX as ZOO
 from rayclip.models.zoo import PublishedModel, find_published
+from rayclip.paths import temporary_folder
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -282,11 +282,11 @@ def _readable(source: str, published: PublishedModel | None) -> Iterator[str]:
     if wanted == written:
         yield source
         return
-    with tempfile.TemporaryDirectory() as place:
+    with temporary_folder() as place:
         for file in folder.absolute().iterdir():
-            (Path(place) / file.name).symlink_to(file)
-        (Path(place) / CONFIG_FILE).unlink()
-        (Path(place) / CONFIG_FILE).write_bytes(wanted)
+            (place / file.name).symlink_to(file)
+        (place / CONFIG_FILE).unlink()
+        (place / CONFIG_FILE).write_bytes(wanted)
         yield f"local-dir:{place}"
 
 

@@ -89,5 +89,5 @@ def make_leaderboard(results: "Results", title: str) -> dict[str, str]:
     return {
         "leaderboard.csv": document_csv(document),
         "leaderboard.json": document_json(results, document, [row.record for row in rows]),
-        "index.html": leaderboard(found, rows, title),
+        "index.html": leaderboard(found, rows, title, results.notes),
     }

@@ -333,9 +333,11 @@ def _their_cell(value: float, doubt: str) -> Cell:
     return Cell(text=f"{value:.1f}{'?' if doubt else ''}", value=value)
 
 
-def leaderboard(found: Sequence[Board], rows: Sequence[Row], title: str = "Robustness leaderboard") -> str:
+def leaderboard(
+    found: Sequence[Board], rows: Sequence[Row], title: str = "Robustness leaderboard", notes: Sequence[str] = ()
+) -> str:
     """Return the HTML page, initially filtered to the first protocol and threat model and the average (or the first
-    data set)."""
+    data set); `notes` are remarks on the results."""
     held = {name: list(dict.fromkeys(row.attributes[name] for row in rows)) for name in _FILTERS}
     datasets = dict.fromkeys(d for board in found for d in reversed(board.section.columns))
     # A column of links, costs or architectures that no model has only takes room
@@ -372,7 +374,7 @@ def leaderboard(found: Sequence[Board], rows: Sequence[Row], title: str = "Robus
         defenses=sorted(held["defense"], key=natural),
         methods=sorted(held["method"], key=natural),
         sources=held["source"],
-        notes=[_note(board) for board in found],
+        notes=[*(f"{note}." for note in notes), *map(_note, found)],
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from rayclip.data.leases import holders_in
 from rayclip.evaluation.recall import Recall
 from rayclip.reports.model import Model, short_names
 from rayclip.reports.records import CellRecord, ModelRecord, PairsRecord, check
@@ -113,7 +114,7 @@ def read_results(
     """
     stores = [(store, (only or {}).get(place)) for place in dict.fromkeys(places) for store in _with_results(place)]
     todo = [(store, cell, models) for store, models in stores for cell in store.child("cells").folders()]
-    reader = _Reader(logged)
+    reader, busy = _Reader(logged), [_Busy(store) for store, _ in stores]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for done, found in enumerate(pool.map(lambda cell: _read_cell(*cell), todo), 1):
             reader.add_cell(found)
@@ -125,12 +126,35 @@ def read_results(
         for name in store.names(_PAIRS, ".json"):
             reader.add_pairs(store, name, models)
     results = reader.results
+    results.notes += [note for each in busy if (note := each.note())]
     results.cells = list(reader.cells.values())
     if not results.cells and not results.pairs:
         why = "".join(f" ({note})" for note in results.notes[:1])
         named = ", ".join(places)
         raise UserError(f"{named} holds no verdicts yet{why}: run rayclip eval --out {places[0]} to its end.")
     return results
+
+
+class _Busy:
+    """What other commands evaluate in a folder while it is read: looked up before and after."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._before = store, holders_in(store)
+
+    def note(self) -> str:
+        """Return a remark on the cells that may be there in part; empty if there are none."""
+        found: dict[str, set[str]] = {}
+        for holder in (*self._before, *holders_in(self._store)):
+            found.setdefault(str(holder), set()).update(holder.holds | holder.wants)
+        here = set(self._store.child("cells").folders())
+        who = [holder for holder, names in found.items() if names & here]
+        cells = set[str]().union(*found.values()) & here
+        return (
+            f"{len(cells)} of the cells in {self._store.root} are unfinished, and their numbers are of fewer samples: "
+            f"{' and '.join(who)} evaluates them at this moment"
+            if cells
+            else ""
+        )
 
 
 def _with_results(place: str) -> list[Store]:

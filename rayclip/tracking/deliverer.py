@@ -1,12 +1,12 @@
 """Deliver a journal to an MLflow experiment, while a command runs and after it."""
 
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from rayclip.models.checkpoint import FILES, read_lineage
+from rayclip.paths import temporary_folder
 from rayclip.progress import say
 from rayclip.store import Store, no_room
 from rayclip.tracking.address import AwayError
@@ -24,7 +24,8 @@ class Deliverer:
     """Replays the events that an experiment has not taken yet. What it has taken is noted beside the journal.
 
     Sent twice counts once: runs are looked up by the tag `rayclip.key`, metrics carry the time of their event, files
-    and tables are overwritten. An event that MLflow will never take is noted with the reason, and skipped.
+    and tables are overwritten. An event that MLflow will never take is noted with the reason, and skipped. Of several
+    commands with one journal, one delivers at a time, with the events of all.
     """
 
     def __init__(self, journal: Journal, experiment: Experiment) -> None:
@@ -40,26 +41,40 @@ class Deliverer:
             if state is None:
                 raise
             self._rest()
-        state = state or {}
-        self._ids: dict[str, str] = state.get("runs", {})  # MLflow's id of each run
-        self.refused: list[dict[str, str]] = state.get("refused", [])
+        self._ids: dict[str, str] = {}  # MLflow's id of each run
+        self.refused: list[dict[str, str]] = []
         self._positions: dict[str, int] = {}
         self._measured: dict[tuple[str, str, int], float] = {}  # values by run, metric and step
         self._queue: list[Event] = []
-        delivered = state.get("positions", {})
-        for event in journal.read(self._positions):
+        self._catch_up()
+        self.deliver()
+
+    def _catch_up(self) -> None:
+        """Take over what has been delivered, by this command or others."""
+        state = self.journal.delivered(self.experiment.address) or {}
+        self._ids, self.refused = state.get("runs", {}), state.get("refused", [])
+        waiting, delivered = self._queue + self.journal.read(self._positions), state.get("positions", {})
+        self._queue = []
+        for event in waiting:
             if event.begin >= delivered.get(event.file, 0):
                 self._queue.append(event)
             elif event.kind == "metrics":
                 with suppress(KeyError, TypeError, ValueError):  # one that was refused
                     self._measured |= self._new_values(event)
-        self.deliver()
 
-    def deliver(self) -> int:
-        """Send what waits, unless MLflow did not answer a moment ago; return how many events are left."""
+    def deliver(self, *, patient: bool = False) -> int:
+        """Send what waits, unless MLflow did not answer a moment ago; return how many events are left. If another
+        command delivers just now it is left to that, unless `patient`."""
         self._queue += self.journal.read(self._positions)
         if self._resting() or not self._queue:
             return len(self._queue)
+        with self.journal.alone(patient=patient) as is_alone:
+            if is_alone:
+                self._catch_up()
+                self._send_all()
+        return len(self._queue)
+
+    def _send_all(self) -> None:
         # Runs first: the clocks of the machines that write may differ
         self._queue.sort(key=lambda event: event.kind != "start")
         done = 0
@@ -81,20 +96,21 @@ class Deliverer:
             del self._queue[:done]
             if done:
                 self._note()
-        return len(self._queue)
 
     def close(self) -> int:
         """Try for some seconds to send what waits; return how many events are left."""
+        left = self.deliver(patient=True)
         deadline = time.monotonic() + _PATIENCE_S
-        left = self.deliver()
         while left and time.monotonic() < deadline:
             time.sleep(1.0)
             self._quiet_until = 0.0
-            left = self.deliver()
+            left = self.deliver(patient=True)
         return left
 
     def has(self, run: str) -> bool:
         """Return whether a run is in MLflow, or will be; one that was deleted there is delivered again."""
+        if run not in self._ids:
+            self._catch_up()
         if run not in self._ids:
             return any(event.kind == "start" and event.run == run for event in self._queue)
         if self._resting():
@@ -107,14 +123,16 @@ class Deliverer:
                 raise
             self._rest()
             return True
-        del self._ids[run]
         again = [event for event in self.journal.read({}) if event.run == run]
-        if not any(event.kind == "start" for event in again):
-            return False  # an earlier version logged it
-        self._measured = {key: value for key, value in self._measured.items() if key[0] != run}
-        self._queue += again
-        self.deliver()
-        return True
+        is_ours = any(event.kind == "start" for event in again)  # else an earlier version logged it
+        with self.journal.alone():
+            self._catch_up()
+            self._ids.pop(run, None)
+            self._measured = {key: value for key, value in self._measured.items() if key[0] != run}
+            self._queue = [event for event in self._queue if event.run != run] + again * is_ours
+            self._note()
+            self._send_all()
+        return is_ours
 
     @property
     def runs(self) -> list[str]:
@@ -162,12 +180,10 @@ class Deliverer:
             case "describe":
                 log.describe(None if content["study"] else run, content["text"])
             case "artifact":
-                with tempfile.TemporaryDirectory(
-                    prefix="rayclip-"
-                ) as place:  # under the names that they have in MLflow
+                with temporary_folder() as place:  # under the names that they have in MLflow
                     for name, kept in content["files"].items():
-                        Store(place).write(name, self._content(kept))
-                    log.artifact(run, Path(place), content["folder"])
+                        Store(str(place)).write(name, self._content(kept))
+                    log.artifact(run, place, content["folder"])
             case "image":
                 log.image(run, content["key"], self._content(content["file"]))
             case "data":

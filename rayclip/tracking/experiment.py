@@ -6,10 +6,12 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from rayclip.data.leases import Leases
+from rayclip.store import Store
 from rayclip.tracking.address import (
     absolute,
     check_address,
@@ -126,7 +128,12 @@ class Experiment:
 
     def contact(self) -> None:
         """Connect to the store, and create the experiment if there is none. Raises as `connected` does."""
-        with connected(self.uri, to_write=True):
+        check_address(self.uri, to_write=True)
+        file = sqlite_file(self.uri)
+        alone: AbstractContextManager[bool] = nullcontext(True)
+        if file is not None:  # MLflow makes its tables at the first connection, which two commands cannot do at once
+            alone = Leases(Store(str(file.parent))).hold(file.name, "opening the database")
+        with alone, connected(self.uri, to_write=True):
             _ = self.id
 
     @property
@@ -142,9 +149,16 @@ class Experiment:
             if found:
                 self._id = found.experiment_id
             else:
+                from mlflow.exceptions import MlflowException
+
                 file = sqlite_file(self.uri)  # whatever directory a command runs in; a server decides itself
                 place = None if file is None else (file.parent / "mlruns").as_uri()
-                self._id = self.client.create_experiment(self.name, artifact_location=place, tags=_KIND)
+                try:
+                    self._id = self.client.create_experiment(self.name, artifact_location=place, tags=_KIND)
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    return self.id  # another command was faster
         assert self._id is not None
         return self._id
 

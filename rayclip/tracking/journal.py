@@ -13,11 +13,14 @@ import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+from pyarrow.fs import FileSelector
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
+from rayclip.data.leases import Leases
 from rayclip.store import Store
 from rayclip.types import UserError, redacted
 
@@ -76,6 +79,7 @@ class Journal:
         self.store = store
         self._file: str | None = None
         self._written = b""  # to that file, on an object store
+        self._leases = Leases(store)
 
     def __reduce__(self) -> tuple[type, tuple[Store]]:
         return Journal, (self.store,)
@@ -94,6 +98,11 @@ class Journal:
             self._written += line
             self.store.write(file, self._written)
         self._file = file
+
+    def alone(self, *, patient: bool = True) -> AbstractContextManager[bool]:
+        """Be the only command that opens runs in this journal, or delivers it, in a block, after waiting for that; one
+        that is not `patient` may get False instead."""
+        return self._leases.hold("journal", "logging", patient=patient)
 
     def metrics(self, run: str, values: Sequence[tuple[str, float, int]]) -> None:
         """Append (name, value, step) triples."""
@@ -118,13 +127,16 @@ class Journal:
         A damaged line is no event.
         """
         found = []
-        for name in self.store.names(_FOLDER, ".jsonl"):
+        system, root = self.store.filesystem()
+        files = system.get_file_info(FileSelector(f"{root}/{_FOLDER}", allow_not_found=True))  # with their sizes
+        for file in sorted(files, key=lambda file: file.base_name):
+            name = f"{_FOLDER}/{file.base_name}"
             begin = positions.get(name, 0)
-            if (self.store.size(name) or 0) <= begin:
+            if not (file.is_file and name.endswith(".jsonl") and file.size > begin):
                 continue
-            with self.store.open(name) as file:
-                file.seek(begin)
-                lines = file.read().split(b"\n")
+            with self.store.open(name) as opened:
+                opened.seek(begin)
+                lines = opened.read().split(b"\n")
             for line in lines[:-1]:  # behind the last end of a line there is nothing, or an incomplete one
                 try:
                     content = _clean(json.loads(line))
@@ -140,9 +152,8 @@ class Journal:
     def history(self, address: str | None = None) -> "History":
         """Return what the journal says of its runs; those of an earlier version only if they are at this MLflow address
         (`Experiment.address`, None for any)."""
-        found = History()
-        for event in self.read({}):
-            found.take(event, address)
+        found = History(address)
+        found.read_on(self)
         return found
 
     def delivered(self, address: str) -> dict[str, Any] | None:
@@ -158,17 +169,24 @@ class Journal:
 
 @dataclass
 class History:
-    """The runs of a journal."""
+    """The runs of a journal; those of an earlier version only if they are at `address` (None for any)."""
 
+    address: str | None = None
     runs: dict[str, str] = field(default_factory=dict)  # by key, the run that was started last
     complete: set[str] = field(default_factory=set)  # runs to which everything has been logged
     cells: dict[str, str] = field(default_factory=dict)  # by cell id, the last run that logged it
     experiment: str = ""  # name that the commands gave it, if any
     _latest: dict[tuple[str, ...], dict[str, Any]] = field(default_factory=dict)  # contents
+    _positions: dict[str, int] = field(default_factory=dict)
 
-    def take(self, event: Event, address: str | None) -> None:
+    def read_on(self, journal: Journal) -> None:
+        """Take what has been added to the journal, by any command."""
+        for event in journal.read(self._positions):
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
         content = event.content
-        if event.kind == "start" or (event.kind == "known" and address in (None, content["address"])):
+        if event.kind == "start" or (event.kind == "known" and self.address in (None, content["address"])):
             self.runs[content.get("key", event.run)] = event.run
             self.cells |= dict.fromkeys(content.get("cells", ()), event.run)
             self.experiment = content.get("experiment") or self.experiment

@@ -1,12 +1,12 @@
 """Register checkpoints as versions of MLflow models: with a signature, without pickles, the best one as `champion`."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rayclip import __version__
 from rayclip.models.checkpoint import FILES
+from rayclip.paths import temporary_folder
 from rayclip.tracking.experiment import Experiment
 from rayclip.tracking.names import model_name
 
@@ -27,9 +27,9 @@ def register(experiment: Experiment, run: str, checkpoint: Path, folder: str, ab
         return
     for file in (checkpoint / name for name in FILES if (checkpoint / name).exists()):
         experiment.artifact(run, file, f"{folder}/data")
-    with tempfile.TemporaryDirectory(prefix="rayclip-") as place:
-        _write_model(Path(place), run, folder, about["class_names"], about["template"])
-        experiment.artifact(run, Path(place), folder)
+    with temporary_folder() as place:
+        _write_model(place, run, folder, about["class_names"], about["template"])
+        experiment.artifact(run, place, folder)
     _make_registered(client, name, experiment.name)
     source = f"{client.get_run(run).info.artifact_uri}/{folder}"
     client.create_model_version(

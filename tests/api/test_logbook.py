@@ -3,8 +3,11 @@
 import errno
 import itertools
 import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from mlflow import MlflowClient
@@ -136,6 +139,36 @@ def test_the_same_again_adds_nothing_to_the_journal_and_a_baseline_stands_beside
     params = untouched_params("digits", configs)
     assert params.items() >= {"method.name": "untouched", "method.eps": "0/255", "shots": 0, "data": "digits"}.items()
     assert not [key for key in params if key.startswith("recipe.")] and "method.steps" not in params
+
+
+def test_commands_that_log_the_same_at_once_leave_it_once(mlflow, tmp_path):
+    store, steps = Store(str(tmp_path)), 20
+    with ThreadPoolExecutor(3) as pool:
+        alone = Barrier(3)
+
+        def command():
+            experiment = Experiment(mlflow, "at once")  # which does not exist yet
+            alone.wait()
+            log(experiment, store)
+            with Logbook(Journal(store), Deliverer(Journal(store), experiment), "study") as logbook:
+                trial, worker = logbook.open("trial"), Journal(store)
+                for step in range(steps):
+                    worker.metrics(trial, [("train/loss", 1.0 / (1 + step), step)])
+                    logbook.deliver()
+                logbook.end("trial")
+
+        for done in [pool.submit(command) for _ in range(3)]:
+            done.result()
+    experiment = Experiment(mlflow, "at once")
+    assert not waits(store, experiment.address) and not list(tmp_path.glob(".lease-*"))
+    assert Counter(event.kind for event in Journal(store).read({}))["start"] == 3
+    runs = {run.info.run_name: run for run in experiment.client.search_runs([experiment.id])}
+    assert len(experiment.client.search_runs([experiment.id])) == len(runs) == 3
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    loss = experiment.client.get_metric_history(runs["trial"].info.run_id, "train/loss")
+    assert sorted(m.step for m in loss) == list(range(steps))
+    clean = experiment.client.get_metric_history(runs["eval m"].info.run_id, "clean/digits")
+    assert [m.value for m in clean] == [50.0]
 
 
 def test_what_was_not_tracked_can_be_logged_later(mlflow, tmp_path):

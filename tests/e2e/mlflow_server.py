@@ -34,14 +34,13 @@ def postgres_tools() -> Path:
 def postgres(password: str) -> Iterator[int]:
     """A PostgreSQL on 127.0.0.1 with the compose file's database and user, both `mlflow`; gives its port."""
     tools, port = postgres_tools(), free_port()
-    # PostgreSQL refuses to run as root, and its socket wants a short path
-    folder = Path(tempfile.mkdtemp(prefix="rayclip-pg-", dir="/tmp"))
     user = None
-    if os.geteuid() == 0:
+    if os.geteuid() == 0:  # as which PostgreSQL refuses to run
         try:
             user = pwd.getpwnam("postgres")
         except KeyError:
             pytest.skip("PostgreSQL does not run as root, and there is no user 'postgres' here")
+    folder = Path(tempfile.mkdtemp(prefix="rayclip-pg-", dir="/tmp"))  # its socket wants a short path
     options = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}
     process = None
     try:

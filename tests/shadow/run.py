@@ -2,8 +2,10 @@
 differed and who waited, as JSON. `python tests/shadow/run.py --table > tests/shadow/waits.json` writes the table that
 the test compares with."""
 
+import atexit
 import contextlib
 import json
+import shutil
 import sys
 import tempfile
 import traceback
@@ -162,7 +164,9 @@ def evaluation_case(attacks: str, chosen: dict[str, str], device: str) -> Callab
         parse_aims(chosen.get("aims", "ignore"), 2),
         parse_scorers(chosen.get("scorers", "template")),
     )
-    evaluator = Evaluator(Store(tempfile.mkdtemp()), device)
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    evaluator = Evaluator(Store(folder), device)
     shards = [Shard(cell=cell, positions=tuple(range(12))) for cell in cells]
     for cell in cells:  # loads all
         evaluator.run(Shard(cell=cell, positions=(0,)), keep=False)
