@@ -4,6 +4,7 @@ import functools
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayclip.distributed.checkpoints import KeptCheckpoint, export_finished
-from rayclip.distributed.faults import ran_out_of_memory
+from rayclip.distributed.faults import explain, ran_out_of_memory
 from rayclip.distributed.resources import check_shared
 from rayclip.distributed.session import environment
 from rayclip.distributed.train_faults import MemoryCallback, explain_failure, is_lost_controller, note_pressure
@@ -29,7 +30,7 @@ from rayclip.distributed.train_worker import STARTED, Measure, WorkerSettings, t
 from rayclip.distributed.trials import TUNE_CPUS, MetricLog, Trial, Workers
 from rayclip.evaluation.waiting import DataWait
 from rayclip.paths import temporary_folder
-from rayclip.progress import Display
+from rayclip.progress import Display, say
 from rayclip.store import Store
 from rayclip.types import UserError
 
@@ -120,13 +121,20 @@ def run_trials(
                 ),
             ).fit()
 
-    try:
-        tune_trials(in_tune=workers.count == 1)
-    except Exception as error:
-        if workers.count > 1 or not ran_out_of_memory(error):
-            raise
-        # Tune ends when Ray's memory monitor kills one of its own processes; Train goes on after a killed worker
-        tune_trials(in_tune=False)
+    in_tune = workers.count == 1
+    for attempt in range(_RETRIES + 1):
+        try:
+            tune_trials(in_tune)
+            break
+        except Exception as error:
+            # Tune ends when Ray's memory monitor kills one of its own processes; Train goes on after a killed worker
+            if not ran_out_of_memory(error):
+                raise
+            if attempt == _RETRIES:
+                raise explain(error) from error
+        say("note", "little memory on a node: Ray has ended a process of training, which is started again.")
+        in_tune = False
+        time.sleep(2**attempt)  # what takes the memory may be done soon
     if watcher.failure is not None:
         raise watcher.failure
     if not watcher.errors and is_alone():
@@ -347,7 +355,11 @@ class _Watcher(tune.Callback):
     @_keep_failure
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         mine, error = self.trials[trial.config["index"]], trial.get_pickled_error()
-        why = explain_failure(error, mine.notes(self.storage), mine.config, self.workers.count)
+        notes = mine.notes(self.storage)
+        if error is None and trial.get_error() is not None:
+            # Tune keeps the exceptions of tasks and actors only; that of Ray's memory monitor is neither
+            notes.write("starved", "")
+        why = explain_failure(error, notes, mine.config, self.workers.count)
         self._end(trial.config["index"], why)
 
     @_keep_failure

@@ -145,6 +145,7 @@ class Faults:
             AssertionError: something is lost, counted twice, or another than in the undisturbed run.
         """
         self._round += 1
+        self._replace_lost_nodes()
         began = time.monotonic()
         training = kind.startswith(("train", "tune"))
         command, work = (TRAIN, "train_s") if training else (EVAL, "eval_s")
@@ -179,7 +180,6 @@ class Faults:
             self._fetch(where, out)
             self._check_training(out) if training else self._check_verdicts(out)
             self._check_runs(out, self.train if training else self.eval, tracking_uri)
-        self._replace_lost_nodes()
         return Outcome(kind=kind, after=after, again=again, said=stderr.strip()[:160], seconds=time.monotonic() - began)
 
     def _place(self, kind: str, out: Path, training: bool, stack: ExitStack) -> tuple[str, str]:
@@ -191,7 +191,7 @@ class Faults:
             stack.enter_context(self._other_node(apart=True, temporary_mb=_TEMPORARY_MB))
         if what == "clock":
             ahead = self._random.choice("+-")
-            fake = {"LD_PRELOAD": str(_FAKE_CLOCK), "FAKETIME": f"{ahead}10m", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+            fake = {"LD_PRELOAD": str(_FAKE_CLOCK), "FAKETIME": f"{ahead}10m"}
             stack.enter_context(self._other_node(env=fake))
         if what.startswith("store-"):
             assert self._store is not None

@@ -166,9 +166,10 @@ class Cluster:
 
     def kill_node(self, number: int) -> None:
         """SIGKILL a node's raylet; what it carried dies with it."""
-        for process in psutil.Process(self.nodes[number].pid).children():
-            if process.name() == "raylet":
-                process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself
+            for process in psutil.Process(self.nodes[number].pid).children():
+                if process.name() == "raylet":
+                    process.send_signal(signal.SIGKILL)
         self.forget_node(number)
 
     def forget_node(self, number: int) -> None:

@@ -43,7 +43,7 @@ def swallow(images: int) -> None:
     The rule is the number of images that fit, or `beside`: more than one worker at a time is too many.
     """
     rule, file = read_rule(), Path(os.environ.get("HUNGRY_FILE", "-"))
-    if rule.startswith("backward"):
+    if rule.startswith(("backward", "tune")):
         return
     if rule == "beside":
         mine = file.with_name(f"{os.getpid()}.eats")
@@ -60,11 +60,15 @@ def swallow(images: int) -> None:
             ended.touch()
     else:
         full = bool(rule) and images > int(rule)
-    held = []
-    while full and len(held) < MOST_GIB * 8:
-        held.append(np.ones(1 << 24))  # 128 MiB
     if full:
-        time.sleep(5)
+        take_memory()
+
+
+def take_memory() -> None:
+    held = []
+    while len(held) < MOST_GIB * 8:
+        held.append(np.ones(1 << 24))  # 128 MiB
+    time.sleep(5)
 
 
 def read_rule() -> str:
@@ -159,8 +163,7 @@ def cells():
     return make_cells([("digits", load_model("digits").fingerprint())], [("digits", data)], [attack], Protocol(eps=0.1))
 
 
-def one_sentence(error):
-    said = str(error.value)
+def one_sentence(said):
     assert "\n" not in said and said.count(". ") == 0 and len(said) < 330, said
     assert f"node {ray.util.get_node_ip_address()} has too little memory" in said, "it is said which"
     assert said.endswith("run again to go on from here.")
@@ -194,7 +197,7 @@ def test_an_evaluation_that_cannot_go_on_says_which_node_had_too_little(hunger, 
     size = PoolSize(batch_size=1, workers=1)
     with pytest.raises(UserError) as error:
         evaluate(outstanding(cells, POSITIONS, store, 48), store, size=size, display=Display(quiet=True), total=96)
-    assert "Ray has ended its workers there to keep it alive 5 times" in one_sentence(error)
+    assert "Ray has ended its workers there to keep it alive 5 times" in one_sentence(str(error.value))
     with pytest.raises(UserError) as error:
         calibrate(
             outstanding(cells, POSITIONS, store, 48),
@@ -205,7 +208,7 @@ def test_an_evaluation_that_cannot_go_on_says_which_node_had_too_little(hunger, 
             seconds=60,
             display=Display(quiet=True),
         )
-    one_sentence(error)
+    one_sentence(str(error.value))
     hunger()
     evaluate(outstanding(cells, POSITIONS, store, 48), store, size=size, display=Display(quiet=True), total=96)
     assert len(columns(cells[0], store)["position"]) == 96, "the same again goes on"
@@ -255,6 +258,38 @@ def test_training_goes_on_with_batches_in_more_parts(hunger, tmp_path, rule):
     assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+class HungryStore(Store):
+    """Storage at which a trial's Tune process takes memory, as often as the file of the rule has letters."""
+
+    def filesystem(self):
+        what, _, file = read_rule().partition(" ")
+        if what == "tune" and "ImplicitFunc" in " ".join(psutil.Process().cmdline()):
+            left = Path(file).read_text()
+            Path(file).write_text(left[1:])
+            if left:
+                take_memory()
+        return super().filesystem()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_training_whose_tune_process_is_ended_goes_on_or_says_which_node_had_too_little(hunger, tmp_path, times):
+    left = tmp_path / "left"
+    left.write_text("x" * times)
+    hunger(f"tune {left}")
+    storage, workers = HungryStore(str(tmp_path / "unfinished")), Workers(count=2, cpus=0.9)
+    try:
+        errors = run_trials(
+            [trial(tmp_path / "out")], workers=workers, storage=storage, log=None, display=Display(quiet=True)
+        )
+    except UserError as error:
+        errors = {"t": str(error)}
+    assert len(left.read_text()) < times, "it was ended"
+    assert (tmp_path / "out" / "open_clip_model.safetensors").exists() == (not errors) == (times == 1), errors
+    if errors:
+        one_sentence(errors["t"])
+
+
 @pytest.mark.slow
 def test_training_that_cannot_go_on_says_which_node_had_too_little(hunger, tmp_path):
     hunger(0)
@@ -301,7 +336,7 @@ def test_captions_say_which_node_had_too_little_and_go_on(hunger, captions):
     hunger(0)
     with pytest.raises(UserError) as error:
         captions(workers=1)
-    one_sentence(error)
+    one_sentence(str(error.value))
     hunger()
     assert complete(captions(workers=2)), "the same again goes on"
 
