@@ -49,6 +49,7 @@ def nodes(object_store, tmp_path):
     cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_two_nodes_read_a_prepared_data_set_from_s3(object_store, images, nodes, tmp_path):
     address, caches = nodes
     s3, uri = object_store.place("sets"), object_store.place("sets/own")

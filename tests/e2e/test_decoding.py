@@ -12,6 +12,7 @@ pytestmark = pytest.mark.e2e
 WHAT = ["--model", "digits", "--no-tracking", "--quiet", "--resolution", "model", "--eps", "8/255", "--data"]
 
 
+@pytest.mark.slow
 def test_commands_say_that_decoding_bounds_them(tmp_path, monkeypatch):
     monkeypatch.setattr(waiting, "_LOOKS_AT_S", 0.1)
     data = write(tmp_path / "large.parquet", [i % 3 for i in range(16)], [png((7, 7, 7), (1500, 1500))] * 16)

@@ -25,6 +25,7 @@ def changed_digits():
     return clip
 
 
+@pytest.mark.slow
 def test_the_curve_begins_and_ends_with_the_models_themselves(tmp_path):
     settings = ["--data", "digits", "--eps", "32/255", "--limit", 60]
     save_checkpoint(changed_digits(), tmp_path / "ft", {})

@@ -14,6 +14,7 @@ TINY = ["--model", "digits", "--data", "digits", "--eps", "32/255", "--shots", 1
 WHERE = ["--no-tracking", "--out", "s"]
 
 
+@pytest.mark.slow
 def test_a_killed_grid_goes_on_and_reports_seeds_together(tmp_path):
     grid = ["sweep", "--method", "ft-standard,tecoa:steps=1", "--lr", "1e-4,1e-3", "--seeds", 2, *TINY, *WHERE]
     begun = subprocess.Popen([*map(str, [*RAYCLIP, *grid])], cwd=tmp_path, start_new_session=True)
