@@ -29,6 +29,8 @@ def enter_network() -> None:
 
 def start_network() -> None:
     """Bring up this host's address and the bridge to which hosts are connected."""
+    # What is mounted here later is there on the hosts, too, which get a mount namespace each
+    subprocess.run(["mount", "--make-rshared", "/"], check=True)
     Path("/run/netns").mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run/netns"], check=True)  # names that no one else has
     _ip("link set lo up")
