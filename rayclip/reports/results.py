@@ -136,7 +136,7 @@ def read_results(
 
 
 class _Busy:
-    """What other commands evaluate in a folder while it is read: looked up before and after."""
+    """The work of other commands in a folder that is read, looked up before and after reading."""
 
     def __init__(self, store: Store) -> None:
         self._store, self._before = store, holders_in(store)
