@@ -204,8 +204,7 @@ def _evaluate_missing(
     display = Display(quiet=where.quiet)
     total = sum(len(positions_of(cell, positions)) for cell in {cell.id: cell for cell in cells}.values())
     while work:
-        left = {shards.cell.id for shards in work}
-        mine = leases.claim(left)
+        mine = leases.claim(shards.cell.id for shards in work)
         # Anew, since another command may have finished them after the first look, and before the claim
         now = missing(shards.cell for shards in work if shards.cell.id in mine)
         elsewhere = sum(len(shards.positions) for shards in work if shards.cell.id not in mine)
@@ -215,7 +214,8 @@ def _evaluate_missing(
                 before = store.read_json(forecasts.RUNS, list) or []
                 store.write_json(forecasts.RUNS, [*before, dataclasses.asdict(ran)])
         leases.release(mine)
-        work = missing(shards.cell for shards in work)
+        mine -= leases.given  # the others of these are done
+        work = missing(shards.cell for shards in work if shards.cell.id not in mine)
         if work:
             left = {shards.cell.id for shards in work}
             leases.wait(left, f"evaluating {len(left)} of the cells")

@@ -71,6 +71,9 @@ class Leases:
     Args:
         beat_s: seconds between two signs of life.
         expires_s: seconds without one, after which a lease is taken over.
+
+    Attributes:
+        given: names that were given back by `give`.
     """
 
     def __init__(self, store: Store, *, beat_s: float = _BEAT_S, expires_s: float = _EXPIRES_S) -> None:
@@ -81,6 +84,7 @@ class Leases:
         self._lock = threading.RLock()
         self._ended: threading.Event | None = None  # of the thread
         self._asked: set[str] = set()  # of the names that are held, those that others wait for
+        self.given: set[str] = set()
 
     def __enter__(self) -> "Leases":
         return self
@@ -126,6 +130,7 @@ class Leases:
         asked = [name for name in names if name in self._asked]
         self._asked -= (given := set(asked[::2]))
         if given:
+            self.given |= given
             self.release(given)
         return given
 
