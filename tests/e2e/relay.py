@@ -27,7 +27,7 @@ class Relay:
         self.fault: str | None = None
         self.broken = 0
         self._target, self._random, self._numbers = target, random.Random(seed), count(1)
-        relay = self
+        pass_on = self._pass_on
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -42,7 +42,7 @@ class Relay:
                 pass
 
         for method in ("GET", "PUT", "POST", "HEAD", "DELETE", "PATCH", "OPTIONS"):
-            setattr(Handler, f"do_{method}", lambda handler: relay._pass_on(handler))
+            setattr(Handler, f"do_{method}", lambda handler: pass_on(handler))
         self.server = ThreadingHTTPServer((host, 0), Handler)
         self.server.daemon_threads = True
         self.port = self.server.server_port
