@@ -642,6 +642,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def rayclip(monkeypatch, capsys):
     """The command line in this process: (exit code, standard output, standard error)."""
+    monkeypatch.setenv("COLUMNS", "500")  # no path is folded, however long the temporary folder's is
 
     def run(*args: object) -> tuple[int, str, str]:
         code, out, err = call(monkeypatch, capsys, *args, *["--quiet"] * (args[:2] == ("data", "prepare")))

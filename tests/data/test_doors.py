@@ -317,6 +317,8 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def rayclip(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "500")  # no path is folded, however long the temporary folder's is
+
     def run(*args):
         code, out, err = call(monkeypatch, capsys, *args, *["--quiet"] * (args[:2] == ("data", "prepare")))
         return code or 0, out, err
