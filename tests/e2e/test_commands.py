@@ -80,6 +80,7 @@ def test_rows_have_what_readers_need(reference):
     assert rows[2]["protocol"]["substitutes"] == "clip-table"
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_on_two_workers_in_other_shards_goes_on_to_the_same_verdicts(reference, tmp_path):
     command = ["eval", "--model", "digits", *ATTACK, "--out", "r", "--workers", "2", "--shard-size", "10"]
     command.append("--no-tracking")

@@ -27,6 +27,7 @@ def one_damaged_image(folder):
     return shard.parent
 
 
+@pytest.mark.slow
 def test_a_damaged_image_ends_training_with_one_sentence(tmp_path):
     data = f"{one_damaged_image(tmp_path)}#holdout"
     options = ["--model", "digits", "--data", data, "--batch-size", 5, "--workers", 2, "--no-tracking", "--quiet"]
