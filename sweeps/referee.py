@@ -67,7 +67,7 @@ def main(
 ) -> None:
     """Attack the untouched, the fine-tuned and other models behind every defence, ignoring it and through it."""
     chains, scale = settled(defenses, run.options.scale), run.options.scale
-    attacks, scorers = attacks or ATTACKS[scale], "ensemble" if run.is_paper else "template"
+    attacks, scorers = attacks or ATTACKS[scale], "ensemble:templates=clip" if run.is_paper else "template"
     aims = split([settled(aim, scale)])
     trials, others = run.image_trials(), {spec: spec for spec in split(add)}
     parts, labels = {}, {}

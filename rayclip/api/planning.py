@@ -25,7 +25,7 @@ _CALIBRATE_S = 20.0  # for each evaluation
 
 
 class PlannedTrial(NamedTuple):
-    """A training: its epochs, images per epoch, seconds on one worker and operations (0 if it is finished)."""
+    """A training: its epochs, images per epoch, GPU (core) seconds and operations (0 if it is finished)."""
 
     name: str
     epochs: int
@@ -42,8 +42,8 @@ class StudyPlan:
     Attributes:
         models: how many are tested, untouched ones included.
         cells: of each of them: data sets × attacks.
-        testing: seconds of all tests on one worker.
-        hardware: of one worker.
+        testing: GPU (core) seconds of all tests.
+        hardware: of one worker; of training, if there is any.
         needs: operations, disk, files and memory of what is left to do.
         few: share of the tests that the first `FIRST_IMAGES` images of each data set are.
         at_most: whether a search may leave some of it out.
@@ -60,7 +60,7 @@ class StudyPlan:
 
     @property
     def training(self) -> float:
-        """Seconds of all trainings on one worker."""
+        """GPU (core) seconds of all trainings."""
         return sum(trial.seconds for trial in self.trials)
 
     @property
@@ -98,15 +98,17 @@ def plan_study(
     ):
         left = [trial for trial in trials if not trial.is_finished()]
         kinds = {_kind(t.config, n): t.config for t, n in zip(trials, sizes, strict=True) if t in left}
+        workers = Workers.for_cluster()
+        threads = workers.threads(max(1, len(left)))
         with Display(quiet=where.quiet) as display:
-            rates, hardware, memory = measure_rates(list(kinds.values()), Workers.for_cluster(), display)
+            rates, hardware, memory = measure_rates(list(kinds.values()), workers, threads, display)
         rate_of = dict(zip(kinds, rates, strict=True))
         models = len(bases) + sum(len(results(trial)) for trial in trials)
         testing = 0.0
         try:
             for evaluation in evaluations:
                 found = plan_evaluation(bases[:1], evaluation, replace(where, out=aside.root), calibrate_s=_CALIBRATE_S)
-                testing, hardware = testing + models * found.seconds, hardware or found.hardware
+                testing, hardware = testing + models * 3600 * found.hours, hardware or found.hardware
                 memory = max(memory, found.memory)
         finally:
             aside.delete_folder("")
@@ -120,6 +122,7 @@ def plan_study(
     tests = needs_of_tests(one, counts, opened.model(bases[0]), shard)
     for _ in range(models):
         needs += tests
+    assert hardware is not None
     counted: dict[Hashable, Operations] = {}
     planned = []
     for trial, images in zip(trials, sizes, strict=True):
@@ -133,10 +136,9 @@ def plan_study(
             counted[kind] = count_operations(config.method, clip)
         classes = len(opened.data(config.data, "train", config.resolution, config.names).class_names)
         operations = counted[kind].total(images, classes, steps, recipe.batch_size)
-        seconds = images * steps / per_epoch / max(rate_of[kind], 1e-9)
+        seconds = hardware.units * images * steps / per_epoch / max(rate_of[kind], 1e-9)
         planned.append(PlannedTrial(trial.name, recipe.epochs, images, seconds, False, operations))
         needs += needs_of_checkpoints(trial, clip) + Needs(training=operations)
-    assert hardware is not None
     each = len({(cell.data, cell.attack_label, cell.defense, cell.scorer) for cell in cells})
     work = [(counts[cell.id], cell.cost) for cell in one]
     few = sum(min(n, FIRST_IMAGES) * cost for n, cost in work) / max(1, sum(n * cost for n, cost in work))

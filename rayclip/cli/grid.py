@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rayclip.api.needs import Needs
     from rayclip.api.planning import StudyPlan
 
-_LEAST = 0.01  # GPU hours that a plan still tells apart from nothing
+_LEAST = 0.001  # GPU hours that a plan still tells apart from nothing
 
 
 def sweep(
@@ -120,7 +120,7 @@ def show_plan(plan: "StudyPlan") -> None:
     unit = plan.hardware.unit
 
     def hours(seconds: float) -> str:
-        found = seconds * plan.hardware.units / 3600
+        found = seconds / 3600
         return f"{found:.3g}" if found >= _LEAST else f"<{_LEAST:g}"
 
     from rayclip.api.needs import FIRST_IMAGES

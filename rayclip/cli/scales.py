@@ -4,11 +4,14 @@ papers' settings."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rayclip.cli.command import FromZero, Positive
+
+if TYPE_CHECKING:
+    from rayclip.data.images import Resolution
 
 MMCOA_METHODS = "ft-standard,tecoa,mmcoa"
 ZERO_SHOT_METHODS = "ft-standard,tecoa,pmg-aft,fare,tga-zsr,saft"
@@ -30,8 +33,8 @@ class Scale:
 
     Budgets are in pixel units. `epochs=None` uses each method's own number, `limit=None` all test images. The
     resolution `auto` is `native` where all images of a data set have one size, as in MMCoA's code, and `model`
-    elsewhere. `resize` applies to native images, `names` is the spelling of the class names, `offset` is BERT-Attack's
-    (`attacks.bert.TextSettings`).
+    elsewhere; others are written as for `rayclip eval`, and so is `subset`. `resize` applies to native images, `names`
+    is the spelling of the class names, `offset` is BERT-Attack's (`attacks.bert.TextSettings`).
     """
 
     model: str | None = None
@@ -46,11 +49,21 @@ class Scale:
     few_shot_epochs: int | None = None
     epochs: int | None = None
     save_every_epochs: int = 1
-    resolution: Literal["native", "model", "auto"] = "native"
+    resolution: str = "native"
     resize: Literal["antialias", "plain"] = "antialias"
     names: Literal["curated", "raw"] = "curated"
     offset: Literal["correct", "reference"] = "correct"
     limit: int | None = None
+    subset: Literal["even", "robustvlm"] = "even"
+
+    def resolution_of(self, dataset: str) -> "Resolution":
+        """Return the resolution at which a data set's images are perturbed."""
+        from rayclip.data.spec import split_resolution
+
+        if self.resolution == "auto":
+            return "native" if dataset in ONE_SIZE else "model"
+        resolution, native = split_resolution(self.resolution)
+        return "native" if native and dataset in native else resolution
 
 
 def scales() -> dict[ScaleName, Scale]:
@@ -107,7 +120,8 @@ def robustvlm_protocol() -> dict[str, Any]:
     from rayclip.names import protocols
 
     known = protocols()["robustvlm"]
-    return {"test": tuple(known["data"][0].split(",")), "eps": 4 / 255, "limit": known["limit"], "names": "curated"}
+    alike = {name: known[name] for name in ("limit", "subset", "resolution", "resize")}
+    return {"test": tuple(known["data"][0].split(",")), "eps": 4 / 255, "names": "curated", **alike}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import typer
 
 from rayclip.api.grid import Grid, parse_shots
 from rayclip.cli.options import check_data, check_models, check_tracking, least_of, split
-from rayclip.cli.scales import ELSEWHERE, ONE_SIZE, Options, ScaleName, scales
+from rayclip.cli.scales import ELSEWHERE, Options, ScaleName, scales
 from rayclip.paths import check_folder, split_places
 from rayclip.types import UserError
 from rayclip.units import default_step, parse_budget
@@ -141,9 +141,7 @@ class Run:
 
     def resolution(self, data: str) -> "Resolution":
         """Return the resolution at which a data set's images are perturbed."""
-        if self.setting.resolution != "auto":
-            return self.setting.resolution
-        return "native" if data.partition("#")[0] in ONE_SIZE else "model"
+        return self.setting.resolution_of(data.partition("#")[0])
 
     def resize(self, data: str) -> "Resize":
         """Return how images that are perturbed at native size are resized to the model's input."""
@@ -191,11 +189,12 @@ class Run:
         length = self.options.epochs or given or base.epochs
         chosen = dataclasses.replace(base, **{"epochs": length, **(recipe or {})})
         data = data or self.data[0]
+        resolution = self.resolution(data)
         settings: dict[str, Any] = {
             "model": self.model,
             "data": data,
             "seed": self.options.seed,
-            "resolution": self.resolution(data),
+            "resolution": "model" if resolution == "clip" else resolution,  # CLIP's way is one of tests
             "resize": self.resize(data),
             "names": self.setting.names,
             "data_workers": self.options.data_workers,
@@ -253,6 +252,7 @@ class Run:
                 data=alike,
                 attacks=self.attacks(attacks),
                 limit=limit or self.options.limit or self.setting.limit,
+                subset=self.setting.subset,
                 defenses=parse_defenses(defenses),
                 aims=parse_aims(aim, draws or DRAWS),
                 scorers=parse_scorers(scorers),

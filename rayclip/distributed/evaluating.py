@@ -25,7 +25,7 @@ from rayclip.types import UserError
 
 _REPRICE = 1.25  # update the expected costs whenever the number of finished shards has grown by this factor
 _SAMPLES = 8  # per cell on CPUs; GPUs get a whole batch, which takes hardly longer than one image
-_MORE, _PART = 4, 10  # later measurements: 4 times as many samples, but at most one in ten
+_MORE, _PART = 4, 2  # later measurements: 4 times as many samples, but at most half of them
 _WARM_UP = 2
 _NODE_S = 600.0  # an autoscaler may have to start a machine first
 _PATIENCE = 3  # times the allowed time: timeout of one measurement, as the duration of a first one is unknown

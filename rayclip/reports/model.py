@@ -68,9 +68,16 @@ class Model:
 
 
 def short_names(models: Sequence[Model]) -> dict[str, str]:
-    """Return a unique display name per model fingerprint: the label, or the specification with a folder's name only."""
+    """Return a unique display name per model fingerprint: the label, or the specification with a folder's name only.
+
+    Labels that several models have are followed by their training data; specifications are whole if that is not enough.
+    """
+
+    def with_data(model: Model) -> str:
+        return f"{model.label} ({model.trained_on})" if model.label != model.spec and model.trained_on else model.spec
+
     wanted = {m.fingerprint: m.label if m.label != m.spec else model_name(m.spec) for m in models}
-    for again in (lambda m: m.spec, lambda m: f"{m.spec} ({m.fingerprint[:6]})"):
+    for again in (with_data, lambda m: m.spec, lambda m: f"{m.spec} ({m.fingerprint[:6]})"):
         names = list(wanted.values())
         alike = {f for f, name in wanted.items() if names.count(name) > 1}
         wanted |= {m.fingerprint: again(m) for m in models if m.fingerprint in alike}

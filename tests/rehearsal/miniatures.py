@@ -26,7 +26,7 @@ from rayclip.models.checkpoint import save_checkpoint
 
 NATIVE = {"cifar10": 32, "cifar100": 32, "stl10": 96, "tiny_imagenet": 64, "eurosat": 64, "pcam": 96}  # pixels
 TRAINED_ON = ("imagenet", "cifar10", "cifar100", "tiny_imagenet")
-PER_CLASS, TESTED = 2, 3  # images: of each class to train on, and of each test split
+PER_CLASS, TESTED = 2, 40  # images: of each class to train on, and of each test split
 # ViT-B/32's layout, smaller: patches of 32 pixels, two blocks of width 32, images of 64 pixels
 LAYOUT = {
     "embed_dim": 16,
