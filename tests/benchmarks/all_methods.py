@@ -62,6 +62,7 @@ class Setting:
     lr: float | None = None
     batch: int | None = None
     captions: str = ""
+    attacks: str = ",".join(ATTACKS)
 
 
 class Alone:
@@ -114,7 +115,8 @@ def judged(clip: Clip, setting: Setting) -> dict[str, float]:
         right = victim(images).argmax(1) == labels
         near = F.cosine_similarity(load_model(setting.model).encode_image(images), clip.encode_image(images))
     found = {"clean": 100 * right.float().mean().item()}
-    for name, settings in ATTACKS.items():
+    for name in setting.attacks.split(","):
+        settings = ATTACKS[name]
         step = {"step": max(1 / 255, 2.5 * setting.eps / settings["steps"])} if "steps" in settings else {}
         attack = make_attack(name.removesuffix("-10"), **settings, **step).for_classes(len(data.class_names))
         samples = Samples(images, labels, sample_keys(ids, 0, "table", attack.name), right)

@@ -73,6 +73,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(models, whole
     assert len(after) == 10 and before.items() <= after.items(), "what was there is not written again"
 
 
+@pytest.mark.slow
 def test_a_lost_worker_is_replaced_and_what_was_written_can_be_chosen_from(models, whole, tmp_path):
     """The actor's process is killed in the middle of work; the run ends all the same."""
     process = subprocess.Popen([*RAYCLIP, *generate(models["text"], "c.json")], cwd=tmp_path, start_new_session=True)

@@ -200,6 +200,7 @@ def models(object_store, tmp_path):
     return ["digits", f"local-dir:{place.root}"]
 
 
+@pytest.mark.slow
 def test_one_plan_of_all_models_data_sets_and_attacks(object_store, three_nodes, data, models, tmp_path):
     out = Store(object_store.place("results")).root
     what = [part for model in models for part in ("--model", model)]

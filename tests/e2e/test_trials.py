@@ -63,6 +63,7 @@ def run(trials, place, *, count, measure=None):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_replaced_and_used_again(a_ray, tmp_path):
     """The first trial resumes in another process, in which the second one follows; both end with the same weights."""
     whole = config("tecoa", precision="fp32")  # 3 epochs of 2 steps

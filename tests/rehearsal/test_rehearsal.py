@@ -1,6 +1,6 @@
 """Every file in `sweeps/` at the papers' scale on miniatures: to its table, its report and its runs in MLflow.
 
-    pytest -m slow tests/rehearsal                           # all of them; some minutes
+    pytest -m slow tests/rehearsal                           # all of them; 20 minutes on two cores
     RAYCLIP_REHEARSAL=1 pytest -m today tests/rehearsal      # a third of them: 0, 1 or 2, by default the day's
 
 Only model, shots, epochs and the number of tested images are small, and by options that users have.
