@@ -38,7 +38,13 @@ SETTINGS: dict[str, dict[str, str]] = {
         "rn": "rn:eps=64/255",
         "hedge": "hedge:steps=5,step=8/255",
     },
-    "pocket": {"doc": "doc:eps=2/255,step=1/255", "rtpt": "rtpt:count=8", "hedge": "hedge:steps=5"},
+    "pocket": {
+        "doc": "doc:eps=2/255,step=1/255",
+        "csr": "csr:eps=2/255,step=1/255",
+        "clipure-cos": "clipure-cos:length=0.02",
+        "rtpt": "rtpt:count=8",
+        "hedge": "hedge:steps=5",
+    },
     "paper": {},
 }
 ATTACKS = {
