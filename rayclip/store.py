@@ -185,11 +185,7 @@ class Store:
         return _WholeFiles() if isinstance(system, fs.LocalFileSystem) else system, base
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """Yield a file's bytes in chunks.
-
-        Raises:
-            FileNotFoundError: no such file.
-        """
+        """Yield a file's bytes in chunks. Raises `FileNotFoundError`."""
         system, place = self._at(name)
         with system.open_input_stream(place) as stream:
             while chunk := stream.read(_CHUNK):
@@ -256,16 +252,18 @@ class Store:
         self.write(name, (json.dumps(value, indent=1) + "\n").encode())
 
     def read_json(self, name: str, kind: type = object) -> Any:
-        """Return a JSON file's value, None if there is no such file. Raises `UserError` if it is no JSON, or of another
-        kind (`dict`, `list`)."""
-        data = self.read(name)
+        """Return a JSON file's value, None if there is no such file. Raises `UserError` if it is no JSON, holds what is
+        no text, or is of another kind (`dict`, `list`)."""
+        if (data := self.read(name)) is None:
+            return None
         try:
-            found = None if data is None else json.loads(data)
-            if data is not None and not isinstance(found, kind):
-                raise ValueError(f"no {kind.__name__}")
+            found = json.loads(data)
+            json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")  # as paths may be
+            if isinstance(found, kind):
+                return found
+            raise ValueError(f"no {kind.__name__}")
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.root}/{name} is damaged: delete it and run again.") from error
-        return found
 
     def write_table(
         self, name: str, table: pa.Table | Mapping[str, Any], note: Mapping[str, Any] | None = None
@@ -394,7 +392,6 @@ def _aside(target: str) -> Iterator[Path]:
 
 
 def _check(name: str, root: str) -> None:
-    """Refuse names that lead outside the root: they come from manifests, journals and the like, which anybody may have
-    written."""
+    """Refuse names that lead outside the root: manifests and journals, which anybody may have written, hold them."""
     if name.startswith("/") or ".." in name.split("/") or "\0" in name:
         raise UserError(f"'{name}' leads out of {root}: the file that names it is damaged or was made to do harm.")

@@ -259,7 +259,8 @@ def _fill(model: nn.Module, found: WeightsFile, spec: str, name: str, is_folder:
         )
     if is_folder:  # a configuration for other images or texts than the weights is deliberate
         resize_pos_embed(weights, model)
-        resize_text_pos_embed(weights, model)
+        with suppress(AssertionError):  # of texts of another width, which do not fit
+            resize_text_pos_embed(weights, model)
     if wrong := misfits(model, weights):
         fitting = (
             (CONFIG_FILE, "put the configuration that belongs to these weights beside them")

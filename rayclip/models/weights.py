@@ -336,7 +336,7 @@ def _is_other_pickle(file: Path) -> bool:
         with file.open("rb") as opened:
             names = [name for name, _, _ in pickletools.genops(opened) if name.name in ("PROTO", "STOP")]
             return len(names) == 2 and not opened.read(1)
-    except (ValueError, EOFError, OSError, UnicodeDecodeError, MemoryError):  # of lengths that it claims
+    except (ValueError, EOFError, OSError, OverflowError, MemoryError):  # of lengths that it claims
         return False
 
 
@@ -372,7 +372,7 @@ def _read_archive(file: Path) -> tuple[dict[str, Tensor], bool | None]:
                 for name in archive.namelist():
                     if name in kept or name.startswith(f"{root}data/"):
                         copy.writestr(name, archive.read(name))
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, LookupError, ValueError, EOFError, OSError, RuntimeError, ArithmeticError) as error:
         raise _damaged(file) from error
     plain.seek(0)
     stand_ins: list[Any] = []
