@@ -350,8 +350,9 @@ def test_referee(plan):
     assert few[0][4].defenses[2][0].eps == pytest.approx(8 / 255), "settings that are given stay"
     (part,) = plan("referee", "--scale", "paper")
     assert part[1] == ["clean 4", "apgd-ce_apgd-t 4"] and len(part[2]) == 14 and part[4].limit == 1000
-    assert part[4].scorers[0].name == "ensemble" and part[4].defenses[1][0].tau == 0.2
-    assert part[5]["cifar10"] == "native" and part[5]["imagenet"] == "model"
+    assert part[4].scorers[0].templates == "clip" and part[4].defenses[1][0].tau == 0.2
+    assert part[4].subset == "robustvlm" and {part[5][one] for one in ("cifar10", "cifar100", "stl10")} == {"native"}
+    assert part[5]["imagenet"] == part[5]["pcam"] == "clip" and {t.config.resolution for t in part[0]} == {"model"}
 
 
 def test_the_joint_search_draws_the_same_settings_for_the_same_seed(monkeypatch, capsys, tmp_path):
