@@ -108,7 +108,8 @@ def plan_study(
         try:
             for evaluation in evaluations:
                 found = plan_evaluation(bases[:1], evaluation, replace(where, out=aside.root), calibrate_s=_CALIBRATE_S)
-                testing, hardware = testing + models * 3600 * found.hours, hardware or found.hardware
+                testing += models * found.seconds * found.hardware.units
+                hardware = hardware or found.hardware
                 memory = max(memory, found.memory)
         finally:
             aside.delete_folder("")
