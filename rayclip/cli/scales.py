@@ -12,6 +12,7 @@ from rayclip.cli.command import FromZero, Positive
 
 if TYPE_CHECKING:
     from rayclip.data.images import Resolution
+    from rayclip.data.sampling import Subset
 
 MMCOA_METHODS = "ft-standard,tecoa,mmcoa"
 ZERO_SHOT_METHODS = "ft-standard,tecoa,pmg-aft,fare,tga-zsr,saft"
@@ -54,7 +55,7 @@ class Scale:
     names: Literal["curated", "raw"] = "curated"
     offset: Literal["correct", "reference"] = "correct"
     limit: int | None = None
-    subset: Literal["even", "robustvlm"] = "even"
+    subset: "Subset" = "even"
 
     def resolution_of(self, dataset: str) -> "Resolution":
         """Return the resolution at which a data set's images are perturbed."""
